@@ -1,0 +1,170 @@
+"""What a tangent costs and how exact it is, by method and network, in forwards of the same network.
+
+    python -m benchmarks.tangent [--compile] [--write]
+
+Methods take turns and the medians are compared, so the ratios hold on a busy machine where the milliseconds do not.
+Errors are |found - exact| / |exact| of the derivative, exact being a float64 central difference of the float64 network,
+along (x, t) with t in [0, 1] and timestep 1000 t. "func.jvp" is PyTorch's own: it needs the math attention backend and
+contiguous GroupNorm inputs, which are arranged for it here and which `distill.tangent.jvp` needs nobody to arrange.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from distill.tangent import finite_difference, jvp
+
+Function = Callable[[Tensor, Tensor], Tensor]
+RESULT = Path(__file__).parent / "results" / "tangent.md"
+BATCH = 4
+
+
+def unet() -> tuple[nn.Module, dict[str, Tensor]]:
+    return UNet2DModel(
+        sample_size=32, in_channels=4, out_channels=4, block_out_channels=(64, 128, 128), attention_head_dim=32,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    ), {}  # fmt: skip
+
+
+def unet_condition() -> tuple[nn.Module, dict[str, Tensor]]:
+    return UNet2DConditionModel(
+        sample_size=32, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=64,
+        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    ), {"encoder_hidden_states": torch.randn(BATCH, 16, 64)}  # fmt: skip
+
+
+def sd3() -> tuple[nn.Module, dict[str, Tensor]]:
+    return SD3Transformer2DModel(
+        sample_size=32, in_channels=4, out_channels=4, num_layers=4, attention_head_dim=64, num_attention_heads=4,
+        joint_attention_dim=64, caption_projection_dim=256, pooled_projection_dim=64, pos_embed_max_size=32,
+        qk_norm="rms_norm",
+    ), {
+        "encoder_hidden_states": torch.randn(BATCH, 16, 64),
+        "pooled_projections": torch.randn(BATCH, 64),
+    }  # fmt: skip
+
+
+NETWORKS = {"UNet2DModel": unet, "UNet2DConditionModel": unet_condition, "SD3Transformer2DModel": sd3}
+
+
+def torch_func_jvp(network: nn.Module, function: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    """PyTorch's forward mode, with what it needs."""
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+        for module in network.modules()
+        if isinstance(module, nn.GroupNorm)
+    ]
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            out: tuple[Tensor, Tensor] = torch.func.jvp(function, primals, tangents)
+            return out
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def reference(network: nn.Module, function: Function, primals: Any, tangents: Any) -> Tensor:
+    """The derivative in float64. diffusers embeds times in float32 inside float64 networks: not meanwhile."""
+    original = Tensor.to
+
+    def to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return original(x, *(torch.float64 if arg is torch.float32 else arg for arg in args), **kwargs)
+
+    doubles = [tuple(x.double() for x in xs) for xs in (primals, tangents)]
+    with patch.object(Tensor, "float", Tensor.double), patch.object(Tensor, "to", to):
+        network.double()
+        derivative = finite_difference(function, *doubles, step=1e-6)[1]
+    network.float()
+    return derivative
+
+
+def medians(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of each, taking turns; the first turn warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(repeats + 1):
+        for name, method in methods.items():
+            start = time.perf_counter()
+            method()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def measure(name: str, repeats: int, compiled: bool) -> tuple[float, dict[str, float], dict[str, float]]:
+    """Milliseconds of a forward, each method's cost in forwards, each method's error."""
+    torch.manual_seed(0)
+    network, cond = NETWORKS[name]()
+    network.eval()
+    with torch.no_grad():  # a new network's last layers are zeros in places, which would hide errors
+        for parameter in network.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    shape = (BATCH, 4, 32, 32)
+    point, direction = (torch.randn(shape), torch.rand(BATCH)), (torch.randn(shape), torch.ones(BATCH))
+
+    def function(x: Tensor, t: Tensor) -> Tensor:
+        conditions = {key: value.to(x.dtype) for key, value in cond.items()}
+        out: Tensor = network(x, timestep=1000 * t, **conditions, return_dict=False)[0]
+        return out
+
+    def forward() -> None:
+        with torch.no_grad():
+            function(*point)
+
+    def backward() -> None:
+        function(*point).square().mean().backward()
+        network.zero_grad()
+
+    tangents: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        "func.jvp": lambda: torch_func_jvp(network, function, point, direction),
+        "jvp": lambda: jvp(function, point, direction),
+        "finite_difference": lambda: finite_difference(function, point, direction),
+    }
+    if compiled:
+        fast = torch.compile(lambda point, direction: jvp(function, point, direction), fullgraph=True)
+        tangents["jvp, compiled"] = lambda: fast(point, direction)
+    exact = reference(network, function, point, direction)
+    errors = {key: ((m()[1].double() - exact).norm() / exact.norm()).item() for key, m in tangents.items()}
+    seconds = medians({"forward": forward, **tangents, "forward + backward": backward}, repeats)
+    once = seconds.pop("forward")
+    return once * 1000, {key: value / once for key, value in seconds.items()}, errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--compile", action="store_true", help="also under torch.compile: minutes to warm up on a CPU")
+    parser.add_argument("--write", action="store_true", help=f"write the table to {RESULT.name}")
+    args = parser.parse_args()
+    lines: list[str] = []
+    for name in NETWORKS:
+        forward, costs, errors = measure(name, args.repeats, args.compile)
+        if not lines:
+            lines += ["| network | forward, ms | " + " | ".join(costs) + " |", "| --- " * (len(costs) + 2) + "|"]
+            print(*lines, sep="\n")
+        cells = [f"{cost:.2f}" + (f" ({errors[key]:.0e})" if key in errors else "") for key, cost in costs.items()]
+        lines.append(f"| {name} | {forward:.0f} | " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    if args.write:
+        RESULT.parent.mkdir(exist_ok=True)
+        note = (
+            "Cost of a derivative along (x, t), in forwards of the same network (without gradients), with its relative "
+            "error\nagainst float64 differences in brackets. "
+            f"`python -m benchmarks.tangent{' --compile' * args.compile} --write`: batch {BATCH} of 4 x 32 x 32, float32, "
+            f"\n{torch.get_num_threads()} CPU thread(s), median of {args.repeats} interleaved repeats, "
+            f"torch {torch.__version__}.\n"
+        )
+        RESULT.write_text("# Tangents\n\n" + note + "\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Random numbers as a pure function of (seed, step, turn): the reason why resuming is exact and processes do not matter.
+
+Every draw is made for the whole global batch with one CPU generator, and each micro-batch on each process takes its own
+rows. So the same recipe gives the same numbers on one process or eight, in one micro-batch or four, resumed or not.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+class Draws:
+    """The draws of rows [first, last) of a global batch of `total`, for one key."""
+
+    def __init__(self, key: tuple[object, ...], first: int, last: int, total: int, device: torch.device) -> None:
+        seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
+        self._generator = torch.Generator().manual_seed(seed)
+        self._rows = slice(first, last)
+        self._total = total
+        self.device = device
+
+    def __len__(self) -> int:
+        return self._rows.stop - self._rows.start
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal (rows, *shape)."""
+        return torch.randn(self._total, *shape, generator=self._generator)[self._rows].to(self.device)
+
+    def uniform(self) -> Tensor:
+        """Stratified uniform on [0, 1), (rows,): one per equal slice of the interval, in random order."""
+        jitter = torch.rand(self._total, generator=self._generator)
+        order = torch.randperm(self._total, generator=self._generator)
+        return ((order + jitter) / self._total)[self._rows].to(self.device)
+
+    def rows(self, count: int) -> Tensor:
+        """Row numbers in [0, count) with replacement, (rows,)."""
+        return torch.randint(count, (self._total,), generator=self._generator)[self._rows].to(self.device)

@@ -1,0 +1,90 @@
+"""A finished run as an ordinary diffusers pipeline: the folder, its model card, and `distill.json` for the report."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill import __version__
+from distill.distiller import Distiller
+from distill.recipe import Recipe
+from teachers.denoiser import Denoiser
+from teachers.teacher import Teacher, save_pipeline
+
+
+def export(
+    recipe: Recipe, teacher: Teacher, distiller: Distiller, student: Denoiser, times: Sequence[float], cost: dict[str, Any], features: str
+) -> Path:
+    """Write runs/NAME/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic."""
+    record = describe(recipe, teacher, distiller, times, cost, features)
+    final, temporary = recipe.folder / "pipeline", recipe.folder / ".pipeline.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline = teacher.pipeline(student, times)
+    save_pipeline(pipeline, temporary)
+    (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
+    (temporary / "README.md").write_text(model_card(record, type(pipeline).__name__, teacher.guided))
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.replace(final)
+    return final
+
+
+def describe(
+    recipe: Recipe, teacher: Teacher, distiller: Distiller, times: Sequence[float], cost: dict[str, Any], features: str
+) -> dict[str, Any]:
+    """What `distill.json` says: how to call the pipeline, what it came from, how to judge it, what it cost."""
+    source = recipe.teacher
+    return {
+        "format": 1,
+        "version": __version__,
+        "name": recipe.name,
+        "method": recipe.method["name"],
+        "options": {key: value for key, value in recipe.method.items() if key != "name"},
+        "teacher": {
+            "family": source.family,
+            "path": source.path,
+            "call": teacher.usual_call(source.num_steps, source.guidance),
+        },
+        "times": list(times),
+        "calls": [{"num_steps": n, "call": teacher.calls(n)} for n in distiller.step_counts(times)],
+        "evaluation": {
+            "prompts": (recipe.evaluation.prompts or recipe.data.prompts or recipe.data.images) if teacher.guided else None,
+            "features": features,
+            "reference": recipe.evaluation.reference,
+        },
+        "cost": cost,
+    }
+
+
+def model_card(record: dict[str, Any], pipeline: str, prompts: bool) -> str:
+    """The exported folder's README: what it is and the call that gives its images."""
+    rows = []
+    for entry in record["calls"]:
+        arguments = [repr("a photo of ...")] if prompts else []
+        arguments += [f"{key}={value!r}" for key, value in entry["call"].items()]
+        rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
+    calls = "\n".join(rows)
+    cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
+    baked = f"\nThe teacher's guidance {guidance:g} is in the weights: `guidance_scale` has no effect here.\n" if guidance else ""
+    return f"""---
+library_name: diffusers
+pipeline_tag: {"text-to-image" if prompts else "unconditional-image-generation"}
+tags: [distillation, {record["method"]}, few-step]
+---
+
+# {record["name"]}
+
+A {" or ".join(str(c["num_steps"]) for c in record["calls"])}-step student of `{record["teacher"]["path"]}`, distilled with {record["method"]} by fewstep {record["version"]}.
+
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
+{calls}
+```
+{baked}
+More steps than it was distilled for are refused by the scheduler. `distill.json` holds the same for machines.
+
+Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
+Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.
+"""

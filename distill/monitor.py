@@ -1,0 +1,101 @@
+"""Whether a distillation works: a held-out Frechet distance to the teacher's samples, and pictures side by side.
+
+Losses do not say (the fake score's falls while samples collapse), so this curve does. The prompts and noise are fixed; the
+teacher's samples from the same prompts and other noise are made once and kept in the run's cache.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.data import Dataset, cached
+from distill.recipe import Recipe
+from distill.sampling import follow, sample
+from eval.features import Extractor, extractor
+from eval.fid import frechet_from_statistics, statistics
+from teachers.denoiser import Denoiser
+from teachers.teacher import Teacher, select
+
+CHUNK = 50
+GRID = 8  # pictures a row
+
+
+class Monitor:
+    """Judges a student during training. `features` names an extractor of `eval.features`."""
+
+    def __init__(self, recipe: Recipe, teacher: Teacher, data: Dataset, features: str, device: torch.device) -> None:
+        self.teacher, self.folder, self.device = teacher, recipe.folder, device
+        self.count = recipe.train.evaluate_samples
+        self.cond = data.held_out(self.count)
+        self.extract: Extractor = extractor(features, device)
+        self.noise = torch.randn(self.count, *teacher.shape, generator=torch.Generator().manual_seed(recipe.seed + 1))
+        steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
+        key = f"{recipe.teacher} {features} {self.count} {steps} {recipe.seed} {data.captions}"
+        self.teacher_side = cached(recipe.folder / "cache" / "teacher.safetensors", key, lambda: self._teacher(steps, guidance))
+
+    @torch.no_grad()
+    def _teacher(self, steps: int, guidance: float) -> dict[str, Tensor]:
+        other = torch.randn(self.noise.shape, generator=torch.Generator().manual_seed(self.count + 2))
+        same = self.noise[: GRID * 2]
+        features, pictures = [], []
+        for rows in tqdm(torch.arange(self.count).split(CHUNK), desc="the teacher's samples"):
+            ends = follow(self.teacher, other[rows].to(self.device), self._cond(rows), steps, guidance)
+            features.append(self.extract(images01(self.teacher, ends)).cpu())
+        rows = torch.arange(len(same))
+        pictures = images01(self.teacher, follow(self.teacher, same.to(self.device), self._cond(rows), steps, guidance))
+        mean, covariance = statistics(torch.cat(features))
+        return {"mean": mean, "covariance": covariance, "pictures": pictures.cpu()}
+
+    def _cond(self, rows: Tensor) -> dict[str, Tensor]:
+        return select(self.cond, rows.to(self.device))
+
+    @torch.no_grad()
+    def images(self, student: Denoiser, times: Sequence[float], count: int) -> Tensor:
+        """`count` images (count, 3, H, W) in [0, 1] from the held-out prompts and noise."""
+        made = []
+        draw = torch.Generator().manual_seed(0)
+        for rows in torch.arange(count).split(CHUNK):
+            noise = self.noise[rows].to(self.device)
+            again = lambda: torch.randn(noise.shape, generator=draw).to(self.device)  # noqa: B023, E731 - used at once
+            made.append(images01(self.teacher, sample(student, noise, times, self._cond(rows), again)))
+        return torch.cat(made)
+
+    @torch.no_grad()
+    def distance(self, student: Denoiser, times: Sequence[float]) -> float:
+        """Frechet distance between the student's held-out samples and the teacher's."""
+        images = self.images(student, times, self.count)
+        mean, covariance = statistics(torch.cat([self.extract(part).cpu() for part in images.split(CHUNK)]))
+        return frechet_from_statistics(mean, covariance, self.teacher_side["mean"], self.teacher_side["covariance"])
+
+    def grid(self, step: int, rows: dict[str, tuple[Denoiser, Sequence[float]]]) -> Tensor:
+        """Save and return a picture (3, H, W): the teacher on top, then each named denoiser's samples from the same noise."""
+        count = min(GRID, self.count)
+        lines = [self.teacher_side["pictures"][:count]]
+        lines += [self.images(denoiser, times, count).cpu() for denoiser, times in rows.values()]
+        picture = torch.cat([torch.cat(list(line), dim=2) for line in lines], dim=1).clamp(0, 1)
+        path = self.folder / "samples" / f"{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scale = max(1, math.ceil(64 / self.teacher.image_size[0]))
+        array = (picture * 255).round().byte().permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        Image.fromarray(array.numpy()).save(path)
+        (path.parent / "rows.json").write_text(json.dumps(["teacher", *rows]))
+        return picture
+
+
+def choose_features(recipe: Recipe) -> str:
+    """The feature extractor that a recipe's "auto" means: the pocket classifier for the pocket teacher, else pooled pixels,
+    which see little but see it on any image and need no weights."""
+    if recipe.evaluation.features != "auto":
+        return recipe.evaluation.features
+    return "pocket" if recipe.teacher.path == "pocket" else "pixels"
+
+
+def images01(teacher: Teacher, latents: Tensor) -> Tensor:
+    """Latents -> images (B, 3, H, W) in [0, 1], as pipelines do it."""
+    return (teacher.decode(latents) / 2 + 0.5).clamp(0, 1)

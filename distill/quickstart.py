@@ -1,0 +1,50 @@
+"""The main job on the embedded default: one teacher, two students, one report. About ten minutes on two CPU cores.
+
+    python -m distill.quickstart
+
+Trains recipes/pocket/dmd.yaml and recipes/pocket/scm.yaml and compares both with their teacher. Run it again after an
+interruption and it goes on; run it again after it ended and it reuses what is there.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from distill.errors import speak
+from distill.recipe import load
+from distill.train import train
+from eval.compare import compare
+from eval.report import plain
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
+
+
+def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
+    """Train both students into `output`, write `output/report`, print the table."""
+    begun = time.perf_counter()
+    runs = []
+    for number, name in enumerate(("dmd", "scm"), start=1):
+        recipe = load(RECIPES / f"{name}.yaml", [f"output={output}", *overrides])
+        print(f"\n[{number}/3] distilling the pocket teacher with {name.upper()}: {recipe.train.steps} steps into {recipe.folder}")
+        train(recipe)
+        runs.append(recipe.folder)
+    print(f"\n[3/3] comparing both students with the teacher, {samples:,} samples a row")
+    report = compare(runs, output / "report", samples=samples)
+    print("\n" + plain(report))
+    print(f"\nThe report:     {output / 'report' / 'report.html'}")
+    for run in runs:
+        print(f"The pipeline:   {run / 'pipeline'}")
+    print(f"This took {(time.perf_counter() - begun) / 60:.1f} minutes.")
+
+
+def command() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
+    parser.add_argument("--samples", type=int, default=1000, help="samples a row of the report (default: 1000)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both recipes, for example train.steps=50")
+    args = parser.parse_args()
+    quickstart(args.output, args.samples, args.overrides)
+
+
+if __name__ == "__main__":
+    speak(command)

@@ -1,0 +1,204 @@
+"""The typed schema of a recipe: one YAML file a run, merged with key=value arguments and checked before weights load."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from distill.errors import suggest
+from distill.registry import DISTILLERS, TEACHERS, find
+
+
+@dataclass
+class TeacherRecipe:
+    family: str  # an installed teacher family
+    path: str  # a pipeline folder, a hub id, or a name that the family knows ("pocket")
+    guidance: float = 1.0  # classifier-free guidance baked into the student; 1.0 means none
+    num_steps: int = 50  # the teacher's usual number of steps, which the report compares with
+    sigma_data: float = 1.0  # standard deviation of the native latents or pixels
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclass
+class DataRecipe:
+    prompts: str | None = None  # a text file, one prompt a line, or "pocket"
+    images: str | None = None  # a folder of images with captions, or "pocket"
+
+
+@dataclass
+class OptimizerRecipe:
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup: int = 0  # steps of linear warm-up
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine falls to zero at the last step
+
+
+@dataclass
+class TrainRecipe:
+    steps: int = 1000
+    batch_size: int = 64  # of one optimizer step, all processes and micro-batches together
+    accumulation: int = 1  # micro-batches a step, on each process
+    max_norm: float = 1.0  # gradient clipping
+    ema: float = 0.99
+    precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    log_every: int = 20
+    evaluate_every: int = 200  # held-out Frechet distance to the teacher's samples, and a grid of samples; 0 means never
+    evaluate_samples: int = 500
+    evaluate_teacher_steps: int = 20  # steps of the teacher that the held-out distance compares with
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+
+@dataclass
+class EvaluationRecipe:
+    features: str = "auto"  # "pocket", "inception", "pixels"; auto picks the best that is at hand
+    prompts: str | None = None  # as data.prompts; None means the training prompts
+    reference: str | None = None  # real statistics: "pocket", an .npz, a folder of images; None means the teacher's samples
+
+
+@dataclass
+class Recipe:
+    name: str
+    teacher: TeacherRecipe
+    method: dict[str, Any]  # name, and the options of that method
+    output: str = "runs"  # the run's folder is output/name
+    seed: int = 0
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optimizers: dict[str, OptimizerRecipe] = field(default_factory=dict)  # one a turn of the method
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output) / self.name
+
+
+def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """The recipe at `path` with `key=value` overrides merged in and every value checked. ValueError names the culprit."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {path}{_neighbours(path)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(_checked(overrides))))
+        values = OmegaConf.to_container(merged, resolve=False)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} has to hold keys and values at its top level")
+    recipe = build(Recipe, values, "")
+    _check_meaning(recipe)
+    return recipe
+
+
+def build(cls: type[Any], values: Any, where: str) -> Any:
+    """An instance of the dataclass `cls` from plain values; unknown keys, missing keys and wrong types are ValueErrors."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'the recipe'} has to be a group of keys, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"unknown key {_join(where, key)!r}{suggest(str(key), fields)}; known are {', '.join(fields)}")
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"the key {_join(where, name)!r} is missing")
+    return cls(**{key: convert(hints[key], value, _join(where, key)) for key, value in values.items()})
+
+
+def convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotation `kind`, or a ValueError that says what was expected at `where`."""
+    if isinstance(value, str) and "${" in value:
+        raise ValueError(f"{where} holds an interpolation ({value!r}); recipes take plain values only")
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast(type, kind), value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise ValueError(f"{where} is {value!r}{suggest(str(value), arguments)}; it has to be one of {', '.join(arguments)}")
+        return value
+    if origin in (types.UnionType, typing.Union):  # here always "X | None"
+        return None if value is None else convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} has to be a group of keys, not {value!r}")
+        return {str(key): convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
+            raise ValueError(f"{where} has to be a list{'' if arguments[-1] is ... else f' of {len(arguments)} values'}, not {value!r}")
+        return tuple(convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} has to be {_KINDS[kind]}, not {value!r}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def options(recipe: Recipe) -> tuple[type[Any], Any]:
+    """The class of the recipe's method and its checked options."""
+    method = dict(recipe.method)
+    name = method.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError("the key 'method.name' is missing")
+    cls = find(DISTILLERS, name)
+    return cls, build(cls.Options, method, "method")
+
+
+def _check_meaning(recipe: Recipe) -> None:
+    """What types cannot say: ranges, plug-ins that exist, turns that exist."""
+    if not recipe.name or Path(recipe.name).name != recipe.name or recipe.name in (".", ".."):
+        raise ValueError(f"name is {recipe.name!r}; it has to be a plain folder name, without slashes")
+    find(TEACHERS, recipe.teacher.family)
+    cls, _ = options(recipe)
+    for turn in recipe.optimizers:
+        if turn not in cls.turn_names:
+            raise ValueError(
+                f"unknown key 'optimizers.{turn}'{suggest(turn, cls.turn_names)}; "
+                f"the turns of {recipe.method['name']} are {', '.join(cls.turn_names)}"
+            )
+    train = recipe.train
+    for key in ("batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_teacher_steps"):
+        if getattr(train, key) < 1:
+            raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 1")
+    for key in ("steps", "evaluate_every"):
+        if getattr(train, key) < 0:
+            raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 0")
+    if train.batch_size % train.accumulation:
+        raise ValueError(f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches (train.accumulation)")
+    if not 0 <= train.ema < 1:
+        raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")
+    if train.evaluate_samples < 2:
+        raise ValueError(f"train.evaluate_samples is {train.evaluate_samples}; a Frechet distance takes two samples at least")
+    if recipe.teacher.sigma_data <= 0:
+        raise ValueError(f"teacher.sigma_data is {recipe.teacher.sigma_data}; a standard deviation is positive")
+
+
+def _checked(overrides: typing.Sequence[str]) -> typing.Iterator[str]:
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{override!r} is no override; write key=value, for example train.steps=100")
+        yield override
+
+
+def _neighbours(path: Path) -> str:
+    others = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    hint = suggest(str(path), others)
+    return hint or (f"; {path.parent} holds {', '.join(Path(o).name for o in others)}" if others else "")
+
+
+def _join(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)

@@ -1,0 +1,39 @@
+"""Denoise, re-noise: the only sampler of students.
+
+Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1) at falling angles; DMD's multi-step
+students (DMD2, arXiv 2405.14867, section 4.4) run the same loop. Exported pipelines do the same with diffusers' parts.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from teachers.denoiser import Condition, Denoiser
+from teachers.few_step import start
+from teachers.teacher import Teacher
+from teachers.trigflow import add_noise, integrate
+
+
+def sample(
+    student: Denoiser, noise: Tensor, times: Sequence[float], cond: Condition, more_noise: Callable[[], Tensor]
+) -> Tensor:
+    """x0 (B, ...) from unit-variance `noise` (B, ...) through the angles `times` (radians, falling).
+
+    `more_noise()` gives fresh noise of the same shape for every step after the first; len(times) network evaluations.
+    """
+    x = start(student.path, noise, times[0])
+    for i, angle in enumerate(times):
+        t = torch.full((len(x),), angle, device=x.device)
+        if i:
+            x = add_noise(x0, more_noise(), t)  # noqa: F821 - bound by the step before
+        x0 = student.denoise(x, t, cond)
+    return x0
+
+
+def follow(teacher: Teacher, noise: Tensor, cond: Condition, num_steps: int, guidance: float) -> Tensor:
+    """The teacher's own endpoint (B, ...) from unit-variance `noise`: DDIM in canonical time, `num_steps` evaluations."""
+    path = teacher.denoiser.path
+    times = path.solver_times(num_steps)
+    x = start(path, noise, times[0])
+    return integrate(lambda x_t, t: teacher.velocity(x_t, t.to(x_t.dtype), cond, guidance), x, times)

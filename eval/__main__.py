@@ -1,0 +1,52 @@
+"""Compare distilled students with their teacher and write one report.
+
+    python -m eval runs/pocket-dmd runs/pocket-scm --out runs/report
+
+Each RUN is a folder with pipeline/ inside, or such a diffusers pipeline itself. What is measured, and against what,
+comes from the runs' distill.json; the options below stand in for it. Run the same command again to go on where a killed
+one stopped.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="python -m eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a finished run, or a pipeline folder")
+    out.add_argument(
+        "--out", type=Path, default=Path("runs/report"), help="where the report goes (default: runs/report)"
+    )
+    out.add_argument("--samples", type=int, default=1000, help="images a row for the Frechet distance (default: 1000)")
+    out.add_argument("--batch-size", type=int, default=32, help="images drawn at once (default: 32)")
+    out.add_argument("--seed", type=int, default=0, help="seed of the noise, the same for all rows (default: 0)")
+    out.add_argument("--device", help='such as "cpu" or "cuda:0" (default: a GPU where there is one)')
+    out.add_argument("--precision", help="float32, float16 or bfloat16 (default: float16 on a GPU, float32 on a CPU)")
+    out.add_argument("--features", help="what images are compared by: pocket, inception or pixels")
+    out.add_argument("--reference", help='"pocket", an .npz with mu and sigma, a folder of images, or "teacher"')
+    out.add_argument("--prompts", help='"pocket", a text file with one prompt a line, or "none"')
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code, 2 where the user has something to mend."""
+    args = parser().parse_args(arguments)
+    # Only now that the arguments are known to be right: torch takes seconds to load, and --help should not.
+    from eval.compare import compare  # noqa: PLC0415
+    from eval.report import plain  # noqa: PLC0415
+
+    try:
+        report = compare(**vars(args))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(plain(report))
+    print(f"\nThe report is in {args.out / 'report.html'} (also report.md, report.json, grid.png)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Finished rows, kept so that running a comparison again costs only what changed.
+
+A row lies in `cache/KEY/`: `figures.json`, `statistics.safetensors` (the features' mean and covariance) and
+`images.png` (its first samples, one above the other). It is written beside its place and moved there whole, so a kill
+loses at most the row being made.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1  # raise it whenever the same inputs would give other figures
+NOT_WEIGHTS = {"distill.json", "README.md", ".gitattributes"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row as measured: figures, the features' statistics (float64), and images (K, 3, H, W) in [0, 1]."""
+
+    figures: dict[str, Any]
+    mean: Tensor
+    covariance: Tensor
+    images: Tensor
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the names and contents of a pipeline's weights and configs; its card and notes do not count."""
+    total = hashlib.sha256()
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name not in NOT_WEIGHTS):
+        total.update(f"{file.relative_to(folder)}\n{file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+def key(**parts: Any) -> str:
+    """A folder's name for everything that a row depends on."""
+    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def load(cache: Path, name: str) -> Result | None:
+    """The finished row called `name`, or None where there is none (or a part of it cannot be read)."""
+    folder = cache / name
+    try:
+        figures = json.loads((folder / "figures.json").read_text())
+        stored = load_file(folder / "statistics.safetensors")
+        with Image.open(folder / "images.png") as picture:
+            strip = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+            width, height = picture.size
+            count = figures["images"]
+            images = strip.view(count, height // count, width, 3).permute(0, 3, 1, 2).float() / 255
+        return Result(figures, stored["mean"], stored["covariance"], images)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+        return None  # a damaged row is no row: it is made again
+
+
+def save(cache: Path, name: str, result: Result) -> None:
+    """Keep a finished row under `name`."""
+    partial = cache / f"{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    count = len(result.images)
+    (partial / "figures.json").write_text(json.dumps({**result.figures, "images": count}, indent=2) + "\n")
+    statistics = {"mean": result.mean, "covariance": result.covariance}
+    save_file({k: v.contiguous() for k, v in statistics.items()}, partial / "statistics.safetensors")
+    rows = result.images.mul(255).round().byte().permute(0, 2, 3, 1)
+    Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(partial / "images.png")
+    shutil.rmtree(cache / name, ignore_errors=True)  # a damaged one
+    os.replace(partial, cache / name)

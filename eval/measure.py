@@ -1,0 +1,150 @@
+"""Measuring one row of the comparison: draw its samples, time them, and keep what the report needs."""
+
+import datetime
+import functools
+import statistics as median_of
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.cache import Result
+from eval.features import Extractor
+from eval.fid import statistics
+from eval.generate import Pipeline, arguments, counted, images_of, load_pipeline, use_modern_solver
+from eval.latency import PeakMemory, latency, timed
+from eval.machine import PRECISIONS
+
+PICTURES = 10  # how many of a row's first samples the grid shows
+LARGEST = 192  # pixels; larger pictures are kept smaller, since the grid only needs that
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to measure: which pipeline, called how. `stream` tells a reference's seeds from those of the rows."""
+
+    name: str
+    method: str
+    num_steps: int
+    folder: Path
+    call: dict[str, Any]
+    solver: bool = False  # sampled with a modern few-step solver instead of the pipeline's own
+    stream: str = "samples"
+    training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all rows of one comparison share. `prompts` is one prompt a sample, or None."""
+
+    samples: int
+    batch_size: int
+    seed: int
+    device: torch.device
+    precision: str
+    prompts: list[str] | None
+    extractor: Extractor
+    judge: Callable[[Tensor, list[str]], Tensor] | None
+
+
+@dataclass
+class Loader:
+    """The pipeline in use: rows that share one follow each other, so one at a time is held."""
+
+    settings: Settings
+    _held: tuple[Path, bool] | None = None
+    _pipe: Pipeline | None = field(default=None, repr=False)
+    solver: str | None = None
+
+    def __call__(self, job: Job) -> Pipeline:
+        if self._held != (job.folder, job.solver):
+            self._pipe, self.solver = None, None  # free the old one first
+            self._pipe = load_pipeline(job.folder, self.settings.device, PRECISIONS[self.settings.precision])
+            self.solver = use_modern_solver(self._pipe) if job.solver else None
+            self._held = (job.folder, job.solver)
+        assert self._pipe is not None
+        return self._pipe
+
+
+def measure(job: Job, load: Loader, settings: Settings) -> Result:
+    """Draw `settings.samples` images as the job says; throughput comes from those batches, latency from calls of one.
+
+    Raises ValueError, naming the row, where the images are broken.
+    """
+    pipe, device, size = load(job), settings.device, settings.batch_size
+    features, verdicts, speeds, pictures = [], [], [], []
+
+    def prepared(indices: list[int]) -> tuple[list[str] | None, dict[str, Any]]:
+        prompts = None if settings.prompts is None else [settings.prompts[i] for i in indices]
+        return prompts, arguments(pipe, job.call, prompts, indices, settings.seed, job.stream)
+
+    batches = [list(range(i, min(i + size, settings.samples))) for i in range(0, settings.samples, size)]
+    if len(batches) < 3:  # else the first batch is the warm-up, and is not timed
+        _call(pipe, prepared(batches[0])[1])
+    with (
+        PeakMemory(device) as memory,
+        counted(pipe) as count,
+        tqdm(total=settings.samples, desc=job.name, unit="img") as bar,
+    ):
+        for number, indices in enumerate(batches):
+            prompts, ready = prepared(indices)
+            output, seconds = timed(functools.partial(_call, pipe, ready), device)
+            images = images_of(output)
+            if len(batches) < 3 or (number > 0 and len(indices) == size):
+                speeds.append(len(indices) / seconds)
+            features.append(settings.extractor(images).cpu())
+            if settings.judge is not None and prompts is not None:
+                verdicts.append(settings.judge(images, prompts))
+            if number * size < PICTURES:
+                pictures.append(_picture(images[: PICTURES - number * size]))
+            bar.update(len(indices))
+    try:
+        mean, covariance = statistics(torch.cat(features))
+    except ValueError as error:
+        raise ValueError(f"{job.name}: {error}") from error
+    figures: dict[str, Any] = {
+        "solver": load.solver,
+        "measured": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "nfe": count.evaluations / settings.samples,
+        "images_per_second": median_of.median(speeds),
+        "peak_memory_mb": memory.megabytes,
+        "prompt_agreement": _mean(verdicts),
+        "samples": settings.samples,
+    }
+    if job.stream == "samples":
+        # A user of one image passes neither noise nor generator, and pays for drawing both.
+        single = {k: v for k, v in prepared([0])[1].items() if k not in ("latents", "generator")}
+        times = latency(lambda: _call(pipe, single), device)
+        figures |= {
+            "latency_ms": times.median,
+            "latency_ms_p5": times.p5,
+            "latency_ms_p95": times.p95,
+            "latency_repeats": times.repeats,
+        }
+    return Result(figures, mean, covariance, torch.cat(pictures))
+
+
+def _call(pipe: Pipeline, ready: dict[str, Any]) -> Any:
+    with torch.inference_mode():
+        return pipe(**ready)
+
+
+def _picture(images: Tensor) -> Tensor:
+    """Images (K, 3, H, W) on the CPU, shrunk where they are larger than the grid needs."""
+    images = images.cpu()
+    scale = LARGEST / max(images.shape[2:])
+    if scale >= 1:
+        return images
+    return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def _mean(verdicts: list[Tensor]) -> float | None:
+    """The share of samples that show what they were asked for, over those that asked for something the judge knows."""
+    known = [v[~v.isnan()] for v in verdicts]
+    flat = torch.cat(known) if known else torch.empty(0)
+    return flat.double().mean().item() if len(flat) else None

@@ -1,0 +1,39 @@
+"""Writing a comparison down: report.html (one file, nothing fetched), report.md, report.json and grid.png."""
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from eval.report.grid import grid
+from eval.report.html import page
+from eval.report.markdown import markdown, plain
+
+
+def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) -> None:
+    """Write `report` (what report.json holds) and its pictures, `images[i]` (K, 3, H, W) for row i, into `out`.
+
+    Everything is made before anything is written, and each file appears whole.
+    """
+    stream = io.BytesIO()
+    picture = grid(report["rows"], images, report["prompts"]["first"])
+    picture.save(stream, format="PNG", optimize=True)
+    files = {
+        "grid.png": stream.getvalue(),
+        # Infinity and NaN are no JSON; they would be our own mistake.
+        "report.json": (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        "report.md": markdown(report).encode(),
+        "report.html": page(report, stream.getvalue(), picture.size).encode(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        partial = out / f".{name}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, out / name)
+
+
+__all__ = ["plain", "write_report"]

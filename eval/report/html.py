@@ -1,0 +1,140 @@
+"""The report as one HTML page: nothing is fetched, every string from outside is escaped, light and dark.
+
+Every figure stands in an element with `data-row`, `data-key` and `data-value`, the last being what report.json holds.
+"""
+
+import base64
+import json
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from eval.report.columns import Column, columns
+from eval.report.grid import SHARPNESS
+from eval.report.markdown import spread, title
+from eval.report.scatter import COLOURS, scatter, series_of
+
+
+def page(report: dict[str, Any], picture: bytes, size: tuple[int, int]) -> str:
+    """The whole page; `picture` is grid.png and `size` its width and height in pixels."""
+    rows, frechet = report["rows"], report["frechet_column"]
+    template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
+    data = base64.b64encode(picture).decode()
+    extent = f'width="{size[0] // SHARPNESS}" height="{size[1] // SHARPNESS}"'
+    described = "Samples of every row of the table, one line a prompt, drawn from the same noise"
+    return template.substitute(
+        title=escape(title(report)),
+        heading=title({"runs": [{"name": _name(run["name"])} for run in report["runs"]]}),
+        lead=_lead(report),
+        cards="".join(_card(i, report) for i, row in enumerate(rows) if row["method"] != "teacher"),
+        grid=f'<img src="data:image/png;base64,{data}" {extent} alt="{described}">',
+        legend=_legend(rows),
+        wide=scatter(rows, frechet, 940, 430),
+        narrow=scatter(rows, frechet if len(frechet) < 42 else "Frechet distance", 360, 400),
+        table=_table(report),
+        meanings=_meanings(columns(report)),
+        notes="".join(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
+        machine=_pairs({key.replace("_", " "): value for key, value in report["machine"].items()}),
+        protocol=_pairs(
+            {
+                "samples": report["samples"],
+                "batch size": report["batch_size"],
+                "seed": report["seed"],
+                "features": report["features"],
+                "reference": report["reference"] or "the teacher's own samples, other seeds",
+                "prompts": report["prompts"]["source"] or "none",
+                "teacher": report["teacher"]["path"],
+                "teacher's usual call": json.dumps(report["teacher"]["call"]),
+                "date": report["date"],
+                "taken from earlier runs": ", ".join(r["name"] for r in report["rows"] if r["from_cache"]) or "no rows",
+            }
+        ),
+        command=escape(report["command"]),
+    )
+
+
+def _lead(report: dict[str, Any]) -> str:
+    machine, usual = report["machine"], report["rows"][0]
+    hardware = machine.get("gpu") or machine["cpu"]
+    return (
+        f"The teacher takes {usual['num_steps']} steps, {_figure(0, 'nfe', report)} network evaluations and "
+        f"{_figure(0, 'latency_ms', report)} ms an image on {escape(str(hardware))} in "
+        f"{escape(str(machine['precision']))}. "
+        f"Its {escape(report['frechet_column'])} is {_figure(0, 'frechet_distance', report)}."
+    )
+
+
+def _card(index: int, report: dict[str, Any]) -> str:
+    row = report["rows"][index]
+    lines = [
+        f"<b>{_figure(index, 'latency_ms', report)} ms</b> an image",
+        f"Frechet distance <b>{_figure(index, 'frechet_distance', report)}</b>"
+        + (f", {_figure(index, 'frechet_ratio', report)} the teacher's" if row["frechet_ratio"] is not None else ""),
+    ]
+    if row["prompt_agreement"] is not None:
+        lines.append(f"<b>{_figure(index, 'prompt_agreement', report)}</b> as the prompt asked")
+    for i, other in enumerate(report["rows"][1:], start=1):
+        if other["method"] == "teacher" and other["num_steps"] == row["num_steps"]:
+            steps = f"{row['num_steps']} step" + "s" * (row["num_steps"] != 1)
+            lines.append(f"The teacher itself in {steps}: {_figure(i, 'frechet_distance', report)}")
+    colour = series_of(report["rows"])[row["method"]]
+    word = "faster" if row["speedup"] >= 1 else "as fast"
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    return (
+        f'<article class="card" style="--accent:var(--series-{colour})"><h2>{_name(row["name"])}</h2>'
+        f'<p class="big">{_figure(index, "speedup", report)} <span>{word}</span></p><ul>{items}</ul></article>'
+    )
+
+
+def _figure(index: int, key: str, report: dict[str, Any]) -> str:
+    """One figure of row `index`, as text, with the exact value beside it."""
+    shown = next(column for column in columns(report) if column.key == key)
+    value = report["rows"][index][key]
+    return f'<span data-row="{index}" data-key="{key}" data-value="{_exact(value)}">{escape(shown.text(value))}</span>'
+
+
+def _name(name: str) -> str:
+    """A name whose parts each stay on one line where they can."""
+    parts = name.replace(", ", ",\n").split("\n")
+    return " ".join(f'<span class="part">{escape(part)}</span>' for part in parts)
+
+
+def _exact(value: Any) -> str:
+    return escape(json.dumps(value, ensure_ascii=False))
+
+
+def _table(report: dict[str, Any]) -> str:
+    shown = columns(report)
+    head = "".join(f'<th scope="col">{escape(c.heading)}</th>' for c in shown)
+    colours, body = series_of(report["rows"]), []
+    best = min(row["frechet_distance"] for row in report["rows"])
+    for i, row in enumerate(report["rows"]):
+        dot = f'<i style="background:var(--series-{colours[row["method"]]})"></i>'
+        name = f'data-row="{i}" data-key="name" data-value="{_exact(row["name"])}"'
+        cells = [f'<th scope="row" {name}>{dot}{_name(row["name"])}</th>']
+        for c in shown[1:]:
+            inner = _figure(i, c.key, report)
+            if c.key == "latency_ms":
+                inner += f"<small>{spread(row)}</small>"
+            if c.key == "frechet_distance" and row["frechet_distance"] == best:
+                inner = f"<b>{inner}</b>"
+            cells.append(f'<td class="{"words" if c.key == "training" else "figure"}">{inner}</td>')
+        kind = "teacher" if row["method"] == "teacher" else "student"
+        body.append(f'<tr class="{kind}">{"".join(cells)}</tr>')
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _legend(rows: list[dict[str, Any]]) -> str:
+    return "".join(
+        f'<span><i style="background:var(--series-{colour},{COLOURS[colour]})"></i>{escape(method)}</span>'
+        for method, colour in series_of(rows).items()
+    )
+
+
+def _meanings(shown: list[Column]) -> str:
+    return "".join(f"<dt>{escape(c.heading)}</dt><dd>{escape(c.help)}</dd>" for c in shown if c.help)
+
+
+def _pairs(entries: dict[str, Any]) -> str:
+    return "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in entries.items())

@@ -1,0 +1,74 @@
+"""The report as GitHub Markdown, and its table as plain text for the terminal."""
+
+from typing import Any
+
+from eval.report.columns import columns, significant
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """report.md: the table, the pictures, and everything needed to repeat the figures."""
+    shown = columns(report)
+    head = "| " + " | ".join(_escape(column.heading) for column in shown) + " |"
+    rule = "| " + " | ".join("---" if column.key in ("name", "training") else "---:" for column in shown) + " |"
+    rows = [
+        "| " + " | ".join(_escape(column.text(row[column.key])) for column in shown) + " |" for row in report["rows"]
+    ]
+    machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report["machine"].items())
+    meanings = [f"- **{_escape(column.heading)}**: {_escape(column.help)}" for column in shown if column.help]
+    return "\n".join(
+        [
+            f"# {_escape(title(report))}",
+            "",
+            head,
+            rule,
+            *rows,
+            "",
+            *[f"> {_escape(note)}\n" for note in report["notes"]],
+            "![Samples: one column a row of the table, one line a prompt, the same noise across](grid.png)",
+            "",
+            *meanings,
+            "",
+            f"Measured {report['date']} on: {_escape(machine)}.",
+            "",
+            "```",
+            report["command"].replace("`", "'"),
+            "```",
+            "",
+        ]
+    )
+
+
+def title(report: dict[str, Any]) -> str:
+    """What the report compares, in a line."""
+    names = list(dict.fromkeys(run["name"] for run in report["runs"]))
+    students = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    return f"{students} against the teacher"
+
+
+def plain(report: dict[str, Any]) -> str:
+    """The figures that matter most, in columns of equal width."""
+    wanted = {"name", "nfe", "latency_ms", "speedup", "images_per_second", "frechet_distance", "frechet_ratio"}
+    shown = [c for c in columns(report) if c.key in wanted | {"prompt_agreement"}]
+    cells = [[c.heading for c in shown]] + [[c.text(row[c.key]) for c in shown] for row in report["rows"]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
+    lines = [
+        "  ".join(
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def spread(row: dict[str, Any]) -> str:
+    """The 5th to 95th percentile of a row's latency."""
+    return f"{significant(row['latency_ms_p5'])}–{significant(row['latency_ms_p95'])}"
+
+
+def _escape(text: str) -> str:
+    """Text that stays text in a Markdown table: no cell breaks, no HTML, no emphasis, no links."""
+    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(sign, safe)
+    for sign in "\\|*_`[]":
+        text = text.replace(sign, "\\" + sign)
+    return " ".join(text.split())

@@ -1,0 +1,63 @@
+"""A diffusers network seen in canonical time. Teacher, student and fake score are all this; the network stays native."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from teachers.trigflow import NoisePath, expand, to_velocity, to_x0
+
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+Condition = Mapping[str, Tensor]  # the network's own keyword arguments, first dimension the batch
+
+
+class Denoiser(nn.Module):
+    """`network(sample, timestep=..., **cond)` of some prediction type on some native path, as a TrigFlow velocity.
+
+    `time_scale`: None feeds the network its native timestep. A number feeds it `time_scale * t` instead: a gentle clock,
+    for students whose network is differentiated in time (METHODS: a native clock of 1000 ticks makes sCM diverge).
+    """
+
+    def __init__(
+        self, network: nn.Module, path: NoisePath, prediction: Prediction, time_scale: float | None = None
+    ) -> None:
+        super().__init__()
+        if prediction not in get_args(Prediction):
+            raise ValueError(f"prediction type {prediction!r} is not one of {', '.join(get_args(Prediction))}")
+        self.network = network
+        self.path = path
+        self.prediction = prediction
+        self.time_scale = time_scale
+
+    def clock(self, t: Tensor) -> Tensor:
+        """What the network is told of the angle t (B,): float32, since half precision ruins tangents."""
+        return (self.path.timestep(t) if self.time_scale is None else t.double() * self.time_scale).float()
+
+    def pair(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """The network's (x0, z) at x_t (B, ...) of unit variance and angles t (B,) in [t_min, t_max]; dtype of x_t."""
+        alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in self.path.native(t))
+        sigma_data = self.path.sigma_data
+        native = torch.sqrt((alpha * sigma_data) ** 2 + sigma**2) * x_t
+        weight = next(self.network.parameters(), x_t)
+        output = self.network(native.to(weight.dtype), timestep=self.clock(t), **cond, return_dict=False)[0]
+        output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks that also learn a variance append it
+        if self.prediction == "epsilon":
+            return (native - sigma * output) / (alpha * sigma_data), output
+        if self.prediction == "sample":
+            return output / sigma_data, (native - alpha * output) / sigma
+        if self.prediction == "v_prediction":  # v = alpha z - sigma X0 (Salimans & Ho 2022, arXiv 2202.00512)
+            return (alpha * native - sigma * output) / sigma_data, sigma * native + alpha * output
+        return (native - sigma * output) / sigma_data, native + alpha * output  # flow = z - X0, alpha + sigma = 1
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """v = cos(t) z - sin(t) x0 at x_t (B, ...), t (B,) in radians. Shape and dtype of x_t."""
+        x0, z = self.pair(x_t, t, cond)
+        return to_velocity(x0, z, t.to(x_t.dtype))
+
+    def denoise(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """x0 = cos(t) x_t - sin(t) v: the posterior mean, or for a consistency model f(x_t, t)."""
+        return to_x0(x_t, self.velocity(x_t, t, cond), t.to(x_t.dtype))
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.velocity(x_t, t, cond)

@@ -1,0 +1,131 @@
+"""Teacher: the contract of a family. One frozen diffusers pipeline, its network seen in canonical time."""
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from teachers.denoiser import Condition, Denoiser
+
+
+def concatenate(one: Condition, two: Condition) -> dict[str, Tensor]:
+    """Two conditions of the same keys as one batch."""
+    return {key: torch.cat([one[key], two[key]]) for key in one}
+
+
+def select(cond: Condition, rows: Tensor) -> dict[str, Tensor]:
+    """The rows (N,) of a condition as a new condition of N samples."""
+    return {key: value[rows] for key, value in cond.items()}
+
+
+class Teacher(ABC):
+    """One frozen pipeline of one family. Subclass, register under the entry-point group `distill.teachers`, and it trains.
+
+    `denoiser` is frozen and in eval mode. `shape` is a latent's (C, H, W), `image_size` a picture's (H, W). `guided` says whether classifier-free
+    guidance applies. Every method works on the teacher's device.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    image_size: tuple[int, int]
+    guided: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
+        """The teacher at `path`: a local folder, a hub id, or a name that the family knows."""
+
+    @classmethod
+    def locate(cls, path: str) -> str:
+        """`path` as the loader takes it; ValueError with one clear sentence where nothing can be there. Loads nothing."""
+        return local_or_hub(path)
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> latents (B, *shape) of unit variance."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, *shape) -> images (B, 3, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """What the pipeline itself would feed its network for these prompts (float32, first dimension len(prompts))."""
+
+    @abstractmethod
+    def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
+        """A stock pipeline that runs `student` through the falling angles `times` (radians), one network call each."""
+
+    @abstractmethod
+    def calls(self, num_steps: int) -> dict[str, Any]:
+        """The call arguments with which `pipeline(...)` gives a `num_steps` student's images."""
+
+    def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
+        """The call arguments with which people run the teacher itself."""
+        return {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
+
+    def student(self) -> Denoiser:
+        """A trainable float32 copy of the teacher's denoiser: before the first step it is the teacher."""
+        return copy.deepcopy(self.denoiser).float().requires_grad_(True).eval()
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float = 1.0) -> Tensor:
+        """The guided velocity v_uncond + guidance (v_cond - v_uncond) in one batched call; 1.0 means none.
+
+        Guidance on epsilon, on x0 and on v are the same thing, since each is affine in the others at fixed x_t.
+        """
+        if guidance == 1.0 or not self.guided:
+            return self.denoiser.velocity(x_t, t, cond)
+        both = concatenate(cond, self.unconditional(cond))
+        with_prompt, without = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        return without + guidance * (with_prompt - without)
+
+    def unconditional(self, cond: Condition) -> Condition:
+        """The condition of the empty prompt, as many rows as `cond` has."""
+        if self._empty is None:
+            self._empty = dict(self.condition([""]))
+        rows = len(next(iter(cond.values())))
+        return {key: value.expand(rows, *value.shape[1:]) for key, value in self._empty.items()}
+
+    _empty: dict[str, Tensor] | None = None
+
+
+def local_or_hub(path: str) -> str:
+    """`path` as diffusers takes it, or a ValueError with one clear sentence where it looks local and is not there."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{path} is a folder but no diffusers pipeline: it has no model_index.json")
+        return str(folder)
+    if folder.exists():
+        raise ValueError(f"{path} is a file; a teacher is the folder of a diffusers pipeline or a hub id")
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ValueError(f"there is no pipeline folder {path}; give the folder that save_pretrained wrote, or a hub id owner/name")
+    return path
+
+
+def load_pipeline(cls: type[DiffusionPipeline], path: str, **options: Any) -> Any:
+    """`cls.from_pretrained` with its many failures turned into one sentence. Safetensors only; no remote code."""
+    try:
+        return cls.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"the pipeline {path} could not be loaded: {first}") from error
+
+
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """`save_pretrained` in safetensors, such that a plain `from_pretrained` runs whatever precision it was stored in.
+
+    Loaded without a dtype, diffusers' models come up in float32 but transformers' in the dtype that their config names; a
+    half-precision text encoder would then feed a float32 network. So their configs are made to name float32.
+    """
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for config in folder.glob("*/config.json"):
+        values = json.loads(config.read_text())
+        if "transformers_version" in values:
+            config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")

@@ -1,0 +1,167 @@
+"""Canonical time: the one coordinate in which all mathematics of this project happens.
+
+TrigFlow (Lu & Song 2024, arXiv 2410.11081, section 3): with data x0 of unit variance and noise z ~ N(0, I),
+
+    x_t = cos(t) x0 + sin(t) z,       t in [0, pi/2]
+    v   = cos(t) z - sin(t) x0        the probability-flow ODE's dx/dt
+
+A `NoisePath` ties the angle t to a foreign model's own schedule X = alpha(timestep) X0 + sigma(timestep) z, where X0 has
+standard deviation `sigma_data`: tan t = sigma / (alpha sigma_data), X = scale(t) x_t, X0 = sigma_data x0.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+HALF_PI = math.pi / 2
+
+
+def expand(t: Tensor, x: Tensor) -> Tensor:
+    """Angles (B,) shaped to multiply a batch `x` of shape (B, ...)."""
+    return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def add_noise(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """x_t = cos(t) x0 + sin(t) z; x0, z (B, ...), t (B,) in radians."""
+    t = expand(t, x0)
+    return torch.cos(t) * x0 + torch.sin(t) * z
+
+
+def to_velocity(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """v = cos(t) z - sin(t) x0."""
+    t = expand(t, x0)
+    return torch.cos(t) * z - torch.sin(t) * x0
+
+
+def to_x0(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """x0 = cos(t) x_t - sin(t) v; with the velocity of a consistency model this is its f(x_t, t)."""
+    t = expand(t, x_t)
+    return torch.cos(t) * x_t - torch.sin(t) * v
+
+
+def to_noise(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """z = sin(t) x_t + cos(t) v."""
+    t = expand(t, x_t)
+    return torch.sin(t) * x_t + torch.cos(t) * v
+
+
+def rotate(x_t: Tensor, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The DDIM step from angle t to s with x0 and z held fixed: x_s = cos(s - t) x_t + sin(s - t) v. Exact in this sense."""
+    angle = expand(s - t, x_t)
+    return torch.cos(angle) * x_t + torch.sin(angle) * v
+
+
+def integrate(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float], order: int = 1) -> Tensor:
+    """Follow the probability-flow ODE through `times` (radians, usually falling) with DDIM (1) or a Heun-like second order.
+
+    `velocity(x_t, t)` takes x_t (B, ...) and t (B,). Returns the state at the last time, shape of `x`.
+    """
+    if order not in (1, 2):
+        raise ValueError(f"the order of the solver is 1 or 2, not {order}")
+    grid = torch.as_tensor(times, dtype=torch.float64, device=x.device)
+    for now, then in zip(grid[:-1], grid[1:], strict=True):
+        t, s = now.expand(len(x)), then.expand(len(x))
+        v = velocity(x, t)
+        guess = rotate(x, v, t, s).to(x.dtype)
+        if order == 2:
+            # A rotation by s - t carries v along with x, so the slope at the far end is turned back before the mean.
+            far = velocity(guess, s)
+            angle = expand(s - t, x)
+            back = torch.sin(angle) * guess + torch.cos(angle) * far
+            guess = rotate(x, (v + back) / 2, t, s).to(x.dtype)
+        x = guess
+    return x
+
+
+class NoisePath(ABC):
+    """A model's native schedule as a curve; final subclasses hold its coefficients in float64.
+
+    Attributes: `sigma_data` (standard deviation of native data), `t_min` and `t_max` (radians, the angles that the
+    schedule reaches), `num_train_timesteps` (the native clock's length).
+    """
+
+    sigma_data: float
+    t_min: float
+    t_max: float
+    num_train_timesteps: int
+
+    @abstractmethod
+    def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Native (alpha, sigma), float64, at native timesteps (B,), whole or fractional."""
+
+    @abstractmethod
+    def timestep(self, t: Tensor) -> Tensor:
+        """The native timestep (float64, fractional) at angles t (B,); differentiable, since sCM needs its slope."""
+
+    def angle(self, timestep: Tensor) -> Tensor:
+        """The angle t (float64) of native timesteps (B,)."""
+        alpha, sigma = self.coefficients(timestep)
+        return torch.atan2(sigma, alpha * self.sigma_data)
+
+    def native(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Native (alpha, sigma) at angles t (B,), in float64."""
+        return self.coefficients(self.timestep(t))
+
+    def solver_times(self, num_steps: int) -> list[float]:
+        """`num_steps` angles spread evenly over the native timesteps from the noisiest ("trailing"), then 0 for clean data.
+
+        With `integrate` of first order these are the steps of diffusers' DDIM, network evaluations: `num_steps`.
+        """
+        last = self.num_train_timesteps - 1
+        native = last - torch.arange(num_steps, dtype=torch.float64) * self.num_train_timesteps / num_steps
+        return [*self.angle(native).tolist(), 0.0]
+
+    def scale(self, t: Tensor) -> Tensor:
+        """sqrt(alpha^2 sigma_data^2 + sigma^2): native sample = scale(t) x_t. Float64, shape of t."""
+        alpha, sigma = self.native(t)
+        return torch.sqrt((alpha * self.sigma_data) ** 2 + sigma**2)
+
+
+class VariancePreserving(NoisePath):
+    """A discrete variance-preserving table, made continuous by linear interpolation of log(sigma / alpha)."""
+
+    def __init__(self, alphas_cumprod: Tensor, sigma_data: float = 1.0) -> None:
+        table = alphas_cumprod.detach().double().cpu().clone()
+        if table.ndim != 1 or len(table) < 2 or not bool((table[1:] < table[:-1]).all()) or table[0] >= 1 or table[-1] < 0:
+            raise ValueError("alphas_cumprod has to be a falling sequence in [0, 1) of at least two noise levels")
+        self.alphas_cumprod = table
+        # A schedule with zero terminal SNR has its last entry at infinity: cap it where float64 still inverts it.
+        self.log_ratio = (0.5 * (torch.log1p(-table) - torch.log(table.clamp_min(1e-16)))).contiguous()
+        self.sigma_data = sigma_data
+        self.num_train_timesteps = len(table)
+        ends = self.angle(torch.tensor([0.0, len(table) - 1.0], dtype=torch.float64))
+        self.t_min, self.t_max = ends.tolist()
+
+    def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        table = self.log_ratio.to(timestep.device)
+        tau = timestep.double().clamp(0, len(table) - 1)
+        below = tau.detach().floor().long().clamp(max=len(table) - 2)
+        log_ratio = table[below] + (tau - below) * (table[below + 1] - table[below])
+        return torch.sigmoid(-2 * log_ratio).sqrt(), torch.sigmoid(2 * log_ratio).sqrt()
+
+    def timestep(self, t: Tensor) -> Tensor:
+        table = self.log_ratio.to(t.device)
+        t = t.double().clamp(self.t_min, self.t_max)
+        log_ratio = torch.log(torch.tan(t)) + math.log(self.sigma_data)
+        below = (torch.searchsorted(table, log_ratio.detach()) - 1).clamp(0, len(table) - 2)
+        return below + (log_ratio - table[below]) / (table[below + 1] - table[below])
+
+
+class Flow(NoisePath):
+    """Rectified flow: X = (1 - s) X0 + s z with timestep = num_train_timesteps * s. A shifted grid is the same curve."""
+
+    def __init__(self, num_train_timesteps: int = 1000, sigma_data: float = 1.0) -> None:
+        self.num_train_timesteps, self.sigma_data = num_train_timesteps, sigma_data
+        self.t_min, self.t_max = 0.0, HALF_PI
+
+    def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        s = timestep.double() / self.num_train_timesteps
+        return 1 - s, s
+
+    def timestep(self, t: Tensor) -> Tensor:
+        t = t.double()
+        s = self.sigma_data * torch.sin(t) / (torch.cos(t) + self.sigma_data * torch.sin(t))
+        return s * self.num_train_timesteps

@@ -1,0 +1,156 @@
+"""The loop: resuming is exact, micro-batches do not matter, zero steps change nothing, interruptions lose nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from distill import checkpoint
+from distill.recipe import load
+from distill.train import train
+from teachers.stable_diffusion import StableDiffusion
+
+FAST = [
+    "train.batch_size=4",
+    "train.evaluate_every=0",
+    "train.evaluate_samples=6",
+    "train.evaluate_teacher_steps=2",
+    "train.checkpoint_every=2",
+    "train.tracker=none",
+]
+
+
+@pytest.fixture
+def recipes(text_pipeline, tmp_path):
+    """A DMD and an sCM recipe on the tiny pipeline, with prompts and captioned images."""
+    (tmp_path / "prompts.txt").write_text("a coat\na dress\n\nan ankle boot\n")
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(5):
+        Image.new("RGB", (40, 32), (50 * i, 20, 90)).save(images / f"{i}.png")
+        (images / f"{i}.txt").write_text("a coat")
+    common = f"output: {tmp_path / 'runs'}\nteacher: {{family: stable_diffusion, path: {text_pipeline}, guidance: 2.0}}\n"
+    dmd, scm = tmp_path / "dmd.yaml", tmp_path / "scm.yaml"
+    dmd.write_text(common + f"name: dmd\ndata: {{prompts: {tmp_path / 'prompts.txt'}}}\nmethod: {{name: dmd}}\n")
+    scm.write_text(
+        common + f"name: scm\ndata: {{images: {images}}}\n"
+        "method: {name: scm, adaptation_steps: 2, tangent_warmup: 2, second_times: [0.5, 0.9]}\n"
+    )
+    return {"dmd": dmd, "scm": scm}
+
+
+def average(folder):
+    return checkpoint.load_newest(folder / "checkpoints").average
+
+
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(recipes, method):
+    whole = load(recipes[method], [*FAST, "train.steps=4", "name=whole"])
+    train(whole)
+    train(load(recipes[method], [*FAST, "train.steps=2", "name=parts"]))
+    parts = load(recipes[method], [*FAST, "train.steps=4", "name=parts"])
+    train(parts)
+    one, two = average(whole.folder), average(parts.folder)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(recipes, method):
+    """Two micro-batches a turn, several optimizers: the same weights as one batch, to rounding."""
+    whole = load(recipes[method], [*FAST, "train.steps=3", "name=whole"])
+    split = load(recipes[method], [*FAST, "train.steps=3", "name=split", "train.accumulation=2"])
+    train(whole), train(split)
+    one, two = average(whole.folder), average(split.folder)
+    moved = max((one[k] - v).abs().max() for k, v in average_at_start(whole).items())
+    assert moved > 1e-5
+    # Adam divides by the gradient's own size, so rounding of near-zero gradients shows: far below the distance moved.
+    assert max((one[key] - two[key]).abs().max() for key in one) < 0.2 * moved
+    assert sum((one[key] - two[key]).abs().mean() for key in one) / len(one) < 1e-6
+
+
+def average_at_start(recipe):
+    teacher = StableDiffusion.load(recipe.teacher.path, torch.device("cpu"))
+    return teacher.student().state_dict() if recipe.method["name"] == "dmd" else average(recipe.folder)
+
+
+def test_zero_steps_export_the_teacher_itself(recipes):
+    recipe = load(recipes["dmd"], [*FAST, "train.steps=0"])
+    folder = train(recipe)
+    trained = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    teacher = StableDiffusion.load(recipe.teacher.path, torch.device("cpu")).denoiser.network.state_dict()
+    assert all(torch.equal(trained[key], teacher[key]) for key in teacher)
+    record = json.loads((folder / "distill.json").read_text())
+    assert record["calls"] == [{"num_steps": 1, "call": {"num_inference_steps": 1, "guidance_scale": 1.0}}]
+    assert "num_inference_steps=1, guidance_scale=1.0" in (folder / "README.md").read_text()
+
+
+def test_scm_chooses_the_second_time_and_writes_curve_and_grid(recipes):
+    recipe = load(recipes["scm"], [*FAST, "train.steps=4", "train.evaluate_every=2", "train.tracker=tensorboard"])
+    folder = train(recipe)
+    record = json.loads((folder / "distill.json").read_text())
+    assert record["times"][1] in (0.5, 0.9)
+    assert [call["num_steps"] for call in record["calls"]] == [1, 2]
+    history = [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history] == [0, 2, 4]
+    assert all(set(entry["held_out_frechet"]) == {"1", "2"} for entry in history)
+    with Image.open(recipe.folder / "samples" / "00000004.png") as grid:
+        assert grid.height >= 3 * 32
+    assert list(recipe.folder.rglob("events.out.tfevents*"))
+
+
+def test_a_finished_run_is_not_run_again(recipes, capsys):
+    recipe = load(recipes["dmd"], [*FAST, "train.steps=2"])
+    folder = train(recipe)
+    before = (folder / "distill.json").stat().st_mtime_ns
+    assert train(recipe) == folder
+    assert (folder / "distill.json").stat().st_mtime_ns == before
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipes):
+    train(load(recipes["dmd"], [*FAST, "train.steps=2"]))
+    with pytest.raises(ValueError, match="checkpoints of another recipe"):
+        train(load(recipes["dmd"], [*FAST, "train.steps=4", "method.fake_score_updates=1"]))
+
+
+def test_regression_on_teacher_pairs(recipes):
+    extra = ["method.regression_weight=0.5", "method.regression_pairs=6", "train.steps=2"]
+    recipe = load(recipes["dmd"], [*FAST, *extra])
+    train(recipe)
+    assert load_file(recipe.folder / "cache" / "pairs.safetensors")["noise"].shape == (6, 4, 8, 8)
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(recipes, tmp_path):
+    arguments = [sys.executable, "-m", "distill.train", str(recipes["dmd"]), *FAST, "train.steps=100000"]
+    arguments += ["train.checkpoint_every=100000"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "runs" / "dmd"
+    seen = ""
+    while "/100000 [" not in seen or " 0/100000" in seen[-90:]:  # until the bar has moved
+        seen += process.stderr.read(1)
+        assert process.poll() is None, seen
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "run the same command again" in out
+    assert checkpoint.steps(folder / "checkpoints")
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path):
+    state = checkpoint.Checkpoint({"a": torch.ones(2)}, {"b": torch.ones(2)}, {"student": {"x": 1}}, {"step": 3, "seconds": 1.0})
+    for step in (1, 2, 3):
+        state.meta["step"] = step
+        checkpoint.save(tmp_path, state, keep=2)
+    assert checkpoint.steps(tmp_path) == [2, 3]
+    (tmp_path / ".00000009.tmp").mkdir()  # what a kill in the middle of a save leaves
+    assert checkpoint.load_newest(tmp_path).meta["step"] == 3
+    (tmp_path / "00000003" / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint.load_newest(tmp_path)

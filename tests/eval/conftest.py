@@ -1,0 +1,111 @@
+"""Tiny random pipelines in the shape of the pocket teacher, and runs of "students" that were never trained."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+from safetensors.torch import save_file
+
+import teachers.pocket
+from teachers.pocket.classifier import FEATURES, Classifier
+from teachers.pocket.make import make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
+
+
+@pytest.fixture(scope="session")
+def text_pipeline(tmp_path_factory) -> Path:
+    """A saved text-to-image pipeline with random weights: 32 x 32 images from 8 x 8 latents."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher")
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=32,
+        scaling_factor=1.0,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=make_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=make_unet(),
+        scheduler=sd15_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def unconditional_pipeline(tmp_path_factory) -> Path:
+    """A saved DDPMPipeline with random weights: 16 x 16 images, neither prompts nor latents."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("unconditional") / "pipeline"
+    network = UNet2DModel(
+        sample_size=16,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pocket_weights(tmp_path, monkeypatch) -> Path:
+    """A stand-in for the pocket teacher's weights: an untrained classifier and a made-up reference."""
+    torch.manual_seed(1)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file(Classifier().state_dict(), folder / "classifier.safetensors")
+    reference = {"mean": torch.rand(FEATURES).double(), "covariance": torch.eye(FEATURES).double()}
+    save_file(reference, folder / "reference.safetensors")
+    monkeypatch.setattr(teachers.pocket, "FOLDER", folder)
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path, text_pipeline) -> Callable[..., Path]:
+    """Writes a run whose pipeline is the teacher's own, with a distill.json of which parts can be replaced."""
+
+    def make(name: str = "student", pipeline: Path = text_pipeline, **changes) -> Path:
+        run = tmp_path / "runs" / name.replace("/", "_").replace("<", "_")
+        folder = run / "pipeline"
+        folder.mkdir(parents=True)
+        for file in pipeline.rglob("*"):
+            if file.is_file():
+                target = folder / file.relative_to(pipeline)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(file)
+        stored = {
+            "format": 1,
+            "version": "0.1.0",
+            "name": name,
+            "method": "dmd",
+            "teacher": {
+                "family": "stable_diffusion",
+                "path": str(pipeline),
+                "call": {"num_inference_steps": 3, "guidance_scale": 2.0},
+            },
+            "calls": [{"num_steps": 1, "call": {"num_inference_steps": 1, "guidance_scale": 1.0}}],
+            "evaluation": {"prompts": "pocket", "features": "pixels", "reference": None},
+            "cost": {"steps": 600, "seconds": 210.5, "samples": 38400, "device": "cpu"},
+        }
+        (folder / "distill.json").write_text(json.dumps(stored | changes))
+        return run
+
+    return make

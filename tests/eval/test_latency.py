@@ -1,0 +1,56 @@
+"""Timing: warm-up left out, percentiles in order, bounded by time; memory that a block really took."""
+
+import time
+
+import pytest
+import torch
+
+from eval.latency import PeakMemory, latency
+from eval.machine import choose_device, choose_precision, describe
+
+CPU = torch.device("cpu")
+
+
+def test_slow_first_calls_are_not_counted():
+    calls = []
+
+    def function():
+        calls.append(None)
+        time.sleep(0.05 if len(calls) <= 2 else 0.001)
+
+    measured = latency(function, CPU, repeats=5)
+    assert len(calls) == 7
+    assert measured.repeats == 5
+    assert 1 <= measured.p5 <= measured.median <= measured.p95
+    assert measured.median < 40
+
+
+def test_time_bounds_the_repeats():
+    measured = latency(lambda: time.sleep(0.02), CPU, repeats=1000, seconds=0.1)
+    assert 3 <= measured.repeats < 10
+
+
+def test_peak_memory_sees_what_came_and_went():
+    with PeakMemory(CPU) as nothing:
+        time.sleep(0.02)
+    with PeakMemory(CPU) as memory:
+        block = torch.ones(64 * 2**20 // 4)
+        time.sleep(0.05)
+        del block
+    assert memory.megabytes > nothing.megabytes + 32
+
+
+def test_machine():
+    assert choose_device("cpu") == CPU
+    assert choose_precision(None, CPU) == "float32"
+    assert describe(CPU, "float32")["torch"] == torch.__version__
+    with pytest.raises(ValueError, match='"abacus" cannot be used here'):
+        choose_device("abacus")
+    with pytest.raises(ValueError, match='no precision "int4"'):
+        choose_precision("int4", CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_a_sentence():
+    with pytest.raises(ValueError, match="try --device cpu"):
+        choose_device("cuda")

@@ -1,0 +1,234 @@
+"""The report: its figures are those of the JSON, strings from outside stay text, labels keep clear of each other."""
+
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from PIL import ImageFont
+
+from eval.report import plain, write_report
+from eval.report.columns import columns, duration, significant, training
+from eval.report.grid import CELL, GAP, PAPER, cell, grid, wrapped
+from eval.report.scatter import Box, label_of, place_labels, scatter, series_of
+
+EVIL = '<script>alert("1")</script> & | `x`'
+
+
+def row(name: str, method: str, steps: int, latency: float, distance: float, **more) -> dict:
+    return {
+        "name": name, "method": method, "num_steps": steps, "solver": None, "nfe": 2.0 * steps, "latency_ms": latency,
+        "latency_ms_p5": latency * 0.9, "latency_ms_p95": latency * 1.1, "images_per_second": 1234.5 / steps,
+        "peak_memory_mb": 612.34, "prompt_agreement": 0.934, "samples": 2000, "speedup": 412.3 / latency,
+        "frechet_distance": distance, "frechet_ratio": distance / 2.93, "training": None, "call": {},
+        "pipeline": method, "from_cache": False,
+    } | more  # fmt: skip
+
+
+@pytest.fixture
+def report() -> dict:
+    cost = {"steps": 12345, "seconds": 210.5, "device": "cpu"}
+    return {
+        "date": "2026-01-01T00:00:00+00:00",
+        "command": "python -m eval " + EVIL,
+        "teacher": {"path": "pocket", "call": {"num_inference_steps": 50}},
+        "runs": [{"name": EVIL, "method": "dmd"}, {"name": "plain-name", "method": "scm"}],
+        "samples": 2000,
+        "batch_size": 32,
+        "seed": 0,
+        "features": "pocket",
+        "reference": "pocket",
+        "prompts": {"source": "pocket", "first": [EVIL, "a bag", "an ankle boot of considerable length " * 5]},
+        "frechet_column": "Frechet distance (pocket@2000)",
+        "memory_column": "Peak MB (process)",
+        "machine": {"device": "cpu", "cpu": EVIL, "precision": "float32"},
+        "notes": [EVIL],
+        "rows": [
+            row("teacher, 50 steps", "teacher", 50, 412.3, 2.93),
+            row("teacher, DPM-Solver++, 1 step", "teacher", 1, 17.1, 214.2, solver="DPM-Solver++"),
+            row(f"{EVIL}, 1 step", "dmd", 1, 13.4, 5.36, training=cost),
+            row("plain-name, 2 steps", "my|plug-in", 2, 20.2, 6.41234567, training=cost, prompt_agreement=None),
+        ],
+    }
+
+
+@pytest.fixture
+def written(report, tmp_path):
+    images = [torch.rand(3, 3, 8, 8) for _ in report["rows"]]
+    write_report(report, images, tmp_path)
+    return tmp_path
+
+
+class Reader(HTMLParser):
+    """Collects elements with data-value and the text inside them, and everything that would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.figures: list[tuple[dict, str]] = []
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self._open: list[int | None] = []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.fetched += [v for k, v in attrs if k in ("src", "href", "srcset") and not v.startswith("data:")]
+        if tag in ("img", "meta", "line", "circle", "polyline", "br"):
+            return
+        self._open.append(len(self.figures) if "data-value" in given else None)
+        if "data-value" in given:
+            self.figures.append((given, ""))
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "circle", "polyline", "img", "meta", "br") and self._open:
+            self._open.pop()
+
+    def handle_data(self, data):
+        for index in self._open:
+            if index is not None:
+                given, text = self.figures[index]
+                self.figures[index] = given, text + data
+
+
+def test_every_figure_of_the_page_is_that_of_the_json(report, written):
+    stored = json.loads((written / "report.json").read_text())
+    reader = Reader()
+    reader.feed((written / "report.html").read_text())
+    shown = {column.key: column for column in columns(stored)}
+    seen = set()
+    for given, text in reader.figures:
+        index, key = int(given["data-row"]), given["data-key"]
+        value = stored["rows"][index][key]
+        assert json.loads(given["data-value"]) == value
+        assert " ".join(text.split()) == " ".join(shown[key].text(value).split())
+        seen.add((index, key))
+    assert seen == {(i, key) for i in range(len(stored["rows"])) for key in shown}
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(written):
+    reader = Reader()
+    page = (written / "report.html").read_text()
+    reader.feed(page)
+    assert reader.fetched == []
+    assert not {"script", "link", "iframe", "object"} & set(reader.tags)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert reader.tags.count("img") == 1
+    assert reader.tags.count("svg") == 2
+    assert "$" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_markdown_has_the_table_and_stays_text(report, written):
+    text = (written / "report.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(report["rows"])
+    cells = [re.split(r"(?<!\\)\|", line) for line in table]
+    assert len({len(line) for line in cells}) == 1
+    assert "Frechet distance (pocket@2000)" in table[0]
+    before_command = text[: text.index("```")]
+    assert "<script>" not in before_command
+    for line, source in zip(cells[2:], report["rows"], strict=True):
+        assert line[8].strip() == significant(source["frechet_distance"])
+
+
+def test_terminal_table(report):
+    lines = plain(report).splitlines()
+    assert len(lines) == 1 + len(report["rows"])
+    assert lines[-1].startswith("plain-name, 2 steps")
+    assert "6.41" in lines[-1]
+
+
+def test_nothing_is_written_when_a_figure_is_no_number(report, tmp_path):
+    report["rows"][0]["nfe"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        write_report(report, [torch.rand(3, 3, 8, 8)] * 4, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scatter_is_xml_with_a_point_a_row(report):
+    for width, height in ((940, 430), (360, 400)):
+        drawing = ElementTree.fromstring(scatter(report["rows"], EVIL, width, height))
+        points = [e for e in drawing.iter() if e.tag.endswith("circle")]
+        assert len(points) == len(report["rows"])
+        for point in points:
+            assert 0 < float(point.get("cx")) < width
+            assert 0 < float(point.get("cy")) < height
+        # Higher distance is higher up, longer latency further right.
+        assert float(points[1].get("cy")) < float(points[2].get("cy"))
+        assert float(points[0].get("cx")) > float(points[1].get("cx"))
+
+
+@pytest.mark.parametrize("distances", [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 300.0]])
+def test_scatter_of_unusual_figures(report, distances):
+    for entry, distance in zip(report["rows"], distances, strict=True):
+        entry["frechet_distance"], entry["latency_ms"] = distance, 5.0
+    drawing = scatter(report["rows"], "Frechet")
+    assert "nan" not in drawing
+    ElementTree.fromstring(drawing)
+
+
+def test_labels_keep_clear_of_each_other_and_of_points():
+    # A cluster of four within a few units, a point at each edge, and long labels.
+    points = [(100, 100), (104, 103), (98, 108), (107, 96), (290, 20), (20, 180)]
+    labels = [f"a student, {i} steps" for i in range(len(points))]
+    within = Box(0, 0, 300, 200)
+    boxes = place_labels(points, labels, within)
+    for i, box in enumerate(boxes):
+        assert box.left >= 0
+        assert box.top >= 0
+        assert box.right <= 300
+        assert box.bottom <= 200
+        for other in boxes[:i]:
+            assert box.overlap(other) == 0
+        for x, y in points:
+            assert not (box.left < x < box.right and box.top < y < box.bottom)
+
+
+def test_labels_and_series():
+    assert label_of({"name": "teacher, DPM-Solver++, 4 steps", "solver": "DPM-Solver++"}) == "teacher, 4 steps"
+    assert len(label_of({"name": "x" * 50})) == 26
+    rows = [{"method": m} for m in ("teacher", "dmd", "scm", *"abcdefg")]
+    colours = series_of(rows)
+    assert (colours["teacher"], colours["dmd"], colours["scm"]) == (0, 1, 2)
+    assert max(colours.values()) == 5
+    assert list(colours.values()).count(0) == 1
+
+
+def test_small_images_are_magnified_by_whole_pixels_and_large_ones_shrunk():
+    image = torch.rand(3, 32, 32)
+    big = cell(image)
+    assert big.size == (CELL, CELL)
+    factor = CELL // 32
+    assert big.getpixel((factor - 1, 0)) == big.getpixel((0, 0))
+    assert big.getpixel((0, 0)) == tuple((image[:, 0, 0] * 255).round().int().tolist())
+    assert cell(torch.rand(3, 512, 256)).size == (CELL // 2, CELL)
+
+
+def test_grid_has_a_column_a_row_and_a_line_a_prompt(report):
+    images = [torch.zeros(3, 3, 16, 16) for _ in report["rows"]]
+    with_prompts = grid(report["rows"], images, report["prompts"]["first"])
+    without = grid(report["rows"], images, None)
+    assert with_prompts.width > without.width >= 4 * (CELL + GAP)
+    assert with_prompts.height == without.height > 3 * (CELL + GAP)
+    assert without.getpixel((without.width - GAP - 1, without.height - GAP - 1)) == (0, 0, 0)
+    assert without.getpixel((without.width - 1, without.height - 1)) == PAPER
+
+
+def test_text_is_wrapped_and_cut():
+    font = ImageFont.load_default(20)
+    lines = wrapped("an ankle boot of considerable length and weight " * 9, font, 150, 3)
+    assert len(lines) == 3
+    assert all(font.getlength(line) <= 150 for line in lines)
+    assert lines[-1].endswith("...")
+    assert wrapped("x" * 100, font, 150, 3)[0].endswith("...")
+    assert wrapped("", font, 150, 3) == [""]
+
+
+def test_figures_as_text():
+    texts = [significant(v) for v in (None, 0, 0.00012, 0.1234, 0.99951, 1.234, 12.34, 99.96, 1234.5, -3.456)]
+    assert texts == ["–", "0", "0.0001", "0.123", "1.00", "1.23", "12.3", "100", "1,234", "-3.46"]
+    assert [duration(s) for s in (12, 89, 210.5, 90000)] == ["12 s", "89 s", "3.5 min", "25.0 h"]
+    assert training({"steps": 1000, "seconds": None}) == "1,000 steps"
+    assert training({}) == "–"

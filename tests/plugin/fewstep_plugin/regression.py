@@ -1,0 +1,24 @@
+"""Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388): regress one step onto the teacher's ODE endpoint."""
+
+from dataclasses import dataclass
+
+from distill.distiller import Batch, Distiller
+from distill.sampling import sample
+
+
+@dataclass
+class RegressionOptions:
+    pairs: int = 1000
+
+
+class Regression(Distiller):
+    Options = RegressionOptions
+
+    def pairs(self) -> int:
+        return self.options.pairs
+
+    def forward(self, turn: str, batch: Batch, step: int):
+        noise, endpoint = batch.pairs
+        made = sample(self.student, noise, [self.student.path.t_max], batch.cond, batch.draws.normal)
+        loss = (made - endpoint).square().mean()
+        return loss, {"loss": loss.detach()}

@@ -1,0 +1,25 @@
+"""Every notebook runs from top to bottom on a small budget."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_STEPS", "4")
+    monkeypatch.setenv("FEWSTEP_SAMPLES", "20")
+    monkeypatch.setenv("FEWSTEP_RUNS", str(tmp_path / "runs"))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(path.parent)}}).execute()
+    assert (tmp_path / "runs" / "report" / "report.html").is_file()
+
+
+def test_notebooks_carry_the_outputs_of_a_real_run():
+    for path in NOTEBOOKS:
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert any(cell.outputs for cell in cells), f"{path} has no outputs; run it and commit it"
