@@ -28,7 +28,7 @@ RESULT = Path(__file__).parent / "results" / "tangent.md"
 BATCH = 4
 
 
-def unet() -> tuple[nn.Module, dict[str, Tensor]]:
+def unet() -> tuple[Any, dict[str, Tensor]]:
     return UNet2DModel(
         sample_size=32, in_channels=4, out_channels=4, block_out_channels=(64, 128, 128), attention_head_dim=32,
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
@@ -36,7 +36,7 @@ def unet() -> tuple[nn.Module, dict[str, Tensor]]:
     ), {}  # fmt: skip
 
 
-def unet_condition() -> tuple[nn.Module, dict[str, Tensor]]:
+def unet_condition() -> tuple[Any, dict[str, Tensor]]:
     return UNet2DConditionModel(
         sample_size=32, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=64,
         attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -44,7 +44,7 @@ def unet_condition() -> tuple[nn.Module, dict[str, Tensor]]:
     ), {"encoder_hidden_states": torch.randn(BATCH, 16, 64)}  # fmt: skip
 
 
-def sd3() -> tuple[nn.Module, dict[str, Tensor]]:
+def sd3() -> tuple[Any, dict[str, Tensor]]:
     return SD3Transformer2DModel(
         sample_size=32, in_channels=4, out_channels=4, num_layers=4, attention_head_dim=64, num_attention_heads=4,
         joint_attention_dim=64, caption_projection_dim=256, pooled_projection_dim=64, pos_embed_max_size=32,
@@ -67,8 +67,8 @@ def torch_func_jvp(network: nn.Module, function: Function, primals: Any, tangent
     ]
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            out: tuple[Tensor, Tensor] = torch.func.jvp(function, primals, tangents)
-            return out
+            value, derivative = torch.func.jvp(function, primals, tangents)[:2]
+            return value, derivative
     finally:
         for hook in hooks:
             hook.remove()
@@ -76,15 +76,15 @@ def torch_func_jvp(network: nn.Module, function: Function, primals: Any, tangent
 
 def reference(network: nn.Module, function: Function, primals: Any, tangents: Any) -> Tensor:
     """The derivative in float64. diffusers embeds times in float32 inside float64 networks: not meanwhile."""
-    original = Tensor.to
+    original: Any = Tensor.to
 
     def to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return original(x, *(torch.float64 if arg is torch.float32 else arg for arg in args), **kwargs)
+        return original(x, *[torch.float64 if arg is torch.float32 else arg for arg in args], **kwargs)
 
-    doubles = [tuple(x.double() for x in xs) for xs in (primals, tangents)]
+    primals, tangents = (tuple(x.double() for x in xs) for xs in (primals, tangents))
     with patch.object(Tensor, "float", Tensor.double), patch.object(Tensor, "to", to):
         network.double()
-        derivative = finite_difference(function, *doubles, step=1e-6)[1]
+        derivative = finite_difference(function, primals, tangents, step=1e-6)[1]
     network.float()
     return derivative
 
@@ -156,11 +156,11 @@ def main() -> None:
         print(lines[-1], flush=True)
     if args.write:
         RESULT.parent.mkdir(exist_ok=True)
+        command = "python -m benchmarks.tangent" + " --compile" * args.compile + " --write"
         note = (
-            "Cost of a derivative along (x, t), in forwards of the same network (without gradients), with its relative "
-            "error\nagainst float64 differences in brackets. "
-            f"`python -m benchmarks.tangent{' --compile' * args.compile} --write`: batch {BATCH} of 4 x 32 x 32, float32, "
-            f"\n{torch.get_num_threads()} CPU thread(s), median of {args.repeats} interleaved repeats, "
+            "Cost of a derivative along (x, t), in forwards of the same network (no gradients), and in brackets its "
+            f"relative\nerror against float64 differences. `{command}`: batch {BATCH} of 4 x 32 x 32, float32,\n"
+            f"{torch.get_num_threads()} CPU thread(s), median of {args.repeats} interleaved repeats, "
             f"torch {torch.__version__}.\n"
         )
         RESULT.write_text("# Tangents\n\n" + note + "\n" + "\n".join(lines) + "\n")

@@ -226,7 +226,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Pair | None:
     """softmax(scale Q K' + mask) V. Rows of scores are independent, so they are formed a block at a time."""
-    pairs = [_split(query), _split(key), _split(value)]
+    pairs: Any = [_split(query), _split(key), _split(value)]
     if _constant(query, key, value) or not _constant(attn_mask) or (is_causal and attn_mask is not None):
         return None
     if dropout_p:
@@ -235,10 +235,10 @@ def _attention(
         heads = query.size(-3)
         pairs = [tuple(None if x is None else x.repeat_interleave(heads // x.size(-3), -3) for x in p) for p in pairs]
     batch = torch.broadcast_shapes(*(x.shape[:-2] for x, _ in pairs))
-    (q, dq), (k, dk), (v, dv) = (
-        tuple(None if x is None else x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in pair)
-        for pair in pairs
+    flat: Any = (
+        x if x is None else x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for p in pairs for x in p
     )
+    q, dq, k, dk, v, dv = flat
     rows, columns = q.size(-2), k.size(-2)
     scale = q.size(-1) ** -0.5 if scale is None else scale
     q, dq, k, dk = q * scale, None if dq is None else dq * scale, k.mT, None if dk is None else dk.mT
@@ -261,7 +261,7 @@ def _attention(
         ds = None if dq is None else torch.bmm(dq[block], k[head])
         if dk is not None:
             ds = torch.bmm(q[block], dk[head]) if ds is None else ds.baddbmm_(q[block], dk[head])
-        do = None if dv is None else torch.bmm(p, dv[head])
+        do: Any = None if dv is None else torch.bmm(p, dv[head])
         if ds is not None:
             dp = aten._softmax_backward_data(ds, p, -1, ds.dtype)
             do = torch.bmm(dp, v[head]) if do is None else do.baddbmm_(dp, v[head])
