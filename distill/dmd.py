@@ -22,6 +22,7 @@ from teachers.trigflow import add_noise, to_velocity
 class DMDOptions:
     fake_score_updates: int = 2  # updates of the fake score for one of the student (two time scales, DMD2 section 4.2)
     noise_range: tuple[float, float] = (0.02, 0.98)  # of the native schedule's timesteps, drawn uniformly
+    conditioning_timestep: int | None = None  # native timestep that the student is told; None means the last, t_max
     fake_score_loss: Literal["velocity", "epsilon"] = "velocity"
     fake_score_guidance: float = 1.0
     regression_weight: float = 0.0  # of DMD's regression on teacher pairs [7]; DMD2 drops it
@@ -30,7 +31,7 @@ class DMDOptions:
 
 
 class DMD(Distiller):
-    """One step, from noise at t_max. Needs prompts only."""
+    """One step, from pure noise. Needs prompts only."""
 
     Options = DMDOptions
     turn_names = ("fake_score", "student")
@@ -43,6 +44,7 @@ class DMD(Distiller):
         low, high = options.noise_range
         if not 0 <= low < high <= 1:
             raise ValueError(f"method.noise_range is {options.noise_range}; it has to rise within [0, 1]")
+        self.start = self.starting_angle(options.conditioning_timestep)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher [section 3.2]
 
     def turns(self, step: int) -> tuple[str, ...]:
@@ -50,6 +52,9 @@ class DMD(Distiller):
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         return {"fake_score": [self.fake_score], "student": [self.student]}
+
+    def candidate_times(self) -> list[list[float]]:
+        return [[self.start]]
 
     def pictured(self) -> Mapping[str, Denoiser]:
         return {"fake score": self.fake_score}
@@ -63,7 +68,7 @@ class DMD(Distiller):
     def generate(self, batch: Batch) -> Tensor:
         """x = G(z), (B, C, H, W)."""
         noise = batch.draws.normal(*self.teacher.shape)
-        return sample(self.student, noise, [self.student.path.t_max], batch.cond, batch.draws.normal)
+        return sample(self.student, noise, [self.start], batch.cond, batch.draws.normal)
 
     def noise_level(self, batch: Batch) -> Tensor:
         """t ~ U(T_min, T_max) in native timesteps [2], as angles (B,)."""
@@ -81,7 +86,7 @@ class DMD(Distiller):
         logs = {"dmd_gradient": gradient.abs().mean(), "real_residual": spread.mean(), "loss": loss.detach()}
         if self.options.regression_weight and batch.pairs is not None:
             noise, endpoint = batch.pairs
-            made = sample(self.student, noise, [self.student.path.t_max], batch.cond, batch.draws.normal)
+            made = sample(self.student, noise, [self.start], batch.cond, batch.draws.normal)
             regression = (made - endpoint).square().mean()  # [9] with a plain distance in latents
             loss = loss + self.options.regression_weight * regression
             logs["regression"] = regression.detach()
