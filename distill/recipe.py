@@ -88,12 +88,13 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise ValueError(f"there is no recipe {path}{_neighbours(path)}")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(_checked(overrides))))
+        stored = OmegaConf.load(path)
+        if not OmegaConf.is_dict(stored):
+            raise ValueError(f"{path} has to hold keys and values at its top level")
+        merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(list(_checked(overrides))))
         values = OmegaConf.to_container(merged, resolve=False)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} has to hold keys and values at its top level")
     recipe = build(Recipe, values, "")
     _check_meaning(recipe)
     return recipe

@@ -23,7 +23,7 @@ from teachers.trigflow import HALF_PI, add_noise
 @dataclass
 class SCMOptions:
     proposal: tuple[float, float] = (0.3, 1.4)  # log tan t ~ N(mean, std^2); the paper's mean at sigma_d 0.5 plus log 2
-    conditioning_timestep: int | None = None  # native timestep that the student is told of pure noise; None: the last
+    ceiling: float = 1.3  # radians; where an epsilon student's output is read near the end of time (`Denoiser.ceiling`)
     tangent_warmup: int = 200  # H: steps over which the tangent's unstable half is switched on [section 4.2]
     tangent_offset: float = 1.0  # c in g / (|g| + c), |g| the L2 norm over a whole sample (SANA's and rCM's meaning)
     tangent: Literal["auto", "jvp", "finite_difference"] = "auto"
@@ -61,32 +61,27 @@ class SCM(Distiller):
             raise ValueError("method.adaptation_steps has to be at least 0, and method.tangent_warmup at least 1")
         if any(not 0 < time < HALF_PI for time in options.second_times) or not options.second_times:
             raise ValueError(f"method.second_times are {options.second_times}; each has to be an angle in (0, pi/2)")
-        self.start = self.starting_angle(options.conditioning_timestep)
         self.tangent = tangent(options.tangent)
         self.log_variance = LogVariance() if options.learned_weighting else None
         if options.adaptation_steps:
             soften_clock(self.student, options.time_scale)
+            self.student.ceiling = options.ceiling
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         return {"student": [self.student] + ([self.log_variance] if self.log_variance else [])}
 
     def candidate_times(self) -> list[list[float]]:
-        below = [time for time in self.options.second_times if self.student.path.t_min < time < self.start]
-        return [[self.start, time] for time in below] or [[self.start]]
+        path, highest = self.student.path, self.student.reading(torch.tensor(HALF_PI)).item()
+        return [[path.t_max, time] for time in self.options.second_times if path.t_min < time < highest]
 
     def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
         return tuple(range(1, len(times) + 1))
 
     def noise_level(self, batch: Batch) -> Tensor:
-        """t = arctan(e^tau), tau ~ N(P_mean, P_std^2) [section 4.1], kept between the schedule's start and the student's."""
+        """t = arctan(e^tau), tau ~ N(P_mean, P_std^2) [section 4.1], kept within the teacher's schedule."""
         mean, std = self.options.proposal
         tau = mean + std * math.sqrt(2) * torch.erfinv((2 * batch.draws.uniform() - 1).clamp(-0.9999, 0.9999))
-        return torch.atan(torch.exp(tau)).clamp(self.student.path.t_min, self.start)
-
-    def noisy(self, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """x_t [2], and pure noise at the student's start, since that is what it will be given there."""
-        at_start = (t >= self.start).reshape(-1, *[1] * (z.ndim - 1))
-        return torch.where(at_start, z, add_noise(x0, z, t))
+        return torch.atan(torch.exp(tau)).clamp(self.student.path.t_min, self.student.path.t_max)
 
     def forward(self, turn: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         assert batch.latents is not None
@@ -94,7 +89,7 @@ class SCM(Distiller):
         if step < self.options.adaptation_steps:
             return self.adapt(batch, x0, z)
         t = self.noise_level(batch)
-        x_t = self.noisy(x0, z, t)
+        x_t = add_noise(x0, z, t)
         warm = min(1.0, (step - self.options.adaptation_steps + 1) / self.options.tangent_warmup)
         g, frozen = self.target(batch, x_t, t, warm)
         norm = g.flatten(1).norm(dim=1)
@@ -105,7 +100,7 @@ class SCM(Distiller):
         velocity = self.student.velocity(x_t, t, batch.cond)
         error = (velocity - velocity.detach() - g).square().flatten(1).sum(1)
         import os
-        error = error * torch.cos(t) ** float(os.environ.get("P", 0))
+        error = error * torch.cos(self.student.reading(t)) ** float(os.environ.get("P", 0))
         logs = {
             "tangent_norm": torch.where(finite, norm, 0.0).mean(),
             "masked_samples": (~finite).float().sum(),
@@ -136,11 +131,12 @@ class SCM(Distiller):
 
     def adapt(self, batch: Batch, x0: Tensor, z: Tensor) -> tuple[Tensor, Logs]:
         """Regress the student, on its gentle clock, onto the teacher's guided velocity, at noise levels of every size."""
-        low, high = self.student.path.t_min, self.start
-        t = (low + 1.1 * (high - low) * batch.draws.uniform()).clamp(max=high)  # a share of the batch at the start itself
-        x_t = self.noisy(x0, z, t)
+        low, high = self.student.path.t_min, self.student.path.t_max
+        t = low + (high - low) * batch.draws.uniform()
+        x_t = add_noise(x0, z, t)
         with torch.no_grad():
             wanted = self.teacher.velocity(x_t, t, batch.cond, self.guidance)
         # cos t makes it an error of epsilon, what most teachers predict, so that the noisiest samples do not rule.
-        error = (self.student.velocity(x_t, t, batch.cond) - wanted).square().flatten(1).mean(1) * torch.cos(t).square()
+        error = (self.student.velocity(x_t, t, batch.cond) - wanted).square().flatten(1).mean(1)
+        error = error * torch.cos(self.student.reading(t)).square()
         return error.mean(), {"adaptation_loss": error.mean().detach()}

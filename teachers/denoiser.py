@@ -9,18 +9,28 @@ from torch import Tensor, nn
 from teachers.trigflow import NoisePath, expand, to_velocity, to_x0
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+BEND = 0.25  # radians over which a ceiling takes effect
 Condition = Mapping[str, Tensor]  # the network's own keyword arguments, first dimension the batch
 
 
 class Denoiser(nn.Module):
     """`network(sample, timestep=..., **cond)` of some prediction type on some native path, as a TrigFlow velocity.
 
+    `ceiling`: None reads the network's epsilon at the angle t itself, x0 = (x_t - sin(t) z) / cos(t), which multiplies its
+    errors by 1 / cos(t): 15 at the end of Stable Diffusion's schedule. A number (radians) reads it at `reading(t)`, equal
+    to t up to `ceiling - BEND` and levelling off below `ceiling`: a trainable student gets used to it at once.
+
     `time_scale`: None feeds the network its native timestep. A number feeds it `time_scale * t` instead: a gentle clock,
     for students whose network is differentiated in time (METHODS: a native clock of 1000 ticks makes sCM diverge).
     """
 
     def __init__(
-        self, network: nn.Module, path: NoisePath, prediction: Prediction, time_scale: float | None = None
+        self,
+        network: nn.Module,
+        path: NoisePath,
+        prediction: Prediction,
+        time_scale: float | None = None,
+        ceiling: float | None = None,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
@@ -29,6 +39,14 @@ class Denoiser(nn.Module):
         self.path = path
         self.prediction = prediction
         self.time_scale = time_scale
+        self.ceiling = ceiling
+
+    def reading(self, t: Tensor) -> Tensor:
+        """The angle (B,) at which an epsilon network's output is read; t itself without a ceiling."""
+        if self.ceiling is None or self.prediction != "epsilon":
+            return t
+        knee = self.ceiling - BEND
+        return torch.where(t <= knee, t, knee + BEND * torch.tanh((t - knee).clamp_min(0) / BEND))
 
     def clock(self, t: Tensor) -> Tensor:
         """What the network is told of the angle t (B,): float32, since half precision ruins tangents."""
@@ -43,7 +61,11 @@ class Denoiser(nn.Module):
         output = self.network(native.to(weight.dtype), timestep=self.clock(t), **cond, return_dict=False)[0]
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks that also learn a variance append it
         if self.prediction == "epsilon":
-            return (native - sigma * output) / (alpha * sigma_data), output
+            if self.ceiling is None:
+                return (native - sigma * output) / (alpha * sigma_data), output
+            angle, t = (expand(a, x_t).to(x_t.dtype) for a in (self.reading(t), t))
+            x0 = (x_t - torch.sin(angle) * output) / torch.cos(angle)
+            return x0, (x_t - torch.cos(t) * x0) / torch.sin(t)
         if self.prediction == "sample":
             return output / sigma_data, (native - alpha * output) / sigma
         if self.prediction == "v_prediction":  # v = alpha z - sigma X0 (Salimans & Ho 2022, arXiv 2202.00512)

@@ -41,7 +41,6 @@ def recipe(tmp_path, text_pipeline):
         ("method.noise_range=[0.1]", "has to be a list of 2 values"),
         ("optimizers.studnet.lr=1", "unknown key 'optimizers.studnet', did you mean 'student'"),
         ("train.batch_size=0", "at least 1"),
-        ("train.batch_size=5 ", "whole number"),
         ("train.accumulation=7", "does not divide"),
         ("train.ema=1.5", r"in \[0, 1\)"),
         ("name=a/b", "plain folder name"),

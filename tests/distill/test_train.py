@@ -62,21 +62,24 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(recipes, method):
 
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(recipes, method):
-    """Two micro-batches a turn, several optimizers: the same weights as one batch, to rounding."""
-    whole = load(recipes[method], [*FAST, "train.steps=3", "name=whole"])
-    split = load(recipes[method], [*FAST, "train.steps=3", "name=split", "train.accumulation=2"])
-    train(whole), train(split)
-    one, two = average(whole.folder), average(split.folder)
-    moved = max((one[k] - v).abs().max() for k, v in average_at_start(whole).items())
-    assert moved > 1e-5
-    # Adam divides by the gradient's own size, so rounding of near-zero gradients shows: far below the distance moved.
-    assert max((one[key] - two[key]).abs().max() for key in one) < 0.2 * moved
-    assert sum((one[key] - two[key]).abs().mean() for key in one) / len(one) < 1e-6
+    """Two micro-batches a turn, several optimizers: the same weights as one batch, to rounding.
 
+    With a large epsilon Adam's step is linear in the gradient, so that rounding is not blown up where a gradient is tiny.
+    """
+    turns = ("student", "fake_score") if method == "dmd" else ("student",)
+    linear = [f"optimizers.{turn}.{key}" for turn in turns for key in ("eps=10.0", "lr=1.0", "weight_decay=0.0")]
 
-def average_at_start(recipe):
-    teacher = StableDiffusion.load(recipe.teacher.path, torch.device("cpu"))
-    return teacher.student().state_dict() if recipe.method["name"] == "dmd" else average(recipe.folder)
+    def run(name, *extra):
+        recipe = load(recipes[method], [*FAST, *linear, "train.steps=3", f"name={name}", *extra])
+        train(recipe)
+        return average(recipe.folder)
+
+    start = run("start", *(f"optimizers.{turn}.lr=0.0" for turn in turns))
+    whole, split = run("whole"), run("split", "train.accumulation=2")
+    moved = max((whole[key] - start[key]).abs().max() for key in start)
+    apart = max((whole[key] - split[key]).abs().max() for key in start)
+    assert moved > 1e-4
+    assert apart < 1e-3 * moved
 
 
 def test_zero_steps_export_the_teacher_itself(recipes):
