@@ -69,7 +69,9 @@ def plan(recipe: DataRecipe, cls: type[Distiller], guided: bool) -> Plan:
         _, labels = pocket.examples()
         phrasings = [pocket.captions(label) for label in range(10)]
         chosen = torch.randint(1 << 30, (len(labels),), generator=draw).tolist()
-        return Plan([phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)], pocket=True)
+        return Plan(
+            [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)], pocket=True
+        )
     if recipe.images is not None:
         return _image_folder(Path(recipe.images), guided)
     if cls.needs_latents:
@@ -112,24 +114,37 @@ def _image_folder(folder: Path, guided: bool) -> Plan:
             row = json.loads(line)
             known[row["file_name"]] = row["text"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{table}, line {number}: every line has to read {{"file_name": ..., "text": ...}}') from error
+            raise ValueError(
+                f'{table}, line {number}: every line has to read {{"file_name": ..., "text": ...}}'
+            ) from error
     captions = []
     for file in files:
         try:
             with Image.open(file) as image:
                 image.verify()
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"{file} is not an image that can be read; take it out of the folder or repair it") from error
+            raise ValueError(
+                f"{file} is not an image that can be read; take it out of the folder or repair it"
+            ) from error
         beside = file.with_suffix(".txt")
         caption = known.get(file.name, beside.read_text(encoding="utf-8").strip() if beside.is_file() else None)
         if caption is None and guided:
-            raise ValueError(f"{file} has no caption; write it to {beside.name} beside it, or list it in metadata.jsonl")
+            raise ValueError(
+                f"{file} has no caption; write it to {beside.name} beside it, or list it in metadata.jsonl"
+            )
         captions.append(caption or "")
     return Plan(captions, files)
 
 
 def prepare(
-    plan: Plan, teacher: Teacher, device: torch.device, cache: Path, pairs: int, pair_steps: int, guidance: float, key: str
+    plan: Plan,
+    teacher: Teacher,
+    device: torch.device,
+    cache: Path,
+    pairs: int,
+    pair_steps: int,
+    guidance: float,
+    key: str,
 ) -> Dataset:
     """Encode captions and images (once; kept in `cache`), and make `pairs` teacher pairs where the method asks for them."""
     distinct = list(dict.fromkeys(plan.captions))
@@ -143,7 +158,9 @@ def prepare(
         latents = pocket.examples()[0].to(device)
     elif plan.images:
         stamp = repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in plan.images])
-        latents = cached(cache / "latents.safetensors", key + stamp, lambda: {"x": _encode(plan.images, teacher)})["x"].to(device)
+        latents = cached(cache / "latents.safetensors", key + stamp, lambda: {"x": _encode(plan.images, teacher)})[
+            "x"
+        ].to(device)
     if not pairs:
         return Dataset(distinct, cond, prompt, latents)
     made = cached(
@@ -168,7 +185,10 @@ def _encode(files: Sequence[Path], teacher: Teacher) -> Tensor:
 
     batches = range(0, len(files), ENCODE_BATCH)
     return torch.cat(
-        [teacher.encode(torch.stack([load(f) for f in files[i : i + ENCODE_BATCH]])).cpu() for i in tqdm(batches, desc="encoding images")]
+        [
+            teacher.encode(torch.stack([load(f) for f in files[i : i + ENCODE_BATCH]])).cpu()
+            for i in tqdm(batches, desc="encoding images")
+        ]
     )
 
 

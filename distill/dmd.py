@@ -40,7 +40,9 @@ class DMD(Distiller):
     def __init__(self, teacher: Teacher, guidance: float, options: DMDOptions) -> None:
         super().__init__(teacher, guidance, options)
         if options.fake_score_updates < 1:
-            raise ValueError(f"method.fake_score_updates is {options.fake_score_updates}; the fake score needs 1 at least")
+            raise ValueError(
+                f"method.fake_score_updates is {options.fake_score_updates}; the fake score needs 1 at least"
+            )
         low, high = options.noise_range
         if not 0 <= low < high <= 1:
             raise ValueError(f"method.noise_range is {options.noise_range}; it has to rise within [0, 1]")
@@ -74,7 +76,9 @@ class DMD(Distiller):
         """t ~ U(T_min, T_max) in native timesteps [2], as angles (B,)."""
         low, high = self.options.noise_range
         path = self.student.path
-        return path.angle((low + (high - low) * batch.draws.uniform().double()) * (path.num_train_timesteps - 1)).float()
+        return path.angle(
+            (low + (high - low) * batch.draws.uniform().double()) * (path.num_train_timesteps - 1)
+        ).float()
 
     def student_turn(self, batch: Batch) -> tuple[Tensor, Logs]:
         x = self.generate(batch)

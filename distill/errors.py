@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """", did you mean 'x'?" where something close is known, else nothing."""
+    """ ", did you mean 'x'?" where something close is known, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -14,7 +14,13 @@ from teachers.teacher import Teacher, save_pipeline
 
 
 def export(
-    recipe: Recipe, teacher: Teacher, distiller: Distiller, student: Denoiser, times: Sequence[float], cost: dict[str, Any], features: str
+    recipe: Recipe,
+    teacher: Teacher,
+    distiller: Distiller,
+    student: Denoiser,
+    times: Sequence[float],
+    cost: dict[str, Any],
+    features: str,
 ) -> Path:
     """Write runs/NAME/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic."""
     record = describe(recipe, teacher, distiller, times, cost, features)
@@ -48,7 +54,9 @@ def describe(
         "times": list(times),
         "calls": [{"num_steps": n, "call": teacher.calls(n)} for n in distiller.step_counts(times)],
         "evaluation": {
-            "prompts": (recipe.evaluation.prompts or recipe.data.prompts or recipe.data.images) if teacher.guided else None,
+            "prompts": (recipe.evaluation.prompts or recipe.data.prompts or recipe.data.images)
+            if teacher.guided
+            else None,
             "features": features,
             "reference": recipe.evaluation.reference,
         },
@@ -65,7 +73,11 @@ def model_card(record: dict[str, Any], pipeline: str, prompts: bool) -> str:
         rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
     calls = "\n".join(rows)
     cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
-    baked = f"\nThe teacher's guidance {guidance:g} is in the weights: `guidance_scale` has no effect here.\n" if guidance else ""
+    baked = (
+        f"\nThe teacher's guidance {guidance:g} is in the weights: `guidance_scale` has no effect here.\n"
+        if guidance
+        else ""
+    )
     return f"""---
 library_name: diffusers
 pipeline_tag: {"text-to-image" if prompts else "unconditional-image-generation"}

@@ -37,7 +37,9 @@ class Monitor:
         self.noise = torch.randn(self.count, *teacher.shape, generator=torch.Generator().manual_seed(recipe.seed + 1))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         key = f"{recipe.teacher} {features} {self.count} {steps} {recipe.seed} {data.captions}"
-        self.teacher_side = cached(recipe.folder / "cache" / "teacher.safetensors", key, lambda: self._teacher(steps, guidance))
+        self.teacher_side = cached(
+            recipe.folder / "cache" / "teacher.safetensors", key, lambda: self._teacher(steps, guidance)
+        )
 
     @torch.no_grad()
     def _teacher(self, steps: int, guidance: float) -> dict[str, Tensor]:

@@ -25,7 +25,9 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
     runs = []
     for number, name in enumerate(("dmd", "scm"), start=1):
         recipe = load(RECIPES / f"{name}.yaml", [f"output={output}", *overrides])
-        print(f"\n[{number}/3] distilling the pocket teacher with {name.upper()}: {recipe.train.steps} steps into {recipe.folder}")
+        print(
+            f"\n[{number}/3] distilling the pocket teacher with {name.upper()}: {recipe.train.steps} steps into {recipe.folder}"
+        )
         train(recipe)
         runs.append(recipe.folder)
     print(f"\n[3/3] comparing both students with the teacher, {samples:,} samples a row")
@@ -41,7 +43,9 @@ def command() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
     parser.add_argument("--samples", type=int, default=1000, help="samples a row of the report (default: 1000)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both recipes, for example train.steps=50")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for both recipes, for example train.steps=50"
+    )
     args = parser.parse_args()
     quickstart(args.output, args.samples, args.overrides)
 

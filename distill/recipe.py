@@ -52,9 +52,11 @@ class TrainRecipe:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     log_every: int = 20
-    evaluate_every: int = 200  # held-out Frechet distance to the teacher's samples, and a grid of samples; 0 means never
+    evaluate_every: int = (
+        200  # held-out Frechet distance to the teacher's samples, and a grid of samples; 0 means never
+    )
     evaluate_samples: int = 500
-    evaluate_teacher_steps: int = 20  # steps of the teacher that the held-out distance compares with
+    evaluate_teacher_steps: int = 50  # steps of the teacher that the held-out distance compares with
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
 
@@ -62,7 +64,9 @@ class TrainRecipe:
 class EvaluationRecipe:
     features: str = "auto"  # "pocket", "inception", "pixels"; auto picks the best that is at hand
     prompts: str | None = None  # as data.prompts; None means the training prompts
-    reference: str | None = None  # real statistics: "pocket", an .npz, a folder of images; None means the teacher's samples
+    reference: str | None = (
+        None  # real statistics: "pocket", an .npz, a folder of images; None means the teacher's samples
+    )
 
 
 @dataclass
@@ -108,7 +112,9 @@ def build(cls: type[Any], values: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            raise ValueError(f"unknown key {_join(where, key)!r}{suggest(str(key), fields)}; known are {', '.join(fields)}")
+            raise ValueError(
+                f"unknown key {_join(where, key)!r}{suggest(str(key), fields)}; known are {', '.join(fields)}"
+            )
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"the key {_join(where, name)!r} is missing")
@@ -126,7 +132,9 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            raise ValueError(f"{where} is {value!r}{suggest(str(value), arguments)}; it has to be one of {', '.join(arguments)}")
+            raise ValueError(
+                f"{where} is {value!r}{suggest(str(value), arguments)}; it has to be one of {', '.join(arguments)}"
+            )
         return value
     if origin in (types.UnionType, typing.Union):  # here always "X | None"
         return None if value is None else convert(next(a for a in arguments if a is not type(None)), value, where)
@@ -136,7 +144,9 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return {str(key): convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if origin is tuple:
         if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
-            raise ValueError(f"{where} has to be a list{'' if arguments[-1] is ... else f' of {len(arguments)} values'}, not {value!r}")
+            raise ValueError(
+                f"{where} has to be a list{'' if arguments[-1] is ... else f' of {len(arguments)} values'}, not {value!r}"
+            )
         return tuple(convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -171,18 +181,29 @@ def _check_meaning(recipe: Recipe) -> None:
                 f"the turns of {recipe.method['name']} are {', '.join(cls.turn_names)}"
             )
     train = recipe.train
-    for key in ("batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_teacher_steps"):
+    for key in (
+        "batch_size",
+        "accumulation",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "evaluate_teacher_steps",
+    ):
         if getattr(train, key) < 1:
             raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 1")
     for key in ("steps", "evaluate_every"):
         if getattr(train, key) < 0:
             raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 0")
     if train.batch_size % train.accumulation:
-        raise ValueError(f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches (train.accumulation)")
+        raise ValueError(
+            f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches (train.accumulation)"
+        )
     if not 0 <= train.ema < 1:
         raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")
     if train.evaluate_samples < 2:
-        raise ValueError(f"train.evaluate_samples is {train.evaluate_samples}; a Frechet distance takes two samples at least")
+        raise ValueError(
+            f"train.evaluate_samples is {train.evaluate_samples}; a Frechet distance takes two samples at least"
+        )
     if recipe.teacher.sigma_data <= 0:
         raise ValueError(f"teacher.sigma_data is {recipe.teacher.sigma_data}; a standard deviation is positive")
 

@@ -22,7 +22,7 @@ def sample(
 
     `more_noise()` gives fresh noise of the same shape for every step after the first; len(times) network evaluations.
     """
-    x = start(student.path, noise, times[0])
+    x = start(student, noise, times[0])
     for i, angle in enumerate(times):
         t = torch.full((len(x),), angle, device=x.device)
         if i:
@@ -33,7 +33,6 @@ def sample(
 
 def follow(teacher: Teacher, noise: Tensor, cond: Condition, num_steps: int, guidance: float) -> Tensor:
     """The teacher's own endpoint (B, ...) from unit-variance `noise`: DDIM in canonical time, `num_steps` evaluations."""
-    path = teacher.denoiser.path
-    times = path.solver_times(num_steps)
-    x = start(path, noise, times[0])
+    times = teacher.denoiser.path.solver_times(num_steps)
+    x = start(teacher.denoiser, noise, times[0])
     return integrate(lambda x_t, t: teacher.velocity(x_t, t.to(x_t.dtype), cond, guidance), x, times)

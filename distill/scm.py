@@ -23,14 +23,14 @@ from teachers.trigflow import HALF_PI, add_noise
 @dataclass
 class SCMOptions:
     proposal: tuple[float, float] = (0.3, 1.4)  # log tan t ~ N(mean, std^2); the paper's mean at sigma_d 0.5 plus log 2
-    ceiling: float = 1.3  # radians; where an epsilon student's output is read near the end of time (`Denoiser.ceiling`)
+    ceiling: float = 1.2  # radians; where an epsilon student's output is read near the end of time (`Denoiser.ceiling`)
     tangent_warmup: int = 200  # H: steps over which the tangent's unstable half is switched on [section 4.2]
     tangent_offset: float = 1.0  # c in g / (|g| + c), |g| the L2 norm over a whole sample (SANA's and rCM's meaning)
     tangent: Literal["auto", "jvp", "finite_difference"] = "auto"
     learned_weighting: bool = False  # the adaptive log-variance weighting w_phi(t) [section 4.2, EDM2]
     adaptation_steps: int = 200  # first steps, in which the copied teacher gets used to a gentle clock; 0 leaves it out
     time_scale: float = 8.0  # the gentle clock: the network is told time_scale * t instead of its native timestep
-    second_times: tuple[float, ...] = (0.4, 0.6, 0.8, 1.0, 1.2)  # candidates for the second step's angle, radians
+    second_times: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # candidates for the second step's angle, radians
 
 
 class LogVariance(nn.Module):
@@ -71,8 +71,13 @@ class SCM(Distiller):
         return {"student": [self.student] + ([self.log_variance] if self.log_variance else [])}
 
     def candidate_times(self) -> list[list[float]]:
-        path, highest = self.student.path, self.student.reading(torch.tensor(HALF_PI)).item()
-        return [[path.t_max, time] for time in self.options.second_times if path.t_min < time < highest]
+        path, student = self.student.path, self.student
+        usable = [
+            a
+            for a in self.options.second_times
+            if path.t_min < a < path.t_max and student.reading(torch.tensor(a)) == a
+        ]
+        return [[path.t_max, angle] for angle in usable] or [[path.t_max]]
 
     def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
         return tuple(range(1, len(times) + 1))
@@ -99,8 +104,9 @@ class SCM(Distiller):
         # [8]: |F - stop(F) - g|^2: the step that turns f, along the trajectory, towards a constant.
         velocity = self.student.velocity(x_t, t, batch.cond)
         error = (velocity - velocity.detach() - g).square().flatten(1).sum(1)
-        import os
-        error = error * torch.cos(self.student.reading(t)) ** float(os.environ.get("P", 0))
+        error = (
+            error / self.student.gain(t).square()
+        )  # counted in what the network outputs, so that no end of time rules
         logs = {
             "tangent_norm": torch.where(finite, norm, 0.0).mean(),
             "masked_samples": (~finite).float().sum(),
@@ -136,7 +142,6 @@ class SCM(Distiller):
         x_t = add_noise(x0, z, t)
         with torch.no_grad():
             wanted = self.teacher.velocity(x_t, t, batch.cond, self.guidance)
-        # cos t makes it an error of epsilon, what most teachers predict, so that the noisiest samples do not rule.
         error = (self.student.velocity(x_t, t, batch.cond) - wanted).square().flatten(1).mean(1)
-        error = error * torch.cos(self.student.reading(t)).square()
+        error = error / self.student.gain(t).square()
         return error.mean(), {"adaptation_loss": error.mean().detach()}

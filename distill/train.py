@@ -48,7 +48,9 @@ def train(recipe: Recipe) -> Path:
     plan = data.plan(recipe.data, cls, family.guided)
     _claim(folder)
     if _finished(recipe):
-        print(f"{recipe.name} is finished: {folder / 'pipeline'} (more steps: train.steps=...; afresh: another name=...)")
+        print(
+            f"{recipe.name} is finished: {folder / 'pipeline'} (more steps: train.steps=...; afresh: another name=...)"
+        )
         return folder / "pipeline"
 
     accelerator = Accelerator(
@@ -130,7 +132,12 @@ def train(recipe: Recipe) -> Path:
         if step % settings.log_every == 0:
             _log(accelerator, logs, step, bar)
         due = step == settings.steps or stop.asked
-        if chief and settings.evaluate_every and monitor and (step % settings.evaluate_every == 0 or step == settings.steps):
+        if (
+            chief
+            and settings.evaluate_every
+            and monitor
+            and (step % settings.evaluate_every == 0 or step == settings.steps)
+        ):
             spent += time.perf_counter() - begun
             _evaluate(monitor, distiller, average, step, spent, accelerator)
             begun = time.perf_counter()
@@ -155,7 +162,12 @@ def train(recipe: Recipe) -> Path:
     final = folder / "pipeline"
     if chief and monitor:
         times = _best_times(monitor, distiller, average)
-        cost = {"steps": step, "seconds": round(spent, 1), "samples": step * settings.batch_size, "device": _device_name(device)}
+        cost = {
+            "steps": step,
+            "seconds": round(spent, 1),
+            "samples": step * settings.batch_size,
+            "device": _device_name(device),
+        }
         final = export(recipe, teacher, distiller, average, times, cost, features)
         print(f"the student's pipeline: {final}")
     accelerator.wait_for_everyone()
@@ -177,7 +189,9 @@ def _follow(average: Denoiser, student: Denoiser, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
 
 
-def _evaluate(monitor: Monitor, distiller: Distiller, average: Denoiser, step: int, seconds: float, accelerator: Accelerator) -> None:
+def _evaluate(
+    monitor: Monitor, distiller: Distiller, average: Denoiser, step: int, seconds: float, accelerator: Accelerator
+) -> None:
     """Held-out Frechet distances at every number of steps, a grid of samples, one line of `history.jsonl`."""
     times = distiller.candidate_times()[0]
     counts = distiller.step_counts(times)
@@ -188,7 +202,10 @@ def _evaluate(monitor: Monitor, distiller: Distiller, average: Denoiser, step: i
     record = {"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances}
     with (monitor.folder / "history.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
-    tqdm.write(f"step {step}: held-out Frechet distance to the teacher " + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items()))
+    tqdm.write(
+        f"step {step}: held-out Frechet distance to the teacher "
+        + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
+    )
     for tracker in accelerator.trackers:
         tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
         if tracker.name == "tensorboard":
@@ -200,7 +217,9 @@ def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser) -> li
     candidates = distiller.candidate_times()
     if len(candidates) == 1:
         return candidates[0]
-    scored = [(monitor.distance(average, times), times) for times in tqdm(candidates, desc="choosing the second step's time")]
+    scored = [
+        (monitor.distance(average, times), times) for times in tqdm(candidates, desc="choosing the second step's time")
+    ]
     for distance, times in scored:
         print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
     return min(scored)[1]
@@ -212,7 +231,9 @@ def _log(accelerator: Accelerator, logs: dict[str, list[Tensor]], step: int, bar
     values = {key: accelerator.reduce(value, "mean").item() for key, value in means.items()}
     logs.clear()
     accelerator.log(values, step=step)
-    bar.set_postfix({key.split("/")[1]: f"{v:.3g}" for key, v in values.items() if key.startswith("student/") and "loss" in key})
+    bar.set_postfix(
+        {key.split("/")[1]: f"{v:.3g}" for key, v in values.items() if key.startswith("student/") and "loss" in key}
+    )
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -220,7 +241,9 @@ def fingerprint(recipe: Recipe) -> str:
     fixed = dataclasses.asdict(recipe)
     for key in ("name", "output", "evaluation"):
         del fixed[key]
-    fixed["train"] = {key: fixed["train"][key] for key in ("batch_size", "accumulation", "max_norm", "ema", "precision")}
+    fixed["train"] = {
+        key: fixed["train"][key] for key in ("batch_size", "accumulation", "max_norm", "ema", "precision")
+    }
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -248,7 +271,9 @@ def _claim(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}); choose another with output=...") from error
+        raise ValueError(
+            f"the run's folder {folder} cannot be written ({error.strerror}); choose another with output=..."
+        ) from error
 
 
 class _Stop:
@@ -278,7 +303,11 @@ def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
 
 
 def command() -> None:

@@ -130,7 +130,9 @@ class Analytic(Teacher):
 
     guided: ClassVar[bool] = False
 
-    def __init__(self, mixture: Mixture, path: NoisePath | None = None, prediction: Prediction = "flow_prediction") -> None:
+    def __init__(
+        self, mixture: Mixture, path: NoisePath | None = None, prediction: Prediction = "flow_prediction"
+    ) -> None:
         path = path or Flow()
         self.mixture = mixture
         self.denoiser = ExactDenoiser(MixtureNetwork(mixture, path, prediction), path, prediction).eval()
@@ -150,7 +152,11 @@ class Analytic(Teacher):
         return teacher
 
     def student(self) -> Denoiser:
-        return Denoiser(Perceptron(self.shape[0]), self.denoiser.path, "v_prediction" if isinstance(self.denoiser.path, VariancePreserving) else "flow_prediction")
+        return Denoiser(
+            Perceptron(self.shape[0]),
+            self.denoiser.path,
+            "v_prediction" if isinstance(self.denoiser.path, VariancePreserving) else "flow_prediction",
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         return images
@@ -162,7 +168,9 @@ class Analytic(Teacher):
         return {}
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
-        raise ValueError("the analytic teacher is for proofs: its students are not images and have no diffusers pipeline")
+        raise ValueError(
+            "the analytic teacher is for proofs: its students are not images and have no diffusers pipeline"
+        )
 
     def calls(self, num_steps: int) -> dict[str, Any]:
         return {}

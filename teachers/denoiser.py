@@ -52,19 +52,23 @@ class Denoiser(nn.Module):
         """What the network is told of the angle t (B,): float32, since half precision ruins tangents."""
         return (self.path.timestep(t) if self.time_scale is None else t.double() * self.time_scale).float()
 
+    def gain(self, t: Tensor) -> Tensor:
+        """|dv / d output| (B,): how much an error of the network's output counts in its velocity. 1 but for epsilon."""
+        return torch.tan(self.reading(t)) / torch.sin(t) if self.prediction == "epsilon" else torch.ones_like(t)
+
     def pair(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         """The network's (x0, z) at x_t (B, ...) of unit variance and angles t (B,) in [t_min, t_max]; dtype of x_t."""
-        alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in self.path.native(t))
+        alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in self.path.native(self.reading(t)))
         sigma_data = self.path.sigma_data
         native = torch.sqrt((alpha * sigma_data) ** 2 + sigma**2) * x_t
         weight = next(self.network.parameters(), x_t)
         output = self.network(native.to(weight.dtype), timestep=self.clock(t), **cond, return_dict=False)[0]
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks that also learn a variance append it
         if self.prediction == "epsilon":
+            x0 = (native - sigma * output) / (alpha * sigma_data)
             if self.ceiling is None:
-                return (native - sigma * output) / (alpha * sigma_data), output
-            angle, t = (expand(a, x_t).to(x_t.dtype) for a in (self.reading(t), t))
-            x0 = (x_t - torch.sin(angle) * output) / torch.cos(angle)
+                return x0, output
+            t = expand(t, x_t).to(x_t.dtype)
             return x0, (x_t - torch.cos(t) * x0) / torch.sin(t)
         if self.prediction == "sample":
             return output / sigma_data, (native - alpha * output) / sigma

@@ -34,7 +34,9 @@ def check_times(path: NoisePath, times: Sequence[float]) -> None:
     if not times or any(b >= a for a, b in zip(times, times[1:], strict=False)):
         raise ValueError(f"a student's times have to fall, and there has to be one at least; these are {list(times)}")
     if times[0] > path.t_max + 1e-6 or times[-1] < path.t_min - 1e-6:
-        raise ValueError(f"a student's times have to lie in [{path.t_min:.4f}, {path.t_max:.4f}] rad; these are {list(times)}")
+        raise ValueError(
+            f"a student's times have to lie in [{path.t_min:.4f}, {path.t_max:.4f}] rad; these are {list(times)}"
+        )
 
 
 def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMScheduler:
@@ -45,9 +47,14 @@ def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMSche
     path = denoiser.path
     if not isinstance(path, VariancePreserving):
         raise ValueError("LCMScheduler holds variance-preserving tables; this path needs an export of its own")
-    check_times(path, times)
+    read = denoiser.reading(torch.tensor(times, dtype=torch.float64)).tolist()
+    check_times(path, read)
+    if not np.allclose(read[1:], times[1:], rtol=0, atol=1e-9):
+        raise ValueError(
+            f"a student with a ceiling of {denoiser.ceiling} rad can only take later steps well below it; these are {list(times)}"
+        )
     anchors = [0, *reversed(grid(path, len(times)))]
-    angles = torch.tensor([path.t_min, *reversed(times)], dtype=torch.float64)
+    angles = torch.tensor([path.t_min, *reversed(read)], dtype=torch.float64)
     levels = path.log_ratio
     if not np.allclose(path.timestep(angles)[1:].numpy(), anchors[1:], atol=1e-6):
         knots = np.log(np.tan(angles.numpy())) + math.log(path.sigma_data)
@@ -99,9 +106,10 @@ def ignore_guidance(network: nn.Module, width: int = 4) -> None:
     network.register_to_config(time_cond_proj_dim=width)
 
 
-def start(path: NoisePath, noise: Tensor, t: float) -> Tensor:
-    """The canonical x_t of a pipeline that starts from unit-variance native noise: noise / scale(t)."""
-    return noise / path.scale(torch.tensor([t], dtype=torch.float64)).item()
+def start(denoiser: Denoiser, noise: Tensor, t: float) -> Tensor:
+    """The canonical x_t of a pipeline that starts from unit-variance native noise: noise / scale."""
+    angle = denoiser.reading(torch.tensor([t], dtype=torch.float64))
+    return noise / denoiser.path.scale(angle).item()
 
 
 @torch.no_grad()

@@ -105,7 +105,9 @@ def local_or_hub(path: str) -> str:
     if folder.exists():
         raise ValueError(f"{path} is a file; a teacher is the folder of a diffusers pipeline or a hub id")
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(f"there is no pipeline folder {path}; give the folder that save_pretrained wrote, or a hub id owner/name")
+        raise ValueError(
+            f"there is no pipeline folder {path}; give the folder that save_pretrained wrote, or a hub id owner/name"
+        )
     return path
 
 

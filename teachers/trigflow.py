@@ -54,7 +54,9 @@ def rotate(x_t: Tensor, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
     return torch.cos(angle) * x_t + torch.sin(angle) * v
 
 
-def integrate(velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float], order: int = 1) -> Tensor:
+def integrate(
+    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float], order: int = 1
+) -> Tensor:
     """Follow the probability-flow ODE through `times` (radians, usually falling) with DDIM (1) or a Heun-like second order.
 
     `velocity(x_t, t)` takes x_t (B, ...) and t (B,). Returns the state at the last time, shape of `x`.
@@ -125,7 +127,13 @@ class VariancePreserving(NoisePath):
 
     def __init__(self, alphas_cumprod: Tensor, sigma_data: float = 1.0) -> None:
         table = alphas_cumprod.detach().double().cpu().clone()
-        if table.ndim != 1 or len(table) < 2 or not bool((table[1:] < table[:-1]).all()) or table[0] >= 1 or table[-1] < 0:
+        if (
+            table.ndim != 1
+            or len(table) < 2
+            or not bool((table[1:] < table[:-1]).all())
+            or table[0] >= 1
+            or table[-1] < 0
+        ):
             raise ValueError("alphas_cumprod has to be a falling sequence in [0, 1) of at least two noise levels")
         self.alphas_cumprod = table
         # A schedule with zero terminal SNR has its last entry at infinity: cap it where float64 still inverts it.

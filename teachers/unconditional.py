@@ -35,7 +35,9 @@ class Unconditional(Teacher):
     def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
         stock = load_pipeline(DiffusionPipeline, cls.locate(path), dtype=dtype)
         if not isinstance(stock.components.get("unet"), UNet2DModel):
-            raise ValueError(f"{path} is a {type(stock).__name__}; the family `unconditional` takes pipelines with a UNet2DModel")
+            raise ValueError(
+                f"{path} is a {type(stock).__name__}; the family `unconditional` takes pipelines with a UNet2DModel"
+            )
         return cls(stock.unet.to(device), stock.scheduler, sigma_data)
 
     def encode(self, images: Tensor) -> Tensor:

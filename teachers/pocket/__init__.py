@@ -35,4 +35,14 @@ def reference() -> tuple[Tensor, Tensor]:
     return stored["mean"], stored["covariance"]
 
 
-__all__ = ["PIPELINE", "Classifier", "all_captions", "balanced_prompts", "captions", "classifier", "examples", "label_of", "reference"]
+__all__ = [
+    "PIPELINE",
+    "Classifier",
+    "all_captions",
+    "balanced_prompts",
+    "captions",
+    "classifier",
+    "examples",
+    "label_of",
+    "reference",
+]

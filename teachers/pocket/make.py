@@ -154,7 +154,8 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
     bpe.train_from_iterator(
-        all_captions(), trainers.BpeTrainer(vocab_size=1000, initial_alphabet=bytes_, end_of_word_suffix="</w>", show_progress=False)
+        all_captions(),
+        trainers.BpeTrainer(vocab_size=1000, initial_alphabet=bytes_, end_of_word_suffix="</w>", show_progress=False),
     )
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = bytes_ + [b + "</w>" for b in bytes_] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
@@ -256,7 +257,12 @@ def train_diffusion(latents: Tensor, labels: Tensor, tokenizer: CLIPTokenizer, s
         torch._foreach_lerp_(list(averaged.parameters()), [p.detach() for p in parameters], 1 - decay)
         if (step + 1) % 1000 == 0:
             torch.save(
-                {"model": both.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
+                {
+                    "model": both.state_dict(),
+                    "averaged": averaged.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
                 state.with_suffix(".tmp"),
             )
             os.replace(state.with_suffix(".tmp"), state)
@@ -310,13 +316,17 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     images = load_images(args.data)
 
-    classifier = cached(args.work / "classifier.pt", lambda: train_classifier(images, args.classifier_steps), into(Classifier()))
+    classifier = cached(
+        args.work / "classifier.pt", lambda: train_classifier(images, args.classifier_steps), into(Classifier())
+    )
     vae_path = args.work / "vae"
     if not vae_path.exists():
         train_autoencoder(images, args.autoencoder_steps).save_pretrained(args.work / "vae.tmp")
         os.replace(args.work / "vae.tmp", vae_path)
     vae = AutoencoderKL.from_pretrained(vae_path)
-    latents = cached(args.work / "latents.pt", lambda: encode(vae, images["train"]), lambda p: torch.load(p, weights_only=True))
+    latents = cached(
+        args.work / "latents.pt", lambda: encode(vae, images["train"]), lambda p: torch.load(p, weights_only=True)
+    )
     tokenizer = make_tokenizer(args.work / "tokenizer")
     unet, text = train_diffusion(latents, images["train_labels"], tokenizer, args.diffusion_steps, args.work)
 
@@ -336,7 +346,9 @@ def main() -> None:
     save_file(half(classifier.state_dict()), staged / "classifier.safetensors")
     save_file(reference_statistics(classifier, images["test"]), staged / "reference.safetensors")
     save_file(
-        half({"latents": latents[:TRAINING_LATENTS], "labels": images["train_labels"][:TRAINING_LATENTS].to(torch.uint8)}),
+        half(
+            {"latents": latents[:TRAINING_LATENTS], "labels": images["train_labels"][:TRAINING_LATENTS].to(torch.uint8)}
+        ),
         staged / "latents.safetensors",
     )
     write_card(staged, classifier, images)

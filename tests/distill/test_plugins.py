@@ -36,13 +36,17 @@ train: {{steps: 2, batch_size: 4, evaluate_every: 0, evaluate_samples: 4, evalua
     )
 
     def python(*arguments):
-        done = subprocess.run([sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done
 
     python("distill.train", str(tmp_path / "recipe.yaml"))
     assert (tmp_path / "runs/foreign/pipeline/model_index.json").is_file()
-    python("eval", str(tmp_path / "runs/foreign"), "--out", str(tmp_path / "report"), "--samples", "4", "--batch-size", "4")
+    python(
+        "eval", str(tmp_path / "runs/foreign"), "--out", str(tmp_path / "report"), "--samples", "4", "--batch-size", "4"
+    )
     rows = json.loads((tmp_path / "report/report.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["teacher"] * 5 + ["regression"]
 

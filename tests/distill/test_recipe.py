@@ -68,7 +68,9 @@ def test_overrides(recipe, override, sentence):
     ],
 )
 def test_what_a_recipe_names_is_checked_before_weights_load(recipe, overrides, sentence, monkeypatch, tmp_path):
-    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *a, **k: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "diffusers.DiffusionPipeline.from_pretrained", lambda *a, **k: pytest.fail("weights were loaded")
+    )
     with pytest.raises(ValueError, match=sentence):
         train(load(recipe, overrides))
     assert not (tmp_path / "runs").exists()
@@ -108,7 +110,10 @@ def test_a_missing_recipe_names_its_neighbours(recipe):
 
 def test_the_command_line_says_one_sentence_and_exits_with_2(recipe):
     done = subprocess.run(
-        [sys.executable, "-m", "distill.train", str(recipe), "train.stepz=5"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "distill.train", str(recipe), "train.stepz=5"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: unknown key 'train.stepz'")

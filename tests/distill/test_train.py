@@ -35,7 +35,9 @@ def recipes(text_pipeline, tmp_path):
     for i in range(5):
         Image.new("RGB", (40, 32), (50 * i, 20, 90)).save(images / f"{i}.png")
         (images / f"{i}.txt").write_text("a coat")
-    common = f"output: {tmp_path / 'runs'}\nteacher: {{family: stable_diffusion, path: {text_pipeline}, guidance: 2.0}}\n"
+    common = (
+        f"output: {tmp_path / 'runs'}\nteacher: {{family: stable_diffusion, path: {text_pipeline}, guidance: 2.0}}\n"
+    )
     dmd, scm = tmp_path / "dmd.yaml", tmp_path / "scm.yaml"
     dmd.write_text(common + f"name: dmd\ndata: {{prompts: {tmp_path / 'prompts.txt'}}}\nmethod: {{name: dmd}}\n")
     scm.write_text(
@@ -147,7 +149,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(recipes, tmp_path):
 
 
 def test_checkpoints_are_whole_or_absent(tmp_path):
-    state = checkpoint.Checkpoint({"a": torch.ones(2)}, {"b": torch.ones(2)}, {"student": {"x": 1}}, {"step": 3, "seconds": 1.0})
+    state = checkpoint.Checkpoint(
+        {"a": torch.ones(2)}, {"b": torch.ones(2)}, {"student": {"x": 1}}, {"step": 3, "seconds": 1.0}
+    )
     for step in (1, 2, 3):
         state.meta["step"] = step
         checkpoint.save(tmp_path, state, keep=2)

@@ -38,9 +38,7 @@ def test_condition_and_guidance_are_the_pipelines_own(teacher, text_pipeline):
     pipe = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     seen, guided = [], []
-    pipe.unet.register_forward_hook(
-        lambda m, args, kwargs, out: seen.append((args, kwargs)), with_kwargs=True
-    )
+    pipe.unet.register_forward_hook(lambda m, args, kwargs, out: seen.append((args, kwargs)), with_kwargs=True)
     step = pipe.scheduler.step
     pipe.scheduler.step = lambda output, *args, **kwargs: (guided.append(output), step(output, *args, **kwargs))[1]
     latents = torch.randn(2, 4, 8, 8)
@@ -89,7 +87,7 @@ torch.save(images, sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "gentle clock"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "gentle clock", "gentle clock and ceiling"])
 def test_export_runs_unpatched_in_a_process_without_this_project(kind, text_pipeline, v_pipeline, tmp_path):
     """One and two steps, default guidance: stock diffusers gives the student's images to 1e-3, and refuses 50 steps."""
     teacher = StableDiffusion.load(str(v_pipeline if kind == "v_prediction" else text_pipeline), CPU)
@@ -97,8 +95,10 @@ def test_export_runs_unpatched_in_a_process_without_this_project(kind, text_pipe
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.02 * torch.randn_like(p))
-    if kind == "gentle clock":
+    if kind.startswith("gentle clock"):
         soften_clock(student, 8.0)
+    if kind.endswith("ceiling"):
+        student.ceiling = 1.2
     times = [teacher.denoiser.path.t_max, 0.83]
     save_pipeline(teacher.pipeline(student, times), tmp_path / "pipeline")
     noise = torch.randn(2, 4, 8, 8)
@@ -126,13 +126,16 @@ def test_unconditional_round_trip_and_export(unconditional_pipeline, tmp_path):
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     assert torch.allclose(teacher.decode(teacher.encode(images)), images, atol=1e-6)
     soften_clock(student, 8.0)
+    student.ceiling = 1.2
     times = [teacher.denoiser.path.t_max, 0.7]
     save_pipeline(teacher.pipeline(student, times), tmp_path / "pipeline")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert isinstance(pipe.scheduler, LCMScheduler)
     for steps in (1, 2):
-        got = pipe(batch_size=2, num_inference_steps=steps, generator=torch.Generator().manual_seed(3), output_type="np").images
+        got = pipe(
+            batch_size=2, num_inference_steps=steps, generator=torch.Generator().manual_seed(3), output_type="np"
+        ).images
         draw = torch.Generator().manual_seed(3)
         noise = torch.randn(2, 3, 16, 16, generator=draw)
         with torch.no_grad():

@@ -16,7 +16,11 @@ SD15 = sd15_scheduler().alphas_cumprod
 
 def test_algebra_round_trips():
     torch.manual_seed(0)
-    x0, z, t = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64), torch.rand(5).double() * 1.5
+    x0, z, t = (
+        torch.randn(5, 3, dtype=torch.float64),
+        torch.randn(5, 3, dtype=torch.float64),
+        torch.rand(5).double() * 1.5,
+    )
     x, v = add_noise(x0, z, t), to_velocity(x0, z, t)
     assert torch.allclose(to_x0(x, v, t), x0, atol=1e-12)
     assert torch.allclose(to_noise(x, v, t), z, atol=1e-12)
@@ -80,7 +84,9 @@ def test_second_order_solver_converges_faster():
     z = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def run(steps, order):
-        return integrate(lambda x, t: teacher.velocity(x, t, {}), z, torch.linspace(1.5, 0.3, steps + 1).tolist(), order)
+        return integrate(
+            lambda x, t: teacher.velocity(x, t, {}), z, torch.linspace(1.5, 0.3, steps + 1).tolist(), order
+        )
 
     exact = run(2000, 2)
     error = {(n, order): (run(n, order) - exact).square().mean().sqrt() for n in (40, 80) for order in (1, 2)}
