@@ -76,7 +76,8 @@ def load_newest(folder: Path) -> Checkpoint | None:
         )
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(
-            f"the checkpoint {newest} is damaged ({type(error).__name__}); remove that folder and run again to go on from the one before"
+            f"the checkpoint {newest} is damaged ({type(error).__name__}); "
+            "remove that folder and run again to go on from the one before"
         ) from error
 
 

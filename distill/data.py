@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from distill.recipe import DataRecipe
 from distill.sampling import follow
 from teachers import pocket
 from teachers.denoiser import Condition
+from teachers.prompts import read_prompts
 from teachers.teacher import Teacher, select
 
 ENCODE_BATCH = 64
@@ -30,7 +31,7 @@ ENCODE_BATCH = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """Checked sources: captions, one a row; and image files beside them, or the pocket's ready-made latents, or neither."""
+    """Checked sources: captions, one a row; beside them image files, or the pocket's ready-made latents, or neither."""
 
     captions: list[str]
     images: list[Path] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`prompt` (N,) points each row at its row of `cond`, whose rows are the distinct captions; latents (N, C, H, W)."""
+    """`prompt` (N,) points each row at its row of `cond`, with one row a distinct caption; latents (N, C, H, W)."""
 
     captions: list[str]
     cond: Condition
@@ -81,23 +82,6 @@ def plan(recipe: DataRecipe, cls: type[Distiller], guided: bool) -> Plan:
             raise ValueError("this teacher takes prompts: give data.prompts, a text file with one prompt a line")
         return Plan([""])
     return Plan(read_prompts(recipe.prompts))
-
-
-def read_prompts(path: str) -> list[str]:
-    """The prompts in a text file, one a line, blank lines left out; "pocket" means the pocket teacher's own."""
-    if path == "pocket":
-        return pocket.balanced_prompts(160)
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"there is no file of prompts {path}")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file in UTF-8") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts; write one a line")
-    return prompts
 
 
 def _image_folder(folder: Path, guided: bool) -> Plan:
@@ -146,21 +130,19 @@ def prepare(
     guidance: float,
     key: str,
 ) -> Dataset:
-    """Encode captions and images (once; kept in `cache`), and make `pairs` teacher pairs where the method asks for them."""
+    """Encode captions and images (once; kept in `cache`), make `pairs` teacher pairs where the method wants them."""
     distinct = list(dict.fromkeys(plan.captions))
     row = {caption: i for i, caption in enumerate(distinct)}
     prompt = torch.tensor([row[caption] for caption in plan.captions], device=device)
     encoded = [dict(teacher.condition(distinct[i : i + ENCODE_BATCH])) for i in range(0, len(distinct), ENCODE_BATCH)]
     cond = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
-    cond = cond or {}
     latents = None
     if plan.pocket:
         latents = pocket.examples()[0].to(device)
     elif plan.images:
         stamp = repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in plan.images])
-        latents = cached(cache / "latents.safetensors", key + stamp, lambda: {"x": _encode(plan.images, teacher)})[
-            "x"
-        ].to(device)
+        stored = cached(cache / "latents.safetensors", key + stamp, lambda: {"x": _encode(plan.images, teacher)})
+        latents = stored["x"].to(device)
     if not pairs:
         return Dataset(distinct, cond, prompt, latents)
     made = cached(
@@ -196,7 +178,7 @@ def _encode(files: Sequence[Path], teacher: Teacher) -> Tensor:
 def make_pairs(
     teacher: Teacher, cond: Condition, prompts: int, count: int, steps: int, guidance: float, device: torch.device
 ) -> dict[str, Tensor]:
-    """`count` pairs of noise and the endpoint of the teacher's guided ODE from it, with the caption's row. CPU tensors."""
+    """`count` pairs of noise and the teacher's guided ODE's endpoint from it, with the caption's row. CPU tensors."""
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(count, *teacher.shape, generator=draw)
     prompt = torch.arange(count) % prompts
@@ -206,12 +188,12 @@ def make_pairs(
 
 
 def cached(path: Path, key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors at `path` where they were built for the same `key`, else `build()`, saved through a temporary name."""
+    """The tensors at `path` where they were built for this `key`, else `build()`, saved through a temporary name."""
     digest = hashlib.sha256(key.encode()).hexdigest()
     if path.is_file():
         with safe_open(path, framework="pt") as stored:
             if (stored.metadata() or {}).get("key") == digest:
-                return {name: stored.get_tensor(name) for name in stored.keys()}
+                return load_file(path)
     tensors = build()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

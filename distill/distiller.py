@@ -58,15 +58,17 @@ class Distiller(nn.Module, ABC):
     def starting_angle(self, conditioning_timestep: int | None) -> float:
         """The angle at which the student is told that pure noise lies; None means the schedule's end, t_max.
 
-        An earlier timestep, as in DMD2's one-step SDXL (399 of 1000, arXiv 2405.14867), matters to epsilon networks: their
-        x0 = (x - sin t z) / cos t multiplies every error by 1 / cos t, which is 15 at the end of Stable Diffusion's schedule.
+        An earlier timestep, as in DMD2's one-step SDXL (399 of 1000, arXiv 2405.14867), matters to epsilon networks:
+        their x0 = (x - sin t z) / cos t multiplies every error by 1 / cos t, which is 15 at the end of Stable
+        Diffusion's schedule.
         """
         path = self.student.path
         if conditioning_timestep is None:
             return path.t_max
         if not 0 < conditioning_timestep < path.num_train_timesteps:
             raise ValueError(
-                f"method.conditioning_timestep is {conditioning_timestep}; it has to lie in 1..{path.num_train_timesteps - 1}"
+                f"method.conditioning_timestep is {conditioning_timestep}; "
+                f"it has to lie in 1..{path.num_train_timesteps - 1}"
             )
         return path.angle(torch.tensor([conditioning_timestep])).item()
 

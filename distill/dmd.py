@@ -1,7 +1,8 @@
 """Distribution Matching Distillation: DMD (Yin et al. 2023, arXiv 2311.18828), two time scales from DMD2 (2405.14867).
 
-A one-step student G is pushed along the difference of two scores at a noisy copy of its own sample: the teacher's (real)
-and that of a fake-score network, which learns the student's distribution by denoising it. Paper equations are in brackets.
+A one-step student G is pushed along the difference of two scores at a noisy copy of its own sample: the teacher's
+(real) and that of a fake-score network, which learns the student's distribution by denoising it. Paper equations are in
+brackets.
 """
 
 from collections.abc import Mapping, Sequence

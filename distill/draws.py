@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of (seed, step, turn): the reason why resuming is exact and processes do not matter.
+"""Random numbers as a pure function of (seed, step, turn): the reason resuming is exact and processes do not matter.
 
 Every draw is made for the whole global batch with one CPU generator, and each micro-batch on each process takes its own
 rows. So the same recipe gives the same numbers on one process or eight, in one micro-batch or four, resumed or not.

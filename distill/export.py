@@ -78,6 +78,8 @@ def model_card(record: dict[str, Any], pipeline: str, prompts: bool) -> str:
         if guidance
         else ""
     )
+    steps = " or ".join(str(c["num_steps"]) for c in record["calls"])
+    distilled = f"distilled with {record['method']} by fewstep {record['version']}"
     return f"""---
 library_name: diffusers
 pipeline_tag: {"text-to-image" if prompts else "unconditional-image-generation"}
@@ -86,7 +88,7 @@ tags: [distillation, {record["method"]}, few-step]
 
 # {record["name"]}
 
-A {" or ".join(str(c["num_steps"]) for c in record["calls"])}-step student of `{record["teacher"]["path"]}`, distilled with {record["method"]} by fewstep {record["version"]}.
+A {steps}-step student of `{record["teacher"]["path"]}`, {distilled}.
 
 ```python
 from diffusers import DiffusionPipeline

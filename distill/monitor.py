@@ -1,13 +1,13 @@
 """Whether a distillation works: a held-out Frechet distance to the teacher's samples, and pictures side by side.
 
-Losses do not say (the fake score's falls while samples collapse), so this curve does. The prompts and noise are fixed; the
-teacher's samples from the same prompts and other noise are made once and kept in the run's cache.
+Losses do not say (the fake score's falls while samples collapse), so this curve does. The prompts and noise are fixed;
+the teacher's samples from the same prompts and other noise are made once and kept in the run's cache.
 """
 
 import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from PIL import Image
@@ -45,7 +45,7 @@ class Monitor:
     def _teacher(self, steps: int, guidance: float) -> dict[str, Tensor]:
         other = torch.randn(self.noise.shape, generator=torch.Generator().manual_seed(self.count + 2))
         same = self.noise[: GRID * 2]
-        features, pictures = [], []
+        features = []
         for rows in tqdm(torch.arange(self.count).split(CHUNK), desc="the teacher's samples"):
             ends = follow(self.teacher, other[rows].to(self.device), self._cond(rows), steps, guidance)
             features.append(self.extract(images01(self.teacher, ends)).cpu())
@@ -57,6 +57,9 @@ class Monitor:
     def _cond(self, rows: Tensor) -> dict[str, Tensor]:
         return select(self.cond, rows.to(self.device))
 
+    def _noise(self, shape: Sequence[int], draw: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=draw).to(self.device)
+
     @torch.no_grad()
     def images(self, student: Denoiser, times: Sequence[float], count: int) -> Tensor:
         """`count` images (count, 3, H, W) in [0, 1] from the held-out prompts and noise."""
@@ -64,7 +67,7 @@ class Monitor:
         draw = torch.Generator().manual_seed(0)
         for rows in torch.arange(count).split(CHUNK):
             noise = self.noise[rows].to(self.device)
-            again = lambda: torch.randn(noise.shape, generator=draw).to(self.device)  # noqa: B023, E731 - used at once
+            again = partial(self._noise, noise.shape, draw)
             made.append(images01(self.teacher, sample(student, noise, times, self._cond(rows), again)))
         return torch.cat(made)
 
@@ -75,8 +78,8 @@ class Monitor:
         mean, covariance = statistics(torch.cat([self.extract(part).cpu() for part in images.split(CHUNK)]))
         return frechet_from_statistics(mean, covariance, self.teacher_side["mean"], self.teacher_side["covariance"])
 
-    def grid(self, step: int, rows: dict[str, tuple[Denoiser, Sequence[float]]]) -> Tensor:
-        """Save and return a picture (3, H, W): the teacher on top, then each named denoiser's samples from the same noise."""
+    def grid(self, step: int, rows: Mapping[str, tuple[Denoiser, Sequence[float]]]) -> Tensor:
+        """Save and return a picture (3, H, W): the teacher on top, then each named denoiser's samples, of one noise."""
         count = min(GRID, self.count)
         lines = [self.teacher_side["pictures"][:count]]
         lines += [self.images(denoiser, times, count).cpu() for denoiser, times in rows.values()]
@@ -91,8 +94,8 @@ class Monitor:
 
 
 def choose_features(recipe: Recipe) -> str:
-    """The feature extractor that a recipe's "auto" means: the pocket classifier for the pocket teacher, else pooled pixels,
-    which see little but see it on any image and need no weights."""
+    """The feature extractor that a recipe's "auto" means: the pocket classifier for the pocket teacher, else pooled
+    pixels, which see little but see it on any image and need no weights."""
     if recipe.evaluation.features != "auto":
         return recipe.evaluation.features
     return "pocket" if recipe.teacher.path == "pocket" else "pixels"

@@ -26,7 +26,8 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
     for number, name in enumerate(("dmd", "scm"), start=1):
         recipe = load(RECIPES / f"{name}.yaml", [f"output={output}", *overrides])
         print(
-            f"\n[{number}/3] distilling the pocket teacher with {name.upper()}: {recipe.train.steps} steps into {recipe.folder}"
+            f"\n[{number}/3] distilling the pocket teacher with {name.upper()}: "
+            f"{recipe.train.steps} steps into {recipe.folder}"
         )
         train(recipe)
         runs.append(recipe.folder)

@@ -1,4 +1,4 @@
-"""The typed schema of a recipe: one YAML file a run, merged with key=value arguments and checked before weights load."""
+"""The typed schema of a recipe: one YAML file a run, merged with key=value arguments, checked before weights load."""
 
 import dataclasses
 import types
@@ -87,7 +87,7 @@ class Recipe:
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
-    """The recipe at `path` with `key=value` overrides merged in and every value checked. ValueError names the culprit."""
+    """The recipe at `path`, `key=value` overrides merged in and every value checked. ValueError names the culprit."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no recipe {path}{_neighbours(path)}")
@@ -105,7 +105,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
 
 
 def build(cls: type[Any], values: Any, where: str) -> Any:
-    """An instance of the dataclass `cls` from plain values; unknown keys, missing keys and wrong types are ValueErrors."""
+    """An instance of the dataclass `cls` from plain values; unknown or missing keys and wrong types are ValueErrors."""
     if not isinstance(values, dict):
         raise ValueError(f"{where or 'the recipe'} has to be a group of keys, not {values!r}")
     hints = typing.get_type_hints(cls)
@@ -145,7 +145,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
             raise ValueError(
-                f"{where} has to be a list{'' if arguments[-1] is ... else f' of {len(arguments)} values'}, not {value!r}"
+                f"{where} has to be a list{'' if arguments[-1] is ... else f' of {len(arguments)} values'}, "
+                f"not {value!r}"
             )
         return tuple(convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -196,7 +197,8 @@ def _check_meaning(recipe: Recipe) -> None:
             raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 0")
     if train.batch_size % train.accumulation:
         raise ValueError(
-            f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches (train.accumulation)"
+            f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches "
+            "(train.accumulation)"
         )
     if not 0 <= train.ema < 1:
         raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")

@@ -22,17 +22,16 @@ def sample(
 
     `more_noise()` gives fresh noise of the same shape for every step after the first; len(times) network evaluations.
     """
-    x = start(student, noise, times[0])
-    for i, angle in enumerate(times):
-        t = torch.full((len(x),), angle, device=x.device)
-        if i:
-            x = add_noise(x0, more_noise(), t)  # noqa: F821 - bound by the step before
-        x0 = student.denoise(x, t, cond)
+    t = torch.full((len(noise),), times[0], device=noise.device)
+    x0 = student.denoise(start(student, noise, times[0]), t, cond)
+    for angle in times[1:]:
+        t = torch.full((len(noise),), angle, device=noise.device)
+        x0 = student.denoise(add_noise(x0, more_noise(), t), t, cond)
     return x0
 
 
 def follow(teacher: Teacher, noise: Tensor, cond: Condition, num_steps: int, guidance: float) -> Tensor:
-    """The teacher's own endpoint (B, ...) from unit-variance `noise`: DDIM in canonical time, `num_steps` evaluations."""
+    """The teacher's own endpoint (B, ...) from unit-variance `noise`: `num_steps` steps of DDIM in canonical time."""
     times = teacher.denoiser.path.solver_times(num_steps)
     x = start(teacher.denoiser, noise, times[0])
     return integrate(lambda x_t, t: teacher.velocity(x_t, t.to(x_t.dtype), cond, guidance), x, times)

@@ -136,7 +136,7 @@ class SCM(Distiller):
         return -(cos**2) * (velocity - drift) - warm * (along * x_t + slope), velocity
 
     def adapt(self, batch: Batch, x0: Tensor, z: Tensor) -> tuple[Tensor, Logs]:
-        """Regress the student, on its gentle clock, onto the teacher's guided velocity, at noise levels of every size."""
+        """Regress the student on its gentle clock onto the teacher's guided velocity, at noise levels of every size."""
         low, high = self.student.path.t_min, self.student.path.t_max
         t = low + (high - low) * batch.draws.uniform()
         x_t = add_noise(x0, z, t)

@@ -63,7 +63,8 @@ def train(recipe: Recipe) -> Path:
     micro = settings.batch_size // settings.accumulation
     if micro % accelerator.num_processes:
         raise ValueError(
-            f"train.batch_size / train.accumulation is {micro}, which does not divide over {accelerator.num_processes} processes"
+            f"train.batch_size / train.accumulation is {micro}, "
+            f"which does not divide over {accelerator.num_processes} processes"
         )
 
     # --- what trains --------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def train(recipe: Recipe) -> Path:
     model, *prepared = accelerator.prepare(distiller, *optimizers.values())
     optimizers = dict(zip(optimizers, prepared, strict=True))
 
-    # --- what it learns from, and how we know ---------------------------------------------------------------------------
+    # --- what it learns from, and how we know -------------------------------------------------------------------------
     with accelerator.main_process_first():
         dataset = data.prepare(
             plan, teacher, device, folder / "cache", distiller.pairs(), recipe.train.evaluate_teacher_steps,
@@ -237,7 +238,7 @@ def _log(accelerator: Accelerator, logs: dict[str, list[Tensor]], step: int, bar
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """What must not change between a checkpoint and its resumption: the seed, the teacher, the method, the data, the rates."""
+    """What must not change between a checkpoint and its resumption: seed, teacher, method, data, rates."""
     fixed = dataclasses.asdict(recipe)
     for key in ("name", "output", "evaluation"):
         del fixed[key]
@@ -250,7 +251,8 @@ def fingerprint(recipe: Recipe) -> str:
 def _check_same_run(meta: dict[str, Any], recipe: Recipe, folder: Path) -> None:
     if meta["fingerprint"] != fingerprint(recipe):
         raise ValueError(
-            f"{folder} holds checkpoints of another recipe; give this run another name (name=...) or remove {folder / 'checkpoints'}"
+            f"{folder} holds checkpoints of another recipe; "
+            f"give this run another name (name=...) or remove {folder / 'checkpoints'}"
         )
 
 

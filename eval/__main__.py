@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code, 2 where the user has something to mend."""
     args = parser().parse_args(arguments)
     # Only now that the arguments are known to be right: torch takes seconds to load, and --help should not.
-    from eval.compare import compare  # noqa: PLC0415
-    from eval.report import plain  # noqa: PLC0415
+    from eval.compare import compare
+    from eval.report import plain
 
     try:
         report = compare(**vars(args))

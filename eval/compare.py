@@ -24,7 +24,7 @@ from eval.machine import choose_device, choose_precision, describe, load
 from eval.measure import Job, Loader, Settings, measure
 from eval.reference import reference_statistics
 from eval.report import write_report
-from eval.runs import Run, read_prompts, read_run, same, teacher_folder
+from eval.runs import Run, prompts_for, read_run, same, teacher_folder
 
 FEW_STEPS = (1, 2, 4, 8)
 
@@ -66,7 +66,7 @@ def compare(
         seed=seed,
         device=on,
         precision=choose_precision(precision, on),
-        prompts=read_prompts(None if source == "none" else source, samples),
+        prompts=prompts_for(None if source == "none" else source, samples),
         extractor=extractor(judged_by, on),
         judge=prompt_judge(judged_by, on),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from teachers import pocket
+from teachers.prompts import read_prompts
 
 FORMAT = 1
 
@@ -125,19 +126,9 @@ def teacher_folder(path: str) -> Path:
         raise ValueError(f'the teacher "{path}" is not on this machine and could not be fetched: {error}') from error
 
 
-def read_prompts(source: str | None, count: int) -> list[str] | None:
-    """`count` prompts: the pocket's own, or a text file's lines, gone round again where there are fewer."""
+def prompts_for(source: str | None, count: int) -> list[str] | None:
+    """`count` prompts of `source`, gone round again where there are fewer; None where there is no source."""
     if source is None:
         return None
-    if source == "pocket":
-        return pocket.balanced_prompts(count)
-    file = Path(source)
-    if not file.is_file():
-        raise ValueError(f'there is no file of prompts "{source}"; give a text file with one prompt a line')
-    try:
-        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 text; save the prompts as UTF-8, one a line") from error
-    if not lines:
-        raise ValueError(f"{source} holds no prompts; write one a line")
-    return [lines[i % len(lines)] for i in range(count)]
+    prompts = read_prompts(source)
+    return [prompts[i % len(prompts)] for i in range(count)]

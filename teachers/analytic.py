@@ -18,7 +18,7 @@ from teachers.trigflow import Flow, NoisePath, VariancePreserving
 
 
 class Mixture(nn.Module):
-    """Equal isotropic Gaussians at `means` (K, D) with standard deviation `std`, mixed by `weights` (K,), summing to 1."""
+    """Equal isotropic Gaussians at `means` (K, D), standard deviation `std`, mixed by `weights` (K,), summing to 1."""
 
     means: Tensor
     log_weights: Tensor
@@ -126,7 +126,7 @@ MIXTURES = {"eight_gaussians": eight_gaussians, "checkerboard": checkerboard, "h
 
 
 class Analytic(Teacher):
-    """A mixture of `MIXTURES` on a chosen path; its students are small perceptrons, and there is no pipeline to export."""
+    """A mixture of `MIXTURES` on a chosen path; its students are small perceptrons; there is no pipeline to export."""
 
     guided: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""A diffusers network seen in canonical time. Teacher, student and fake score are all this; the network stays native."""
+"""A diffusers network seen in canonical time. Teacher, student and fake score all are one; the network stays native."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -16,12 +16,13 @@ Condition = Mapping[str, Tensor]  # the network's own keyword arguments, first d
 class Denoiser(nn.Module):
     """`network(sample, timestep=..., **cond)` of some prediction type on some native path, as a TrigFlow velocity.
 
-    `ceiling`: None reads the network's epsilon at the angle t itself, x0 = (x_t - sin(t) z) / cos(t), which multiplies its
-    errors by 1 / cos(t): 15 at the end of Stable Diffusion's schedule. A number (radians) reads it at `reading(t)`, equal
-    to t up to `ceiling - BEND` and levelling off below `ceiling`: a trainable student gets used to it at once.
+    `ceiling`: None reads the network's epsilon at the angle t itself, x0 = (x_t - sin(t) z) / cos(t), which multiplies
+    its errors by 1 / cos(t): 15 at the end of Stable Diffusion's schedule. A number (radians) reads it at `reading(t)`,
+    equal to t up to `ceiling - BEND` and levelling off below `ceiling`: a trainable student gets used to it at once.
 
-    `time_scale`: None feeds the network its native timestep. A number feeds it `time_scale * t` instead: a gentle clock,
-    for students whose network is differentiated in time (METHODS: a native clock of 1000 ticks makes sCM diverge).
+    `time_scale`: None feeds the network its native timestep. A number feeds it `time_scale * t` instead: a gentle
+    clock, for students whose network is differentiated in time (METHODS: a native clock of 1000 ticks makes sCM
+    diverge).
     """
 
     def __init__(

@@ -13,10 +13,11 @@ own, so the export moves the noise table and the clock instead of asking the use
 import copy
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
-from diffusers import LCMScheduler
+from diffusers import LCMScheduler, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from teachers.denoiser import Denoiser
@@ -31,7 +32,7 @@ def grid(path: NoisePath, num_steps: int) -> list[int]:
 
 def check_times(path: NoisePath, times: Sequence[float]) -> None:
     """ValueError unless `times` fall and lie on the path."""
-    if not times or any(b >= a for a, b in zip(times, times[1:], strict=False)):
+    if not times or any(b >= a for a, b in pairwise(times)):
         raise ValueError(f"a student's times have to fall, and there has to be one at least; these are {list(times)}")
     if times[0] > path.t_max + 1e-6 or times[-1] < path.t_min - 1e-6:
         raise ValueError(
@@ -42,7 +43,8 @@ def check_times(path: NoisePath, times: Sequence[float]) -> None:
 def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMScheduler:
     """An `LCMScheduler` that samples at exactly the falling angles `times` (radians) when asked for len(times) steps.
 
-    Its table is `trained_betas`, spelled out: rebuilding a scheduler from another's config can silently change a default.
+    Its table is `trained_betas`, spelled out: rebuilding a scheduler from another's config can silently change a
+    default.
     """
     path = denoiser.path
     if not isinstance(path, VariancePreserving):
@@ -51,7 +53,8 @@ def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMSche
     check_times(path, read)
     if not np.allclose(read[1:], times[1:], rtol=0, atol=1e-9):
         raise ValueError(
-            f"a student with a ceiling of {denoiser.ceiling} rad can only take later steps well below it; these are {list(times)}"
+            f"a student with a ceiling of {denoiser.ceiling} rad can only take later steps well below it; "
+            f"these are {list(times)}"
         )
     anchors = [0, *reversed(grid(path, len(times)))]
     angles = torch.tensor([path.t_min, *reversed(read)], dtype=torch.float64)
@@ -74,12 +77,12 @@ def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMSche
 
 
 @torch.no_grad()
-def pin_clock(denoiser: Denoiser, times: Sequence[float]) -> nn.Module:
+def pin_clock(denoiser: Denoiser, times: Sequence[float]) -> UNet2DConditionModel | UNet2DModel:
     """A copy of the student's network that, told the scheduler's grid, computes what the student computes at `times`.
 
     W' e(grid) = W e(clock(times)) with the smallest change of W, the time embedding's first linear layer.
     """
-    network = copy.deepcopy(denoiser.network)
+    network: UNet2DConditionModel | UNet2DModel = copy.deepcopy(denoiser.network)
     device = next(network.parameters()).device
     asked = denoiser.clock(torch.tensor(times, dtype=torch.float64, device=device))
     told = torch.tensor(grid(denoiser.path, len(times)), dtype=torch.float32, device=device)
@@ -93,11 +96,11 @@ def pin_clock(denoiser: Denoiser, times: Sequence[float]) -> nn.Module:
 
 
 @torch.no_grad()
-def ignore_guidance(network: nn.Module, width: int = 4) -> None:
+def ignore_guidance(network: UNet2DConditionModel, width: int = 4) -> None:
     """Give the UNet a guidance embedding of weight zero: pipelines then never switch classifier-free guidance on.
 
-    Stock pipelines run guidance only `if guidance_scale > 1 and unet.config.time_cond_proj_dim is None`, and their default
-    is 7.5, which a distilled student must not see.
+    Stock pipelines run guidance only `if guidance_scale > 1 and unet.config.time_cond_proj_dim is None`, and their
+    default is 7.5, which a distilled student must not see.
     """
     features = network.time_embedding.linear_1.in_features
     projection = nn.Linear(width, features, bias=False).to(network.time_embedding.linear_1.weight)
@@ -116,10 +119,12 @@ def start(denoiser: Denoiser, noise: Tensor, t: float) -> Tensor:
 def soften_clock(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> None:
     """Put `denoiser` on the gentle clock `time_scale * t`, its time embedding refitted by ridge regression.
 
-    The embedding's first layer is solved so that, over the whole range of angles, the gentle clock gives the closest thing
-    to what the native clock gave. What it cannot follow (the native clock's fast features) training has to make up for.
+    The embedding's first layer is solved so that, over the whole range of angles, the gentle clock gives the closest
+    thing to what the native clock gave. What it cannot follow (the native clock's fast features) training has to make
+    up for.
     """
-    network, path = denoiser.network, denoiser.path
+    network: UNet2DConditionModel | UNet2DModel = denoiser.network
+    path = denoiser.path
     device = next(network.parameters()).device
     angles = torch.linspace(path.t_min, path.t_max, 1000, dtype=torch.float64, device=device)
     native = network.time_proj(denoiser.clock(angles)).double()

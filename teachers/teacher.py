@@ -25,10 +25,10 @@ def select(cond: Condition, rows: Tensor) -> dict[str, Tensor]:
 
 
 class Teacher(ABC):
-    """One frozen pipeline of one family. Subclass, register under the entry-point group `distill.teachers`, and it trains.
+    """One frozen pipeline of one family. Subclass, register in the entry-point group `distill.teachers`, and it trains.
 
-    `denoiser` is frozen and in eval mode. `shape` is a latent's (C, H, W), `image_size` a picture's (H, W). `guided` says whether classifier-free
-    guidance applies. Every method works on the teacher's device.
+    `denoiser` is frozen and in eval mode. `shape` is a latent's (C, H, W), `image_size` a picture's (H, W). `guided`
+    says whether classifier-free guidance applies. Every method works on the teacher's device.
     """
 
     denoiser: Denoiser
@@ -43,7 +43,7 @@ class Teacher(ABC):
 
     @classmethod
     def locate(cls, path: str) -> str:
-        """`path` as the loader takes it; ValueError with one clear sentence where nothing can be there. Loads nothing."""
+        """`path` as the loader takes it; ValueError, one clear sentence, where nothing can be there. Loads nothing."""
         return local_or_hub(path)
 
     @abstractmethod
@@ -123,8 +123,8 @@ def load_pipeline(cls: type[DiffusionPipeline], path: str, **options: Any) -> An
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """`save_pretrained` in safetensors, such that a plain `from_pretrained` runs whatever precision it was stored in.
 
-    Loaded without a dtype, diffusers' models come up in float32 but transformers' in the dtype that their config names; a
-    half-precision text encoder would then feed a float32 network. So their configs are made to name float32.
+    Loaded without a dtype, diffusers' models come up in float32 but transformers' in the dtype that their config names;
+    a half-precision text encoder would then feed a float32 network. So their configs are made to name float32.
     """
     pipeline.save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("*/config.json"):

@@ -5,13 +5,14 @@ TrigFlow (Lu & Song 2024, arXiv 2410.11081, section 3): with data x0 of unit var
     x_t = cos(t) x0 + sin(t) z,       t in [0, pi/2]
     v   = cos(t) z - sin(t) x0        the probability-flow ODE's dx/dt
 
-A `NoisePath` ties the angle t to a foreign model's own schedule X = alpha(timestep) X0 + sigma(timestep) z, where X0 has
-standard deviation `sigma_data`: tan t = sigma / (alpha sigma_data), X = scale(t) x_t, X0 = sigma_data x0.
+A `NoisePath` ties the angle t to a foreign model's own schedule X = alpha(timestep) X0 + sigma(timestep) z, where X0
+has standard deviation `sigma_data`: tan t = sigma / (alpha sigma_data), X = scale(t) x_t, X0 = sigma_data x0.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def to_noise(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
 
 
 def rotate(x_t: Tensor, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The DDIM step from angle t to s with x0 and z held fixed: x_s = cos(s - t) x_t + sin(s - t) v. Exact in this sense."""
+    """The DDIM step from angle t to s: x_s = cos(s - t) x_t + sin(s - t) v. Exact with x0 and z held fixed."""
     angle = expand(s - t, x_t)
     return torch.cos(angle) * x_t + torch.sin(angle) * v
 
@@ -57,14 +58,14 @@ def rotate(x_t: Tensor, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
 def integrate(
     velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float], order: int = 1
 ) -> Tensor:
-    """Follow the probability-flow ODE through `times` (radians, usually falling) with DDIM (1) or a Heun-like second order.
+    """Follow the probability-flow ODE through `times` (radians, usually falling): DDIM (1) or a Heun-like second order.
 
     `velocity(x_t, t)` takes x_t (B, ...) and t (B,). Returns the state at the last time, shape of `x`.
     """
     if order not in (1, 2):
         raise ValueError(f"the order of the solver is 1 or 2, not {order}")
     grid = torch.as_tensor(times, dtype=torch.float64, device=x.device)
-    for now, then in zip(grid[:-1], grid[1:], strict=True):
+    for now, then in pairwise(grid):
         t, s = now.expand(len(x)), then.expand(len(x))
         v = velocity(x, t)
         guess = rotate(x, v, t, s).to(x.dtype)
@@ -108,7 +109,7 @@ class NoisePath(ABC):
         return self.coefficients(self.timestep(t))
 
     def solver_times(self, num_steps: int) -> list[float]:
-        """`num_steps` angles spread evenly over the native timesteps from the noisiest ("trailing"), then 0 for clean data.
+        """`num_steps` angles spread evenly over native timesteps from the noisiest ("trailing"), then 0 (clean data).
 
         With `integrate` of first order these are the steps of diffusers' DDIM, network evaluations: `num_steps`.
         """
@@ -159,7 +160,7 @@ class VariancePreserving(NoisePath):
 
 
 class Flow(NoisePath):
-    """Rectified flow: X = (1 - s) X0 + s z with timestep = num_train_timesteps * s. A shifted grid is the same curve."""
+    """Rectified flow: X = (1 - s) X0 + s z, timestep = num_train_timesteps * s. A shifted grid is the same curve."""
 
     def __init__(self, num_train_timesteps: int = 1000, sigma_data: float = 1.0) -> None:
         self.num_train_timesteps, self.sigma_data = num_train_timesteps, sigma_data

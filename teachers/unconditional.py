@@ -14,7 +14,7 @@ from teachers.teacher import Teacher, load_pipeline
 
 
 class Unconditional(Teacher):
-    """`DDPMPipeline` or `DDIMPipeline`. Pixels are the latents; `sigma_data` is their standard deviation (about 0.5)."""
+    """`DDPMPipeline` or `DDIMPipeline`. Pixels are the latents; `sigma_data` is their standard deviation, about 0.5."""
 
     guided: ClassVar[bool] = False
 

@@ -2,8 +2,8 @@
 
     python -m teachers.pocket.make ../shared/data/fashion_mnist.npz
 
-About 50 minutes on two CPU cores. Each stage is kept in `--work` when it ends and the diffusion stage every 1,000 steps,
-so the same command goes on where a killed one stopped. A script: nothing imports it.
+About 50 minutes on two CPU cores. Each stage is kept in `--work` when it ends and the diffusion stage every 1,000
+steps, so the same command goes on where a killed one stopped. A script: nothing imports it.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def minimise(name, parameters, loss, steps, lr, weight_decay=1e-2, start=0, opti
             bar.set_postfix(loss=f"{value.item():.4f}")
 
 
-# --- classifier ----------------------------------------------------------------------------------------------------------
+# --- classifier -------------------------------------------------------------------------------------------------------
 
 
 def train_classifier(images: dict[str, Tensor], steps: int) -> Classifier:
@@ -92,7 +92,7 @@ def rgb01(images: Tensor) -> Tensor:
     return ((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-# --- autoencoder ---------------------------------------------------------------------------------------------------------
+# --- autoencoder ------------------------------------------------------------------------------------------------------
 
 
 def train_autoencoder(images: dict[str, Tensor], steps: int) -> AutoencoderKL:
@@ -117,7 +117,7 @@ def train_autoencoder(images: dict[str, Tensor], steps: int) -> AutoencoderKL:
         batch = x[torch.randint(len(x), (64,))].expand(-1, 3, -1, -1)
         posterior = vae.encode(batch).latent_dist
         output = vae.decode(posterior.sample()).sample
-        # Per-pixel Gaussian and Laplace likelihoods, and the KL term at about the weight a true likelihood would give it.
+        # Per-pixel Gaussian and Laplace likelihoods, and the KL term at about the weight of a true likelihood.
         return F.mse_loss(output, batch) + 0.2 * F.l1_loss(output, batch) + 2e-6 * posterior.kl().mean()
 
     minimise("autoencoder", list(vae.parameters()), loss, steps, 2e-3, weight_decay=0.0)
@@ -145,7 +145,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.cat([vae.encode(batch.expand(-1, 3, -1, -1)).latent_dist.mean for batch in batches])
 
 
-# --- text ----------------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -182,7 +182,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-# --- diffusion -----------------------------------------------------------------------------------------------------------
+# --- diffusion --------------------------------------------------------------------------------------------------------
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -216,7 +216,7 @@ def sd15_scheduler() -> DDIMScheduler:
 
 
 def train_diffusion(latents: Tensor, labels: Tensor, tokenizer: CLIPTokenizer, steps: int, work: Path):
-    """UNet and text encoder together, epsilon prediction, a tenth of the captions dropped; returns their averages (EMA)."""
+    """UNet and text encoder together, epsilon prediction, a tenth of the captions dropped; returns their EMAs."""
     torch.manual_seed(0)
     unet, text = make_unet(), make_text_encoder(tokenizer)
     both = torch.nn.ModuleDict({"unet": unet, "text": text})
@@ -271,7 +271,7 @@ def train_diffusion(latents: Tensor, labels: Tensor, tokenizer: CLIPTokenizer, s
     return averaged["unet"].eval(), averaged["text"].eval()
 
 
-# --- everything ----------------------------------------------------------------------------------------------------------
+# --- everything -------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -285,7 +285,7 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def cached(path: Path, build, load):
-    """`load(path)` where a finished stage lies there, else `build()` it, save it through a temporary name, and return it."""
+    """`load(path)` where a finished stage lies there, else `build()` it, saved through a temporary name."""
     if path.exists():
         return load(path)
     value = build()
@@ -411,16 +411,16 @@ library_name: diffusers
 
 # The pocket teacher
 
-A complete Stable Diffusion pipeline in miniature: 32 x 32 pictures of clothing from prompts such as "a photo of an ankle
-boot". Trained on Fashion-MNIST's photographs (MIT licence; this project's own stratified split, so the figures are not
-comparable with published tables) with captions made from the labels. Its use is to be distilled on a laptop.
+A complete Stable Diffusion pipeline in miniature: 32 x 32 pictures of clothing from prompts such as "a photo of an
+ankle boot". Trained on Fashion-MNIST's photographs (MIT licence; this project's own stratified split, so the figures
+are not comparable with published tables) with captions made from the labels. Its use is to be distilled on a laptop.
 
 Noise schedule: Stable Diffusion 1.5's. Prediction: epsilon. Guidance it is judged at: {GUIDANCE:g}, 50 DDIM steps.
 
 ## Held-out evaluation
 
-Frechet distances in the 64 features of the classifier that ships beside it, {samples:,} samples against {samples:,} held-out
-real images.
+Frechet distances in the 64 features of the classifier that ships beside it, {samples:,} samples against {samples:,}
+held-out real images.
 
 | | |
 | --- | --- |

@@ -30,7 +30,7 @@ def test_gradient_is_zero_when_the_fake_score_is_the_teacher():
 
 
 def test_gradient_is_the_analytic_difference_of_scores():
-    """Student distribution known (another mixture): w_t alpha_t (s_fake - s_real) with scores by Tweedie, in float64."""
+    """Student distribution known (another mixture): w_t alpha_t (s_fake - s_real), scores by Tweedie, in float64."""
     method = distiller()
     student_mixture = Mixture(torch.zeros(1, 2), 0.7)
     path = method.teacher.denoiser.path

@@ -56,7 +56,7 @@ def test_a_plug_in_that_is_not_installed_is_not_imported(text_pipeline, tmp_path
 
     file = tmp_path / "r.yaml"
     file.write_text(f"name: x\nteacher: {{family: os.path, path: {text_pipeline}}}\nmethod: {{name: dmd}}\n")
-    with pytest.raises(ValueError, match="no teacher family 'os.path'"):
+    with pytest.raises(ValueError, match=r"no teacher family 'os\.path'"):
         load(file)
 
 

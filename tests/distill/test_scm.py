@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Exact(nn.Module):
-    """The consistency function of N(0, s^2 I), f(x, t) = s x / sqrt(s^2 cos^2 t + sin^2 t), as a native flow network."""
+    """The consistency function of N(0, s^2 I), f(x, t) = s x / sqrt(s^2 cos^2 t + sin^2 t), as native flow network."""
 
     def forward(self, sample, timestep, return_dict=True):
         tan = torch.tan(Flow().angle(timestep))
@@ -70,7 +70,7 @@ class Quadratic(nn.Module):
 
 
 def test_the_tangent_is_the_analytic_derivative():
-    """g = cos t df/dt for F = 0.3 x^2 sin 2t along the exact drift, and only its stable half when the warm-up is at zero."""
+    """g = cos t df/dt for F = 0.3 x^2 sin 2t along the exact drift, and only its stable half at warm-up zero."""
     batch, x, t = points()
     scm = method(Quadratic())
     sin, cos = torch.sin(t)[:, None], torch.cos(t)[:, None]

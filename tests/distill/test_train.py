@@ -66,7 +66,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(recipes, method):
 def test_accumulation_gives_the_gradient_of_the_whole_batch(recipes, method):
     """Two micro-batches a turn, several optimizers: the same weights as one batch, to rounding.
 
-    With a large epsilon Adam's step is linear in the gradient, so that rounding is not blown up where a gradient is tiny.
+    With a large epsilon Adam's step is linear in the gradient, so that rounding is not blown up where a gradient is
+    tiny.
     """
     turns = ("student", "fake_score") if method == "dmd" else ("student",)
     linear = [f"optimizers.{turn}.{key}" for turn in turns for key in ("eps=10.0", "lr=1.0", "weight_decay=0.0")]
