@@ -1,0 +1,25 @@
+"""The README's first command, on a small budget: two students, one report; the second time it reuses what is there."""
+
+import json
+import subprocess
+import sys
+import time
+
+
+def test_quickstart_and_again(tmp_path):
+    command = [sys.executable, "-m", "distill.quickstart", "--output", str(tmp_path / "out"), "--samples", "20"]
+    command += ["train.steps=3", "train.batch_size=4", "train.evaluate_every=0", "train.evaluate_samples=10"]
+    command += ["train.evaluate_teacher_steps=2"]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    report = json.loads((tmp_path / "out/report/report.json").read_text())
+    assert [row["method"] for row in report["rows"]] == ["teacher"] * 5 + ["dmd", "scm", "scm"]
+    keys = "name method num_steps nfe latency_ms images_per_second peak_memory_mb frechet_distance samples"
+    assert all(row[key] is not None for row in report["rows"] for key in [*keys.split(), "prompt_agreement"])
+    assert [row["nfe"] for row in report["rows"]] == [100, 2, 4, 8, 16, 1, 1, 2]
+    assert (tmp_path / "out/report/report.html").is_file() and "report.html" in first.stdout
+    begun = time.perf_counter()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is finished") == 2 and again.stderr.count("measured before") == 8
+    assert time.perf_counter() - begun < 60
