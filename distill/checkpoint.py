@@ -6,6 +6,7 @@ folder with its final name is complete. Weights are safetensors; optimizer state
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
             torch.load(newest / "optimizers.pt", map_location="cpu", weights_only=True),
             json.loads((newest / "meta.json").read_text()),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"the checkpoint {newest} is damaged ({type(error).__name__}); "
             "remove that folder and run again to go on from the one before"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from distill.distiller import Batch, Distiller
 from distill.draws import Draws
-from distill.recipe import DataRecipe
+from distill.recipe import DataRecipe, TeacherRecipe
 from distill.sampling import follow
 from teachers import pocket
 from teachers.denoiser import Condition
@@ -105,8 +105,8 @@ def _image_folder(folder: Path, guided: bool) -> Plan:
     for file in files:
         try:
             with Image.open(file) as image:
-                image.verify()
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                image.load()  # decoding is what finds a truncated file
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"{file} is not an image that can be read; take it out of the folder or repair it"
             ) from error
@@ -121,16 +121,10 @@ def _image_folder(folder: Path, guided: bool) -> Plan:
 
 
 def prepare(
-    plan: Plan,
-    teacher: Teacher,
-    device: torch.device,
-    cache: Path,
-    pairs: int,
-    pair_steps: int,
-    guidance: float,
-    key: str,
+    plan: Plan, teacher: Teacher, device: torch.device, cache: Path, wanted: tuple[int, int], recipe: TeacherRecipe
 ) -> Dataset:
-    """Encode captions and images (once; kept in `cache`), make `pairs` teacher pairs where the method wants them."""
+    """Encode captions, and images (once; kept in `cache`); make the `wanted` teacher pairs (how many, steps each)."""
+    (pairs, pair_steps), guidance, key = wanted, recipe.guidance, repr(recipe)
     distinct = list(dict.fromkeys(plan.captions))
     row = {caption: i for i, caption in enumerate(distinct)}
     prompt = torch.tensor([row[caption] for caption in plan.captions], device=device)

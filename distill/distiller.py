@@ -92,6 +92,6 @@ class Distiller(nn.Module, ABC):
         """Other denoisers worth a line in the sample grid, sampled in one step as the student is."""
         return {}
 
-    def pairs(self) -> int:
-        """How many teacher pairs the regression wants made ahead of time; 0 means none."""
-        return 0
+    def pairs(self) -> tuple[int, int]:
+        """How many teacher pairs the method wants made ahead of time (0: none), and the teacher's steps for each."""
+        return 0, 0

@@ -62,8 +62,9 @@ class DMD(Distiller):
     def pictured(self) -> Mapping[str, Denoiser]:
         return {"fake score": self.fake_score}
 
-    def pairs(self) -> int:
-        return self.options.regression_pairs if self.options.regression_weight else 0
+    def pairs(self) -> tuple[int, int]:
+        wanted = self.options.regression_pairs if self.options.regression_weight else 0
+        return wanted, self.options.regression_teacher_steps
 
     def forward(self, turn: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         return self.fake_score_turn(batch) if turn == "fake_score" else self.student_turn(batch)

@@ -15,7 +15,7 @@ class Draws:
 
     def __init__(self, key: tuple[object, ...], first: int, last: int, total: int, device: torch.device) -> None:
         seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
-        self._generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
         self._rows = slice(first, last)
         self._total = total
         self.device = device
@@ -25,14 +25,14 @@ class Draws:
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal (rows, *shape)."""
-        return torch.randn(self._total, *shape, generator=self._generator)[self._rows].to(self.device)
+        return torch.randn(self._total, *shape, generator=self.generator)[self._rows].to(self.device)
 
     def uniform(self) -> Tensor:
         """Stratified uniform on [0, 1), (rows,): one per equal slice of the interval, in random order."""
-        jitter = torch.rand(self._total, generator=self._generator)
-        order = torch.randperm(self._total, generator=self._generator)
+        jitter = torch.rand(self._total, generator=self.generator)
+        order = torch.randperm(self._total, generator=self.generator)
         return ((order + jitter) / self._total)[self._rows].to(self.device)
 
     def rows(self, count: int) -> Tensor:
         """Row numbers in [0, count) with replacement, (rows,)."""
-        return torch.randint(count, (self._total,), generator=self._generator)[self._rows].to(self.device)
+        return torch.randint(count, (self._total,), generator=self.generator)[self._rows].to(self.device)

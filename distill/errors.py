@@ -15,6 +15,6 @@ def speak(command: Callable[[], int | None]) -> None:
     """Run a command line; a ValueError or a missing file becomes its sentence and exit code 2."""
     try:
         sys.exit(command() or 0)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,6 +12,8 @@ from distill.recipe import Recipe
 from teachers.denoiser import Denoiser
 from teachers.teacher import Teacher, save_pipeline
 
+PROMPTS = "training_prompts.txt"  # in the pipeline's folder
+
 
 def export(
     recipe: Recipe,
@@ -21,13 +23,19 @@ def export(
     times: Sequence[float],
     cost: dict[str, Any],
     features: str,
+    captions: Sequence[str],
 ) -> Path:
-    """Write runs/NAME/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic."""
+    """Write runs/NAME/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic.
+
+    The distinct `captions` of the training travel along, for the report to draw with where the recipe names no others.
+    """
     record = describe(recipe, teacher, distiller, times, cost, features)
     final, temporary = recipe.folder / "pipeline", recipe.folder / ".pipeline.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline = teacher.pipeline(student, times)
     save_pipeline(pipeline, temporary)
+    if record["evaluation"]["prompts"] == PROMPTS:
+        (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
     (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
     (temporary / "README.md").write_text(model_card(record, type(pipeline).__name__, teacher.guided))
     shutil.rmtree(final, ignore_errors=True)
@@ -39,7 +47,8 @@ def describe(
     recipe: Recipe, teacher: Teacher, distiller: Distiller, times: Sequence[float], cost: dict[str, Any], features: str
 ) -> dict[str, Any]:
     """What `distill.json` says: how to call the pipeline, what it came from, how to judge it, what it cost."""
-    source = recipe.teacher
+    source, used = recipe.teacher, recipe.data.prompts or recipe.data.images
+    prompts = recipe.evaluation.prompts or ("pocket" if used == "pocket" else PROMPTS)
     return {
         "format": 1,
         "version": __version__,
@@ -54,9 +63,7 @@ def describe(
         "times": list(times),
         "calls": [{"num_steps": n, "call": teacher.calls(n)} for n in distiller.step_counts(times)],
         "evaluation": {
-            "prompts": (recipe.evaluation.prompts or recipe.data.prompts or recipe.data.images)
-            if teacher.guided
-            else None,
+            "prompts": prompts if teacher.guided else None,
             "features": features,
             "reference": recipe.evaluation.reference,
         },

@@ -1,7 +1,8 @@
 """Whether a distillation works: a held-out Frechet distance to the teacher's samples, and pictures side by side.
 
-Losses do not say (the fake score's falls while samples collapse), so this curve does. The prompts and noise are fixed;
-the teacher's samples from the same prompts and other noise are made once and kept in the run's cache.
+Losses do not say (the fake score's falls while samples collapse), so this curve does. The noise is fixed and kept
+aside, the prompts are the training's; the teacher's samples from the same prompts and other noise are made once and
+kept in the run's cache.
 """
 
 import json
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.data import Dataset, cached
+from distill.draws import Draws
 from distill.recipe import Recipe
 from distill.sampling import follow, sample
 from eval.features import Extractor, extractor
@@ -34,16 +36,18 @@ class Monitor:
         self.count = recipe.train.evaluate_samples
         self.cond = data.held_out(self.count)
         self.extract: Extractor = extractor(features, device)
-        self.noise = torch.randn(self.count, *teacher.shape, generator=torch.Generator().manual_seed(recipe.seed + 1))
+        self.noise = torch.randn(self.count, *teacher.shape, generator=self._draw(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         key = f"{recipe.teacher} {features} {self.count} {steps} {recipe.seed} {data.captions}"
         self.teacher_side = cached(
-            recipe.folder / "cache" / "teacher.safetensors", key, lambda: self._teacher(steps, guidance)
+            recipe.folder / "cache" / "teacher.safetensors",
+            key,
+            lambda: self._teacher(steps, guidance, self._draw(recipe, "teacher")),
         )
 
     @torch.no_grad()
-    def _teacher(self, steps: int, guidance: float) -> dict[str, Tensor]:
-        other = torch.randn(self.noise.shape, generator=torch.Generator().manual_seed(self.count + 2))
+    def _teacher(self, steps: int, guidance: float, draw: torch.Generator) -> dict[str, Tensor]:
+        other = torch.randn(self.noise.shape, generator=draw)
         same = self.noise[: GRID * 2]
         features = []
         for rows in tqdm(torch.arange(self.count).split(CHUNK), desc="the teacher's samples"):
@@ -53,6 +57,10 @@ class Monitor:
         pictures = images01(self.teacher, follow(self.teacher, same.to(self.device), self._cond(rows), steps, guidance))
         mean, covariance = statistics(torch.cat(features))
         return {"mean": mean, "covariance": covariance, "pictures": pictures.cpu()}
+
+    @staticmethod
+    def _draw(recipe: Recipe, purpose: str) -> torch.Generator:
+        return Draws((recipe.seed, "held out", purpose), 0, 1, 1, torch.device("cpu")).generator
 
     def _cond(self, rows: Tensor) -> dict[str, Tensor]:
         return select(self.cond, rows.to(self.device))

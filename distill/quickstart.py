@@ -33,7 +33,16 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
         runs.append(recipe.folder)
     print(f"\n[3/3] comparing both students with the teacher, {samples:,} samples a row")
     # A process of its own, so that what training left in memory is not counted as the pipelines' peak.
-    command = [sys.executable, "-m", "eval", *map(str, runs), "--out", str(output / "report"), "--samples", str(samples)]
+    command = [
+        sys.executable,
+        "-m",
+        "eval",
+        *map(str, runs),
+        "--out",
+        str(output / "report"),
+        "--samples",
+        str(samples),
+    ]
     if subprocess.run(command, check=False).returncode:
         raise ValueError("the comparison failed, see above; run the same command again to go on from there")
     print(f"\nThe report:     {output / 'report' / 'report.html'}")

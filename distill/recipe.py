@@ -13,6 +13,8 @@ from yaml import YAMLError
 
 from distill.errors import suggest
 from distill.registry import DISTILLERS, TEACHERS, find
+from eval.features import NAMES
+from teachers.prompts import read_prompts
 
 
 @dataclass
@@ -62,7 +64,7 @@ class TrainRecipe:
 
 @dataclass
 class EvaluationRecipe:
-    features: str = "auto"  # "pocket", "inception", "pixels"; auto picks the best that is at hand
+    features: str = "auto"  # "pocket", "inception", "pixels"; auto: "pocket" for the pocket teacher, else "pixels"
     prompts: str | None = None  # as data.prompts; None means the training prompts
     reference: str | None = (
         None  # real statistics: "pocket", an .npz, a folder of images; None means the teacher's samples
@@ -173,7 +175,10 @@ def _check_meaning(recipe: Recipe) -> None:
     """What types cannot say: ranges, plug-ins that exist, turns that exist."""
     if not recipe.name or Path(recipe.name).name != recipe.name or recipe.name in (".", ".."):
         raise ValueError(f"name is {recipe.name!r}; it has to be a plain folder name, without slashes")
-    find(TEACHERS, recipe.teacher.family)
+    if not find(TEACHERS, recipe.teacher.family).exports:
+        raise ValueError(
+            f"the family {recipe.teacher.family!r} has no pipeline to export; use it from Python, not in a recipe"
+        )
     cls, _ = options(recipe)
     for turn in recipe.optimizers:
         if turn not in cls.turn_names:
@@ -200,6 +205,23 @@ def _check_meaning(recipe: Recipe) -> None:
             f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches "
             "(train.accumulation)"
         )
+    for turn, rate in recipe.optimizers.items():
+        for key in ("lr", "eps", "weight_decay", "warmup"):
+            if getattr(rate, key) < 0:
+                raise ValueError(f"optimizers.{turn}.{key} is {getattr(rate, key)}; it cannot be negative")
+    if train.max_norm <= 0:
+        raise ValueError(f"train.max_norm is {train.max_norm}; clipping to nothing would stop all training")
+    features, reference = recipe.evaluation.features, recipe.evaluation.reference
+    if features not in ("auto", *NAMES):
+        raise ValueError(
+            f"evaluation.features is {features!r}{suggest(features, NAMES)}; choose auto, {', '.join(NAMES)}"
+        )
+    if reference not in (None, "pocket") and not Path(str(reference)).exists():
+        raise ValueError(
+            f"there is no evaluation.reference {reference}; give an .npz with mu and sigma or a folder of images"
+        )
+    if recipe.evaluation.prompts is not None:
+        read_prompts(recipe.evaluation.prompts)
     if not 0 <= train.ema < 1:
         raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")
     if train.evaluate_samples < 2:

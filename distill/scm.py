@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.distiller import Batch, Distiller, Logs
 from distill.tangent import tangent
+from teachers.denoiser import BEND
 from teachers.few_step import soften_clock
 from teachers.teacher import Teacher
 from teachers.trigflow import HALF_PI, add_noise
@@ -22,7 +23,10 @@ from teachers.trigflow import HALF_PI, add_noise
 
 @dataclass
 class SCMOptions:
-    proposal: tuple[float, float] = (0.3, 1.4)  # log tan t ~ N(mean, std^2); the paper's mean at sigma_d 0.5 plus log 2
+    proposal: tuple[float, float] = (
+        0.3,
+        1.4,
+    )  # log tan t ~ N(mean, std^2); sigma_d = 1 here: add log 2 to means quoted for 0.5
     ceiling: float = 1.2  # radians; where an epsilon student's output is read near the end of time (`Denoiser.ceiling`)
     tangent_warmup: int = 200  # H: steps over which the tangent's unstable half is switched on [section 4.2]
     tangent_offset: float = 1.0  # c in g / (|g| + c), |g| the L2 norm over a whole sample (SANA's and rCM's meaning)
@@ -61,6 +65,10 @@ class SCM(Distiller):
             raise ValueError("method.adaptation_steps has to be at least 0, and method.tangent_warmup at least 1")
         if any(not 0 < time < HALF_PI for time in options.second_times) or not options.second_times:
             raise ValueError(f"method.second_times are {options.second_times}; each has to be an angle in (0, pi/2)")
+        if options.ceiling <= BEND or options.time_scale <= 0 or options.proposal[1] <= 0:
+            raise ValueError(
+                f"method.ceiling has to be above {BEND} rad, method.time_scale and the proposal's spread positive"
+            )
         self.tangent = tangent(options.tangent)
         self.log_variance = LogVariance() if options.learned_weighting else None
         if options.adaptation_steps:
@@ -113,10 +121,10 @@ class SCM(Distiller):
             "tangent_agreement": (velocity.detach() - frozen).abs().mean(),
         }
         if self.log_variance is None:
-            loss = (error * finite).mean()
+            loss = torch.where(finite, error, 0.0).mean()
         else:
             weight = self.log_variance(t)
-            loss = ((weight.exp() / x0[0].numel() * error - weight) * finite).mean()
+            loss = torch.where(finite, weight.exp() / x0[0].numel() * error - weight, 0.0).mean()
         return loss, logs | {"loss": loss.detach()}
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ from distill.recipe import OptimizerRecipe, Recipe, load, options
 from distill.registry import TEACHERS, find
 from teachers.denoiser import Denoiser
 
+MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,6 +55,7 @@ def train(recipe: Recipe) -> Path:
         return folder / "pipeline"
 
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # schedules are float64, which Apple's GPUs lack
         mixed_precision=settings.precision,
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=str(folder),
@@ -70,6 +72,8 @@ def train(recipe: Recipe) -> Path:
     # --- what trains --------------------------------------------------------------------------------------------------
     torch.manual_seed(recipe.seed)
     teacher = family.load(recipe.teacher.path, device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data)
+    if teacher.guided:
+        teacher.unconditional(teacher.condition([""]))  # kept from here on: made in float32, outside any autocast
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method_options).to(device)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
     networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
@@ -88,11 +92,10 @@ def train(recipe: Recipe) -> Path:
     optimizers = dict(zip(optimizers, prepared, strict=True))
 
     # --- what it learns from, and how we know -------------------------------------------------------------------------
+    begun = time.perf_counter()
     with accelerator.main_process_first():
-        dataset = data.prepare(
-            plan, teacher, device, folder / "cache", distiller.pairs(), recipe.train.evaluate_teacher_steps,
-            recipe.teacher.guidance, repr(recipe.teacher),
-        )  # fmt: skip
+        dataset = data.prepare(plan, teacher, device, folder / "cache", distiller.pairs(), recipe.teacher)
+    spent += time.perf_counter() - begun if saved is None else 0.0  # teacher pairs and encoding are part of the cost
     features = choose_features(recipe)
     monitor = Monitor(recipe, teacher, dataset, features, device) if chief else None
     if settings.tracker != "none":
@@ -100,7 +103,7 @@ def train(recipe: Recipe) -> Path:
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     logs: dict[str, list[Tensor]] = defaultdict(list)
-    stop = _Stop()
+    stop, broken = _Stop(), dict.fromkeys(networks, 0)
     bar = tqdm(total=settings.steps, initial=start, desc=recipe.name, disable=not chief, mininterval=1)
     begun = time.perf_counter()
     step = start
@@ -122,9 +125,16 @@ def train(recipe: Recipe) -> Path:
                 for key, value in details.items():
                     logs[f"{turn}/{key}"].append(value)
             norm = accelerator.clip_grad_norm_(networks[turn], settings.max_norm)
-            if norm is not None:
+            if norm is not None and settings.precision != "fp16":  # fp16's scaler skips such steps by itself
                 logs[f"{turn}/gradient_norm"].append(norm.detach())
-            optimizers[turn].step()
+                broken[turn] = 0 if bool(torch.isfinite(norm)) else broken[turn] + 1
+            if broken[turn] == MOST_BROKEN:
+                raise ValueError(
+                    f"{broken[turn]} steps in a row had gradients that are not finite (at step {step}, turn {turn}); "
+                    f"lower optimizers.{turn}.lr and run again from the last checkpoint"
+                )
+            if not broken[turn]:
+                optimizers[turn].step()
             optimizers[turn].zero_grad(set_to_none=True)
         _follow(average, distiller.student, min(settings.ema, (1 + step) / (10 + step)))
         step += 1
@@ -132,7 +142,6 @@ def train(recipe: Recipe) -> Path:
 
         if step % settings.log_every == 0:
             _log(accelerator, logs, step, bar)
-        due = step == settings.steps or stop.asked
         if (
             chief
             and settings.evaluate_every
@@ -142,7 +151,7 @@ def train(recipe: Recipe) -> Path:
             spent += time.perf_counter() - begun
             _evaluate(monitor, distiller, average, step, spent, accelerator)
             begun = time.perf_counter()
-        if chief and (step % settings.checkpoint_every == 0 or due):
+        if chief and (step % settings.checkpoint_every == 0 or step == settings.steps or stop.asked):
             meta = {"step": step, "seconds": spent + time.perf_counter() - begun, "fingerprint": fingerprint(recipe)}
             states = {turn: optimizer.state_dict() for turn, optimizer in optimizers.items()}
             checkpoint.save(
@@ -151,6 +160,7 @@ def train(recipe: Recipe) -> Path:
                 settings.keep_checkpoints,
             )
         accelerator.wait_for_everyone()
+    stop.restore()
     spent += time.perf_counter() - begun
     bar.close()
     if settings.tracker != "none":
@@ -163,13 +173,15 @@ def train(recipe: Recipe) -> Path:
     final = folder / "pipeline"
     if chief and monitor:
         times = _best_times(monitor, distiller, average)
+        if step == 0:
+            average = teacher.student()  # untrained: the teacher itself, whatever the method prepared it for
         cost = {
             "steps": step,
             "seconds": round(spent, 1),
             "samples": step * settings.batch_size,
             "device": _device_name(device),
         }
-        final = export(recipe, teacher, distiller, average, times, cost, features)
+        final = export(recipe, teacher, distiller, average, times, cost, features, dataset.captions)
         print(f"the student's pipeline: {final}")
     accelerator.wait_for_everyone()
     return final
@@ -201,8 +213,7 @@ def _evaluate(
     rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.pictured().items()}
     picture = monitor.grid(step, rows)
     record = {"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances}
-    with (monitor.folder / "history.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    _append_history(monitor.folder / "history.jsonl", record)
     tqdm.write(
         f"step {step}: held-out Frechet distance to the teacher "
         + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
@@ -211,6 +222,15 @@ def _evaluate(
         tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
         if tracker.name == "tensorboard":
             tracker.writer.add_image("samples", picture, step)
+
+
+def _append_history(path: Path, record: dict[str, Any]) -> None:
+    """Add a line, in the place of those that a killed run wrote after its last checkpoint."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] < record["step"]]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join([*kept, json.dumps(record)]) + "\n")
+    temporary.replace(path)
 
 
 def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser) -> list[float]:
@@ -279,19 +299,24 @@ def _claim(folder: Path) -> None:
 
 
 class _Stop:
-    """SIGINT and SIGTERM ask the loop to save and leave after the step at hand."""
+    """SIGINT and SIGTERM ask the loop to save and leave after the step at hand; a second one does not wait."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._before: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                signal.signal(number, self._ask)
+                self._before[number] = signal.signal(number, self._ask)
             except ValueError:  # not in the main thread (a notebook's worker): the signal stays with its owner
                 return
 
     def _ask(self, number: int, frame: object) -> None:
         self.asked = True
-        signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:

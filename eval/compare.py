@@ -84,7 +84,12 @@ def compare(
         )
 
     machine, busy = describe(on, settings.precision), load()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the report's folder {out} cannot be made ({error.strerror}); choose another with --out"
+        ) from error
     results, kept = [], []
     if target is None:
         own = dataclasses.replace(jobs[0], name="the teacher's reference samples", stream="reference")

@@ -129,6 +129,7 @@ class Analytic(Teacher):
     """A mixture of `MIXTURES` on a chosen path; its students are small perceptrons; there is no pipeline to export."""
 
     guided: ClassVar[bool] = False
+    exports: ClassVar[bool] = False
 
     def __init__(
         self, mixture: Mixture, path: NoisePath | None = None, prediction: Prediction = "flow_prediction"

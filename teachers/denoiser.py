@@ -54,15 +54,21 @@ class Denoiser(nn.Module):
         return (self.path.timestep(t) if self.time_scale is None else t.double() * self.time_scale).float()
 
     def gain(self, t: Tensor) -> Tensor:
-        """|dv / d output| (B,): how much an error of the network's output counts in its velocity. 1 but for epsilon."""
-        return torch.tan(self.reading(t)) / torch.sin(t) if self.prediction == "epsilon" else torch.ones_like(t)
+        """|dv / d output| (B,): how much an error of the network's output counts in its velocity."""
+        if self.prediction == "epsilon":
+            return torch.tan(self.reading(t)) / torch.sin(t)
+        if self.prediction == "sample":
+            return 1 / (self.path.sigma_data * torch.sin(t))
+        return (self.path.scale(t) / self.path.sigma_data).to(t.dtype)
 
     def pair(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         """The network's (x0, z) at x_t (B, ...) of unit variance and angles t (B,) in [t_min, t_max]; dtype of x_t."""
         alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in self.path.native(self.reading(t)))
         sigma_data = self.path.sigma_data
-        native = torch.sqrt((alpha * sigma_data) ** 2 + sigma**2) * x_t
+        native = expand(self.path.scale(t), x_t).to(x_t.dtype) * x_t
         weight = next(self.network.parameters(), x_t)
+        # Half-precision weights take half-precision inputs; the clock stays in float32, and so do whole numbers.
+        cond = {key: value.to(weight.dtype) if value.is_floating_point() else value for key, value in cond.items()}
         output = self.network(native.to(weight.dtype), timestep=self.clock(t), **cond, return_dict=False)[0]
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks that also learn a variance append it
         if self.prediction == "epsilon":

@@ -111,8 +111,7 @@ def ignore_guidance(network: UNet2DConditionModel, width: int = 4) -> None:
 
 def start(denoiser: Denoiser, noise: Tensor, t: float) -> Tensor:
     """The canonical x_t of a pipeline that starts from unit-variance native noise: noise / scale."""
-    angle = denoiser.reading(torch.tensor([t], dtype=torch.float64))
-    return noise / denoiser.path.scale(angle).item()
+    return noise / denoiser.path.scale(torch.tensor([t], dtype=torch.float64)).item()
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ class Teacher(ABC):
     shape: tuple[int, ...]
     image_size: tuple[int, int]
     guided: ClassVar[bool] = True
+    exports: ClassVar[bool] = True  # whether students of this family become diffusers pipelines
 
     @classmethod
     @abstractmethod

@@ -111,7 +111,8 @@ class NoisePath(ABC):
     def solver_times(self, num_steps: int) -> list[float]:
         """`num_steps` angles spread evenly over native timesteps from the noisiest ("trailing"), then 0 (clean data).
 
-        With `integrate` of first order these are the steps of diffusers' DDIM, network evaluations: `num_steps`.
+        With `integrate` of first order these are the steps of diffusers' DDIM with "trailing" spacing, but for the last
+        one, which some schedulers end at their first noise level instead. Network evaluations: `num_steps`.
         """
         last = self.num_train_timesteps - 1
         native = last - torch.arange(num_steps, dtype=torch.float64) * self.num_train_timesteps / num_steps

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from distill.recipe import load, options
 from distill.train import train
@@ -47,6 +48,12 @@ def recipe(tmp_path, text_pipeline):
         ("name=..", "plain folder name"),
         ("teacher.path=${oc.env:HOME}", "interpolation"),
         ("teacher.sigma_data=-1", "positive"),
+        ("optimizers.student.warmup=-1", "cannot be negative"),
+        ("train.max_norm=0", "stop all training"),
+        ("evaluation.features=pocke", "did you mean 'pocket'"),
+        ("evaluation.reference=/gone", "there is no evaluation.reference"),
+        ("evaluation.prompts=gone.txt", "there is no file of prompts"),
+        ("teacher.family=analytic", "no pipeline to export"),
         ("nonsense", "write key=value"),
         ("train=3", "group of keys"),
     ],
@@ -83,6 +90,17 @@ def test_a_non_image_among_the_images(recipe, tmp_path):
     with pytest.raises(ValueError, match=r"notes\.png is not an image"):
         train(load(recipe, [f"data.images={folder}"]))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_truncated_image(recipe, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.effect_noise((64, 64), 90).save(folder / "cut.jpg")
+    whole = (folder / "cut.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut.txt").write_text("a coat")
+    with pytest.raises(ValueError, match=r"cut\.jpg is not an image"):
+        train(load(recipe, [f"data.images={folder}"]))
 
 
 @pytest.mark.parametrize(

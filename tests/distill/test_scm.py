@@ -12,7 +12,8 @@ from distill.scm import SCM, SCMOptions
 from teachers.analytic import Analytic, ExactDenoiser, Mixture
 from teachers.denoiser import Denoiser
 from teachers.few_step import soften_clock
-from teachers.trigflow import HALF_PI, Flow, add_noise, to_x0
+from teachers.pocket.make import sd15_scheduler
+from teachers.trigflow import HALF_PI, Flow, VariancePreserving, add_noise, to_x0
 
 STD = 0.6
 CPU = torch.device("cpu")
@@ -161,3 +162,25 @@ def test_a_softened_clock_is_close_to_the_teacher_and_gentle(text_pipeline):
         soft, hard = student.velocity(x, t, cond), teacher.velocity(x, t, cond)
     assert (soft - hard).norm() < 0.3 * hard.norm()
     assert to_x0(x, soft, t).isfinite().all()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+def test_gain_is_the_derivative_of_the_velocity(prediction, sigma_data):
+    path = Flow(sigma_data=sigma_data)
+    if prediction != "flow_prediction":
+        path = VariancePreserving(sd15_scheduler().alphas_cumprod, sigma_data)
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.output = nn.Parameter(torch.zeros(6, 1, dtype=torch.float64))
+
+        def forward(self, sample, timestep, return_dict=True):
+            return (self.output,)
+
+    denoiser = Denoiser(Constant(), path, prediction, ceiling=1.2 if prediction == "epsilon" else None)
+    t = torch.linspace(0.1, 1.45, 6, dtype=torch.float64)
+    velocity = denoiser.velocity(torch.randn(6, 1, dtype=torch.float64), t, {})
+    (slope,) = torch.autograd.grad(velocity.sum(), denoiser.network.output)
+    assert torch.allclose(slope[:, 0].abs(), denoiser.gain(t), rtol=1e-6)

@@ -8,12 +8,14 @@ import time
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from distill import checkpoint
 from distill.recipe import load
 from distill.train import train
+from eval.runs import read_run
 from teachers.stable_diffusion import StableDiffusion
 
 FAST = [
@@ -94,6 +96,34 @@ def test_zero_steps_export_the_teacher_itself(recipes):
     record = json.loads((folder / "distill.json").read_text())
     assert record["calls"] == [{"num_steps": 1, "call": {"num_inference_steps": 1, "guidance_scale": 1.0}}]
     assert "num_inference_steps=1, guidance_scale=1.0" in (folder / "README.md").read_text()
+
+
+def test_zero_steps_of_scm_export_the_teacher_too(recipes):
+    folder = train(load(recipes["scm"], [*FAST, "train.steps=0"]))
+    trained = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    teacher = StableDiffusion.load(load(recipes["scm"]).teacher.path, torch.device("cpu")).denoiser.network.state_dict()
+    other = {key for key in teacher if not torch.equal(trained[key], teacher[key])}
+    assert other <= {"time_embedding.linear_1.weight"}  # edited, so that the export's grid gives the student's times
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_teacher_in_half_precision(recipes, precision):
+    folder = train(load(recipes["scm"], [*FAST, "train.steps=3", f"teacher.precision={precision}"]))
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    assert pipe("a coat", num_inference_steps=1, output_type="pt").images.isfinite().all()
+
+
+def test_a_student_of_an_image_folder_carries_its_prompts(recipes):
+    folder = train(load(recipes["scm"], [*FAST, "train.steps=2"]))
+    assert read_run(folder).prompts == str(folder / "training_prompts.txt")
+    assert (folder / "training_prompts.txt").read_text() == "a coat\n"
+
+
+def test_gradients_that_stay_not_finite_stop_the_run_with_a_sentence(recipes, monkeypatch):
+    monkeypatch.setattr(StableDiffusion, "velocity", lambda self, x, *a: x * float("nan"))
+    monkeypatch.setattr("distill.train.Monitor", lambda *a: None)
+    with pytest.raises(ValueError, match="gradients that are not finite"):
+        train(load(recipes["dmd"], [*FAST, "train.steps=30"]))
 
 
 def test_scm_chooses_the_second_time_and_writes_curve_and_grid(recipes):

@@ -9,13 +9,14 @@ from distill.sampling import sample
 @dataclass
 class RegressionOptions:
     pairs: int = 1000
+    teacher_steps: int = 50
 
 
 class Regression(Distiller):
     Options = RegressionOptions
 
-    def pairs(self) -> int:
-        return self.options.pairs
+    def pairs(self) -> tuple[int, int]:
+        return self.options.pairs, self.options.teacher_steps
 
     def forward(self, turn: str, batch: Batch, step: int):
         noise, endpoint = batch.pairs
