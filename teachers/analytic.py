@@ -6,11 +6,12 @@ probability-flow velocity are exact. Methods are proven on it. Distributions: `M
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser, Prediction
 from teachers.teacher import Teacher

@@ -1,11 +1,12 @@
 """Stable Diffusion 1.x and 2.x: a latent UNet with text, predicting epsilon or v."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
+from typing_extensions import Self
 
 import teachers.pocket
 from teachers.denoiser import Condition, Denoiser

@@ -1,11 +1,12 @@
 """Unconditional pixel models: `DDPMPipeline` and its like, with a `UNet2DModel`."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import Tensor
+from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import consistency_scheduler, pin_clock

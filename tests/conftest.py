@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from safetensors.torch import save_file
 
 import teachers.pocket
 from teachers.pocket.classifier import FEATURES, Classifier
-from teachers.pocket.make import make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
+from teachers.pocket.make import make_autoencoder, make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
 
 
 @pytest.fixture(scope="session")
@@ -20,21 +20,8 @@ def text_pipeline(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("teacher")
     tokenizer = make_tokenizer(folder / "tokenizer")
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=32,
-        scaling_factor=1.0,
-    )
     StableDiffusionPipeline(
-        vae=vae,
+        vae=make_autoencoder((8, 8, 8)),
         text_encoder=make_text_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=make_unet(),

@@ -95,14 +95,12 @@ def rgb01(images: Tensor) -> Tensor:
 # --- autoencoder ------------------------------------------------------------------------------------------------------
 
 
-def train_autoencoder(images: dict[str, Tensor], steps: int) -> AutoencoderKL:
-    """A 4x downsampling KL autoencoder whose latents have, channel by channel, zero mean and unit variance."""
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
+def make_autoencoder(channels: tuple[int, int, int]) -> AutoencoderKL:
+    return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
-        block_out_channels=(16, 32, 32),
+        block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
@@ -111,6 +109,12 @@ def train_autoencoder(images: dict[str, Tensor], steps: int) -> AutoencoderKL:
         sample_size=32,
         scaling_factor=1.0,
     )
+
+
+def train_autoencoder(images: dict[str, Tensor], steps: int) -> AutoencoderKL:
+    """A 4x downsampling KL autoencoder whose latents have, channel by channel, zero mean and unit variance."""
+    torch.manual_seed(0)
+    vae = make_autoencoder((16, 32, 32))
     x = images["train"]
 
     def loss(step: int) -> Tensor:
