@@ -9,11 +9,7 @@ Frechet distance against training cost), tracker logs, and at the end `pipeline/
 import argparse
 import copy
 import dataclasses
-import hashlib
-import json
 import math
-import os
-import signal
 import time
 from collections import defaultdict
 from contextlib import nullcontext
@@ -34,6 +30,7 @@ from distill.export import export
 from distill.monitor import Monitor, choose_features
 from distill.recipe import OptimizerRecipe, Recipe, load, options
 from distill.registry import TEACHERS, find
+from distill.run import Stop, append_history, claim, fingerprint, finished
 from teachers.denoiser import Denoiser
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
@@ -47,8 +44,8 @@ def train(recipe: Recipe) -> Path:
     family = find(TEACHERS, recipe.teacher.family)
     family.locate(recipe.teacher.path)
     plan = data.plan(recipe.data, cls, family.guided)
-    _claim(folder)
-    if _finished(recipe):
+    claim(folder)
+    if finished(recipe):
         print(
             f"{recipe.name} is finished: {folder / 'pipeline'} (more steps: train.steps=...; afresh: another name=...)"
         )
@@ -103,7 +100,7 @@ def train(recipe: Recipe) -> Path:
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     logs: dict[str, list[Tensor]] = defaultdict(list)
-    stop, broken = _Stop(), dict.fromkeys(networks, 0)
+    stop, broken = Stop(), dict.fromkeys(networks, 0)
     bar = tqdm(total=settings.steps, initial=start, desc=recipe.name, disable=not chief, mininterval=1)
     begun = time.perf_counter()
     step = start
@@ -213,7 +210,7 @@ def _evaluate(
     rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.pictured().items()}
     picture = monitor.grid(step, rows)
     record = {"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances}
-    _append_history(monitor.folder / "history.jsonl", record)
+    append_history(monitor.folder / "history.jsonl", record)
     tqdm.write(
         f"step {step}: held-out Frechet distance to the teacher "
         + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
@@ -222,15 +219,6 @@ def _evaluate(
         tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
         if tracker.name == "tensorboard":
             tracker.writer.add_image("samples", picture, step)
-
-
-def _append_history(path: Path, record: dict[str, Any]) -> None:
-    """Add a line, in the place of those that a killed run wrote after its last checkpoint."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] < record["step"]]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join([*kept, json.dumps(record)]) + "\n")
-    temporary.replace(path)
 
 
 def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser) -> list[float]:
@@ -255,68 +243,6 @@ def _log(accelerator: Accelerator, logs: dict[str, list[Tensor]], step: int, bar
     bar.set_postfix(
         {key.split("/")[1]: f"{v:.3g}" for key, v in values.items() if key.startswith("student/") and "loss" in key}
     )
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """What must not change between a checkpoint and its resumption: seed, teacher, method, data, rates."""
-    fixed = dataclasses.asdict(recipe)
-    for key in ("name", "output", "evaluation"):
-        del fixed[key]
-    fixed["train"] = {
-        key: fixed["train"][key] for key in ("batch_size", "accumulation", "max_norm", "ema", "precision")
-    }
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
-
-
-def _check_same_run(meta: dict[str, Any], recipe: Recipe, folder: Path) -> None:
-    if meta["fingerprint"] != fingerprint(recipe):
-        raise ValueError(
-            f"{folder} holds checkpoints of another recipe; "
-            f"give this run another name (name=...) or remove {folder / 'checkpoints'}"
-        )
-
-
-def _finished(recipe: Recipe) -> bool:
-    """Whether the run's folder already holds what this recipe would give."""
-    meta = checkpoint.newest_meta(recipe.folder / "checkpoints")
-    if meta is None:
-        return False
-    _check_same_run(meta, recipe, recipe.folder)
-    return meta["step"] >= recipe.train.steps and (recipe.folder / "pipeline" / "distill.json").is_file()
-
-
-def _claim(folder: Path) -> None:
-    """Make the run's folder, or say why that is impossible; made before any weights load."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"the run's folder {folder} cannot be written ({error.strerror}); choose another with output=..."
-        ) from error
-
-
-class _Stop:
-    """SIGINT and SIGTERM ask the loop to save and leave after the step at hand; a second one does not wait."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not in the main thread (a notebook's worker): the signal stays with its owner
-                return
-
-    def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
