@@ -89,10 +89,40 @@ def pin_clock(denoiser: Denoiser, times: Sequence[float]) -> UNet2DConditionMode
     if torch.allclose(asked, told, rtol=0, atol=1e-4):
         return network
     wanted, given = (network.time_proj(steps).double() for steps in (asked, told))  # (N, features)
-    layer = network.time_embedding.linear_1
+    layer, embedded = network.time_embedding.linear_1, network.time_embedding.cond_proj
     weight = layer.weight.double()
-    layer.weight.copy_(weight + ((wanted - given) @ weight.T).T @ torch.linalg.pinv(given.T))
+    change, at = weight @ (wanted - given).T, given.T  # (hidden, N) wanted of the edit at these inputs (features, N)
+    if embedded is not None:  # and none of it at whatever an embedded guidance scale adds to them
+        change = torch.cat([change, change.new_zeros(len(change), embedded.in_features)], dim=1)
+        at = torch.cat([at, embedded.weight.double()], dim=1)
+    layer.weight.copy_(weight + change @ torch.linalg.pinv(at))
     return network
+
+
+def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
+    """What diffusers' pipelines feed a UNet with a guidance embedding for scales (B,): (B, width), float32.
+
+    Sinusoids of 1000 (guidance - 1), since the embedding counts from no guidance at 0.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
+    phase = 1000.0 * (guidance.float() - 1)[:, None] * frequencies
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def guidance_width(network: UNet2DConditionModel) -> int:
+    """Numbers by which a UNet is told its guidance scale: half of those by which it is told the time."""
+    return network.time_embedding.linear_1.in_features // 4 * 2
+
+
+@torch.no_grad()
+def add_guidance_embedding(network: UNet2DConditionModel) -> None:
+    """Give the UNet an input for the guidance scale that changes nothing yet: a linear layer of weight zero.
+
+    It is narrower than the time embedding's input, so that `pin_clock` can leave it alone.
+    """
+    ignore_guidance(network, guidance_width(network))
+    network.time_embedding.cond_proj.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -10,7 +10,14 @@ from typing_extensions import Self
 
 import teachers.pocket
 from teachers.denoiser import Condition, Denoiser
-from teachers.few_step import consistency_scheduler, ignore_guidance, pin_clock
+from teachers.few_step import (
+    add_guidance_embedding,
+    consistency_scheduler,
+    guidance_embedding,
+    guidance_width,
+    ignore_guidance,
+    pin_clock,
+)
 from teachers.teacher import Teacher, load_pipeline, local_or_hub
 from teachers.trigflow import VariancePreserving
 
@@ -65,9 +72,17 @@ class StableDiffusion(Teacher):
             embedding, _ = stock.encode_prompt(list(prompts), stock.device, 1, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embedding.float()}
 
+    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        add_guidance_embedding(student.network)
+        student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
+
+    def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
+        return {"timestep_cond": guidance_embedding(guidance, guidance_width(student.network))}
+
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
         unet = pin_clock(student, times)
-        ignore_guidance(unet)
+        if not student.defaults:
+            ignore_guidance(unet)
         stock = self.stock
         return StableDiffusionPipeline(
             vae=stock.vae,

@@ -13,6 +13,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser
+from teachers.few_step import soften_clock
+from teachers.trigflow import expand
 
 
 def concatenate(one: Condition, two: Condition) -> dict[str, Tensor]:
@@ -76,15 +78,31 @@ class Teacher(ABC):
         """A trainable float32 copy of the teacher's denoiser: before the first step it is the teacher."""
         return copy.deepcopy(self.denoiser).float().requires_grad_(True).eval()
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float = 1.0) -> Tensor:
+    def soften(self, student: Denoiser, time_scale: float) -> None:
+        """Put `student` on the gentle clock `time_scale * t`, as like the teacher as that allows (METHODS: a network
+        told 1000 ticks has tangents that make sCM diverge). A family whose clock is gentle already does nothing."""
+        soften_clock(student, time_scale)
+
+    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        """Make `student` take a guidance scale as an input, `guidance` where none is given."""
+        raise ValueError("this teacher family's students take no guidance scale as input; leave method.guidances empty")
+
+    def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
+        """What tells a student with embedded guidance its scales (B,): entries for its condition."""
+        raise ValueError("this teacher family's students take no guidance scale as input")
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
         """The guided velocity v_uncond + guidance (v_cond - v_uncond) in one batched call; 1.0 means none.
 
-        Guidance on epsilon, on x0 and on v are the same thing, since each is affine in the others at fixed x_t.
+        `guidance` is one scale, or one a sample (B,). Guidance on epsilon, on x0 and on v are the same thing, since
+        each is affine in the others at fixed x_t.
         """
-        if guidance == 1.0 or not self.guided:
+        if not self.guided or (not isinstance(guidance, Tensor) and guidance == 1.0):
             return self.denoiser.velocity(x_t, t, cond)
         both = concatenate(cond, self.unconditional(cond))
         with_prompt, without = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        if isinstance(guidance, Tensor):
+            guidance = expand(guidance, x_t).to(x_t.dtype)
         return without + guidance * (with_prompt - without)
 
     def unconditional(self, cond: Condition) -> Condition:
