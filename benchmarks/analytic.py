@@ -2,8 +2,8 @@
 
     python -m benchmarks.analytic [--seeds 3] [--only eight_gaussians]
 
-Writes benchmarks/analytic.md and a picture beside it. Finished cells are kept in benchmarks/results/analytic.json, so an
-interrupted run goes on where it stopped; --fresh forgets them.
+Writes benchmarks/analytic.md and a picture beside it. Finished cells are kept in benchmarks/results/analytic.json, so
+that an interrupted run goes on where it stopped; --fresh forgets them.
 
 Judged by:
 - the map: relative RMS between a student's one-step answer and the exact end of the probability-flow ODE from the same

@@ -37,7 +37,7 @@ def export(
     if record["evaluation"]["prompts"] == PROMPTS:
         (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
     (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
-    (temporary / "README.md").write_text(model_card(record, type(pipeline).__name__, teacher.guided))
+    (temporary / "README.md").write_text(model_card(record, type(pipeline).__name__, teacher))
     shutil.rmtree(final, ignore_errors=True)
     temporary.replace(final)
     return final
@@ -68,7 +68,7 @@ def describe(
             "call": teacher.usual_call(source.num_steps, source.guidance),
         },
         "times": list(times),
-        "calls": [{"num_steps": n, "call": teacher.calls(n) | scale} for n in distiller.step_counts(times)],
+        "calls": [{"num_steps": n, "call": teacher.calls(n, times[:n]) | scale} for n in distiller.step_counts(times)],
         "evaluation": {
             "prompts": prompts if teacher.guided else None,
             "features": features,
@@ -78,21 +78,31 @@ def describe(
     }
 
 
-def model_card(record: dict[str, Any], pipeline: str, prompts: bool) -> str:
+def model_card(record: dict[str, Any], pipeline: str, teacher: Teacher) -> str:
     """The exported folder's README: what it is and the call that gives its images."""
-    rows = []
+    rows, prompts = [], teacher.guided
     for entry in record["calls"]:
         arguments = [repr("a photo of ...")] if prompts else []
         arguments += [f"{key}={value!r}" for key, value in entry["call"].items()]
         rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
     calls = "\n".join(rows)
     cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
-    baked = ""
+    baked = f"\nThe teacher's guidance {guidance:g} is in the weights" if guidance else ""
     if scales := record["options"].get("guidances"):
         listed = ", ".join(f"{scale:g}" for scale in scales)
         baked = f"\n`guidance_scale` is an input of the student, trained at {listed}: stay within these.\n"
+    elif guidance and teacher.ignores_guidance:
+        baked += ": `guidance_scale` has no effect here.\n"
     elif guidance:
-        baked = f"\nThe teacher's guidance {guidance:g} is in the weights: `guidance_scale` has no effect here.\n"
+        baked += (
+            ", and this class of pipelines would apply its own on top: **keep `guidance_scale=1.0` in the call**, as "
+            "above.\n"
+        )
+    refused = (
+        "More steps than it was distilled for are refused by the scheduler."
+        if teacher.refuses_steps
+        else "It draws well with the numbers of steps above only; this class of pipelines does not refuse others."
+    )
     steps = " or ".join(str(c["num_steps"]) for c in record["calls"])
     distilled = f"distilled with {record['method']} by fewstep {record['version']}"
     return f"""---
@@ -112,7 +122,7 @@ pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 {calls}
 ```
 {baked}
-More steps than it was distilled for are refused by the scheduler. `distill.json` holds the same for machines.
+{refused} `distill.json` holds the same for machines.
 
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
 Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.

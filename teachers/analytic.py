@@ -215,5 +215,5 @@ class Analytic(Teacher):
             "the analytic teacher is for proofs: its students are not images and have no diffusers pipeline"
         )
 
-    def calls(self, num_steps: int) -> dict[str, Any]:
+    def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
         return {}

@@ -1,6 +1,6 @@
 """A diffusers network seen in canonical time. Teacher, student and fake score all are one; the network stays native."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -11,10 +11,21 @@ from teachers.trigflow import NoisePath, expand, to_velocity, to_x0
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 BEND = 0.25  # radians over which a ceiling takes effect
 Condition = Mapping[str, Tensor]  # the network's own keyword arguments, first dimension the batch
+Call = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]  # (network, sample, timestep, cond) -> output
+
+
+def plain_call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+    """The call of a network whose condition is its keyword arguments. Families with nested or packed ones have another.
+
+    sample (B, C, H, W) native, timestep (B,) native; returns (B, C or more, H, W).
+    """
+    return network(sample, timestep=timestep, **cond, return_dict=False)[0]
 
 
 class Denoiser(nn.Module):
     """`network(sample, timestep=..., **cond)` of some prediction type on some native path, as a TrigFlow velocity.
+
+    `call`: how the network takes its arguments (`plain_call`); a top-level function, so that copies share it.
 
     `ceiling`: None reads the network's epsilon at the angle t itself, x0 = (x_t - sin(t) z) / cos(t), which multiplies
     its errors by 1 / cos(t): 15 at the end of Stable Diffusion's schedule. A number (radians) reads it at `reading(t)`,
@@ -32,6 +43,7 @@ class Denoiser(nn.Module):
         prediction: Prediction,
         time_scale: float | None = None,
         ceiling: float | None = None,
+        call: Call = plain_call,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
@@ -42,6 +54,7 @@ class Denoiser(nn.Module):
         self.time_scale = time_scale
         self.ceiling = ceiling
         self.defaults: Condition = {}  # one row (1, ...) each: what `cond` says where it does not say so itself
+        self.call = call
 
     def reading(self, t: Tensor) -> Tensor:
         """The angle (B,) at which an epsilon network's output is read; t itself without a ceiling."""
@@ -72,7 +85,7 @@ class Denoiser(nn.Module):
         cond = {**rows, **cond}
         # Half-precision weights take half-precision inputs; the clock stays in float32, and so do whole numbers.
         cond = {key: value.to(weight.dtype) if value.is_floating_point() else value for key, value in cond.items()}
-        output = self.network(native.to(weight.dtype), timestep=self.clock(t), **cond, return_dict=False)[0]
+        output = self.call(self.network, native.to(weight.dtype), self.clock(t), cond)
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks that also learn a variance append it
         if self.prediction == "epsilon":
             x0 = (native - sigma * output) / (alpha * sigma_data)

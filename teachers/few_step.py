@@ -5,9 +5,11 @@ re-noise to the next level. Its N-step grid is fixed to the timesteps (i + 1) T 
 own, so the export moves the noise table and the clock instead of asking the user for timesteps:
 
 - `consistency_scheduler` bends the table of noise levels so that the grid's timesteps carry the student's angles;
+- `flow_scheduler` is its counterpart for rectified flow: the stochastic Euler scheduler is the same sampler, and a
+  shift puts its second step anywhere;
 - `pin_clock` edits the first layer of the time embedding so that the network, told those timesteps, computes exactly
   what the student computes (a minimum-norm edit: few equations, many weights);
-- `ignore_guidance` makes stock pipelines leave classifier-free guidance off, since it is already in the weights.
+- `ignore_guidance` makes stock UNet pipelines leave classifier-free guidance off, since it is in the weights already.
 """
 
 import copy
@@ -17,11 +19,12 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from diffusers import LCMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from teachers.denoiser import Denoiser
-from teachers.trigflow import NoisePath, VariancePreserving
+from teachers.trigflow import Flow, NoisePath, VariancePreserving
 
 
 def grid(path: NoisePath, num_steps: int) -> list[int]:
@@ -76,26 +79,86 @@ def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMSche
     )
 
 
-@torch.no_grad()
-def pin_clock(denoiser: Denoiser, times: Sequence[float]) -> UNet2DConditionModel | UNet2DModel:
-    """A copy of the student's network that, told the scheduler's grid, computes what the student computes at `times`.
+def native_levels(path: NoisePath, times: Sequence[float]) -> list[float]:
+    """The flow's own s = sigma (alpha + sigma = 1) at angles `times`."""
+    return path.native(torch.tensor(times, dtype=torch.float64))[1].tolist()
 
-    W' e(grid) = W e(clock(times)) with the smallest change of W, the time embedding's first linear layer.
+
+def default_grid(denoiser: Denoiser, times: Sequence[float]) -> bool:
+    """Whether `flow_scheduler` runs `times` when told their number alone: one or two steps from pure noise."""
+    return len(times) <= 2 and abs(times[0] - denoiser.path.t_max) < 1e-6
+
+
+def flow_scheduler(
+    denoiser: Denoiser, times: Sequence[float], whole_grid: bool = False
+) -> tuple[FlowMatchEulerDiscreteScheduler, Tensor]:
+    """A `FlowMatchEulerDiscreteScheduler` that denoises and re-noises at `times` (radians), and what it tells networks.
+
+    Stock pipelines ask it for a straight grid of s: 1, 1/N with `whole_grid` (Flux), else 1 and the scheduler's own
+    smallest level, already shifted once. One more shift carries the second of two to any level, so that one and two
+    steps need no further argument. Other times need `sigmas` in the pipeline's call (`native_levels`).
     """
-    network: UNet2DConditionModel | UNet2DModel = copy.deepcopy(denoiser.network)
+    path = denoiser.path
+    if not isinstance(path, Flow):
+        raise ValueError("FlowMatchEulerDiscreteScheduler holds rectified flows; this path needs an export of its own")
+    check_times(path, times)
+    levels, shift = native_levels(path, times), 1.0
+    if default_grid(denoiser, times) and len(times) == 2:
+        odds = levels[1] / (1 - levels[1])  # a shift multiplies the odds s / (1 - s)
+        shift = odds if whole_grid else math.sqrt(odds * (path.num_train_timesteps - 1))
+    scheduler = FlowMatchEulerDiscreteScheduler(path.num_train_timesteps, shift=shift, stochastic_sampling=True)
+    if not default_grid(denoiser, times):
+        scheduler.set_timesteps(sigmas=levels)
+    elif whole_grid:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / len(times), len(times)).tolist())
+    else:
+        scheduler.set_timesteps(len(times))
+    assert np.allclose(scheduler.sigmas[:-1].numpy(), levels, rtol=0, atol=1e-5)
+    return scheduler, scheduler.timesteps
+
+
+def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, nn.Linear]]:
+    """Where a diffusers network meets its timestep: pairs of the sinusoidal features and the first linear layer.
+
+    One for most networks, one a block for DiT. ValueError where there is none.
+    """
+    found: list[tuple[nn.Module, nn.Linear]] = []
+    for module in network.modules():
+        parts = dict(module.named_children())
+        embedding = parts.get("time_embedding", parts.get("timestep_embedder"))
+        if "time_proj" in parts and isinstance(embedding, TimestepEmbedding):
+            found.append((parts["time_proj"], embedding.linear_1))
+    if not found:
+        raise ValueError(
+            f"{type(network).__name__} has no time embedding that can be refitted; "
+            "distil it on its native clock (sCM: method.adaptation_steps=0)"
+        )
+    return found
+
+
+@torch.no_grad()
+def pin_clock(denoiser: Denoiser, times: Sequence[float], told: Tensor | None = None) -> nn.Module:
+    """A copy of the student's network that, told the scheduler's timesteps, computes what the student does at `times`.
+
+    `told` (N,) are those timesteps, `LCMScheduler`'s grid by default. W' e(told) = W e(clock(times)) with the smallest
+    change of W, the time embedding's first linear layer.
+    """
+    network = copy.deepcopy(denoiser.network)
     device = next(network.parameters()).device
     asked = denoiser.clock(torch.tensor(times, dtype=torch.float64, device=device))
-    told = torch.tensor(grid(denoiser.path, len(times)), dtype=torch.float32, device=device)
+    told = torch.tensor(grid(denoiser.path, len(times))) if told is None else told
+    told = told.to(device, torch.float32)
     if torch.allclose(asked, told, rtol=0, atol=1e-4):
         return network
-    wanted, given = (network.time_proj(steps).double() for steps in (asked, told))  # (N, features)
-    layer, embedded = network.time_embedding.linear_1, network.time_embedding.cond_proj
-    weight = layer.weight.double()
-    change, at = weight @ (wanted - given).T, given.T  # (hidden, N) wanted of the edit at these inputs (features, N)
-    if embedded is not None:  # and none of it at whatever an embedded guidance scale adds to them
-        change = torch.cat([change, change.new_zeros(len(change), embedded.in_features)], dim=1)
-        at = torch.cat([at, embedded.weight.double()], dim=1)
-    layer.weight.copy_(weight + change @ torch.linalg.pinv(at))
+    embedded = guidance_projection(network)
+    for project, layer in time_embeddings(network):
+        wanted, given = (project(steps).double() for steps in (asked, told))  # (N, features)
+        weight = layer.weight.double()
+        change, at = weight @ (wanted - given).T, given.T  # (hidden, N) wanted of the edit at inputs (features, N)
+        if embedded is not None:  # and none of it at whatever an embedded guidance scale adds to them
+            change = torch.cat([change, change.new_zeros(len(change), embedded.in_features)], dim=1)
+            at = torch.cat([at, embedded.weight.double()], dim=1)
+        layer.weight.copy_(weight + change @ torch.linalg.pinv(at))
     return network
 
 
@@ -108,6 +171,12 @@ def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
     phase = 1000.0 * (guidance.float() - 1)[:, None] * frequencies
     return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def guidance_projection(network: nn.Module) -> nn.Linear | None:
+    """The layer by which a UNet takes a guidance scale; None where it takes none."""
+    embedding = dict(network.named_children()).get("time_embedding")
+    return embedding.cond_proj if isinstance(embedding, TimestepEmbedding) else None
 
 
 def guidance_width(network: UNet2DConditionModel) -> int:
@@ -152,18 +221,18 @@ def soften_clock(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> 
     thing to what the native clock gave. What it cannot follow (the native clock's fast features) training has to make
     up for.
     """
-    network: UNet2DConditionModel | UNet2DModel = denoiser.network
     path = denoiser.path
-    device = next(network.parameters()).device
+    device = next(denoiser.network.parameters()).device
     angles = torch.linspace(path.t_min, path.t_max, 1000, dtype=torch.float64, device=device)
-    native = network.time_proj(denoiser.clock(angles)).double()
+    clock = denoiser.clock(angles)
     denoiser.time_scale = time_scale
-    gentle = network.time_proj(denoiser.clock(angles)).double()
-    layer = network.time_embedding.linear_1
+    gentle = denoiser.clock(angles)
     ones = torch.ones(len(angles), 1, dtype=torch.float64, device=device)
-    wanted = torch.cat([native, ones], dim=1) @ torch.cat([layer.weight, layer.bias[:, None]], dim=1).double().T
-    given = torch.cat([gentle, ones], dim=1)
-    gram = given.T @ given + ridge * torch.eye(given.shape[1], dtype=torch.float64, device=device)
-    solution = torch.linalg.solve(gram, given.T @ wanted).T
-    layer.weight.copy_(solution[:, :-1])
-    layer.bias.copy_(solution[:, -1])
+    for project, layer in time_embeddings(denoiser.network):
+        affine = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()
+        wanted = torch.cat([project(clock).double(), ones], dim=1) @ affine.T
+        given = torch.cat([project(gentle).double(), ones], dim=1)
+        gram = given.T @ given + ridge * torch.eye(given.shape[1], dtype=torch.float64, device=device)
+        solution = torch.linalg.solve(gram, given.T @ wanted).T
+        layer.weight.copy_(solution[:, :-1])
+        layer.bias.copy_(solution[:, -1])

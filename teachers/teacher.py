@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,6 +15,8 @@ from typing_extensions import Self
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import soften_clock
 from teachers.trigflow import expand
+
+Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 
 
 def concatenate(one: Condition, two: Condition) -> dict[str, Tensor]:
@@ -39,6 +41,9 @@ class Teacher(ABC):
     image_size: tuple[int, int]
     guided: ClassVar[bool] = True
     exports: ClassVar[bool] = True  # whether students of this family become diffusers pipelines
+    pipelines: ClassVar[Pipelines] = ()  # the stock classes that it takes
+    ignores_guidance: ClassVar[bool] = True  # whether an export leaves guidance off, whatever the call says
+    refuses_steps: ClassVar[bool] = True  # whether an export refuses numbers of steps that it was not made for
 
     @classmethod
     @abstractmethod
@@ -67,8 +72,8 @@ class Teacher(ABC):
         """A stock pipeline that runs `student` through the falling angles `times` (radians), one network call each."""
 
     @abstractmethod
-    def calls(self, num_steps: int) -> dict[str, Any]:
-        """The call arguments with which `pipeline(...)` gives a `num_steps` student's images."""
+    def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        """The call arguments with which `pipeline(...)` gives a `num_steps` student's images at the angles `times`."""
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         """The call arguments with which people run the teacher itself."""
@@ -108,9 +113,13 @@ class Teacher(ABC):
     def unconditional(self, cond: Condition) -> Condition:
         """The condition of the empty prompt, as many rows as `cond` has."""
         if self._empty is None:
-            self._empty = dict(self.condition([""]))
+            self._empty = dict(self.empty())
         rows = len(next(iter(cond.values())))
         return {key: value.expand(rows, *value.shape[1:]) for key, value in self._empty.items()}
+
+    def empty(self) -> Condition:
+        """What the pipeline feeds its network on the unguided side, one row: for most families the empty prompt."""
+        return self.condition([""])
 
     _empty: dict[str, Tensor] | None = None
 
@@ -131,10 +140,17 @@ def local_or_hub(path: str) -> str:
     return path
 
 
-def load_pipeline(cls: type[DiffusionPipeline], path: str, **options: Any) -> Any:
-    """`cls.from_pretrained` with its many failures turned into one sentence. Safetensors only; no remote code."""
+def load_pipeline(accepted: Pipelines, path: str, **options: Any) -> Any:
+    """The pipeline at `path`, whose class has to be one of `accepted`. Safetensors only; no remote code.
+
+    Its many failures become one sentence, a ValueError.
+    """
     try:
-        return cls.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
+        name = DiffusionPipeline.load_config(path)["_class_name"]
+        known = {kind.__name__: kind for kind in accepted}
+        if name not in known:
+            raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
+        return known[name].from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
     except OSError as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the pipeline {path} could not be loaded: {first}") from error

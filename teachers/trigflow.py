@@ -161,10 +161,13 @@ class VariancePreserving(NoisePath):
 
 
 class Flow(NoisePath):
-    """Rectified flow: X = (1 - s) X0 + s z, timestep = num_train_timesteps * s. A shifted grid is the same curve."""
+    """Rectified flow: X = (1 - s) X0 + s z, timestep = num_train_timesteps * s.
 
-    def __init__(self, num_train_timesteps: int = 1000, sigma_data: float = 1.0) -> None:
-        self.num_train_timesteps, self.sigma_data = num_train_timesteps, sigma_data
+    A `shift` (Esser et al. 2024, arXiv 2403.03206, section 5.3.2) is the same curve with other steps of the solver.
+    """
+
+    def __init__(self, num_train_timesteps: int = 1000, sigma_data: float = 1.0, shift: float = 1.0) -> None:
+        self.num_train_timesteps, self.sigma_data, self.shift = num_train_timesteps, sigma_data, shift
         self.t_min, self.t_max = 0.0, HALF_PI
 
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,3 +178,9 @@ class Flow(NoisePath):
         t = t.double()
         s = self.sigma_data * torch.sin(t) / (torch.cos(t) + self.sigma_data * torch.sin(t))
         return s * self.num_train_timesteps
+
+    def solver_times(self, num_steps: int) -> list[float]:
+        """s = 1, ..., 1 / num_steps in equal steps, each shifted to shift s / (1 + (shift - 1) s), then 0."""
+        s = 1 - torch.arange(num_steps, dtype=torch.float64) / num_steps
+        s = self.shift * s / (1 + (self.shift - 1) * s)
+        return [*self.angle(s * self.num_train_timesteps).tolist(), 0.0]

@@ -4,20 +4,21 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
+from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import consistency_scheduler, pin_clock
-from teachers.stable_diffusion import variance_preserving
-from teachers.teacher import Teacher, load_pipeline
+from teachers.schedule import variance_preserving
+from teachers.teacher import Pipelines, Teacher, load_pipeline
 
 
 class Unconditional(Teacher):
     """`DDPMPipeline` or `DDIMPipeline`. Pixels are the latents; `sigma_data` is their standard deviation, about 0.5."""
 
     guided: ClassVar[bool] = False
+    pipelines: ClassVar[Pipelines] = (DDPMPipeline, DDIMPipeline)
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
         if unet.config.class_embed_type or unet.config.num_class_embeds:
@@ -34,7 +35,7 @@ class Unconditional(Teacher):
 
     @classmethod
     def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
-        stock = load_pipeline(DiffusionPipeline, cls.locate(path), dtype=dtype)
+        stock = load_pipeline(cls.pipelines, cls.locate(path), dtype=dtype)
         if not isinstance(stock.components.get("unet"), UNet2DModel):
             raise ValueError(
                 f"{path} is a {type(stock).__name__}; the family `unconditional` takes pipelines with a UNet2DModel"
@@ -56,5 +57,5 @@ class Unconditional(Teacher):
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
         return DDPMPipeline(unet=pin_clock(student, times), scheduler=consistency_scheduler(student, times))
 
-    def calls(self, num_steps: int) -> dict[str, Any]:
+    def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
         return {"num_inference_steps": num_steps}

@@ -1,0 +1,78 @@
+"""Flux.1: a rectified-flow transformer on packed latents; in "dev" guidance is an input of the network."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline, FluxPipeline
+from torch import Tensor, nn
+
+from teachers.denoiser import Condition
+from teachers.latent import LatentTeacher
+from teachers.teacher import Pipelines
+
+GUIDANCE = float(inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default)
+
+
+class Flux(LatentTeacher):
+    """`FluxPipeline`. "dev" takes its guidance as an embedding and needs one evaluation; "schnell" takes none.
+
+    A student is told the pipeline's default guidance throughout, and its export whatever the user says: the embedding
+    is constant there.
+    """
+
+    pipelines: ClassVar[Pipelines] = (FluxPipeline,)
+    whole_grid: ClassVar[bool] = True
+    ignores_guidance: ClassVar[bool] = True
+    refuses_steps: ClassVar[bool] = False
+
+    @staticmethod
+    def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+        """Patches of 2 x 2 become tokens (B, H W / 4, 4 C), whose places are told beside them. The clock runs to 1."""
+        _, _, height, width = sample.shape
+        rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+        places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
+        output = network(
+            F.pixel_unshuffle(sample, 2).flatten(2).mT,
+            timestep=timestep / 1000,
+            **cond,
+            img_ids=places.to(sample),
+            txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(sample),
+            return_dict=False,
+        )[0]
+        return F.pixel_shuffle(output.mT.unflatten(2, (height // 2, width // 2)), 2)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.stock.vae.config.sample_size // self.factor  # the transformer does not say; 1024 / 8 for Flux.1
+        return self.stock.transformer.config.in_channels // 4, size, size
+
+    def size_call(self) -> dict[str, Any]:
+        height, width = self.image_size
+        usual = self.stock.default_sample_size * self.factor
+        return {} if height == width == usual else {"height": height, "width": width}
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        with torch.no_grad():
+            text, pooled, _ = self.stock.encode_prompt(list(prompts), None, device=self.stock.device)
+        cond = {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
+        if self.stock.transformer.config.guidance_embeds:
+            cond["guidance"] = torch.full((len(prompts),), GUIDANCE, device=text.device)
+        return cond
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float = 1.0) -> Tensor:
+        """The velocity under an embedded guidance: no second evaluation; "schnell" has none and is left as it is."""
+        if "guidance" in cond:
+            cond = {**cond, "guidance": torch.full_like(cond["guidance"], guidance)}
+        return self.denoiser.velocity(x_t, t, cond)
+
+    @torch.no_grad()
+    def assemble(self, network: Any, scheduler: Any) -> DiffusionPipeline:
+        if network.config.guidance_embeds:  # the same embedding, whatever guidance it is told
+            embed, layer = network.time_text_embed, network.time_text_embed.guidance_embedder.linear_2
+            told = embed.time_proj(torch.tensor([GUIDANCE * 1000], device=layer.weight.device))
+            constant = embed.guidance_embedder(told.to(layer.weight.dtype))[0]
+            layer.weight.zero_()
+            layer.bias.copy_(constant)
+        return super().assemble(network, scheduler)

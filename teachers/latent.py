@@ -1,0 +1,106 @@
+"""LatentTeacher: what families with an autoencoder share, so that a family's own file is little but its condition."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderDC, DiffusionPipeline
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from teachers.denoiser import Condition, Denoiser, plain_call
+from teachers.few_step import consistency_scheduler, default_grid, flow_scheduler, native_levels, pin_clock
+from teachers.schedule import schedule
+from teachers.teacher import Teacher, load_pipeline
+from teachers.trigflow import Flow
+
+
+class LatentTeacher(Teacher):
+    """A frozen latent pipeline. A subclass names its `pipelines` and says what `condition` feeds the network.
+
+    `network`: the component that denoises; `call` says how it takes its arguments. `whole_grid`: see `flow_scheduler`.
+    `options`: what the loader is told beside the path.
+    """
+
+    network: ClassVar[str] = "transformer"
+    whole_grid: ClassVar[bool] = False
+    options: ClassVar[dict[str, Any]] = {}
+    ignores_guidance: ClassVar[bool] = False
+
+    def __init__(self, pipeline: Any, sigma_data: float = 1.0) -> None:
+        self.stock = pipeline
+        for module in pipeline.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
+        vae = pipeline.vae
+        if vae.config.get("force_upcast") and vae.dtype == torch.float16:
+            vae.float()  # such autoencoders overflow in half precision
+        deep = isinstance(vae, AutoencoderDC)
+        self.factor = 2 ** (len(vae.config.encoder_block_out_channels if deep else vae.config.block_out_channels) - 1)
+        self.shape = self.latent_shape()
+        self.image_size = (self.shape[1] * self.factor, self.shape[2] * self.factor)
+        # The shifts that depend on a picture's size belong to transformers with patches of 2 x 2.
+        path, prediction = schedule(pipeline.scheduler, sigma_data, tokens=self.shape[1] * self.shape[2] // 4)
+        self.denoiser = Denoiser(pipeline.components[self.network], path, prediction, call=self.call).eval()
+
+    @classmethod
+    def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
+        stock = load_pipeline(cls.pipelines, cls.locate(path), dtype=dtype, **cls.options)
+        return cls(stock.to(device), sigma_data)
+
+    @staticmethod
+    def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+        """network(sample (B, *shape), timestep (B,), cond) -> (B, C or more, H, W), all of them native."""
+        return plain_call(network, sample, timestep, cond)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent at the size that the pipeline draws by default."""
+        config = self.stock.components[self.network].config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    def encode(self, images: Tensor) -> Tensor:
+        vae = self.stock.vae
+        code = vae.encode(images.to(vae.device, vae.dtype))
+        mean = code.latent if isinstance(vae, AutoencoderDC) else code.latent_dist.mean
+        scale, offset = self._affine()
+        return (mean.float() - offset) / scale / self.denoiser.path.sigma_data
+
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.stock.vae
+        scale, offset = self._affine()
+        native = latents * self.denoiser.path.sigma_data * scale + offset
+        return vae.decode(native.to(vae.device, vae.dtype), return_dict=False)[0].float()
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """What the autoencoder takes is scale * (native latents) + offset; (1, C or 1, 1, 1) each."""
+        vae = self.stock.vae
+        config = vae.config
+        scale, offset = 1 / config.scaling_factor, config.get("shift_factor") or 0.0
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean and std:
+            scale, offset = [scale * s for s in std], mean
+        first, second = (torch.tensor(value, device=vae.device).reshape(1, -1, 1, 1) for value in (scale, offset))
+        return first, second
+
+    def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
+        if not isinstance(student.path, Flow):
+            return self.assemble(pin_clock(student, times), consistency_scheduler(student, times))
+        scheduler, told = flow_scheduler(student, times, self.whole_grid)
+        return self.assemble(pin_clock(student, times, told), scheduler)
+
+    def assemble(self, network: nn.Module, scheduler: Any) -> DiffusionPipeline:
+        """The stock pipeline with another network and scheduler; the rest is shared."""
+        return type(self.stock)(**(self.stock.components | {self.network: network, "scheduler": scheduler}))
+
+    def size_call(self) -> dict[str, Any]:
+        """The call arguments without which the pipeline would draw another size."""
+        return {}
+
+    def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        call = {"num_inference_steps": num_steps, "guidance_scale": 1.0} | self.size_call()
+        if times and isinstance(self.denoiser.path, Flow) and not default_grid(self.denoiser, times):
+            call["sigmas"] = native_levels(self.denoiser.path, times)
+        return call
+
+    def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
+        return super().usual_call(num_steps, guidance) | self.size_call()

@@ -1,0 +1,25 @@
+"""Stable Diffusion 3 and 3.5: a rectified-flow transformer with three text encoders (the T5 may be left out)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from teachers.denoiser import Condition
+from teachers.latent import LatentTeacher
+from teachers.teacher import Pipelines
+
+
+class StableDiffusion3(LatentTeacher):
+    """`StableDiffusion3Pipeline`."""
+
+    pipelines: ClassVar[Pipelines] = (StableDiffusion3Pipeline,)
+    refuses_steps: ClassVar[bool] = False
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        with torch.no_grad():
+            text, _, pooled, _ = self.stock.encode_prompt(
+                list(prompts), None, None, device=self.stock.device, do_classifier_free_guidance=False
+            )
+        return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
