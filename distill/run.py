@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -53,13 +54,35 @@ def claim(folder: Path) -> None:
         ) from error
 
 
-def append_history(path: Path, record: dict[str, Any]) -> None:
-    """Add a line, in the place of those that a killed run wrote after its last checkpoint."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] < record["step"]]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join([*kept, json.dumps(record)]) + "\n")
-    temporary.replace(path)
+class Journal:
+    """A file of one JSON record a line, each with its `step`: appended to, however long the run.
+
+    Whatever a killed run wrote after the checkpoint that this one resumes from, a torn last line too, is cut off first.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        if not path.is_file():
+            return
+        lines = path.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if start and _step(line) <= start]
+        if kept != lines:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.replace(path)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line; a number that is not finite becomes null, since JSON has no other word for it."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(finite) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # torn by a kill
 
 
 class Stop:

@@ -3,7 +3,8 @@
     accelerate launch -m distill.train recipes/pocket/dmd.yaml [key=value ...]
 
 Run the same command again to resume. The run's folder receives checkpoints, sample grids, `history.jsonl` (the held-out
-Frechet distance against training cost), tracker logs, and at the end `pipeline/`, an ordinary diffusers pipeline.
+Frechet distance against training cost), `log.jsonl` (losses against the same), tracker logs, and at the end
+`pipeline/`, an ordinary diffusers pipeline.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from distill.export import export
 from distill.monitor import Monitor, choose_features
 from distill.recipe import OptimizerRecipe, Recipe, load, options
 from distill.registry import TEACHERS, find
-from distill.run import Stop, append_history, claim, fingerprint, finished
+from distill.run import Journal, Stop, claim, fingerprint, finished
 from teachers.denoiser import Denoiser
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
@@ -95,6 +96,7 @@ def train(recipe: Recipe) -> Path:
     spent += time.perf_counter() - begun if saved is None else 0.0  # teacher pairs and encoding are part of the cost
     features = choose_features(recipe)
     monitor = Monitor(recipe, teacher, dataset, features, device) if chief else None
+    history, losses = (Journal(folder / f"{name}.jsonl", start) if chief else None for name in ("history", "log"))
     if settings.tracker != "none":
         accelerator.init_trackers(recipe.name, config=_flat(dataclasses.asdict(recipe)))
 
@@ -105,7 +107,7 @@ def train(recipe: Recipe) -> Path:
     begun = time.perf_counter()
     step = start
     if step == 0 and settings.evaluate_every and monitor:
-        _evaluate(monitor, distiller, average, 0, spent, accelerator)
+        _evaluate(monitor, history, distiller, average, 0, spent, accelerator)
         begun = time.perf_counter()
     while step < settings.steps and not stop.asked:
         for number, turn in enumerate(distiller.turns(step)):
@@ -138,7 +140,9 @@ def train(recipe: Recipe) -> Path:
         bar.update()
 
         if step % settings.log_every == 0:
-            _log(accelerator, logs, step, bar)
+            values = _log(accelerator, logs, step, bar)
+            if losses:
+                losses.append({"step": step, "seconds": round(spent + time.perf_counter() - begun, 2)} | values)
         if (
             chief
             and settings.evaluate_every
@@ -146,7 +150,7 @@ def train(recipe: Recipe) -> Path:
             and (step % settings.evaluate_every == 0 or step == settings.steps)
         ):
             spent += time.perf_counter() - begun
-            _evaluate(monitor, distiller, average, step, spent, accelerator)
+            _evaluate(monitor, history, distiller, average, step, spent, accelerator)
             begun = time.perf_counter()
         if chief and (step % settings.checkpoint_every == 0 or step == settings.steps or stop.asked):
             meta = {"step": step, "seconds": spent + time.perf_counter() - begun, "fingerprint": fingerprint(recipe)}
@@ -200,7 +204,13 @@ def _follow(average: Denoiser, student: Denoiser, decay: float) -> None:
 
 
 def _evaluate(
-    monitor: Monitor, distiller: Distiller, average: Denoiser, step: int, seconds: float, accelerator: Accelerator
+    monitor: Monitor,
+    history: Journal | None,
+    distiller: Distiller,
+    average: Denoiser,
+    step: int,
+    seconds: float,
+    accelerator: Accelerator,
 ) -> None:
     """Held-out Frechet distances at every number of steps, a grid of samples, one line of `history.jsonl`."""
     times = distiller.candidate_times()[0]
@@ -210,7 +220,8 @@ def _evaluate(
     rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.pictured().items()}
     picture = monitor.grid(step, rows)
     record = {"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances}
-    append_history(monitor.folder / "history.jsonl", record)
+    if history:
+        history.append(record)
     tqdm.write(
         f"step {step}: held-out Frechet distance to the teacher "
         + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
@@ -234,15 +245,16 @@ def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser) -> li
     return min(scored)[1]
 
 
-def _log(accelerator: Accelerator, logs: dict[str, list[Tensor]], step: int, bar: Any) -> None:
+def _log(accelerator: Accelerator, logs: dict[str, list[Tensor]], step: int, bar: Any) -> dict[str, float]:
     """The interval's means, gathered over processes: the only place in the loop where the host waits for the device."""
-    means = {key: torch.stack([v.float() for v in values]).mean() for key, values in logs.items()}
-    values = {key: accelerator.reduce(value, "mean").item() for key, value in means.items()}
+    means = torch.stack([torch.stack([v.float() for v in values]).mean() for values in logs.values()])
+    values = dict(zip(logs, accelerator.reduce(means, "mean").tolist(), strict=True))
     logs.clear()
     accelerator.log(values, step=step)
     bar.set_postfix(
         {key.split("/")[1]: f"{v:.3g}" for key, v in values.items() if key.startswith("student/") and "loss" in key}
     )
+    return values
 
 
 def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:

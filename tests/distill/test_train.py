@@ -140,6 +140,23 @@ def test_scm_chooses_the_second_time_and_writes_curve_and_grid(recipes):
     assert list(recipe.folder.rglob("events.out.tfevents*"))
 
 
+def test_a_resumed_run_leaves_one_line_an_interval_in_log_and_history(recipes):
+    every = [*FAST, "train.log_every=1", "train.evaluate_every=2"]
+    recipe = load(recipes["dmd"], [*every, "train.steps=2"])
+    train(recipe)
+    log = recipe.folder / "log.jsonl"
+    with log.open("a") as file:  # what a run killed at step 3 leaves
+        file.write('{"step": 3, "seconds": 9.0, "student/loss": null}\n{"step": 4, "sec')
+    train(load(recipes["dmd"], [*every, "train.steps=4"]))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all({"student/loss", "fake_score/loss", "student/gradient_norm"} <= set(line) for line in lines)
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds) and lines[2]["student/loss"] is not None
+    history = [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history] == [0, 2, 4]
+
+
 def test_a_finished_run_is_not_run_again(recipes, capsys):
     recipe = load(recipes["dmd"], [*FAST, "train.steps=2"])
     folder = train(recipe)
