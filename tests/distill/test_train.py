@@ -196,16 +196,23 @@ def test_a_signal_saves_and_the_same_command_goes_on(recipes, tmp_path):
     assert checkpoint.steps(folder / "checkpoints")
 
 
-def test_checkpoints_are_whole_or_absent(tmp_path):
-    state = checkpoint.Checkpoint(
-        {"a": torch.ones(2)}, {"b": torch.ones(2)}, {"student": {"x": 1}}, {"step": 3, "seconds": 1.0}
-    )
-    for step in (1, 2, 3):
+def checkpoints(folder, steps, **save):
+    state = checkpoint.Checkpoint({"a": torch.ones(2)}, {"b": torch.ones(2)}, {"student": {"x": 1}}, {"seconds": 1.0})
+    for step in steps:
         state.meta["step"] = step
-        checkpoint.save(tmp_path, state, keep=2)
+        checkpoint.save(folder, state, **save)
+
+
+def test_the_newest_checkpoints_stay_and_every_nth_for_good(tmp_path):
+    checkpoints(tmp_path, range(1, 8), keep=2, keep_every=3)
+    assert checkpoint.steps(tmp_path) == [3, 6, 7]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "00000006", "00000007"]
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path):
+    checkpoints(tmp_path, (1, 2, 3), keep=2)
     assert checkpoint.steps(tmp_path) == [2, 3]
     (tmp_path / ".00000009.tmp").mkdir()  # what a kill in the middle of a save leaves
+    checkpoint.mend(tmp_path)
+    assert not (tmp_path / ".00000009.tmp").exists()
     assert checkpoint.load_newest(tmp_path).meta["step"] == 3
-    (tmp_path / "00000003" / "weights.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="is damaged"):
-        checkpoint.load_newest(tmp_path)
