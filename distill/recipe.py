@@ -136,6 +136,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return build(typing.cast(type, kind), value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
+        if value is False and "no" in arguments:  # YAML's reading of a bare no
+            return "no"
         if value not in arguments or isinstance(value, bool):
             raise ValueError(
                 f"{where} is {value!r}{suggest(str(value), arguments)}; it has to be one of {', '.join(arguments)}"
