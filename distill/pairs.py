@@ -10,6 +10,7 @@ seed, whatever made it, so that none is made twice and more can be added later.
 import argparse
 import hashlib
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,14 +143,14 @@ def command() -> None:
         )
     family = find(TEACHERS, recipe.teacher.family)
     plan = data.plan(recipe.data, False, family.guided)
-    claim(recipe.folder)
     engine = Accelerator(cpu=not torch.cuda.is_available())
-    teacher = family.load(
-        recipe.teacher.path, engine.device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data
-    )
-    captions, cond = data.conditions(plan, teacher)
-    store = make(recipe, teacher, captions, cond, wanted, engine)
-    engine.print(f"{len(store):,} pairs in {len(store.shards)} shards under {recipe.folder / 'cache'}")
+    with claim(recipe.folder) if engine.is_main_process else nullcontext():
+        teacher = family.load(
+            recipe.teacher.path, engine.device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data
+        )
+        captions, cond = data.conditions(plan, teacher)
+        store = make(recipe, teacher, captions, cond, wanted, engine)
+        engine.print(f"{len(store):,} pairs in {len(store.shards)} shards under {recipe.folder / 'cache'}")
 
 
 if __name__ == "__main__":

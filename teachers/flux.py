@@ -61,10 +61,10 @@ class Flux(LatentTeacher):
             cond["guidance"] = torch.full((len(prompts),), GUIDANCE, device=text.device)
         return cond
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float = 1.0) -> Tensor:
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
         """The velocity under an embedded guidance: no second evaluation; "schnell" has none and is left as it is."""
         if "guidance" in cond:
-            cond = {**cond, "guidance": torch.full_like(cond["guidance"], guidance)}
+            cond = {**cond, "guidance": torch.zeros_like(cond["guidance"]) + guidance}
         return self.denoiser.velocity(x_t, t, cond)
 
     @torch.no_grad()
