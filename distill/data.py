@@ -1,4 +1,4 @@
-"""What a student learns from: prompts, images with captions, pairs of noise and the teacher's endpoint.
+"""What a student learns from: prompts, images with captions, and the teacher pairs of `distill.pairs`.
 
 `plan` reads and checks every file before any weights load; `prepare` encodes once and keeps the result in the run's
 cache. Batches are drawn with replacement by `Draws`, so that there is no position to lose on resume.
@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -17,14 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.distiller import Batch, Distiller
+from distill.distiller import Batch, Pairs
 from distill.draws import Draws
 from distill.recipe import DataRecipe, TeacherRecipe
-from distill.sampling import follow
 from teachers import pocket
 from teachers.denoiser import Condition
 from teachers.prompts import read_prompts
 from teachers.teacher import Teacher, select
+
+if TYPE_CHECKING:
+    from distill.pairs import Store
 
 ENCODE_BATCH = 64
 
@@ -46,16 +49,19 @@ class Dataset:
     cond: Condition
     prompt: Tensor
     latents: Tensor | None = None
-    pairs: tuple[Tensor, Tensor, Tensor] | None = None  # noise, endpoint (P, C, H, W) and rows of cond (P,)
+    pairs: "Store | None" = None
 
     def batch(self, draws: Draws) -> Batch:
         rows = draws.rows(len(self.prompt))
-        if self.pairs is not None:
-            noise, endpoint, prompt = self.pairs
-            rows = draws.rows(len(noise))
-            return Batch(select(self.cond, prompt[rows]), draws, None, (noise[rows], endpoint[rows]))
         latents = None if self.latents is None else self.latents[rows]
-        return Batch(select(self.cond, self.prompt[rows]), draws, latents)
+        return Batch(select(self.cond, self.prompt[rows]), draws, latents, self._pairs(draws))
+
+    def _pairs(self, draws: Draws) -> Pairs | None:
+        if self.pairs is None:
+            return None
+        tensors = (x.to(draws.device) for x in self.pairs.rows(draws.rows(len(self.pairs))))
+        noise, endpoint, prompt = tensors
+        return Pairs(noise, endpoint, select(self.cond, prompt))
 
     def held_out(self, count: int) -> Condition:
         """Conditions of `count` prompts, spread evenly over the rows."""
@@ -63,7 +69,7 @@ class Dataset:
         return select(self.cond, self.prompt[rows])
 
 
-def plan(recipe: DataRecipe, cls: type[Distiller], guided: bool) -> Plan:
+def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
     """Read and check everything that the recipe names, without a teacher. ValueError names the culprit."""
     if recipe.images == "pocket":
         draw = torch.Generator().manual_seed(0)
@@ -75,7 +81,7 @@ def plan(recipe: DataRecipe, cls: type[Distiller], guided: bool) -> Plan:
         )
     if recipe.images is not None:
         return _image_folder(Path(recipe.images), guided)
-    if cls.needs_latents:
+    if needs_latents:
         raise ValueError("this method learns from images: give data.images, a folder of images with captions")
     if recipe.prompts is None:
         if guided:
@@ -120,32 +126,28 @@ def _image_folder(folder: Path, guided: bool) -> Plan:
     return Plan(captions, files)
 
 
-def prepare(
-    plan: Plan, teacher: Teacher, device: torch.device, cache: Path, wanted: tuple[int, int], recipe: TeacherRecipe
-) -> Dataset:
-    """Encode captions, and images (once; kept in `cache`); make the `wanted` teacher pairs (how many, steps each)."""
-    (pairs, pair_steps), guidance, key = wanted, recipe.guidance, repr(recipe)
+def conditions(plan: Plan, teacher: Teacher) -> tuple[list[str], Condition]:
+    """The distinct captions and the teacher's condition with one row for each."""
     distinct = list(dict.fromkeys(plan.captions))
+    encoded = [dict(teacher.condition(distinct[i : i + ENCODE_BATCH])) for i in range(0, len(distinct), ENCODE_BATCH)]
+    return distinct, {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+
+
+def prepare(plan: Plan, teacher: Teacher, device: torch.device, cache: Path, recipe: TeacherRecipe) -> Dataset:
+    """Encode captions, and images (once; kept in `cache`)."""
+    distinct, cond = conditions(plan, teacher)
     row = {caption: i for i, caption in enumerate(distinct)}
     prompt = torch.tensor([row[caption] for caption in plan.captions], device=device)
-    encoded = [dict(teacher.condition(distinct[i : i + ENCODE_BATCH])) for i in range(0, len(distinct), ENCODE_BATCH)]
-    cond = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
     latents = None
     if plan.pocket:
         latents = pocket.examples()[0].to(device)
     elif plan.images:
         stamp = repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in plan.images])
-        stored = cached(cache / "latents.safetensors", key + stamp, lambda: {"x": _encode(plan.images, teacher)})
+        stored = cached(
+            cache / "latents.safetensors", repr(recipe) + stamp, lambda: {"x": _encode(plan.images, teacher)}
+        )
         latents = stored["x"].to(device)
-    if not pairs:
-        return Dataset(distinct, cond, prompt, latents)
-    made = cached(
-        cache / "pairs.safetensors",
-        f"{key}{pairs} {pair_steps} {guidance} {distinct}",
-        lambda: make_pairs(teacher, cond, len(distinct), pairs, pair_steps, guidance, device),
-    )
-    ready = (made["noise"].to(device), made["endpoint"].to(device), made["prompt"].to(device))
-    return Dataset(distinct, cond, prompt, latents, ready)
+    return Dataset(distinct, cond, prompt, latents)
 
 
 @torch.no_grad()
@@ -166,19 +168,6 @@ def _encode(files: Sequence[Path], teacher: Teacher) -> Tensor:
             for i in tqdm(batches, desc="encoding images")
         ]
     )
-
-
-@torch.no_grad()
-def make_pairs(
-    teacher: Teacher, cond: Condition, prompts: int, count: int, steps: int, guidance: float, device: torch.device
-) -> dict[str, Tensor]:
-    """`count` pairs of noise and the teacher's guided ODE's endpoint from it, with the caption's row. CPU tensors."""
-    draw = torch.Generator().manual_seed(0)
-    noise = torch.randn(count, *teacher.shape, generator=draw)
-    prompt = torch.arange(count) % prompts
-    chunks = tqdm(list(zip(noise.split(ENCODE_BATCH), prompt.split(ENCODE_BATCH), strict=True)), desc="teacher pairs")
-    ends = [follow(teacher, z.to(device), select(cond, rows.to(device)), steps, guidance).cpu() for z, rows in chunks]
-    return {"noise": noise, "endpoint": torch.cat(ends), "prompt": prompt}
 
 
 def cached(path: Path, key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

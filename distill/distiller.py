@@ -7,7 +7,8 @@ an optimizer, an accelerator or a pipeline. Register it under the entry-point gr
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,14 @@ from teachers.teacher import Teacher
 Logs = dict[str, Tensor]  # scalars, detached, averaged over the log interval
 
 
+class Pairs(NamedTuple):
+    """Noise and the teacher's ODE endpoint from it, both (B, C, H, W), under the endpoint's own condition."""
+
+    noise: Tensor
+    endpoint: Tensor
+    cond: Condition
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch. `latents` (B, C, H, W) of unit variance, or None where the method needs prompts only."""
@@ -26,7 +35,7 @@ class Batch:
     cond: Condition
     draws: Draws
     latents: Tensor | None = None
-    pairs: tuple[Tensor, Tensor] | None = None  # (noise, the teacher's ODE endpoint from it), for regression
+    pairs: Pairs | None = None  # where the method asked for them
 
     def __len__(self) -> int:
         return len(self.draws)
@@ -40,37 +49,45 @@ class Distiller(nn.Module, ABC):
 
     Options: ClassVar[type[Any]]
     turn_names: ClassVar[tuple[str, ...]] = ("student",)
-    needs_latents: ClassVar[bool] = False
 
     student: Denoiser
 
-    def __init__(self, teacher: Teacher, guidance: float, options: Any) -> None:
+    def __init__(self, teacher: Teacher, guidance: float, options: Any, student: Denoiser | None = None) -> None:
+        """`student` is given where methods are composed and share one; otherwise it is a copy of the teacher."""
         super().__init__()
         self.teacher = teacher
         self.guidance = guidance
         self.options = options
-        self.student = teacher.student()
+        self.student = teacher.student() if student is None else student
+
+    @classmethod
+    def needs_latents(cls, options: Any) -> bool:
+        """Whether the method learns from images (real, or the teacher's) and not from prompts alone."""
+        return False
+
+    @classmethod
+    def pairs(cls, options: Any) -> tuple[int, int]:
+        """How many teacher pairs the method wants made ahead of time (0: none), and the teacher's steps for each."""
+        return 0, 0
 
     @abstractmethod
     def forward(self, turn: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """The mean loss of one micro-batch for one turn, with a graph to that turn's networks, and what to log."""
 
-    def starting_angle(self, conditioning_timestep: int | None) -> float:
-        """The angle at which the student is told that pure noise lies; None means the schedule's end, t_max.
+    def angles(self, timesteps: Sequence[int]) -> list[float]:
+        """The falling angles at which a student is told native `timesteps`; none given means pure noise at t_max.
 
-        An earlier timestep, as in DMD2's one-step SDXL (399 of 1000, arXiv 2405.14867), matters to epsilon networks:
-        their x0 = (x - sin t z) / cos t multiplies every error by 1 / cos t, which is 15 at the end of Stable
-        Diffusion's schedule.
+        The first need not be the last of the schedule: pure noise may be declared an earlier timestep, as DMD2's
+        one-step SDXL does (399 of 1000, arXiv 2405.14867). That matters to epsilon networks, whose
+        x0 = (x - sin t z) / cos t multiplies every error by 1 / cos t, 15 at the end of Stable Diffusion's schedule.
         """
         path = self.student.path
-        if conditioning_timestep is None:
-            return path.t_max
-        if not 0 < conditioning_timestep < path.num_train_timesteps:
-            raise ValueError(
-                f"method.conditioning_timestep is {conditioning_timestep}; "
-                f"it has to lie in 1..{path.num_train_timesteps - 1}"
-            )
-        return path.angle(torch.tensor([conditioning_timestep])).item()
+        if not timesteps:
+            return [path.t_max]
+        last = path.num_train_timesteps - 1
+        if any(b >= a for a, b in pairwise(timesteps)) or timesteps[0] > last or timesteps[-1] < 1:
+            raise ValueError(f"method.timesteps are {list(timesteps)}; they have to fall and to lie in 1..{last}")
+        return path.angle(torch.tensor(timesteps)).tolist()
 
     def turns(self, step: int) -> tuple[str, ...]:
         """Which networks train at this step, in order; a name may come several times."""
@@ -92,6 +109,6 @@ class Distiller(nn.Module, ABC):
         """Other denoisers worth a line in the sample grid, sampled in one step as the student is."""
         return {}
 
-    def pairs(self) -> tuple[int, int]:
-        """How many teacher pairs the method wants made ahead of time (0: none), and the teacher's steps for each."""
-        return 0, 0
+    def notes(self) -> Sequence[str]:
+        """Choices that the method made by itself, a sentence each, printed when a run starts."""
+        return ()

@@ -36,3 +36,7 @@ class Draws:
     def rows(self, count: int) -> Tensor:
         """Row numbers in [0, count) with replacement, (rows,)."""
         return torch.randint(count, (self._total,), generator=self.generator)[self._rows].to(self.device)
+
+    def pick(self, count: int) -> int:
+        """A number in [0, count), one for the whole global batch."""
+        return int(torch.randint(count, (1,), generator=self.generator)) if count > 1 else 0

@@ -29,7 +29,7 @@ def export(
 
     The distinct `captions` of the training travel along, for the report to draw with where the recipe names no others.
     """
-    record = describe(recipe, teacher, distiller, times, cost, features)
+    record = describe(recipe, teacher, distiller, student, times, cost, features)
     final, temporary = recipe.folder / "pipeline", recipe.folder / ".pipeline.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline = teacher.pipeline(student, times)
@@ -44,10 +44,17 @@ def export(
 
 
 def describe(
-    recipe: Recipe, teacher: Teacher, distiller: Distiller, times: Sequence[float], cost: dict[str, Any], features: str
+    recipe: Recipe,
+    teacher: Teacher,
+    distiller: Distiller,
+    student: Denoiser,
+    times: Sequence[float],
+    cost: dict[str, Any],
+    features: str,
 ) -> dict[str, Any]:
     """What `distill.json` says: how to call the pipeline, what it came from, how to judge it, what it cost."""
     source, used = recipe.teacher, recipe.data.prompts or recipe.data.images
+    scale = {"guidance_scale": source.guidance} if student.defaults else {}  # a student that is told its guidance
     prompts = recipe.evaluation.prompts or ("pocket" if used == "pocket" else PROMPTS)
     return {
         "format": 1,
@@ -61,7 +68,7 @@ def describe(
             "call": teacher.usual_call(source.num_steps, source.guidance),
         },
         "times": list(times),
-        "calls": [{"num_steps": n, "call": teacher.calls(n, times[:n])} for n in distiller.step_counts(times)],
+        "calls": [{"num_steps": n, "call": teacher.calls(n, times[:n]) | scale} for n in distiller.step_counts(times)],
         "evaluation": {
             "prompts": prompts if teacher.guided else None,
             "features": features,
@@ -80,13 +87,16 @@ def model_card(record: dict[str, Any], pipeline: str, teacher: Teacher) -> str:
         rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
     calls = "\n".join(rows)
     cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
-    baked = f"\nThe teacher's guidance {guidance:g} is in the weights" if guidance else ""
-    if guidance and teacher.ignores_guidance:
-        baked += ": `guidance_scale` has no effect here.\n"
+    baked = ""
+    if scales := record["options"].get("guidances"):
+        listed = ", ".join(f"{scale:g}" for scale in scales)
+        baked = f"\n`guidance_scale` is an input of the student, trained at {listed}: stay within these.\n"
+    elif guidance and teacher.ignores_guidance:
+        baked = f"\nThe teacher's guidance {guidance:g} is in the weights: `guidance_scale` has no effect here.\n"
     elif guidance:
-        baked += (
-            ", and this class of pipelines would apply its own on top: **keep `guidance_scale=1.0` in the call**, as "
-            "above.\n"
+        baked = (
+            f"\nThe teacher's guidance {guidance:g} is in the weights, and this class of pipelines would apply its own "
+            "on top: **keep `guidance_scale=1.0` in the call**, as above.\n"
         )
     refused = (
         "More steps than it was distilled for are refused by the scheduler."

@@ -1,10 +1,11 @@
 """Denoise, re-noise: the only sampler of students.
 
 Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1) at falling angles; DMD's multi-step
-students (DMD2, arXiv 2405.14867, section 4.4) run the same loop. Exported pipelines do the same with diffusers' parts.
+students (DMD2, arXiv 2405.14867, section 4.5) run the same loop. Exported pipelines do the same with diffusers' parts.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,13 +22,19 @@ def sample(
     """x0 (B, ...) from unit-variance `noise` (B, ...) through the angles `times` (radians, falling).
 
     `more_noise()` gives fresh noise of the same shape for every step after the first; len(times) network evaluations.
+    A gradient flows through the last evaluation only: what comes before it is a multi-step student's own input, which
+    training simulates (DMD2, section 4.5).
     """
-    t = torch.full((len(noise),), times[0], device=noise.device)
-    x0 = student.denoise(start(student, noise, times[0]), t, cond)
-    for angle in times[1:]:
-        t = torch.full((len(noise),), angle, device=noise.device)
-        x0 = student.denoise(add_noise(x0, more_noise(), t), t, cond)
-    return x0
+    x_t = start(student, noise, times[0])
+    with torch.no_grad():
+        for now, then in pairwise(times):
+            x0 = student.denoise(x_t, _angles(now, noise), cond)
+            x_t = add_noise(x0, more_noise(), _angles(then, noise))
+    return student.denoise(x_t, _angles(times[-1], noise), cond)
+
+
+def _angles(t: float, noise: Tensor) -> Tensor:
+    return torch.full((len(noise),), t, device=noise.device)
 
 
 def follow(teacher: Teacher, noise: Tensor, cond: Condition, num_steps: int, guidance: float) -> Tensor:

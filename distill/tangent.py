@@ -16,6 +16,7 @@ Why the rules are faster than PyTorch's formulas:
   J v = J^T v: its fused backward kernel is its forward derivative, in one pass.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -35,12 +36,17 @@ aten = torch.ops.aten
 SCORES, SCORES_CPU = 2**25, 2**17
 
 
-def jvp(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Pair:
+def jvp(
+    function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], flash: bool = False
+) -> Pair:
     """`function(*primals)` and its derivative along `tangents` (each the shape of its primal), exact and in one pass.
 
     No gradient is recorded, whatever the caller does: take the tangent first, then an ordinary forward for the loss.
     Autocast is off inside, so a float32 network gives a float32 tangent. Dropout draws its own mask: use eval mode.
     Parameters are constants. Not for use inside another forward-mode derivative, nor under `torch.inference_mode`.
+
+    With `flash`, self-attention on CUDA runs in the fused kernel of the package jvp-flash-attention where that fits
+    (`_flash_fits`): no scores in memory, and the rounding of its matrix products (TF32 for float32 inputs).
     """
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode switches forward-mode differentiation off: use torch.no_grad")
@@ -50,7 +56,7 @@ def jvp(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: 
             forward_ad.make_dual(p.detach().clone(), t.detach().to(p.dtype).clone())
             for p, t in zip(primals, tangents, strict=True)
         ]
-        with _Rules():
+        with _Rules(FLASH_RULES if flash else RULES):
             output = function(*duals)
         value, derivative = forward_ad.unpack_dual(output)
         return value, torch.zeros_like(value) if derivative is None else derivative
@@ -80,14 +86,36 @@ def finite_difference(
         return value, (above - below) / (2 * step)
 
 
-TANGENTS: dict[str, Callable[..., Pair]] = {"auto": jvp, "jvp": jvp, "finite_difference": finite_difference}
+def jvp_flash(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Pair:
+    """`jvp` with `flash`."""
+    return jvp(function, primals, tangents, flash=True)
 
 
-def tangent(kind: str = "auto") -> Callable[..., Pair]:
-    """The function of that name. "auto" is `jvp`: exact, and no supported family needs anything else."""
-    if kind not in TANGENTS:
-        raise ValueError(f"no tangent called {kind!r}: choose one of {', '.join(TANGENTS)}")
-    return TANGENTS[kind]
+TANGENTS: dict[str, Callable[..., Pair]] = {
+    "jvp": jvp,
+    "jvp_flash": jvp_flash,
+    "finite_difference": finite_difference,
+}
+
+
+def tangent(kind: str = "auto", device: torch.device | str = "cpu") -> tuple[Callable[..., Pair], str]:
+    """The function of that name, and a sentence on which it is and why.
+
+    "auto" is exact on every family: `jvp_flash` on CUDA where the package jvp-flash-attention is installed, else `jvp`.
+    ValueError for an unknown name, or where "jvp_flash" is asked for and cannot be had.
+    """
+    if kind not in ("auto", *TANGENTS):
+        raise ValueError(f"no tangent called {kind!r}: choose one of auto, {', '.join(TANGENTS)}")
+    cuda, installed = torch.device(device).type == "cuda", importlib.util.find_spec("jvp_flash_attention") is not None
+    if kind == "jvp_flash" and not (cuda and installed):
+        lacking = "pip install jvp-flash-attention" if cuda else "it needs a CUDA device"
+        raise ValueError(f"the tangent jvp_flash cannot be had here ({lacking}); choose jvp, which is exact everywhere")
+    if kind != "auto":
+        return TANGENTS[kind], f"tangent: {kind}, as asked"
+    if cuda and installed:
+        return jvp_flash, "tangent: jvp_flash (exact forward mode, jvp-flash-attention's fused kernel is installed)"
+    reason = "no CUDA device to fuse attention on" if not cuda else "jvp-flash-attention, which fuses it, is missing"
+    return jvp, f"tangent: jvp (exact forward mode, attention a block at a time: {reason})"
 
 
 def _autocast_off(primals: tuple[Tensor, ...]) -> AbstractContextManager[Any]:
@@ -101,11 +129,15 @@ class _Rules(TorchFunctionMode):
     A rule returns a value and its tangent, or None to leave the call to PyTorch.
     """
 
+    def __init__(self, rules: dict[Any, Callable[..., Pair | None]]) -> None:
+        super().__init__()
+        self.rules = rules
+
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        rule = RULES.get(function)
+        rule = self.rules.get(function)
         pair = rule(function, *args, **kwargs) if rule else None
         return function(*args, **kwargs) if pair is None else forward_ad.make_dual(*pair)
 
@@ -269,6 +301,33 @@ def _attention(
     return output.view(*batch, rows, -1), derivative.view(*batch, rows, -1)
 
 
+def _flash_attention(
+    function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Pair | None:
+    """Self-attention in the fused kernel of jvp-flash-attention; whatever does not fit it goes the ordinary way."""
+    if not _flash_fits(query, key, value) or args or set(kwargs) - {"scale", "is_causal"}:
+        return _attention(function, query, key, value, *args, **kwargs)
+    from jvp_flash_attention.jvp_attention import JVPAttn  # Triton: imported where there is a GPU only
+
+    (q, dq), (k, dk), (v, dv) = ((x.contiguous(), dx.contiguous()) for x, dx in map(_split, (query, key, value)))
+    causal, scale = kwargs.get("is_causal", False), kwargs.get("scale")
+    output, extra = JVPAttn.forward(q, k, v, dq, dk, dv, None, 0.0, causal, scale)
+    return output, extra.o_t
+
+
+def _flash_fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """What the kernel takes: four dimensions, one shape for all, heads of powers of two, an even number of rows."""
+    rows, size = query.shape[-2:]
+    shapes = query.ndim == 4 and query.shape == key.shape == value.shape
+    return (
+        shapes
+        and rows % 2 == 0
+        and rows >= 32
+        and size in (16, 32, 64, 128, 256)
+        and not any(_split(x)[1] is None for x in (query, key, value))
+    )
+
+
 def _blocks(heads: int, rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Some heads with all their rows, or some rows of one head. A compiler unrolls them: fewer for it."""
     scores = SCORES_CPU if device.type == "cpu" and not torch.compiler.is_compiling() else SCORES
@@ -292,3 +351,4 @@ RULES: dict[Any, Callable[..., Pair | None]] = {
     F.silu: _silu,
     F.gelu: _gelu,
 }
+FLASH_RULES = RULES | {F.scaled_dot_product_attention: _flash_attention}

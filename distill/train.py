@@ -21,20 +21,19 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from distill import checkpoint, data
+from distill import checkpoint, data, pairs
 from distill.checkpoint import Checkpoint
 from distill.distiller import Distiller
 from distill.draws import Draws
 from distill.errors import speak
 from distill.export import export
 from distill.monitor import Monitor, choose_features
-from distill.recipe import OptimizerRecipe, Recipe, load, options
+from distill.recipe import DTYPES, OptimizerRecipe, Recipe, load, options
 from distill.registry import TEACHERS, find
 from distill.run import Stop, append_history, claim, fingerprint, finished
 from teachers.denoiser import Denoiser
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def train(recipe: Recipe) -> Path:
@@ -43,7 +42,7 @@ def train(recipe: Recipe) -> Path:
     cls, method_options = options(recipe)
     family = find(TEACHERS, recipe.teacher.family)
     family.locate(recipe.teacher.path)
-    plan = data.plan(recipe.data, cls, family.guided)
+    plan = data.plan(recipe.data, cls.needs_latents(method_options), family.guided)
     claim(folder)
     if finished(recipe):
         print(
@@ -85,13 +84,16 @@ def train(recipe: Recipe) -> Path:
             optimizer.load_state_dict(saved.optimizers[turn])
         start, spent = saved.meta["step"], saved.meta["seconds"]
         accelerator.print(f"resuming {folder} at step {start}")
+    for note in distiller.notes():
+        accelerator.print(note)
     model, *prepared = accelerator.prepare(distiller, *optimizers.values())
     optimizers = dict(zip(optimizers, prepared, strict=True))
 
     # --- what it learns from, and how we know -------------------------------------------------------------------------
     begun = time.perf_counter()
     with accelerator.main_process_first():
-        dataset = data.prepare(plan, teacher, device, folder / "cache", distiller.pairs(), recipe.teacher)
+        dataset = data.prepare(plan, teacher, device, folder / "cache", recipe.teacher)
+    dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
     spent += time.perf_counter() - begun if saved is None else 0.0  # teacher pairs and encoding are part of the cost
     features = choose_features(recipe)
     monitor = Monitor(recipe, teacher, dataset, features, device) if chief else None

@@ -160,6 +160,9 @@ class Analytic(Teacher):
             "v_prediction" if isinstance(self.denoiser.path, VariancePreserving) else "flow_prediction",
         )
 
+    def soften(self, student: Denoiser, time_scale: float) -> None:
+        pass  # the perceptron's features of time are slow already
+
     def encode(self, images: Tensor) -> Tensor:
         return images
 

@@ -54,6 +54,7 @@ class Denoiser(nn.Module):
         self.time_scale = time_scale
         self.ceiling = ceiling
         self.call = call
+        self.defaults: Condition = {}  # one row (1, ...) each: what `cond` says where it does not say so itself
 
     def reading(self, t: Tensor) -> Tensor:
         """The angle (B,) at which an epsilon network's output is read; t itself without a ceiling."""
@@ -80,6 +81,8 @@ class Denoiser(nn.Module):
         sigma_data = self.path.sigma_data
         native = expand(self.path.scale(t), x_t).to(x_t.dtype) * x_t
         weight = next(self.network.parameters(), x_t)
+        rows = {key: value.to(x_t.device).expand(len(x_t), *value.shape[1:]) for key, value in self.defaults.items()}
+        cond = {**rows, **cond}
         # Half-precision weights take half-precision inputs; the clock stays in float32, and so do whole numbers.
         cond = {key: value.to(weight.dtype) if value.is_floating_point() else value for key, value in cond.items()}
         output = self.call(self.network, native.to(weight.dtype), self.clock(t), cond)

@@ -117,17 +117,17 @@ def flow_scheduler(
     return scheduler, scheduler.timesteps
 
 
-def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, nn.Linear]]:
-    """Where a diffusers network meets its timestep: pairs of the sinusoidal features and the first linear layer.
+def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbedding]]:
+    """Where a diffusers network meets its timestep: pairs of the sinusoidal features and the layers behind them.
 
     One for most networks, one a block for DiT. ValueError where there is none.
     """
-    found: list[tuple[nn.Module, nn.Linear]] = []
+    found: list[tuple[nn.Module, TimestepEmbedding]] = []
     for module in network.modules():
         parts = dict(module.named_children())
         embedding = parts.get("time_embedding", parts.get("timestep_embedder"))
         if "time_proj" in parts and isinstance(embedding, TimestepEmbedding):
-            found.append((parts["time_proj"], embedding.linear_1))
+            found.append((parts["time_proj"], embedding))
     if not found:
         raise ValueError(
             f"{type(network).__name__} has no time embedding that can be refitted; "
@@ -150,11 +150,42 @@ def pin_clock(denoiser: Denoiser, times: Sequence[float], told: Tensor | None = 
     told = told.to(device, torch.float32)
     if torch.allclose(asked, told, rtol=0, atol=1e-4):
         return network
-    for project, layer in time_embeddings(network):
+    for project, embedding in time_embeddings(network):
         wanted, given = (project(steps).double() for steps in (asked, told))  # (N, features)
+        layer, embedded = embedding.linear_1, embedding.cond_proj
         weight = layer.weight.double()
-        layer.weight.copy_(weight + ((wanted - given) @ weight.T).T @ torch.linalg.pinv(given.T))
+        change, at = weight @ (wanted - given).T, given.T  # (hidden, N) wanted of the edit at these inputs
+        if embedded is not None:  # and none of it at whatever an embedded guidance scale adds to them
+            change = torch.cat([change, change.new_zeros(len(change), embedded.in_features)], dim=1)
+            at = torch.cat([at, embedded.weight.double()], dim=1)
+        layer.weight.copy_(weight + change @ torch.linalg.pinv(at))
     return network
+
+
+def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
+    """What diffusers' pipelines feed a UNet with a guidance embedding for scales (B,): (B, width), float32.
+
+    Sinusoids of 1000 (guidance - 1), since the embedding counts from no guidance at 0.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
+    phase = 1000.0 * (guidance.float() - 1)[:, None] * frequencies
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def guidance_width(network: UNet2DConditionModel) -> int:
+    """Numbers by which a UNet is told its guidance scale: half of those by which it is told the time."""
+    return network.time_embedding.linear_1.in_features // 4 * 2
+
+
+@torch.no_grad()
+def add_guidance_embedding(network: UNet2DConditionModel) -> None:
+    """Give the UNet an input for the guidance scale that changes nothing yet: a linear layer of weight zero.
+
+    It is narrower than the time embedding's input, so that `pin_clock` can leave it alone.
+    """
+    ignore_guidance(network, guidance_width(network))
+    network.time_embedding.cond_proj.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -191,7 +222,8 @@ def soften_clock(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> 
     denoiser.time_scale = time_scale
     gentle = denoiser.clock(angles)
     ones = torch.ones(len(angles), 1, dtype=torch.float64, device=device)
-    for project, layer in time_embeddings(denoiser.network):
+    for project, embedding in time_embeddings(denoiser.network):
+        layer = embedding.linear_1
         affine = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()
         wanted = torch.cat([project(clock).double(), ones], dim=1) @ affine.T
         given = torch.cat([project(gentle).double(), ones], dim=1)

@@ -4,23 +4,20 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import nn
 
 import teachers.pocket
-from teachers.denoiser import Condition
-from teachers.few_step import ignore_guidance
-from teachers.latent import LatentTeacher
-from teachers.teacher import Pipelines, local_or_hub
+from teachers.denoiser import Condition, Denoiser
+from teachers.latent import LatentUNet
+from teachers.source import Pipelines, local_or_hub
 
 
-class StableDiffusion(LatentTeacher):
+class StableDiffusion(LatentUNet):
     """`StableDiffusionPipeline`; `path` may be "pocket", the pipeline that ships with this project."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusionPipeline,)
-    network: ClassVar[str] = "unet"
     options: ClassVar[dict[str, Any]] = {"safety_checker": None}
-    ignores_guidance: ClassVar[bool] = True
 
     @classmethod
     def locate(cls, path: str) -> str:
@@ -32,8 +29,6 @@ class StableDiffusion(LatentTeacher):
             embedding, _ = stock.encode_prompt(list(prompts), stock.device, 1, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embedding.float()}
 
-    def assemble(self, network: nn.Module, scheduler: Any) -> DiffusionPipeline:
-        ignore_guidance(network)
-        parts = self.stock.components | {"unet": network, "scheduler": scheduler}
+    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
         unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return StableDiffusionPipeline(**(parts | unused))
+        return super().parts(student, network, scheduler) | unused

@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,8 +13,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser
-
-Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
+from teachers.few_step import soften_clock
+from teachers.source import Pipelines, local_or_hub
+from teachers.trigflow import expand
 
 
 def concatenate(one: Condition, two: Condition) -> dict[str, Tensor]:
@@ -81,15 +82,31 @@ class Teacher(ABC):
         """A trainable float32 copy of the teacher's denoiser: before the first step it is the teacher."""
         return copy.deepcopy(self.denoiser).float().requires_grad_(True).eval()
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float = 1.0) -> Tensor:
+    def soften(self, student: Denoiser, time_scale: float) -> None:
+        """Put `student` on the gentle clock `time_scale * t`, as like the teacher as that allows (METHODS: a network
+        told 1000 ticks has tangents that make sCM diverge). A family whose clock is gentle already does nothing."""
+        soften_clock(student, time_scale)
+
+    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        """Make `student` take a guidance scale as an input, `guidance` where none is given."""
+        raise ValueError("this teacher family's students take no guidance scale as input; leave method.guidances empty")
+
+    def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
+        """What tells a student with embedded guidance its scales (B,): entries for its condition."""
+        raise ValueError("this teacher family's students take no guidance scale as input")
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
         """The guided velocity v_uncond + guidance (v_cond - v_uncond) in one batched call; 1.0 means none.
 
-        Guidance on epsilon, on x0 and on v are the same thing, since each is affine in the others at fixed x_t.
+        `guidance` is one scale, or one a sample (B,). Guidance on epsilon, on x0 and on v are the same thing, since
+        each is affine in the others at fixed x_t.
         """
-        if guidance == 1.0 or not self.guided:
+        if not self.guided or (not isinstance(guidance, Tensor) and guidance == 1.0):
             return self.denoiser.velocity(x_t, t, cond)
         both = concatenate(cond, self.unconditional(cond))
         with_prompt, without = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        if isinstance(guidance, Tensor):
+            guidance = expand(guidance, x_t).to(x_t.dtype)
         return without + guidance * (with_prompt - without)
 
     def unconditional(self, cond: Condition) -> Condition:
@@ -104,38 +121,6 @@ class Teacher(ABC):
         return self.condition([""])
 
     _empty: dict[str, Tensor] | None = None
-
-
-def local_or_hub(path: str) -> str:
-    """`path` as diffusers takes it, or a ValueError with one clear sentence where it looks local and is not there."""
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"{path} is a folder but no diffusers pipeline: it has no model_index.json")
-        return str(folder)
-    if folder.exists():
-        raise ValueError(f"{path} is a file; a teacher is the folder of a diffusers pipeline or a hub id")
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(
-            f"there is no pipeline folder {path}; give the folder that save_pretrained wrote, or a hub id owner/name"
-        )
-    return path
-
-
-def load_pipeline(accepted: Pipelines, path: str, **options: Any) -> Any:
-    """The pipeline at `path`, whose class has to be one of `accepted`. Safetensors only; no remote code.
-
-    Its many failures become one sentence, a ValueError.
-    """
-    try:
-        name = DiffusionPipeline.load_config(path)["_class_name"]
-        known = {kind.__name__: kind for kind in accepted}
-        if name not in known:
-            raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
-        return known[name].from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
-    except OSError as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the pipeline {path} could not be loaded: {first}") from error
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:

@@ -4,16 +4,20 @@ import math
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from distill.distiller import Batch
 from distill.draws import Draws
+from distill.sampling import sample
 from distill.scm import SCM, SCMOptions
 from teachers.analytic import Analytic, ExactDenoiser, Mixture
 from teachers.denoiser import Denoiser
 from teachers.few_step import soften_clock
 from teachers.pocket.make import sd15_scheduler
-from teachers.trigflow import HALF_PI, Flow, VariancePreserving, add_noise, to_x0
+from teachers.stable_diffusion import StableDiffusion
+from teachers.teacher import save_pipeline, select
+from teachers.trigflow import HALF_PI, Flow, VariancePreserving, add_noise, to_velocity, to_x0
 
 STD = 0.6
 CPU = torch.device("cpu")
@@ -46,14 +50,18 @@ def points(count=64):
     t = torch.linspace(0.02, 1.55, count, dtype=torch.float64)
     x0 = STD * torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z = torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    return Batch({}, Draws(("t",), 0, count, count, CPU), x0), add_noise(x0, z, t), t
+    return add_noise(x0, z, t), t
+
+
+def target(scm: SCM, x_t, t, warm=1.0):
+    return scm.target(x_t, t, scm.teacher.velocity(x_t, t, {}), {}, warm)
 
 
 @pytest.mark.parametrize("tangent", ["jvp", "finite_difference"])
 def test_the_exact_consistency_function_is_the_fixed_point(tangent):
     """Student = the true consistency function of the teacher's ODE -> the tangent target is zero everywhere."""
-    batch, x_t, t = points()
-    g, _ = method(Exact(), tangent=tangent).target(batch, x_t, t, warm=1.0)
+    x_t, t = points()
+    g, _ = target(method(Exact(), tangent=tangent), x_t, t)
     assert g.abs().max() < (1e-9 if tangent == "jvp" else 1e-6)
 
 
@@ -72,7 +80,7 @@ class Quadratic(nn.Module):
 
 def test_the_tangent_is_the_analytic_derivative():
     """g = cos t df/dt for F = 0.3 x^2 sin 2t along the exact drift, and only its stable half at warm-up zero."""
-    batch, x, t = points()
+    x, t = points()
     scm = method(Quadratic())
     sin, cos = torch.sin(t)[:, None], torch.cos(t)[:, None]
     spread = STD**2 * cos**2 + sin**2
@@ -80,18 +88,18 @@ def test_the_tangent_is_the_analytic_derivative():
     velocity = 0.3 * x**2 * torch.sin(2 * t)[:, None]
     slope = 0.6 * x * drift * torch.sin(2 * t)[:, None] + 0.6 * x**2 * torch.cos(2 * t)[:, None]
     derivative = -cos * (velocity - drift) - sin * (x + slope)  # of f = cos x - sin F
-    g, frozen = scm.target(batch, x, t, warm=1.0)
+    g, frozen = target(scm, x, t)
     assert torch.allclose(frozen, velocity, atol=1e-10)
     assert torch.allclose(g, cos * derivative, atol=1e-8)
-    half, _ = scm.target(batch, x, t, warm=0.0)
+    half, _ = target(scm, x, t, warm=0.0)
     assert torch.allclose(half, -(cos**2) * (velocity - drift), atol=1e-10)
 
 
 def test_a_step_along_the_loss_reduces_the_derivative():
     """Descending |F - stop(F) - g|^2 moves F by +g, which must shrink |df/dt| (a wrong sign would grow it)."""
-    batch, x_t, t = points()
+    x_t, t = points()
     scm = method(Quadratic())
-    g, _ = scm.target(batch, x_t, t, warm=0.0)  # the half without dF/dt reacts to F alone
+    g, _ = target(scm, x_t, t, warm=0.0)  # the half without dF/dt reacts to F alone
 
     class Moved(Quadratic):
         def forward(self, sample, timestep, return_dict=True):
@@ -100,15 +108,14 @@ def test_a_step_along_the_loss_reduces_the_derivative():
             # z - x0 = (sin - cos) x + (cos + sin) F
             return (flow + 0.1 * g * (torch.cos(angle) + torch.sin(angle))[:, None],)
 
-    after, _ = method(Moved()).target(batch, x_t, t, warm=0.0)
+    after, _ = target(method(Moved()), x_t, t, warm=0.0)
     assert after.norm() < g.norm()
 
 
 def test_tangents_are_finite_at_both_ends_of_time():
     scm = method()
     t = torch.tensor([1e-6, 1e-3, HALF_PI - 1e-3, HALF_PI - 1e-6])
-    batch = Batch({}, Draws(("t",), 0, 4, 4, CPU), torch.randn(4, 2))
-    g, _ = scm.target(batch, torch.randn(4, 2), t, warm=1.0)
+    g, _ = target(scm, torch.randn(4, 2), t)
     assert g.isfinite().all()
 
 
@@ -149,8 +156,6 @@ def test_the_proposal_is_log_normal_in_tan_t():
 
 
 def test_a_softened_clock_is_close_to_the_teacher_and_gentle(text_pipeline):
-    from teachers.stable_diffusion import StableDiffusion
-
     torch.manual_seed(0)
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     student: Denoiser = teacher.student()
@@ -184,3 +189,90 @@ def test_gain_is_the_derivative_of_the_velocity(prediction, sigma_data):
     velocity = denoiser.velocity(torch.randn(6, 1, dtype=torch.float64), t, {})
     (slope,) = torch.autograd.grad(velocity.sum(), denoiser.network.output)
     assert torch.allclose(slope[:, 0].abs(), denoiser.gain(t), rtol=1e-6)
+
+
+def test_training_from_data_has_the_distillation_target_on_average():
+    """sCT's dx/dt = cos t z - sin t x0 is an unbiased sample of the teacher's velocity: given x_t their means agree."""
+    scm = method(Quadratic())
+    count = 200_000
+    draw = torch.Generator().manual_seed(0)
+    x0 = STD * torch.randn(count, 2, dtype=torch.float64, generator=draw)
+    z = torch.randn(count, 2, dtype=torch.float64, generator=draw)
+    t = torch.full((count,), 0.8, dtype=torch.float64)
+    x_t = add_noise(x0, z, t)
+    own, exact = to_velocity(x0, z, t), scm.teacher.velocity(x_t, t, {})
+    for weight in (torch.ones_like(x_t), x_t, x_t**2):  # the same projections onto functions of x_t
+        assert (weight * (own - exact)).mean(0).abs().max() < 0.02
+    g_own, _ = scm.target(x_t, t, own, {}, 1.0)
+    g_exact, _ = scm.target(x_t, t, exact, {}, 1.0)
+    assert (g_own - g_exact).mean(0).abs().max() < 0.02 and (g_own - g_exact).abs().max() > 0.1
+
+
+def test_training_from_data_never_asks_the_teacher():
+    scm = method(drift="data")
+    scm.teacher.denoiser = None
+    loss, _ = scm("student", Batch({}, Draws(("d",), 0, 8, 8, CPU), torch.randn(8, 2)), 1000)
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("options", "guidance", "culprit"),
+    [
+        ({"drift": "data"}, 2.0, "method.drift"),
+        ({"guidances": (3.0, 5.0)}, 2.0, "method.guidances"),
+        ({"second_times": (2.0,)}, 2.0, "method.second_times"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(text_pipeline, options, guidance, culprit):
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    with pytest.raises(ValueError, match=culprit):
+        SCM(teacher, guidance, SCMOptions(**options))
+
+
+def test_guidance_drawn_from_a_list_reaches_teacher_and_student(text_pipeline):
+    """Each sample is pulled to the teacher at its own scale, and the student is told that scale."""
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    scm = SCM(teacher, 2.0, SCMOptions(guidances=(1.5, 2.0, 4.0), adaptation_steps=2))
+    batch = Batch(teacher.condition(["a coat"] * 16), Draws(("g",), 0, 16, 16, CPU), torch.randn(16, *teacher.shape))
+    scales, cond = scm._guidance(batch)
+    assert set(scales.tolist()) == {1.5, 2.0, 4.0}
+    wanted = teacher.stock.get_guidance_scale_embedding(scales - 1, cond["timestep_cond"].shape[1])
+    assert torch.allclose(cond["timestep_cond"], wanted, atol=1e-5)
+    x, t = torch.randn(16, *teacher.shape), torch.full((16,), 0.9)
+    together = teacher.velocity(x, t, batch.cond, scales)
+    for scale in (1.5, 2.0, 4.0):
+        rows = (scales == scale).nonzero()[:, 0]
+        alone = teacher.velocity(x[rows], t[rows], select(batch.cond, rows), scale)
+        assert torch.allclose(together[rows], alone, atol=1e-4)
+    for step in (0, 5):
+        loss, _ = scm("student", batch, step)
+        loss.backward()
+    assert scm.student.network.time_embedding.cond_proj.weight.grad.abs().max() > 0
+
+
+def test_a_student_with_embedded_guidance_in_stock_diffusers(text_pipeline, tmp_path):
+    """The exported pipeline, asked for a scale, gives what our sampler gives at that scale."""
+    torch.manual_seed(0)
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    scm = SCM(teacher, 2.0, SCMOptions(guidances=(1.5, 4.0)))
+    with torch.no_grad():
+        scm.student.network.time_embedding.cond_proj.weight.normal_(std=0.3)
+    times = scm.candidate_times()[0][:1]
+    save_pipeline(teacher.pipeline(scm.student, times), tmp_path / "student")
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
+    stock.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, *teacher.shape)
+    made = {}
+    for scale in (1.5, 4.0):
+        prompts = ["a coat", "a bag"]
+        made[scale] = stock(
+            prompts, num_inference_steps=1, guidance_scale=scale, latents=noise, output_type="latent"
+        ).images
+        cond = {
+            **teacher.condition(prompts),
+            **teacher.guidance_condition(scm.student, torch.tensor([scale, scale])),
+        }
+        with torch.no_grad():
+            ours = sample(scm.student, noise, times, cond, lambda: noise)
+        assert torch.allclose(made[scale], ours, atol=1e-3 * ours.abs().max().item())
+    assert not torch.allclose(made[1.5], made[4.0], atol=1e-2)

@@ -1,6 +1,8 @@
 """`distill.tangent` against float64 differences and PyTorch's forward mode, on rules and on networks of each family."""
 
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill import tangent as module
-from distill.tangent import finite_difference, jvp, tangent
+from distill.discriminator import middle, tokens
+from distill.tangent import finite_difference, jvp, jvp_flash, tangent
 
 Build = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, tuple[int, ...]]]
 
@@ -359,6 +362,68 @@ def test_finite_difference() -> None:
 
 
 def test_tangent_by_name() -> None:
-    assert tangent() is tangent("auto") is jvp and tangent("finite_difference") is finite_difference
+    assert tangent()[0] is tangent("auto")[0] is jvp and tangent("finite_difference")[0] is finite_difference
+    assert "no CUDA device" in tangent()[1] and "as asked" in tangent("jvp")[1]
     with pytest.raises(ValueError, match="finite_difference"):
         tangent("backward")
+    with pytest.raises(ValueError, match="CUDA"):
+        tangent("jvp_flash")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_takes_the_fused_kernel_where_it_is_installed(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object() if installed else None)
+    function, why = tangent("auto", "cuda")
+    assert function is (jvp_flash if installed else jvp)
+    assert "jvp-flash-attention" in why
+    if not installed:
+        with pytest.raises(ValueError, match="pip install"):
+            tangent("jvp_flash", "cuda")
+
+
+def test_fused_attention_is_called_where_it_fits_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself needs a GPU; here its calling convention is played by plain PyTorch."""
+    calls: list[tuple[int, ...]] = []
+
+    class JVPAttn:
+        @staticmethod
+        def forward(q, k, v, dq, dk, dv, mask, dropout, causal, scale):  # type: ignore[no-untyped-def]
+            calls.append(tuple(q.shape))
+            assert mask is None and dropout == 0.0 and not causal
+            p = torch.softmax(scale * q @ k.mT, -1)
+            ds = scale * (dq @ k.mT + q @ dk.mT)
+            value, derivative = p @ v, p * (ds - (p * ds).sum(-1, keepdim=True)) @ v + p @ dv
+            return value, SimpleNamespace(o_t=derivative)
+
+    kernel = SimpleNamespace(JVPAttn=JVPAttn)
+    monkeypatch.setitem(sys.modules, "jvp_flash_attention", SimpleNamespace(jvp_attention=kernel))
+    monkeypatch.setitem(sys.modules, "jvp_flash_attention.jvp_attention", kernel)
+
+    def attention(x: Tensor, keys: int) -> Tensor:
+        return F.scaled_dot_product_attention(x, x[..., :keys, :], x[..., :keys, :].sin(), scale=0.3)
+
+    for shape, keys, fused in (
+        ((2, 3, 32, 16), 32, True),
+        ((2, 3, 32, 16), 20, False),  # cross-attention
+        ((2, 3, 33, 16), 33, False),
+        ((2, 3, 32, 24), 32, False),
+    ):
+        calls.clear()
+        x, dx = torch.randn(shape), torch.randn(shape)
+        plain = jvp(lambda x, k=keys: attention(x, k), (x,), (dx,))
+        value, derivative = jvp_flash(lambda x, k=keys: attention(x, k), (x,), (dx,))
+        assert calls == ([shape] if fused else [])
+        assert _error(value, plain[0]) < 1e-5 and _error(derivative, plain[1]) < 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_middle_of_each_network_gives_tokens_to_a_discriminator(name: str) -> None:
+    """`distill.discriminator` on the same networks: (B, N, C) that follow the image, not the text alone."""
+    network, function, (x, t), _ = _build(name)
+    found: list[Tensor] = []
+    hook = middle(network).register_forward_hook(lambda module, args, output: found.append(tokens(output)))
+    with torch.no_grad():
+        function(x, t), function(x + 0.1, t)
+    hook.remove()
+    assert found[0].ndim == 3 and found[0].shape[0] == 2
+    assert not torch.allclose(found[0], found[1])

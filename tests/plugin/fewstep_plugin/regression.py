@@ -15,11 +15,12 @@ class RegressionOptions:
 class Regression(Distiller):
     Options = RegressionOptions
 
-    def pairs(self) -> tuple[int, int]:
-        return self.options.pairs, self.options.teacher_steps
+    @classmethod
+    def pairs(cls, options: RegressionOptions) -> tuple[int, int]:
+        return options.pairs, options.teacher_steps
 
     def forward(self, turn: str, batch: Batch, step: int):
-        noise, endpoint = batch.pairs
-        made = sample(self.student, noise, [self.student.path.t_max], batch.cond, batch.draws.normal)
+        noise, endpoint, cond = batch.pairs
+        made = sample(self.student, noise, [self.student.path.t_max], cond, batch.draws.normal)
         loss = (made - endpoint).square().mean()
         return loss, {"loss": loss.detach()}

@@ -1,0 +1,98 @@
+"""Telling real from fake by the features of a diffusion network: the GAN half of DMD2 (arXiv 2405.14867, section 4.3).
+
+A small head reads what the middle of a UNet or transformer makes of a noisy sample (a "diffusion GAN": both sides are
+noised before they are judged). The network is the fake score, which the head's loss then trains too, or the teacher.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from teachers.denoiser import Condition, Denoiser
+
+MIDDLES = ("mid_block", "transformer_blocks", "layers")  # UNets; DiT, PixArt, SD3, Flux, Sana; the analytic perceptron
+
+
+class Discriminator(nn.Module):
+    """Logits (B,) that a sample is real: a perceptron on each token of the middle's features, averaged.
+
+    `example` is one sample (1, ...), its angle and condition, from which the number of features is read.
+    """
+
+    def __init__(self, denoiser: Denoiser, example: tuple[Tensor, Tensor, Condition], width: int = 128) -> None:
+        super().__init__()
+        with torch.no_grad():
+            channels = features(denoiser, *example).shape[-1]
+        self.head = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, 1)
+        ).to(example[0].device)
+
+    def forward(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.head(features(denoiser, x_t, t, cond)).flatten(1).mean(1)
+
+
+def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """What the middle of the network makes of x_t (B, ...) at angles t (B,): tokens (B, N, C), float32."""
+    found: list[Tensor] = []
+    hook = middle(denoiser.network).register_forward_hook(lambda module, args, output: found.append(tokens(output)))
+    try:
+        denoiser.velocity(x_t, t, cond)
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def middle(network: nn.Module) -> nn.Module:
+    """The block halfway through `network`; ValueError for an architecture that this does not know."""
+    children = dict(network.named_children())
+    for name in MIDDLES:
+        block = children.get(name)
+        if isinstance(block, nn.ModuleList):
+            return block[len(block) // 2]
+        if block is not None:
+            return block
+    raise ValueError(
+        f"a GAN reads the middle of the network, and {type(network).__name__} has none of {', '.join(MIDDLES)}; "
+        "set method.gan_weight to 0"
+    )
+
+
+def tokens(output: Any) -> Tensor:
+    """A UNet's (B, C, H, W), a transformer's (B, N, C), or the image stream, the last of several outputs, as tokens."""
+    found: Tensor = output if isinstance(output, Tensor) else output[-1]
+    if found.ndim == 4:
+        return found.flatten(2).mT.float()
+    return (found if found.ndim == 3 else found[:, None]).float()
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Record no gradient for the parameters of `modules`; gradients still flow through them to their inputs."""
+    trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def approximate_r1(
+    discriminator: Discriminator,
+    denoiser: Denoiser,
+    real: tuple[Tensor, Tensor, Condition],
+    logits: Tensor,
+    noise: Tensor,
+    sigma: float = 0.01,
+) -> Tensor:
+    """R1, E|dD/dx|^2 at `real` samples (x_t, t, cond) of known `logits` (B,), as |D(x + sigma n) - D(x)|^2 / sigma^2.
+
+    Lin et al. 2025 (arXiv 2501.08316, section 3.4): for small sigma and n ~ N(0, I) its mean is R1 itself (Mescheder et
+    al. 2018), without the second derivative that fused attention does not have.
+    """
+    x_t, t, cond = real
+    return ((discriminator(denoiser, x_t + sigma * noise, t, cond) - logits) / sigma).square().mean()

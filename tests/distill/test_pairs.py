@@ -1,0 +1,116 @@
+"""Teacher pairs: what they are, that they are made once, and that nothing stops them from being finished."""
+
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from distill import data, pairs
+from distill.pairs import Store, make
+from distill.recipe import load
+from distill.sampling import follow
+from teachers.stable_diffusion import StableDiffusion
+from teachers.teacher import select
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recipe(tmp_path, text_pipeline):
+    (tmp_path / "prompts.txt").write_text("a coat\na bag\na shoe\n")
+    (tmp_path / "r.yaml").write_text(
+        f"name: p\noutput: {tmp_path}\n"
+        f"teacher: {{family: stable_diffusion, path: {text_pipeline}, guidance: 2.0}}\n"
+        f"data: {{prompts: {tmp_path / 'prompts.txt'}}}\n"
+        "method: {name: dmd, regression_weight: 0.25, regression_distance: latent, regression_pairs: 6,"
+        " regression_teacher_steps: 2}\n"
+    )
+    return load(tmp_path / "r.yaml")
+
+
+@pytest.fixture
+def ready(recipe, monkeypatch):
+    monkeypatch.setattr(pairs, "SHARD", 4)
+    teacher = StableDiffusion.load(recipe.teacher.path, CPU)
+    captions, cond = data.conditions(data.plan(recipe.data, False, True), teacher)
+    engine = Accelerator(cpu=True)
+
+    def build(count=6, steps=2) -> Store:
+        return make(recipe, teacher, captions, cond, (count, steps), engine)
+
+    return teacher, cond, build, recipe.folder / "cache"
+
+
+def everything(store: Store):
+    return store.rows(torch.arange(len(store)))
+
+
+def test_a_pair_is_noise_and_the_guided_odes_endpoint(ready):
+    teacher, cond, build, _ = ready
+    noise, endpoint, prompt = everything(build())
+    assert prompt.tolist() == [0, 1, 2, 0, 1, 2]
+    with torch.no_grad():
+        wanted = follow(teacher, noise, select(cond, prompt), 2, 2.0)
+    assert torch.allclose(endpoint, wanted, atol=1e-5)
+    assert len({tuple(row.flatten().tolist()) for row in noise}) == 6  # each from a seed of its own
+    assert abs(noise.mean()) < 0.2 and 0.8 < noise.std() < 1.2
+
+
+def test_what_exists_is_kept_and_what_is_damaged_is_made_again(ready):
+    _, _, build, cache = ready
+    before = [x.clone() for x in everything(build())]
+    first, second = sorted(cache.glob("pairs-*/*.safetensors"))
+    stamp = first.stat().st_mtime_ns
+    second.write_bytes(second.read_bytes()[:40])  # a disk that filled up
+    (second.parent / "000001.999.tmp").write_bytes(b"killed while writing")
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(build()), strict=True))
+    assert first.stat().st_mtime_ns == stamp
+    more = everything(build(count=9))
+    assert torch.equal(more[0][:6], before[0]) and len(more[0]) == 9
+    assert first.stat().st_mtime_ns == stamp
+
+
+def test_other_settings_make_other_pairs(ready):
+    _, _, build, cache = ready
+    two, three = everything(build(steps=2)), everything(build(steps=3))
+    assert torch.equal(two[0], three[0]) and not torch.equal(two[1], three[1])
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_processes_share_the_shards_without_overlap(ready, monkeypatch):
+    build = ready[2]
+    made = []
+    original = pairs._shard
+    monkeypatch.setattr(pairs, "_shard", lambda number, *args: made.append(number) or original(number, *args))
+    monkeypatch.setattr(pairs, "load_file", lambda file: {})  # the other process's shards are not there yet
+    for rank in (0, 1):
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        monkeypatch.setattr(Accelerator, "num_processes", 2)
+        monkeypatch.setattr(pairs, "_complete", lambda file, digest: False)  # both looked before either wrote
+        build(count=12)
+    assert sorted(made) == [0, 1, 2]
+
+
+def test_batches_carry_pairs_with_their_own_captions(ready):
+    _, cond, build, _ = ready
+    dataset = data.Dataset(["a", "b", "c"], cond, torch.arange(3), None, build())
+    batch = dataset.batch(data.Draws(("x",), 0, 5, 5, CPU))
+    noise, endpoint, chosen = batch.pairs
+    assert noise.shape == endpoint.shape and len(noise) == 5
+    known = everything(dataset.pairs)
+    for i in range(5):
+        row = next(j for j in range(6) if torch.equal(known[0][j], noise[i]))
+        assert torch.equal(known[1][row], endpoint[i])
+        assert torch.equal(chosen["encoder_hidden_states"][i], cond["encoder_hidden_states"][known[2][row]])
+
+
+def test_the_command_makes_pairs_and_says_when_none_are_wanted(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pairs, "SHARD", 4)
+    run = ["pairs", str(tmp_path / "r.yaml")]
+    monkeypatch.setattr(sys, "argv", run)
+    pairs.command()
+    assert "6 pairs in 2 shards" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*run, "method.regression_weight=0"])
+    with pytest.raises(ValueError, match="regression_weight"):
+        pairs.command()
