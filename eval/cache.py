@@ -1,6 +1,6 @@
 """Finished rows, kept so that running a comparison again costs only what changed.
 
-A row lies in `cache/KEY/`: `figures.json`, `statistics.safetensors` (the features' mean and covariance) and
+A row lies in `cache/KEY/`: `figures.json`, `features.safetensors` (the features, their mean and covariance) and
 `images.png` (its first samples, one above the other). It is written beside its place and moved there whole, so a kill
 loses at most the row being made.
 """
@@ -19,15 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FORMAT = 1  # raise it whenever the same inputs would give other figures
+FORMAT = 2  # raise it whenever the same inputs would give other figures
 NOT_WEIGHTS = {"distill.json", "README.md", ".gitattributes"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row as measured: figures, the features' statistics (float64), and images (K, 3, H, W) in [0, 1]."""
+    """One row as measured: figures, features (N, D), their mean and covariance, and images (K, 3, H, W) in [0, 1]."""
 
     figures: dict[str, Any]
+    features: Tensor
     mean: Tensor
     covariance: Tensor
     images: Tensor
@@ -55,13 +56,13 @@ def load(cache: Path, name: str) -> Result | None:
     folder = cache / name
     try:
         figures = json.loads((folder / "figures.json").read_text())
-        stored = load_file(folder / "statistics.safetensors")
+        stored = load_file(folder / "features.safetensors")
         with Image.open(folder / "images.png") as picture:
             strip = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
             width, height = picture.size
             count = figures["images"]
             images = strip.view(count, height // count, width, 3).permute(0, 3, 1, 2).float() / 255
-        return Result(figures, stored["mean"], stored["covariance"], images)
+        return Result(figures, stored["features"], stored["mean"], stored["covariance"], images)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
         return None  # a damaged row is no row: it is made again
 
@@ -73,8 +74,8 @@ def save(cache: Path, name: str, result: Result) -> None:
     partial.mkdir(parents=True)
     count = len(result.images)
     (partial / "figures.json").write_text(json.dumps({**result.figures, "images": count}, indent=2) + "\n")
-    statistics = {"mean": result.mean, "covariance": result.covariance}
-    save_file({k: v.contiguous() for k, v in statistics.items()}, partial / "statistics.safetensors")
+    tensors = {"features": result.features, "mean": result.mean, "covariance": result.covariance}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial / "features.safetensors")
     rows = result.images.mul(255).round().byte().permute(0, 2, 3, 1)
     Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(partial / "images.png")
     shutil.rmtree(cache / name, ignore_errors=True)  # a damaged one

@@ -22,11 +22,14 @@ from eval.fid import frechet_from_statistics
 from eval.generate import check_call, pipeline_class
 from eval.machine import choose_device, choose_precision, describe, load
 from eval.measure import Job, Loader, Settings, measure
-from eval.reference import reference_statistics
+from eval.prdc import prdc
+from eval.reference import Reference
+from eval.reference import reference as read_reference
 from eval.report import write_report
 from eval.runs import Run, prompts_for, read_run, same, teacher_folder
 
 FEW_STEPS = (1, 2, 4, 8)
+LEAST_NEIGHBOURS = 10  # samples under which nearest neighbours say nothing
 
 
 def compare(
@@ -76,10 +79,10 @@ def compare(
         if kind is not None:
             check_call(kind, job.call, settings.prompts is not None)
     dimensions = settings.extractor(torch.zeros(1, 3, 32, 32)).shape[1]
-    target = None if against in (None, "teacher") else reference_statistics(against, settings.extractor)
-    if target is not None and len(target[0]) != dimensions:
+    target = None if against in (None, "teacher") else read_reference(against, settings.extractor)
+    if target is not None and len(target.mean) != dimensions:
         raise ValueError(
-            f'the reference "{against}" has {len(target[0])} dimensions and the features "{judged_by}" have '
+            f'the reference "{against}" has {len(target.mean)} dimensions and the features "{judged_by}" have '
             f"{dimensions}; choose the features that it was made with"
         )
 
@@ -108,7 +111,7 @@ def compare(
         results.append(result)
     if target is None:
         _, _, result = jobs.pop(1), kept.pop(1), results.pop(1)
-        target = result.mean, result.covariance
+        target = Reference(result.mean, result.covariance, result.features)
 
     rows = _rows(jobs, results, kept, target)
     report = {
@@ -173,8 +176,10 @@ def _key(job: Job, settings: Settings, fingerprint: str, machine: dict[str, Any]
     )
 
 
-def _rows(jobs: list[Job], results: list[cache.Result], kept: list[bool], target: tuple) -> list[dict[str, Any]]:
-    distances = [frechet_from_statistics(result.mean, result.covariance, *target) for result in results]
+def _rows(jobs: list[Job], results: list[cache.Result], kept: list[bool], target: Reference) -> list[dict[str, Any]]:
+    distances = [
+        frechet_from_statistics(result.mean, result.covariance, target.mean, target.covariance) for result in results
+    ]
     rows = []
     for job, result, was_kept, distance in zip(jobs, results, kept, distances, strict=True):
         figures = {k: v for k, v in result.figures.items() if k != "images"}
@@ -188,6 +193,7 @@ def _rows(jobs: list[Job], results: list[cache.Result], kept: list[bool], target
                 "speedup": results[0].figures["latency_ms"] / figures["latency_ms"],
                 "frechet_distance": distance,
                 "frechet_ratio": distance / distances[0] if distances[0] > 0 else None,
+                **_precision_recall(target, result),
                 "training": job.training,
                 "call": job.call,
                 "pipeline": str(job.folder),
@@ -195,6 +201,15 @@ def _rows(jobs: list[Job], results: list[cache.Result], kept: list[bool], target
             }
         )
     return rows
+
+
+def _precision_recall(target: Reference, result: cache.Result) -> dict[str, Any]:
+    """The four figures against as many real images as there are samples; None each where features or samples lack."""
+    count = 0 if target.features is None else min(len(target.features), len(result.features))
+    if target.features is None or count < LEAST_NEIGHBOURS:
+        return dict.fromkeys(("precision", "recall", "density", "coverage", "real_images"))
+    figures = prdc(target.features[:count], result.features[:count]).figures()
+    return {**figures, "real_images": count}
 
 
 def _frechet_column(features: str, samples: int, own_samples: bool) -> str:

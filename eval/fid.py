@@ -23,6 +23,14 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         )
     if len(features) < 2:
         raise ValueError(f"a covariance needs at least two samples, and there is {len(features)}; draw more samples")
+    features = finite(features)
+    mean = features.mean(dim=0)
+    centred = features - mean
+    return mean, centred.T @ centred / (len(features) - 1)
+
+
+def finite(features: Tensor) -> Tensor:
+    """Features (N, D) in float64 on the CPU. Raises ValueError where some are NaN or infinite."""
     features = features.detach().cpu().double()
     bad = int((~features.isfinite()).any(dim=1).sum())
     if bad:
@@ -30,9 +38,7 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
             f"{bad} of {len(features)} samples have features that are NaN or infinite; "
             "the pipeline produced broken images, so try float32 or look at its training"
         )
-    mean = features.mean(dim=0)
-    centred = features - mean
-    return mean, centred.T @ centred / (len(features) - 1)
+    return features
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -103,8 +103,9 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
             if number * size < PICTURES:
                 pictures.append(_picture(images[: PICTURES - number * size]))
             bar.update(len(indices))
+    drawn = torch.cat(features)
     try:
-        mean, covariance = statistics(torch.cat(features))
+        mean, covariance = statistics(drawn)
     except ValueError as error:
         raise ValueError(f"{job.name}: {error}") from error
     figures: dict[str, Any] = {
@@ -126,7 +127,7 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
             "latency_ms_p95": times.p95,
             "latency_repeats": times.repeats,
         }
-    return Result(figures, mean, covariance, torch.cat(pictures))
+    return Result(figures, drawn, mean, covariance, torch.cat(pictures))
 
 
 def _call(pipe: Pipeline, ready: dict[str, Any]) -> Any:

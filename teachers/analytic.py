@@ -4,6 +4,7 @@ With data sum_k w_k N(m_k, s^2 I), the noisy data alpha X0 + sigma z is again a 
 probability-flow velocity are exact. Methods are proven on it. Distributions: `MIXTURES`.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
@@ -15,7 +16,7 @@ from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser, Prediction
 from teachers.teacher import Teacher
-from teachers.trigflow import Flow, NoisePath, VariancePreserving
+from teachers.trigflow import Flow, NoisePath, VariancePreserving, add_noise, integrate
 
 
 class Mixture(nn.Module):
@@ -154,11 +155,48 @@ class Analytic(Teacher):
         return teacher
 
     def student(self) -> Denoiser:
-        return Denoiser(
-            Perceptron(self.shape[0]),
-            self.denoiser.path,
-            "v_prediction" if isinstance(self.denoiser.path, VariancePreserving) else "flow_prediction",
+        """The perceptron that `fit` trained, so that an untrained student is the teacher; before `fit` a random one."""
+        return copy.deepcopy(self._fitted or self.perceptron()).requires_grad_(True)
+
+    def perceptron(self, width: int = 256, depth: int = 3) -> Denoiser:
+        """A student with random weights."""
+        prediction: Prediction = (
+            "v_prediction" if isinstance(self.denoiser.path, VariancePreserving) else "flow_prediction"
         )
+        return Denoiser(Perceptron(self.shape[0], width, depth), self.denoiser.path, prediction)
+
+    _fitted: Denoiser | None = None
+
+    def fit(self, steps: int = 1500, batch: int = 1024, lr: float = 1e-3, width: int = 256, depth: int = 3) -> float:
+        """Regress a perceptron onto the exact velocity, for students to start from; the last loss is returned."""
+        torch.manual_seed(0)
+        denoiser, path = self.perceptron(width, depth), self.denoiser.path
+        optimizer = torch.optim.AdamW(denoiser.parameters(), lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        draw = torch.Generator().manual_seed(0)
+        loss = torch.tensor(math.nan)
+        for _ in range(steps):
+            x0 = self.mixture.sample(batch, draw).float()
+            t = path.t_min + (path.t_max - path.t_min) * torch.rand(batch, generator=draw).clamp(1e-4, 1 - 1e-4)
+            x_t = add_noise(x0, torch.randn(x0.shape, generator=draw), t)
+            loss = (denoiser.velocity(x_t, t, {}) - self.denoiser.velocity(x_t, t, {})).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        self._fitted = denoiser.eval()
+        return loss.item()
+
+    @torch.no_grad()
+    def endpoint(self, noise: Tensor, num_steps: int = 200) -> Tensor:
+        """The end of the exact probability-flow ODE from `noise` (B, D) at t_max, float64.
+
+        Heun steps even in angle, the last few thousandths of a radian as one Euler step: 200 steps are within 5e-5 of
+        the limit on the mixtures here (relative RMS).
+        """
+        times = torch.linspace(self.denoiser.path.t_max, max(2e-3, self.denoiser.path.t_min), num_steps + 1).tolist()
+        x = integrate(lambda x, t: self.denoiser.velocity(x, t, {}), noise.double(), times, order=2)
+        return self.denoiser.denoise(x, torch.full((len(x),), times[-1], dtype=torch.float64), {})
 
     def soften(self, student: Denoiser, time_scale: float) -> None:
         pass  # the perceptron's features of time are slow already

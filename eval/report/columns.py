@@ -35,6 +35,10 @@ def times(value: float | None) -> str:
     return NOTHING if value is None else significant(value) + "×"
 
 
+def share(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
+
+
 def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value * 100:.1f}%"
 
@@ -59,6 +63,32 @@ def training(cost: dict[str, Any] | None) -> str:
     if cost.get("device"):
         parts.append(str(cost["device"]))
     return ", ".join(parts) or NOTHING
+
+
+def _precision_recall(features: str, count: int) -> list[Column]:
+    name = f"@{count}"
+    between = f"Between {count:,} samples and as many reference images, with the features “{features}”. "
+    return [
+        Column(
+            "precision",
+            f"Precision{name}",
+            share,
+            between + "The share of samples that look like some reference image.",
+        ),
+        Column("recall", f"Recall{name}", share, between + "The share of reference images that the samples reach."),
+        Column(
+            "density",
+            f"Density{name}",
+            share,
+            between + "As precision, but counting how many reference images a sample is near; about 1 for real images.",
+        ),
+        Column(
+            "coverage",
+            f"Coverage{name}",
+            share,
+            between + "The share of reference images that have a sample near; lost modes show here and in recall.",
+        ),
+    ]
 
 
 def columns(report: dict[str, Any]) -> list[Column]:
@@ -105,6 +135,9 @@ def columns(report: dict[str, Any]) -> list[Column]:
         ),
         Column("frechet_ratio", "× teacher", times, "This row's Frechet distance divided by the teacher's usual one."),
     ]
+    count = next((row["real_images"] for row in report["rows"] if row["real_images"] is not None), None)
+    if count is not None:
+        out += _precision_recall(report["features"], count)
     if any(row["prompt_agreement"] is not None for row in report["rows"]):
         out.append(
             Column(

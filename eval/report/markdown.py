@@ -47,7 +47,10 @@ def title(report: dict[str, Any]) -> str:
 
 def plain(report: dict[str, Any]) -> str:
     """The figures that matter most, in columns of equal width."""
-    wanted = {"name", "nfe", "latency_ms", "speedup", "images_per_second", "frechet_distance", "frechet_ratio"}
+    wanted = {"name", "nfe", "latency_ms", "speedup", "images_per_second", "frechet_distance", "frechet_ratio"} | {
+        "precision",
+        "recall",
+    }
     shown = [c for c in columns(report) if c.key in wanted | {"prompt_agreement"}]
     cells = [[c.heading for c in shown]] + [[c.text(row[c.key]) for c in shown] for row in report["rows"]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]

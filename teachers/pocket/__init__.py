@@ -35,6 +35,12 @@ def reference() -> tuple[Tensor, Tensor]:
     return stored["mean"], stored["covariance"]
 
 
+def reference_features() -> Tensor | None:
+    """The classifier's features (5000, 64) of real test images in float32; None where the weights came without them."""
+    stored = load_file(FOLDER / "reference.safetensors")
+    return stored["features"].float() if "features" in stored else None
+
+
 __all__ = [
     "PIPELINE",
     "Classifier",
@@ -45,4 +51,5 @@ __all__ = [
     "examples",
     "label_of",
     "reference",
+    "reference_features",
 ]

@@ -31,6 +31,7 @@ from teachers.teacher import save_pipeline
 
 LENGTH = 16  # tokens of a caption, padding included
 TRAINING_LATENTS = 8000  # how many real latents ship with the pipeline
+REFERENCE_FEATURES = 5000  # of how many real test images the features themselves ship, for precision and recall
 
 
 def load_images(path: Path) -> dict[str, Tensor]:
@@ -281,7 +282,8 @@ def train_diffusion(latents: Tensor, labels: Tensor, tokenizer: CLIPTokenizer, s
 @torch.no_grad()
 def reference_statistics(classifier: Classifier, images: Tensor) -> dict[str, Tensor]:
     features = torch.cat([classifier.features(rgb01(batch)) for batch in images.split(500)]).double()
-    return {"mean": features.mean(0), "covariance": features.T.cov()}
+    some = features[:REFERENCE_FEATURES].half()
+    return {"mean": features.mean(0), "covariance": features.T.cov(), "features": some.contiguous()}
 
 
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -187,10 +187,13 @@ def test_changed_weights_are_another_row(text_pipeline, tmp_path):
 
 def test_the_cache_gives_back_what_it_got(tmp_path):
     images = (torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5) % 256).float() / 255
-    result = cache.Result({"nfe": 0.1 + 0.2}, torch.rand(3).double(), torch.rand(3, 3).double(), images)
+    result = cache.Result(
+        {"nfe": 0.1 + 0.2}, torch.rand(5, 3), torch.rand(3).double(), torch.rand(3, 3).double(), images
+    )
     cache.save(tmp_path, "row", result)
     back = cache.load(tmp_path, "row")
     assert back.figures["nfe"] == 0.1 + 0.2
+    assert torch.equal(back.features, result.features)
     assert torch.equal(back.mean, result.mean)
     assert torch.equal(back.covariance, result.covariance)
     torch.testing.assert_close(back.images, images)

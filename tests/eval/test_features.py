@@ -12,7 +12,7 @@ from PIL import Image
 import eval.features as module
 import teachers.pocket
 from eval.features import extractor, prompt_judge
-from eval.reference import reference_statistics
+from eval.reference import reference
 from teachers.pocket.captions import CLASS_NAMES
 
 
@@ -104,7 +104,9 @@ def test_inception_feeds_clean_fids_resizing(tmp_path, monkeypatch):
 def test_reference_from_npz_folder_and_pocket(tmp_path, pocket_weights):
     pixels = extractor("pixels")
     np.savez(tmp_path / "stats.npz", mu=np.arange(3.0), sigma=np.eye(3))
-    mean, covariance = reference_statistics(str(tmp_path / "stats.npz"), pixels)
+    found = reference(str(tmp_path / "stats.npz"), pixels)
+    mean, covariance = found.mean, found.covariance
+    assert found.features is None
     assert mean.tolist() == [0, 1, 2]
     assert covariance.dtype == torch.float64
 
@@ -113,28 +115,29 @@ def test_reference_from_npz_folder_and_pocket(tmp_path, pocket_weights):
     arrays = (images(3, size=16) * 255).byte()
     for i, array in enumerate(arrays):
         Image.fromarray(array.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-    mean, _ = reference_statistics(str(folder), pixels)
+    found = reference(str(folder), pixels)
+    mean = found.mean
     torch.testing.assert_close(mean, pixels(arrays.float() / 255).double().mean(0))
 
-    mean, _ = reference_statistics("pocket", extractor("pocket"))
+    mean = reference("pocket", extractor("pocket")).mean
     torch.testing.assert_close(mean, teachers.pocket.reference()[0])
 
 
 def test_bad_references_are_refused(tmp_path, pocket_weights):
     pixels = extractor("pixels")
     with pytest.raises(ValueError, match="choose --features pocket"):
-        reference_statistics("pocket", pixels)
+        reference("pocket", pixels)
     with pytest.raises(ValueError, match="there is no reference"):
-        reference_statistics(str(tmp_path / "missing.npz"), pixels)
+        reference(str(tmp_path / "missing.npz"), pixels)
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(ValueError, match="mu and sigma"):
-        reference_statistics(str(tmp_path / "text.npz"), pixels)
+        reference(str(tmp_path / "text.npz"), pixels)
     np.savez(tmp_path / "other.npz", mean=np.zeros(3))
     with pytest.raises(ValueError, match="mu and sigma"):
-        reference_statistics(str(tmp_path / "other.npz"), pixels)
+        reference(str(tmp_path / "other.npz"), pixels)
     np.savez(tmp_path / "flat.npz", mu=np.zeros(3), sigma=np.zeros(3))
     with pytest.raises(ValueError, match=r"want \(D,\) and \(D, D\)"):
-        reference_statistics(str(tmp_path / "flat.npz"), pixels)
+        reference(str(tmp_path / "flat.npz"), pixels)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds 0 images"):
-        reference_statistics(str(tmp_path / "empty"), pixels)
+        reference(str(tmp_path / "empty"), pixels)

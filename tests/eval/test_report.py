@@ -22,7 +22,8 @@ def row(name: str, method: str, steps: int, latency: float, distance: float, **m
         "name": name, "method": method, "num_steps": steps, "solver": None, "nfe": 2.0 * steps, "latency_ms": latency,
         "latency_ms_p5": latency * 0.9, "latency_ms_p95": latency * 1.1, "images_per_second": 1234.5 / steps,
         "peak_memory_mb": 612.34, "prompt_agreement": 0.934, "samples": 2000, "speedup": 412.3 / latency,
-        "frechet_distance": distance, "frechet_ratio": distance / 2.93, "training": None, "call": {},
+        "frechet_distance": distance, "frechet_ratio": distance / 2.93, "precision": 0.91,
+        "recall": 0.8, "density": 1.03, "coverage": 0.7, "real_images": 2000, "training": None, "call": {},
         "pipeline": method, "from_cache": False,
     } | more  # fmt: skip
 

@@ -373,3 +373,26 @@ def test_export(name, load, trained, reloaded, record):
         error = difference(images[f"{name}/{steps}"], wanted)
         record(name, column, error)
         assert error < 1e-3
+
+
+@pytest.mark.parametrize("name", ["Stable Diffusion XL", "Flux.1 dev"])
+def test_a_student_that_is_told_its_guidance_obeys_the_call(name, load):
+    """`guidance_scale` of the stock call reaches the student as its own input, without a second evaluation."""
+    teacher = load(name)
+    student = teacher.student()
+    teacher.embed_guidance(student, 2.0)
+    if name == "Stable Diffusion XL":
+        torch.nn.init.normal_(student.network.time_embedding.cond_proj.weight)
+    times = [student.path.t_max]
+    pipe = teacher.pipeline(student, times)
+    pipe.set_progress_bar_config(disable=True)
+    noise, cond, images = noise_of(teacher, name, torch.Generator().manual_seed(3)), teacher.condition(PROMPTS), {}
+    for scale in (3.0, 4.0):
+        draw = torch.Generator().manual_seed(3)
+        call = teacher.calls(1, times) | {"guidance_scale": scale, "generator": draw, "output_type": "pt"}
+        images[scale] = pipe(PROMPTS, **call).images
+        told = {**cond, **teacher.guidance_condition(student, torch.full((2,), scale))}
+        with torch.no_grad():
+            wanted = (teacher.decode(sample(student, noise, times, told, torch.randn_like)) / 2 + 0.5).clamp(0, 1)
+        assert difference(images[scale], wanted) < 1e-3
+    assert difference(images[3.0], images[4.0]) > 1e-2

@@ -1,0 +1,277 @@
+"""Both methods on teachers whose right answer is known in closed form: Gaussian mixtures.
+
+    python -m benchmarks.analytic [--seeds 3] [--only eight_gaussians]
+
+Writes benchmarks/analytic.md and a picture beside it. Finished cells are kept in benchmarks/results/analytic.json, so
+that an interrupted run goes on where it stopped; --fresh forgets them.
+
+Judged by:
+- the map: relative RMS between a student's one-step answer and the exact end of the probability-flow ODE from the same
+  noise; "away" leaves out noise that lies within 0.1 of a basin's boundary (moved that far in one of eight random
+  directions, its exact end falls into another component);
+- the distribution: the unbiased energy distance (Szekely & Rizzo 2013) of 5,000 samples to 5,000 exact ones, the mean
+  of four draws. Its "floor" is what two exact sets of that size are apart by chance, the 95th percentile of 40 draws;
+- the modes: the largest relative error of a component's share of 20,000 samples, and of as many exact samples.
+"""
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.distiller import Batch, Distiller
+from distill.dmd import DMD, DMDOptions
+from distill.draws import Draws
+from distill.sampling import sample
+from distill.scm import SCM, SCMOptions
+from teachers.analytic import MIXTURES, Analytic
+from teachers.denoiser import Denoiser
+
+HERE = Path(__file__).parent
+TABLE, CELLS, PICTURE = HERE / "analytic.md", HERE / "results" / "analytic.json", HERE / "results" / "analytic.png"
+WEIGHTS = Path("runs/analytic")
+METHODS = ["scm", "dmd"]
+SAMPLES, DRAWS, EMA = 5000, 4, 0.998
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One training: steps, batch and each network's learning rate (cosine to zero)."""
+
+    steps: int
+    batch: int
+    student: float
+    fake_score: float = 0.0
+
+
+WIDTH = {"eight_gaussians": 256, "checkerboard": 256, "high_dimensional": 512}
+BUDGETS = {
+    ("eight_gaussians", "scm"): Budget(6000, 1024, 2e-3),
+    ("checkerboard", "scm"): Budget(4000, 1024, 1e-3),
+    ("high_dimensional", "scm"): Budget(6000, 512, 1e-3),
+    ("eight_gaussians", "dmd"): Budget(2500, 512, 1e-3, 2e-3),
+    ("checkerboard", "dmd"): Budget(2500, 512, 1e-3, 2e-3),
+    ("high_dimensional", "dmd"): Budget(2500, 512, 1e-3, 2e-3),
+}
+
+
+def method(name: str, teacher: Analytic) -> Distiller:
+    if name == "scm":
+        return SCM(teacher, 1.0, SCMOptions(adaptation_steps=0, tangent_warmup=300))
+    return DMD(teacher, 1.0, DMDOptions(timesteps=(700,), fake_score_updates=5))
+
+
+def train(distiller: Distiller, teacher: Analytic, budget: Budget, seed: int, what: str) -> Denoiser:
+    """The loop of `distill.train` without its engine: the EMA student after `budget` steps on exact samples."""
+    torch.manual_seed(seed)
+    average = copy.deepcopy(distiller.student).requires_grad_(False)
+    parameters = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
+    optimizers = {
+        turn: torch.optim.AdamW(ps, getattr(budget, turn), (0.9, 0.99), weight_decay=0.0, fused=True)
+        for turn, ps in parameters.items()
+    }
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, budget.steps) for o in optimizers.values()]
+    for step in tqdm(range(budget.steps), desc=what, mininterval=5):
+        for number, turn in enumerate(distiller.turns(step)):
+            draws = Draws((seed, step, number), 0, budget.batch, budget.batch, CPU)
+            data = teacher.mixture.sample(budget.batch, draws.generator).float()
+            loss, _ = distiller(turn, Batch({}, draws, data), step)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters[turn], 10.0)
+            optimizers[turn].step()
+            optimizers[turn].zero_grad()
+        for schedule in schedules:
+            schedule.step()
+        weight = 1 - min(EMA, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.parameters()), list(distiller.student.parameters()), weight)
+    return average
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, unbiased, from samples (N, D) and (M, D)."""
+
+    def total(a: Tensor, b: Tensor) -> float:
+        return sum(torch.cdist(part, b).sum().item() for part in a.split(1000))
+
+    n, m = len(x), len(y)
+    return 2 * total(x, y) / (n * m) - total(x, x) / (n * (n - 1)) - total(y, y) / (m * (m - 1))
+
+
+@torch.no_grad()
+def draw(student: Denoiser, dim: int, times: list[float], seed: int, count: int = SAMPLES) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, dim, generator=generator)
+    return sample(student, noise, times, {}, lambda: torch.randn(noise.shape, generator=generator)).double()
+
+
+def distance(student: Denoiser, teacher: Analytic, times: list[float], first: int = 0, draws: int = DRAWS) -> float:
+    """The energy distance to exact samples, a mean over `draws` independent draws from seed `first` on."""
+    found = 0.0
+    for seed in range(first, first + draws):
+        exact = teacher.mixture.sample(SAMPLES, torch.Generator().manual_seed(10_000 + seed))
+        found += energy_distance(draw(student, teacher.shape[0], times, seed), exact) / draws
+    return found
+
+
+def mode_error(teacher: Analytic, samples: Tensor) -> float:
+    """The largest relative error of a component's share, samples counted for the component they most likely are of."""
+    ones = torch.ones(len(samples), dtype=torch.float64)
+    component = teacher.mixture.responsibilities(samples, ones, 1e-3 * ones).argmax(1)
+    weights = teacher.mixture.log_weights.exp()
+    share = torch.bincount(component, minlength=len(weights)) / len(samples)
+    return ((share - weights).abs() / weights).max().item()
+
+
+class Map:
+    """Noise, its exact ends, and which of it lies near a basin's boundary."""
+
+    def __init__(self, teacher: Analytic, count: int = 2000) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.noise = torch.randn(count, *teacher.shape, generator=generator)
+        self.ends = teacher.endpoint(self.noise)
+        ones = torch.ones(count, dtype=torch.float64)
+        component = teacher.mixture.responsibilities(self.ends, ones, 1e-3 * ones).argmax(1)
+        self.near = torch.zeros(count, dtype=torch.bool)
+        for _ in range(8):
+            offset = torch.randn(self.noise.shape, generator=generator)
+            moved = teacher.endpoint(self.noise + 0.1 * offset / offset.norm(dim=1, keepdim=True), 60)
+            self.near |= teacher.mixture.responsibilities(moved, ones, 1e-3 * ones).argmax(1) != component
+
+    @torch.no_grad()
+    def error(self, student: Denoiser, t: float) -> tuple[float, float]:
+        """Relative RMS of the one-step map: away from the boundaries, and everywhere."""
+        squares = (sample(student, self.noise, [t], {}, lambda: self.noise).double() - self.ends).square().sum(1)
+        scale = self.ends.square().sum(1).mean()
+        away = (squares[~self.near].mean() / scale).sqrt() if bool((~self.near).any()) else torch.tensor(float("nan"))
+        return away.item(), (squares.mean() / scale).sqrt().item()
+
+
+def floor(teacher: Analytic) -> dict[str, float]:
+    """What chance does to exact samples."""
+    generator = torch.Generator().manual_seed(3)
+    exact = [teacher.mixture.sample(SAMPLES, generator) for _ in range(80)]
+    distances = torch.tensor([energy_distance(a, b) for a, b in zip(exact[:40], exact[40:], strict=True)])
+    return {"energy": distances.quantile(0.95).item(), "mode_error": mode_error(teacher, torch.cat(exact[:DRAWS]))}
+
+
+def judge(student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map) -> dict[str, Any]:
+    """A row for each number of steps; a second step's time is chosen on draws of its own, as in training."""
+    times = min(distiller.candidate_times(), key=lambda ts: distance(student, teacher, ts, 100, 2))
+    rows = {}
+    for count in distiller.step_counts(times):
+        used = times[:count]
+        samples = torch.cat([draw(student, teacher.shape[0], used, seed) for seed in range(DRAWS)])
+        rows[str(count)] = {
+            "times": used,
+            "energy": distance(student, teacher, used),
+            "mode_error": mode_error(teacher, samples),
+        }
+    away, everywhere = exact.error(student, times[0])
+    rows["1"] |= {"map_away": away, "map": everywhere}
+    return rows
+
+
+def picture(cells: dict[str, Any]) -> None:
+    """Two-dimensional densities of 20,000 samples, one line a mixture: exact, then each method's first student."""
+    size, edge, top, count = 180, 2.6, 16, 20_000
+    lines = []
+    for name in ("eight_gaussians", "checkerboard"):
+        teacher = Analytic(MIXTURES[name]())
+        shown = [(f"{name}: exact", teacher.mixture.sample(count, torch.Generator().manual_seed(1)))]
+        for kind in METHODS:
+            for steps, row in cells.get(f"{name}/{kind}/0", {"rows": {}})["rows"].items():
+                student = teacher.perceptron(WIDTH[name])
+                student.load_state_dict(load_file(WEIGHTS / f"{name}-{kind}-0.safetensors"))
+                shown.append((f"{kind}, {steps} step(s)", draw(student, 2, row["times"], 1, count)))
+        canvas = Image.new("L", (size * len(shown), size + top), 255)
+        for i, (label, points) in enumerate(shown):
+            counts = torch.histogramdd(points.float(), [size, size], range=[-edge, edge] * 2).hist.T.flip(0)
+            shade = 255 * (1 - (counts / counts.flatten().quantile(0.995).clamp_min(1)).clamp(0, 1).sqrt())
+            canvas.paste(Image.fromarray(shade.byte().numpy()), (i * size, top))
+            ImageDraw.Draw(canvas).text((i * size + 4, 2), label, fill=0)
+        lines.append(canvas)
+    whole = Image.new("L", (max(line.width for line in lines), sum(line.height for line in lines)), 255)
+    for number, line in enumerate(lines):
+        whole.paste(line, (0, number * line.height))
+    whole.save(PICTURE)
+
+
+def table(cells: dict[str, Any]) -> str:
+    lines = [
+        "| mixture | student | seed | steps | map, away from boundaries | map, everywhere | energy distance, 1e-4 "
+        "| floor, 1e-4 | largest mode error | of exact samples | trained in |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for key, cell in sorted(cells.items()):
+        if "/" not in key:
+            continue
+        mixture, name, seed = key.split("/")
+        chance = cells[mixture]
+        for steps, row in cell["rows"].items():
+            maps = [f"{row[k]:.3f}" if row.get(k) == row.get(k) and k in row else "–" for k in ("map_away", "map")]
+            lines.append(
+                f"| {mixture} | {name} | {seed} | {steps} | {maps[0]} | {maps[1]} | {1e4 * row['energy']:.1f} | "
+                f"{1e4 * chance['energy']:.1f} | {row['mode_error']:.1%} | {chance['mode_error']:.1%} | "
+                f"{cell['seconds'] / 60:.1f} min |"
+            )
+    return "\n".join(lines)
+
+
+def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
+    """Train and judge the cells `todo` of the mixture `name`; each is saved when it is ready."""
+    teacher = Analytic(MIXTURES[name]())
+    print(f"{name}: fitting the network that students start from", flush=True)
+    loss = teacher.fit(width=WIDTH[name])
+    exact = Map(teacher)
+    cells[name] = cells.get(name) or floor(teacher) | {"fit": loss, "away": 1 - exact.near.double().mean().item()}
+    for kind, seed in todo:
+        begun = time.perf_counter()
+        distiller = method(kind, teacher)
+        student = train(distiller, teacher, BUDGETS[name, kind], seed, f"{name} {kind} {seed}")
+        seconds = time.perf_counter() - begun
+        WEIGHTS.mkdir(parents=True, exist_ok=True)
+        save_file(student.state_dict(), WEIGHTS / f"{name}-{kind}-{seed}.safetensors")
+        key = f"{name}/{kind}/{seed}"
+        cells[key] = {"rows": judge(student, distiller, teacher, exact), "seconds": seconds}
+        temporary = CELLS.with_suffix(".tmp")
+        temporary.write_text(json.dumps(cells, indent=1) + "\n")
+        temporary.replace(CELLS)
+        print("\n".join(table({name: cells[name], key: cells[key]}).splitlines()[2:]), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each cell (default: 1)")
+    parser.add_argument("--only", nargs="+", choices=list(MIXTURES), default=list(MIXTURES), help="these mixtures")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--fresh", action="store_true", help="forget what earlier runs found")
+    args = parser.parse_args()
+    cells: dict[str, Any] = json.loads(CELLS.read_text()) if CELLS.is_file() and not args.fresh else {}
+    for name in args.only:
+        todo = [(m, s) for s in range(args.seeds) for m in args.methods if f"{name}/{m}/{s}" not in cells]
+        if todo:
+            run(name, todo, cells)
+    print(table(cells))
+    away = ", ".join(f"{name} {cells[name]['away']:.0%}" for name in MIXTURES if name in cells)
+    assert __doc__ is not None
+    TABLE.write_text(
+        "# Against closed forms\n\n`python -m benchmarks.analytic`: students of exact Gaussian-mixture teachers "
+        f"(torch {torch.__version__}, {torch.get_num_threads()} CPU thread(s)).\n\n"
+        f"{__doc__[__doc__.index('Judged by:') :]}\nNoise away from the boundaries: {away}.\n\n{table(cells)}\n\n"
+        f"![densities](results/{PICTURE.name})\n"
+    )
+    picture(cells)
+
+
+if __name__ == "__main__":
+    main()
