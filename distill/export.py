@@ -87,16 +87,16 @@ def model_card(record: dict[str, Any], pipeline: str, teacher: Teacher) -> str:
         rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
     calls = "\n".join(rows)
     cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
-    baked = f"\nThe teacher's guidance {guidance:g} is in the weights" if guidance else ""
+    baked = ""
     if scales := record["options"].get("guidances"):
         listed = ", ".join(f"{scale:g}" for scale in scales)
         baked = f"\n`guidance_scale` is an input of the student, trained at {listed}: stay within these.\n"
     elif guidance and teacher.ignores_guidance:
-        baked += ": `guidance_scale` has no effect here.\n"
+        baked = f"\nThe teacher's guidance {guidance:g} is in the weights: `guidance_scale` has no effect here.\n"
     elif guidance:
-        baked += (
-            ", and this class of pipelines would apply its own on top: **keep `guidance_scale=1.0` in the call**, as "
-            "above.\n"
+        baked = (
+            f"\nThe teacher's guidance {guidance:g} is in the weights, and this class of pipelines would apply its own "
+            "on top: **keep `guidance_scale=1.0` in the call**, as above.\n"
         )
     refused = (
         "More steps than it was distilled for are refused by the scheduler."

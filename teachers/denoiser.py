@@ -53,8 +53,8 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.time_scale = time_scale
         self.ceiling = ceiling
-        self.defaults: Condition = {}  # one row (1, ...) each: what `cond` says where it does not say so itself
         self.call = call
+        self.defaults: Condition = {}  # one row (1, ...) each: what `cond` says where it does not say so itself
 
     def reading(self, t: Tensor) -> Tensor:
         """The angle (B,) at which an epsilon network's output is read; t itself without a ceiling."""

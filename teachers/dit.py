@@ -5,11 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, DiTPipeline
-from torch import nn
 
-from teachers.denoiser import Condition
+from teachers.denoiser import Condition, Denoiser
 from teachers.latent import LatentTeacher
-from teachers.teacher import Pipelines
+from teachers.source import Pipelines
 
 
 class DiT(LatentTeacher):
@@ -33,8 +32,8 @@ class DiT(LatentTeacher):
         names = f", or a name that the pipeline knows, such as {next(iter(known))!r}" if known else ""
         raise ValueError(f"{prompt!r} is no class of this DiT; write a number from 0 to {classes - 1}{names}")
 
-    def assemble(self, network: nn.Module, scheduler: Any) -> DiffusionPipeline:
-        pipeline = super().assemble(network, scheduler)
+    def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
+        pipeline: Any = super().pipeline(student, times)
         names: dict[int, list[str]] = {}
         for name, number in self.stock.labels.items():
             names.setdefault(number, []).append(name)

@@ -117,17 +117,17 @@ def flow_scheduler(
     return scheduler, scheduler.timesteps
 
 
-def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, nn.Linear]]:
-    """Where a diffusers network meets its timestep: pairs of the sinusoidal features and the first linear layer.
+def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbedding]]:
+    """Where a diffusers network meets its timestep: pairs of the sinusoidal features and the layers behind them.
 
     One for most networks, one a block for DiT. ValueError where there is none.
     """
-    found: list[tuple[nn.Module, nn.Linear]] = []
+    found: list[tuple[nn.Module, TimestepEmbedding]] = []
     for module in network.modules():
         parts = dict(module.named_children())
         embedding = parts.get("time_embedding", parts.get("timestep_embedder"))
         if "time_proj" in parts and isinstance(embedding, TimestepEmbedding):
-            found.append((parts["time_proj"], embedding.linear_1))
+            found.append((parts["time_proj"], embedding))
     if not found:
         raise ValueError(
             f"{type(network).__name__} has no time embedding that can be refitted; "
@@ -150,11 +150,11 @@ def pin_clock(denoiser: Denoiser, times: Sequence[float], told: Tensor | None = 
     told = told.to(device, torch.float32)
     if torch.allclose(asked, told, rtol=0, atol=1e-4):
         return network
-    embedded = guidance_projection(network)
-    for project, layer in time_embeddings(network):
+    for project, embedding in time_embeddings(network):
         wanted, given = (project(steps).double() for steps in (asked, told))  # (N, features)
+        layer, embedded = embedding.linear_1, embedding.cond_proj
         weight = layer.weight.double()
-        change, at = weight @ (wanted - given).T, given.T  # (hidden, N) wanted of the edit at inputs (features, N)
+        change, at = weight @ (wanted - given).T, given.T  # (hidden, N) wanted of the edit at these inputs
         if embedded is not None:  # and none of it at whatever an embedded guidance scale adds to them
             change = torch.cat([change, change.new_zeros(len(change), embedded.in_features)], dim=1)
             at = torch.cat([at, embedded.weight.double()], dim=1)
@@ -171,12 +171,6 @@ def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
     phase = 1000.0 * (guidance.float() - 1)[:, None] * frequencies
     return torch.cat([phase.sin(), phase.cos()], dim=1)
-
-
-def guidance_projection(network: nn.Module) -> nn.Linear | None:
-    """The layer by which a UNet takes a guidance scale; None where it takes none."""
-    embedding = dict(network.named_children()).get("time_embedding")
-    return embedding.cond_proj if isinstance(embedding, TimestepEmbedding) else None
 
 
 def guidance_width(network: UNet2DConditionModel) -> int:
@@ -228,7 +222,8 @@ def soften_clock(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> 
     denoiser.time_scale = time_scale
     gentle = denoiser.clock(angles)
     ones = torch.ones(len(angles), 1, dtype=torch.float64, device=device)
-    for project, layer in time_embeddings(denoiser.network):
+    for project, embedding in time_embeddings(denoiser.network):
+        layer = embedding.linear_1
         affine = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()
         wanted = torch.cat([project(clock).double(), ones], dim=1) @ affine.T
         given = torch.cat([project(gentle).double(), ones], dim=1)

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, FluxPipeline
-from torch import Tensor, nn
+from diffusers import FluxPipeline
+from torch import Tensor
 
-from teachers.denoiser import Condition
+from teachers.denoiser import Condition, Denoiser
 from teachers.latent import LatentTeacher
-from teachers.teacher import Pipelines
+from teachers.source import Pipelines
 
 GUIDANCE = float(inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default)
 
@@ -19,8 +19,8 @@ GUIDANCE = float(inspect.signature(FluxPipeline.__call__).parameters["guidance_s
 class Flux(LatentTeacher):
     """`FluxPipeline`. "dev" takes its guidance as an embedding and needs one evaluation; "schnell" takes none.
 
-    A student is told the pipeline's default guidance throughout, and its export whatever the user says: the embedding
-    is constant there.
+    A student that learns one guidance is told the pipeline's default throughout, and so is its export, whatever the
+    call says: the embedding is constant there.
     """
 
     pipelines: ClassVar[Pipelines] = (FluxPipeline,)
@@ -29,11 +29,13 @@ class Flux(LatentTeacher):
     refuses_steps: ClassVar[bool] = False
 
     @staticmethod
-    def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+    def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
         """Patches of 2 x 2 become tokens (B, H W / 4, 4 C), whose places are told beside them. The clock runs to 1."""
         _, _, height, width = sample.shape
         rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
+        if network.config.guidance_embeds and "guidance" not in cond:
+            cond = {**cond, "guidance": torch.full_like(timestep, GUIDANCE)}
         output = network(
             F.pixel_unshuffle(sample, 2).flatten(2).mT,
             timestep=timestep / 1000,
@@ -56,23 +58,29 @@ class Flux(LatentTeacher):
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
             text, pooled, _ = self.stock.encode_prompt(list(prompts), None, device=self.stock.device)
-        cond = {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
-        if self.stock.transformer.config.guidance_embeds:
-            cond["guidance"] = torch.full((len(prompts),), GUIDANCE, device=text.device)
-        return cond
+        return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
         """The velocity under an embedded guidance: no second evaluation; "schnell" has none and is left as it is."""
-        if "guidance" in cond:
-            cond = {**cond, "guidance": torch.zeros_like(cond["guidance"]) + guidance}
+        if self.stock.transformer.config.guidance_embeds:
+            scale = guidance if isinstance(guidance, Tensor) else torch.full_like(t, guidance)
+            cond = {**cond, "guidance": scale.float()}
         return self.denoiser.velocity(x_t, t, cond)
 
+    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        if not self.stock.transformer.config.guidance_embeds:
+            raise ValueError("this Flux takes no guidance scale (it is no dev); leave method.guidances empty")
+        student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
+
+    def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
+        return {"guidance": guidance.float()}
+
     @torch.no_grad()
-    def assemble(self, network: Any, scheduler: Any) -> DiffusionPipeline:
-        if network.config.guidance_embeds:  # the same embedding, whatever guidance it is told
+    def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:
+        if network.config.guidance_embeds and not student.defaults:  # one embedding, whatever guidance it is told
             embed, layer = network.time_text_embed, network.time_text_embed.guidance_embedder.linear_2
             told = embed.time_proj(torch.tensor([GUIDANCE * 1000], device=layer.weight.device))
             constant = embed.guidance_embedder(told.to(layer.weight.dtype))[0]
             layer.weight.zero_()
             layer.bias.copy_(constant)
-        return super().assemble(network, scheduler)
+        return super().parts(student, network, scheduler)

@@ -9,9 +9,20 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser, plain_call
-from teachers.few_step import consistency_scheduler, default_grid, flow_scheduler, native_levels, pin_clock
+from teachers.few_step import (
+    add_guidance_embedding,
+    consistency_scheduler,
+    default_grid,
+    flow_scheduler,
+    guidance_embedding,
+    guidance_width,
+    ignore_guidance,
+    native_levels,
+    pin_clock,
+)
 from teachers.schedule import schedule
-from teachers.teacher import Teacher, load_pipeline
+from teachers.source import load_pipeline
+from teachers.teacher import Teacher
 from teachers.trigflow import Flow
 
 
@@ -83,14 +94,17 @@ class LatentTeacher(Teacher):
         return first, second
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
+        scheduler: Any
         if not isinstance(student.path, Flow):
-            return self.assemble(pin_clock(student, times), consistency_scheduler(student, times))
-        scheduler, told = flow_scheduler(student, times, self.whole_grid)
-        return self.assemble(pin_clock(student, times, told), scheduler)
+            network, scheduler = pin_clock(student, times), consistency_scheduler(student, times)
+        else:
+            scheduler, told = flow_scheduler(student, times, self.whole_grid)
+            network = pin_clock(student, times, told)
+        return type(self.stock)(**self.parts(student, network, scheduler))
 
-    def assemble(self, network: nn.Module, scheduler: Any) -> DiffusionPipeline:
-        """The stock pipeline with another network and scheduler; the rest is shared."""
-        return type(self.stock)(**(self.stock.components | {self.network: network, "scheduler": scheduler}))
+    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
+        """What the stock pipeline of `student` is built from: its `network` and scheduler, the rest shared."""
+        return self.stock.components | {self.network: network, "scheduler": scheduler}
 
     def size_call(self) -> dict[str, Any]:
         """The call arguments without which the pipeline would draw another size."""
@@ -104,3 +118,22 @@ class LatentTeacher(Teacher):
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         return super().usual_call(num_steps, guidance) | self.size_call()
+
+
+class LatentUNet(LatentTeacher):
+    """A latent UNet: the export never guides twice, and a student can be told its guidance scale."""
+
+    network: ClassVar[str] = "unet"
+    ignores_guidance: ClassVar[bool] = True
+
+    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        add_guidance_embedding(student.network)
+        student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
+
+    def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
+        return {"timestep_cond": guidance_embedding(guidance, guidance_width(student.network))}
+
+    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
+        if not student.defaults:
+            ignore_guidance(network)
+        return super().parts(student, network, scheduler)

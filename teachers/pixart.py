@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from teachers.denoiser import Condition
 from teachers.latent import LatentTeacher
-from teachers.teacher import Pipelines
+from teachers.source import Pipelines
 
 BINNED = {128: 1024, 64: 512, 32: 256}  # pixels of a square picture by the transformer's sample size
 SIZED = 128  # the sample size at which the pipeline tells the network the picture's size

@@ -9,7 +9,7 @@ from diffusers import SanaPipeline
 
 from teachers.denoiser import Condition
 from teachers.latent import LatentTeacher
-from teachers.teacher import Pipelines
+from teachers.source import Pipelines
 
 DEFAULTS = inspect.signature(SanaPipeline.__call__).parameters
 BINNED = {128: 4096, 64: 2048, 32: 1024, 16: 512}  # pixels of a square picture by the transformer's sample size

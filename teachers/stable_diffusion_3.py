@@ -8,7 +8,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from teachers.denoiser import Condition
 from teachers.latent import LatentTeacher
-from teachers.teacher import Pipelines
+from teachers.source import Pipelines
 
 
 class StableDiffusion3(LatentTeacher):

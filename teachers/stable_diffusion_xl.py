@@ -4,29 +4,24 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from teachers.denoiser import Condition
-from teachers.few_step import ignore_guidance
-from teachers.latent import LatentTeacher
-from teachers.teacher import Pipelines
+from teachers.denoiser import Condition, Denoiser
+from teachers.latent import LatentUNet
+from teachers.source import Pipelines
 
 
-class StableDiffusionXL(LatentTeacher):
+class StableDiffusionXL(LatentUNet):
     """`StableDiffusionXLPipeline`, without a refiner. Pictures count as uncropped originals of the size drawn."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusionXLPipeline,)
-    network: ClassVar[str] = "unet"
-    ignores_guidance: ClassVar[bool] = True
 
     @staticmethod
     def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
         added = {"text_embeds": cond["text_embeds"], "time_ids": cond["time_ids"]}
-        text = cond["encoder_hidden_states"]
-        return network(
-            sample, timestep=timestep, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
-        )[0]
+        plain = {key: value for key, value in cond.items() if key not in added}
+        return network(sample, timestep=timestep, **plain, added_cond_kwargs=added, return_dict=False)[0]
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
@@ -43,8 +38,6 @@ class StableDiffusionXL(LatentTeacher):
             return cond
         return {key: value if key == "time_ids" else torch.zeros_like(value) for key, value in cond.items()}
 
-    def assemble(self, network: nn.Module, scheduler: Any) -> DiffusionPipeline:
-        ignore_guidance(network)
-        parts = self.stock.components | {"unet": network, "scheduler": scheduler}
+    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
         zeros = self.stock.config.force_zeros_for_empty_prompt
-        return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
+        return super().parts(student, network, scheduler) | {"force_zeros_for_empty_prompt": zeros}

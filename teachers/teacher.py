@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,9 +14,8 @@ from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import soften_clock
+from teachers.source import Pipelines, local_or_hub
 from teachers.trigflow import expand
-
-Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 
 
 def concatenate(one: Condition, two: Condition) -> dict[str, Tensor]:
@@ -122,38 +121,6 @@ class Teacher(ABC):
         return self.condition([""])
 
     _empty: dict[str, Tensor] | None = None
-
-
-def local_or_hub(path: str) -> str:
-    """`path` as diffusers takes it, or a ValueError with one clear sentence where it looks local and is not there."""
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"{path} is a folder but no diffusers pipeline: it has no model_index.json")
-        return str(folder)
-    if folder.exists():
-        raise ValueError(f"{path} is a file; a teacher is the folder of a diffusers pipeline or a hub id")
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(
-            f"there is no pipeline folder {path}; give the folder that save_pretrained wrote, or a hub id owner/name"
-        )
-    return path
-
-
-def load_pipeline(accepted: Pipelines, path: str, **options: Any) -> Any:
-    """The pipeline at `path`, whose class has to be one of `accepted`. Safetensors only; no remote code.
-
-    Its many failures become one sentence, a ValueError.
-    """
-    try:
-        name = DiffusionPipeline.load_config(path)["_class_name"]
-        known = {kind.__name__: kind for kind in accepted}
-        if name not in known:
-            raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
-        return known[name].from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
-    except OSError as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the pipeline {path} could not be loaded: {first}") from error
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:

@@ -11,7 +11,8 @@ from typing_extensions import Self
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import consistency_scheduler, pin_clock
 from teachers.schedule import variance_preserving
-from teachers.teacher import Pipelines, Teacher, load_pipeline
+from teachers.source import Pipelines, load_pipeline
+from teachers.teacher import Teacher
 
 
 class Unconditional(Teacher):
