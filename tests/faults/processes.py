@@ -76,9 +76,7 @@ def compare(cases: list[tuple[str, str]], steps: int, teacher: str, output: Path
     arguments = [f"{engine}-{method}" for engine, method in cases]
     command = [sys.executable, __file__, "--worker", "--steps", str(steps), "--teacher", teacher]
     command += ["--output", str(output), "--only", *arguments]
-    workers = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
-    ]
+    workers = [subprocess.Popen(command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
     codes = [process.wait() for process in workers]
     if any(codes):
         raise ValueError(f"the two processes ended with {codes}")
