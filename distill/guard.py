@@ -41,7 +41,7 @@ class Stop:
             self._asked = time.monotonic()
         elif time.monotonic() - self._asked > SAME_REQUEST:
             self.restore()
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     def agreed(self) -> bool:
         """Whether to leave now; every process calls this once a step, and all get the same answer."""
