@@ -22,14 +22,13 @@ from eval.fid import frechet_from_statistics
 from eval.generate import check_call, pipeline_class
 from eval.machine import choose_device, choose_precision, describe, load
 from eval.measure import Job, Loader, Settings, measure
-from eval.prdc import prdc
+from eval.prdc import LEAST, prdc
 from eval.reference import Reference
 from eval.reference import reference as read_reference
 from eval.report import write_report
 from eval.runs import Run, prompts_for, read_run, same, teacher_folder
 
 FEW_STEPS = (1, 2, 4, 8)
-LEAST_NEIGHBOURS = 10  # samples under which nearest neighbours say nothing
 
 
 def compare(
@@ -206,7 +205,7 @@ def _rows(jobs: list[Job], results: list[cache.Result], kept: list[bool], target
 def _precision_recall(target: Reference, result: cache.Result) -> dict[str, Any]:
     """The four figures against as many real images as there are samples; None each where features or samples lack."""
     count = 0 if target.features is None else min(len(target.features), len(result.features))
-    if target.features is None or count < LEAST_NEIGHBOURS:
+    if target.features is None or count < LEAST:
         return dict.fromkeys(("precision", "recall", "density", "coverage", "real_images"))
     figures = prdc(target.features[:count], result.features[:count]).figures()
     return {**figures, "real_images": count}
