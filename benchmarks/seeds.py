@@ -3,8 +3,8 @@
     pip install -e ".[benchmarks]"
     python -m benchmarks.seeds [--seeds 5] [--recipes dmd scm rcm] [--samples 5000]
 
-Trains recipes/pocket/RECIPE.yaml once a seed into runs/seeds/RECIPE-sSEED, judges all of them with `python -m eval`, and
-writes seeds.json, seeds.md and seeds.png under benchmarks/results. What is there already is not done again.
+Trains recipes/pocket/RECIPE.yaml once a seed into runs/seeds/RECIPE-sSEED, judges all of them with `python -m eval`,
+and writes seeds.json, seeds.md and seeds.png under benchmarks/results. What is there already is not done again.
 
 Cost is counted in network evaluations a training sample, so that methods compare whatever the machine: a forward is 1,
 a forward with its backward 3, an exact tangent 2.3 (benchmarks/results/tangent.md), guidance two forwards.
