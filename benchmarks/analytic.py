@@ -11,7 +11,8 @@ Judged by:
   directions, its exact end falls into another component);
 - the distribution: the unbiased energy distance (Szekely & Rizzo 2013) of 5,000 samples to 5,000 exact ones, the mean
   of four draws. Its "floor" is what two exact sets of that size are apart by chance, the 95th percentile of 40 draws;
-- the modes: the largest relative error of a component's share of 20,000 samples, and of as many exact samples.
+- the modes: the largest relative error of a mode's share of 20,000 samples, and of as many exact ones; a mode is a
+  component, and of the checkerboard, whose fine components only make up its squares, a square.
 """
 
 import argparse
@@ -54,6 +55,7 @@ class Budget:
     fake_score: float = 0.0
 
 
+FINE = {"checkerboard": 16}  # components that are one mode together
 WIDTH = {"eight_gaussians": 256, "checkerboard": 256, "high_dimensional": 512}
 BUDGETS = {
     ("eight_gaussians", "scm"): Budget(6000, 1024, 2e-3),
@@ -123,13 +125,18 @@ def distance(student: Denoiser, teacher: Analytic, times: list[float], first: in
     return found
 
 
-def mode_error(teacher: Analytic, samples: Tensor) -> float:
-    """The largest relative error of a component's share, samples counted for the component they most likely are of."""
-    ones = torch.ones(len(samples), dtype=torch.float64)
-    component = teacher.mixture.responsibilities(samples, ones, 1e-3 * ones).argmax(1)
-    weights = teacher.mixture.log_weights.exp()
-    share = torch.bincount(component, minlength=len(weights)) / len(samples)
+def mode_error(name: str, teacher: Analytic, samples: Tensor) -> float:
+    """The largest relative error of a mode's share, samples counted for the mode that they most likely are of."""
+    size = FINE.get(name, 1)
+    weights = teacher.mixture.log_weights.exp().reshape(-1, size).sum(1)
+    share = torch.bincount(component(teacher, samples) // size, minlength=len(weights)) / len(samples)
     return ((share - weights).abs() / weights).max().item()
+
+
+def component(teacher: Analytic, samples: Tensor) -> Tensor:
+    """The component (N,) that each clean sample (N, D) most likely is of."""
+    ones = torch.ones(len(samples), dtype=torch.float64)
+    return teacher.mixture.responsibilities(samples, ones, 1e-3 * ones).argmax(1)
 
 
 class Map:
@@ -139,13 +146,12 @@ class Map:
         generator = torch.Generator().manual_seed(5)
         self.noise = torch.randn(count, *teacher.shape, generator=generator)
         self.ends = teacher.endpoint(self.noise)
-        ones = torch.ones(count, dtype=torch.float64)
-        component = teacher.mixture.responsibilities(self.ends, ones, 1e-3 * ones).argmax(1)
+        home = component(teacher, self.ends)
         self.near = torch.zeros(count, dtype=torch.bool)
         for _ in range(8):
             offset = torch.randn(self.noise.shape, generator=generator)
             moved = teacher.endpoint(self.noise + 0.1 * offset / offset.norm(dim=1, keepdim=True), 60)
-            self.near |= teacher.mixture.responsibilities(moved, ones, 1e-3 * ones).argmax(1) != component
+            self.near |= component(teacher, moved) != home
 
     @torch.no_grad()
     def error(self, student: Denoiser, t: float) -> tuple[float, float]:
@@ -156,15 +162,18 @@ class Map:
         return away.item(), (squares.mean() / scale).sqrt().item()
 
 
-def floor(teacher: Analytic) -> dict[str, float]:
+def floor(name: str, teacher: Analytic) -> dict[str, float]:
     """What chance does to exact samples."""
     generator = torch.Generator().manual_seed(3)
     exact = [teacher.mixture.sample(SAMPLES, generator) for _ in range(80)]
     distances = torch.tensor([energy_distance(a, b) for a, b in zip(exact[:40], exact[40:], strict=True)])
-    return {"energy": distances.quantile(0.95).item(), "mode_error": mode_error(teacher, torch.cat(exact[:DRAWS]))}
+    return {
+        "energy": distances.quantile(0.95).item(),
+        "mode_error": mode_error(name, teacher, torch.cat(exact[:DRAWS])),
+    }
 
 
-def judge(student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map) -> dict[str, Any]:
+def judge(name: str, student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map) -> dict[str, Any]:
     """A row for each number of steps; a second step's time is chosen on draws of its own, as in training."""
     times = min(distiller.candidate_times(), key=lambda ts: distance(student, teacher, ts, 100, 2))
     rows = {}
@@ -174,7 +183,7 @@ def judge(student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map
         rows[str(count)] = {
             "times": used,
             "energy": distance(student, teacher, used),
-            "mode_error": mode_error(teacher, samples),
+            "mode_error": mode_error(name, teacher, samples),
         }
     away, everywhere = exact.error(student, times[0])
     rows["1"] |= {"map_away": away, "map": everywhere}
@@ -233,7 +242,7 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
     print(f"{name}: fitting the network that students start from", flush=True)
     loss = teacher.fit(width=WIDTH[name])
     exact = Map(teacher)
-    cells[name] = cells.get(name) or floor(teacher) | {"fit": loss, "away": 1 - exact.near.double().mean().item()}
+    cells[name] = cells.get(name) or floor(name, teacher) | {"fit": loss, "away": 1 - exact.near.double().mean().item()}
     for kind, seed in todo:
         begun = time.perf_counter()
         distiller = method(kind, teacher)
@@ -242,7 +251,7 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
         WEIGHTS.mkdir(parents=True, exist_ok=True)
         save_file(student.state_dict(), WEIGHTS / f"{name}-{kind}-{seed}.safetensors")
         key = f"{name}/{kind}/{seed}"
-        cells[key] = {"rows": judge(student, distiller, teacher, exact), "seconds": seconds}
+        cells[key] = {"rows": judge(name, student, distiller, teacher, exact), "seconds": seconds}
         temporary = CELLS.with_suffix(".tmp")
         temporary.write_text(json.dumps(cells, indent=1) + "\n")
         temporary.replace(CELLS)
