@@ -25,18 +25,22 @@ class Draws:
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal (rows, *shape)."""
-        return torch.randn(self._total, *shape, generator=self.generator)[self._rows].to(self.device)
+        return self._send(torch.randn(self._total, *shape, generator=self.generator)[self._rows])
 
     def uniform(self) -> Tensor:
         """Stratified uniform on [0, 1), (rows,): one per equal slice of the interval, in random order."""
         jitter = torch.rand(self._total, generator=self.generator)
         order = torch.randperm(self._total, generator=self.generator)
-        return ((order + jitter) / self._total)[self._rows].to(self.device)
+        return self._send(((order + jitter) / self._total)[self._rows])
 
     def rows(self, count: int) -> Tensor:
         """Row numbers in [0, count) with replacement, (rows,)."""
-        return torch.randint(count, (self._total,), generator=self.generator)[self._rows].to(self.device)
+        return self._send(torch.randint(count, (self._total,), generator=self.generator)[self._rows])
 
     def pick(self, count: int) -> int:
         """A number in [0, count), one for the whole global batch."""
         return int(torch.randint(count, (1,), generator=self.generator)) if count > 1 else 0
+
+    def _send(self, rows: Tensor) -> Tensor:
+        """To the device; through pinned memory to a GPU, so that the host does not wait for what runs there."""
+        return (rows.pin_memory() if self.device.type == "cuda" else rows).to(self.device, non_blocking=True)

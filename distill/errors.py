@@ -1,7 +1,9 @@
 """How a user's mistake is told: one clear sentence on standard error, exit code 2, no traceback."""
 
 import difflib
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 
@@ -16,5 +18,7 @@ def speak(command: Callable[[], int | None]) -> None:
     try:
         sys.exit(command() or 0)
     except (ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(3)  # the same mistake on every process: the first one says it, and its launcher ends the others
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

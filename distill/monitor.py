@@ -29,9 +29,21 @@ GRID = 8  # pictures a row
 
 
 class Monitor:
-    """Judges a student during training. `features` names an extractor of `eval.features`."""
+    """Judges a student during training. `features` names an extractor of `eval.features`.
 
-    def __init__(self, recipe: Recipe, teacher: Teacher, data: Dataset, features: str, device: torch.device) -> None:
+    Where networks are sharded every process has one, since all have to draw; only the one that `writes` keeps pictures.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        teacher: Teacher,
+        data: Dataset,
+        features: str,
+        device: torch.device,
+        writes: bool = True,
+    ) -> None:
+        self.writes = writes
         self.teacher, self.folder, self.device = teacher, recipe.folder, device
         self.count = recipe.train.evaluate_samples
         self.cond = data.held_out(self.count)
@@ -92,6 +104,8 @@ class Monitor:
         lines = [self.teacher_side["pictures"][:count]]
         lines += [self.images(denoiser, times, count).cpu() for denoiser, times in rows.values()]
         picture = torch.cat([torch.cat(list(line), dim=2) for line in lines], dim=1).clamp(0, 1)
+        if not self.writes:
+            return picture
         path = self.folder / "samples" / f"{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         scale = max(1, math.ceil(64 / self.teacher.image_size[0]))

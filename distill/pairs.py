@@ -10,6 +10,7 @@ seed, whatever made it, so that none is made twice and more can be added later.
 import argparse
 import hashlib
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,14 +66,15 @@ def make(
     digest = hashlib.sha256(key.encode()).hexdigest()
     folder = recipe.folder / "cache" / f"pairs-{digest[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{number:06d}.safetensors" for number in range(-(-count // SHARD))]
-    missing = [number for number, file in enumerate(files) if not _complete(file, digest)]
+    seeds = torch.arange(count).split(SHARD)
+    files = [folder / f"{number:06d}.safetensors" for number in range(len(seeds))]
+    missing = [number for number, file in enumerate(files) if not _complete(file, digest, len(seeds[number]))]
     mine = missing[engine.process_index :: engine.num_processes]
-    bar = tqdm(
-        total=len(mine) * SHARD, desc="teacher pairs", unit="pair", disable=not (mine and engine.is_main_process)
-    )
+    total = sum(len(seeds[number]) for number in mine)
+    bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (mine and engine.is_main_process))
     for number in mine:
-        _save(files[number], digest, _shard(number, recipe, teacher, len(captions), cond, steps, bar, engine.device))
+        shard = _shard(seeds[number], recipe, teacher, len(captions), cond, steps, bar, engine.device)
+        _save(files[number], digest, shard)
     bar.close()
     engine.wait_for_everyone()
     return Store([load_file(file) for file in files], count)
@@ -80,7 +82,7 @@ def make(
 
 @torch.no_grad()
 def _shard(
-    number: int,
+    seeds: Tensor,
     recipe: Recipe,
     teacher: Teacher,
     captions: int,
@@ -89,7 +91,6 @@ def _shard(
     bar: tqdm,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    seeds = torch.arange(number * SHARD, (number + 1) * SHARD)
     prompt = seeds % captions
     noise = torch.cat(
         [Draws((recipe.seed, "pair", i), 0, 1, 1, torch.device("cpu")).normal(*teacher.shape) for i in seeds.tolist()]
@@ -108,12 +109,13 @@ def _save(file: Path, digest: str, shard: dict[str, Tensor]) -> None:
     temporary.replace(file)
 
 
-def _complete(file: Path, digest: str) -> bool:
+def _complete(file: Path, digest: str, rows: int) -> bool:
     if not file.is_file():
         return False
     try:
         with safe_open(file, framework="pt") as stored:
-            return (stored.metadata() or {}).get("key") == digest
+            known = (stored.metadata() or {}).get("key") == digest
+            return known and stored.get_slice("seed").get_shape()[0] >= rows
     except SafetensorError:
         return False
 
@@ -142,14 +144,14 @@ def command() -> None:
         )
     family = find(TEACHERS, recipe.teacher.family)
     plan = data.plan(recipe.data, False, family.guided)
-    claim(recipe.folder)
     engine = Accelerator(cpu=not torch.cuda.is_available())
-    teacher = family.load(
-        recipe.teacher.path, engine.device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data
-    )
-    captions, cond = data.conditions(plan, teacher)
-    store = make(recipe, teacher, captions, cond, wanted, engine)
-    engine.print(f"{len(store):,} pairs in {len(store.shards)} shards under {recipe.folder / 'cache'}")
+    with claim(recipe.folder) if engine.is_main_process else nullcontext():
+        teacher = family.load(
+            recipe.teacher.path, engine.device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data
+        )
+        captions, cond = data.conditions(plan, teacher)
+        store = make(recipe, teacher, captions, cond, wanted, engine)
+        engine.print(f"{len(store):,} pairs in {len(store.shards)} shards under {recipe.folder / 'cache'}")
 
 
 if __name__ == "__main__":

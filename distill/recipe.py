@@ -55,7 +55,10 @@ class TrainRecipe:
     ema: float = 0.99
     precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
     checkpoint_every: int = 200
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest so many
+    keep_every: int = 0  # and for good those whose step this divides; 0 keeps none of them
+    on_failed_save: Literal["continue", "stop"] = "continue"  # a full disk: the last checkpoint is kept either way
+    shard_teacher: bool = False  # FSDP2 only: the frozen teacher in parts too, not whole on every process
     log_every: int = 20
     evaluate_every: int = (
         200  # held-out Frechet distance to the teacher's samples, and a grid of samples; 0 means never
@@ -136,6 +139,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return build(typing.cast(type, kind), value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
+        if value is False and "no" in arguments:  # YAML's reading of a bare no
+            return "no"
         if value not in arguments or isinstance(value, bool):
             raise ValueError(
                 f"{where} is {value!r}{suggest(str(value), arguments)}; it has to be one of {', '.join(arguments)}"
@@ -200,7 +205,7 @@ def _check_meaning(recipe: Recipe) -> None:
     ):
         if getattr(train, key) < 1:
             raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 1")
-    for key in ("steps", "evaluate_every"):
+    for key in ("steps", "evaluate_every", "keep_every"):
         if getattr(train, key) < 0:
             raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 0")
     if train.batch_size % train.accumulation:

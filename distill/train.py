@@ -3,13 +3,15 @@
     accelerate launch -m distill.train recipes/pocket/dmd.yaml [key=value ...]
 
 Run the same command again to resume. The run's folder receives checkpoints, sample grids, `history.jsonl` (the held-out
-Frechet distance against training cost), tracker logs, and at the end `pipeline/`, an ordinary diffusers pipeline.
+Frechet distance against training cost), `log.jsonl` (losses against the same), tracker logs, and at the end
+`pipeline/`, an ordinary diffusers pipeline.
 """
 
 import argparse
 import copy
 import dataclasses
 import math
+import os
 import time
 from collections import defaultdict
 from contextlib import nullcontext
@@ -17,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,162 +26,164 @@ from distill import checkpoint, data, pairs
 from distill.checkpoint import Checkpoint
 from distill.distiller import Distiller
 from distill.draws import Draws
+from distill.engine import Engine
 from distill.errors import speak
 from distill.export import export
+from distill.guard import Skips, Stop
 from distill.monitor import Monitor, choose_features
-from distill.recipe import DTYPES, OptimizerRecipe, Recipe, load, options
+from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options
 from distill.registry import TEACHERS, find
-from distill.run import Stop, append_history, claim, fingerprint, finished
+from distill.run import Journal, claim, fingerprint, finished
 from teachers.denoiser import Denoiser
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
+MOST_BROKEN_FP16 = 40  # there the first ones are how the gradient scaler finds its scale
 
 
 def train(recipe: Recipe) -> Path:
     """Run `recipe` to its end (or on from its newest checkpoint) and return the exported pipeline's folder."""
-    settings, folder = recipe.train, recipe.folder
     cls, method_options = options(recipe)
     family = find(TEACHERS, recipe.teacher.family)
     family.locate(recipe.teacher.path)
     plan = data.plan(recipe.data, cls.needs_latents(method_options), family.guided)
-    claim(folder)
-    if finished(recipe):
-        print(
-            f"{recipe.name} is finished: {folder / 'pipeline'} (more steps: train.steps=...; afresh: another name=...)"
-        )
-        return folder / "pipeline"
+    first = os.environ.get("RANK", "0") == "0"
+    with claim(recipe.folder) if first else nullcontext():
+        mark = fingerprint(recipe, plan)
+        if finished(recipe, mark):
+            final = recipe.folder / "pipeline"
+            print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
+            return final
+        with Engine(recipe.train, recipe.folder) as engine:
+            return distil(recipe, plan, mark, engine)
 
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),  # schedules are float64, which Apple's GPUs lack
-        mixed_precision=settings.precision,
-        log_with=None if settings.tracker == "none" else settings.tracker,
-        project_dir=str(folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a turn uses some networks only
-    )
-    device, chief = accelerator.device, accelerator.is_main_process
-    micro = settings.batch_size // settings.accumulation
-    if micro % accelerator.num_processes:
-        raise ValueError(
-            f"train.batch_size / train.accumulation is {micro}, "
-            f"which does not divide over {accelerator.num_processes} processes"
-        )
+
+def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
+    """The run itself, on every process of `engine` at once; `mark` tells its checkpoints from other runs'."""
+    settings, folder = recipe.train, recipe.folder
+    accelerator, device, chief = engine.accelerator, engine.device, engine.chief
 
     # --- what trains --------------------------------------------------------------------------------------------------
     torch.manual_seed(recipe.seed)
+    cls, method_options = options(recipe)
+    family = find(TEACHERS, recipe.teacher.family)
     teacher = family.load(recipe.teacher.path, device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data)
     if teacher.guided:
         teacher.unconditional(teacher.condition([""]))  # kept from here on: made in float32, outside any autocast
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method_options).to(device)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
-    networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
-    rates = {turn: recipe.optimizers.get(turn, OptimizerRecipe()) for turn in networks}
-    optimizers = {turn: _optimizer(networks[turn], rates[turn]) for turn in networks}
     start, spent = 0, 0.0
+    if chief:
+        checkpoint.mend(folder / "checkpoints")
+    accelerator.wait_for_everyone()
     saved = checkpoint.load_newest(folder / "checkpoints")
     if saved is not None:
         distiller.load_state_dict(saved.weights)
         average.load_state_dict(saved.average)
-        for turn, optimizer in optimizers.items():
-            optimizer.load_state_dict(saved.optimizers[turn])
         start, spent = saved.meta["step"], saved.meta["seconds"]
         accelerator.print(f"resuming {folder} at step {start}")
     for note in distiller.notes():
         accelerator.print(note)
-    model, *prepared = accelerator.prepare(distiller, *optimizers.values())
-    optimizers = dict(zip(optimizers, prepared, strict=True))
+    engine.check_same(start, "checkpoints")
+    model = engine.prepare(distiller, average)
+    networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
+    rates = {turn: recipe.optimizers.get(turn, OptimizerRecipe()) for turn in networks}
+    optimizers = {turn: _optimizer(networks[turn], rates[turn]) for turn in networks}
+    if saved is not None:
+        for turn, optimizer in optimizers.items():
+            engine.restore(optimizer, saved.optimizers[turn])
+        if engine.scaler is not None and "scaler" in saved.optimizers:
+            engine.scaler.load_state_dict(saved.optimizers["scaler"])
+    fresh, saved = saved is None, None  # the loaded copy would stay in memory for the whole run
 
     # --- what it learns from, and how we know -------------------------------------------------------------------------
     begun = time.perf_counter()
+    features = choose_features(recipe)
     with accelerator.main_process_first():
         dataset = data.prepare(plan, teacher, device, folder / "cache", recipe.teacher)
     dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
-    spent += time.perf_counter() - begun if saved is None else 0.0  # teacher pairs and encoding are part of the cost
-    features = choose_features(recipe)
-    monitor = Monitor(recipe, teacher, dataset, features, device) if chief else None
+    spent += time.perf_counter() - begun if fresh else 0.0  # teacher pairs and encoding are part of the cost
+    with accelerator.main_process_first():
+        monitor = Monitor(recipe, teacher, dataset, features, device, chief) if chief or engine.sharding else None
+        history, losses = (Journal(folder / f"{name}.jsonl", start) for name in ("history", "log"))
     if settings.tracker != "none":
         accelerator.init_trackers(recipe.name, config=_flat(dataclasses.asdict(recipe)))
 
     # --- the loop -----------------------------------------------------------------------------------------------------
     logs: dict[str, list[Tensor]] = defaultdict(list)
-    stop, broken = Stop(), dict.fromkeys(networks, 0)
+    skips = Skips(recipe.seed, MOST_BROKEN if engine.scaler is None else MOST_BROKEN_FP16)
+    stop = Stop(engine.group)
     bar = tqdm(total=settings.steps, initial=start, desc=recipe.name, disable=not chief, mininterval=1)
+    step, left = start, False
+    if monitor and _due(settings.evaluate_every, step, settings.steps) and history.last < step:
+        _evaluate(monitor, history, distiller, average, step, spent, engine)
     begun = time.perf_counter()
-    step = start
-    if step == 0 and settings.evaluate_every and monitor:
-        _evaluate(monitor, distiller, average, 0, spent, accelerator)
-        begun = time.perf_counter()
-    while step < settings.steps and not stop.asked:
+    while step < settings.steps and not left:
         for number, turn in enumerate(distiller.turns(step)):
-            for group in optimizers[turn].param_groups:
-                group["lr"] = rates[turn].lr * _schedule(rates[turn], step, settings.steps)
+            optimizer, rate = optimizers[turn], rates[turn]
+            for group in optimizer.param_groups:
+                group["lr"] = rate.lr * _schedule(rate, step, settings.steps)
             for i in range(settings.accumulation):
-                last = i == settings.accumulation - 1
-                share = micro // accelerator.num_processes
-                first = i * micro + accelerator.process_index * share
-                draws = Draws((recipe.seed, step, number), first, first + share, settings.batch_size, device)
-                with nullcontext() if last else accelerator.no_sync(model):
-                    loss, details = model(turn, dataset.batch(draws), step)
+                row = (i * engine.world + engine.rank) * engine.share
+                draws = Draws((recipe.seed, step, number), row, row + engine.share, settings.batch_size, device)
+                with engine.micro_batch(model, last=i == settings.accumulation - 1):
+                    with accelerator.autocast():
+                        loss, details = model(turn, dataset.batch(draws), step)
                     accelerator.backward(loss / settings.accumulation)
                 for key, value in details.items():
                     logs[f"{turn}/{key}"].append(value)
-            norm = accelerator.clip_grad_norm_(networks[turn], settings.max_norm)
-            if norm is not None and settings.precision != "fp16":  # fp16's scaler skips such steps by itself
-                logs[f"{turn}/gradient_norm"].append(norm.detach())
-                broken[turn] = 0 if bool(torch.isfinite(norm)) else broken[turn] + 1
-            if broken[turn] == MOST_BROKEN:
-                raise ValueError(
-                    f"{broken[turn]} steps in a row had gradients that are not finite (at step {step}, turn {turn}); "
-                    f"lower optimizers.{turn}.lr and run again from the last checkpoint"
-                )
-            if not broken[turn]:
-                optimizers[turn].step()
-            optimizers[turn].zero_grad(set_to_none=True)
-        _follow(average, distiller.student, min(settings.ema, (1 + step) / (10 + step)))
+            norm = engine.clip(optimizer, networks[turn], settings.max_norm)
+            logs[f"{turn}/gradient_norm"].append(norm)
+            skips.check(optimizer, turn, number, step, norm, loss)
+            engine.update(optimizer)
+        engine.follow(average, distiller.student, min(settings.ema, (1 + step) / (10 + step)))
         step += 1
         bar.update()
 
-        if step % settings.log_every == 0:
-            _log(accelerator, logs, step, bar)
-        if (
-            chief
-            and settings.evaluate_every
-            and monitor
-            and (step % settings.evaluate_every == 0 or step == settings.steps)
-        ):
-            spent += time.perf_counter() - begun
-            _evaluate(monitor, distiller, average, step, spent, accelerator)
-            begun = time.perf_counter()
-        if chief and (step % settings.checkpoint_every == 0 or step == settings.steps or stop.asked):
-            meta = {"step": step, "seconds": spent + time.perf_counter() - begun, "fingerprint": fingerprint(recipe)}
+        left = stop.agreed()
+        saving = left or step % settings.checkpoint_every == 0 or step == settings.steps
+        if step % settings.log_every == 0 or saving:
+            skipped = skips.read(bar.write if chief else _nothing, engine.group)
+            values = _log(engine, logs, step, bar) | skipped
+            if chief:
+                losses.append({"step": step, "seconds": round(spent + time.perf_counter() - begun, 2)} | values)
+        if saving:
+            meta = {"step": step, "seconds": spent + time.perf_counter() - begun, "fingerprint": mark}
             states = {turn: optimizer.state_dict() for turn, optimizer in optimizers.items()}
-            checkpoint.save(
-                folder / "checkpoints",
-                Checkpoint(distiller.state_dict(), average.state_dict(), states, meta),
-                settings.keep_checkpoints,
+            if engine.scaler is not None:
+                states["scaler"] = engine.scaler.state_dict()
+            state = Checkpoint(
+                engine.whole(distiller.state_dict()), engine.whole(average.state_dict()), engine.whole(states), meta
             )
-        accelerator.wait_for_everyone()
+            if chief:
+                _save(folder / "checkpoints", state, settings, must=left)
+        if monitor and not left and _due(settings.evaluate_every, step, settings.steps):
+            spent += time.perf_counter() - begun
+            _evaluate(monitor, history, distiller, average, step, spent, engine)
+            begun = time.perf_counter()
     stop.restore()
     spent += time.perf_counter() - begun
     bar.close()
     if settings.tracker != "none":
         accelerator.end_training()
-    if stop.asked and step < settings.steps:
+    if left and step < settings.steps:
+        accelerator.wait_for_everyone()
         accelerator.print(f"stopped at step {step} as asked; run the same command again to go on")
         raise SystemExit(0)
 
     # --- the result ---------------------------------------------------------------------------------------------------
     final = folder / "pipeline"
-    if chief and monitor:
-        times = _best_times(monitor, distiller, average)
+    times = _best_times(monitor, distiller, average) if monitor else []
+    student = engine.exported(average)
+    if chief:
         if step == 0:
-            average = teacher.student()  # untrained: the teacher itself, whatever the method prepared it for
+            student = teacher.student()  # untrained: the teacher itself, whatever the method prepared it for
         cost = {
             "steps": step,
             "seconds": round(spent, 1),
             "samples": step * settings.batch_size,
             "device": _device_name(device),
         }
-        final = export(recipe, teacher, distiller, average, times, cost, features, dataset.captions)
+        final = export(recipe, teacher, distiller, student, times, cost, features, dataset.captions)
         print(f"the student's pipeline: {final}")
     accelerator.wait_for_everyone()
     return final
@@ -196,13 +199,32 @@ def _schedule(rate: OptimizerRecipe, step: int, steps: int) -> float:
     return warm if rate.schedule == "constant" else warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-@torch.no_grad()
-def _follow(average: Denoiser, student: Denoiser, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
+def _due(every: int, step: int, steps: int) -> bool:
+    return bool(every) and (step % every == 0 or step == steps)
+
+
+def _nothing(_: str) -> None:
+    return
+
+
+def _save(folder: Path, state: Checkpoint, settings: TrainRecipe, must: bool) -> None:
+    """Save; where that fails, stop or go on as the recipe says. The last save before leaving `must` succeed."""
+    try:
+        checkpoint.save(folder, state, settings.keep_checkpoints, settings.keep_every)
+    except ValueError as error:
+        if must or settings.on_failed_save == "stop":
+            raise
+        tqdm.write(f"warning: {error}; going on (train.on_failed_save=stop would end the run here)")
 
 
 def _evaluate(
-    monitor: Monitor, distiller: Distiller, average: Denoiser, step: int, seconds: float, accelerator: Accelerator
+    monitor: Monitor,
+    history: Journal,
+    distiller: Distiller,
+    average: Denoiser,
+    step: int,
+    seconds: float,
+    engine: Engine,
 ) -> None:
     """Held-out Frechet distances at every number of steps, a grid of samples, one line of `history.jsonl`."""
     times = distiller.candidate_times()[0]
@@ -211,13 +233,14 @@ def _evaluate(
     rows = {f"student, {n} steps": (average, times[:n]) for n in counts}
     rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.pictured().items()}
     picture = monitor.grid(step, rows)
-    record = {"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances}
-    append_history(monitor.folder / "history.jsonl", record)
+    if not engine.chief:  # with sharded networks every process has to draw
+        return
+    history.append({"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances})
     tqdm.write(
         f"step {step}: held-out Frechet distance to the teacher "
         + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
     )
-    for tracker in accelerator.trackers:
+    for tracker in engine.accelerator.trackers:
         tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
         if tracker.name == "tensorboard":
             tracker.writer.add_image("samples", picture, step)
@@ -236,15 +259,20 @@ def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser) -> li
     return min(scored)[1]
 
 
-def _log(accelerator: Accelerator, logs: dict[str, list[Tensor]], step: int, bar: Any) -> None:
+def _log(engine: Engine, logs: dict[str, list[Tensor]], step: int, bar: Any) -> dict[str, float]:
     """The interval's means, gathered over processes: the only place in the loop where the host waits for the device."""
-    means = {key: torch.stack([v.float() for v in values]).mean() for key, values in logs.items()}
-    values = {key: accelerator.reduce(value, "mean").item() for key, value in means.items()}
+    if not logs:
+        return {}
+    # Over finite values: a skipped step would make the whole interval's mean say nothing.
+    stacks = [torch.stack([v.detach().float() for v in values]) for values in logs.values()]
+    means = torch.stack([torch.where(torch.isfinite(v), v, torch.nan).nanmean() for v in stacks])
+    values = dict(zip(logs, engine.accelerator.reduce(means, "mean").tolist(), strict=True))
     logs.clear()
-    accelerator.log(values, step=step)
+    engine.accelerator.log(values, step=step)
     bar.set_postfix(
         {key.split("/")[1]: f"{v:.3g}" for key, v in values.items() if key.startswith("student/") and "loss" in key}
     )
+    return values
 
 
 def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:

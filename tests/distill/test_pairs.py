@@ -82,14 +82,14 @@ def test_processes_share_the_shards_without_overlap(ready, monkeypatch):
     build = ready[2]
     made = []
     original = pairs._shard
-    monkeypatch.setattr(pairs, "_shard", lambda number, *args: made.append(number) or original(number, *args))
+    monkeypatch.setattr(pairs, "_shard", lambda seeds, *args: made.append(seeds[0].item()) or original(seeds, *args))
     monkeypatch.setattr(pairs, "load_file", lambda file: {})  # the other process's shards are not there yet
     for rank in (0, 1):
         monkeypatch.setattr(Accelerator, "process_index", rank)
         monkeypatch.setattr(Accelerator, "num_processes", 2)
-        monkeypatch.setattr(pairs, "_complete", lambda file, digest: False)  # both looked before either wrote
+        monkeypatch.setattr(pairs, "_complete", lambda file, digest, rows: False)  # both looked before either wrote
         build(count=12)
-    assert sorted(made) == [0, 1, 2]
+    assert sorted(made) == [0, 4, 8]
 
 
 def test_batches_carry_pairs_with_their_own_captions(ready):

@@ -140,6 +140,23 @@ def test_scm_chooses_the_second_time_and_writes_curve_and_grid(recipes):
     assert list(recipe.folder.rglob("events.out.tfevents*"))
 
 
+def test_a_resumed_run_leaves_one_line_an_interval_in_log_and_history(recipes):
+    every = [*FAST, "train.log_every=1", "train.evaluate_every=2"]
+    recipe = load(recipes["dmd"], [*every, "train.steps=2"])
+    train(recipe)
+    log = recipe.folder / "log.jsonl"
+    with log.open("a") as file:  # what a run killed at step 3 leaves
+        file.write('{"step": 3, "seconds": 9.0, "student/loss": null}\n{"step": 4, "sec')
+    train(load(recipes["dmd"], [*every, "train.steps=4"]))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all({"student/loss", "fake_score/loss", "student/gradient_norm"} <= set(line) for line in lines)
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds) and lines[2]["student/loss"] is not None
+    history = [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history] == [0, 2, 4]
+
+
 def test_a_finished_run_is_not_run_again(recipes, capsys):
     recipe = load(recipes["dmd"], [*FAST, "train.steps=2"])
     folder = train(recipe)
@@ -156,10 +173,12 @@ def test_another_recipe_in_the_same_folder_is_refused(recipes):
 
 
 def test_regression_on_teacher_pairs(recipes):
-    extra = ["method.regression_weight=0.5", "method.regression_pairs=6", "train.steps=2"]
+    extra = ["method.regression_weight=0.5", "method.regression_distance=latent", "method.regression_pairs=6"]
+    extra += ["train.steps=2"]
     recipe = load(recipes["dmd"], [*FAST, *extra])
     train(recipe)
-    assert load_file(recipe.folder / "cache" / "pairs.safetensors")["noise"].shape == (6, 4, 8, 8)
+    (shard,) = (recipe.folder / "cache").glob("pairs-*/*.safetensors")
+    assert load_file(shard)["noise"].shape == (6, 4, 8, 8)
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(recipes, tmp_path):
@@ -179,16 +198,23 @@ def test_a_signal_saves_and_the_same_command_goes_on(recipes, tmp_path):
     assert checkpoint.steps(folder / "checkpoints")
 
 
-def test_checkpoints_are_whole_or_absent(tmp_path):
-    state = checkpoint.Checkpoint(
-        {"a": torch.ones(2)}, {"b": torch.ones(2)}, {"student": {"x": 1}}, {"step": 3, "seconds": 1.0}
-    )
-    for step in (1, 2, 3):
+def checkpoints(folder, steps, **save):
+    state = checkpoint.Checkpoint({"a": torch.ones(2)}, {"b": torch.ones(2)}, {"student": {"x": 1}}, {"seconds": 1.0})
+    for step in steps:
         state.meta["step"] = step
-        checkpoint.save(tmp_path, state, keep=2)
+        checkpoint.save(folder, state, **save)
+
+
+def test_the_newest_checkpoints_stay_and_every_nth_for_good(tmp_path):
+    checkpoints(tmp_path, range(1, 8), keep=2, keep_every=3)
+    assert checkpoint.steps(tmp_path) == [3, 6, 7]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "00000006", "00000007"]
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path):
+    checkpoints(tmp_path, (1, 2, 3), keep=2)
     assert checkpoint.steps(tmp_path) == [2, 3]
     (tmp_path / ".00000009.tmp").mkdir()  # what a kill in the middle of a save leaves
+    checkpoint.mend(tmp_path)
+    assert not (tmp_path / ".00000009.tmp").exists()
     assert checkpoint.load_newest(tmp_path).meta["step"] == 3
-    (tmp_path / "00000003" / "weights.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="is damaged"):
-        checkpoint.load_newest(tmp_path)

@@ -1,0 +1,30 @@
+"""The smallest run that goes through every part of the loop: a tiny pipeline, the pocket's prompts and latents."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distill.recipe import Recipe, load
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
+FAST = [
+    "train.batch_size=2",
+    "train.log_every=1",
+    "train.checkpoint_every=1",
+    "train.evaluate_every=0",
+    "train.evaluate_samples=2",
+    "train.evaluate_teacher_steps=1",
+    "train.tracker=none",
+]
+
+
+@pytest.fixture
+def recipe(text_pipeline, tmp_path) -> Callable[..., Recipe]:
+    """recipe("key=value", ..., name=...): a DMD run of its own name in the test's folder."""
+
+    def make(*overrides: str, name: str = "run", method: str = "dmd") -> Recipe:
+        fixed = [f"output={tmp_path / 'runs'}", f"teacher.path={text_pipeline}", f"name={name}"]
+        return load(RECIPES / f"{method}.yaml", [*FAST, *fixed, *overrides])
+
+    return make

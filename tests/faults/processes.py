@@ -1,0 +1,113 @@
+"""Two processes against one: the same losses for DDP and FSDP2, both methods, accumulation 2, resumed in the middle.
+
+    python -m tests.faults.processes [--steps 50] [--teacher pocket] [--only fsdp2-scm]
+
+Prints the largest relative difference of any logged value of the losses, a line a case. Exit code 1 above 1e-4.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from distill.recipe import load
+from distill.train import train
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
+CASES = [(engine, method) for engine in ("ddp", "fsdp2") for method in ("dmd", "scm")]
+SETTINGS = [
+    "train.batch_size=8",
+    "train.accumulation=2",
+    "train.log_every=1",
+    "train.evaluate_every=0",
+    "train.evaluate_samples=4",
+    "train.evaluate_teacher_steps=2",
+    "train.tracker=none",
+    "train.checkpoint_every=1000",
+    "train.precision=no",
+]
+METHODS = {
+    "dmd": ["optimizers.student.schedule=constant", "optimizers.fake_score.schedule=constant"],
+    "scm": [
+        "optimizers.student.schedule=constant",
+        "method.learned_weighting=true",
+        "method.second_times=[0.5]",
+        "method.adaptation_steps=4",
+        "method.tangent_warmup=4",
+    ],
+}
+
+
+def run(name: str, method: str, steps: list[int], teacher: str, output: Path) -> None:
+    """Train to each of `steps` in turn: every one but the first resumes."""
+    for until in steps:
+        extra = [f"name={name}", f"output={output}", f"teacher.path={teacher}", f"train.steps={until}"]
+        train(load(RECIPES / f"{method}.yaml", [*SETTINGS, *METHODS[method], *extra]))
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key.endswith("loss")} for line in lines]
+
+
+def apart(one: list[dict[str, float]], two: list[dict[str, float]]) -> float:
+    """The largest relative difference of values under the same step and key."""
+    assert [set(a) for a in one] == [set(b) for b in two] and one
+    return max(abs(a[key] - b[key]) / (abs(a[key]) + 1e-6) for a, b in zip(one, two, strict=True) for key in a)
+
+
+def worker(cases: list[tuple[str, str]], steps: int, teacher: str, output: Path) -> None:
+    for engine, method in cases:
+        os.environ["ACCELERATE_USE_FSDP"] = str(engine == "fsdp2").lower()
+        run(f"{engine}-{method}", method, [steps // 2, steps], teacher, output)
+
+
+def compare(cases: list[tuple[str, str]], steps: int, teacher: str, output: Path) -> dict[str, float]:
+    """The differences by case; ValueError where the two processes fail."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    shared |= {"FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
+    arguments = [f"{engine}-{method}" for engine, method in cases]
+    command = [sys.executable, __file__, "--worker", "--steps", str(steps), "--teacher", teacher]
+    command += ["--output", str(output), "--only", *arguments]
+    workers = [subprocess.Popen(command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    codes = [process.wait() for process in workers]
+    if any(codes):
+        raise ValueError(f"the two processes ended with {codes}")
+    for method in dict.fromkeys(method for _, method in cases):
+        run(f"one-{method}", method, [steps], teacher, output)
+    return {
+        f"{engine}-{method}": apart(losses(output / f"one-{method}"), losses(output / f"{engine}-{method}"))
+        for engine, method in cases
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [f"{engine}-{method}" for engine, method in CASES]
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline of its shape')
+    parser.add_argument("--output", type=Path, help="default: a temporary folder")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    cases = [case for case in CASES if "-".join(case) in args.only]
+    if args.worker:
+        worker(cases, args.steps, args.teacher, args.output)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        found = compare(cases, args.steps, args.teacher, args.output or Path(temporary))
+    print(f"two processes against one, {args.steps} steps, accumulation 2, resumed at {args.steps // 2}:")
+    for name, difference in found.items():
+        print(f"  {name}: largest relative difference of a loss {difference:.1e}")
+    sys.exit(int(max(found.values()) > 1e-4))
+
+
+if __name__ == "__main__":
+    main()
