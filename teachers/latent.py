@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import torch
 from diffusers import AutoencoderDC, DiffusionPipeline
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser, plain_call
 from teachers.few_step import (
@@ -21,7 +20,6 @@ from teachers.few_step import (
     pin_clock,
 )
 from teachers.schedule import schedule
-from teachers.source import load_pipeline
 from teachers.teacher import Teacher
 from teachers.trigflow import Flow
 
@@ -30,12 +28,10 @@ class LatentTeacher(Teacher):
     """A frozen latent pipeline. A subclass names its `pipelines` and says what `condition` feeds the network.
 
     `network`: the component that denoises; `call` says how it takes its arguments. `whole_grid`: see `flow_scheduler`.
-    `options`: what the loader is told beside the path.
     """
 
     network: ClassVar[str] = "transformer"
     whole_grid: ClassVar[bool] = False
-    options: ClassVar[dict[str, Any]] = {}
     ignores_guidance: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0) -> None:
@@ -53,11 +49,6 @@ class LatentTeacher(Teacher):
         # The shifts that depend on a picture's size belong to transformers with patches of 2 x 2.
         path, prediction = schedule(pipeline.scheduler, sigma_data, tokens=self.shape[1] * self.shape[2] // 4)
         self.denoiser = Denoiser(pipeline.components[self.network], path, prediction, call=self.call).eval()
-
-    @classmethod
-    def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
-        stock = load_pipeline(cls.pipelines, cls.locate(path), dtype=dtype, **cls.options)
-        return cls(stock.to(device), sigma_data)
 
     @staticmethod
     def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

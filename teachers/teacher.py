@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import soften_clock
-from teachers.source import Pipelines, local_or_hub
+from teachers.source import Pipelines, load_pipeline, local_or_hub
 from teachers.trigflow import expand
 
 
@@ -41,13 +41,20 @@ class Teacher(ABC):
     guided: ClassVar[bool] = True
     exports: ClassVar[bool] = True  # whether students of this family become diffusers pipelines
     pipelines: ClassVar[Pipelines] = ()  # the stock classes that it takes
+    options: ClassVar[dict[str, Any]] = {}  # what their loader is told beside the path
     ignores_guidance: ClassVar[bool] = True  # whether an export leaves guidance off, whatever the call says
     refuses_steps: ClassVar[bool] = True  # whether an export refuses numbers of steps that it was not made for
 
     @classmethod
-    @abstractmethod
     def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
-        """The teacher at `path`: a local folder, a hub id, or a name that the family knows."""
+        """The teacher at `path`: a folder, a hub id, a .safetensors file, or a name that the family knows."""
+        stock = load_pipeline(cls.pipelines, cls.locate(path), dtype=dtype, **cls.options)
+        return cls.wrap(stock.to(device), sigma_data)
+
+    @classmethod
+    def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
+        """The teacher around a stock pipeline that is in memory; it freezes the pipeline's networks."""
+        return cls(pipeline, sigma_data)  # type: ignore[call-arg]
 
     @classmethod
     def locate(cls, path: str) -> str:

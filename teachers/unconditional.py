@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 from typing_extensions import Self
@@ -11,7 +10,7 @@ from typing_extensions import Self
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import consistency_scheduler, pin_clock
 from teachers.schedule import variance_preserving
-from teachers.source import Pipelines, load_pipeline
+from teachers.source import Pipelines
 from teachers.teacher import Teacher
 
 
@@ -35,13 +34,13 @@ class Unconditional(Teacher):
         self.image_size = (height, width)
 
     @classmethod
-    def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
-        stock = load_pipeline(cls.pipelines, cls.locate(path), dtype=dtype)
-        if not isinstance(stock.components.get("unet"), UNet2DModel):
+    def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
+        if not isinstance(pipeline.unet, UNet2DModel):
             raise ValueError(
-                f"{path} is a {type(stock).__name__}; the family `unconditional` takes pipelines with a UNet2DModel"
+                f"this {type(pipeline).__name__} draws with a {type(pipeline.unet).__name__}; "
+                "the family `unconditional` takes a UNet2DModel"
             )
-        return cls(stock.unet.to(device), stock.scheduler, sigma_data)
+        return cls(pipeline.unet, pipeline.scheduler, sigma_data)
 
     def encode(self, images: Tensor) -> Tensor:
         images = images.to(next(self.denoiser.parameters()).device)

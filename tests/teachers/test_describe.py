@@ -1,0 +1,95 @@
+"""`python -m teachers`: every family is recognised and described from its configuration alone."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import teachers.__main__
+from distill.dmd import DMD, DMDOptions
+from distill.registry import TEACHERS, find
+from distill.scm import SCM, SCMOptions
+from teachers.describe import DMD as DMD_BYTES
+from teachers.describe import SCM as SCM_BYTES
+from teachers.describe import describe, parameters, sketch
+from teachers.families import family_of
+
+CPU = torch.device("cpu")
+NAMES = {
+    "Stable Diffusion 1.5": "epsilon",
+    "Stable Diffusion 2.1 (v, zero SNR)": "v_prediction",
+    "Stable Diffusion XL": "epsilon",
+    "Stable Diffusion 3.5": "flow_prediction",
+    "Flux.1 dev": "flow_prediction",
+    "PixArt-Alpha 1024": "epsilon",
+    "Sana": "flow_prediction",
+    "DiT": "epsilon",
+    "unconditional UNet": "epsilon",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sketch_is_the_teacher_without_its_weights(name, tiny):
+    family, folder = tiny(name)
+    assert family_of(str(folder)) == family
+    cls = find(TEACHERS, family)
+    drawn, loaded = sketch(str(folder), cls), cls.load(str(folder), CPU)
+    assert drawn.shape == loaded.shape
+    assert drawn.image_size == loaded.image_size
+    assert drawn.denoiser.path.t_max == loaded.denoiser.path.t_max
+    assert drawn.denoiser.prediction == loaded.denoiser.prediction == NAMES[name]
+    assert parameters(drawn.denoiser.network) == parameters(loaded.denoiser.network)
+    assert next(drawn.denoiser.network.parameters()).is_meta
+
+
+def test_the_description_needs_no_weights(tiny, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny("Stable Diffusion XL")[1], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    text = describe(str(folder))
+    for part in ("stable_diffusion_xl", "variance preserving, 1000 timesteps", "1.5025 rad", "16 x 16, from 4 x 8 x 8"):
+        assert part in text
+
+
+def held(distiller) -> int:
+    """Bytes that training holds at its peak, by counting tensors: one turn at a time, as the loop does."""
+    networks = [distiller.teacher.denoiser, distiller]
+    optimizers, most = [], 0
+    for modules in distiller.networks().values():
+        weights = [p for module in modules for p in module.parameters()]
+        optimizer = torch.optim.AdamW(weights, fused=True)
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        most = max(most, sum(p.grad.nbytes for p in weights))
+        optimizer.zero_grad(set_to_none=True)
+        optimizers.append(optimizer)
+    moments = [t for o in optimizers for state in o.state.values() for t in state.values() if t.ndim]
+    average = sum(p.nbytes for p in distiller.student.parameters())
+    return sum(p.nbytes for n in networks for p in n.parameters()) + sum(t.nbytes for t in moments) + most + average
+
+
+def test_the_memory_that_it_names_is_what_training_holds(tiny):
+    family, folder = tiny("Stable Diffusion 1.5")
+    teacher = find(TEACHERS, family).load(str(folder), CPU)
+    size = parameters(teacher.denoiser)
+    assert held(DMD(teacher, 1.0, DMDOptions())) == size * DMD_BYTES
+    assert held(SCM(teacher, 1.0, SCMOptions())) == size * SCM_BYTES
+
+
+def test_an_unknown_pipeline_lists_the_known_ones_and_how_to_add_one(tmp_path, capsys):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KolorsPipeline"}))
+    assert teachers.__main__.main(["describe", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no installed family takes a KolorsPipeline; known are")
+    for part in ("stable_diffusion_xl (StableDiffusionXLPipeline)", "teachers/dit.py", "distill.teachers"):
+        assert part in error
+
+
+def test_the_commands(capsys):
+    assert teachers.__main__.main(["families"]) == 0
+    assert "flux                   FluxPipeline" in capsys.readouterr().out
+    assert teachers.__main__.main(["describe", "pocket"]) == 0
+    assert "family     stable_diffusion (StableDiffusionPipeline)" in capsys.readouterr().out
+    assert teachers.__main__.main(["describe", "./nowhere"]) == 2
+    assert "there is no pipeline folder ./nowhere" in capsys.readouterr().err
