@@ -172,7 +172,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
 
     # --- the result ---------------------------------------------------------------------------------------------------
     final = folder / "pipeline"
-    times = _best_times(monitor, distiller, average) if monitor else []
+    times = _best_times(monitor, distiller, average, chief) if monitor else []
     student = engine.exported(average)
     if chief:
         if step == 0:
@@ -246,15 +246,14 @@ def _evaluate(
             tracker.writer.add_image("samples", picture, step)
 
 
-def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser) -> list[float]:
+def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser, chief: bool) -> list[float]:
     """The candidate times with the smallest held-out distance; the first where there is no choice."""
     candidates = distiller.candidate_times()
     if len(candidates) == 1:
         return candidates[0]
-    scored = [
-        (monitor.distance(average, times), times) for times in tqdm(candidates, desc="choosing the second step's time")
-    ]
-    for distance, times in scored:
+    asked = tqdm(candidates, desc="choosing the second step's time", disable=not chief)
+    scored = [(monitor.distance(average, times), times) for times in asked]
+    for distance, times in scored if chief else []:
         print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
     return min(scored)[1]
 

@@ -194,7 +194,6 @@ time.sleep(100)
 @pytest.mark.parametrize(
     ("how", "word"),
     [
-        ("killed", "process 1 has given no sign of life"),
         ("frozen", "process 1 has given no sign of life"),
         ("fails", "process 1 failed: no room in memory"),
         ("done", ""),
@@ -217,8 +216,8 @@ def test_a_process_that_dies_or_freezes_takes_the_others_down_with_a_word(how, w
     ]
     try:
         assert all(process.stdout.readline() == "watching\n" for process in both)
-        if how in ("killed", "frozen"):
-            both[1].send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        if how == "frozen":
+            both[1].send_signal(signal.SIGSTOP)
         _, said = both[0].communicate(timeout=30)
         assert both[0].returncode == (0 if how == "done" else 1)
         assert word in said
@@ -227,6 +226,14 @@ def test_a_process_that_dies_or_freezes_takes_the_others_down_with_a_word(how, w
     finally:
         for process in both:
             process.kill()
+
+
+def test_two_processes_have_the_losses_of_one_and_resume(text_pipeline):
+    command = [sys.executable, Path(__file__).with_name("processes.py"), "--steps", "4", "--teacher", text_pipeline]
+    command += ["--only", "ddp-dmd", "fsdp2-scm"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("largest relative difference") == 2
 
 
 def test_a_bare_no_is_the_precision_called_no(recipe):
