@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.distiller import Batch, Distiller
+from distill.distiller import Batch, Distiller, Pairs
 from distill.dmd import DMD, DMDOptions
 from distill.draws import Draws
 from distill.sampling import sample
@@ -57,6 +57,7 @@ class Budget:
 
 FINE = {"checkerboard": 16}  # components that are one mode together
 WIDTH = {"eight_gaussians": 256, "checkerboard": 256, "high_dimensional": 512}
+REGRESSION = {"eight_gaussians": 0.0, "checkerboard": 0.0, "high_dimensional": 1.0}  # DMD's on exact pairs
 BUDGETS = {
     ("eight_gaussians", "scm"): Budget(6000, 1024, 2e-3),
     ("checkerboard", "scm"): Budget(4000, 1024, 1e-3),
@@ -67,10 +68,18 @@ BUDGETS = {
 }
 
 
-def method(name: str, teacher: Analytic) -> Distiller:
+def method(name: str, mixture: str, teacher: Analytic) -> Distiller:
     if name == "scm":
         return SCM(teacher, 1.0, SCMOptions(adaptation_steps=0, tangent_warmup=300))
-    return DMD(teacher, 1.0, DMDOptions(timesteps=(700,), fake_score_updates=5))
+    regression = {"regression_weight": REGRESSION[mixture], "regression_distance": "latent"}
+    return DMD(teacher, 1.0, DMDOptions(timesteps=(700,), fake_score_updates=5, **regression))
+
+
+@torch.no_grad()
+def teacher_pairs(teacher: Analytic, count: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Noise and the exact ends of the ODE from it, both (count, D), float32."""
+    noise = torch.randn(count, *teacher.shape, generator=torch.Generator().manual_seed(77))
+    return noise, torch.cat([teacher.endpoint(part, 60) for part in noise.split(2000)]).float()
 
 
 def train(distiller: Distiller, teacher: Analytic, budget: Budget, seed: int, what: str) -> Denoiser:
@@ -82,12 +91,15 @@ def train(distiller: Distiller, teacher: Analytic, budget: Budget, seed: int, wh
         turn: torch.optim.AdamW(ps, getattr(budget, turn), (0.9, 0.99), weight_decay=0.0, fused=True)
         for turn, ps in parameters.items()
     }
+    noise, ends = teacher_pairs(teacher) if type(distiller).pairs(distiller.options)[0] else (None, None)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, budget.steps) for o in optimizers.values()]
     for step in tqdm(range(budget.steps), desc=what, mininterval=5):
         for number, turn in enumerate(distiller.turns(step)):
             draws = Draws((seed, step, number), 0, budget.batch, budget.batch, CPU)
             data = teacher.mixture.sample(budget.batch, draws.generator).float()
-            loss, _ = distiller(turn, Batch({}, draws, data), step)
+            rows = None if noise is None or ends is None else draws.rows(len(noise))
+            pairs = None if rows is None else Pairs(noise[rows], ends[rows], {})
+            loss, _ = distiller(turn, Batch({}, draws, data, pairs), step)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters[turn], 10.0)
             optimizers[turn].step()
@@ -245,7 +257,7 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
     cells[name] = cells.get(name) or floor(name, teacher) | {"fit": loss, "away": 1 - exact.near.double().mean().item()}
     for kind, seed in todo:
         begun = time.perf_counter()
-        distiller = method(kind, teacher)
+        distiller = method(kind, name, teacher)
         student = train(distiller, teacher, BUDGETS[name, kind], seed, f"{name} {kind} {seed}")
         seconds = time.perf_counter() - begun
         WEIGHTS.mkdir(parents=True, exist_ok=True)
