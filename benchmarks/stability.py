@@ -77,7 +77,7 @@ def main() -> None:
                 }
             )
     lines = [
-        "| | pixel mean | over the teacher's | pixel std | over the teacher's | held-out Frechet at the recipe's length "
+        "| | pixel mean | over the teacher's | pixel std | over the teacher's | held-out Frechet at recipe's length "
         "| at the end | worst in between |",
         "| --- |" + " ---: |" * 7,
     ]
@@ -91,7 +91,8 @@ def main() -> None:
     (RESULTS / "stability.json").write_text(json.dumps({"times": args.times, "rows": rows}, indent=1) + "\n")
     (RESULTS / "stability.md").write_text(
         f"# Runs {args.times} times longer than their recipes\n\n`python -m benchmarks.stability --recipes "
-        f"{' '.join(args.recipes)} --times {args.times}`: one seed, {args.samples:,} images a row, pixels in [0, 1].\n\n"
+        f"{' '.join(args.recipes)} --times {args.times}`: one seed, {args.samples:,} images a row, pixels in [0, 1].\n"
+        + "\n"
         + "\n".join(lines)
         + "\n"
     )
