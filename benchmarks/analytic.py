@@ -56,10 +56,10 @@ class Budget:
 
 
 FINE = {"checkerboard": 16}  # components that are one mode together
-WIDTH = {"eight_gaussians": 256, "checkerboard": 256, "high_dimensional": 512}
+SIZES = {"eight_gaussians": (256, 5), "checkerboard": (256, 3), "high_dimensional": (512, 4)}  # width and depth
 REGRESSION = {"eight_gaussians": 0.0, "checkerboard": 0.0, "high_dimensional": 1.0}  # DMD's on exact pairs
 BUDGETS = {
-    ("eight_gaussians", "scm"): Budget(6000, 1024, 2e-3),
+    ("eight_gaussians", "scm"): Budget(7000, 1024, 1e-3),
     ("checkerboard", "scm"): Budget(4000, 1024, 1e-3),
     ("high_dimensional", "scm"): Budget(6000, 512, 1e-3),
     ("eight_gaussians", "dmd"): Budget(2500, 512, 1e-3, 2e-3),
@@ -211,7 +211,7 @@ def picture(cells: dict[str, Any]) -> None:
         shown = [(f"{name}: exact", teacher.mixture.sample(count, torch.Generator().manual_seed(1)))]
         for kind in METHODS:
             for steps, row in cells.get(f"{name}/{kind}/0", {"rows": {}})["rows"].items():
-                student = teacher.perceptron(WIDTH[name])
+                student = teacher.perceptron(*SIZES[name])
                 student.load_state_dict(load_file(WEIGHTS / f"{name}-{kind}-0.safetensors"))
                 shown.append((f"{kind}, {steps} step(s)", draw(student, 2, row["times"], 1, count)))
         canvas = Image.new("L", (size * len(shown), size + top), 255)
@@ -252,7 +252,7 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
     """Train and judge the cells `todo` of the mixture `name`; each is saved when it is ready."""
     teacher = Analytic(MIXTURES[name]())
     print(f"{name}: fitting the network that students start from", flush=True)
-    loss = teacher.fit(width=WIDTH[name])
+    loss = teacher.fit(2000, width=SIZES[name][0], depth=SIZES[name][1])
     exact = Map(teacher)
     cells[name] = cells.get(name) or floor(name, teacher) | {"fit": loss, "away": 1 - exact.near.double().mean().item()}
     for kind, seed in todo:
@@ -264,10 +264,16 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
         save_file(student.state_dict(), WEIGHTS / f"{name}-{kind}-{seed}.safetensors")
         key = f"{name}/{kind}/{seed}"
         cells[key] = {"rows": judge(name, student, distiller, teacher, exact), "seconds": seconds}
-        temporary = CELLS.with_suffix(".tmp")
-        temporary.write_text(json.dumps(cells, indent=1) + "\n")
-        temporary.replace(CELLS)
+        keep(cells)
         print("\n".join(table({name: cells[name], key: cells[key]}).splitlines()[2:]), flush=True)
+
+
+def keep(cells: dict[str, Any]) -> None:
+    """Save `cells` beside those that another process may have finished meanwhile."""
+    others = json.loads(CELLS.read_text()) if CELLS.is_file() else {}
+    temporary = CELLS.with_suffix(".tmp")
+    temporary.write_text(json.dumps(others | cells, indent=1) + "\n")
+    temporary.replace(CELLS)
 
 
 def main() -> None:
