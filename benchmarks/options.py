@@ -77,9 +77,8 @@ def main() -> None:
         lines.append(f"| {name} | {told} | {end} | {best} | {row['steps']} | {row['minutes']:.1f} |")
     (RESULTS / "options.md").write_text(
         "# Options, one at a time\n\n`python -m benchmarks.options`: the pocket recipes, seed 0, each with the "
-        "overrides named; distances at (so many) steps.\nOne seed, and minutes on a machine that did other work too.\n\n"
-        + "\n".join(lines)
-        + "\n"
+        "overrides named; distances at (so many) steps.\nOne seed, and minutes on a machine that did other work "
+        "too.\n\n" + "\n".join(lines) + "\n"
     )
     print((RESULTS / "options.md").read_text())
 
