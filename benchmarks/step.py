@@ -10,6 +10,7 @@ above what importing took, beside what has to be held: weights, averages, gradie
 """
 
 import argparse
+import math
 import resource
 import statistics
 import subprocess
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--method", nargs="+", choices=["dmd", "scm"], default=["dmd", "scm"])
+    parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULT.name}")
     parser.add_argument("--peak", choices=["loop", "plain"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -173,7 +175,9 @@ def main() -> None:
     for method in args.method:
         seconds = measure(method, args.repeats, args.batch_size)
         loop, calls, script = (seconds[name] * 1000 for name in ("loop", "bare", "plain"))
-        memory = [in_its_own_process(which, method, args.batch_size) for which in ("loop", "plain")]
+        memory = [math.nan, math.nan]
+        if not args.no_memory:
+            memory = [in_its_own_process(which, method, args.batch_size) for which in ("loop", "plain")]
         cells = [method, f"{loop:.0f}", f"{calls:.0f}", f"{loop / calls:.3f}", f"{script:.0f}", f"{loop / script:.3f}"]
         cells += [f"{value:.0f}" for value in (*memory, held(method))]
         lines.append("| " + " | ".join(cells) + " |")

@@ -51,7 +51,8 @@ def train(recipe: Recipe) -> Path:
         mark = fingerprint(recipe, plan)
         if finished(recipe, mark):
             final = recipe.folder / "pipeline"
-            print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
+            if first:
+                print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
             return final
         with Engine(recipe.train, recipe.folder) as engine:
             return distil(recipe, plan, mark, engine)
@@ -141,9 +142,11 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
 
         left = stop.agreed()
         saving = left or step % settings.checkpoint_every == 0 or step == settings.steps
-        if step % settings.log_every == 0 or saving:
-            skipped = skips.read(bar.write if chief else _nothing, engine.group)
-            values = _log(engine, logs, step, bar) | skipped
+        logging = step % settings.log_every == 0
+        if logging or saving:
+            skips.read(bar.write if chief else _nothing, engine.group)
+        if logging:
+            values = _log(engine, logs, step, bar) | skips.take()
             if chief:
                 losses.append({"step": step, "seconds": round(spent + time.perf_counter() - begun, 2)} | values)
         if saving:
@@ -156,7 +159,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             )
             if chief:
                 _save(folder / "checkpoints", state, settings, must=left)
-        if monitor and not left and _due(settings.evaluate_every, step, settings.steps):
+        if monitor and _due(settings.evaluate_every, step, settings.steps) and (not left or step == settings.steps):
             spent += time.perf_counter() - begun
             _evaluate(monitor, history, distiller, average, step, spent, engine)
             begun = time.perf_counter()

@@ -1,6 +1,7 @@
 """What happens to long runs: a bad batch, a jumping clock, a second start, a kill, a process that dies."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -15,7 +16,8 @@ from PIL import Image
 
 from distill import checkpoint
 from distill.dmd import DMD
-from distill.guard import Stop
+from distill.engine import Engine
+from distill.guard import Skips, Stop
 from distill.run import Journal, claim
 from distill.train import train
 
@@ -127,6 +129,31 @@ def test_engines_that_cannot_run_this_are_refused_with_a_sentence(recipe, monkey
         monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match=sentence):
         train(recipe("train.steps=1", *overrides))
+
+
+def test_a_gradient_scaler_skips_steps_too_and_its_state_is_kept():
+    """fp16's way through the engine, on the CPU: accelerate itself makes a scaler on GPUs only."""
+    engine = object.__new__(Engine)
+    engine.scaler, engine._roots, engine.chief = torch.amp.GradScaler("cpu", init_scale=8.0), [], True
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], 0.1, fused=True)
+    skips = Skips(0, 40)
+    told = []
+    for step, factor in enumerate((1.0, math.inf, 1.0)):
+        before = weight.detach().clone()
+        loss = (weight * factor).sum()
+        engine.scaler.scale(loss).backward()
+        norm = engine.clip(optimizer, [weight], 1.0)
+        skips.check(optimizer, "student", 0, step, norm, loss)
+        engine.update(optimizer)
+        assert torch.equal(before, weight) == (factor == math.inf)
+    skips.read(told.append)
+    assert len(told) == 1 and told[0].startswith("step 1, turn student: skipped")
+    assert skips.take() == {"student/skipped": 1.0} and skips.take() == {}
+    again = torch.amp.GradScaler("cpu", init_scale=8.0)
+    again.load_state_dict(engine.whole(engine.scaler.state_dict()))
+    assert again.get_scale() == 4.0  # halved by the step that overflowed
+    assert optimizer.state[weight]["step"] == 2
 
 
 def test_two_signals_for_one_wish_are_one_and_a_later_one_does_not_wait(monkeypatch):
