@@ -23,12 +23,13 @@ from distill.recipe import Recipe, load, options
 RUNS, RESULTS = Path("runs/seeds"), Path(__file__).parent / "results"
 RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
 FIGURES = {
-    "frechet_ratio": "ratio to the teacher's",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "prompt_agreement": "prompt agreement",
+    "frechet_ratio": ("ratio to the teacher's", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "density": ("density", 3),
+    "coverage": ("coverage", 3),
+    "psnr_to_teacher": ("PSNR to the teacher's pictures, dB", 1),
+    "prompt_agreement": ("prompt agreement", 3),
 }
 FORWARD, BACKWARD, TANGENT, GUIDED = 1.0, 3.0, 2.3, 2.0
 
@@ -67,24 +68,28 @@ def judge(folders: list[Path], samples: int) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text())
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+def spread(values: list[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean = f"{statistics.mean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
 
 
-def table(report: dict[str, Any], seeds: int) -> str:
+def table(report: dict[str, Any]) -> str:
     """Mean and standard deviation over the seeds of each recipe and number of steps; the teacher for comparison."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in report["rows"]:
-        if row["method"] is None and row.get("solver"):
+        if row["solver"]:
             continue
         name, _, steps = row["name"].partition(", ")
         groups.setdefault(f"{name.rsplit('-s', 1)[0]}, {steps}", []).append(row)
     lines = [
-        "| | " + " | ".join(FIGURES.values()) + " | worst ratio |",
+        "| | " + " | ".join(label for label, _ in FIGURES.values()) + " | worst ratio |",
         "| --- |" + " ---: |" * (len(FIGURES) + 1),
     ]
     for name, rows in groups.items():
-        cells = [spread([row[key] for row in rows]) if len(rows) > 1 else f"{rows[0][key]:.3f}" for key in FIGURES]
+        cells = [spread([row[key] for row in rows], digits) for key, (_, digits) in FIGURES.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {max(row['frechet_ratio'] for row in rows):.2f} |")
     return "\n".join(lines)
 
@@ -169,7 +174,7 @@ def main() -> None:
     (RESULTS / "seeds.md").write_text(
         f"# Several seeds\n\n`python -m benchmarks.seeds --seeds {args.seeds} --recipes {' '.join(args.recipes)}`: "
         f"the pocket recipes, {args.seeds} seeds each, {args.samples:,} samples a row against real photographs in the "
-        f"pocket classifier's features; mean and standard deviation over seeds.\n\n{table(report, args.seeds)}\n\n"
+        f"pocket classifier's features; mean and standard deviation over seeds.\n\n{table(report)}\n\n"
         "The held-out Frechet distance to the teacher's own samples at equal cost, in millions of network "
         f"evaluations (median over seeds):\n\n{at_equal_cost(found)}\n\n![quality against training cost](seeds.png)\n"
     )
