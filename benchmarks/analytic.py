@@ -11,7 +11,8 @@ Judged by:
   directions, its exact end falls into another component);
 - the distribution: the unbiased energy distance (Szekely & Rizzo 2013) of 5,000 samples to 5,000 exact ones, the mean
   of four draws. Its "floor" is what two exact sets of that size are apart by chance, the 95th percentile of 40 draws;
-- the modes: the largest relative error of a component's share of 20,000 samples, and of as many exact samples.
+- the modes: the largest relative error of a mode's share of 20,000 samples, and of as many exact ones; a mode is a
+  component, and of the checkerboard, whose fine components only make up its squares, a square.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.distiller import Batch, Distiller
+from distill.distiller import Batch, Distiller, Pairs
 from distill.dmd import DMD, DMDOptions
 from distill.draws import Draws
 from distill.sampling import sample
@@ -54,9 +55,11 @@ class Budget:
     fake_score: float = 0.0
 
 
-WIDTH = {"eight_gaussians": 256, "checkerboard": 256, "high_dimensional": 512}
+FINE = {"checkerboard": 16}  # components that are one mode together
+SIZES = {"eight_gaussians": (256, 5), "checkerboard": (256, 3), "high_dimensional": (512, 4)}  # width and depth
+REGRESSION = {"eight_gaussians": 0.0, "checkerboard": 0.0, "high_dimensional": 1.0}  # DMD's on exact pairs
 BUDGETS = {
-    ("eight_gaussians", "scm"): Budget(6000, 1024, 2e-3),
+    ("eight_gaussians", "scm"): Budget(7000, 1024, 1e-3),
     ("checkerboard", "scm"): Budget(4000, 1024, 1e-3),
     ("high_dimensional", "scm"): Budget(6000, 512, 1e-3),
     ("eight_gaussians", "dmd"): Budget(2500, 512, 1e-3, 2e-3),
@@ -65,10 +68,18 @@ BUDGETS = {
 }
 
 
-def method(name: str, teacher: Analytic) -> Distiller:
+def method(name: str, mixture: str, teacher: Analytic) -> Distiller:
     if name == "scm":
         return SCM(teacher, 1.0, SCMOptions(adaptation_steps=0, tangent_warmup=300))
-    return DMD(teacher, 1.0, DMDOptions(timesteps=(700,), fake_score_updates=5))
+    regression = {"regression_weight": REGRESSION[mixture], "regression_distance": "latent"}
+    return DMD(teacher, 1.0, DMDOptions(timesteps=(700,), fake_score_updates=5, **regression))
+
+
+@torch.no_grad()
+def teacher_pairs(teacher: Analytic, count: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Noise and the exact ends of the ODE from it, both (count, D), float32."""
+    noise = torch.randn(count, *teacher.shape, generator=torch.Generator().manual_seed(77))
+    return noise, torch.cat([teacher.endpoint(part, 60) for part in noise.split(2000)]).float()
 
 
 def train(distiller: Distiller, teacher: Analytic, budget: Budget, seed: int, what: str) -> Denoiser:
@@ -80,12 +91,15 @@ def train(distiller: Distiller, teacher: Analytic, budget: Budget, seed: int, wh
         turn: torch.optim.AdamW(ps, getattr(budget, turn), (0.9, 0.99), weight_decay=0.0, fused=True)
         for turn, ps in parameters.items()
     }
+    noise, ends = teacher_pairs(teacher) if type(distiller).pairs(distiller.options)[0] else (None, None)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, budget.steps) for o in optimizers.values()]
     for step in tqdm(range(budget.steps), desc=what, mininterval=5):
         for number, turn in enumerate(distiller.turns(step)):
             draws = Draws((seed, step, number), 0, budget.batch, budget.batch, CPU)
             data = teacher.mixture.sample(budget.batch, draws.generator).float()
-            loss, _ = distiller(turn, Batch({}, draws, data), step)
+            rows = None if noise is None or ends is None else draws.rows(len(noise))
+            pairs = None if rows is None else Pairs(noise[rows], ends[rows], {})
+            loss, _ = distiller(turn, Batch({}, draws, data, pairs), step)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters[turn], 10.0)
             optimizers[turn].step()
@@ -123,13 +137,18 @@ def distance(student: Denoiser, teacher: Analytic, times: list[float], first: in
     return found
 
 
-def mode_error(teacher: Analytic, samples: Tensor) -> float:
-    """The largest relative error of a component's share, samples counted for the component they most likely are of."""
-    ones = torch.ones(len(samples), dtype=torch.float64)
-    component = teacher.mixture.responsibilities(samples, ones, 1e-3 * ones).argmax(1)
-    weights = teacher.mixture.log_weights.exp()
-    share = torch.bincount(component, minlength=len(weights)) / len(samples)
+def mode_error(name: str, teacher: Analytic, samples: Tensor) -> float:
+    """The largest relative error of a mode's share, samples counted for the mode that they most likely are of."""
+    size = FINE.get(name, 1)
+    weights = teacher.mixture.log_weights.exp().reshape(-1, size).sum(1)
+    share = torch.bincount(component(teacher, samples) // size, minlength=len(weights)) / len(samples)
     return ((share - weights).abs() / weights).max().item()
+
+
+def component(teacher: Analytic, samples: Tensor) -> Tensor:
+    """The component (N,) that each clean sample (N, D) most likely is of."""
+    ones = torch.ones(len(samples), dtype=torch.float64)
+    return teacher.mixture.responsibilities(samples, ones, 1e-3 * ones).argmax(1)
 
 
 class Map:
@@ -139,13 +158,12 @@ class Map:
         generator = torch.Generator().manual_seed(5)
         self.noise = torch.randn(count, *teacher.shape, generator=generator)
         self.ends = teacher.endpoint(self.noise)
-        ones = torch.ones(count, dtype=torch.float64)
-        component = teacher.mixture.responsibilities(self.ends, ones, 1e-3 * ones).argmax(1)
+        home = component(teacher, self.ends)
         self.near = torch.zeros(count, dtype=torch.bool)
         for _ in range(8):
             offset = torch.randn(self.noise.shape, generator=generator)
             moved = teacher.endpoint(self.noise + 0.1 * offset / offset.norm(dim=1, keepdim=True), 60)
-            self.near |= teacher.mixture.responsibilities(moved, ones, 1e-3 * ones).argmax(1) != component
+            self.near |= component(teacher, moved) != home
 
     @torch.no_grad()
     def error(self, student: Denoiser, t: float) -> tuple[float, float]:
@@ -156,15 +174,18 @@ class Map:
         return away.item(), (squares.mean() / scale).sqrt().item()
 
 
-def floor(teacher: Analytic) -> dict[str, float]:
+def floor(name: str, teacher: Analytic) -> dict[str, float]:
     """What chance does to exact samples."""
     generator = torch.Generator().manual_seed(3)
     exact = [teacher.mixture.sample(SAMPLES, generator) for _ in range(80)]
     distances = torch.tensor([energy_distance(a, b) for a, b in zip(exact[:40], exact[40:], strict=True)])
-    return {"energy": distances.quantile(0.95).item(), "mode_error": mode_error(teacher, torch.cat(exact[:DRAWS]))}
+    return {
+        "energy": distances.quantile(0.95).item(),
+        "mode_error": mode_error(name, teacher, torch.cat(exact[:DRAWS])),
+    }
 
 
-def judge(student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map) -> dict[str, Any]:
+def judge(name: str, student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map) -> dict[str, Any]:
     """A row for each number of steps; a second step's time is chosen on draws of its own, as in training."""
     times = min(distiller.candidate_times(), key=lambda ts: distance(student, teacher, ts, 100, 2))
     rows = {}
@@ -174,7 +195,7 @@ def judge(student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map
         rows[str(count)] = {
             "times": used,
             "energy": distance(student, teacher, used),
-            "mode_error": mode_error(teacher, samples),
+            "mode_error": mode_error(name, teacher, samples),
         }
     away, everywhere = exact.error(student, times[0])
     rows["1"] |= {"map_away": away, "map": everywhere}
@@ -190,7 +211,7 @@ def picture(cells: dict[str, Any]) -> None:
         shown = [(f"{name}: exact", teacher.mixture.sample(count, torch.Generator().manual_seed(1)))]
         for kind in METHODS:
             for steps, row in cells.get(f"{name}/{kind}/0", {"rows": {}})["rows"].items():
-                student = teacher.perceptron(WIDTH[name])
+                student = teacher.perceptron(*SIZES[name])
                 student.load_state_dict(load_file(WEIGHTS / f"{name}-{kind}-0.safetensors"))
                 shown.append((f"{kind}, {steps} step(s)", draw(student, 2, row["times"], 1, count)))
         canvas = Image.new("L", (size * len(shown), size + top), 255)
@@ -231,22 +252,28 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
     """Train and judge the cells `todo` of the mixture `name`; each is saved when it is ready."""
     teacher = Analytic(MIXTURES[name]())
     print(f"{name}: fitting the network that students start from", flush=True)
-    loss = teacher.fit(width=WIDTH[name])
+    loss = teacher.fit(2000, width=SIZES[name][0], depth=SIZES[name][1])
     exact = Map(teacher)
-    cells[name] = cells.get(name) or floor(teacher) | {"fit": loss, "away": 1 - exact.near.double().mean().item()}
+    cells[name] = cells.get(name) or floor(name, teacher) | {"fit": loss, "away": 1 - exact.near.double().mean().item()}
     for kind, seed in todo:
         begun = time.perf_counter()
-        distiller = method(kind, teacher)
+        distiller = method(kind, name, teacher)
         student = train(distiller, teacher, BUDGETS[name, kind], seed, f"{name} {kind} {seed}")
         seconds = time.perf_counter() - begun
         WEIGHTS.mkdir(parents=True, exist_ok=True)
         save_file(student.state_dict(), WEIGHTS / f"{name}-{kind}-{seed}.safetensors")
         key = f"{name}/{kind}/{seed}"
-        cells[key] = {"rows": judge(student, distiller, teacher, exact), "seconds": seconds}
-        temporary = CELLS.with_suffix(".tmp")
-        temporary.write_text(json.dumps(cells, indent=1) + "\n")
-        temporary.replace(CELLS)
+        cells[key] = {"rows": judge(name, student, distiller, teacher, exact), "seconds": seconds}
+        keep(cells)
         print("\n".join(table({name: cells[name], key: cells[key]}).splitlines()[2:]), flush=True)
+
+
+def keep(cells: dict[str, Any]) -> None:
+    """Save `cells` beside those that another process may have finished meanwhile."""
+    others = json.loads(CELLS.read_text()) if CELLS.is_file() else {}
+    temporary = CELLS.with_suffix(".tmp")
+    temporary.write_text(json.dumps(others | cells, indent=1) + "\n")
+    temporary.replace(CELLS)
 
 
 def main() -> None:

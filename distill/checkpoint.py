@@ -133,7 +133,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
         return Checkpoint(
             load_file(newest / WEIGHTS),
             load_file(newest / AVERAGE),
-            torch.load(newest / OPTIMIZERS, map_location="cpu", weights_only=True, mmap=True),
+            torch.load(newest / OPTIMIZERS, map_location="cpu", weights_only=True),
             json.loads((newest / META).read_text()),
         )
     except Exception as error:  # torn files make each reader fail in its own way

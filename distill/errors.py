@@ -1,10 +1,12 @@
 """How a user's mistake is told: one clear sentence on standard error, exit code 2, no traceback."""
 
 import difflib
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -21,4 +23,7 @@ def speak(command: Callable[[], int | None]) -> None:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)  # the same mistake on every process: the first one says it, and its launcher ends the others
         print(f"error: {error}", file=sys.stderr)
+        summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if summary:  # the launcher of several processes closes with a table: the sentence belongs there
+            Path(summary).write_text(json.dumps({"message": f"error: {error}", "timestamp": int(time.time())}))
         sys.exit(2)

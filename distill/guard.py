@@ -77,6 +77,7 @@ class Skips:
         self.seed, self.most = seed, most
         self._pending: list[tuple[str, int, int, Tensor]] = []
         self._row: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def check(self, optimizer: Any, turn: str, number: int, step: int, norm: Tensor, loss: Tensor) -> None:
         """Have `optimizer` leave this step out where the gradient's norm is not finite."""
@@ -84,22 +85,21 @@ class Skips:
         verdict = torch.stack([optimizer.found_inf, (~torch.isfinite(loss.detach())).float()])
         self._pending.append((turn, number, step, verdict))
 
-    def read(self, tell: Any, group: Any = None) -> dict[str, float]:
-        """Steps skipped since the last call by turn; `tell` prints each with its batch's seeds. All processes call it.
+    def read(self, tell: Any, group: Any = None) -> None:
+        """Fetch the verdicts since the last time; `tell` prints each skipped step with its batch's seeds.
 
-        ValueError with a diagnosis where `most` in a row were skipped.
+        Every process calls it. ValueError with a diagnosis where `most` in a row were skipped.
         """
         if not self._pending:
-            return {}
+            return
         verdicts = torch.stack([verdict for *_, verdict in self._pending]).cpu()
         if group is not None:
             dist.all_reduce(verdicts, dist.ReduceOp.MAX, group=group)
-        counts: Counter[str] = Counter()
         for (turn, number, step, _), (bad, loss) in zip(self._pending, verdicts.tolist(), strict=True):
             self._row[turn] = self._row[turn] + 1 if bad else 0
             if not bad:
                 continue
-            counts[turn] += 1
+            self._counts[turn] += 1
             what = "the loss is not finite" if loss else "the loss is finite, its gradient is not"
             tell(f"step {step}, turn {turn}: skipped, {what} (its batch: Draws(({self.seed}, {step}, {number}), ...))")
             if self._row[turn] >= self.most:
@@ -110,6 +110,10 @@ class Skips:
                     "and run again from the last checkpoint"
                 )
         self._pending.clear()
+
+    def take(self) -> dict[str, float]:
+        """Steps skipped since the last call, by turn, for the log."""
+        counts, self._counts = self._counts, Counter()
         return {f"{turn}/skipped": float(count) for turn, count in counts.items()}
 
 

@@ -19,7 +19,7 @@ from teachers.teacher import Teacher
 
 @dataclass
 class RCMOptions:
-    dmd_weight: float = 1.0  # of DMD's loss beside sCM's
+    dmd_weight: float = 10.0  # of DMD's loss, a mean over elements, beside sCM's, a sum over them
     scm: SCMOptions = field(default_factory=SCMOptions)
     dmd: DMDOptions = field(default_factory=DMDOptions)
 

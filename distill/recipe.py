@@ -1,6 +1,7 @@
 """The typed schema of a recipe: one YAML file a run, merged with key=value arguments, checked before weights load."""
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -105,6 +106,10 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
             raise ValueError(f"{path} has to hold keys and values at its top level")
         merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(list(_checked(overrides))))
         values = OmegaConf.to_container(merged, resolve=False)
+    except TypeError as error:
+        raise ValueError(
+            f"{' '.join(overrides)} puts a list where {path} has a group of keys, or the reverse"
+        ) from error
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     recipe = build(Recipe, values, "")
@@ -159,13 +164,18 @@ def convert(kind: Any, value: Any, where: str) -> Any:
                 f"not {value!r}"
             )
         return tuple(convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{where} is too large a number")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{where} is not a number (nan)")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} has to be {_KINDS[kind]}, not {value!r}")
     return value
 
 
+LARGEST = 2**62
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -217,6 +227,8 @@ def _check_meaning(recipe: Recipe) -> None:
         for key in ("lr", "eps", "weight_decay", "warmup"):
             if getattr(rate, key) < 0:
                 raise ValueError(f"optimizers.{turn}.{key} is {getattr(rate, key)}; it cannot be negative")
+            if math.isinf(getattr(rate, key)):
+                raise ValueError(f"optimizers.{turn}.{key} is infinite")
     if train.max_norm <= 0:
         raise ValueError(f"train.max_norm is {train.max_norm}; clipping to nothing would stop all training")
     features, reference = recipe.evaluation.features, recipe.evaluation.reference
@@ -236,6 +248,8 @@ def _check_meaning(recipe: Recipe) -> None:
         raise ValueError(
             f"train.evaluate_samples is {train.evaluate_samples}; a Frechet distance takes two samples at least"
         )
+    if recipe.teacher.num_steps < 1 or math.isinf(recipe.teacher.guidance):
+        raise ValueError("teacher.num_steps has to be at least 1, and teacher.guidance finite")
     if recipe.teacher.sigma_data <= 0:
         raise ValueError(f"teacher.sigma_data is {recipe.teacher.sigma_data}; a standard deviation is positive")
 

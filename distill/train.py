@@ -51,7 +51,8 @@ def train(recipe: Recipe) -> Path:
         mark = fingerprint(recipe, plan)
         if finished(recipe, mark):
             final = recipe.folder / "pipeline"
-            print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
+            if first:
+                print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
             return final
         with Engine(recipe.train, recipe.folder) as engine:
             return distil(recipe, plan, mark, engine)
@@ -141,9 +142,11 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
 
         left = stop.agreed()
         saving = left or step % settings.checkpoint_every == 0 or step == settings.steps
-        if step % settings.log_every == 0 or saving:
-            skipped = skips.read(bar.write if chief else _nothing, engine.group)
-            values = _log(engine, logs, step, bar) | skipped
+        logging = step % settings.log_every == 0
+        if logging or saving:
+            skips.read(bar.write if chief else _nothing, engine.group)
+        if logging:
+            values = _log(engine, logs, step, bar) | skips.take()
             if chief:
                 losses.append({"step": step, "seconds": round(spent + time.perf_counter() - begun, 2)} | values)
         if saving:
@@ -156,7 +159,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             )
             if chief:
                 _save(folder / "checkpoints", state, settings, must=left)
-        if monitor and not left and _due(settings.evaluate_every, step, settings.steps):
+        if monitor and _due(settings.evaluate_every, step, settings.steps) and (not left or step == settings.steps):
             spent += time.perf_counter() - begun
             _evaluate(monitor, history, distiller, average, step, spent, engine)
             begun = time.perf_counter()
@@ -172,7 +175,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
 
     # --- the result ---------------------------------------------------------------------------------------------------
     final = folder / "pipeline"
-    times = _best_times(monitor, distiller, average) if monitor else []
+    times = _best_times(monitor, distiller, average, chief) if monitor else []
     student = engine.exported(average)
     if chief:
         if step == 0:
@@ -246,15 +249,14 @@ def _evaluate(
             tracker.writer.add_image("samples", picture, step)
 
 
-def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser) -> list[float]:
+def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser, chief: bool) -> list[float]:
     """The candidate times with the smallest held-out distance; the first where there is no choice."""
     candidates = distiller.candidate_times()
     if len(candidates) == 1:
         return candidates[0]
-    scored = [
-        (monitor.distance(average, times), times) for times in tqdm(candidates, desc="choosing the second step's time")
-    ]
-    for distance, times in scored:
+    asked = tqdm(candidates, desc="choosing the second step's time", disable=not chief)
+    scored = [(monitor.distance(average, times), times) for times in asked]
+    for distance, times in scored if chief else []:
         print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
     return min(scored)[1]
 

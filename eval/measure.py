@@ -14,14 +14,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.cache import Result
+from eval.diversity import Distance, pairwise, plan
+from eval.energy import Energy
 from eval.features import Extractor
 from eval.fid import statistics
-from eval.generate import Pipeline, arguments, counted, images_of, load_pipeline, use_modern_solver
-from eval.latency import PeakMemory, latency, timed
+from eval.generate import Pipeline, arguments, counted, images_of, load_pipeline, network, use_modern_solver
+from eval.latency import PeakMemory, latency, parts, throughput, timed
 from eval.machine import PRECISIONS
 
-PICTURES = 10  # how many of a row's first samples the grid shows
-LARGEST = 192  # pixels; larger pictures are kept smaller, since the grid only needs that
+KEPT = 64  # how many of a row's first samples are kept, to be compared with the teacher's
+PIXELS = 2**26  # but no more pixels than these in all, and never fewer than the report shows
+PICTURES = 10  # how many of them the report shows
+LARGEST = 192  # pixels; larger pictures are shown smaller
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Settings:
     prompts: list[str] | None
     extractor: Extractor
     judge: Callable[[Tensor, list[str]], Tensor] | None
+    distance: Distance | None = None  # LPIPS, where its weights are at hand
+    compiled: bool = False
 
 
 @dataclass
@@ -60,15 +66,23 @@ class Loader:
     _held: tuple[Path, bool] | None = None
     _pipe: Pipeline | None = field(default=None, repr=False)
     solver: str | None = None
+    seconds: float = 0.0  # what loading took
 
     def __call__(self, job: Job) -> Pipeline:
         if self._held != (job.folder, job.solver):
-            self._pipe, self.solver = None, None  # free the old one first
-            self._pipe = load_pipeline(job.folder, self.settings.device, PRECISIONS[self.settings.precision])
+            self.forget()
+            dtype = PRECISIONS[self.settings.precision]
+            self._pipe, self.seconds = timed(
+                lambda: load_pipeline(job.folder, self.settings.device, dtype), self.settings.device
+            )
             self.solver = use_modern_solver(self._pipe) if job.solver else None
             self._held = (job.folder, job.solver)
         assert self._pipe is not None
         return self._pipe
+
+    def forget(self) -> None:
+        """Free the pipeline, before another is loaded or because this one was changed."""
+        self._held, self._pipe, self.solver = None, None, None
 
 
 def measure(job: Job, load: Loader, settings: Settings) -> Result:
@@ -80,14 +94,18 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
     features, verdicts, speeds, pictures = [], [], [], []
 
     def prepared(indices: list[int]) -> tuple[list[str] | None, dict[str, Any]]:
-        prompts = None if settings.prompts is None else [settings.prompts[i] for i in indices]
+        prompts = None if settings.prompts is None else [settings.prompts[i % settings.samples] for i in indices]
         return prompts, arguments(pipe, job.call, prompts, indices, settings.seed, job.stream)
+
+    def batch_of(count: int) -> Callable[[], Any]:
+        return functools.partial(_call, pipe, prepared(list(range(count)))[1])
 
     batches = [list(range(i, min(i + size, settings.samples))) for i in range(0, settings.samples, size)]
     if len(batches) < 3:  # else the first batch is the warm-up, and is not timed
         _call(pipe, prepared(batches[0])[1])
     with (
         PeakMemory(device) as memory,
+        Energy(device) as energy,
         counted(pipe) as count,
         tqdm(total=settings.samples, desc=job.name, unit="img") as bar,
     ):
@@ -100,24 +118,31 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
             features.append(settings.extractor(images).cpu())
             if settings.judge is not None and prompts is not None:
                 verdicts.append(settings.judge(images, prompts))
-            if number * size < PICTURES:
-                pictures.append(_picture(images[: PICTURES - number * size]))
+            kept = max(PICTURES, min(KEPT, PIXELS // (images.shape[2] * images.shape[3])))
+            if number * size < kept:
+                pictures.append(images[: kept - number * size].cpu())
             bar.update(len(indices))
     drawn = torch.cat(features)
     try:
         mean, covariance = statistics(drawn)
     except ValueError as error:
         raise ValueError(f"{job.name}: {error}") from error
+    judged = torch.cat(verdicts) if verdicts else torch.empty(0)
+    known = judged[~judged.isnan()].double()
     figures: dict[str, Any] = {
         "solver": load.solver,
         "measured": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "nfe": count.evaluations / settings.samples,
         "images_per_second": median_of.median(speeds),
         "peak_memory_mb": memory.megabytes,
-        "prompt_agreement": _mean(verdicts),
+        "joules_per_image": None if energy.joules is None else energy.joules / settings.samples,
+        "load_seconds": load.seconds,
+        "prompt_agreement": known.mean().item() if len(known) else None,
+        "prompts_judged": len(known),
         "samples": settings.samples,
     }
     if job.stream == "samples":
+        figures["diversity_lpips"] = _diversity(pipe, job, settings)
         # A user of one image passes neither noise nor generator, and pays for drawing both.
         single = {k: v for k, v in prepared([0])[1].items() if k not in ("latents", "generator")}
         times = latency(lambda: _call(pipe, single), device)
@@ -126,8 +151,29 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
             "latency_ms_p5": times.p5,
             "latency_ms_p95": times.p95,
             "latency_repeats": times.repeats,
+            **parts(pipe, lambda: _call(pipe, single), device),
+            "throughput": throughput(batch_of, min(size, settings.samples), device),
+            "latency_compiled_ms": None,
         }
+        if settings.compiled:
+            network(pipe).compile()
+            figures["latency_compiled_ms"] = latency(lambda: _call(pipe, single), device).median
+            load.forget()
     return Result(figures, drawn, mean, covariance, torch.cat(pictures))
+
+
+def _diversity(pipe: Pipeline, job: Job, settings: Settings) -> float | None:
+    """Mean LPIPS between samples of the same prompt, drawn for this; None without LPIPS."""
+    if settings.distance is None:
+        return None
+    prompts, groups = plan(settings.prompts, settings.samples)
+    drawn = []
+    for at in range(0, len(groups), settings.batch_size):
+        indices = list(range(at, min(at + settings.batch_size, len(groups))))
+        some = None if prompts is None else [prompts[i] for i in indices]
+        ready = arguments(pipe, job.call, some, indices, settings.seed, "diversity")
+        drawn.append(images_of(_call(pipe, ready)).cpu())
+    return pairwise(torch.cat(drawn), groups, settings.distance)
 
 
 def _call(pipe: Pipeline, ready: dict[str, Any]) -> Any:
@@ -135,17 +181,9 @@ def _call(pipe: Pipeline, ready: dict[str, Any]) -> Any:
         return pipe(**ready)
 
 
-def _picture(images: Tensor) -> Tensor:
-    """Images (K, 3, H, W) on the CPU, shrunk where they are larger than the grid needs."""
-    images = images.cpu()
+def shrunk(images: Tensor) -> Tensor:
+    """Images (K, 3, H, W), smaller where they are larger than the grid needs."""
     scale = LARGEST / max(images.shape[2:])
     if scale >= 1:
         return images
     return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)
-
-
-def _mean(verdicts: list[Tensor]) -> float | None:
-    """The share of samples that show what they were asked for, over those that asked for something the judge knows."""
-    known = [v[~v.isnan()] for v in verdicts]
-    flat = torch.cat(known) if known else torch.empty(0)
-    return flat.double().mean().item() if len(flat) else None

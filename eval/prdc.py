@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eval.fid import finite
 
+LEAST = 10  # images under which nearest neighbours say nothing
 CHUNK = 1000  # rows of the distance matrix held at once
 
 

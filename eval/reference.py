@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from cleanfid.features import get_reference_statistics
 from torch import Tensor
-from torchvision.transforms.functional import to_tensor
 
 from eval.features import Extractor
 from eval.fid import statistics
+from eval.folder import features_of_folder
+from eval.inception import MODES
 from teachers import pocket
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+NAMED = "clean-fid:"
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class Reference:
 
 
 def reference(source: str, extractor: Extractor) -> Reference:
-    """What `source` holds: "pocket", an .npz with mu and sigma (and perhaps features), or a folder of images.
+    """What `source` holds: "pocket", a folder of images, an .npz with mu and sigma (and perhaps features), or one of
+    clean-fid's own statistics as "clean-fid:NAME/RESOLUTION/SPLIT", such as "clean-fid:cifar10/32/train".
 
-    Raises ValueError where the source is missing, is not what it should be, or was made with other features.
+    The .npz files of EDM and ADM load, and so do those of `python -m eval stats` and clean-fid. Raises ValueError where
+    the source is missing, is not what it should be, or was made with other features.
     """
     if source == "pocket":
         if extractor.name != "pocket":
@@ -39,34 +43,76 @@ def reference(source: str, extractor: Extractor) -> Reference:
         if not (pocket.FOLDER / "reference.safetensors").is_file():
             raise ValueError(f'{pocket.FOLDER} holds no reference; make it with "python -m teachers.pocket.make"')
         return Reference(*pocket.reference(), pocket.reference_features())
+    if source.startswith(NAMED):
+        return _named(source.removeprefix(NAMED), extractor)
     path = Path(source)
     if path.is_dir():
-        features = _features_of_folder(path, extractor)
+        features = features_of_folder(path, extractor)
         return Reference(*statistics(features), features)
     if not path.is_file():
         raise ValueError(f'there is no reference "{source}"; give an .npz with mu and sigma, or a folder of images')
+    return _stored(path, extractor)
+
+
+def save(path: Path, found: Reference, extractor: Extractor) -> None:
+    """Write an .npz that `reference` and whoever knows mu and sigma can read; the file appears whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    arrays: dict[str, Any] = {
+        "mu": found.mean.numpy(),
+        "sigma": found.covariance.numpy(),
+        "extractor": np.array(extractor.name),
+    }
+    if found.features is not None:
+        arrays["features"] = found.features.numpy()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+        partial.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another place with -o") from error
+
+
+def _stored(path: Path, extractor: Extractor) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
             rows = torch.from_numpy(arrays["features"]) if "features" in arrays else None
+            made = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{source} is not an .npz with the arrays mu and sigma; make it anew ({error})") from error
+        raise ValueError(f"{path} is not an .npz with the arrays mu and sigma; make it anew ({error})") from error
+    if made != extractor.name:
+        raise ValueError(
+            f'{path} was made with the features "{made}", not "{extractor.name}"; choose --features {made}'
+        )
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
-            f"{source} holds mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; want (D,) and (D, D)"
+            f"{path} holds mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; want (D,) and (D, D)"
         )
     return Reference(mean, covariance, rows)
 
 
-def _features_of_folder(folder: Path, extractor: Extractor) -> Tensor:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES)
-    if len(files) < 2:
-        raise ValueError(f"{folder} holds {len(files)} images; a reference needs at least two, better thousands")
-    features = []
-    for file in files:  # one by one, since real images come in all sizes
+def _named(name: str, extractor: Extractor) -> Reference:
+    """One of clean-fid's own statistics, from its cache or its server; NAME/na/custom is one made on this machine."""
+    parts = name.split("/")
+    if len(parts) != 3:
+        raise ValueError(f'"{NAMED}{name}" is not {NAMED}NAME/RESOLUTION/SPLIT, such as {NAMED}cifar10/32/train')
+    if extractor.name not in MODES:
+        raise ValueError(
+            f"clean-fid's statistics are of Inception's features, not \"{extractor.name}\"; choose --features clean"
+        )
+    dataset, resolution, split = parts
+    found = {}
+    for metric in ("FID", "KID"):
         try:
-            with Image.open(file) as image:
-                features.append(extractor(to_tensor(image.convert("RGB"))[None]))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{file} cannot be read as an image; take it out of the reference ({error})") from error
-    return torch.cat(features)
+            found[metric] = get_reference_statistics(
+                dataset, resolution, mode=extractor.name, split=split, metric=metric
+            )
+        except (OSError, ValueError, KeyError) as error:
+            if metric == "FID":
+                raise ValueError(
+                    f"clean-fid has no statistics {name} in mode {extractor.name}, or could not fetch them ({error}); "
+                    "give a folder of images or an .npz instead"
+                ) from error
+    mean, covariance = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in found["FID"])
+    return Reference(mean, covariance, torch.from_numpy(found["KID"]) if "KID" in found else None)

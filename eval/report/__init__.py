@@ -1,4 +1,5 @@
-"""Writing a comparison down: report.html (one file, nothing fetched), report.md, report.json and grid.png."""
+"""Writing a comparison down: report.html (one file, nothing fetched), report.md, report.json, model-index.yaml and
+grid.png."""
 
 import io
 import json
@@ -9,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.report.grid import grid
+from eval.report.grid import grid, strip
 from eval.report.html import page
 from eval.report.markdown import markdown, plain
+from eval.report.model_index import model_index
 
 
 def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) -> None:
@@ -21,13 +23,15 @@ def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) ->
     """
     stream = io.BytesIO()
     picture = grid(report["rows"], images, report["prompts"]["first"])
+    strips = [strip(pictures) for pictures in images]
     picture.save(stream, format="PNG", optimize=True)
     files = {
         "grid.png": stream.getvalue(),
         # Infinity and NaN are no JSON; they would be our own mistake.
         "report.json": (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
         "report.md": markdown(report).encode(),
-        "report.html": page(report, stream.getvalue(), picture.size).encode(),
+        "report.html": page(report, stream.getvalue(), picture.size, strips).encode(),
+        "model-index.yaml": model_index(report).encode(),
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

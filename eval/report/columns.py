@@ -65,36 +65,60 @@ def training(cost: dict[str, Any] | None) -> str:
     return ", ".join(parts) or NOTHING
 
 
-def _precision_recall(features: str, count: int) -> list[Column]:
-    name = f"@{count}"
-    between = f"Between {count:,} samples and as many reference images, with the features “{features}”. "
-    return [
-        Column(
-            "precision",
-            f"Precision{name}",
-            share,
-            between + "The share of samples that look like some reference image.",
-        ),
-        Column("recall", f"Recall{name}", share, between + "The share of reference images that the samples reach."),
-        Column(
-            "density",
-            f"Density{name}",
-            share,
-            between + "As precision, but counting how many reference images a sample is near; about 1 for real images.",
-        ),
-        Column(
-            "coverage",
-            f"Coverage{name}",
-            share,
-            between + "The share of reference images that have a sample near; lost modes show here and in recall.",
-        ),
-    ]
+def between(value: list[float] | None) -> str:
+    """An interval's two ends."""
+    return NOTHING if value is None else f"{significant(value[0])}–{significant(value[1])}"
+
+
+def ratio_between(value: list[float] | None) -> str:
+    """A ratio's interval, and whether it holds 1."""
+    return between(value) + (" tie" if value is not None and value[0] <= 1 <= value[1] else "")
+
+
+def percent_between(value: list[float] | None) -> str:
+    return NOTHING if value is None else f"{value[0] * 100:.1f}–{value[1] * 100:.1f}%"
+
+
+def at_batches(value: list[dict[str, float]] | None) -> str:
+    """Throughput at each batch size."""
+    return NOTHING if not value else " / ".join(significant(entry["images_per_second"]) for entry in value)
+
+
+DETAILS = {  # small print under a figure: the row's entry and how it is shown
+    "frechet_distance": Column("frechet_interval", "", between, ""),
+    "frechet_ratio": Column("frechet_ratio_interval", "", ratio_between, ""),
+    "prompt_agreement": Column("prompt_agreement_interval", "", percent_between, ""),
+}
 
 
 def columns(report: dict[str, Any]) -> list[Column]:
-    """The report's columns from left to right; prompt agreement only where a judge saw the prompts."""
-    out = [
-        Column("name", "", str, ""),
+    """Every column of the report, quality before speed; what no row has is left out."""
+    return _with_figures(report, [_NAME, *_quality(report), *_speed(report)])
+
+
+def quality(report: dict[str, Any]) -> list[Column]:
+    """The columns of the table of quality."""
+    return _with_figures(report, [_NAME, *_quality(report)])
+
+
+def speed(report: dict[str, Any]) -> list[Column]:
+    """The columns of the table of speed."""
+    return _with_figures(report, [_NAME, *_speed(report)])
+
+
+_NAME = Column("name", "", str, "")
+
+
+def _with_figures(report: dict[str, Any], wanted: list[Column]) -> list[Column]:
+    return [c for c in wanted if any(row.get(c.key) not in (None, []) for row in report["rows"])]
+
+
+def _quality(report: dict[str, Any]) -> list[Column]:
+    features, samples = report["features"], report["samples"]
+    count = next((row["real_images"] for row in report["rows"] if row["real_images"] is not None), 0)
+    neighbours = f"Between {count:,} samples and as many reference images, with the features “{features}”. "
+    alike = "of the pictures of the same noise and prompt, over the first samples"
+    return [
         Column("num_steps", "Steps", str, "Denoising steps asked of the pipeline."),
         Column(
             "nfe",
@@ -103,18 +127,89 @@ def columns(report: dict[str, Any]) -> list[Column]:
             "Network evaluations an image, counted while drawing; classifier-free guidance needs two a step.",
         ),
         Column(
+            "frechet_distance",
+            report["frechet_column"],
+            significant,
+            f"Lower is better. Made with the features “{features}” and {samples:,} samples; figures with other "
+            "features or counts cannot be compared. Below it the 95% interval over the draw of the samples; bold are "
+            "the lowest and all that cannot be told from it, pair by pair on the same noise.",
+        ),
+        Column(
+            "frechet_ratio",
+            "× teacher" if report["baseline"] == report["rows"][0]["name"] else "× baseline",
+            times,
+            f"This row's Frechet distance divided by that of “{report['baseline']}”. Below it the 95% interval on "
+            "paired samples; one that holds 1 is a tie.",
+        ),
+        Column(
+            "kid",
+            f"KID-{features}@{samples} ×1000",
+            lambda v: NOTHING if v is None else significant(v * 1000),
+            "Kernel Inception distance, times 1000. Lower is better; unbiased, so it may be a little below zero.",
+        ),
+        Column(
+            "precision",
+            f"Precision@{count}",
+            share,
+            neighbours + "The share of samples that look like some reference image.",
+        ),
+        Column("recall", f"Recall@{count}", share, neighbours + "The share of reference images within reach."),
+        Column(
+            "density",
+            f"Density@{count}",
+            share,
+            neighbours + "As precision, but counting how many reference images are near; about 1 for real ones.",
+        ),
+        Column(
+            "coverage",
+            f"Coverage@{count}",
+            share,
+            neighbours + "The share of reference images that have a sample near; lost modes show here and in recall.",
+        ),
+        Column(
+            "diversity_lpips",
+            "Diversity (LPIPS)",
+            share,
+            "Higher is more varied. Mean LPIPS between samples of one prompt, up to 8 prompts with 8 samples each.",
+        ),
+        Column("lpips_to_teacher", "LPIPS to teacher", share, f"Lower is more faithful. Mean LPIPS {alike}."),
+        Column(
+            "psnr_to_teacher",
+            "PSNR to teacher (dB)",
+            significant,
+            f"Higher is more faithful. Mean peak signal-to-noise ratio {alike}.",
+        ),
+        Column(
+            "prompt_agreement",
+            "Prompt agreement",
+            percent,
+            "Share of the samples in which the classifier sees what the prompt asked for, and its 95% interval.",
+        ),
+        Column("training", "Distilled in", training, "What making the student took, as its run recorded."),
+    ]
+
+
+def _speed(report: dict[str, Any]) -> list[Column]:
+    sizes: list[dict[str, float]] = next((row["throughput"] for row in report["rows"] if row.get("throughput")), [])
+    listed = " / ".join(str(entry["batch_size"]) for entry in sizes)
+    return [
+        Column(
             "latency_ms",
             "Latency (ms)",
             significant,
             "One image from call to pixels, batch 1, after warm-up: median, and the 5th to 95th percentile.",
         ),
-        Column("speedup", "Speed-up", times, "The teacher's usual latency divided by this row's."),
+        Column("latency_compiled_ms", "Compiled (ms)", significant, "The same with the network under torch.compile."),
+        Column("denoiser_ms", "Denoiser (ms)", significant, "What the denoising network takes of that, all its steps."),
+        Column("decoder_ms", "Decoder (ms)", significant, "What the autoencoder's decoder takes of that."),
+        Column("speedup", "Speed-up", times, f"The latency of “{report['baseline']}” divided by this row's."),
         Column(
             "images_per_second",
             "Images/s",
             significant,
             f"Throughput at a batch of {report['batch_size']}, median over the batches that drew the samples.",
         ),
+        Column("throughput", f"Images/s at {listed}", at_batches, f"Throughput at batches of {listed}, one call each."),
         Column(
             "peak_memory_mb",
             report["memory_column"],
@@ -126,27 +221,6 @@ def columns(report: dict[str, Any]) -> list[Column]:
                 else "resident memory of the whole process, Python and libraries included, looked at every 10 ms."
             ),
         ),
-        Column(
-            "frechet_distance",
-            report["frechet_column"],
-            significant,
-            f"Lower is better. Made with the features “{report['features']}” and {report['samples']:,} samples; "
-            "figures with other features or other counts cannot be compared.",
-        ),
-        Column("frechet_ratio", "× teacher", times, "This row's Frechet distance divided by the teacher's usual one."),
+        Column("load_seconds", "Load (s)", significant, "Loading the pipeline from its folder onto the device."),
+        Column("joules_per_image", "Joules/image", significant, "By the driver's counter for the whole device."),
     ]
-    count = next((row["real_images"] for row in report["rows"] if row["real_images"] is not None), None)
-    if count is not None:
-        out += _precision_recall(report["features"], count)
-    if any(row["prompt_agreement"] is not None for row in report["rows"]):
-        out.append(
-            Column(
-                "prompt_agreement",
-                "Prompt agreement",
-                percent,
-                "Share of the samples in which the classifier sees what the prompt asked for.",
-            )
-        )
-    if any(row["training"] for row in report["rows"]):
-        out.append(Column("training", "Distilled in", training, "What making the student took, as its run recorded."))
-    return out

@@ -1,5 +1,6 @@
 """The picture that people share: one column a row of the table, one line a prompt, the same noise across each line."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,20 @@ def grid(rows: Sequence[dict[str, Any]], images: Sequence[Tensor], prompts: Sequ
             inset = ((CELL - picture.width) // 2, (CELL - picture.height) // 2)
             sheet.paste(picture, (x + inset[0], top + line * (CELL + GAP) + inset[1]))
     return sheet
+
+
+def strip(images: Tensor, across: int = 5) -> tuple[bytes, int]:
+    """A row's pictures (K, 3, H, W), `across` a line, as a PNG for the viewer, and its width on the page in pixels."""
+    pictures = [cell(image) for image in images]
+    width, height = (max(sizes) for sizes in zip(*(picture.size for picture in pictures), strict=True))
+    lines = -(-len(pictures) // across)
+    across = min(across, len(pictures))
+    sheet = Image.new("RGB", (across * (width + GAP) - GAP, lines * (height + GAP) - GAP), PAPER)
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % across * (width + GAP), number // across * (height + GAP)))
+    stream = io.BytesIO()
+    sheet.save(stream, format="PNG", optimize=True)
+    return stream.getvalue(), sheet.width // SHARPNESS
 
 
 def wrapped(text: str, font: Any, width: int, most: int) -> list[str]:

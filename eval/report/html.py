@@ -5,19 +5,22 @@ Every figure stands in an element with `data-row`, `data-key` and `data-value`, 
 
 import base64
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from eval.report.columns import Column, columns
+from eval.report.columns import DETAILS, Column, columns, quality, speed
+from eval.report.curves import charts
 from eval.report.grid import SHARPNESS
 from eval.report.markdown import spread, title
 from eval.report.scatter import COLOURS, scatter, series_of
 
 
-def page(report: dict[str, Any], picture: bytes, size: tuple[int, int]) -> str:
-    """The whole page; `picture` is grid.png and `size` its width and height in pixels."""
+def page(report: dict[str, Any], picture: bytes, size: tuple[int, int], strips: Sequence[tuple[bytes, int]]) -> str:
+    """The whole page; `picture` is grid.png and `size` its width and height in pixels. `strips[i]` is a PNG of row i's
+    pictures side by side and its width on the page."""
     rows, frechet = report["rows"], report["frechet_column"]
     template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
     data = base64.b64encode(picture).decode()
@@ -32,7 +35,10 @@ def page(report: dict[str, Any], picture: bytes, size: tuple[int, int]) -> str:
         legend=_legend(rows),
         wide=scatter(rows, frechet, 940, 430),
         narrow=scatter(rows, frechet if len(frechet) < 42 else "Frechet distance", 360, 400),
-        table=_table(report),
+        viewer=_viewer(rows, strips),
+        curves=charts(report["curves"], series_of(rows)),
+        quality=_table(report, quality(report)),
+        speed=_table(report, speed(report)),
         meanings=_meanings(columns(report)),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
         machine=_pairs({key.replace("_", " "): value for key, value in report["machine"].items()}),
@@ -67,11 +73,13 @@ def _lead(report: dict[str, Any]) -> str:
 
 def _card(index: int, report: dict[str, Any]) -> str:
     row = report["rows"][index]
+    whose = "the teacher's" if report["baseline"] == report["rows"][0]["name"] else "the baseline's"
     lines = [
         f"<b>{_figure(index, 'latency_ms', report)} ms</b> an image",
-        f"Frechet distance <b>{_figure(index, 'frechet_distance', report)}</b>"
-        + (f", {_figure(index, 'frechet_ratio', report)} the teacher's" if row["frechet_ratio"] is not None else ""),
+        f"Frechet distance <b>{_figure(index, 'frechet_distance', report)}</b>",
     ]
+    if row["frechet_ratio"] is not None:
+        lines[-1] += f", {_figure(index, 'frechet_ratio', report)} {whose}{_tie(row)}"
     if row["prompt_agreement"] is not None:
         lines.append(f"<b>{_figure(index, 'prompt_agreement', report)}</b> as the prompt asked")
     for i, other in enumerate(report["rows"][1:], start=1):
@@ -89,9 +97,32 @@ def _card(index: int, report: dict[str, Any]) -> str:
 
 def _figure(index: int, key: str, report: dict[str, Any]) -> str:
     """One figure of row `index`, as text, with the exact value beside it."""
-    shown = next(column for column in columns(report) if column.key == key)
+    shown = next(column for column in (*columns(report), *DETAILS.values()) if column.key == key)
     value = report["rows"][index][key]
     return f'<span data-row="{index}" data-key="{key}" data-value="{_exact(value)}">{escape(shown.text(value))}</span>'
+
+
+def _tie(row: dict[str, Any]) -> str:
+    known = row["frechet_ratio_interval"]
+    return " (a tie)" if known is not None and known[0] <= 1 <= known[1] else ""
+
+
+def _viewer(rows: list[dict[str, Any]], strips: Sequence[tuple[bytes, int]]) -> str:
+    """Radio buttons that put one row's pictures in another's place: no script, and the arrow keys flip."""
+    buttons, stages, rules = [], [], []
+    for i, (png, width) in enumerate(strips):
+        checked = " checked" if i == 0 else ""
+        buttons.append(f'<input type="radio" name="flip" id="flip-{i}"{checked}>')
+        data = base64.b64encode(png).decode()
+        stages.append(f'<img class="flip-{i}" src="data:image/png;base64,{data}" width="{width}" alt="">')
+        rules.append(f"#flip-{i}:checked~.stage .flip-{i}{{display:block}}")
+        rules.append(f"#flip-{i}:checked~.flips label[for=flip-{i}]{{background:var(--ink);color:var(--card)}}")
+        rules.append(f"#flip-{i}:focus-visible~.flips label[for=flip-{i}]{{outline:2px solid var(--series-1)}}")
+    labels = "".join(f'<label for="flip-{i}">{escape(row["name"])}</label>' for i, row in enumerate(rows))
+    return (
+        f"<style>{''.join(rules)}</style>{''.join(buttons)}"
+        f'<div class="flips">{labels}</div><div class="stage">{"".join(stages)}</div>'
+    )
 
 
 def _name(name: str) -> str:
@@ -104,11 +135,9 @@ def _exact(value: Any) -> str:
     return escape(json.dumps(value, ensure_ascii=False))
 
 
-def _table(report: dict[str, Any]) -> str:
-    shown = columns(report)
+def _table(report: dict[str, Any], shown: list[Column]) -> str:
     head = "".join(f'<th scope="col">{escape(c.heading)}</th>' for c in shown)
     colours, body = series_of(report["rows"]), []
-    best = min(row["frechet_distance"] for row in report["rows"])
     for i, row in enumerate(report["rows"]):
         dot = f'<i style="background:var(--series-{colours[row["method"]]})"></i>'
         name = f'data-row="{i}" data-key="name" data-value="{_exact(row["name"])}"'
@@ -117,8 +146,10 @@ def _table(report: dict[str, Any]) -> str:
             inner = _figure(i, c.key, report)
             if c.key == "latency_ms":
                 inner += f"<small>{spread(row)}</small>"
-            if c.key == "frechet_distance" and row["frechet_distance"] == best:
+            if c.key == "frechet_distance" and row["best"]:
                 inner = f"<b>{inner}</b>"
+            if c.key in DETAILS and row.get(DETAILS[c.key].key) is not None:
+                inner += f"<small>{_figure(i, DETAILS[c.key].key, report)}</small>"
             cells.append(f'<td class="{"words" if c.key == "training" else "figure"}">{inner}</td>')
         kind = "teacher" if row["method"] == "teacher" else "student"
         body.append(f'<tr class="{kind}">{"".join(cells)}</tr>')

@@ -2,26 +2,20 @@
 
 from typing import Any
 
-from eval.report.columns import columns, significant
+from eval.report.columns import DETAILS, Column, columns, quality, significant, speed
 
 
 def markdown(report: dict[str, Any]) -> str:
     """report.md: the table, the pictures, and everything needed to repeat the figures."""
-    shown = columns(report)
-    head = "| " + " | ".join(_escape(column.heading) for column in shown) + " |"
-    rule = "| " + " | ".join("---" if column.key in ("name", "training") else "---:" for column in shown) + " |"
-    rows = [
-        "| " + " | ".join(_escape(column.text(row[column.key])) for column in shown) + " |" for row in report["rows"]
-    ]
     machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report["machine"].items())
-    meanings = [f"- **{_escape(column.heading)}**: {_escape(column.help)}" for column in shown if column.help]
+    meanings = [f"- **{_escape(column.heading)}**: {_escape(column.help)}" for column in columns(report) if column.help]
     return "\n".join(
         [
             f"# {_escape(title(report))}",
             "",
-            head,
-            rule,
-            *rows,
+            *_table(quality(report), report),
+            "",
+            *_table(speed(report), report),
             "",
             *[f"> {_escape(note)}\n" for note in report["notes"]],
             "![Samples: one column a row of the table, one line a prompt, the same noise across](grid.png)",
@@ -38,6 +32,22 @@ def markdown(report: dict[str, Any]) -> str:
     )
 
 
+def _table(shown: list[Column], report: dict[str, Any]) -> list[str]:
+    head = "| " + " | ".join(_escape(column.heading) for column in shown) + " |"
+    rule = "| " + " | ".join("---" if column.key in ("name", "training") else "---:" for column in shown) + " |"
+    return [head, rule, *("| " + " | ".join(_cell(c, row) for c in shown) + " |" for row in report["rows"])]
+
+
+def _cell(column: Column, row: dict[str, Any]) -> str:
+    """A figure, bold where it is the best or tied with it, its interval behind it in brackets."""
+    text = _escape(column.text(row[column.key]))
+    if column.key == "frechet_distance" and row["best"]:
+        text = f"**{text}**"
+    detail = DETAILS.get(column.key)
+    known = None if detail is None else row.get(detail.key)
+    return text if detail is None or known is None else f"{text} ({_escape(detail.text(known))})"
+
+
 def title(report: dict[str, Any]) -> str:
     """What the report compares, in a line."""
     names = list(dict.fromkeys(run["name"] for run in report["runs"]))
@@ -47,11 +57,9 @@ def title(report: dict[str, Any]) -> str:
 
 def plain(report: dict[str, Any]) -> str:
     """The figures that matter most, in columns of equal width."""
-    wanted = {"name", "nfe", "latency_ms", "speedup", "images_per_second", "frechet_distance", "frechet_ratio"} | {
-        "precision",
-        "recall",
-    }
-    shown = [c for c in columns(report) if c.key in wanted | {"prompt_agreement"}]
+    wanted = ["name", "nfe", "frechet_distance", "frechet_ratio", "precision", "recall", "prompt_agreement"]
+    wanted += ["latency_ms", "speedup", "images_per_second"]
+    shown = [c for c in columns(report) if c.key in wanted]
     cells = [[c.heading for c in shown]] + [[c.text(row[c.key]) for c in shown] for row in report["rows"]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
     lines = [

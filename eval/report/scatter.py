@@ -79,20 +79,20 @@ def scatter(rows: Sequence[dict[str, Any]], y_title: str, width: int = 860, heig
     plot = Box(58, 40, width - 18, height - 52)
     xs, ys = [row["latency_ms"] for row in rows], [row["frechet_distance"] for row in rows]
     steep = min(ys) > 0 and max(ys) / min(ys) > 12
-    x_axis = _Axis(xs, plot.left + 14, plot.right - 14, logarithmic=True)
-    y_axis = _Axis(ys, plot.bottom - 26, plot.top + 12, logarithmic=steep)
+    x_axis = Axis(xs, plot.left + 14, plot.right - 14, logarithmic=True)
+    y_axis = Axis(ys, plot.bottom - 26, plot.top + 12, logarithmic=steep)
     colours, parts = series_of(rows), []
     for value in y_axis.ticks():
         at = y_axis(value)
         parts.append(f'<line class="grid" x1="{plot.left:.1f}" x2="{plot.right:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{plot.left - 8:.1f}" y="{at + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
+            f'<text class="tick" x="{plot.left - 8:.1f}" y="{at + 4:.1f}" text-anchor="end">{tick(value)}</text>'
         )
     for value in x_axis.ticks():
         at = x_axis(value)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{plot.top:.1f}" y2="{plot.bottom:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{at:.1f}" y="{plot.bottom + 17:.1f}" text-anchor="middle">{_tick(value)}</text>'
+            f'<text class="tick" x="{at:.1f}" y="{plot.bottom + 17:.1f}" text-anchor="middle">{tick(value)}</text>'
         )
     middle = (plot.left + plot.right) / 2
     parts.append(
@@ -108,6 +108,8 @@ def scatter(rows: Sequence[dict[str, Any]], y_title: str, width: int = 860, heig
         parts.append(
             f'<polyline class="path" points="{path}" style="stroke:{_colour(colours[rows[line[0]]["method"]])}"/>'
         )
+    front = " ".join(f"{points[i][0]:.1f},{points[i][1]:.1f}" for i in pareto(xs, ys))
+    parts.append(f'<polyline class="front" points="{front}"/>')
     labels = [label_of(row) for row in rows]
     for row, point, label, box in zip(rows, points, labels, place_labels(points, labels, plot), strict=True):
         parts.append(_point(row, point, label, box, _colour(colours[row["method"]])))
@@ -133,6 +135,15 @@ def _point(row: dict[str, Any], point: tuple[float, float], label: str, box: Box
     )
 
 
+def pareto(xs: Sequence[float], ys: Sequence[float]) -> list[int]:
+    """The points that no other beats in both, from left to right; smaller is better."""
+    front: list[int] = []
+    for i in sorted(range(len(xs)), key=lambda i: (xs[i], ys[i])):
+        if not front or ys[i] < ys[front[-1]]:
+            front.append(i)
+    return front
+
+
 def _lines(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
     """Which points one line joins: the calls of one pipeline, sampled by one solver."""
     groups: dict[tuple, list[int]] = {}
@@ -145,11 +156,11 @@ def _colour(series: int) -> str:
     return f"var(--series-{series},{COLOURS[series]})"
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-class _Axis:
+class Axis:
     """Values -> places between `start` and `stop`, with room around the outermost values."""
 
     def __init__(self, values: Sequence[float], start: float, stop: float, logarithmic: bool) -> None:

@@ -25,6 +25,9 @@ from eval.generate import arguments, images_of, load_pipeline
 KEYS = {
     "name", "method", "num_steps", "nfe", "latency_ms", "latency_ms_p5", "latency_ms_p95", "images_per_second",
     "peak_memory_mb", "frechet_distance", "samples", "prompt_agreement", "frechet_ratio", "training",
+    "frechet_interval", "frechet_ratio_interval", "best", "precision", "recall", "density", "coverage", "real_images",
+    "kid", "psnr_to_teacher", "lpips_to_teacher", "diversity_lpips", "denoiser_ms", "decoder_ms", "throughput",
+    "load_seconds", "joules_per_image", "latency_compiled_ms", "prompt_agreement_interval", "seed",
 }  # fmt: skip
 POCKET = {"prompts": "pocket", "features": "pocket", "reference": "pocket"}
 TWO_CALLS = [{"num_steps": n, "call": {"num_inference_steps": n, "guidance_scale": 1.0}} for n in (1, 2)]
@@ -34,6 +37,14 @@ TWO_CALLS = [{"num_steps": n, "call": {"num_inference_steps": n, "guidance_scale
 def few_repeats(monkeypatch):
     monkeypatch.setattr(
         eval.measure, "latency", functools.partial(eval.measure.latency, repeats=3, least=1, seconds=0.1)
+    )
+
+
+@pytest.fixture(autouse=True)
+def cheap_lpips(monkeypatch):
+    """A stand-in for LPIPS, whose weights are not everywhere."""
+    monkeypatch.setattr(
+        "eval.compare.perceptual", lambda device: lambda one, two: (one - two).abs().mean(dim=(1, 2, 3))
     )
 
 
@@ -75,6 +86,13 @@ def test_end_to_end(make_run, pocket_weights, tmp_path, text_pipeline):
         assert row["frechet_ratio"] == pytest.approx(row["frechet_distance"] / rows[0]["frechet_distance"])
         assert row["images_per_second"] > 0
         assert row["peak_memory_mb"] > 10
+        assert 0 < row["denoiser_ms"] + row["decoder_ms"] < 1.5 * row["latency_ms_p95"] + 50
+        assert [entry["batch_size"] for entry in row["throughput"]] == [1, 4]
+        assert row["diversity_lpips"] > 0
+        assert row["frechet_interval"] is None, "11 samples cannot tell in 64 dimensions"
+    assert rows[0]["psnr_to_teacher"] is None
+    assert rows[5]["psnr_to_teacher"] > 5
+    assert sum(row["best"] for row in rows) >= 1
     assert rows[0]["training"] is None
     assert rows[5]["training"]["steps"] == 600
     stored = json.loads((tmp_path / "out/report.json").read_text())
@@ -94,7 +112,7 @@ def test_end_to_end(make_run, pocket_weights, tmp_path, text_pipeline):
 @pytest.mark.usefixtures("two_teacher_rows")
 def test_without_a_reference_the_teachers_own_samples_are_it(make_run, tmp_path, text_pipeline):
     report = compare([make_run()], tmp_path / "out", samples=6, batch_size=4)
-    assert report["frechet_column"] == "Frechet distance to the teacher's own samples (pixels@6)"
+    assert report["frechet_column"] == "Frechet distance (pixels@6), to the teacher's own samples"
     assert any("drawn from other seeds" in note for note in report["notes"])
     assert any("cannot fill 192 dimensions" in note for note in report["notes"])
     assert report["rows"][0]["prompt_agreement"] is None
@@ -303,6 +321,25 @@ def test_another_usual_call_is_noted(make_run, tmp_path, text_pipeline):
     assert any(note.startswith("two names another usual call") for note in report["notes"])
 
 
+@pytest.mark.usefixtures("two_teacher_rows")
+def test_ratios_over_a_baseline_and_intervals(make_run, pocket_weights, tmp_path):
+    runs = [make_run("one", evaluation=POCKET), make_run("two", evaluation=POCKET, calls=TWO_CALLS)]
+    report = compare(runs, tmp_path / "out", samples=80, batch_size=40, baseline=runs[1])
+    rows, base = report["rows"], next(row for row in report["rows"] if row["name"] == "two, 1 step")
+    assert report["baseline"] == "two, 1 step"
+    assert base["frechet_ratio"] == base["speedup"] == 1
+    assert base["frechet_ratio_interval"] is None
+    for row in rows:
+        assert row["frechet_interval"][0] <= row["frechet_distance"] <= row["frechet_interval"][1]
+        assert row["frechet_ratio"] == pytest.approx(row["frechet_distance"] / base["frechet_distance"])
+        if row is not base:
+            assert row["frechet_ratio_interval"][0] <= row["frechet_ratio"] <= row["frechet_ratio_interval"][1]
+    same = next(row for row in rows if row["name"] == "one, 1 step")
+    assert same["best"] == base["best"], "the same weights, called the same way, on the same noise"
+    with pytest.raises(ValueError, match="is none of the runs compared"):
+        compare(runs[:1], tmp_path / "out", samples=80, batch_size=40, baseline=tmp_path)
+
+
 def test_help_and_usage_from_a_shell():
     told = subprocess.run([sys.executable, "-m", "eval", "--help"], capture_output=True, text=True, check=True).stdout
     for option in (
@@ -314,6 +351,9 @@ def test_help_and_usage_from_a_shell():
         "--features",
         "--reference",
         "--prompts",
+        "--baseline",
+        "--compile",
+        "--inception-weights",
     ):
         assert option in told
     assert subprocess.run([sys.executable, "-m", "eval"], capture_output=True, check=False).returncode == 2

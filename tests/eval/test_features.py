@@ -1,18 +1,23 @@
 """Feature extractors, the judge of prompts, and the references that features are compared with."""
 
-import io
-import urllib.error
-
 import numpy as np
 import pytest
 import torch
-from cleanfid.resize import make_resizer
 from PIL import Image
+from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
+)
 
-import eval.features as module
 import teachers.pocket
-from eval.features import extractor, prompt_judge
-from eval.reference import reference
+from eval.features import Extractor, extractor, prompt_judge
+from eval.reference import Reference, reference, save
 from teachers.pocket.captions import CLASS_NAMES
 
 
@@ -59,46 +64,99 @@ def test_judge_compares_the_class_seen_with_the_class_asked_for(pocket_weights):
     assert prompt_judge("pixels") is None
 
 
-def test_inception_weights_offline(tmp_path, monkeypatch):
-    def offline(url, timeout):
-        raise urllib.error.URLError("no route to host")
+def test_figures_are_named_after_features_and_count():
+    def named(name, count):
+        return Extractor(name, lambda images: images).figure(count)
 
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(module.urllib.request, "urlopen", offline)
-    with pytest.raises(ValueError, match=r"could not be fetched .*no route.* download"):
-        extractor("inception")
-    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
-
-
-def test_a_cut_download_leaves_nothing(tmp_path, monkeypatch):
-    class Cut(io.BytesIO):
-        def read(self, size=-1):
-            raise ConnectionResetError("cut")
-
-    monkeypatch.setattr(module.urllib.request, "urlopen", lambda url, timeout: Cut())
-    with pytest.raises(ValueError, match="cut"):
-        module._download("https://example.invalid/x.pt", tmp_path / "x.pt")
-    assert list(tmp_path.iterdir()) == []
+    assert named("clean", 10_000) == "FID-clean@10k"
+    assert named("legacy_tensorflow", 50_000) == "FID-legacy_tensorflow@50k"
+    assert named("dinov2", 1_500) == "FD-DINOv2@1500"
+    assert named("pocket", 1000) == "Frechet distance (pocket@1000)"
 
 
-def test_inception_feeds_clean_fids_resizing(tmp_path, monkeypatch):
-    """With a stand-in for the network: 8-bit rounding, Pillow's bicubic at 299, values in [0, 255]."""
+@pytest.fixture
+def tiny_models(tmp_path):
+    """A DINOv2 and a CLIP of the real classes with random weights, saved as their authors save theirs."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **small)).save_pretrained(tmp_path / "dinov2")
+    BitImageProcessor(**sizes).save_pretrained(tmp_path / "dinov2")
+    vision = CLIPVisionConfig(image_size=28, patch_size=14, intermediate_size=32, **small)
+    text = CLIPTextConfig(intermediate_size=32, **small)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    CLIPImageProcessor(**sizes).save_pretrained(tmp_path / "clip")
+    return tmp_path
 
-    class Network(torch.nn.Module):
-        def __init__(self, path, download):
-            super().__init__()
 
-        def forward(self, x):
-            return x.flatten(1)
+def test_transformers_models_give_their_own_embeddings(tiny_models):
+    seen = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images()]
+    found = extractor(f"clip={tiny_models / 'clip'}")
+    assert found.name == "clip"
+    pixels = CLIPImageProcessor.from_pretrained(tiny_models / "clip")(seen, return_tensors="pt")
+    with torch.no_grad():
+        expected = CLIPModel.from_pretrained(tiny_models / "clip").get_image_features(**pixels).pooler_output
+    assert expected.shape == (4, 12)
+    torch.testing.assert_close(found(images()), expected, atol=1e-4, rtol=1e-3)
 
-    monkeypatch.setattr(module, "InceptionV3W", Network)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "inception-2015-12-05.pt").touch()
-    made = extractor("inception")(images(1)).reshape(3, 299, 299)
-    eight_bit = (images(1)[0] * 255).round().byte().permute(1, 2, 0).numpy()
-    expected = make_resizer("PIL", False, "bicubic", (299, 299))(eight_bit)
-    np.testing.assert_allclose(made.permute(1, 2, 0).numpy(), expected)
+    pixels = BitImageProcessor.from_pretrained(tiny_models / "dinov2")(seen, return_tensors="pt")
+    with torch.no_grad():
+        expected = Dinov2Model.from_pretrained(tiny_models / "dinov2")(**pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(extractor(f"dinov2={tiny_models / 'dinov2'}")(images()), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_transformers_model_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"transformers could not load .*save_pretrained"):
+        extractor(f"dinov2={tmp_path}")
+
+
+def test_saved_statistics_come_back_and_know_their_features(tmp_path):
+    pixels, made = extractor("pixels"), Reference(torch.rand(192).double(), torch.eye(192).double(), torch.rand(5, 192))
+    save(tmp_path / "new" / "ref.npz", made, pixels)
+    back = reference(str(tmp_path / "new" / "ref.npz"), pixels)
+    assert torch.equal(back.mean, made.mean)
+    assert torch.equal(back.covariance, made.covariance)
+    assert torch.equal(back.features, made.features)
+    with pytest.raises(ValueError, match='made with the features "pixels", not "pocket"; choose --features pixels'):
+        reference(str(tmp_path / "new" / "ref.npz"), Extractor("pocket", lambda batch: batch))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written"):
+        save(tmp_path / "file" / "ref.npz", made, pixels)
+
+
+def test_statistics_as_edm_and_adm_store_them(tmp_path):
+    mu, sigma = np.random.RandomState(0).rand(4).astype(np.float32), np.eye(4, dtype=np.float32)
+    np.savez(tmp_path / "edm.npz", mu=mu, sigma=sigma)
+    np.savez(tmp_path / "adm.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8), mu=mu, sigma=sigma, mu_s=mu, sigma_s=sigma)
+    for name in ("edm", "adm"):
+        found = reference(str(tmp_path / f"{name}.npz"), extractor("pixels"))
+        assert found.mean.tolist() == mu.astype(np.float64).tolist()
+        assert found.features is None
+
+
+def test_clean_fids_own_statistics(tmp_path, monkeypatch):
+    import cleanfid
+
+    monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "stats").mkdir()
+    np.savez(tmp_path / "stats/mine_clean_custom_na.npz", mu=np.arange(3.0), sigma=np.eye(3))
+    np.savez(tmp_path / "stats/mine_clean_custom_na_kid.npz", feats=np.ones((4, 3)))
+    clean = Extractor("clean", lambda batch: batch)
+    found = reference("clean-fid:mine/na/custom", clean)
+    assert found.mean.tolist() == [0, 1, 2]
+    assert found.features.shape == (4, 3)
+    with pytest.raises(ValueError, match="choose --features clean"):
+        reference("clean-fid:mine/na/custom", extractor("pixels"))
+    with pytest.raises(ValueError, match="NAME/RESOLUTION/SPLIT"):
+        reference("clean-fid:mine", clean)
+
+    def offline(*_):
+        raise OSError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    with pytest.raises(ValueError, match=r"could not fetch them .*no route"):
+        reference("clean-fid:other/32/train", clean)
 
 
 def test_reference_from_npz_folder_and_pocket(tmp_path, pocket_weights):

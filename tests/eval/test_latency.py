@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from eval.latency import PeakMemory, latency
+from eval.generate import arguments, load_pipeline
+from eval.latency import PeakMemory, latency, parts, throughput
 from eval.machine import choose_device, choose_precision, describe
 
 CPU = torch.device("cpu")
@@ -38,6 +39,36 @@ def test_peak_memory_sees_what_came_and_went():
         time.sleep(0.05)
         del block
     assert memory.megabytes > nothing.megabytes + 32
+
+
+def test_denoiser_and_decoder_apart(text_pipeline):
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    ready = arguments(pipe, {"num_inference_steps": 3, "guidance_scale": 1.0}, ["a bag"], [0])
+    slow, decode = pipe.unet.conv_in.forward, pipe.vae.decode
+
+    def late(x):
+        time.sleep(0.03)
+        return slow(x)
+
+    pipe.unet.conv_in.forward = late
+    found = parts(pipe, lambda: pipe(**ready), CPU, repeats=1)
+    assert found["denoiser_ms"] >= 3 * 30
+    assert 0 < found["decoder_ms"] < found["denoiser_ms"]
+    assert pipe.vae.decode == decode, "what was watched is as before"
+    assert "forward" not in vars(pipe.unet)
+
+
+def test_no_decoder_no_figure(unconditional_pipeline):
+    pipe = load_pipeline(unconditional_pipeline, CPU, torch.float32)
+    ready = arguments(pipe, {"num_inference_steps": 1}, None, [0])
+    assert parts(pipe, lambda: pipe(**ready), CPU, repeats=1)["decoder_ms"] is None
+
+
+def test_throughput_at_several_batch_sizes():
+    found = throughput(lambda size: lambda: time.sleep(0.02 if size == 1 else 0.04), 20, CPU)
+    assert [entry["batch_size"] for entry in found] == [1, 4, 16, 20]
+    assert found[0]["images_per_second"] < 1 / 0.02
+    assert 16 / 0.2 < found[2]["images_per_second"] < 16 / 0.04
 
 
 def test_machine():

@@ -1,5 +1,6 @@
 """The report: its figures are those of the JSON, strings from outside stay text, labels keep clear of each other."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,12 +8,14 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from PIL import ImageFont
+import yaml
+from PIL import Image, ImageFont
 
 from eval.report import plain, write_report
-from eval.report.columns import columns, duration, significant, training
-from eval.report.grid import CELL, GAP, PAPER, cell, grid, wrapped
-from eval.report.scatter import Box, label_of, place_labels, scatter, series_of
+from eval.report.columns import DETAILS, columns, duration, significant, training
+from eval.report.grid import CELL, GAP, PAPER, SHARPNESS, cell, grid, strip, wrapped
+from eval.report.model_index import model_index
+from eval.report.scatter import Box, label_of, pareto, place_labels, scatter, series_of
 
 EVIL = '<script>alert("1")</script> & | `x`'
 
@@ -23,7 +26,13 @@ def row(name: str, method: str, steps: int, latency: float, distance: float, **m
         "latency_ms_p5": latency * 0.9, "latency_ms_p95": latency * 1.1, "images_per_second": 1234.5 / steps,
         "peak_memory_mb": 612.34, "prompt_agreement": 0.934, "samples": 2000, "speedup": 412.3 / latency,
         "frechet_distance": distance, "frechet_ratio": distance / 2.93, "precision": 0.91,
-        "recall": 0.8, "density": 1.03, "coverage": 0.7, "real_images": 2000, "training": None, "call": {},
+        "recall": 0.8, "density": 1.03, "coverage": 0.7, "real_images": 2000, "training": None, "seed": 0, "kid": None,
+        "frechet_interval": [distance * 0.9, distance * 1.1], "frechet_ratio_interval": None, "best": False,
+        "prompt_agreement_interval": [0.92, 0.95], "diversity_lpips": 0.31, "lpips_to_teacher": None,
+        "psnr_to_teacher": None, "denoiser_ms": latency * 0.8, "decoder_ms": 1.5, "load_seconds": 0.43,
+        "joules_per_image": None, "latency_compiled_ms": None,
+        "throughput": [{"batch_size": 1, "images_per_second": 61.7}, {"batch_size": 32, "images_per_second": 1234.5}],
+        "call": {},
         "pipeline": method, "from_cache": False,
     } | more  # fmt: skip
 
@@ -35,7 +44,21 @@ def report() -> dict:
         "date": "2026-01-01T00:00:00+00:00",
         "command": "python -m eval " + EVIL,
         "teacher": {"path": "pocket", "call": {"num_inference_steps": 50}},
-        "runs": [{"name": EVIL, "method": "dmd"}, {"name": "plain-name", "method": "scm"}],
+        "runs": [
+            {"name": EVIL, "method": "dmd", "folder": "dmd"},
+            {"name": "plain-name", "method": "scm", "folder": "my|plug-in"},
+        ],
+        "baseline": "teacher, 50 steps",
+        "curves": [
+            {
+                "figure": "Held-out Frechet distance",
+                "run": EVIL,
+                "method": "dmd",
+                "seconds": [0.0, 60.0, 120.5],
+                "values": [50.0, 3.0, 0.77777],
+            },
+            {"figure": "Tangent's norm", "run": EVIL, "method": "scm", "seconds": [0.0, 1.0], "values": [1.0, 1.0]},
+        ],
         "samples": 2000,
         "batch_size": 32,
         "seed": 0,
@@ -47,10 +70,21 @@ def report() -> dict:
         "machine": {"device": "cpu", "cpu": EVIL, "precision": "float32"},
         "notes": [EVIL],
         "rows": [
-            row("teacher, 50 steps", "teacher", 50, 412.3, 2.93),
+            row("teacher, 50 steps", "teacher", 50, 412.3, 2.93, best=True),
             row("teacher, DPM-Solver++, 1 step", "teacher", 1, 17.1, 214.2, solver="DPM-Solver++"),
-            row(f"{EVIL}, 1 step", "dmd", 1, 13.4, 5.36, training=cost),
-            row("plain-name, 2 steps", "my|plug-in", 2, 20.2, 6.41234567, training=cost, prompt_agreement=None),
+            row(f"{EVIL}, 1 step", "dmd", 1, 13.4, 5.36, training=cost, frechet_ratio_interval=[0.9, 2.7]),
+            row(
+                "plain-name, 2 steps",
+                "my|plug-in",
+                2,
+                20.2,
+                6.41234567,
+                training=cost,
+                prompt_agreement=None,
+                prompt_agreement_interval=None,
+                psnr_to_teacher=21.5,
+                lpips_to_teacher=0.21,
+            ),
         ],
     }
 
@@ -60,6 +94,9 @@ def written(report, tmp_path):
     images = [torch.rand(3, 3, 8, 8) for _ in report["rows"]]
     write_report(report, images, tmp_path)
     return tmp_path
+
+
+VOID = ("img", "meta", "line", "circle", "polyline", "br", "input")
 
 
 class Reader(HTMLParser):
@@ -76,14 +113,14 @@ class Reader(HTMLParser):
         given = dict(attrs)
         self.tags.append(tag)
         self.fetched += [v for k, v in attrs if k in ("src", "href", "srcset") and not v.startswith("data:")]
-        if tag in ("img", "meta", "line", "circle", "polyline", "br"):
+        if tag in VOID:
             return
         self._open.append(len(self.figures) if "data-value" in given else None)
         if "data-value" in given:
             self.figures.append((given, ""))
 
     def handle_endtag(self, tag):
-        if tag not in ("line", "circle", "polyline", "img", "meta", "br") and self._open:
+        if tag not in VOID and self._open:
             self._open.pop()
 
     def handle_data(self, data):
@@ -98,14 +135,18 @@ def test_every_figure_of_the_page_is_that_of_the_json(report, written):
     reader = Reader()
     reader.feed((written / "report.html").read_text())
     shown = {column.key: column for column in columns(stored)}
+    details = {column.key: column for column in DETAILS.values()}
     seen = set()
     for given, text in reader.figures:
         index, key = int(given["data-row"]), given["data-key"]
         value = stored["rows"][index][key]
         assert json.loads(given["data-value"]) == value
-        assert " ".join(text.split()) == " ".join(shown[key].text(value).split())
+        assert " ".join(text.split()) == " ".join((shown | details)[key].text(value).split())
         seen.add((index, key))
-    assert seen == {(i, key) for i in range(len(stored["rows"])) for key in shown}
+    wanted = {(i, key) for i in range(len(stored["rows"])) for key in shown}
+    assert seen == wanted | {(i, key) for i, row in enumerate(stored["rows"]) for key in details if row[key]}
+    assert {"frechet_interval", "psnr_to_teacher", "throughput", "load_seconds"} <= {key for _, key in seen}
+    assert not {"kid", "joules_per_image", "latency_compiled_ms"} & set(shown), "what no row has is no column"
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(written):
@@ -116,22 +157,26 @@ def test_the_page_fetches_nothing_and_runs_nothing(written):
     assert not {"script", "link", "iframe", "object"} & set(reader.tags)
     assert "url(" not in page
     assert "@import" not in page
-    assert reader.tags.count("img") == 1
-    assert reader.tags.count("svg") == 2
+    assert reader.tags.count("img") == 1 + 4, "the grid, and a strip a row"
+    assert reader.tags.count("svg") == 2 + 2 * 2, "two scatters; a chart and its legend's line for each figure"
     assert "$" not in re.sub(r"base64,[^\"]*", "", page)
 
 
 def test_markdown_has_the_table_and_stays_text(report, written):
     text = (written / "report.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(report["rows"])
-    cells = [re.split(r"(?<!\\)\|", line) for line in table]
+    half = 2 + len(report["rows"])
+    assert len(table) == 2 * half, "quality and speed"
+    cells = [re.split(r"(?<!\\)\|", line) for line in table[:half]]
     assert len({len(line) for line in cells}) == 1
-    assert "Frechet distance (pocket@2000)" in table[0]
+    at = [cell.strip() for cell in cells[0]].index("Frechet distance (pocket@2000)")
+    assert "Latency (ms)" in table[half]
     before_command = text[: text.index("```")]
     assert "<script>" not in before_command
     for line, source in zip(cells[2:], report["rows"], strict=True):
-        assert line[8].strip() == significant(source["frechet_distance"])
+        figure = significant(source["frechet_distance"])
+        assert line[at].split()[0] == (f"**{figure}**" if source["best"] else figure)
+    assert "(0.9–2.70 tie)" in cells[4][at + 1], "an interval that holds 1 is called a tie"
 
 
 def test_terminal_table(report):
@@ -195,6 +240,33 @@ def test_labels_and_series():
     assert (colours["teacher"], colours["dmd"], colours["scm"]) == (0, 1, 2)
     assert max(colours.values()) == 5
     assert list(colours.values()).count(0) == 1
+
+
+def test_the_front_is_what_nothing_beats():
+    assert pareto([1, 2, 3, 2], [5, 3, 4, 6]) == [0, 1]
+    assert pareto([2, 1, 3], [1, 1, 0.5]) == [1, 2], "equal quality: the faster"
+    assert pareto([1.0], [1.0]) == [0]
+
+
+def test_model_index_is_yaml_with_the_jsons_figures(report):
+    documents = [d["model-index"] for d in yaml.safe_load_all(model_index(report))]
+    assert [d[0]["name"] for d in documents] == [EVIL, "plain-name"]
+    (result,) = documents[1][0]["results"]
+    assert result["task"]["type"] == "text-to-image"
+    figures = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert figures["frechet_distance"] == report["rows"][3]["frechet_distance"]
+    assert figures["recall"] == 0.8
+    assert "prompt_agreement" not in figures, "None is left out"
+    report["runs"][0]["folder"] = "elsewhere"
+    assert yaml.safe_load(model_index(report).split("---")[1])["model-index"][0]["results"] == []
+
+
+def test_strips_hold_the_pictures_in_their_places():
+    png, width = strip(torch.stack([torch.full((3, 16, 16), i / 10) for i in range(7)]), across=5)
+    sheet = Image.open(io.BytesIO(png))
+    assert sheet.size == (5 * (CELL + GAP) - GAP, 2 * (CELL + GAP) - GAP)
+    assert width == sheet.width // SHARPNESS
+    assert sheet.getpixel((CELL + GAP + 1, CELL + GAP + 1)) == (153,) * 3  # number 6, second of the second line
 
 
 def test_small_images_are_magnified_by_whole_pixels_and_large_ones_shrunk():

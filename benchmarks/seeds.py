@@ -1,0 +1,180 @@
+"""Every pocket recipe with several seeds: spread, precision and recall, quality against training cost, stability.
+
+    pip install -e ".[benchmarks]"
+    python -m benchmarks.seeds [--seeds 5] [--recipes dmd scm rcm] [--samples 5000]
+
+Trains recipes/pocket/RECIPE.yaml once a seed into runs/seeds/RECIPE-sSEED, judges all of them with `python -m eval`,
+and writes seeds.json, seeds.md and seeds.png under benchmarks/results. What is there already is not done again.
+
+Cost is counted in network evaluations a training sample, so that methods compare whatever the machine: a forward is 1,
+a forward with its backward 3, an exact tangent 2.3 (benchmarks/results/tangent.md), guidance two forwards.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from distill.recipe import Recipe, load, options
+
+RUNS, RESULTS = Path("runs/seeds"), Path(__file__).parent / "results"
+RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
+FIGURES = {
+    "frechet_ratio": "ratio to the teacher's",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "prompt_agreement": "prompt agreement",
+}
+FORWARD, BACKWARD, TANGENT, GUIDED = 1.0, 3.0, 2.3, 2.0
+
+
+def evaluations(recipe: Recipe, step: int) -> float:
+    """Network evaluations that training up to `step` took, over all samples."""
+    _, chosen = options(recipe)
+    parts = [(recipe.method["name"], chosen)]
+    if recipe.method["name"] == "rcm":
+        parts = [("scm", chosen.scm), ("dmd", chosen.dmd)]
+    adapting = min(step, dict(parts)["scm"].adaptation_steps) if "scm" in dict(parts) else 0
+    total = adapting * (GUIDED + BACKWARD)
+    for name, part in parts:
+        if name == "scm":
+            total += (step - adapting) * (GUIDED + TANGENT + BACKWARD)
+        else:
+            total += (step - adapting) * (part.fake_score_updates * (FORWARD + BACKWARD) + BACKWARD + GUIDED + FORWARD)
+    return total * recipe.train.batch_size
+
+
+def run(recipe: str, seed: int) -> Path:
+    """The run's folder, trained where it is not there."""
+    folder = RUNS / f"{recipe}-s{seed}"
+    if not (folder / "pipeline" / "distill.json").is_file():
+        overrides = [f"name={folder.name}", f"output={RUNS}", f"seed={seed}"]
+        command = [sys.executable, "-m", "distill.train", str(RECIPES / f"{recipe}.yaml"), *overrides]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def judge(folders: list[Path], samples: int) -> dict[str, Any]:
+    """The report of all runs together."""
+    out = RUNS / "report"
+    command = [sys.executable, "-m", "eval", *map(str, folders), "--out", str(out), "--samples", str(samples)]
+    subprocess.run(command, check=True)
+    return json.loads((out / "report.json").read_text())
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+
+
+def table(report: dict[str, Any], seeds: int) -> str:
+    """Mean and standard deviation over the seeds of each recipe and number of steps; the teacher for comparison."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        if row["method"] is None and row.get("solver"):
+            continue
+        name, _, steps = row["name"].partition(", ")
+        groups.setdefault(f"{name.rsplit('-s', 1)[0]}, {steps}", []).append(row)
+    lines = [
+        "| | " + " | ".join(FIGURES.values()) + " | worst ratio |",
+        "| --- |" + " ---: |" * (len(FIGURES) + 1),
+    ]
+    for name, rows in groups.items():
+        cells = [spread([row[key] for row in rows]) if len(rows) > 1 else f"{rows[0][key]:.3f}" for key in FIGURES]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {max(row['frechet_ratio'] for row in rows):.2f} |")
+    return "\n".join(lines)
+
+
+def curves(names: list[str], seeds: int) -> dict[str, dict[str, list[Any]]]:
+    """For each recipe and number of steps: network evaluations, and every seed's held-out distance there."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    for name in names:
+        recipe = load(RECIPES / f"{name}.yaml")
+        histories = [
+            [json.loads(line) for line in (RUNS / f"{name}-s{seed}" / "history.jsonl").read_text().splitlines()]
+            for seed in range(seeds)
+        ]
+        for count in histories[0][0]["held_out_frechet"]:
+            steps = [record["step"] for record in histories[0] if record["step"]]
+            found[f"{name}, {count} step{'s' if count != '1' else ''}"] = {
+                "evaluations": [evaluations(recipe, step) for step in steps],
+                "distances": [
+                    [record["held_out_frechet"][count] for record in history if record["step"] in steps]
+                    for history in histories
+                ],
+            }
+    return found
+
+
+def draw(found: dict[str, dict[str, list[Any]]]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for label, curve in found.items():
+        columns = list(zip(*curve["distances"], strict=True))
+        middle = [statistics.median(column) for column in columns]
+        millions = [value / 1e6 for value in curve["evaluations"]]
+        (line,) = axes.plot(millions, middle, marker="o", markersize=3, label=label)
+        axes.fill_between(
+            millions, list(map(min, columns)), list(map(max, columns)), alpha=0.15, color=line.get_color()
+        )
+    axes.set(
+        xlabel="network evaluations in training, millions",
+        ylabel="Frechet distance to the teacher's samples",
+        yscale="log",
+        title="Quality against training cost: median and range over seeds",
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(RESULTS / "seeds.png", dpi=130)
+
+
+def at_equal_cost(found: dict[str, dict[str, list[Any]]]) -> str:
+    """Each curve's median distance when the cheapest recipe ended and halfway there, by linear interpolation."""
+    end = min(curve["evaluations"][-1] for curve in found.values())
+    lines = ["| | " + " | ".join(f"{part * end / 1e6:.2f} M" for part in (0.5, 1.0)) + " | at its own end |"]
+    lines.append("| --- | ---: | ---: | ---: |")
+    for label, curve in found.items():
+        middle = [statistics.median(column) for column in zip(*curve["distances"], strict=True)]
+        cells = [f"{interpolate(curve['evaluations'], middle, part * end):.3f}" for part in (0.5, 1.0)]
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {middle[-1]:.3f} |")
+    return "\n".join(lines)
+
+
+def interpolate(xs: list[float], ys: list[float], x: float) -> float:
+    for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), zip(xs[1:], ys[1:], strict=True), strict=False):
+        if x0 <= x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return ys[0] if x < xs[0] else ys[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--recipes", nargs="+", default=["dmd", "scm", "rcm"], help="names under recipes/pocket")
+    parser.add_argument("--samples", type=int, default=5000, help="images a row of the evaluation (default: 5000)")
+    args = parser.parse_args()
+    folders = [run(recipe, seed) for recipe in args.recipes for seed in range(args.seeds)]
+    report = judge(folders, args.samples)
+    found = curves(args.recipes, args.seeds)
+    draw(found)
+    keys = ["name", "method", "num_steps", "nfe", "samples", "frechet_distance", "training", *FIGURES]
+    rows = [{key: row.get(key) for key in keys} for row in report["rows"]]
+    stored = {"machine": report["machine"], "samples": args.samples, "seeds": args.seeds, "rows": rows, "curves": found}
+    (RESULTS / "seeds.json").write_text(json.dumps(stored, indent=1) + "\n")
+    (RESULTS / "seeds.md").write_text(
+        f"# Several seeds\n\n`python -m benchmarks.seeds --seeds {args.seeds} --recipes {' '.join(args.recipes)}`: "
+        f"the pocket recipes, {args.seeds} seeds each, {args.samples:,} samples a row against real photographs in the "
+        f"pocket classifier's features; mean and standard deviation over seeds.\n\n{table(report, args.seeds)}\n\n"
+        "The held-out Frechet distance to the teacher's own samples at equal cost, in millions of network "
+        f"evaluations (median over seeds):\n\n{at_equal_cost(found)}\n\n![quality against training cost](seeds.png)\n"
+    )
+    print((RESULTS / "seeds.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A run five times longer than its recipe: does it hold its quality, or over-saturate as long runs of DMD are said to?
+
+    python -m benchmarks.stability [--recipes dmd scm] [--times 5]
+
+Trains recipes/pocket/RECIPE.yaml with so many times its steps into runs/stability (resumable), then draws 1,000 images
+from the exported pipeline and from the teacher with the same prompts and compares the mean and the standard deviation
+of their pixels. Writes stability.json and stability.md under benchmarks/results.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from distill.recipe import load
+from teachers import pocket
+
+RUNS, RESULTS = Path("runs/stability"), Path(__file__).parent / "results"
+RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
+BATCH = 50
+
+
+def pixels(folder: Path, call: dict[str, Any], count: int) -> tuple[float, float]:
+    """Mean and standard deviation of the pixels, in [0, 1], of `count` images."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = pocket.balanced_prompts(count)
+    images = [
+        pipeline(
+            prompts[i : i + BATCH], generator=torch.Generator().manual_seed(i), output_type="pt", **call
+        ).images.float()
+        for i in range(0, count, BATCH)
+    ]
+    whole = torch.cat(images)
+    return whole.mean().item(), whole.std().item()
+
+
+def longer(name: str, times: int) -> Path:
+    """The run of `name` with `times` its steps."""
+    steps = load(RECIPES / f"{name}.yaml").train.steps * times
+    overrides = [f"name={name}-x{times}", f"output={RUNS}", f"train.steps={steps}", "train.evaluate_every=200"]
+    subprocess.run([sys.executable, "-m", "distill.train", str(RECIPES / f"{name}.yaml"), *overrides], check=True)
+    return RUNS / f"{name}-x{times}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=["dmd", "scm"], help="names under recipes/pocket")
+    parser.add_argument("--times", type=int, default=5, help="how many times longer (default: 5)")
+    parser.add_argument("--samples", type=int, default=1000)
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in args.recipes:
+        run = longer(name, args.times)
+        record = json.loads((run / "pipeline" / "distill.json").read_text())
+        if not rows:
+            mean, std = pixels(pocket.PIPELINE, record["teacher"]["call"], args.samples)
+            rows.append({"name": "teacher", "mean": mean, "std": std})
+        history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        for entry in record["calls"]:
+            count = str(entry["num_steps"])
+            mean, std = pixels(run / "pipeline", entry["call"], args.samples)
+            distances = {record["step"]: record["held_out_frechet"][count] for record in history}
+            usual = load(RECIPES / f"{name}.yaml").train.steps
+            rows.append(
+                {
+                    "name": f"{run.name}, {count} step(s)",
+                    "mean": mean,
+                    "std": std,
+                    "frechet": {"recipe's length": distances.get(usual), "end": history[-1]["held_out_frechet"][count]},
+                    "worst after the first fifth": max(d for step, d in distances.items() if step >= usual),
+                }
+            )
+    lines = [
+        "| | pixel mean | over the teacher's | pixel std | over the teacher's | held-out Frechet at recipe's length "
+        "| at the end | worst in between |",
+        "| --- |" + " ---: |" * 7,
+    ]
+    for row in rows:
+        ratios = [row[key] / rows[0][key] for key in ("mean", "std")]
+        cells = [f"{row['mean']:.4f}", f"{ratios[0]:.3f}", f"{row['std']:.4f}", f"{ratios[1]:.3f}"]
+        found = [*row["frechet"].values(), row["worst after the first fifth"]] if "frechet" in row else []
+        cells += [f"{value:.3f}" if value is not None else "–" for value in found] or ["–"] * 3
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "stability.json").write_text(json.dumps({"times": args.times, "rows": rows}, indent=1) + "\n")
+    (RESULTS / "stability.md").write_text(
+        f"# Runs {args.times} times longer than their recipes\n\n`python -m benchmarks.stability --recipes "
+        f"{' '.join(args.recipes)} --times {args.times}`: one seed, {args.samples:,} images a row, pixels in [0, 1].\n"
+        + "\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+    print((RESULTS / "stability.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Only the metrics: two folders of images against each other, or a folder's statistics kept as a reference.
+
+    python -m eval images FOLDER_A FOLDER_B [--features clean] [--json figures.json]
+    python -m eval stats FOLDER -o ref.npz [--features clean]
+
+FOLDER_B may be whatever `--reference` of a comparison may be: an .npz, or a named statistic of clean-fid.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from eval.features import Extractor, extractor
+from eval.fid import FrechetTo, statistics
+from eval.folder import features_of_folder
+from eval.inception import MODES
+from eval.intervals import interval, standard_error
+from eval.kid import kid
+from eval.machine import choose_device
+from eval.prdc import LEAST, prdc
+from eval.reference import Reference, reference, save
+
+
+def command(name: str, args: argparse.Namespace) -> None:
+    """Run "images" or "stats". Raises ValueError, one sentence, for whatever a user can mend."""
+    if args.batch_size < 1:
+        raise ValueError(f"a batch holds at least one image, not {args.batch_size}; mend --batch-size")
+    chosen = extractor(args.features, choose_device(args.device), args.inception_weights)
+    features = features_of_folder(args.folder, chosen, args.batch_size)
+    if name == "stats":
+        save(args.out, Reference(*statistics(features), features), chosen)
+        print(f"mu, sigma and features ({chosen.name}) of {len(features):,} images are in {args.out}")
+        return
+    figures = compare(Reference(*statistics(features), features), reference(args.reference, chosen), chosen, args.seed)
+    print(text(figures))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+
+
+def compare(samples: Reference, target: Reference, chosen: Extractor, seed: int = 0) -> dict[str, Any]:
+    """Every figure that the two sets allow, by name; None where the reference keeps no features."""
+    assert samples.features is not None
+    count, dimensions = samples.features.shape
+    measure = FrechetTo(target.mean, target.covariance)
+    distance = measure.distance(samples.mean, samples.covariance)
+    figures: dict[str, Any] = {
+        "name": chosen.figure(count),
+        "features": chosen.name,
+        "samples": count,
+        "reference_images": None if target.features is None else len(target.features),
+        "seed": seed,
+        "frechet_distance": distance,
+        "frechet_interval": None,
+        "kid": None,
+        "kid_standard_error": None,
+        **dict.fromkeys(("precision", "recall", "density", "coverage")),
+        "warnings": shortage(count, dimensions, "samples"),
+    }
+    if count > dimensions:
+        error = standard_error(measure.influence(samples.features, samples.mean, samples.covariance))
+        figures["frechet_interval"] = interval(distance, error)
+    if target.features is not None:
+        figures["warnings"] += shortage(len(target.features), dimensions, "reference images")
+        if chosen.name in MODES:
+            figures["kid"], figures["kid_standard_error"] = kid(samples.features, target.features, seed)
+        if min(count, len(target.features)) >= LEAST:
+            figures |= prdc(target.features, samples.features).figures()
+    return figures
+
+
+def shortage(count: int, dimensions: int, what: str) -> list[str]:
+    """A warning where a covariance lacks rank, which makes Frechet distances too large."""
+    if count > dimensions:
+        return []
+    return [
+        f"{count} {what} cannot fill {dimensions} dimensions: the Frechet distance is too large, and comparable only "
+        "with others of exactly these counts (KID has no such bias)."
+    ]
+
+
+def text(figures: dict[str, Any]) -> str:
+    """The figures, one a line, as the terminal shows them."""
+    low_high = figures["frechet_interval"]
+    lines = [
+        f"{figures['name']:<28} {figures['frechet_distance']:.4f}"
+        + (f"  (95%: {low_high[0]:.4f} to {low_high[1]:.4f}, from the samples' draw)" if low_high else "")
+    ]
+    many = f"@{figures['samples']}"
+    if figures["kid"] is not None:
+        lines.append(f"{'KID-' + figures['features'] + many:<28} {figures['kid']:.6f}")
+    for key in ("precision", "recall", "density", "coverage"):
+        if figures[key] is not None:
+            lines.append(f"{key.capitalize() + many:<28} {figures[key]:.4f}")
+    known = figures["reference_images"]
+    lines.append(f"{'reference images':<28} {'statistics only' if known is None else known}")
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in figures["warnings"])])
