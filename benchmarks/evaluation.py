@@ -125,7 +125,7 @@ def _row(name: str, ours: float, others: float, who: str) -> str:
 
 
 def speed(folder: Path, weights: Path, images: int = 96, rounds: int = 3) -> list[str]:
-    """Table rows of images a second; the contestants take turns, and each one's best round counts."""
+    """Table rows of images a second; the contestants take turns, and medians count."""
     few = files_in(folder)[:images]
     loaded = list(batches(few, BATCH))
     ours, network = extractor("clean", CPU, weights), clean_fids_network("clean", weights)
@@ -144,7 +144,7 @@ def speed(folder: Path, weights: Path, images: int = 96, rounds: int = 3) -> lis
                 seconds[name].append(time.perf_counter() - begun)
     base = statistics.median(seconds["clean-fid, its folder function"])
     return [
-        f"| {name} | {images / statistics.median(taken):.1f} | {base / statistics.median(taken):.2f} x |"
+        f"| {name} | {len(few) / statistics.median(taken):.1f} | {base / statistics.median(taken):.2f} x |"
         for name, taken in seconds.items()
     ]
 
