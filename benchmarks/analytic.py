@@ -10,7 +10,7 @@ Judged by:
   noise; "away" leaves out noise that lies within 0.1 of a basin's boundary (moved that far in one of eight random
   directions, its exact end falls into another component);
 - the distribution: the unbiased energy distance (Szekely & Rizzo 2013) of 5,000 samples to 5,000 exact ones, the mean
-  of four draws. Its "floor" is what two exact sets of that size are apart by chance, the 95th percentile of 40 draws;
+  of four draws. Its "floor" is what exact sets are apart by chance, the 95th percentile of 40 such means;
 - the modes: the largest relative error of a mode's share of 20,000 samples, and of as many exact ones; a mode is a
   component, and of the checkerboard, whose fine components only make up its squares, a square.
 """
@@ -20,6 +20,7 @@ import copy
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def train(distiller: Distiller, teacher: Analytic, budget: Budget, seed: int, wh
             draws = Draws((seed, step, number), 0, budget.batch, budget.batch, CPU)
             data = teacher.mixture.sample(budget.batch, draws.generator).float()
             rows = None if noise is None or ends is None else draws.rows(len(noise))
-            pairs = None if rows is None else Pairs(noise[rows], ends[rows], {})
+            pairs = None if rows is None else partial(Pairs, noise[rows], ends[rows], {})
             loss, _ = distiller(turn, Batch({}, draws, data, pairs), step)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters[turn], 10.0)
@@ -176,12 +177,13 @@ class Map:
 def floor(name: str, teacher: Analytic) -> dict[str, float]:
     """What chance does to exact samples."""
     generator = torch.Generator().manual_seed(3)
-    exact = [teacher.mixture.sample(SAMPLES, generator) for _ in range(80)]
-    distances = torch.tensor([energy_distance(a, b) for a, b in zip(exact[:40], exact[40:], strict=True)])
-    return {
-        "energy": distances.quantile(0.95).item(),
-        "mode_error": mode_error(name, teacher, torch.cat(exact[:DRAWS])),
-    }
+
+    def apart() -> float:
+        return energy_distance(teacher.mixture.sample(SAMPLES, generator), teacher.mixture.sample(SAMPLES, generator))
+
+    means = torch.tensor([sum(apart() for _ in range(DRAWS)) / DRAWS for _ in range(40)])
+    exact = teacher.mixture.sample(DRAWS * SAMPLES, generator)
+    return {"energy": means.quantile(0.95).item(), "mode_error": mode_error(name, teacher, exact)}
 
 
 def judge(name: str, student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map) -> dict[str, Any]:
@@ -210,6 +212,8 @@ def picture(cells: dict[str, Any]) -> None:
         shown = [(f"{name}: exact", teacher.mixture.sample(count, torch.Generator().manual_seed(1)))]
         for kind in METHODS:
             for steps, row in cells.get(f"{name}/{kind}/0", {"rows": {}})["rows"].items():
+                if not (WEIGHTS / f"{name}-{kind}-0.safetensors").is_file():
+                    continue  # a copy of the repository has the figures, not the students
                 student = teacher.perceptron(*SIZES[name])
                 student.load_state_dict(load_file(WEIGHTS / f"{name}-{kind}-0.safetensors"))
                 shown.append((f"{kind}, {steps} step(s)", draw(student, 2, row["times"], 1, count)))
@@ -269,7 +273,7 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
 
 def keep(cells: dict[str, Any]) -> None:
     """Save `cells` beside those that another process may have finished meanwhile."""
-    others = json.loads(CELLS.read_text()) if CELLS.is_file() else {}
+    others = json.loads(CELLS.read_text()) if CELLS.is_file() else {}  # `main` empties it when told --fresh
     temporary = CELLS.with_suffix(".tmp")
     temporary.write_text(json.dumps(others | cells, indent=1) + "\n")
     temporary.replace(CELLS)
@@ -282,7 +286,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs found")
     args = parser.parse_args()
-    cells: dict[str, Any] = json.loads(CELLS.read_text()) if CELLS.is_file() and not args.fresh else {}
+    if args.fresh:
+        CELLS.unlink(missing_ok=True)
+    cells: dict[str, Any] = json.loads(CELLS.read_text()) if CELLS.is_file() else {}
     for name in args.only:
         todo = [(m, s) for s in range(args.seeds) for m in args.methods if f"{name}/{m}/{s}" not in cells]
         if todo:

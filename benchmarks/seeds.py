@@ -7,7 +7,7 @@ Trains recipes/pocket/RECIPE.yaml once a seed into runs/seeds/RECIPE-sSEED, judg
 and writes seeds.json, seeds.md and seeds.png under benchmarks/results. What is there already is not done again.
 
 Cost is counted in network evaluations a training sample, so that methods compare whatever the machine: a forward is 1,
-a forward with its backward 3, an exact tangent 2.3 (benchmarks/results/tangent.md), guidance two forwards.
+a forward with its backward 3, an exact tangent 2.4 (benchmarks/results/tangent.md), guidance two forwards.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FIGURES = {
     "psnr_to_teacher": ("PSNR to the teacher's pictures, dB", 1),
     "prompt_agreement": ("prompt agreement", 3),
 }
-FORWARD, BACKWARD, TANGENT, GUIDED = 1.0, 3.0, 2.3, 2.0
+FORWARD, BACKWARD, TANGENT, GUIDED = 1.0, 3.0, 2.4, 2.0
 
 
 def evaluations(recipe: Recipe, step: int) -> float:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,12 @@ class Dataset:
     def batch(self, draws: Draws) -> Batch:
         rows = draws.rows(len(self.prompt))
         latents = None if self.latents is None else self.latents[rows]
-        return Batch(select(self.cond, self.prompt[rows]), draws, latents, self._pairs(draws))
+        return Batch(select(self.cond, self.prompt[rows]), draws, latents, partial(self._read_pairs, draws))
 
-    def _pairs(self, draws: Draws) -> Pairs | None:
+    def _read_pairs(self, draws: Draws) -> Pairs:
         if self.pairs is None:
-            return None
-        tensors = (x.to(draws.device) for x in self.pairs.rows(draws.rows(len(self.pairs))))
-        noise, endpoint, prompt = tensors
+            raise ValueError("this method asked for no teacher pairs (Distiller.pairs), so there are none to read")
+        noise, endpoint, prompt = (x.to(draws.device) for x in self.pairs.rows(draws.rows(len(self.pairs))))
         return Pairs(noise, endpoint, select(self.cond, prompt))
 
     def held_out(self, count: int) -> Condition:

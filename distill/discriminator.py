@@ -31,7 +31,10 @@ class Discriminator(nn.Module):
         ).to(example[0].device)
 
     def forward(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return self.head(features(denoiser, x_t, t, cond)).flatten(1).mean(1)
+        found = features(denoiser, x_t, t, cond)
+        with torch.autocast(found.device.type, enabled=False):  # logits of half precision would be steps, not a slope
+            logits: Tensor = self.head(found)
+        return logits.flatten(1).mean(1)
 
 
 def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -85,14 +88,16 @@ def approximate_r1(
     discriminator: Discriminator,
     denoiser: Denoiser,
     real: tuple[Tensor, Tensor, Condition],
-    logits: Tensor,
     noise: Tensor,
-    sigma: float = 0.01,
 ) -> Tensor:
-    """R1, E|dD/dx|^2 at `real` samples (x_t, t, cond) of known `logits` (B,), as |D(x + sigma n) - D(x)|^2 / sigma^2.
+    """R1, E|dD/dx|^2 at `real` samples (x_t, t, cond), as E|D(x + sigma n) - D(x)|^2 / sigma^2; a scalar.
 
     Lin et al. 2025 (arXiv 2501.08316, section 3.4): for small sigma and n ~ N(0, I) its mean is R1 itself (Mescheder et
-    al. 2018), without the second derivative that fused attention does not have.
+    al. 2018), without the second derivative that fused attention does not have. Both logits are made without autocast,
+    and sigma is 0.01 for a float32 network and 0.1 for one in half precision, which would not see less.
     """
     x_t, t, cond = real
-    return ((discriminator(denoiser, x_t + sigma * noise, t, cond) - logits) / sigma).square().mean()
+    sigma = 0.01 if next(denoiser.parameters()).dtype == torch.float32 else 0.1
+    with torch.autocast(x_t.device.type, enabled=False):
+        here, there = (discriminator(denoiser, x, t, cond) for x in (x_t, x_t + sigma * noise))
+    return ((there - here) / sigma).square().mean()

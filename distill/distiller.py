@@ -5,7 +5,7 @@ an optimizer, an accelerator or a pipeline. Register it under the entry-point gr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -35,7 +35,7 @@ class Batch:
     cond: Condition
     draws: Draws
     latents: Tensor | None = None
-    pairs: Pairs | None = None  # where the method asked for them
+    pairs: Callable[[], Pairs] | None = None  # reads as many pairs as there are rows, where the method asked for them
 
     def __len__(self) -> int:
         return len(self.draws)

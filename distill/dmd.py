@@ -24,6 +24,8 @@ from teachers.trigflow import add_noise, expand, to_velocity
 
 KARRAS = (0.002, 80.0, 7.0)  # sigma_min, sigma_max, rho (Karras et al. 2022, arXiv 2206.00364, equation 5)
 
+DROPPED = 0.1  # share of prompts left out for a guided fake score
+
 
 @dataclass
 class DMDOptions:
@@ -62,9 +64,13 @@ class DMD(Distiller):
             low, high = getattr(options, name)
             if not 0 <= low < high <= 1:
                 raise ValueError(f"method.{name} is {(low, high)}; it has to rise within [0, 1]")
+        if options.regression_weight and options.regression_pairs < 1:
+            raise ValueError("method.regression_pairs is 0 while method.regression_weight is not; make 1 pair at least")
+        if options.r1_weight and not options.gan_weight:
+            raise ValueError("method.r1_weight penalises a discriminator, and there is none: set method.gan_weight too")
         self.times = self.angles(options.timesteps)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher (DMD, section 3.2)
-        self.discriminator = Discriminator(self.fake_score, self._example()) if options.gan_weight else None
+        self.discriminator = Discriminator(self._features(), self._example()) if options.gan_weight else None
         self.lpips = Lpips(self._device()) if self._by_lpips() else None
 
     @classmethod
@@ -103,7 +109,7 @@ class DMD(Distiller):
         )
 
     def noise_level(self, batch: Batch, limits: tuple[float, float] | None = None) -> Tensor:
-        """Angles (B,), uniform within `limits` (default: noise_range) of the timesteps [2] or of Karras' grid."""
+        """Angles (B,), uniform within `limits` (default: noise_range) of timesteps (DMD, 3.2) or of Karras' grid."""
         low, high = self.options.noise_range if limits is None else limits
         share = low + (high - low) * batch.draws.uniform().double()
         path = self.student.path
@@ -118,7 +124,7 @@ class DMD(Distiller):
     def student_turn(self, batch: Batch) -> tuple[Tensor, Logs]:
         x = self.generate(batch)
         t = self.noise_level(batch)
-        x_t = add_noise(x.detach(), batch.draws.normal(*x.shape[1:]), t)  # q_t(x_t | x) [1]
+        x_t = add_noise(x.detach(), batch.draws.normal(*x.shape[1:]), t)  # q_t(x_t | x) [3]
         gradient, spread = self.gradient(x.detach(), x_t, t, batch.cond)
         # [7]: the gradient of 0.5 |x - stop(x - gradient)|^2 with respect to x is `gradient`.
         loss = 0.5 * (x - (x.detach() - gradient)).square().mean()
@@ -128,7 +134,7 @@ class DMD(Distiller):
                 adversarial = F.softplus(-self.judge(batch, x)[0]).mean()  # -log D(F(G(z), t)) (4.3)
             loss = loss + self.options.gan_weight * adversarial
             logs["adversarial"] = adversarial.detach()
-        if self.options.regression_weight and batch.pairs is not None:
+        if self.options.regression_weight:
             regression = self.regression(batch)
             loss = loss + self.options.regression_weight * regression
             logs["regression"] = regression.detach()
@@ -151,13 +157,17 @@ class DMD(Distiller):
             fake = without + self.options.fake_score_guidance * (fake - without)
         sin, cos = (expand(f(t), x) for f in (torch.sin, torch.cos))
         spread = (x - (cos * x_t - sin * real)).abs().flatten(1).mean(1).clamp_min(1e-5)
-        weight = {"dmd": 1 / expand(spread, x), "karras": 1 / sin.square(), "uniform": torch.ones_like(sin)}
+        weight = {
+            "dmd": 1 / expand(spread, x),
+            "karras": 1 / sin.square().clamp_min(1e-4),
+            "uniform": torch.ones_like(sin),
+        }
         return weight[self.options.weighting] * sin * (real - fake), spread
 
     def regression(self, batch: Batch) -> Tensor:
         """E l(G(z), y) on pairs of noise z and the teacher's endpoint y [9], by the first step of several."""
         assert batch.pairs is not None
-        noise, endpoint, cond = batch.pairs
+        noise, endpoint, cond = batch.pairs()
         made = sample(self.student, noise, self.times[:1], cond, lambda: noise)
         if self.lpips is None:
             return (made - endpoint).square().mean()
@@ -172,7 +182,7 @@ class DMD(Distiller):
             x = self.generate(batch)
         t = self.noise_level(batch)
         noise = batch.draws.normal(*x.shape[1:])
-        velocity = self.fake_score.velocity(add_noise(x, noise, t), t, batch.cond)
+        velocity = self.fake_score.velocity(add_noise(x, noise, t), t, self._dropped(batch))
         error = (velocity - to_velocity(x, noise, t)).square().flatten(1).mean(1)
         # [6] weighs the denoising loss. A velocity error is EDM's weight (1 / sigma^2 + 1 / sigma_d^2) on x0's, and is
         # epsilon's error over cos t and x0's over sin t.
@@ -194,7 +204,7 @@ class DMD(Distiller):
         logs = {"real_logit": real.mean().detach(), "fake_logit": fake.mean().detach()}
         if self.options.r1_weight:
             noise = batch.draws.normal(*x.shape[1:])
-            penalty = approximate_r1(self.discriminator, self._features(), place, real, noise)
+            penalty = approximate_r1(self.discriminator, self._features(), place, noise)
             loss = loss + self.options.r1_weight * penalty
             logs["r1"] = penalty.detach()
         return loss, logs | {"discriminator": loss.detach()}
@@ -205,6 +215,14 @@ class DMD(Distiller):
         t = self.noise_level(batch, self.options.gan_noise_range)
         place = add_noise(x, batch.draws.normal(*x.shape[1:]), t), t, batch.cond
         return self.discriminator(self._features(), *place), place
+
+    def _dropped(self, batch: Batch) -> Condition:
+        """The batch's condition; where the fake score is guided, some rows lose their prompt, so that its unguided
+        branch follows the student too."""
+        if self.options.fake_score_guidance == 1.0 or not self.teacher.guided:
+            return batch.cond
+        drop, empty = batch.draws.uniform() < DROPPED, self.teacher.unconditional(batch.cond)
+        return {key: torch.where(expand(drop, value), empty[key], value) for key, value in batch.cond.items()}
 
     def _features(self) -> Denoiser:
         return self.fake_score if self.options.gan_features == "fake_score" else self.teacher.denoiser

@@ -103,7 +103,9 @@ class Engine:
         for block in reversed(list(network.modules())):
             if block is not network and type(block).__name__ in names:
                 fully_shard(block, **options)
-        return fully_shard(network, **options)
+        # The root stays whole between forward and backward (PyTorch's own default): a discriminator reads features from
+        # within, and a backward that starts there would find the root's parameters away.
+        return fully_shard(network, **(options | {"reshard_after_forward": False}))
 
     def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged in a step's last micro-batch only."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from distill import data
 from distill.draws import Draws
+from distill.engine import PATIENCE
 from distill.errors import speak
 from distill.recipe import DTYPES, Recipe, load, options
 from distill.registry import TEACHERS, find
@@ -69,6 +70,7 @@ def make(
     seeds = torch.arange(count).split(SHARD)
     files = [folder / f"{number:06d}.safetensors" for number in range(len(seeds))]
     missing = [number for number, file in enumerate(files) if not _complete(file, digest, len(seeds[number]))]
+    engine.wait_for_everyone()  # all have looked before any writes: otherwise their lists differ
     mine = missing[engine.process_index :: engine.num_processes]
     total = sum(len(seeds[number]) for number in mine)
     bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (mine and engine.is_main_process))
@@ -96,7 +98,8 @@ def _shard(
         [Draws((recipe.seed, "pair", i), 0, 1, 1, torch.device("cpu")).normal(*teacher.shape) for i in seeds.tolist()]
     )
     ends = []
-    for z, rows in zip(noise.split(data.ENCODE_BATCH), prompt.split(data.ENCODE_BATCH), strict=True):
+    size = max(1, recipe.train.batch_size // recipe.train.accumulation)  # what fits in training fits here
+    for z, rows in zip(noise.split(size), prompt.split(size), strict=True):
         chosen = select(cond, rows.to(device))
         ends.append(follow(teacher, z.to(device), chosen, steps, recipe.teacher.guidance).cpu())
         bar.update(len(z))
@@ -144,7 +147,8 @@ def command() -> None:
         )
     family = find(TEACHERS, recipe.teacher.family)
     plan = data.plan(recipe.data, False, family.guided)
-    engine = Accelerator(cpu=not torch.cuda.is_available())
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)  # some processes may have a shard less to make
+    engine = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     with claim(recipe.folder) if engine.is_main_process else nullcontext():
         teacher = family.load(
             recipe.teacher.path, engine.device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data

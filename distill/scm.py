@@ -21,6 +21,8 @@ from teachers.denoiser import BEND, Condition, Denoiser
 from teachers.teacher import Teacher
 from teachers.trigflow import HALF_PI, add_noise, expand, to_velocity
 
+EDGE = 1e-4  # radians; more than a finite difference's step
+
 
 @dataclass
 class SCMOptions:
@@ -49,7 +51,7 @@ class LogVariance(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         phase = t[:, None] * self.get_buffer("frequencies")
-        return self.linear(torch.cat([phase.sin(), phase.cos()], dim=1))[:, 0]
+        return self.linear(torch.cat([phase.sin(), phase.cos()], dim=1)).flatten()
 
 
 class SCM(Distiller):
@@ -113,10 +115,13 @@ class SCM(Distiller):
         return tuple(range(1, len(times) + 1))
 
     def noise_level(self, batch: Batch) -> Tensor:
-        """t = arctan(e^tau), tau ~ N(P_mean, P_std^2) [section 4.1], kept within the teacher's schedule."""
+        """t = arctan(e^tau), tau ~ N(P_mean, P_std^2) (section 4.2), kept just within the teacher's schedule.
+
+        At its very ends the schedule's table stops, and a derivative in time would see the stop.
+        """
         mean, std = self.options.proposal
         tau = mean + std * math.sqrt(2) * torch.erfinv((2 * batch.draws.uniform() - 1).clamp(-0.9999, 0.9999))
-        return torch.atan(torch.exp(tau)).clamp(self.student.path.t_min, self.student.path.t_max)
+        return torch.atan(torch.exp(tau)).clamp(self.student.path.t_min + EDGE, self.student.path.t_max - EDGE)
 
     def forward(self, turn: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         assert batch.latents is not None
@@ -136,15 +141,16 @@ class SCM(Distiller):
         warm = min(1.0, (step - self.options.adaptation_steps + 1) / self.options.tangent_warmup)
         g, frozen = self.target(x_t, t, drift, cond, warm)
         norm = g.flatten(1).norm(dim=1)
-        finite = torch.isfinite(norm)
+        finite = torch.isfinite(norm) & torch.isfinite(frozen.flatten(1).sum(1))
         g = torch.where(expand(finite, g), g / expand(norm + self.options.tangent_offset, g), 0.0)
         # [8]: |F - stop(F) - g|^2: the step that turns f, along the trajectory, towards a constant.
         velocity = self.student.velocity(x_t, t, cond)
+        velocity = torch.where(expand(finite, g), velocity, 0.0)  # before it is used: 0 times NaN is NaN in backward
         error = (velocity - velocity.detach() - g).square().flatten(1).sum(1)
         error = error / self.student.gain(t).square()  # counted in the network's output, so that no end of time rules
         logs = {
             "tangent_norm": torch.where(finite, norm, 0.0).mean(),
-            "masked_samples": (~finite).float().sum(),
+            "masked_share": (~finite).float().mean(),  # of the samples, left out because they are not finite
             "tangent_agreement": (velocity.detach() - frozen).abs().mean(),
         }
         if self.log_variance is None:
@@ -160,7 +166,7 @@ class SCM(Distiller):
 
         df/dt = -cos t (F - dx/dt) - sin t (x_t + dF/dt) [6], dx/dt the `drift`; `warm` in (0, 1] scales the second half
         (section 4.2). The prior weight 1 / tan t (section 4.2) times sin t is the cos t in front. The tangent is taken
-        along cos t sin t (dx/dt, 1), which cannot overflow (section 4.2, JVP rearrangement).
+        along cos t sin t (dx/dt, 1), which cannot overflow (section 5.1, JVP rearrangement).
         """
         sin, cos = (expand(f(t), x_t) for f in (torch.sin, torch.cos))
         along = sin * cos

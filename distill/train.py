@@ -106,6 +106,8 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     with accelerator.main_process_first():
         monitor = Monitor(recipe, teacher, dataset, features, device, chief) if chief or engine.sharding else None
         history, losses = (Journal(folder / f"{name}.jsonl", start) for name in ("history", "log"))
+    if settings.shard_teacher and settings.steps:
+        engine.shard(teacher.denoiser.network)
     if settings.tracker != "none":
         accelerator.init_trackers(recipe.name, config=_flat(dataclasses.asdict(recipe)))
 

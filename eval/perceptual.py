@@ -47,7 +47,8 @@ class Lpips:
         self.metric: nn.Module = metric.requires_grad_(False).eval().to(device)
 
     def __call__(self, one: Tensor, two: Tensor) -> Tensor:
-        distance: Tensor = self.metric(one.float(), two.float())
+        with torch.autocast(one.device.type, enabled=False):
+            distance: Tensor = self.metric(one.float(), two.float())
         return distance.flatten()
 
 

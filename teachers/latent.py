@@ -71,7 +71,8 @@ class LatentTeacher(Teacher):
         vae = self.stock.vae
         scale, offset = self._affine()
         native = latents * self.denoiser.path.sigma_data * scale + offset
-        return vae.decode(native.to(vae.device, vae.dtype), return_dict=False)[0].float()
+        with torch.autocast(vae.device.type, enabled=False):  # some autoencoders overflow in half precision
+            return vae.decode(native.to(vae.device, vae.dtype), return_dict=False)[0].float()
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """What the autoencoder takes is scale * (native latents) + offset; (1, C or 1, 1, 1) each."""

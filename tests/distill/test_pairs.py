@@ -1,6 +1,8 @@
 """Teacher pairs: what they are, that they are made once, and that nothing stops them from being finished."""
 
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -71,6 +73,12 @@ def test_what_exists_is_kept_and_what_is_damaged_is_made_again(ready):
     assert first.stat().st_mtime_ns == stamp
 
 
+def test_pairs_that_nobody_asked_for_are_named(ready):
+    dataset = data.Dataset(["a"], ready[1], torch.arange(3))
+    with pytest.raises(ValueError, match="no teacher pairs"):
+        dataset.batch(data.Draws(("x",), 0, 5, 5, CPU)).pairs()
+
+
 def test_other_settings_make_other_pairs(ready):
     _, _, build, cache = ready
     two, three = everything(build(steps=2)), everything(build(steps=3))
@@ -79,24 +87,37 @@ def test_other_settings_make_other_pairs(ready):
 
 
 def test_processes_share_the_shards_without_overlap(ready, monkeypatch):
+    """Two ranks of which the second arrives late: both look before either writes, and each makes its own half."""
     build = ready[2]
-    made = []
+    made: list[int] = []
     original = pairs._shard
     monkeypatch.setattr(pairs, "_shard", lambda seeds, *args: made.append(seeds[0].item()) or original(seeds, *args))
-    monkeypatch.setattr(pairs, "load_file", lambda file: {})  # the other process's shards are not there yet
-    for rank in (0, 1):
-        monkeypatch.setattr(Accelerator, "process_index", rank)
-        monkeypatch.setattr(Accelerator, "num_processes", 2)
-        monkeypatch.setattr(pairs, "_complete", lambda file, digest, rows: False)  # both looked before either wrote
-        build(count=12)
+    barrier = threading.Barrier(2, timeout=60)
+    rank = threading.local()
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "process_index", property(lambda self: rank.number))
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: barrier.wait())
+    stores: list[Store] = []
+
+    def process(number: int) -> None:
+        rank.number = number
+        time.sleep(0.5 * number)
+        stores.append(build(count=12))
+
+    threads = [threading.Thread(target=process, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert sorted(made) == [0, 4, 8]
+    assert len(stores) == 2 and all(torch.equal(a, b) for a, b in zip(*map(everything, stores), strict=True))
 
 
 def test_batches_carry_pairs_with_their_own_captions(ready):
     _, cond, build, _ = ready
     dataset = data.Dataset(["a", "b", "c"], cond, torch.arange(3), None, build())
     batch = dataset.batch(data.Draws(("x",), 0, 5, 5, CPU))
-    noise, endpoint, chosen = batch.pairs
+    noise, endpoint, chosen = batch.pairs()
     assert noise.shape == endpoint.shape and len(noise) == 5
     known = everything(dataset.pairs)
     for i in range(5):

@@ -132,8 +132,55 @@ def test_samples_that_are_not_finite_are_masked_and_counted():
     batch = Batch({}, Draws(("t",), 0, 8, 8, CPU), torch.randn(8, 2))
     loss, logs = scm("student", batch, 1000)
     loss.backward()
-    assert logs["masked_samples"] == 1
+    assert logs["masked_share"] == 1 / 8
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in scm.student.parameters())
+
+
+def test_a_velocity_that_is_not_finite_masks_its_sample_only():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, sample, timestep, return_dict=True):
+            wrong = torch.zeros(len(sample), 1)
+            wrong[3] = math.nan
+            return (sample * self.weight + wrong,)
+
+    scm = method()
+    scm.student = Denoiser(Broken(), Flow(), "flow_prediction")
+    loss, logs = scm("student", Batch({}, Draws(("t",), 0, 8, 8, CPU), torch.randn(8, 2)), 1000)
+    loss.backward()
+    assert logs["masked_share"] == 1 / 8
+    assert loss.isfinite() and scm.student.network.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["jvp", "finite_difference"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_tangent_does_not_see_the_end_of_the_schedules_table(prediction, kind):
+    """At the noisiest angle that is drawn the derivative is what it is a little before."""
+
+    class Smooth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, sample, timestep, return_dict=True):
+            return (self.scale * torch.sin(sample + timestep[:, None] / 3),)
+
+    path = VariancePreserving(sd15_scheduler().alphas_cumprod)
+    scm = method(tangent=kind, proposal=(30.0, 0.1))  # every draw wants to lie beyond the end
+    scm.student = Denoiser(Smooth(), path, prediction, time_scale=8.0)
+    last = scm.noise_level(Batch({}, Draws(("e",), 0, 4, 4, CPU)))
+    assert last.max() < path.t_max
+    x, drift = torch.randn(4, 2), torch.randn(4, 2)
+    slopes = []
+    for t in (last, last - 1e-3):
+        along = torch.sin(t) * torch.cos(t)
+        slopes.append(
+            scm.tangent(lambda x, t: scm.student.velocity(x, t, {}), (x, t), (along[:, None] * drift, along))[1]
+        )
+    assert (slopes[0] - slopes[1]).norm() < 0.1 * slopes[1].norm()
 
 
 def test_learned_weighting_starts_at_one_and_is_trained():

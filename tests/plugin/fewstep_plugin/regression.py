@@ -20,7 +20,7 @@ class Regression(Distiller):
         return options.pairs, options.teacher_steps
 
     def forward(self, turn: str, batch: Batch, step: int):
-        noise, endpoint, cond = batch.pairs
+        noise, endpoint, cond = batch.pairs()
         made = sample(self.student, noise, [self.student.path.t_max], cond, batch.draws.normal)
         loss = (made - endpoint).square().mean()
         return loss, {"loss": loss.detach()}
