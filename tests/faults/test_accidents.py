@@ -157,6 +157,7 @@ def test_a_gradient_scaler_skips_steps_too_and_its_state_is_kept():
 
 
 def test_two_signals_for_one_wish_are_one_and_a_later_one_does_not_wait(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     stop = Stop()
     try:
         signal.raise_signal(signal.SIGINT)
@@ -168,6 +169,7 @@ def test_two_signals_for_one_wish_are_one_and_a_later_one_does_not_wait(monkeypa
             signal.raise_signal(signal.SIGINT)
     finally:
         stop.restore()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_journal_survives_a_disk_without_room(tmp_path):
