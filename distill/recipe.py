@@ -33,8 +33,11 @@ class TeacherRecipe:
 
 @dataclass
 class DataRecipe:
-    prompts: str | None = None  # a text file, one prompt a line, or "pocket"
-    images: str | None = None  # a folder of images with captions, or "pocket"
+    prompts: str | None = None  # "pocket", a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet
+    images: str | None = None  # "pocket", a folder of images with captions, .parquet or .tar files, a hub's data set
+    column: str | None = None  # which column holds the words; None: text, prompt or caption
+    streaming: bool = False  # read .parquet, .tar or the hub once from front to back, and copy nothing
+    limit: int = 0  # take the first so many rows; 0 means all
 
 
 @dataclass
@@ -106,6 +109,11 @@ class Recipe:
     @property
     def folder(self) -> Path:
         return Path(self.output) / self.name
+
+    @property
+    def cache(self) -> Path:
+        """Where encoded prompts and images lie, for all runs of one output folder."""
+        return Path(self.output) / ".cache"
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
@@ -231,6 +239,8 @@ def _check_meaning(recipe: Recipe) -> None:
     for key in ("steps", "evaluate_every", "keep_every"):
         if getattr(train, key) < 0:
             raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 0")
+    if recipe.data.limit < 0:
+        raise ValueError(f"data.limit is {recipe.data.limit}; it has to be at least 0, which means all")
     if train.batch_size % train.accumulation:
         raise ValueError(
             f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches "
