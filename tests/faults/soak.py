@@ -5,8 +5,8 @@
 Samples the resident memory of a training process every second from its first checkpoint on, evaluations and checkpoints
 included, and ends it with SIGTERM. What counts is the second half of the time (of an hour, the last half hour): the
 straight line through its samples by least squares, which no single sample bends, and beside it the mean of its last
-fifth over that of its first, which sees a step that a line would soften. Prints one line of JSON; exit code 1 where either
-rises by 1%.
+fifth over that of its first, which sees a step that a line would soften. Prints one line of JSON; exit code 1 where
+either rises by 1%.
 """
 
 import argparse
