@@ -16,21 +16,19 @@ PROMPTS = "training_prompts.txt"  # in the pipeline's folder
 
 
 def export(
-    recipe: Recipe,
+    run: Path,
     teacher: Teacher,
-    distiller: Distiller,
     student: Denoiser,
     times: Sequence[float],
-    cost: dict[str, Any],
-    features: str,
+    record: dict[str, Any],
     captions: Sequence[str],
 ) -> Path:
-    """Write runs/NAME/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic.
+    """Write `run`/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic.
 
-    The distinct `captions` of the training travel along, for the report to draw with where the recipe names no others.
+    `record` is what `describe` says of it. The distinct `captions` of the training travel along, for the report to draw
+    with where the recipe names no others.
     """
-    record = describe(recipe, teacher, distiller, student, times, cost, features)
-    final, temporary = recipe.folder / "pipeline", recipe.folder / ".pipeline.tmp"
+    final, temporary = run / "pipeline", run / ".pipeline.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline = teacher.pipeline(student, times)
     save_pipeline(pipeline, temporary)

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,8 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.data import Dataset, cached
+from distill.distiller import Distiller
 from distill.draws import Draws
 from distill.recipe import Recipe
+from distill.run import Journal
 from distill.sampling import follow, sample
 from eval.features import Extractor, extractor
 from eval.fid import frechet_from_statistics, statistics
@@ -113,6 +116,48 @@ class Monitor:
         Image.fromarray(array.numpy()).save(path)
         (path.parent / "rows.json").write_text(json.dumps(["teacher", *rows]))
         return picture
+
+    def evaluate(
+        self,
+        history: Journal,
+        distiller: Distiller,
+        average: Denoiser,
+        step: int,
+        seconds: float,
+        trackers: Sequence[Any],
+    ) -> None:
+        """Held-out Frechet distances at every number of steps, a grid of samples, one line of `history`.
+
+        Every process that has a monitor calls it; the one that writes tells the screen and the `trackers`.
+        """
+        times = distiller.candidate_times()[0]
+        counts = distiller.step_counts(times)
+        distances = {f"{n}": self.distance(average, times[:n]) for n in counts}
+        rows = {f"student, {n} steps": (average, times[:n]) for n in counts}
+        rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.pictured().items()}
+        picture = self.grid(step, rows)
+        if not self.writes:
+            return
+        history.append({"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances})
+        tqdm.write(
+            f"step {step}: held-out Frechet distance to the teacher "
+            + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
+        )
+        for tracker in trackers:
+            tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image("samples", picture, step)
+
+    def best_times(self, distiller: Distiller, average: Denoiser) -> list[float]:
+        """The candidate times with the smallest held-out distance; the first where there is no choice."""
+        candidates = distiller.candidate_times()
+        if len(candidates) == 1:
+            return candidates[0]
+        asked = tqdm(candidates, desc="choosing the second step's time", disable=not self.writes)
+        scored = [(self.distance(average, times), times) for times in asked]
+        for distance, times in scored if self.writes else []:
+            print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
+        return min(scored)[1]
 
 
 def choose_features(recipe: Recipe) -> str:
