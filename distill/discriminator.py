@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.compiled import eager
 from teachers.denoiser import Condition, Denoiser
 
 MIDDLES = ("mid_block", "transformer_blocks", "layers")  # UNets; DiT, PixArt, SD3, Flux, Sana; the analytic perceptron
@@ -42,7 +43,8 @@ def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Ten
     found: list[Tensor] = []
     hook = middle(denoiser.network).register_forward_hook(lambda module, args, output: found.append(tokens(output)))
     try:
-        denoiser.velocity(x_t, t, cond)
+        with eager():  # a compiled network would not call the hook
+            denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
     return found[0]
