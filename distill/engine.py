@@ -143,9 +143,9 @@ class Engine:
         optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def follow(self, average: Denoiser, student: Denoiser, decay: float) -> None:
+    def follow(self, average: list[nn.Parameter], student: list[nn.Parameter], decay: float) -> None:
         """average <- decay average + (1 - decay) student, each process its own part."""
-        into, of = ([_local(p.detach()) for p in denoiser.parameters()] for denoiser in (average, student))
+        into, of = ([_local(p) for p in parameters] for parameters in (average, student))
         torch._foreach_lerp_(into, of, 1 - decay)
 
     # --- state --------------------------------------------------------------------------------------------------------
