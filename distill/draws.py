@@ -32,16 +32,14 @@ class Draws:
 
         Philox is a function of key and counter (Salmon et al. 2011): here of the key, the call and the block of rows.
         """
-        first = self._rows.start // BLOCK
-        blocks = [
-            np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, self._calls, number])).standard_normal(
-                (BLOCK, *shape), dtype=np.float32
-            )
-            for number in range(first, -(-self._rows.stop // BLOCK))
-        ]
+        first, last = self._rows.start // BLOCK, -(-self._rows.stop // BLOCK)
+        whole = np.empty(((last - first) * BLOCK, *shape), dtype=np.float32)
+        for number in range(first, last):
+            philox = np.random.Philox(key=self._key, counter=[0, 0, self._calls, number])
+            into = whole[(number - first) * BLOCK : (number - first + 1) * BLOCK]
+            np.random.Generator(philox).standard_normal(dtype=np.float32, out=into)
         self._calls += 1
-        whole = torch.from_numpy(np.concatenate(blocks))
-        return self._send(whole[self._rows.start - first * BLOCK : self._rows.stop - first * BLOCK])
+        return self._send(torch.from_numpy(whole)[self._rows.start - first * BLOCK : self._rows.stop - first * BLOCK])
 
     def uniform(self) -> Tensor:
         """Stratified uniform on [0, 1), (rows,): one per equal slice of the interval, in random order."""

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.compiled import eager
 from distill.data import Dataset, cached
 from distill.distiller import Distiller
 from distill.draws import Draws
@@ -54,11 +55,12 @@ class Monitor:
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._draw(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         key = f"{recipe.teacher} {features} {self.count} {steps} {recipe.seed} {data.captions}"
-        self.teacher_side = cached(
-            recipe.folder / "cache" / "teacher.safetensors",
-            key,
-            lambda: self._teacher(steps, guidance, self._draw(recipe, "teacher")),
-        )
+        with eager():
+            self.teacher_side = cached(
+                recipe.folder / "cache" / "teacher.safetensors",
+                key,
+                lambda: self._teacher(steps, guidance, self._draw(recipe, "teacher")),
+            )
 
     @torch.no_grad()
     def _teacher(self, steps: int, guidance: float, draw: torch.Generator) -> dict[str, Tensor]:
@@ -88,7 +90,8 @@ class Monitor:
         for rows in torch.arange(count).split(CHUNK):
             noise = self.noise[rows].to(self.device)
             again = partial(self._noise, noise.shape, draw)
-            made.append(images01(self.teacher, sample(student, noise, times, self._cond(rows), again)))
+            with eager():  # batches of another size than the run's are not worth compiling for
+                made.append(images01(self.teacher, sample(student, noise, times, self._cond(rows), again)))
         return torch.cat(made)
 
     @torch.no_grad()

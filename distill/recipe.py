@@ -58,6 +58,7 @@ class TrainRecipe:
     max_norm: float = 1.0  # gradient clipping
     ema: float = 0.99
     precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
+    compile: Literal["none", "blocks", "networks"] = "none"  # torch.compile: repeated blocks, or whole networks
     checkpoint_every: int = 200
     keep_checkpoints: int = 2  # the newest so many
     keep_every: int = 0  # and for good those whose step this divides; 0 keeps none of them

@@ -95,6 +95,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
         accelerator.print(note)
     engine.check_same(start, "checkpoints")
     model = engine.prepare(distiller, average)
+    followed = list(average.parameters()), list(distiller.student.parameters())
     networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
     rates = {turn: recipe.optimizers.get(turn, OptimizerRecipe()) for turn in networks}
     optimizers = {turn: _optimizer(networks[turn], rates[turn]) for turn in networks}
@@ -143,7 +144,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             logs[f"{turn}/gradient_norm"].append(norm)
             skips.check(optimizer, turn, number, step, norm, loss)
             engine.update(optimizer)
-        engine.follow(average, distiller.student, min(settings.ema, (1 + step) / (10 + step)))
+        engine.follow(*followed, min(settings.ema, (1 + step) / (10 + step)))
         step += 1
         bar.update()
 

@@ -77,15 +77,18 @@ class Denoiser(nn.Module):
 
     def pair(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         """The network's (x0, z) at x_t (B, ...) of unit variance and angles t (B,) in [t_min, t_max]; dtype of x_t."""
-        alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in self.path.native(self.reading(t)))
-        sigma_data = self.path.sigma_data
-        native = expand(self.path.scale(t), x_t).to(x_t.dtype) * x_t
+        timestep, reading, sigma_data = self.path.timestep(t), self.reading(t), self.path.sigma_data
+        here = self.path.coefficients(timestep)
+        read = here if reading is t else self.path.native(reading)
+        alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in read)
+        native = expand(self.path.norm(*here), x_t).to(x_t.dtype) * x_t
+        told = timestep.float() if self.time_scale is None else self.clock(t)
         weight = next(self.network.parameters(), x_t)
         rows = {key: value.to(x_t.device).expand(len(x_t), *value.shape[1:]) for key, value in self.defaults.items()}
         cond = {**rows, **cond}
         # Half-precision weights take half-precision inputs; the clock stays in float32, and so do whole numbers.
         cond = {key: value.to(weight.dtype) if value.is_floating_point() else value for key, value in cond.items()}
-        output = self.call(self.network, native.to(weight.dtype), self.clock(t), cond)
+        output = self.call(self.network, native.to(weight.dtype), told, cond)
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks that also learn a variance append it
         if self.prediction == "epsilon":
             x0 = (native - sigma * output) / (alpha * sigma_data)
