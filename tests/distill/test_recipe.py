@@ -69,7 +69,7 @@ def test_a_teacher_says_its_family_itself(recipe):
     recipe.write_text(recipe.read_text().replace("family: stable_diffusion, ", ""))
     assert load(recipe).teacher.family == "stable_diffusion"
     assert load(recipe, ["teacher.path=pocket"]).teacher.family == "stable_diffusion"
-    with pytest.raises(ValueError, match="there is no pipeline folder ./gone"):
+    with pytest.raises(ValueError, match=r"there is no pipeline folder \./gone"):
         load(recipe, ["teacher.path=./gone"])
 
 
