@@ -29,7 +29,7 @@ class TeacherRecipe:
     guidance: float = 1.0  # classifier-free guidance baked into the student; 1.0 means none
     num_steps: int = 50  # the teacher's usual number of steps, which the report compares with
     sigma_data: float = 1.0  # standard deviation of the native latents or pixels
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32, bfloat16 in the shared tier
 
 
 @dataclass
@@ -74,6 +74,13 @@ class TrainRecipe:
 
 
 @dataclass
+class MemoryRecipe:
+    tier: Literal["full", "shared"] = "full"  # whole networks, or LoRA adapters on the one network of the teacher
+    rank: int = 64  # of the adapters
+    checkpointing: bool = False  # keep few activations and compute the others again in backward
+
+
+@dataclass
 class EvaluationRecipe:
     features: str = "auto"  # "pocket", "inception", "pixels"; auto: "pocket" for the pocket teacher, else "pixels"
     prompts: str | None = None  # as data.prompts; None means the training prompts
@@ -92,7 +99,13 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     optimizers: dict[str, OptimizerRecipe] = field(default_factory=dict)  # one a turn of the method
     train: TrainRecipe = field(default_factory=TrainRecipe)
+    memory: MemoryRecipe = field(default_factory=MemoryRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+
+    def __post_init__(self) -> None:
+        if self.teacher.precision == "auto":
+            precision = "bfloat16" if self.memory.tier == "shared" else "float32"
+            self.teacher = dataclasses.replace(self.teacher, precision=precision)
 
     @property
     def folder(self) -> Path:
@@ -255,6 +268,8 @@ def _check_meaning(recipe: Recipe) -> None:
         )
     if recipe.evaluation.prompts is not None:
         read_prompts(recipe.evaluation.prompts)
+    if recipe.memory.rank < 1:
+        raise ValueError(f"memory.rank is {recipe.memory.rank}; an adapter has rank 1 at least")
     if not 0 <= train.ema < 1:
         raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")
     if train.evaluate_samples < 2:

@@ -34,6 +34,9 @@ def fingerprint(recipe: Recipe, plan: Plan) -> str:
     fixed = dataclasses.asdict(recipe)
     for key in ("name", "output", "evaluation", "data"):
         del fixed[key]
+    del fixed["memory"]["checkpointing"]
+    if recipe.memory.tier == "full":
+        del fixed["memory"]
     fixed["train"] = {key: fixed["train"][key] for key in FIXED}
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
     for field in dataclasses.fields(plan):

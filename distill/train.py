@@ -34,6 +34,7 @@ from distill.monitor import Monitor, choose_features
 from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
+from teachers.adapters import checkpoint_activations
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
 MOST_BROKEN_FP16 = 40  # there the first ones are how the gradient scaler finds its scale
@@ -73,6 +74,11 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
 
     # --- what trains --------------------------------------------------------------------------------------------------
     torch.manual_seed(recipe.seed)
+    if recipe.memory.tier == "shared":
+        engine.refuse_sharding("memory.tier=shared")
+        teacher.share(recipe.memory.rank)
+    if recipe.memory.checkpointing:
+        checkpoint_activations(teacher.denoiser.network)
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method_options).to(device)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
     start, spent = 0, 0.0

@@ -75,6 +75,10 @@ class Flux(LatentTeacher):
     def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
         return {"guidance": guidance.float()}
 
+    def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        told = {"guidance_scale": GUIDANCE} if self.stock.transformer.config.guidance_embeds else {}
+        return super().lora_call(num_steps, times) | told
+
     @torch.no_grad()
     def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:
         if network.config.guidance_embeds and not student.defaults:  # one embedding, whatever guidance it is told

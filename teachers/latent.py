@@ -1,24 +1,29 @@
 """LatentTeacher: what families with an autoencoder share, so that a family's own file is little but its condition."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderDC, DiffusionPipeline
+from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
+from teachers.adapters import Adapted
 from teachers.denoiser import Condition, Denoiser, plain_call
 from teachers.few_step import (
     add_guidance_embedding,
     consistency_scheduler,
     default_grid,
     flow_scheduler,
+    grid,
     guidance_embedding,
     guidance_width,
     ignore_guidance,
     native_levels,
     pin_clock,
 )
+from teachers.lora import lora_weights
 from teachers.schedule import schedule
 from teachers.source import REST, TEXT, load_pipeline
 from teachers.teacher import Teacher
@@ -112,13 +117,21 @@ class LatentTeacher(Teacher):
         return first, second
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
-        scheduler: Any
-        if not isinstance(student.path, Flow):
-            network, scheduler = pin_clock(student, times), consistency_scheduler(student, times)
-        else:
-            scheduler, told = flow_scheduler(student, times, self.whole_grid)
-            network = pin_clock(student, times, told)
-        return type(self.stock)(**self.parts(student, network, scheduler))
+        scheduler, told = self.scheduler(student, times)
+        return type(self.stock)(**self.parts(student, pin_clock(student, times, told), scheduler))
+
+    def scheduler(self, student: Denoiser, times: Sequence[float]) -> tuple[Any, Tensor]:
+        """The scheduler that runs `student` through `times`, and the timesteps (N,) that it tells the network."""
+        if isinstance(student.path, Flow):
+            return flow_scheduler(student, times, self.whole_grid)
+        return consistency_scheduler(student, times), torch.tensor(grid(student.path, len(times)))
+
+    def save_lora(self, student: Denoiser, times: Sequence[float], folder: Path) -> bool:
+        if not isinstance(self.stock, LoraBaseMixin):
+            return False
+        weights = lora_weights(student, times, self.scheduler(student, times)[1])
+        type(self.stock).save_lora_weights(folder, **{f"{self.network}_lora_layers": weights})
+        return True
 
     def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
         """What the stock pipeline of `student` is built from: its `network` and scheduler, the rest shared."""
@@ -155,6 +168,11 @@ class LatentUNet(LatentTeacher):
     ignores_guidance: ClassVar[bool] = True
 
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        if isinstance(student.network, Adapted):
+            raise ValueError(
+                "a UNet that is told its guidance scale has a layer more than its teacher, which no LoRA file can hold; "
+                "leave method.guidances empty, or set memory.tier=full"
+            )
         add_guidance_embedding(student.network)
         student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
 

@@ -12,8 +12,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from typing_extensions import Self
 
+from teachers.adapters import Adapted, Shelf
 from teachers.denoiser import Condition, Denoiser
-from teachers.few_step import soften_clock
+from teachers.few_step import soften_clock, time_embeddings
 from teachers.source import TEXT, Pipelines, load_pipeline, local_or_hub
 from teachers.trigflow import expand
 
@@ -96,6 +97,20 @@ class Teacher(ABC):
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         """The call arguments with which people run the teacher itself."""
         return {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
+
+    def share(self, rank: int) -> None:
+        """From here on students are LoRA adapters of `rank` on the teacher's own network, of which there is one."""
+        base = self.denoiser.network
+        self.denoiser.network = Adapted(Shelf(base, rank, [clock for _, clock in time_embeddings(base)]))
+
+    def save_lora(self, student: Denoiser, times: Sequence[float], folder: Path) -> bool:
+        """Write a `student` that is an adapter as folder/pytorch_lora_weights.safetensors, for the stock pipeline that
+        runs it through `times` (`load_lora_weights`). False, and nothing written, where that pipeline takes no LoRA."""
+        return False
+
+    def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        """As `calls`, of the teacher's own pipeline with that file and the student's scheduler."""
+        return self.calls(num_steps, times)
 
     def student(self) -> Denoiser:
         """A trainable float32 copy of the teacher's denoiser: before the first step it is the teacher."""
