@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers.utils import logging as diffusers_log
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -56,7 +57,10 @@ class Encoder:
         return shards.load([self._file(key) for key in keys], self.engine.device)
 
     def _conditions(self, captions: Sequence[str]) -> Condition:
+        level = diffusers_log.get_verbosity()
+        diffusers_log.set_verbosity_error()  # it prints every batch in which a caption is cut
         parts = [dict(self.teacher.condition(captions[i : i + BATCH])) for i in range(0, len(captions), BATCH)]
+        diffusers_log.set_verbosity(level)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def latents(self, images: Images) -> tuple[list[str], Table]:

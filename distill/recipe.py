@@ -16,6 +16,7 @@ from yaml import YAMLError
 from distill.errors import suggest
 from distill.registry import DISTILLERS, TEACHERS, find
 from eval.features import NAMES
+from teachers.families import family_of, locate
 from teachers.prompts import read_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
@@ -23,8 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class TeacherRecipe:
-    family: str  # an installed teacher family
-    path: str  # a pipeline folder, a hub id, or a name that the family knows ("pocket")
+    path: str  # a pipeline folder, a hub id, a .safetensors file, or "pocket"
+    family: str = "auto"  # an installed teacher family; auto: the one that takes the pipeline at `path`
     guidance: float = 1.0  # classifier-free guidance baked into the student; 1.0 means none
     num_steps: int = 50  # the teacher's usual number of steps, which the report compares with
     sigma_data: float = 1.0  # standard deviation of the native latents or pixels
@@ -135,6 +136,8 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     recipe = build(Recipe, values, "")
+    if recipe.teacher.family == "auto":
+        recipe.teacher.family = family_of(locate(recipe.teacher.path))
     _check_meaning(recipe)
     return recipe
 

@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torchvision.transforms.v2 import functional as V
 from distill import encode, shards
 from distill.data import Plan, plan, prepare
 from distill.encode import Encoder
-from distill.images import Folder, Row
+from distill.images import Block, Folder, Row
 from distill.recipe import DTYPES, DataRecipe, Recipe, TeacherRecipe
 from distill.shards import Table, halved, sound, write
 from teachers import latent
@@ -37,7 +38,7 @@ def ready(text_pipeline, tmp_path, monkeypatch):
 
     def go(captions=CAPTIONS, images=None, precision="float32", name="run"):
         loads.clear(), made.clear()
-        source = TeacherRecipe("stable_diffusion", str(text_pipeline), precision=precision)
+        source = TeacherRecipe(str(text_pipeline), "stable_diffusion", precision=precision)
         recipe = Recipe(name, source, {"name": "dmd"}, output=str(tmp_path / "runs"))
         teacher = StableDiffusion.load(source.path, CPU, DTYPES[precision])
         dataset = prepare(Plan([] if images else captions, images), teacher, recipe, Accelerator(cpu=True))
@@ -113,11 +114,11 @@ def test_kills_lose_one_shard_at_most(text_pipeline, tmp_path, monkeypatch):
     teacher, engine, cache = StableDiffusion.load(str(text_pipeline), CPU), Accelerator(cpu=True), tmp_path / "cache"
     teacher.encoders()
     captions, draw, kept, kills = [f"a bag, {i}" for i in range(60)], random.Random(0), 0, 0
+    make = Encoder._conditions
     while True:
         child = os.fork()
         if not child:
-            slow = encode.Encoder._conditions
-            encode.Encoder._conditions = lambda self, words: (time.sleep(0.02), slow(self, words))[1]
+            encode.Encoder._conditions = lambda self, words: (time.sleep(0.02), make(self, words))[1]
             Encoder(teacher, cache, engine, "t").words(captions)
             os._exit(0)
         begun = time.monotonic()
@@ -219,13 +220,7 @@ class Watched(Folder):
         self.rows[2] = Row("the third", self.rows[2].caption, b"no image")
         self.rows[4] = Row("the fifth", None, self.rows[4].image)
         for first in range(0, len(self.rows), size):
-            yield encode_block(first, self.rows[first : first + size])
-
-
-def encode_block(first, rows):
-    from distill.images import Block
-
-    return Block(str(first), lambda: rows)
+            yield Block(str(first), partial(self.rows.__getitem__, slice(first, first + size)))
 
 
 def test_images_that_cannot_be_read_are_left_out_counted_and_named(ready, tmp_path, capsys):
@@ -242,7 +237,7 @@ def test_images_that_cannot_be_read_are_left_out_counted_and_named(ready, tmp_pa
 
 def test_a_data_set_without_any_image_is_refused(ready, tmp_path):
     images = Watched(pictures(tmp_path / "images", 6), True)
-    images.blocks = lambda size: [encode_block(0, [Row("a", "b", b"no image")])]
+    images.blocks = lambda size: [Block("0", lambda: [Row("a", "b", b"no image")])]
     with pytest.raises(ValueError, match="holds no image with a caption that can be read"):
         ready(images=images)
 
