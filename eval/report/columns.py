@@ -88,7 +88,9 @@ DETAILS = {  # small print under a figure: the row's entry and how it is shown
     "frechet_distance": Column("frechet_interval", "", between, ""),
     "frechet_ratio": Column("frechet_ratio_interval", "", ratio_between, ""),
     "prompt_agreement": Column("prompt_agreement_interval", "", percent_between, ""),
+    "clip_score": Column("clip_interval", "", between, ""),
 }
+BEST = {"frechet_distance": "best", "clip_score": "clip_best"}  # figures in bold, and the row's entry that says when
 
 
 def columns(report: dict[str, Any]) -> list[Column]:
@@ -111,6 +113,12 @@ _NAME = Column("name", "", str, "")
 
 def _with_figures(report: dict[str, Any], wanted: list[Column]) -> list[Column]:
     return [c for c in wanted if any(row.get(c.key) not in (None, []) for row in report["rows"])]
+
+
+def over_teacher(report: dict[str, Any]) -> bool:
+    """Whether ratios are over the teacher's usual call."""
+    first = report["rows"][0]
+    return first["method"] == "teacher" and report["baseline"] == first["name"]
 
 
 def _quality(report: dict[str, Any]) -> list[Column]:
@@ -136,7 +144,7 @@ def _quality(report: dict[str, Any]) -> list[Column]:
         ),
         Column(
             "frechet_ratio",
-            "× teacher" if report["baseline"] == report["rows"][0]["name"] else "× baseline",
+            "× teacher" if over_teacher(report) else "× baseline",
             times,
             f"This row's Frechet distance divided by that of “{report['baseline']}”. Below it the 95% interval on "
             "paired samples; one that holds 1 is a tie.",
@@ -184,6 +192,14 @@ def _quality(report: dict[str, Any]) -> list[Column]:
             "Prompt agreement",
             percent,
             "Share of the samples in which the classifier sees what the prompt asked for, and its 95% interval.",
+        ),
+        Column(
+            "clip_score",
+            (report.get("clip") or {}).get("figure", "CLIP score"),
+            significant,
+            "Higher is better. 100 max(cos, 0) between CLIP's embeddings of picture and prompt, the mean over all "
+            "samples, and its 95% interval; bold are the highest and all that cannot be told from it, sample by "
+            "sample. Other CLIP models give other scores.",
         ),
         Column("training", "Distilled in", training, "What making the student took, as its run recorded."),
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from eval.report.columns import DETAILS, Column, columns, quality, speed
+from eval.report.columns import BEST, DETAILS, Column, columns, over_teacher, quality, speed
 from eval.report.curves import charts
 from eval.report.grid import SHARPNESS
 from eval.report.markdown import spread, title
@@ -28,7 +28,7 @@ def page(report: dict[str, Any], picture: bytes, size: tuple[int, int], strips: 
     described = "Samples of every row of the table, one line a prompt, drawn from the same noise"
     return template.substitute(
         title=escape(title(report)),
-        heading=title({"runs": [{"name": _name(run["name"])} for run in report["runs"]]}),
+        heading=_name(title(report)),
         lead=_lead(report),
         cards="".join(_card(i, report) for i, row in enumerate(rows) if row["method"] != "teacher"),
         grid=f'<img src="data:image/png;base64,{data}" {extent} alt="{described}">',
@@ -50,8 +50,7 @@ def page(report: dict[str, Any], picture: bytes, size: tuple[int, int], strips: 
                 "features": report["features"],
                 "reference": report["reference"] or "the teacher's own samples, other seeds",
                 "prompts": report["prompts"]["source"] or "none",
-                "teacher": report["teacher"]["path"],
-                "teacher's usual call": json.dumps(report["teacher"]["call"]),
+                **_given(report),
                 "date": report["date"],
                 "taken from earlier runs": ", ".join(r["name"] for r in report["rows"] if r["from_cache"]) or "no rows",
             }
@@ -60,11 +59,21 @@ def page(report: dict[str, Any], picture: bytes, size: tuple[int, int], strips: 
     )
 
 
+def _given(report: dict[str, Any]) -> dict[str, Any]:
+    """The entries of the protocol that not every comparison has."""
+    teacher, size, clip = report["teacher"], report.get("size"), report.get("clip")
+    out = {"protocol": report.get("protocol"), "judged at": size and f"{size} x {size} pixels (middle square, Lanczos)"}
+    out |= {"CLIP model": clip and clip["source"], "teacher": teacher and teacher["path"]}
+    out |= {"teacher's usual call": teacher and json.dumps(teacher["call"])}
+    return {key: value for key, value in out.items() if value is not None}
+
+
 def _lead(report: dict[str, Any]) -> str:
     machine, usual = report["machine"], report["rows"][0]
     hardware = machine.get("gpu") or machine["cpu"]
+    whose = "The teacher" if usual["method"] == "teacher" else escape(usual["name"])
     return (
-        f"The teacher takes {usual['num_steps']} steps, {_figure(0, 'nfe', report)} network evaluations and "
+        f"{whose} takes {usual['num_steps']} steps, {_figure(0, 'nfe', report)} network evaluations and "
         f"{_figure(0, 'latency_ms', report)} ms an image on {escape(str(hardware))} in "
         f"{escape(str(machine['precision']))}. "
         f"Its {escape(report['frechet_column'])} is {_figure(0, 'frechet_distance', report)}."
@@ -73,7 +82,7 @@ def _lead(report: dict[str, Any]) -> str:
 
 def _card(index: int, report: dict[str, Any]) -> str:
     row = report["rows"][index]
-    whose = "the teacher's" if report["baseline"] == report["rows"][0]["name"] else "the baseline's"
+    whose = "the teacher's" if over_teacher(report) else "the baseline's"
     lines = [
         f"<b>{_figure(index, 'latency_ms', report)} ms</b> an image",
         f"Frechet distance <b>{_figure(index, 'frechet_distance', report)}</b>",
@@ -146,7 +155,7 @@ def _table(report: dict[str, Any], shown: list[Column]) -> str:
             inner = _figure(i, c.key, report)
             if c.key == "latency_ms":
                 inner += f"<small>{spread(row)}</small>"
-            if c.key == "frechet_distance" and row["best"]:
+            if row.get(BEST.get(c.key, "")):
                 inner = f"<b>{inner}</b>"
             if c.key in DETAILS and row.get(DETAILS[c.key].key) is not None:
                 inner += f"<small>{_figure(i, DETAILS[c.key].key, report)}</small>"

@@ -32,6 +32,7 @@ def row(name: str, method: str, steps: int, latency: float, distance: float, **m
         "psnr_to_teacher": None, "denoiser_ms": latency * 0.8, "decoder_ms": 1.5, "load_seconds": 0.43,
         "joules_per_image": None, "latency_compiled_ms": None,
         "throughput": [{"batch_size": 1, "images_per_second": 61.7}, {"batch_size": 32, "images_per_second": 1234.5}],
+        "clip_score": 31.4159, "clip_interval": [31.1, 31.7], "clip_best": method == "dmd",
         "call": {},
         "pipeline": method, "from_cache": False,
     } | more  # fmt: skip
@@ -49,6 +50,7 @@ def report() -> dict:
             {"name": "plain-name", "method": "scm", "folder": "my|plug-in"},
         ],
         "baseline": "teacher, 50 steps",
+        "clip": {"source": "some/clip", "figure": "CLIP-ViT-B/16@2000"},
         "curves": [
             {
                 "figure": "Held-out Frechet distance",
