@@ -1,8 +1,10 @@
 """The report as GitHub Markdown, and its table as plain text for the terminal."""
 
+from collections.abc import Callable
 from typing import Any
 
-from eval.report.columns import BEST, DETAILS, Column, columns, quality, significant, speed
+from eval.report.columns import BEST, DETAILS, Column, columns, quality, speed
+from eval.report.formats import significant
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -48,10 +50,13 @@ def _cell(column: Column, row: dict[str, Any]) -> str:
     return text if detail is None or known is None else f"{text} ({_escape(detail.text(known))})"
 
 
-def title(report: dict[str, Any], most: int = 3, longest: int = 48) -> str:
-    """What the report compares, in a line: `most` names of at most `longest` letters, and how many more there are."""
+def title(report: dict[str, Any], written: Callable[[str], str] = str, most: int = 3, longest: int = 48) -> str:
+    """What the report compares, in a line: `most` names of at most `longest` letters, and how many more there are.
+
+    `written` makes HTML or whatever of each name.
+    """
     names = list(dict.fromkeys(run["name"] for run in report["runs"]))
-    shown = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names[:most]]
+    shown = [written(name if len(name) <= longest else name[: longest - 1] + "…") for name in names[:most]]
     if len(names) > most:
         shown.append(f"{len(names) - most} more")
     listed = shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
