@@ -11,6 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from eval.features import Extractor
+from eval.square import square
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 DEEP = ("I", "F")  # Pillow's modes of more than 8 bits a channel, which it would clip to white in silence
@@ -45,8 +46,8 @@ def batches(files: list[Path], size: int) -> Iterator[Tensor]:
             yield torch.stack(batch)
 
 
-def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32) -> Tensor:
-    """The features (N, D) of all images in `folder`, file by file in sorted order.
+def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32, size: int | None = None) -> Tensor:
+    """The features (N, D) of all images in `folder`, file by file in sorted order; `size` is `eval.square`'s.
 
     Raises ValueError where there are fewer than two, or one of them cannot be read or judged.
     """
@@ -56,6 +57,6 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32)
     features = []
     with tqdm(total=len(files), desc=folder.name or str(folder), unit="img") as bar:
         for batch in batches(files, batch_size):
-            features.append(extractor(batch).cpu())
+            features.append(extractor(square(batch, size)).cpu())
             bar.update(len(batch))
     return torch.cat(features)

@@ -26,12 +26,17 @@ def command(name: str, args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise ValueError(f"a batch holds at least one image, not {args.batch_size}; mend --batch-size")
     chosen = extractor(args.features, choose_device(args.device), args.inception_weights)
-    features = features_of_folder(args.folder, chosen, args.batch_size)
+    if args.size is not None and args.size < 1:
+        raise ValueError(f"images have at least one pixel a side, not {args.size}; mend --size")
+    features = features_of_folder(args.folder, chosen, args.batch_size, args.size)
     if name == "stats":
-        save(args.out, Reference(*statistics(features), features), chosen)
+        save(args.out, Reference(*statistics(features), features), chosen, args.size)
         print(f"mu, sigma and features ({chosen.name}) of {len(features):,} images are in {args.out}")
+        for warning in shortage(len(features), features.shape[1], "images"):
+            print(f"warning: {warning}")
         return
-    figures = compare(Reference(*statistics(features), features), reference(args.reference, chosen), chosen, args.seed)
+    target = reference(args.reference, chosen, args.size)
+    figures = compare(Reference(*statistics(features), features), target, chosen, args.seed)
     print(text(figures))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
@@ -44,7 +49,7 @@ def compare(samples: Reference, target: Reference, chosen: Extractor, seed: int 
     measure = FrechetTo(target.mean, target.covariance)
     distance = measure.distance(samples.mean, samples.covariance)
     figures: dict[str, Any] = {
-        "name": chosen.figure(count),
+        "name": chosen.figure(count, dimensions),
         "features": chosen.name,
         "samples": count,
         "reference_images": None if target.features is None else len(target.features),
@@ -81,16 +86,16 @@ def shortage(count: int, dimensions: int, what: str) -> list[str]:
 def text(figures: dict[str, Any]) -> str:
     """The figures, one a line, as the terminal shows them."""
     low_high = figures["frechet_interval"]
+    many, width = f"@{figures['samples']}", max(28, len(figures["name"]))
     lines = [
-        f"{figures['name']:<28} {figures['frechet_distance']:.4f}"
+        f"{figures['name']:<{width}} {figures['frechet_distance']:.4f}"
         + (f"  (95%: {low_high[0]:.4f} to {low_high[1]:.4f}, from the samples' draw)" if low_high else "")
     ]
-    many = f"@{figures['samples']}"
     if figures["kid"] is not None:
-        lines.append(f"{'KID-' + figures['features'] + many:<28} {figures['kid']:.6f}")
+        lines.append(f"{'KID-' + figures['features'] + many:<{width}} {figures['kid']:.6f}")
     for key in ("precision", "recall", "density", "coverage"):
         if figures[key] is not None:
-            lines.append(f"{key.capitalize() + many:<28} {figures[key]:.4f}")
+            lines.append(f"{key.capitalize() + many:<{width}} {figures[key]:.4f}")
     known = figures["reference_images"]
-    lines.append(f"{'reference images':<28} {'statistics only' if known is None else known}")
+    lines.append(f"{'reference images':<{width}} {'statistics only' if known is None else known}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in figures["warnings"])])

@@ -12,7 +12,7 @@ from teachers.few_step import time_embeddings
 
 @torch.no_grad()
 def lora_weights(denoiser: Denoiser, times: Sequence[float], told: Tensor) -> dict[str, Tensor]:
-    """`{layer}.lora_A.weight` (r, inputs...) and `{layer}.lora_B.weight` (outputs, r, ...), to be added with a scale of 1.
+    """`{layer}.lora_A.weight` (r, inputs...) and `{layer}.lora_B.weight` (outputs, r, ...), to be added as they are.
 
     Low-rank changes are as they were trained. The first layer of the time embedding was trained whole, clock and all;
     here it has the smallest change with which the teacher's, told the N timesteps `told`, gives what the student's own

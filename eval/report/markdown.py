@@ -1,8 +1,10 @@
 """The report as GitHub Markdown, and its table as plain text for the terminal."""
 
+from collections.abc import Callable
 from typing import Any
 
-from eval.report.columns import DETAILS, Column, columns, quality, significant, speed
+from eval.report.columns import BEST, DETAILS, Column, columns, quality, speed
+from eval.report.formats import significant
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -41,23 +43,40 @@ def _table(shown: list[Column], report: dict[str, Any]) -> list[str]:
 def _cell(column: Column, row: dict[str, Any]) -> str:
     """A figure, bold where it is the best or tied with it, its interval behind it in brackets."""
     text = _escape(column.text(row[column.key]))
-    if column.key == "frechet_distance" and row["best"]:
+    if row.get(BEST.get(column.key, "")):
         text = f"**{text}**"
     detail = DETAILS.get(column.key)
     known = None if detail is None else row.get(detail.key)
     return text if detail is None or known is None else f"{text} ({_escape(detail.text(known))})"
 
 
-def title(report: dict[str, Any]) -> str:
-    """What the report compares, in a line."""
+def title(report: dict[str, Any], written: Callable[[str], str] = str, most: int = 3, longest: int = 48) -> str:
+    """What the report compares, in a line: `most` names of at most `longest` letters, and how many more there are.
+
+    `written` makes HTML or whatever of each name.
+    """
     names = list(dict.fromkeys(run["name"] for run in report["runs"]))
-    students = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-    return f"{students} against the teacher"
+    shown = [written(name if len(name) <= longest else name[: longest - 1] + "…") for name in names[:most]]
+    if len(names) > most:
+        shown.append(f"{len(names) - most} more")
+    listed = shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
+    if any(row["method"] == "teacher" for row in report["rows"]):
+        return f"{listed} against the teacher"
+    return f"{listed}, side by side" if len(names) > 1 else f"{listed}: quality and speed"
 
 
 def plain(report: dict[str, Any]) -> str:
     """The figures that matter most, in columns of equal width."""
-    wanted = ["name", "nfe", "frechet_distance", "frechet_ratio", "precision", "recall", "prompt_agreement"]
+    wanted = [
+        "name",
+        "nfe",
+        "frechet_distance",
+        "frechet_ratio",
+        "precision",
+        "recall",
+        "prompt_agreement",
+        "clip_score",
+    ]
     wanted += ["latency_ms", "speedup", "images_per_second"]
     shown = [c for c in columns(report) if c.key in wanted]
     cells = [[c.heading for c in shown]] + [[c.text(row[c.key]) for c in shown] for row in report["rows"]]

@@ -92,6 +92,13 @@ def test_a_column_within_a_column(tmp_path):
     assert read_prompts(str(tmp_path / "a.jsonl"), "meta.caption") == ["a coat"]
 
 
+def test_a_byte_order_mark_and_line_breaks_within_a_prompt_are_no_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text('id,caption\n1,a bag\n2,\n3,"a\ncoat"\n')
+    (tmp_path / "a.tsv").write_text("\ufeffprompt\tid\na bag\t1\na coat\t2\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\ufeffa bag\n\n  a coat \n", encoding="utf-8")
+    assert {tuple(read_prompts(str(tmp_path / f"a.{kind}"))) for kind in ("csv", "tsv", "txt")} == {("a bag", "a coat")}
+
+
 def test_without_pyarrow_a_table_of_parquet_says_what_to_install(tmp_path, monkeypatch):
     file = write_prompts(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
