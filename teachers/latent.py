@@ -25,6 +25,7 @@ from teachers.few_step import (
 )
 from teachers.lora import lora_weights
 from teachers.schedule import schedule
+from teachers.storage import without_autocast
 from teachers.teacher import Teacher
 from teachers.trigflow import Flow
 
@@ -76,7 +77,7 @@ class LatentTeacher(Teacher):
         vae = self.stock.vae
         scale, offset = self._affine()
         native = latents * self.denoiser.path.sigma_data * scale + offset
-        with torch.autocast(vae.device.type, enabled=False):  # some autoencoders overflow in half precision
+        with without_autocast(vae.device):  # some autoencoders overflow in half precision
             return vae.decode(native.to(vae.device, vae.dtype), return_dict=False)[0].float()
 
     def _affine(self) -> tuple[Tensor, Tensor]:
