@@ -62,7 +62,7 @@ def choose(source: str, columns: Iterable[str]) -> str:
             return name
     raise ValueError(
         f"{source} has no column called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; its columns are "
-        f"{', '.join(map(str, known))}: rename the one that holds the words, or in a recipe name it with data.column=..."
+        f"{', '.join(map(str, known))}: rename the one with the words, or in a recipe name it with data.column=..."
     )
 
 

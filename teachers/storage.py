@@ -6,6 +6,7 @@ is float32, and each layer computes in its input's precision (or in autocast's).
 instead of having been kept wide, so that a float32 step costs one layer's float32 weight at a time.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -43,11 +44,23 @@ class _Conv2d(torch.autograd.Function):
         return torch.nn.grad.conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.how), None, None, None
 
 
+def autocasting(device: torch.device) -> bool:
+    """Whether autocast is on for `device`; never on the meta device, which knows none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context with autocast off for `device`."""
+    return torch.autocast(device.type, enabled=False) if autocasting(device) else nullcontext()
+
+
 class StoredLinear(nn.Linear):
     """A frozen linear layer: half-precision weight, float32 bias, arithmetic in its input's precision."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type):
+        if self.weight.requires_grad:
+            return super().forward(input)
+        if autocasting(input.device):
             return F.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled() and input.requires_grad:
             out: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
@@ -59,8 +72,10 @@ class StoredConv2d(nn.Conv2d):
     """A frozen convolution: half-precision weight, float32 bias, arithmetic in its input's precision."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.weight.requires_grad:  # peft makes an adapter's own layers of its base layer's class
+            return super().forward(input)
         how = self.stride, self.padding, self.dilation, self.groups
-        if torch.is_autocast_enabled(input.device.type):
+        if autocasting(input.device):
             return F.conv2d(input, self.weight, self.bias, *how)
         if torch.is_grad_enabled() and input.requires_grad:
             out: Tensor = _Conv2d.apply(input, self.weight, self.bias, how)  # type: ignore[no-untyped-call]

@@ -141,6 +141,22 @@ def gradients(method, latents=None):
     return found
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_base_in_half_precision_trains_every_part_of_its_adapters(load, name):
+    """The same gradients as on the same weights in float32."""
+    teacher = load(name, torch.bfloat16)
+    student = moved(teacher.student())
+    x, t, cond = points(teacher)
+    found = []
+    for _ in ("half", "float32"):
+        student.zero_grad()
+        student.velocity(x, t, cond).square().sum().backward()
+        found.append([p.grad.clone() for p in student.parameters()])
+        teacher.denoiser.network.shelf.base.float()
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4 * max(1, two.abs().max().item()))
+
+
 @pytest.mark.parametrize("features", [None, "fake_score", "teacher"])
 def test_checkpointing_keeps_to_its_adapter(load, features):
     options = {"gan_weight": 0.5, "discriminator_weight": 0.5, "gan_features": features} if features else {}
