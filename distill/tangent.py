@@ -13,6 +13,7 @@ tangent because fused kernels have none (theirs is fused; here scores are formed
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
