@@ -31,7 +31,7 @@ from distill.errors import speak
 from distill.export import describe, export
 from distill.guard import Skips, Stop
 from distill.monitor import Monitor, choose_features
-from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options
+from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options, save
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
 from teachers.adapters import checkpoint_activations
@@ -54,6 +54,8 @@ def train(recipe: Recipe) -> Path:
             if first:
                 print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
             return final
+        if first:
+            save(recipe)
         with Engine(recipe.train, recipe.folder) as engine:
             return distil(recipe, plan, mark, engine)
 
