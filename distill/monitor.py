@@ -9,20 +9,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.compiled import eager
 from distill.data import Dataset, cached
+from distill.distiller import Distiller
 from distill.draws import Draws
 from distill.recipe import Recipe
+from distill.run import Journal
 from distill.sampling import follow, sample
 from eval.features import Extractor, extractor
 from eval.fid import frechet_from_statistics, statistics
 from teachers.denoiser import Denoiser
-from teachers.teacher import Teacher, select
+from teachers.teacher import Teacher
 
 CHUNK = 50
 GRID = 8  # pictures a row
@@ -46,16 +50,17 @@ class Monitor:
         self.writes = writes
         self.teacher, self.folder, self.device = teacher, recipe.folder, device
         self.count = recipe.train.evaluate_samples
-        self.cond = data.held_out(self.count)
+        self._cond = data.held_out(self.count)
         self.extract: Extractor = extractor(features, device)
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._draw(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         key = f"{recipe.teacher} {features} {self.count} {steps} {recipe.seed} {data.captions}"
-        self.teacher_side = cached(
-            recipe.folder / "cache" / "teacher.safetensors",
-            key,
-            lambda: self._teacher(steps, guidance, self._draw(recipe, "teacher")),
-        )
+        with eager():
+            self.teacher_side = cached(
+                recipe.folder / "cache" / "teacher.safetensors",
+                key,
+                lambda: self._teacher(steps, guidance, self._draw(recipe, "teacher")),
+            )
 
     @torch.no_grad()
     def _teacher(self, steps: int, guidance: float, draw: torch.Generator) -> dict[str, Tensor]:
@@ -74,9 +79,6 @@ class Monitor:
     def _draw(recipe: Recipe, purpose: str) -> torch.Generator:
         return Draws((recipe.seed, "held out", purpose), 0, 1, 1, torch.device("cpu")).generator
 
-    def _cond(self, rows: Tensor) -> dict[str, Tensor]:
-        return select(self.cond, rows.to(self.device))
-
     def _noise(self, shape: Sequence[int], draw: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=draw).to(self.device)
 
@@ -88,7 +90,8 @@ class Monitor:
         for rows in torch.arange(count).split(CHUNK):
             noise = self.noise[rows].to(self.device)
             again = partial(self._noise, noise.shape, draw)
-            made.append(images01(self.teacher, sample(student, noise, times, self._cond(rows), again)))
+            with eager():  # batches of another size than the run's are not worth compiling for
+                made.append(images01(self.teacher, sample(student, noise, times, self._cond(rows), again)))
         return torch.cat(made)
 
     @torch.no_grad()
@@ -113,6 +116,48 @@ class Monitor:
         Image.fromarray(array.numpy()).save(path)
         (path.parent / "rows.json").write_text(json.dumps(["teacher", *rows]))
         return picture
+
+    def evaluate(
+        self,
+        history: Journal,
+        distiller: Distiller,
+        average: Denoiser,
+        step: int,
+        seconds: float,
+        trackers: Sequence[Any],
+    ) -> None:
+        """Held-out Frechet distances at every number of steps, a grid of samples, one line of `history`.
+
+        Every process that has a monitor calls it; the one that writes tells the screen and the `trackers`.
+        """
+        times = distiller.candidate_times()[0]
+        counts = distiller.step_counts(times)
+        distances = {f"{n}": self.distance(average, times[:n]) for n in counts}
+        rows = {f"student, {n} steps": (average, times[:n]) for n in counts}
+        rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.pictured().items()}
+        picture = self.grid(step, rows)
+        if not self.writes:
+            return
+        history.append({"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances})
+        tqdm.write(
+            f"step {step}: held-out Frechet distance to the teacher "
+            + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
+        )
+        for tracker in trackers:
+            tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image("samples", picture, step)
+
+    def best_times(self, distiller: Distiller, average: Denoiser) -> list[float]:
+        """The candidate times with the smallest held-out distance; the first where there is no choice."""
+        candidates = distiller.candidate_times()
+        if len(candidates) == 1:
+            return candidates[0]
+        asked = tqdm(candidates, desc="choosing the second step's time", disable=not self.writes)
+        scored = [(self.distance(average, times), times) for times in asked]
+        for distance, times in scored if self.writes else []:
+            print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
+        return min(scored)[1]
 
 
 def choose_features(recipe: Recipe) -> str:

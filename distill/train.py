@@ -28,13 +28,13 @@ from distill.distiller import Distiller
 from distill.draws import Draws
 from distill.engine import Engine
 from distill.errors import speak
-from distill.export import export
+from distill.export import describe, export
 from distill.guard import Skips, Stop
 from distill.monitor import Monitor, choose_features
 from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
-from teachers.denoiser import Denoiser
+from teachers.adapters import checkpoint_activations
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
 MOST_BROKEN_FP16 = 40  # there the first ones are how the gradient scaler finds its scale
@@ -63,13 +63,22 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     settings, folder = recipe.train, recipe.folder
     accelerator, device, chief = engine.accelerator, engine.device, engine.chief
 
-    # --- what trains --------------------------------------------------------------------------------------------------
-    torch.manual_seed(recipe.seed)
+    # --- the teacher and what it encodes ------------------------------------------------------------------------------
+    begun = time.perf_counter()
     cls, method_options = options(recipe)
     family = find(TEACHERS, recipe.teacher.family)
     teacher = family.load(recipe.teacher.path, device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data)
-    if teacher.guided:
-        teacher.unconditional(teacher.condition([""]))  # kept from here on: made in float32, outside any autocast
+    dataset = data.prepare(plan, teacher, recipe, accelerator)
+    dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
+    preparing = time.perf_counter() - begun
+
+    # --- what trains --------------------------------------------------------------------------------------------------
+    torch.manual_seed(recipe.seed)
+    if recipe.memory.tier == "shared":
+        engine.refuse_sharding("memory.tier=shared")
+        teacher.share(recipe.memory.rank)
+    if recipe.memory.checkpointing:
+        checkpoint_activations(teacher.denoiser.network)
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method_options).to(device)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
     start, spent = 0, 0.0
@@ -86,6 +95,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
         accelerator.print(note)
     engine.check_same(start, "checkpoints")
     model = engine.prepare(distiller, average)
+    followed = list(average.parameters()), list(distiller.student.parameters())
     networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
     rates = {turn: recipe.optimizers.get(turn, OptimizerRecipe()) for turn in networks}
     optimizers = {turn: _optimizer(networks[turn], rates[turn]) for turn in networks}
@@ -94,15 +104,11 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             engine.restore(optimizer, saved.optimizers[turn])
         if engine.scaler is not None and "scaler" in saved.optimizers:
             engine.scaler.load_state_dict(saved.optimizers["scaler"])
-    fresh, saved = saved is None, None  # the loaded copy would stay in memory for the whole run
+    spent += preparing if saved is None else 0.0  # teacher pairs and encoding are part of the cost
+    saved = None  # the loaded copy would stay in memory for the whole run
 
-    # --- what it learns from, and how we know -------------------------------------------------------------------------
-    begun = time.perf_counter()
+    # --- how we know --------------------------------------------------------------------------------------------------
     features = choose_features(recipe)
-    with accelerator.main_process_first():
-        dataset = data.prepare(plan, teacher, device, folder / "cache", recipe.teacher)
-    dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
-    spent += time.perf_counter() - begun if fresh else 0.0  # teacher pairs and encoding are part of the cost
     with accelerator.main_process_first():
         monitor = Monitor(recipe, teacher, dataset, features, device, chief) if chief or engine.sharding else None
         history, losses = (Journal(folder / f"{name}.jsonl", start) for name in ("history", "log"))
@@ -118,7 +124,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     bar = tqdm(total=settings.steps, initial=start, desc=recipe.name, disable=not chief, mininterval=1)
     step, left = start, False
     if monitor and _due(settings.evaluate_every, step, settings.steps) and history.last < step:
-        _evaluate(monitor, history, distiller, average, step, spent, engine)
+        monitor.evaluate(history, distiller, average, step, spent, engine.accelerator.trackers)
     begun = time.perf_counter()
     while step < settings.steps and not left:
         for number, turn in enumerate(distiller.turns(step)):
@@ -138,7 +144,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             logs[f"{turn}/gradient_norm"].append(norm)
             skips.check(optimizer, turn, number, step, norm, loss)
             engine.update(optimizer)
-        engine.follow(average, distiller.student, min(settings.ema, (1 + step) / (10 + step)))
+        engine.follow(*followed, min(settings.ema, (1 + step) / (10 + step)))
         step += 1
         bar.update()
 
@@ -163,7 +169,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
                 _save(folder / "checkpoints", state, settings, must=left)
         if monitor and _due(settings.evaluate_every, step, settings.steps) and (not left or step == settings.steps):
             spent += time.perf_counter() - begun
-            _evaluate(monitor, history, distiller, average, step, spent, engine)
+            monitor.evaluate(history, distiller, average, step, spent, engine.accelerator.trackers)
             begun = time.perf_counter()
     stop.restore()
     spent += time.perf_counter() - begun
@@ -177,7 +183,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
 
     # --- the result ---------------------------------------------------------------------------------------------------
     final = folder / "pipeline"
-    times = _best_times(monitor, distiller, average, chief) if monitor else []
+    times = monitor.best_times(distiller, average) if monitor else []
     student = engine.exported(average)
     if chief:
         if step == 0:
@@ -188,7 +194,8 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             "samples": step * settings.batch_size,
             "device": _device_name(device),
         }
-        final = export(recipe, teacher, distiller, student, times, cost, features, dataset.captions)
+        record = describe(recipe, teacher, distiller, student, times, cost, features)
+        final = export(folder, teacher, student, times, record, dataset.captions)
         print(f"the student's pipeline: {final}")
     accelerator.wait_for_everyone()
     return final
@@ -220,47 +227,6 @@ def _save(folder: Path, state: Checkpoint, settings: TrainRecipe, must: bool) ->
         if must or settings.on_failed_save == "stop":
             raise
         tqdm.write(f"warning: {error}; going on (train.on_failed_save=stop would end the run here)")
-
-
-def _evaluate(
-    monitor: Monitor,
-    history: Journal,
-    distiller: Distiller,
-    average: Denoiser,
-    step: int,
-    seconds: float,
-    engine: Engine,
-) -> None:
-    """Held-out Frechet distances at every number of steps, a grid of samples, one line of `history.jsonl`."""
-    times = distiller.candidate_times()[0]
-    counts = distiller.step_counts(times)
-    distances = {f"{n}": monitor.distance(average, times[:n] if n < len(times) else times) for n in counts}
-    rows = {f"student, {n} steps": (average, times[:n]) for n in counts}
-    rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.pictured().items()}
-    picture = monitor.grid(step, rows)
-    if not engine.chief:  # with sharded networks every process has to draw
-        return
-    history.append({"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances})
-    tqdm.write(
-        f"step {step}: held-out Frechet distance to the teacher "
-        + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
-    )
-    for tracker in engine.accelerator.trackers:
-        tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
-        if tracker.name == "tensorboard":
-            tracker.writer.add_image("samples", picture, step)
-
-
-def _best_times(monitor: Monitor, distiller: Distiller, average: Denoiser, chief: bool) -> list[float]:
-    """The candidate times with the smallest held-out distance; the first where there is no choice."""
-    candidates = distiller.candidate_times()
-    if len(candidates) == 1:
-        return candidates[0]
-    asked = tqdm(candidates, desc="choosing the second step's time", disable=not chief)
-    scored = [(monitor.distance(average, times), times) for times in asked]
-    for distance, times in scored if chief else []:
-        print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
-    return min(scored)[1]
 
 
 def _log(engine: Engine, logs: dict[str, list[Tensor]], step: int, bar: Any) -> dict[str, float]:

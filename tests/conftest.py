@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import teachers.pocket
 from teachers.pocket.classifier import FEATURES, Classifier
-from teachers.pocket.make import make_autoencoder, make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
+from teachers.pocket.parts import make_autoencoder, make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
 
 
 @pytest.fixture(scope="session")

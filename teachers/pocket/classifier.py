@@ -48,3 +48,8 @@ def load_classifier(path: Path) -> Classifier:
     classifier = Classifier()
     classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     return classifier.eval().requires_grad_(False)
+
+
+def rgb01(images: Tensor) -> Tensor:
+    """Grey images (B, 1, H, W) in [-1, 1] -> RGB in [0, 1]."""
+    return ((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)

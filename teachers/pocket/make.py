@@ -3,12 +3,11 @@
     python -m teachers.pocket.make ../shared/data/fashion_mnist.npz
 
 About 50 minutes on two CPU cores. Each stage is kept in `--work` when it ends and the diffusion stage every 1,000
-steps, so the same command goes on where a killed one stopped. A script: nothing imports it.
+steps, so the same command goes on where a killed one stopped.
 """
 
 import argparse
 import copy
-import json
 import math
 import os
 import shutil
@@ -17,19 +16,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from teachers.pocket import FOLDER, GUIDANCE
-from teachers.pocket.captions import CLASS_NAMES, all_captions, balanced_prompts, captions
-from teachers.pocket.classifier import Classifier
+from teachers.pocket import FOLDER
+from teachers.pocket.captions import CLASS_NAMES, captions
+from teachers.pocket.card import write_card
+from teachers.pocket.classifier import Classifier, rgb01
+from teachers.pocket.parts import (
+    LENGTH,
+    make_autoencoder,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+    sd15_scheduler,
+)
 from teachers.teacher import save_pipeline
 
-LENGTH = 16  # tokens of a caption, padding included
 TRAINING_LATENTS = 8000  # how many real latents ship with the pipeline
 REFERENCE_FEATURES = 5000  # of how many real test images the features themselves ship, for precision and recall
 
@@ -88,28 +94,7 @@ def train_classifier(images: dict[str, Tensor], steps: int) -> Classifier:
     return model.eval().requires_grad_(False)
 
 
-def rgb01(images: Tensor) -> Tensor:
-    """Grey images (B, 1, H, W) in [-1, 1] -> RGB in [0, 1]."""
-    return ((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
-
-
 # --- autoencoder ------------------------------------------------------------------------------------------------------
-
-
-def make_autoencoder(channels: tuple[int, int, int]) -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=32,
-        scaling_factor=1.0,
-    )
 
 
 def train_autoencoder(images: dict[str, Tensor], steps: int) -> AutoencoderKL:
@@ -150,74 +135,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.cat([vae.encode(batch.expand(-1, 3, -1, -1)).latent_dist.mean for batch in batches])
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer (byte-level BPE, end-of-word suffix) whose merges are learned from the captions alone."""
-    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
-    bpe.train_from_iterator(
-        all_captions(),
-        trainers.BpeTrainer(vocab_size=1000, initial_alphabet=bytes_, end_of_word_suffix="</w>", show_progress=False),
-    )
-    merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = bytes_ + [b + "</w>" for b in bytes_] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
-    tokenizer.save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
-
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=192,
-            projection_dim=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
 # --- diffusion --------------------------------------------------------------------------------------------------------
-
-
-def make_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-
-
-def sd15_scheduler() -> DDIMScheduler:
-    """Stable Diffusion 1.5's noise schedule, sampled by the deterministic DDIM from its noisiest step."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="epsilon",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,  # unused by trailing spacing; diffusers asks every Stable Diffusion for it
-        timestep_spacing="trailing",
-    )
 
 
 def train_diffusion(latents: Tensor, labels: Tensor, tokenizer: CLIPTokenizer, steps: int, work: Path):
@@ -361,88 +279,6 @@ def main() -> None:
     shutil.rmtree(args.out, ignore_errors=True)
     shutil.copytree(staged, args.out)
     print(f"The pocket teacher lies in {args.out}")
-
-
-def write_card(staged: Path, classifier: Classifier, images: dict[str, Tensor], samples: int = 5000) -> None:
-    """Judge the half-precision pipeline as shipped, on held-out images, and write what came out beside it."""
-    from eval.fid import frechet_distance  # a script may look at both sides; the package itself never imports eval
-
-    with torch.no_grad():
-        test = rgb01(images["test"])
-        real = torch.cat([classifier.features(batch) for batch in test.split(500)])
-        logits = torch.cat([classifier(batch) for batch in test.split(500)])
-        accuracy = (logits.argmax(1) == images["test_labels"]).float().mean().item()
-        vae = AutoencoderKL.from_pretrained(staged / "pipeline" / "vae").eval()
-        decoded = torch.cat(
-            [vae(b.expand(-1, 3, -1, -1)).sample.mean(1, keepdim=True) for b in images["test"].split(500)]
-        )
-        rebuilt = torch.cat([classifier.features(rgb01(batch)) for batch in decoded.split(500)])
-        psnr = 10 * math.log10(4 / F.mse_loss(decoded, images["test"]).item())
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
-    one, two = real[order[:samples]], real[order[samples : 2 * samples]]
-
-    pipeline = StableDiffusionPipeline.from_pretrained(staged / "pipeline", safety_checker=None)
-    pipeline.set_progress_bar_config(disable=True)
-    prompts = balanced_prompts(samples)
-    wanted = torch.arange(samples) % len(CLASS_NAMES)
-    figures: dict[str, object] = {
-        "classifier_accuracy_on_real_test_images": accuracy,
-        "frechet_two_halves_of_the_real_test_images": frechet_distance(one, two),
-        "frechet_autoencoder_reconstructions_against_real": frechet_distance(rebuilt[order[:samples]], two),
-        "autoencoder_psnr_db": psnr,
-        "samples": samples,
-    }
-    rows = []
-    for guidance in (1.0, GUIDANCE):
-        features, agree = [], 0
-        draw = torch.Generator().manual_seed(0)
-        for i in tqdm(range(0, samples, 250), desc=f"judging, guidance {guidance}"):
-            batch = pipeline(
-                prompts[i : i + 250], num_inference_steps=50, guidance_scale=guidance, generator=draw, output_type="pt"
-            ).images
-            with torch.no_grad():
-                features.append(classifier.features(batch))
-                agree += (classifier(batch).argmax(1) == wanted[i : i + 250]).sum().item()
-        made = torch.cat(features)
-        rows.append({"guidance": guidance, "frechet": frechet_distance(made, two), "agreement": agree / samples})
-    figures["guided_50_steps"] = rows
-    (staged / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    table = "\n".join(f"| {r['guidance']:g} | {r['frechet']:.2f} | {r['agreement']:.1%} |" for r in rows)
-    (staged / "pipeline" / "README.md").write_text(
-        f"""---
-license: mit
-pipeline_tag: text-to-image
-library_name: diffusers
----
-
-# The pocket teacher
-
-A complete Stable Diffusion pipeline in miniature: 32 x 32 pictures of clothing from prompts such as "a photo of an
-ankle boot". Trained on Fashion-MNIST's photographs (MIT licence; this project's own stratified split, so the figures
-are not comparable with published tables) with captions made from the labels. Its use is to be distilled on a laptop.
-
-Noise schedule: Stable Diffusion 1.5's. Prediction: epsilon. Guidance it is judged at: {GUIDANCE:g}, 50 DDIM steps.
-
-## Held-out evaluation
-
-Frechet distances in the 64 features of the classifier that ships beside it, {samples:,} samples against {samples:,}
-held-out real images.
-
-| | |
-| --- | --- |
-| classifier's accuracy on real test images | {accuracy:.1%} |
-| Frechet distance, two halves of the real test images | {figures["frechet_two_halves_of_the_real_test_images"]:.2f} |
-| Frechet distance, autoencoder's reconstructions | {figures["frechet_autoencoder_reconstructions_against_real"]:.2f} |
-| autoencoder PSNR | {psnr:.1f} dB |
-
-| guidance | Frechet distance, 50 steps | prompt agreement |
-| --- | --- | --- |
-{table}
-
-Made by `python -m teachers.pocket.make`, which writes this page.
-"""
-    )
-    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from distill.dmd import DMD, DMDOptions
 from distill.draws import Draws
 from distill.sampling import sample
 from teachers.analytic import Analytic, ExactDenoiser, Mixture, MixtureNetwork, eight_gaussians
-from teachers.pocket.make import sd15_scheduler
+from teachers.pocket.parts import sd15_scheduler
 from teachers.stable_diffusion import StableDiffusion
 from teachers.trigflow import VariancePreserving, add_noise, to_noise, to_x0
 

@@ -14,7 +14,7 @@ from distill.scm import SCM, SCMOptions
 from teachers.analytic import Analytic, ExactDenoiser, Mixture
 from teachers.denoiser import Denoiser
 from teachers.few_step import soften_clock
-from teachers.pocket.make import sd15_scheduler
+from teachers.pocket.parts import sd15_scheduler
 from teachers.stable_diffusion import StableDiffusion
 from teachers.teacher import save_pipeline, select
 from teachers.trigflow import HALF_PI, Flow, VariancePreserving, add_noise, to_velocity, to_x0

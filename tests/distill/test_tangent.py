@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill import tangent as module
+from distill import tangent_rules
 from distill.discriminator import middle, tokens
 from distill.tangent import finite_difference, jvp, jvp_flash, tangent
 
@@ -306,7 +307,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("scores", [1, 13, 45, 10**6])  # a row at a time, some rows, some heads, everything
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_rule(name: str, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SCORES_CPU", scores)
+    monkeypatch.setattr(tangent_rules, "SCORES_CPU", scores)
     options = ATTENTION[name]
     shapes = (2, 3, 4, 6), (2, 3, 5, 6), (2, 3, 5, 7)
     q, k, v = (_randn(*shape) for shape in shapes)

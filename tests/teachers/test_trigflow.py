@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 
 from teachers.analytic import Analytic, checkerboard, eight_gaussians
 from teachers.denoiser import Denoiser
-from teachers.pocket.make import make_unet, sd15_scheduler
+from teachers.pocket.parts import make_unet, sd15_scheduler
 from teachers.trigflow import Flow, VariancePreserving, add_noise, integrate, rotate, to_noise, to_velocity, to_x0
 
 SD15 = sd15_scheduler().alphas_cumprod
