@@ -1,6 +1,8 @@
 """Reading folders of images, in the colours and the order in which clean-fid reads them."""
 
+import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,33 @@ def read(file: Path) -> Tensor:
             return pil_to_tensor(image.convert("RGB")).float() / 255
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image; take it out or make it anew ({error})") from error
+
+
+def oddities(folder: Path, size: int | None = None) -> list[str]:
+    """What was done to images that are not all RGB of one size, a sentence each. Reads headers only.
+
+    `size` is that of `eval.square`, None where images are judged as they are. A file that cannot be read is left to
+    `read`.
+    """
+    grey, clear, sizes, count = 0, 0, Counter[tuple[int, int]](), 0
+    for file in files_in(folder):
+        with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError), Image.open(file) as image:
+            count += 1
+            grey += image.mode in ("1", "L", "LA")
+            clear += image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+            sizes[image.size] += 1
+    out = []
+    if grey:
+        out.append(f"{grey} of {count} images in {folder} are grey: repeated to three channels, as clean-fid does.")
+    if clear:
+        out.append(f"{clear} of {count} images in {folder} have transparency: dropped, as clean-fid does.")
+    if len(sizes) > 1 and size is None:
+        (width, height), most = sizes.most_common(1)[0]
+        out.append(
+            f"the images in {folder} are of {len(sizes)} sizes ({most} of {count} are {width} x {height}): each was "
+            "resized on its own; --size brings all to the same middle square first."
+        )
+    return out
 
 
 def batches(files: list[Path], size: int) -> Iterator[Tensor]:

@@ -8,11 +8,12 @@ FOLDER_B may be whatever `--reference` of a comparison may be: an .npz, or a nam
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from eval.features import Extractor, extractor
 from eval.fid import FrechetTo, statistics
-from eval.folder import features_of_folder
+from eval.folder import features_of_folder, oddities
 from eval.inception import MODES
 from eval.intervals import interval, standard_error
 from eval.kid import kid
@@ -32,11 +33,13 @@ def command(name: str, args: argparse.Namespace) -> None:
     if name == "stats":
         save(args.out, Reference(*statistics(features), features), chosen, args.size)
         print(f"mu, sigma and features ({chosen.name}) of {len(features):,} images are in {args.out}")
-        for warning in shortage(len(features), features.shape[1], "images"):
+        for warning in oddities(args.folder, args.size) + shortage(len(features), features.shape[1], "images"):
             print(f"warning: {warning}")
         return
     target = reference(args.reference, chosen, args.size)
     figures = compare(Reference(*statistics(features), features), target, chosen, args.seed)
+    folders = [folder for folder in (args.folder, Path(args.reference)) if folder.is_dir()]
+    figures["warnings"] += [warning for folder in dict.fromkeys(folders) for warning in oddities(folder, args.size)]
     print(text(figures))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")

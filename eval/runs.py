@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from eval.generate import pipeline_class
 from teachers import pocket
 from teachers.prompts import read_prompts
+from teachers.source import explained
 
 FORMAT = 1
 
@@ -98,7 +99,8 @@ def pipeline_folder(path: Path) -> Path:
 def fetched(path: str, otherwise: str) -> Path:
     """The folder of a pipeline from the hub. Raises ValueError that begins with `otherwise` where that fails."""
     try:
-        return Path(DiffusionPipeline.download(path))
+        with explained(path):
+            return Path(DiffusionPipeline.download(path))
     except Exception as error:  # the hub's client raises whatever its many layers do
         raise ValueError(f"{otherwise}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 

@@ -118,7 +118,8 @@ def test_hub_ids(hub, real, words, tmp_path, monkeypatch, capsys):
 
     assert main(["somebody/else", *options, "--out", "out2"]) == 2
     told = capsys.readouterr().err
-    assert told == "error: somebody/else is no folder here, and as a hub id it could not be fetched: no route\n"
+    assert told.startswith("error: somebody/else is no folder here, and as a hub id it could not be fetched: ")
+    assert told.endswith("no route\n")
     # A slip in a folder's name is no hub id.
     (tmp_path / "runs").mkdir()
     assert main(["runs/clothse", *options, "--out", "out2"]) == 2
