@@ -46,7 +46,7 @@ def bare(distiller: Distiller, method: str, batch: int) -> Callable[[], None]:
     """The network calls of one step on inputs of its shapes."""
     device = next(distiller.parameters()).device
     teacher = distiller.teacher
-    rows = {key: value.expand(batch, *value.shape[1:]) for key, value in teacher.condition(["a coat"]).items()}
+    rows = {key: value.expand(batch, *value.shape[1:]) for key, value in teacher.unprompted().items()}
     twice = {key: torch.cat([value, value]) for key, value in rows.items()}
     x, t = torch.randn(batch, *teacher.shape, device=device), torch.full((batch,), 300.0, device=device)
     ones = torch.ones_like(x)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.compiled import eager
+from teachers.adapters import body
 from teachers.denoiser import Condition, Denoiser
 
 MIDDLES = ("mid_block", "transformer_blocks", "layers")  # UNets; DiT, PixArt, SD3, Flux, Sana; the analytic perceptron
@@ -41,7 +42,8 @@ class Discriminator(nn.Module):
 def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
     """What the middle of the network makes of x_t (B, ...) at angles t (B,): tokens (B, N, C), float32."""
     found: list[Tensor] = []
-    hook = middle(denoiser.network).register_forward_hook(lambda module, args, output: found.append(tokens(output)))
+    network = middle(body(denoiser.network))
+    hook = network.register_forward_hook(lambda module, args, output: found.append(tokens(output)))
     try:
         with eager():  # a compiled network would not call the hook
             denoiser.velocity(x_t, t, cond)
@@ -99,7 +101,7 @@ def approximate_r1(
     and sigma is 0.01 for a float32 network and 0.1 for one in half precision, which would not see less.
     """
     x_t, t, cond = real
-    sigma = 0.01 if next(denoiser.parameters()).dtype == torch.float32 else 0.1
+    sigma = 0.01 if next(denoiser.parameters(), x_t).dtype == torch.float32 else 0.1
     with torch.autocast(x_t.device.type, enabled=False):
         here, there = (discriminator(denoiser, x, t, cond) for x in (x_t, x_t + sigma * noise))
     return ((there - here) / sigma).square().mean()

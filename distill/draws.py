@@ -47,9 +47,10 @@ class Draws:
         order = torch.randperm(self._total, generator=self.generator)
         return self._send(((order + jitter) / self._total)[self._rows])
 
-    def rows(self, count: int) -> Tensor:
-        """Row numbers in [0, count) with replacement, (rows,)."""
-        return self._send(torch.randint(count, (self._total,), generator=self.generator)[self._rows])
+    def rows(self, count: int, on: torch.device | None = None) -> Tensor:
+        """Row numbers in [0, count) with replacement, (rows,), on the device `on` (default: that of the draws)."""
+        rows = torch.randint(count, (self._total,), generator=self.generator)[self._rows]
+        return self._send(rows) if on is None else rows.to(on)
 
     def pick(self, count: int) -> int:
         """A number in [0, count), one for the whole global batch."""

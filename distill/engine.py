@@ -179,6 +179,11 @@ class Engine:
             self._spare.load_state_dict(state)
         return self._spare or average
 
+    def refuse_sharding(self, what: str) -> None:
+        """ValueError where networks are sharded and `what` cannot be."""
+        if self.sharding is not None:
+            raise ValueError(f"{what} runs on one process or in DDP, not in FSDP2: use recipes/accelerate/ddp.yaml")
+
     def check_same(self, number: int, what: str) -> None:
         """ValueError where processes disagree on `number`."""
         if self.group is not None:

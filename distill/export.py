@@ -9,10 +9,12 @@ from typing import Any
 from distill import __version__
 from distill.distiller import Distiller
 from distill.recipe import Recipe
+from teachers.adapters import Adapted
 from teachers.denoiser import Denoiser
 from teachers.teacher import Teacher, save_pipeline
 
 PROMPTS = "training_prompts.txt"  # in the pipeline's folder
+LORA = "lora"  # there too, where the student is an adapter
 
 
 def export(
@@ -32,10 +34,17 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline = teacher.pipeline(student, times)
     save_pipeline(pipeline, temporary)
+    if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
+        calls = [
+            {**entry, "call": teacher.lora_call(entry["num_steps"], times[: entry["num_steps"]])}
+            for entry in record["calls"]
+        ]
+        record = record | {"lora": {"folder": LORA, "calls": calls}}
     if record["evaluation"]["prompts"] == PROMPTS:
         (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
     (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
-    (temporary / "README.md").write_text(model_card(record, type(pipeline).__name__, teacher))
+    classes = type(pipeline).__name__, type(pipeline.scheduler).__name__
+    (temporary / "README.md").write_text(model_card(record, *classes, teacher))
     shutil.rmtree(final, ignore_errors=True)
     temporary.replace(final)
     return final
@@ -76,14 +85,35 @@ def describe(
     }
 
 
-def model_card(record: dict[str, Any], pipeline: str, teacher: Teacher) -> str:
-    """The exported folder's README: what it is and the call that gives its images."""
-    rows, prompts = [], teacher.guided
-    for entry in record["calls"]:
+def call_lines(calls: Sequence[dict[str, Any]], prompts: bool) -> str:
+    """Python that draws with each of the calls."""
+    rows = []
+    for entry in calls:
         arguments = [repr("a photo of ...")] if prompts else []
         arguments += [f"{key}={value!r}" for key, value in entry["call"].items()]
         rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
-    calls = "\n".join(rows)
+    return "\n".join(rows)
+
+
+def lora_section(record: dict[str, Any], pipeline: str, scheduler: str, prompts: bool) -> str:
+    """How to use the LoRA file that lies beside the pipeline."""
+    return f"""
+`{record["lora"]["folder"]}/` is the same student as a LoRA file for its teacher's pipeline:
+
+```python
+from diffusers import {pipeline}, {scheduler}
+
+pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
+pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
+pipe.load_lora_weights("path/to/this/folder/{record["lora"]["folder"]}")
+{call_lines(record["lora"]["calls"], prompts)}
+```
+"""
+
+
+def model_card(record: dict[str, Any], pipeline: str, scheduler: str, teacher: Teacher) -> str:
+    """The exported folder's README: what it is and the call that gives its images."""
+    prompts, calls = teacher.guided, call_lines(record["calls"], teacher.guided)
     cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
     baked = ""
     if scales := record["options"].get("guidances"):
@@ -101,6 +131,7 @@ def model_card(record: dict[str, Any], pipeline: str, teacher: Teacher) -> str:
         if teacher.refuses_steps
         else "It draws well with the numbers of steps above only; this class of pipelines does not refuse others."
     )
+    low_rank = lora_section(record, pipeline, scheduler, prompts) if "lora" in record else ""
     steps = " or ".join(str(c["num_steps"]) for c in record["calls"])
     distilled = f"distilled with {record['method']} by fewstep {record['version']}"
     return f"""---
@@ -119,7 +150,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 {calls}
 ```
-{baked}
+{baked}{low_rank}
 {refused} `distill.json` holds the same for machines.
 
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.

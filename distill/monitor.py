@@ -26,7 +26,7 @@ from distill.sampling import follow, sample
 from eval.features import Extractor, extractor
 from eval.fid import frechet_from_statistics, statistics
 from teachers.denoiser import Denoiser
-from teachers.teacher import Teacher, select
+from teachers.teacher import Teacher
 
 CHUNK = 50
 GRID = 8  # pictures a row
@@ -50,7 +50,7 @@ class Monitor:
         self.writes = writes
         self.teacher, self.folder, self.device = teacher, recipe.folder, device
         self.count = recipe.train.evaluate_samples
-        self.cond = data.held_out(self.count)
+        self._cond = data.held_out(self.count)
         self.extract: Extractor = extractor(features, device)
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._draw(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
@@ -78,9 +78,6 @@ class Monitor:
     @staticmethod
     def _draw(recipe: Recipe, purpose: str) -> torch.Generator:
         return Draws((recipe.seed, "held out", purpose), 0, 1, 1, torch.device("cpu")).generator
-
-    def _cond(self, rows: Tensor) -> dict[str, Tensor]:
-        return select(self.cond, rows.to(self.device))
 
     def _noise(self, shape: Sequence[int], draw: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=draw).to(self.device)

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from distill.errors import suggest
 from distill.registry import DISTILLERS, TEACHERS, find
 from eval.features import NAMES
+from teachers.families import family_of, locate
 from teachers.prompts import read_prompts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
@@ -23,18 +24,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class TeacherRecipe:
-    family: str  # an installed teacher family
-    path: str  # a pipeline folder, a hub id, or a name that the family knows ("pocket")
+    path: str  # a pipeline folder, a hub id, a .safetensors file, or "pocket"
+    family: str = "auto"  # an installed teacher family; auto: the one that takes the pipeline at `path`
     guidance: float = 1.0  # classifier-free guidance baked into the student; 1.0 means none
     num_steps: int = 50  # the teacher's usual number of steps, which the report compares with
     sigma_data: float = 1.0  # standard deviation of the native latents or pixels
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32, bfloat16 in the shared tier
 
 
 @dataclass
 class DataRecipe:
-    prompts: str | None = None  # a text file, one prompt a line, or "pocket"
-    images: str | None = None  # a folder of images with captions, or "pocket"
+    prompts: str | None = None  # "pocket", a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet
+    images: str | None = None  # "pocket", a folder of images with captions, .parquet or .tar files, a hub's data set
+    column: str | None = None  # which column holds the words; None: text, prompt or caption
+    streaming: bool = False  # read .parquet, .tar or the hub once from front to back, and copy nothing
+    limit: int = 0  # take the first so many rows; 0 means all
 
 
 @dataclass
@@ -71,6 +75,13 @@ class TrainRecipe:
 
 
 @dataclass
+class MemoryRecipe:
+    tier: Literal["full", "shared"] = "full"  # whole networks, or LoRA adapters on the one network of the teacher
+    rank: int = 64  # of the adapters
+    checkpointing: bool = False  # keep few activations and compute the others again in backward
+
+
+@dataclass
 class EvaluationRecipe:
     features: str = "auto"  # "pocket", "inception", "pixels"; auto: "pocket" for the pocket teacher, else "pixels"
     prompts: str | None = None  # as data.prompts; None means the training prompts
@@ -89,11 +100,22 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     optimizers: dict[str, OptimizerRecipe] = field(default_factory=dict)  # one a turn of the method
     train: TrainRecipe = field(default_factory=TrainRecipe)
+    memory: MemoryRecipe = field(default_factory=MemoryRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+
+    def __post_init__(self) -> None:
+        if self.teacher.precision == "auto":
+            precision = "bfloat16" if self.memory.tier == "shared" else "float32"
+            self.teacher = dataclasses.replace(self.teacher, precision=precision)
 
     @property
     def folder(self) -> Path:
         return Path(self.output) / self.name
+
+    @property
+    def cache(self) -> Path:
+        """Where encoded prompts and images lie, for all runs of one output folder."""
+        return Path(self.output) / ".cache"
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
@@ -114,6 +136,8 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     recipe = build(Recipe, values, "")
+    if recipe.teacher.family == "auto":
+        recipe.teacher.family = family_of(locate(recipe.teacher.path))
     _check_meaning(recipe)
     return recipe
 
@@ -219,6 +243,8 @@ def _check_meaning(recipe: Recipe) -> None:
     for key in ("steps", "evaluate_every", "keep_every"):
         if getattr(train, key) < 0:
             raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 0")
+    if recipe.data.limit < 0:
+        raise ValueError(f"data.limit is {recipe.data.limit}; it has to be at least 0, which means all")
     if train.batch_size % train.accumulation:
         raise ValueError(
             f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches "
@@ -243,6 +269,8 @@ def _check_meaning(recipe: Recipe) -> None:
         )
     if recipe.evaluation.prompts is not None:
         read_prompts(recipe.evaluation.prompts)
+    if recipe.memory.rank < 1:
+        raise ValueError(f"memory.rank is {recipe.memory.rank}; an adapter has rank 1 at least")
     if not 0 <= train.ema < 1:
         raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")
     if train.evaluate_samples < 2:

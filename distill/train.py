@@ -34,6 +34,7 @@ from distill.monitor import Monitor, choose_features
 from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
+from teachers.adapters import checkpoint_activations
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
 MOST_BROKEN_FP16 = 40  # there the first ones are how the gradient scaler finds its scale
@@ -62,13 +63,22 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     settings, folder = recipe.train, recipe.folder
     accelerator, device, chief = engine.accelerator, engine.device, engine.chief
 
-    # --- what trains --------------------------------------------------------------------------------------------------
-    torch.manual_seed(recipe.seed)
+    # --- the teacher and what it encodes ------------------------------------------------------------------------------
+    begun = time.perf_counter()
     cls, method_options = options(recipe)
     family = find(TEACHERS, recipe.teacher.family)
     teacher = family.load(recipe.teacher.path, device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data)
-    if teacher.guided:
-        teacher.unconditional(teacher.condition([""]))  # kept from here on: made in float32, outside any autocast
+    dataset = data.prepare(plan, teacher, recipe, accelerator)
+    dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
+    preparing = time.perf_counter() - begun
+
+    # --- what trains --------------------------------------------------------------------------------------------------
+    torch.manual_seed(recipe.seed)
+    if recipe.memory.tier == "shared":
+        engine.refuse_sharding("memory.tier=shared")
+        teacher.share(recipe.memory.rank)
+    if recipe.memory.checkpointing:
+        checkpoint_activations(teacher.denoiser.network)
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method_options).to(device)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
     start, spent = 0, 0.0
@@ -94,15 +104,11 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             engine.restore(optimizer, saved.optimizers[turn])
         if engine.scaler is not None and "scaler" in saved.optimizers:
             engine.scaler.load_state_dict(saved.optimizers["scaler"])
-    fresh, saved = saved is None, None  # the loaded copy would stay in memory for the whole run
+    spent += preparing if saved is None else 0.0  # teacher pairs and encoding are part of the cost
+    saved = None  # the loaded copy would stay in memory for the whole run
 
-    # --- what it learns from, and how we know -------------------------------------------------------------------------
-    begun = time.perf_counter()
+    # --- how we know --------------------------------------------------------------------------------------------------
     features = choose_features(recipe)
-    with accelerator.main_process_first():
-        dataset = data.prepare(plan, teacher, device, folder / "cache", recipe.teacher)
-    dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
-    spent += time.perf_counter() - begun if fresh else 0.0  # teacher pairs and encoding are part of the cost
     with accelerator.main_process_first():
         monitor = Monitor(recipe, teacher, dataset, features, device, chief) if chief or engine.sharding else None
         history, losses = (Journal(folder / f"{name}.jsonl", start) for name in ("history", "log"))

@@ -12,7 +12,6 @@ own, so the export moves the noise table and the clock instead of asking the use
 - `ignore_guidance` makes stock UNet pipelines leave classifier-free guidance off, since it is in the weights already.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,6 +22,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler, UNet2DCondi
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
+from teachers.adapters import inside, plain
 from teachers.denoiser import Denoiser
 from teachers.trigflow import Flow, NoisePath, VariancePreserving
 
@@ -143,7 +143,7 @@ def pin_clock(denoiser: Denoiser, times: Sequence[float], told: Tensor | None = 
     `told` (N,) are those timesteps, `LCMScheduler`'s grid by default. W' e(told) = W e(clock(times)) with the smallest
     change of W, the time embedding's first linear layer.
     """
-    network = copy.deepcopy(denoiser.network)
+    network = plain(denoiser.network)
     device = next(network.parameters()).device
     asked = denoiser.clock(torch.tensor(times, dtype=torch.float64, device=device))
     told = torch.tensor(grid(denoiser.path, len(times))) if told is None else told
@@ -216,18 +216,23 @@ def soften_clock(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> 
     up for.
     """
     path = denoiser.path
-    device = next(denoiser.network.parameters()).device
-    angles = torch.linspace(path.t_min, path.t_max, 1000, dtype=torch.float64, device=device)
+    angles = torch.linspace(path.t_min, path.t_max, 1000, dtype=torch.float64)
     clock = denoiser.clock(angles)
     denoiser.time_scale = time_scale
     gentle = denoiser.clock(angles)
-    ones = torch.ones(len(angles), 1, dtype=torch.float64, device=device)
-    for project, embedding in time_embeddings(denoiser.network):
-        layer = embedding.linear_1
-        affine = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()
-        wanted = torch.cat([project(clock).double(), ones], dim=1) @ affine.T
-        given = torch.cat([project(gentle).double(), ones], dim=1)
-        gram = given.T @ given + ridge * torch.eye(given.shape[1], dtype=torch.float64, device=device)
-        solution = torch.linalg.solve(gram, given.T @ wanted).T
-        layer.weight.copy_(solution[:, :-1])
-        layer.bias.copy_(solution[:, -1])
+    with inside(denoiser.network) as network:
+        for project, embedding in time_embeddings(network):
+            _refit(project, embedding.linear_1, clock, gentle, ridge)
+
+
+def _refit(project: nn.Module, layer: nn.Linear, before: Tensor, after: Tensor, ridge: float) -> None:
+    """Make `layer`, told the timesteps `after` (N,), give what it gave for `before`, by ridge regression."""
+    before, after = (project(steps.to(layer.weight.device)).double() for steps in (before, after))
+    ones = before.new_ones(len(before), 1)
+    affine = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()
+    wanted = torch.cat([before, ones], dim=1) @ affine.T
+    given = torch.cat([after, ones], dim=1)
+    gram = given.T @ given + ridge * torch.eye(given.shape[1]).to(given)
+    solution = torch.linalg.solve(gram, given.T @ wanted).T
+    layer.weight.copy_(solution[:, :-1])
+    layer.bias.copy_(solution[:, -1])

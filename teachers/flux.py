@@ -57,7 +57,7 @@ class Flux(LatentTeacher):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            text, pooled, _ = self.stock.encode_prompt(list(prompts), None, device=self.stock.device)
+            text, pooled, _ = self.encoders().encode_prompt(list(prompts), None, device=self.device)
         return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
@@ -74,6 +74,10 @@ class Flux(LatentTeacher):
 
     def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
         return {"guidance": guidance.float()}
+
+    def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        told = {"guidance_scale": GUIDANCE} if self.stock.transformer.config.guidance_embeds else {}
+        return super().lora_call(num_steps, times) | told
 
     @torch.no_grad()
     def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Unconditional(Teacher):
     def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
         if unet.config.class_embed_type or unet.config.num_class_embeds:
             raise ValueError("this UNet2DModel is class-conditional; the family `unconditional` knows no classes")
+        self.unet = unet
         self.denoiser = Denoiser(
             unet.requires_grad_(False).eval(),
             variance_preserving(scheduler, sigma_data),
@@ -43,7 +44,7 @@ class Unconditional(Teacher):
         return cls(pipeline.unet, pipeline.scheduler, sigma_data)
 
     def encode(self, images: Tensor) -> Tensor:
-        images = images.to(next(self.denoiser.parameters()).device)
+        images = images.to(self.unet.device)
         images = images.mean(1, keepdim=True) if self.shape[0] == 1 else images
         return images / self.denoiser.path.sigma_data
 

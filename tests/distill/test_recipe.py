@@ -44,6 +44,7 @@ def recipe(tmp_path, text_pipeline):
         ("optimizers.studnet.lr=1", "unknown key 'optimizers.studnet', did you mean 'student'"),
         ("train.batch_size=0", "at least 1"),
         ("train.accumulation=7", "does not divide"),
+        ("data.limit=-1", "at least 0"),
         ("train.ema=1.5", r"in \[0, 1\)"),
         ("name=a/b", "plain folder name"),
         ("name=..", "plain folder name"),
@@ -62,6 +63,14 @@ def recipe(tmp_path, text_pipeline):
 def test_overrides(recipe, override, sentence):
     with pytest.raises(ValueError, match=sentence):
         load(recipe, [override])
+
+
+def test_a_teacher_says_its_family_itself(recipe):
+    recipe.write_text(recipe.read_text().replace("family: stable_diffusion, ", ""))
+    assert load(recipe).teacher.family == "stable_diffusion"
+    assert load(recipe, ["teacher.path=pocket"]).teacher.family == "stable_diffusion"
+    with pytest.raises(ValueError, match=r"there is no pipeline folder \./gone"):
+        load(recipe, ["teacher.path=./gone"])
 
 
 @pytest.mark.parametrize(
