@@ -42,7 +42,9 @@ class Discriminator(nn.Module):
 def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
     """What the middle of the network makes of x_t (B, ...) at angles t (B,): tokens (B, N, C), float32."""
     found: list[Tensor] = []
-    hook = middle(body(denoiser.network)).register_forward_hook(lambda module, args, output: found.append(tokens(output)))
+    hook = middle(body(denoiser.network)).register_forward_hook(
+        lambda module, args, output: found.append(tokens(output))
+    )
     try:
         denoiser.velocity(x_t, t, cond)
     finally:
