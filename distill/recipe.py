@@ -107,8 +107,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.teacher.precision == "auto":
-            precision = "bfloat16" if self.memory.tier == "shared" else "float32"
-            self.teacher = dataclasses.replace(self.teacher, precision=precision)
+            half = self.memory.tier == "shared"
+            self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")
 
     @property
     def folder(self) -> Path:
