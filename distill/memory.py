@@ -1,41 +1,37 @@
 """What a run will hold in memory, counted before any of it is allocated.
 
+    python -m distill.memory recipes/sdxl_dmd2_lora.yaml [key=value ...]
+
 The run's own networks, losses and backward passes run on the meta device, where tensors have shapes and no contents,
-and what is alive there at once is counted as it comes and goes (`Live`). So the plan knows of every method, option and
-tier what the code itself does. What it lacks beside the real thing is the libraries' scratch space and the gaps that
-allocators leave.
+and what is alive there at once is counted as it comes and goes (`distill.paper`). So the plan knows of every method,
+option and tier what the code itself does. What it lacks beside the real thing is the libraries' scratch space and the
+gaps that allocators leave.
 """
 
+import argparse
 import copy
 import dataclasses
-import weakref
 from collections.abc import Iterable
-from typing import Any
 
 import psutil
 import torch
-import torch.nn.functional as F
-import transformers
-from diffusers import DiffusionPipeline
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import nn
 
 from distill.distiller import Batch, Distiller, Pairs
 from distill.draws import Draws
-from distill.recipe import DTYPES, Recipe, options
+from distill.errors import speak
+from distill.paper import META, Live, configured, modules_beside, on_paper, stand_ins
+from distill.recipe import DTYPES, Recipe, load, options
 from distill.registry import TEACHERS, find
-from teachers.adapters import body, checkpoint_activations
-from teachers.describe import sketch
-from teachers.source import configuration
+from teachers.adapters import body
+from teachers.checkpointing import checkpoint_activations
+from teachers.describe import DMD, sketch
 from teachers.teacher import Teacher
 
-META = torch.device("meta")
 MOMENTS = 8  # bytes a trained number: Adam's two moments in float32
 LATE = 10**9  # a step at which every warm-up is over
 GIB = 2**30
+SMALL = GIB  # bytes; runs whose networks take less are not planned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,104 +89,12 @@ def fullest_turn(
         draws = Draws((turn,), 0, samples, samples, META)
         batch = Batch(cond, draws, latents, lambda: Pairs(latents, latents, cond))
         known = [*distiller.parameters(), *body(teacher.denoiser.network).parameters(), latents, *cond.values()]
-        with Live(known) as live, _StandIns(precision):
+        with Live(known) as live, stand_ins(precision):
             loss, _ = distiller(turn, batch, LATE)
             loss.backward()
         fullest = max(fullest, (live.peak, _bytes(p for p in trained[turn] if p.grad is not None)))
         distiller.zero_grad(set_to_none=True)
     return fullest
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of meta tensors that are alive at once, but for those `known` from before."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: Any = WeakIdKeyDictionary()
-        for tensor in known:
-            self._seen[tensor.untyped_storage()] = None
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.device == META:
-                storage = leaf.untyped_storage()
-                if storage not in self._seen:
-                    self._seen[storage] = None
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._gone, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
-class _FusedAttention(torch.autograd.Function):
-    """What a fused kernel keeps: its inputs, its output and one number a row. Shapes only."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
-
-
-class _StandIns(TorchFunctionMode):
-    """What the meta device lacks: fused attention, and autocast's half precision in matrix products."""
-
-    products = (F.linear, F.conv2d, torch.bmm, torch.matmul, torch.baddbmm)
-    wide = (F.group_norm, F.layer_norm, torch.softmax, F.softmax)
-
-    def __init__(self, precision: str) -> None:
-        super().__init__()
-        self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.half and function in (*self.products, *self.wide, F.scaled_dot_product_attention):
-            kind = torch.float32 if function in self.wide else self.half
-            args = tuple(x.to(kind) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
-        if function is F.scaled_dot_product_attention and args[0].device == META:
-            return _FusedAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
-        return function(*args, **kwargs)
-
-
-# --- the teacher, on paper --------------------------------------------------------------------------------------------
-
-
-def on_paper(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
-    """The teacher at `path` on the meta device, text encoders too, so that it says what its condition looks like."""
-    source = path if not path.endswith(".safetensors") else str(configuration(path))
-    teacher = sketch(source, family)
-    parts: dict[str, Any] = {}
-    for name, value in DiffusionPipeline.load_config(source).items():
-        if isinstance(value, list) and value[0] == "transformers" and name.startswith(("text_encoder", "tokenizer")):
-            kind: Any = getattr(transformers, value[1])
-            if name.startswith("tokenizer"):
-                parts[name] = kind.from_pretrained(source, subfolder=name)
-                continue
-            config = kind.config_class.from_pretrained(source, subfolder=name)
-            with META:
-                parts[name] = kind(config).requires_grad_(False).eval()
-    if parts:
-        stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
-        stock.register_modules(**parts)
-    for module in (teacher.denoiser, *modules_beside(teacher)):
-        module.to(dtype)
-    return teacher
-
-
-def modules_beside(teacher: Teacher) -> list[nn.Module]:
-    """The networks of the teacher's pipeline that do not denoise."""
-    stock = vars(teacher).get("stock")
-    parts = [part for part in stock.components.values() if isinstance(part, nn.Module)] if stock else []
-    return [part for part in parts if part is not body(teacher.denoiser.network)]
 
 
 def _parameters(*modules: nn.Module) -> set[nn.Parameter]:
@@ -199,9 +103,6 @@ def _parameters(*modules: nn.Module) -> set[nn.Parameter]:
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.nbytes for p in parameters)
-
-
-# --- what is printed --------------------------------------------------------------------------------------------------
 
 
 def free_bytes(device: torch.device) -> int:
@@ -248,9 +149,27 @@ def in_tier(recipe: Recipe, tier: str) -> Recipe:
 
 
 def announce(recipe: Recipe, world: int, device: torch.device) -> None:
-    """Print the plan. It is advice: where it cannot be made, the run goes on without it."""
-    samples = recipe.train.batch_size // recipe.train.accumulation // world
+    """Print the plan, unless the run is small. It is advice: where it cannot be made, the run goes on without it."""
     try:
-        print("\n".join(lines(recipe, max(1, samples), device)))
+        family = find(TEACHERS, recipe.teacher.family)
+        path = family.locate(recipe.teacher.path)
+        trained = sketch(configured(path), family).denoiser.parameters()
+        if DMD * sum(p.numel() for p in trained) >= SMALL:
+            samples = recipe.train.batch_size // recipe.train.accumulation // world
+            print("\n".join(lines(recipe, max(1, samples), device)))
     except Exception as error:
         print(f"no memory plan for this run ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+
+
+def command() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="a YAML recipe, see recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the recipe")
+    args = parser.parse_args()
+    recipe = load(args.recipe, args.overrides)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print("\n".join(lines(recipe, recipe.train.batch_size // recipe.train.accumulation, device)))
+
+
+if __name__ == "__main__":
+    speak(command)

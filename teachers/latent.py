@@ -171,8 +171,8 @@ class LatentUNet(LatentTeacher):
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
         if isinstance(student.network, Adapted):
             raise ValueError(
-                "a UNet that is told its guidance scale has a layer more than its teacher, which no LoRA file can "
-                "hold; leave method.guidances empty, or set memory.tier=full"
+                "a UNet that is told its guidance scale has a layer more than its teacher, which adapters cannot add; "
+                "leave method.guidances empty, or set memory.tier=full"
             )
         add_guidance_embedding(student.network)
         student.defaults = self.guidance_condition(student, torch.tensor([guidance]))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 
 class _Linear(torch.autograd.Function):
@@ -41,7 +42,7 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         (gradient,) = gradients
-        return torch.nn.grad.conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.how), None, None, None
+        return conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.how), None, None, None
 
 
 def autocasting(device: torch.device) -> bool:
@@ -74,7 +75,7 @@ class StoredConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.weight.requires_grad:  # peft makes an adapter's own layers of its base layer's class
             return super().forward(input)
-        how = self.stride, self.padding, self.dilation, self.groups
+        how: Any = self.stride, self.padding, self.dilation, self.groups
         if autocasting(input.device):
             return F.conv2d(input, self.weight, self.bias, *how)
         if torch.is_grad_enabled() and input.requires_grad:
@@ -121,7 +122,13 @@ def _like(layer: nn.Module, linear: type[nn.Linear], convolution: type[nn.Conv2d
     made: nn.Module
     if isinstance(layer, nn.Conv2d):
         shape: Any = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
-        made = convolution(*shape, layer.dilation, layer.groups, layer.bias is not None, device="meta")
+        more: Any = {
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+            "bias": layer.bias is not None,
+            "device": "meta",
+        }
+        made = convolution(*shape, **more)
     else:
         assert isinstance(layer, nn.Linear)
         made = linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")

@@ -15,9 +15,9 @@ def markdown(report: dict[str, Any]) -> str:
         [
             f"# {_escape(title(report))}",
             "",
-            *_table(quality(report), report),
+            *table(quality(report), report),
             "",
-            *_table(speed(report), report),
+            *table(speed(report), report),
             "",
             *[f"> {_escape(note)}\n" for note in report["notes"]],
             "![Samples: one column a row of the table, one line a prompt, the same noise across](grid.png)",
@@ -34,7 +34,8 @@ def markdown(report: dict[str, Any]) -> str:
     )
 
 
-def _table(shown: list[Column], report: dict[str, Any]) -> list[str]:
+def table(shown: list[Column], report: dict[str, Any]) -> list[str]:
+    """The lines of a table with the columns `shown`, a row each of the report's."""
     head = "| " + " | ".join(_escape(column.heading) for column in shown) + " |"
     rule = "| " + " | ".join("---" if column.key in ("name", "training") else "---:" for column in shown) + " |"
     return [head, rule, *("| " + " | ".join(_cell(c, row) for c in shown) + " |" for row in report["rows"])]

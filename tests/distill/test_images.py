@@ -6,23 +6,23 @@ import json
 import sys
 import tarfile
 
+import datasets
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from distill.data import open_images, plan
 from distill.images import DataSet, Folder, is_data_set
 from distill.recipe import DataRecipe
 from teachers.prompts import read_prompts
 
-pa = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
 WORDS = ["a coat", "an \u00e9legant bag", "a shoe", "a boot", "a dress"]
 
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path_factory, monkeypatch):
     """What `datasets` copies goes to a folder of the tests."""
-    datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
@@ -205,8 +205,6 @@ def test_a_file_that_is_no_table(tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
-    import datasets
-
     def unreachable(*arguments, **options):
         assert "trust_remote_code" not in options
         raise ConnectionError("no route")
