@@ -64,8 +64,11 @@ class Studio:
 
     def __init__(self, runs: Sequence[Path], device: torch.device, precision: str) -> None:
         students = [read_run(run) for run in runs]
-        usual, self.device = students[0].teacher_call, device
-        folder, dtype = teacher_folder(same(students, "teacher")), PRECISIONS[precision]
+        usual, self.device = next((run.teacher_call for run in students if run.teacher_call), None), device
+        if usual is None:
+            raise ValueError(f"{students[0].name} has no distill.json that names its teacher; name a finished run too")
+        teacher, dtype = same(students, "teacher"), PRECISIONS[precision]
+        folder = teacher_folder(teacher)
         self.usual: int = usual["num_inference_steps"]
         self.columns = [Column("teacher", load_pipeline(folder, device, dtype), {self.usual: usual}, teacher=True)]
         for run in students:
@@ -73,7 +76,7 @@ class Studio:
             self.columns.append(Column(run.name, load_pipeline(run.folder, device, dtype), calls))
         self.prompted = bool(parameters(type(self.columns[0].pipe)) & {"prompt", "class_labels"})
         self.choices = sorted({steps for column in self.columns[1:] for steps in column.calls})
-        self.pocket = students[0].teacher == "pocket"
+        self.pocket = teacher == "pocket"
         for column in self.columns:  # so that no visitor waits for what happens once
             self._draw(column, EXAMPLES[0] if self.pocket else "0", 0, min(column.calls))
 
