@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distill.compiled import eager
 from teachers.adapters import body
 from teachers.denoiser import Condition, Denoiser
+from teachers.storage import without_autocast
 
 MIDDLES = ("mid_block", "transformer_blocks", "layers")  # UNets; DiT, PixArt, SD3, Flux, Sana; the analytic perceptron
 
@@ -34,7 +35,7 @@ class Discriminator(nn.Module):
 
     def forward(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         found = features(denoiser, x_t, t, cond)
-        with torch.autocast(found.device.type, enabled=False):  # logits of half precision would be steps, not a slope
+        with without_autocast(found.device):  # logits of half precision would be steps, not a slope
             logits: Tensor = self.head(found)
         return logits.flatten(1).mean(1)
 
@@ -102,6 +103,6 @@ def approximate_r1(
     """
     x_t, t, cond = real
     sigma = 0.01 if next(denoiser.parameters(), x_t).dtype == torch.float32 else 0.1
-    with torch.autocast(x_t.device.type, enabled=False):
+    with without_autocast(x_t.device):
         here, there = (discriminator(denoiser, x, t, cond) for x in (x_t, x_t + sigma * noise))
     return ((there - here) / sigma).square().mean()

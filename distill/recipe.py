@@ -1,6 +1,7 @@
 """The typed schema of a recipe: one YAML file a run, merged with key=value arguments, checked before weights load."""
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from distill.errors import suggest
 from distill.registry import DISTILLERS, TEACHERS, find
@@ -19,6 +20,7 @@ from eval.features import NAMES
 from teachers.families import family_of, locate
 from teachers.prompts import read_prompts
 
+SAVED = "recipe.yaml"  # in a run's folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
 
@@ -105,8 +107,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.teacher.precision == "auto":
-            precision = "bfloat16" if self.memory.tier == "shared" else "float32"
-            self.teacher = dataclasses.replace(self.teacher, precision=precision)
+            half = self.memory.tier == "shared"
+            self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")
 
     @property
     def folder(self) -> Path:
@@ -133,13 +135,20 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         raise ValueError(
             f"{' '.join(overrides)} puts a list where {path} has a group of keys, or the reverse"
         ) from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     recipe = build(Recipe, values, "")
     if recipe.teacher.family == "auto":
         recipe.teacher.family = family_of(locate(recipe.teacher.path))
     _check_meaning(recipe)
     return recipe
+
+
+def save(recipe: Recipe) -> None:
+    """Keep `recipe` with its run, whole and checked: runs/NAME/recipe.yaml, which `load` takes."""
+    values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples as lists
+    head = f"# accelerate launch -m distill.train {recipe.folder / SAVED}\n"
+    (recipe.folder / SAVED).write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def build(cls: type[Any], values: Any, where: str) -> Any:

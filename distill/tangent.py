@@ -13,7 +13,7 @@ tangent because fused kernels have none (theirs is fused; here scores are formed
 
 import importlib.util
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from distill.compiled import eager
 from distill.tangent_rules import FLASH_RULES, RULES, Pair
+from teachers.storage import without_autocast
 
 
 def jvp(
@@ -42,7 +43,7 @@ def jvp(
     if not compiling and torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode switches forward-mode differentiation off: use torch.no_grad")
     as_they_are = nullcontext() if compiling else eager()
-    with as_they_are, torch.no_grad(), _autocast_off(primals), forward_ad.dual_level():
+    with as_they_are, torch.no_grad(), without_autocast(primals[0].device), forward_ad.dual_level():
         # Clones: an expanded tensor has no dual, and the function may write into its arguments.
         duals = [
             forward_ad.make_dual(p.detach().clone(), t.detach().to(p.dtype).clone())
@@ -69,7 +70,7 @@ def finite_difference(
     1e-4 misses by 0.1% in float32, 1e-3 by 10% and 1e-2 is useless. Half precision is useless at any step, so halves
     are raised to float32 and autocast is off inside.
     """
-    with torch.no_grad(), _autocast_off(primals):
+    with torch.no_grad(), without_autocast(primals[0].device):
         points = [p.float() if p.dtype in (torch.float16, torch.bfloat16) else p for p in primals]
         offsets = [step * t.to(p.dtype) for p, t in zip(points, tangents, strict=True)]
         above = function(*(p + offset for p, offset in zip(points, offsets, strict=True)))
@@ -108,11 +109,6 @@ def tangent(kind: str = "auto", device: torch.device | str = "cpu") -> tuple[Cal
         return jvp_flash, "tangent: jvp_flash (exact forward mode, jvp-flash-attention's fused kernel is installed)"
     reason = "no CUDA device to fuse attention on" if not cuda else "jvp-flash-attention, which fuses it, is missing"
     return jvp, f"tangent: jvp (exact forward mode, attention a block at a time: {reason})"
-
-
-def _autocast_off(primals: tuple[Tensor, ...]) -> AbstractContextManager[Any]:
-    device = primals[0].device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class _Rules(TorchFunctionMode):

@@ -30,11 +30,12 @@ from distill.engine import Engine
 from distill.errors import speak
 from distill.export import describe, export
 from distill.guard import Skips, Stop
+from distill.memory import announce
 from distill.monitor import Monitor, choose_features
-from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options
+from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options, save
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
-from teachers.adapters import checkpoint_activations
+from teachers.checkpointing import checkpoint_activations
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
 MOST_BROKEN_FP16 = 40  # there the first ones are how the gradient scaler finds its scale
@@ -54,6 +55,8 @@ def train(recipe: Recipe) -> Path:
             if first:
                 print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
             return final
+        if first:
+            save(recipe)
         with Engine(recipe.train, recipe.folder) as engine:
             return distil(recipe, plan, mark, engine)
 
@@ -64,6 +67,8 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     accelerator, device, chief = engine.accelerator, engine.device, engine.chief
 
     # --- the teacher and what it encodes ------------------------------------------------------------------------------
+    if chief:
+        announce(recipe, engine.world, device)
     begun = time.perf_counter()
     cls, method_options = options(recipe)
     family = find(TEACHERS, recipe.teacher.family)

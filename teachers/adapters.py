@@ -4,8 +4,8 @@
     student = teacher.student()  # a copy is another adapter on the same base
 
 A `Denoiser` around an `Adapted` network is pinned to its adapter for the length of each call, and so is whatever
-activation checkpointing computes again in backward, when another adapter may have been the last one on. peft's layers
-hold the adapters; peft's own switch turns gradients off and on as it goes, so it is left alone.
+activation checkpointing computes again in backward (`teachers.checkpointing`), when another adapter may have been the
+last one on. peft's layers hold the adapters; its own switch turns gradients off and on as it goes, and is left alone.
 
 Beside low-rank changes of every linear layer and convolution, an adapter has the first layer of the time embedding for
 its own, whole: sCM puts its student on another clock, and the base has to keep the teacher's. A student that is called
@@ -19,10 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from diffusers import ModelMixin
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from teachers.storage import StoredConv2d, StoredLinear, plain_layer, store
 
@@ -65,7 +63,8 @@ class Shelf:
         trainable = [p for p in self.base.parameters() if p.requires_grad]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            inject_adapter_in_model(config, self.base, name)
+            on_paper = next(self.base.parameters()).is_meta
+            inject_adapter_in_model(config, self.base, name, low_cpu_mem_usage=on_paper)
         for parameter in trainable:  # of other adapters, which peft has switched off
             parameter.requires_grad_(True)
         for path, rank in self.ranks.items():
@@ -92,7 +91,7 @@ class Shelf:
 
     def pin(self) -> Callable[[], AbstractContextManager[Any]]:
         """What gives, later, the context of what is on now."""
-        name, clocks = (self._active or [None])[0], self._now
+        name, clocks = (self._active[0] if self._active else None), self._now
         return lambda: self.under(name, clocks)
 
     def _switch(self, active: list[str], clocks: Sequence[nn.Module]) -> None:
@@ -171,47 +170,3 @@ def body(network: nn.Module) -> nn.Module:
 def plain(network: nn.Module) -> nn.Module:
     """A copy of `network` that shares nothing with it and is an ordinary diffusers network."""
     return network.plain() if isinstance(network, Adapted) else copy.deepcopy(network)
-
-
-def checkpoint_activations(network: nn.Module) -> None:
-    """Have `network`, and copies made of it, keep few activations and compute the others again in backward.
-
-    What is computed again runs under the adapter, and with the frozen parameters, of the first time (`pinned`).
-    ValueError for an architecture that cannot.
-    """
-    base = body(network)
-    if not isinstance(base, ModelMixin) or not base._supports_gradient_checkpointing:
-        raise ValueError(f"{type(base).__name__} cannot checkpoint its activations; set memory.checkpointing to false")
-    pin = network.shelf.pin if isinstance(network, Adapted) else _nothing_to_pin
-
-    def run(block: nn.Module, *args: Any) -> Any:
-        return checkpoint(pinned(block, pin()), *args, use_reentrant=False, preserve_rng_state=False)
-
-    base.enable_gradient_checkpointing(run)
-
-
-def pinned(block: nn.Module, again: Callable[[], AbstractContextManager[Any]]) -> Callable[..., Any]:
-    """`block` as it is now, whenever it is called: in the context `again()`, with the same parameters frozen."""
-    trained = [p.requires_grad for p in block.parameters()]
-
-    def call(*args: Any) -> Any:
-        with again():
-            parameters = list(block.parameters())
-            before = [p.requires_grad for p in parameters]
-            _require(parameters, trained)
-            try:
-                return block(*args)
-            finally:
-                _require(parameters, before)
-
-    return call
-
-
-def _require(parameters: Sequence[nn.Parameter], wanted: Sequence[bool]) -> None:
-    for parameter, value in zip(parameters, wanted, strict=True):
-        if parameter.requires_grad != value:
-            parameter.requires_grad_(value)
-
-
-def _nothing_to_pin() -> Callable[[], AbstractContextManager[Any]]:
-    return nullcontext

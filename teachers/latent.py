@@ -26,6 +26,7 @@ from teachers.few_step import (
 from teachers.lora import lora_weights
 from teachers.schedule import schedule
 from teachers.source import REST, TEXT, load_pipeline
+from teachers.storage import without_autocast
 from teachers.teacher import Teacher
 from teachers.trigflow import Flow
 
@@ -102,7 +103,7 @@ class LatentTeacher(Teacher):
         vae = self.stock.vae
         scale, offset = self._affine()
         native = latents * self.denoiser.path.sigma_data * scale + offset
-        with torch.autocast(self.device.type, enabled=False):  # some autoencoders overflow in half precision
+        with without_autocast(self.device):  # some autoencoders overflow in half precision
             return vae.decode(native.to(self.device, vae.dtype), return_dict=False)[0].float()
 
     def _affine(self) -> tuple[Tensor, Tensor]:
@@ -170,8 +171,8 @@ class LatentUNet(LatentTeacher):
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
         if isinstance(student.network, Adapted):
             raise ValueError(
-                "a UNet that is told its guidance scale has a layer more than its teacher, which no LoRA file can "
-                "hold; leave method.guidances empty, or set memory.tier=full"
+                "a UNet that is told its guidance scale has a layer more than its teacher, which adapters cannot add; "
+                "leave method.guidances empty, or set memory.tier=full"
             )
         add_guidance_embedding(student.network)
         student.defaults = self.guidance_condition(student, torch.tensor([guidance]))

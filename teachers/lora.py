@@ -12,7 +12,7 @@ from teachers.few_step import time_embeddings
 
 @torch.no_grad()
 def lora_weights(denoiser: Denoiser, times: Sequence[float], told: Tensor) -> dict[str, Tensor]:
-    """`{layer}.lora_A.weight` (r, inputs...) and `{layer}.lora_B.weight` (outputs, r, ...), to be added with a scale of 1.
+    """`{layer}.lora_A.weight` (r, inputs...) and `{layer}.lora_B.weight` (outputs, r, ...), for a scale of 1.
 
     Low-rank changes are as they were trained. The first layer of the time embedding was trained whole, clock and all;
     here it has the smallest change with which the teacher's, told the N timesteps `told`, gives what the student's own
@@ -22,8 +22,8 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], told: Tensor) -> di
     assert isinstance(network, Adapted)
     weights: dict[str, Tensor] = {}
     for path, pair in network.low_rank.items():
-        for side, layer in pair.named_children():
-            weights[f"{path.replace('/', '.')}.lora_{side}.weight"] = layer.weight
+        for side, weight in pair.named_parameters():  # A.weight, B.weight
+            weights[f"{path.replace('/', '.')}.lora_{side}"] = weight
     with network.on() as base:
         names = {id(module): name for name, module in base.named_modules()}
         device = next(network.parameters()).device

@@ -27,13 +27,15 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
         return pocket.balanced_prompts(160)  # all phrasings of all classes; it repeats from there
     file = Path(source)
     if not file.is_file():
-        raise ValueError(f"there is no file of prompts {source}; give a text file with one prompt a line")
+        raise ValueError(f"there is no file of prompts {source}; give a text file with one prompt a line, or a table")
     reader = READERS.get(file.suffix.lower())
     if reader is None and column is not None:
         raise ValueError(f"{source} is a text file with one prompt a line: it has no column {column!r} (data.column)")
     try:
-        words = file.read_text(encoding="utf-8").splitlines() if reader is None else table(source, reader(file), column)
-        prompts = [word.strip() for word in words if word.strip()]
+        words = (
+            file.read_text(encoding="utf-8-sig").splitlines() if reader is None else table(source, reader(file), column)
+        )
+        prompts = [" ".join(word.split()) for word in words if word.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text; save the prompts as UTF-8, one a line") from error
     if not prompts:
@@ -60,7 +62,7 @@ def choose(source: str, columns: Iterable[str]) -> str:
             return name
     raise ValueError(
         f"{source} has no column called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; its columns are "
-        f"{', '.join(map(str, known))}: say which holds the words with data.column=..."
+        f"{', '.join(map(str, known))}: rename the one with the words, or in a recipe name it with data.column=..."
     )
 
 
@@ -85,7 +87,7 @@ def imported(module: str, purpose: str) -> Any:
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -6,11 +6,13 @@ is float32, and each layer computes in its input's precision (or in autocast's).
 instead of having been kept wide, so that a float32 step costs one layer's float32 weight at a time.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 
 class _Linear(torch.autograd.Function):
@@ -40,14 +42,26 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         (gradient,) = gradients
-        return torch.nn.grad.conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.how), None, None, None
+        return conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.how), None, None, None
+
+
+def autocasting(device: torch.device) -> bool:
+    """Whether autocast is on for `device`; never on the meta device, which knows none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context with autocast off for `device`."""
+    return torch.autocast(device.type, enabled=False) if autocasting(device) else nullcontext()
 
 
 class StoredLinear(nn.Linear):
     """A frozen linear layer: half-precision weight, float32 bias, arithmetic in its input's precision."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(input.device.type):
+        if self.weight.requires_grad:
+            return super().forward(input)
+        if autocasting(input.device):
             return F.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled() and input.requires_grad:
             out: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
@@ -59,8 +73,10 @@ class StoredConv2d(nn.Conv2d):
     """A frozen convolution: half-precision weight, float32 bias, arithmetic in its input's precision."""
 
     def forward(self, input: Tensor) -> Tensor:
-        how = self.stride, self.padding, self.dilation, self.groups
-        if torch.is_autocast_enabled(input.device.type):
+        if self.weight.requires_grad:  # peft makes an adapter's own layers of its base layer's class
+            return super().forward(input)
+        how: Any = self.stride, self.padding, self.dilation, self.groups
+        if autocasting(input.device):
             return F.conv2d(input, self.weight, self.bias, *how)
         if torch.is_grad_enabled() and input.requires_grad:
             out: Tensor = _Conv2d.apply(input, self.weight, self.bias, how)  # type: ignore[no-untyped-call]
@@ -106,7 +122,13 @@ def _like(layer: nn.Module, linear: type[nn.Linear], convolution: type[nn.Conv2d
     made: nn.Module
     if isinstance(layer, nn.Conv2d):
         shape: Any = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
-        made = convolution(*shape, layer.dilation, layer.groups, layer.bias is not None, device="meta")
+        more: Any = {
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+            "bias": layer.bias is not None,
+            "device": "meta",
+        }
+        made = convolution(*shape, **more)
     else:
         assert isinstance(layer, nn.Linear)
         made = linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")

@@ -6,23 +6,23 @@ import json
 import sys
 import tarfile
 
+import datasets
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from distill.data import open_images, plan
 from distill.images import DataSet, Folder, is_data_set
 from distill.recipe import DataRecipe
 from teachers.prompts import read_prompts
 
-pa = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
 WORDS = ["a coat", "an \u00e9legant bag", "a shoe", "a boot", "a dress"]
 
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path_factory, monkeypatch):
     """What `datasets` copies goes to a folder of the tests."""
-    datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
@@ -90,6 +90,13 @@ def test_tables_that_cannot_be_read_are_one_sentence(tmp_path, name, content, se
 def test_a_column_within_a_column(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"meta": {"caption": "a coat"}}\n{"meta": {"caption": null}}\n')
     assert read_prompts(str(tmp_path / "a.jsonl"), "meta.caption") == ["a coat"]
+
+
+def test_a_byte_order_mark_and_line_breaks_within_a_prompt_are_no_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text('id,caption\n1,a bag\n2,\n3,"a\ncoat"\n')
+    (tmp_path / "a.tsv").write_text("\ufeffprompt\tid\na bag\t1\na coat\t2\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\ufeffa bag\n\n  a coat \n", encoding="utf-8")
+    assert {tuple(read_prompts(str(tmp_path / f"a.{kind}"))) for kind in ("csv", "tsv", "txt")} == {("a bag", "a coat")}
 
 
 def test_without_pyarrow_a_table_of_parquet_says_what_to_install(tmp_path, monkeypatch):
@@ -198,8 +205,6 @@ def test_a_file_that_is_no_table(tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
-    import datasets
-
     def unreachable(*arguments, **options):
         assert "trust_remote_code" not in options
         raise ConnectionError("no route")

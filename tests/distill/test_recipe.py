@@ -10,6 +10,7 @@ from PIL import Image
 
 from distill.recipe import load, options
 from distill.train import train
+from eval.protocol import read_protocol
 
 GOOD = """\
 name: x
@@ -151,7 +152,11 @@ def test_the_command_line_says_one_sentence_and_exits_with_2(recipe):
 @pytest.mark.parametrize("file", sorted(Path("recipes").rglob("*.yaml")), ids=str)
 def test_every_recipe_is_headed_by_its_launch_command_and_is_valid(file):
     first = file.read_text().splitlines()[0]
-    assert first.startswith("# accelerate launch ") and str(file) in first
+    launch = "# python -m eval " if "eval" in file.parts else "# accelerate launch "
+    assert first.startswith(launch) and str(file) in first
+    if "eval" in file.parts:
+        assert read_protocol(file)
+        return
     if "accelerate" in file.parts:
         load_config_from_file(str(file))
     else:

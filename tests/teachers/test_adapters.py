@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import jvp as reference_jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import teachers.adapters
+import teachers.checkpointing
 from distill.discriminator import frozen
 from distill.distiller import Batch
 from distill.dmd import DMD, DMDOptions
@@ -17,7 +17,8 @@ from distill.draws import Draws
 from distill.registry import TEACHERS, find
 from distill.scm import SCM, SCMOptions
 from distill.tangent import jvp
-from teachers.adapters import checkpoint_activations, plain
+from teachers.adapters import plain
+from teachers.checkpointing import checkpoint_activations
 from teachers.denoiser import Denoiser
 from teachers.stable_diffusion import StableDiffusion
 from teachers.storage import StoredConv2d, StoredLinear, store
@@ -141,6 +142,22 @@ def gradients(method, latents=None):
     return found
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_base_in_half_precision_trains_every_part_of_its_adapters(load, name):
+    """The same gradients as on the same weights in float32."""
+    teacher = load(name, torch.bfloat16)
+    student = moved(teacher.student())
+    x, t, cond = points(teacher)
+    found = []
+    for _ in ("half", "float32"):
+        student.zero_grad()
+        student.velocity(x, t, cond).square().sum().backward()
+        found.append([p.grad.clone() for p in student.parameters()])
+        teacher.denoiser.network.shelf.base.float()
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4 * max(1, two.abs().max().item()))
+
+
 @pytest.mark.parametrize("features", [None, "fake_score", "teacher"])
 def test_checkpointing_keeps_to_its_adapter(load, features):
     options = {"gan_weight": 0.5, "discriminator_weight": 0.5, "gan_features": features} if features else {}
@@ -155,7 +172,7 @@ def test_checkpointing_keeps_to_its_adapter(load, features):
 
 
 def test_without_the_pin_checkpointing_takes_the_wrong_adapter(load, monkeypatch):
-    monkeypatch.setattr(teachers.adapters, "pinned", lambda block, again: block)
+    monkeypatch.setattr(teachers.checkpointing, "pinned", lambda block, again: block)
     wanted = gradients(dmd(load("Stable Diffusion 1.5")))["student"]
     teacher = load("Stable Diffusion 1.5")
     checkpoint_activations(teacher.denoiser.network)
@@ -205,7 +222,7 @@ def test_frozen_parameters_stay_frozen_in_what_is_computed_again(load):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_the_tangent_is_exact_through_adapters(load, precision):
-    """Against torch.func of the plain float32 copy: a base in bf16 costs the tangent nothing but its rounded weights."""
+    """Against torch.func of the plain float32 copy: a base in bf16 costs nothing but its rounded weights."""
     teacher = load("Stable Diffusion 1.5", precision)
     checkpoint_activations(teacher.denoiser.network)  # it is off without gradients
     student = moved(teacher.student())

@@ -1,0 +1,248 @@
+"""Full-size networks on random weights: the memory plan against the peak that was measured, and seconds a step.
+
+    python -m benchmarks.memory [--methods dmd scm] [--tiers shared full] [--batches 1] [--checkpointing]
+    python -m benchmarks.memory --batches 1 4 16      # with a GPU: bfloat16 autocast, the card's own peak
+
+Each case runs in a process of its own: two optimizer steps (optimizers allocate in the first, the second is timed),
+with every component at its full size. On a CPU the peak is the process's largest resident size above what importing
+took; on a GPU, PyTorch's peak of allocated bytes. `--planned` adds batches for which only the plan is made. Writes
+memory.json and memory.md under benchmarks/results.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig
+
+from distill import memory, paper
+from distill.distiller import Batch, Pairs
+from distill.draws import Draws
+from distill.recipe import DTYPES, MemoryRecipe, Recipe, TeacherRecipe, TrainRecipe, options
+from distill.registry import TEACHERS, find
+from teachers.checkpointing import checkpoint_activations
+from teachers.pocket.parts import make_tokenizer, sd15_scheduler
+from teachers.teacher import Teacher
+
+RESULTS = Path(__file__).parent / "results"
+METHODS: dict[str, dict[str, Any]] = {"dmd": {"name": "dmd"}, "scm": {"name": "scm"}}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}  # freed memory goes back at once
+
+
+def sd15(folder: Path) -> None:
+    """The configurations of Stable Diffusion 1.5's components, without weights, as a pipeline's folder."""
+    words = make_tokenizer(folder / "tokenizer")
+    words.save_pretrained(folder / "tokenizer")
+    sd15_scheduler().save_pretrained(folder / "scheduler")
+    text = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
+    text.save_pretrained(folder / "text_encoder")
+    channels = (128, 256, 512, 512)
+    with torch.device("meta"):
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=channels,
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+        ).save_config(folder / "vae")
+        UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).save_config(folder / "unet")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", type(words).__name__],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "requires_safety_checker": False,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+MODELS = {"sd15": ("stable_diffusion", sd15, {"encoder_hidden_states": (77, 768)})}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    model: str
+    method: str
+    tier: str
+    batch: int
+    checkpointing: bool = False
+
+    def recipe(self, folder: Path, precision: str) -> Recipe:
+        return Recipe(
+            name="memory",
+            teacher=TeacherRecipe(family=MODELS[self.model][0], path=str(folder), guidance=3.0),
+            method=METHODS[self.method],
+            train=TrainRecipe(batch_size=self.batch, precision=precision),  # type: ignore[arg-type]
+            memory=MemoryRecipe(tier=self.tier, checkpointing=self.checkpointing),  # type: ignore[arg-type]
+        )
+
+
+@torch.no_grad()
+def filled(teacher: Teacher, device: torch.device) -> Teacher:
+    """`teacher`, which is on paper, with small random weights on `device`."""
+    for module in (teacher.denoiser.network, *paper.modules_beside(teacher)):
+        module.to_empty(device=device)
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.02)
+                else:
+                    parameter.fill_(float(name == "weight"))
+    return teacher
+
+
+def measure(case: Case, folder: Path, device: torch.device, precision: str) -> dict[str, float]:
+    """Peak bytes above what importing took, and the seconds of a step. Mirrors distill.train, but for its data."""
+    process, cuda = psutil.Process(), device.type == "cuda"
+    before = 0 if cuda else process.memory_info().rss
+    recipe = case.recipe(folder, precision)
+    cls, method = options(recipe)
+    family = find(TEACHERS, recipe.teacher.family)
+    torch.manual_seed(0)
+    teacher = filled(paper.on_paper(family, str(folder), DTYPES[recipe.teacher.precision]), device)
+    shapes = MODELS[case.model][2]
+    cond = {key: torch.randn(case.batch, *shape, device=device) for key, shape in shapes.items()}
+    teacher._empty = {key: value[:1] for key, value in cond.items()}
+    if case.tier == "shared":
+        teacher.share(recipe.memory.rank)
+    if case.checkpointing:
+        checkpoint_activations(teacher.denoiser.network)
+    distiller = cls(teacher, recipe.teacher.guidance, method).to(device)
+    average = copy.deepcopy(distiller.student).requires_grad_(False)
+    networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
+    optimizers = {turn: torch.optim.AdamW(ps, 1e-5, fused=True) for turn, ps in networks.items()}
+    latents = torch.randn(case.batch, *teacher.shape, device=device)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    for step in range(2):
+        begun = time.perf_counter()
+        for number, turn in enumerate(distiller.turns(memory.LATE)):
+            draws = Draws((0, step, number), 0, case.batch, case.batch, device)
+            with torch.autocast(device.type, half, enabled=precision != "no"):
+                loss, _ = distiller(
+                    turn, Batch(cond, draws, latents, lambda: Pairs(latents, latents, cond)), memory.LATE
+                )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(networks[turn], 1.0)
+            optimizers[turn].step()
+            optimizers[turn].zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(distiller.student.parameters()), 0.01)
+        assert all(p.isfinite().all() for p in distiller.student.parameters())
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begun
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak": peak - before, "seconds": seconds}
+
+
+def run(case: Case, measured: bool, device: torch.device, precision: str) -> dict[str, Any]:
+    """One line of the table: the plan, and in a process of its own what it came to."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        MODELS[case.model][1](folder)
+        planned = memory.plan(case.recipe(folder, precision), case.batch)
+        row = dataclasses.asdict(case) | {"plan": dataclasses.asdict(planned), "planned": planned.total}
+        if measured:
+            command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps(dataclasses.asdict(case))]
+            command += ["--folder", name, "--precision", precision]
+            done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | ALLOCATOR)
+            if done.returncode:
+                print(done.stderr[-2000:], file=sys.stderr)
+                row["failed"] = f"exit status {done.returncode}"
+            else:
+                row |= json.loads(done.stdout.strip().splitlines()[-1])
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    gib = memory.GIB
+    parts = [field.name for field in dataclasses.fields(memory.Plan)]
+    head = ["model", "method", "tier", "batch", "checkpointing", *parts, "plan", "measured", "seconds a step"]
+    lines = [
+        f"| {' | '.join(head)} |",
+        "| --- | --- | --- | ---: | --- |" + " ---: |" * (len(parts) + 3),
+    ]
+    for row in rows:
+        cells = [f"{row['plan'][part] / gib:.2f}" for part in parts] + [f"{row['planned'] / gib:.2f}"]
+        ratio = f" ({row['planned'] / row['peak'] - 1:+.1%})" if "peak" in row else ""
+        cells += [f"{row['peak'] / gib:.2f}{ratio}", f"{row['seconds']:.1f}"] if "peak" in row else ["–", "–"]
+        names = [row["model"], row["method"], row["tier"], str(row["batch"]), "yes" if row["checkpointing"] else "no"]
+        lines.append("| " + " | ".join(names + cells) + " |")
+    return "\n".join(lines)
+
+
+def ratios(rows: list[dict[str, Any]]) -> str:
+    """`shared` over `full`, by the plan, where both are there."""
+    totals = {(r["method"], r["batch"], r["checkpointing"], r["tier"]): r["planned"] for r in rows}
+    return "\n".join(
+        f"- {method}, batch {batch}{', checkpointing' if kept else ''}: shared / full = "
+        f"{size / totals[method, batch, kept, 'full']:.2f} (plan)"
+        for (method, batch, kept, tier), size in totals.items()
+        if tier == "shared" and (method, batch, kept, "full") in totals
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["sd15"], choices=list(MODELS))
+    parser.add_argument("--methods", nargs="+", default=["dmd", "scm"], choices=list(METHODS))
+    parser.add_argument("--tiers", nargs="+", default=["shared", "full"], choices=["shared", "full"])
+    parser.add_argument("--batches", nargs="*", type=int, default=[1], help="batch sizes to run (default: 1)")
+    parser.add_argument("--planned", nargs="*", type=int, default=[4, 16], help="batch sizes to plan only (4 16)")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--limit", type=float, default=22.0, help="GiB; cases planned above are not run (default: 22)")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="bf16" if torch.cuda.is_available() else "no")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.child:
+        print(json.dumps(measure(Case(**json.loads(args.child)), args.folder, device, args.precision)))
+        return
+    rows = []
+    for model in args.models:
+        for method in args.methods:
+            for tier in args.tiers:
+                for batch in sorted({*args.batches, *args.planned}):
+                    case = Case(model, method, tier, batch, args.checkpointing)
+                    row = run(case, False, device, args.precision)
+                    if batch in args.batches and row["planned"] < args.limit * memory.GIB:
+                        row = run(case, True, device, args.precision)
+                    rows.append(row)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    path = RESULTS / "memory.json"
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    key = f"{name}, {args.precision}"
+    kept = {json.dumps([r[f.name] for f in dataclasses.fields(Case)]): r for r in [*stored.get(key, []), *rows]}
+    stored[key] = list(kept.values())
+    path.write_text(json.dumps(stored, indent=1) + "\n")
+    sections = [f"## {key}\n\n{table(found)}\n\n{ratios(found)}" for key, found in stored.items()]
+    (RESULTS / "memory.md").write_text(
+        "# Memory\n\n`python -m benchmarks.memory`: full-size networks on random weights, GiB; the plan that a run "
+        "prints before it allocates, beside the peak of two optimizer steps in a process of their own.\n\n"
+        + "\n\n".join(sections)
+        + "\n"
+    )
+    print((RESULTS / "memory.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
