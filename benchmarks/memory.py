@@ -24,56 +24,19 @@ from typing import Any
 
 import psutil
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig
 
+from benchmarks.full_size import MODELS
 from distill import memory, paper
 from distill.distiller import Batch, Pairs
 from distill.draws import Draws
 from distill.recipe import DTYPES, MemoryRecipe, Recipe, TeacherRecipe, TrainRecipe, options
 from distill.registry import TEACHERS, find
 from teachers.checkpointing import checkpoint_activations
-from teachers.pocket.parts import make_tokenizer, sd15_scheduler
 from teachers.teacher import Teacher
 
 RESULTS = Path(__file__).parent / "results"
 METHODS: dict[str, dict[str, Any]] = {"dmd": {"name": "dmd"}, "scm": {"name": "scm"}}
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}  # freed memory goes back at once
-
-
-def sd15(folder: Path) -> None:
-    """The configurations of Stable Diffusion 1.5's components, without weights, as a pipeline's folder."""
-    words = make_tokenizer(folder / "tokenizer")
-    words.save_pretrained(folder / "tokenizer")
-    sd15_scheduler().save_pretrained(folder / "scheduler")
-    text = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    )
-    text.save_pretrained(folder / "text_encoder")
-    channels = (128, 256, 512, 512)
-    with torch.device("meta"):
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=channels,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        ).save_config(folder / "vae")
-        UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).save_config(folder / "unet")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", type(words).__name__],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "requires_safety_checker": False,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-
-
-MODELS = {"sd15": ("stable_diffusion", sd15, {"encoder_hidden_states": (77, 768)})}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,7 @@ def on_paper(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
         stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
         stock.register_modules(**parts)
     for module in (teacher.denoiser, *modules_beside(teacher)):
-        module.to(dtype)
+        nn.Module.to(module, dtype)  # diffusers' own warns of what it does not know
     return teacher
 
 
