@@ -286,9 +286,10 @@ def test_families_whose_pipelines_take_no_lora_say_so(load, tmp_path, name):
 
 
 def test_without_peft_the_sentence_says_what_to_install(load, monkeypatch):
+    teacher = load("Stable Diffusion 1.5")
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"fewstep\[lora\]"):
-        load("Stable Diffusion 1.5").student()
+        teacher.student()
 
 
 def test_a_network_that_cannot_checkpoint_is_named():
