@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import io
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -178,8 +177,8 @@ def main() -> None:
         folders = write_folders(args.data, args.images, Path(place))
         lines = [
             "# The metrics against other libraries", "",
-            f"`{' '.join(['python -m benchmarks.evaluation', *sys.argv[1:]])}`: two folders of {args.images:,} real "
-            f"photographs each; Inception weights {SHA256[sha256(weights)]}; "
+            f"`python -m benchmarks.evaluation DATA.npz --images {args.images}` on {args.data.name}: two folders of "
+            f"{args.images:,} real photographs each; Inception weights {SHA256[sha256(weights)]}; "
             f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.", "",
             "| figure | against | ours | theirs | difference |", "| --- | --- | ---: | ---: | ---: |",
             *agreement(folders, weights), "",

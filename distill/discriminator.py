@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.compiled import eager
 from teachers.adapters import body
 from teachers.denoiser import Condition, Denoiser
 from teachers.storage import without_autocast
@@ -42,11 +43,11 @@ class Discriminator(nn.Module):
 def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
     """What the middle of the network makes of x_t (B, ...) at angles t (B,): tokens (B, N, C), float32."""
     found: list[Tensor] = []
-    hook = middle(body(denoiser.network)).register_forward_hook(
-        lambda module, args, output: found.append(tokens(output))
-    )
+    network = middle(body(denoiser.network))
+    hook = network.register_forward_hook(lambda module, args, output: found.append(tokens(output)))
     try:
-        denoiser.velocity(x_t, t, cond)
+        with eager():  # a compiled network would not call the hook
+            denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
     return found[0]

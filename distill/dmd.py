@@ -230,7 +230,7 @@ class DMD(Distiller):
     def _example(self) -> tuple[Tensor, Tensor, Condition]:
         device = self._device()
         t = torch.full((1,), self.times[0], device=device)
-        return torch.zeros(1, *self.teacher.shape, device=device), t, self.teacher.condition([""])
+        return torch.zeros(1, *self.teacher.shape, device=device), t, self.teacher.unprompted()
 
     def _device(self) -> torch.device:
         return next(self.student.parameters()).device

@@ -32,16 +32,14 @@ class Draws:
 
         Philox is a function of key and counter (Salmon et al. 2011): here of the key, the call and the block of rows.
         """
-        first = self._rows.start // BLOCK
-        blocks = [
-            np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, self._calls, number])).standard_normal(
-                (BLOCK, *shape), dtype=np.float32
-            )
-            for number in range(first, -(-self._rows.stop // BLOCK))
-        ]
+        first, last = self._rows.start // BLOCK, -(-self._rows.stop // BLOCK)
+        whole = np.empty(((last - first) * BLOCK, *shape), dtype=np.float32)
+        for number in range(first, last):
+            philox = np.random.Philox(key=self._key, counter=[0, 0, self._calls, number])
+            into = whole[(number - first) * BLOCK : (number - first + 1) * BLOCK]
+            np.random.Generator(philox).standard_normal(dtype=np.float32, out=into)
         self._calls += 1
-        whole = torch.from_numpy(np.concatenate(blocks))
-        return self._send(whole[self._rows.start - first * BLOCK : self._rows.stop - first * BLOCK])
+        return self._send(torch.from_numpy(whole)[self._rows.start - first * BLOCK : self._rows.stop - first * BLOCK])
 
     def uniform(self) -> Tensor:
         """Stratified uniform on [0, 1), (rows,): one per equal slice of the interval, in random order."""
@@ -49,9 +47,10 @@ class Draws:
         order = torch.randperm(self._total, generator=self.generator)
         return self._send(((order + jitter) / self._total)[self._rows])
 
-    def rows(self, count: int) -> Tensor:
-        """Row numbers in [0, count) with replacement, (rows,)."""
-        return self._send(torch.randint(count, (self._total,), generator=self.generator)[self._rows])
+    def rows(self, count: int, on: torch.device | None = None) -> Tensor:
+        """Row numbers in [0, count) with replacement, (rows,), on the device `on` (default: that of the draws)."""
+        rows = torch.randint(count, (self._total,), generator=self.generator)[self._rows]
+        return self._send(rows) if on is None else rows.to(on)
 
     def pick(self, count: int) -> int:
         """A number in [0, count), one for the whole global batch."""

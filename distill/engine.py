@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from typing_extensions import Self
 
+from distill import compiled
 from distill.distiller import Distiller
 from distill.guard import Watchdog
 from distill.recipe import TrainRecipe
@@ -54,6 +55,9 @@ class Engine:
         self.device, self.chief = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.scaler = self.accelerator.scaler
+        self._compile = settings.compile
+        if settings.compile != "none":
+            compiled.start(self.device)
         micro = settings.batch_size // settings.accumulation
         if micro % self.world:
             raise ValueError(
@@ -82,10 +86,14 @@ class Engine:
 
     def prepare(self, distiller: Distiller, average: Denoiser) -> nn.Module:
         """The callable that the loop trains: the distiller, in DDP or with its networks and `average` sharded."""
+        trained = {id(module): module for modules in distiller.networks().values() for module in modules}
+        if self._compile != "none":
+            for module in (distiller.teacher.denoiser, *trained.values()):
+                if isinstance(module, Denoiser):
+                    compiled.compile_network(module.network, self._compile)
         if self.sharding is None:
             return self.accelerator.prepare(distiller)
         self._spare = copy.deepcopy(average).cpu() if self.chief else None
-        trained = {id(module): module for modules in distiller.networks().values() for module in modules}
         for module in trained.values():
             self._roots.append(self.shard(module.network if isinstance(module, Denoiser) else module))
         self.shard(average.network)
@@ -135,9 +143,9 @@ class Engine:
         optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def follow(self, average: Denoiser, student: Denoiser, decay: float) -> None:
+    def follow(self, average: list[nn.Parameter], student: list[nn.Parameter], decay: float) -> None:
         """average <- decay average + (1 - decay) student, each process its own part."""
-        into, of = ([_local(p.detach()) for p in denoiser.parameters()] for denoiser in (average, student))
+        into, of = ([_local(p) for p in parameters] for parameters in (average, student))
         torch._foreach_lerp_(into, of, 1 - decay)
 
     # --- state --------------------------------------------------------------------------------------------------------
@@ -194,6 +202,11 @@ def _sharding(settings: TrainRecipe) -> FullyShardedDataParallelPlugin | None:
         raise ValueError(
             f"{' and '.join(sorted(on))} cannot train several networks with an optimizer each; "
             "use recipes/accelerate/fsdp2.yaml or ddp.yaml instead"
+        )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise ValueError(
+            "accelerate's dynamo_config compiles what is trained as a whole, tangents too, which cannot be; "
+            "take it out of the configuration and set train.compile=blocks in the recipe"
         )
     if settings.precision == "fp16" and (not torch.cuda.is_available() or "FSDP" in on):
         raise ValueError(

@@ -1,4 +1,9 @@
-"""A finished run as an ordinary diffusers pipeline: the folder, its model card, and `distill.json` for the report."""
+"""A finished run as an ordinary diffusers pipeline: the folder, its model card, and `distill.json` for the report.
+
+    python -m distill.export RUN [--push-to-hub NAME [--private]]
+
+The command (`distill.publish`) also exports a stopped run's newest checkpoint, and uploads.
+"""
 
 import json
 import shutil
@@ -8,6 +13,7 @@ from typing import Any
 
 from distill import __version__
 from distill.distiller import Distiller
+from distill.errors import speak
 from distill.recipe import Recipe
 from teachers.adapters import Adapted
 from teachers.denoiser import Denoiser
@@ -156,3 +162,9 @@ pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
 Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.
 """
+
+
+if __name__ == "__main__":
+    from distill.publish import command  # which imports the loop, which imports this module
+
+    speak(command)

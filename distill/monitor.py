@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.compiled import eager
 from distill.data import Dataset, cached
 from distill.distiller import Distiller
 from distill.draws import Draws
@@ -25,7 +26,7 @@ from distill.sampling import follow, sample
 from eval.features import Extractor, extractor
 from eval.fid import frechet_from_statistics, statistics
 from teachers.denoiser import Denoiser
-from teachers.teacher import Teacher, select
+from teachers.teacher import Teacher
 
 CHUNK = 50
 GRID = 8  # pictures a row
@@ -49,16 +50,17 @@ class Monitor:
         self.writes = writes
         self.teacher, self.folder, self.device = teacher, recipe.folder, device
         self.count = recipe.train.evaluate_samples
-        self.cond = data.held_out(self.count)
+        self._cond = data.held_out(self.count)
         self.extract: Extractor = extractor(features, device)
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._draw(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         key = f"{recipe.teacher} {features} {self.count} {steps} {recipe.seed} {data.captions}"
-        self.teacher_side = cached(
-            recipe.folder / "cache" / "teacher.safetensors",
-            key,
-            lambda: self._teacher(steps, guidance, self._draw(recipe, "teacher")),
-        )
+        with eager():
+            self.teacher_side = cached(
+                recipe.folder / "cache" / "teacher.safetensors",
+                key,
+                lambda: self._teacher(steps, guidance, self._draw(recipe, "teacher")),
+            )
 
     @torch.no_grad()
     def _teacher(self, steps: int, guidance: float, draw: torch.Generator) -> dict[str, Tensor]:
@@ -77,9 +79,6 @@ class Monitor:
     def _draw(recipe: Recipe, purpose: str) -> torch.Generator:
         return Draws((recipe.seed, "held out", purpose), 0, 1, 1, torch.device("cpu")).generator
 
-    def _cond(self, rows: Tensor) -> dict[str, Tensor]:
-        return select(self.cond, rows.to(self.device))
-
     def _noise(self, shape: Sequence[int], draw: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=draw).to(self.device)
 
@@ -91,7 +90,8 @@ class Monitor:
         for rows in torch.arange(count).split(CHUNK):
             noise = self.noise[rows].to(self.device)
             again = partial(self._noise, noise.shape, draw)
-            made.append(images01(self.teacher, sample(student, noise, times, self._cond(rows), again)))
+            with eager():  # batches of another size than the run's are not worth compiling for
+                made.append(images01(self.teacher, sample(student, noise, times, self._cond(rows), again)))
         return torch.cat(made)
 
     @torch.no_grad()

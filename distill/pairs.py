@@ -8,20 +8,16 @@ seed, whatever made it, so that none is made twice and more can be added later.
 """
 
 import argparse
-import hashlib
-import os
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from distill import data
+from distill import data, shards
 from distill.draws import Draws
 from distill.engine import PATIENCE
 from distill.errors import speak
@@ -29,57 +25,34 @@ from distill.recipe import DTYPES, Recipe, load, options
 from distill.registry import TEACHERS, find
 from distill.run import claim
 from distill.sampling import follow
-from teachers.denoiser import Condition
-from teachers.teacher import Teacher, select
-
-SHARD = 256  # pairs a file
-
-
-@dataclass(frozen=True)
-class Store:
-    """Shards of pairs, mapped into memory and not read: a row costs what it costs to read that row."""
-
-    shards: list[dict[str, Tensor]]
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(noise, endpoint) (N, C, H, W) and the caption's row (N,) of the pairs `rows` (N,), on the CPU."""
-        places = [(self.shards[row // SHARD], row % SHARD) for row in rows.tolist()]
-        noise, endpoint, prompt = (
-            torch.stack([shard[name][at] for shard, at in places]) for name in ("noise", "endpoint", "prompt")
-        )
-        return noise, endpoint, prompt
+from distill.shards import Table, digest
+from teachers.teacher import Teacher
 
 
 def make(
-    recipe: Recipe, teacher: Teacher, captions: list[str], cond: Condition, wanted: tuple[int, int], engine: Accelerator
-) -> Store:
+    recipe: Recipe, teacher: Teacher, captions: Sequence[str], cond: Table, wanted: tuple[int, int], engine: Accelerator
+) -> Table:
     """`wanted` pairs (how many, the teacher's steps for each); those that exist are kept, the processes share the rest.
 
     `cond` has one row for each of `captions`, which take turns. Raises nothing of its own: a shard that is damaged or
     from other settings is made again.
     """
     count, steps = wanted
-    key = repr((recipe.teacher, recipe.seed, steps, captions))
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    folder = recipe.folder / "cache" / f"pairs-{digest[:12]}"
+    key = digest(recipe.teacher, recipe.seed, steps, list(captions))
+    folder = recipe.folder / "cache" / f"pairs-{key[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = torch.arange(count).split(SHARD)
+    seeds = torch.arange(count).split(shards.SHARD)
     files = [folder / f"{number:06d}.safetensors" for number in range(len(seeds))]
-    missing = [number for number, file in enumerate(files) if not _complete(file, digest, len(seeds[number]))]
-    engine.wait_for_everyone()  # all have looked before any writes: otherwise their lists differ
-    mine = missing[engine.process_index :: engine.num_processes]
-    total = sum(len(seeds[number]) for number in mine)
-    bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (mine and engine.is_main_process))
-    for number in mine:
+    mine = range(engine.process_index, len(files), engine.num_processes)
+    missing = [number for number in mine if not shards.sound(files[number], key, len(seeds[number]))]
+    total = sum(len(seeds[number]) for number in missing)
+    bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (missing and engine.is_main_process))
+    for number in missing:
         shard = _shard(seeds[number], recipe, teacher, len(captions), cond, steps, bar, engine.device)
-        _save(files[number], digest, shard)
+        shards.write(files[number], key, shard)
     bar.close()
     engine.wait_for_everyone()
-    return Store([load_file(file) for file in files], count)
+    return shards.load(files, engine.device, count)
 
 
 @torch.no_grad()
@@ -88,39 +61,21 @@ def _shard(
     recipe: Recipe,
     teacher: Teacher,
     captions: int,
-    cond: Condition,
+    cond: Table,
     steps: int,
     bar: tqdm,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    prompt = seeds % captions
+    prompt = data.turns(seeds, captions)
     noise = torch.cat(
         [Draws((recipe.seed, "pair", i), 0, 1, 1, torch.device("cpu")).normal(*teacher.shape) for i in seeds.tolist()]
     )
     ends = []
     size = max(1, recipe.train.batch_size // recipe.train.accumulation)  # what fits in training fits here
     for z, rows in zip(noise.split(size), prompt.split(size), strict=True):
-        chosen = select(cond, rows.to(device))
-        ends.append(follow(teacher, z.to(device), chosen, steps, recipe.teacher.guidance).cpu())
+        ends.append(follow(teacher, z.to(device), cond.take(rows), steps, recipe.teacher.guidance).cpu())
         bar.update(len(z))
-    return {"noise": noise, "endpoint": torch.cat(ends), "prompt": prompt, "seed": seeds}
-
-
-def _save(file: Path, digest: str, shard: dict[str, Tensor]) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file(shard, temporary, metadata={"key": digest})
-    temporary.replace(file)
-
-
-def _complete(file: Path, digest: str, rows: int) -> bool:
-    if not file.is_file():
-        return False
-    try:
-        with safe_open(file, framework="pt") as stored:
-            known = (stored.metadata() or {}).get("key") == digest
-            return known and stored.get_slice("seed").get_shape()[0] >= rows
-    except SafetensorError:
-        return False
+    return {"noise": noise, "endpoint": torch.cat(ends)}
 
 
 def attach(
@@ -146,16 +101,17 @@ def command() -> None:
             "method.regression_weight above 0)"
         )
     family = find(TEACHERS, recipe.teacher.family)
-    plan = data.plan(recipe.data, False, family.guided)
+    plan = data.plan(recipe.data, cls.needs_latents(method), family.guided)
     patience = InitProcessGroupKwargs(timeout=PATIENCE)  # some processes may have a shard less to make
     engine = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
     with claim(recipe.folder) if engine.is_main_process else nullcontext():
         teacher = family.load(
             recipe.teacher.path, engine.device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data
         )
-        captions, cond = data.conditions(plan, teacher)
-        store = make(recipe, teacher, captions, cond, wanted, engine)
-        engine.print(f"{len(store):,} pairs in {len(store.shards)} shards under {recipe.folder / 'cache'}")
+        dataset = data.prepare(plan, teacher, recipe, engine)
+        made = make(recipe, teacher, dataset.captions, dataset.cond, wanted, engine)
+        files = -(-len(made) // shards.SHARD)
+        engine.print(f"{len(made):,} pairs in {files} shards under {recipe.folder / 'cache'}")
 
 
 if __name__ == "__main__":

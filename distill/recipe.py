@@ -1,6 +1,7 @@
 """The typed schema of a recipe: one YAML file a run, merged with key=value arguments, checked before weights load."""
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -9,22 +10,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from distill.errors import suggest
 from distill.registry import DISTILLERS, TEACHERS, find
 from eval.features import NAMES
+from teachers.families import family_of, locate
 from teachers.prompts import read_prompts
 
+SAVED = "recipe.yaml"  # in a run's folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
 
 @dataclass
 class TeacherRecipe:
-    family: str  # an installed teacher family
-    path: str  # a pipeline folder, a hub id, or a name that the family knows ("pocket")
+    path: str  # a pipeline folder, a hub id, a .safetensors file, or "pocket"
+    family: str = "auto"  # an installed teacher family; auto: the one that takes the pipeline at `path`
     guidance: float = 1.0  # classifier-free guidance baked into the student; 1.0 means none
     num_steps: int = 50  # the teacher's usual number of steps, which the report compares with
     sigma_data: float = 1.0  # standard deviation of the native latents or pixels
@@ -33,8 +36,11 @@ class TeacherRecipe:
 
 @dataclass
 class DataRecipe:
-    prompts: str | None = None  # a text file, one prompt a line, or "pocket"
-    images: str | None = None  # a folder of images with captions, or "pocket"
+    prompts: str | None = None  # "pocket", a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet
+    images: str | None = None  # "pocket", a folder of images with captions, .parquet or .tar files, a hub's data set
+    column: str | None = None  # which column holds the words; None: text, prompt or caption
+    streaming: bool = False  # read .parquet, .tar or the hub once from front to back, and copy nothing
+    limit: int = 0  # take the first so many rows; 0 means all
 
 
 @dataclass
@@ -55,6 +61,7 @@ class TrainRecipe:
     max_norm: float = 1.0  # gradient clipping
     ema: float = 0.99
     precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
+    compile: Literal["none", "blocks", "networks"] = "none"  # torch.compile: repeated blocks, or whole networks
     checkpoint_every: int = 200
     keep_checkpoints: int = 2  # the newest so many
     keep_every: int = 0  # and for good those whose step this divides; 0 keeps none of them
@@ -107,6 +114,11 @@ class Recipe:
     def folder(self) -> Path:
         return Path(self.output) / self.name
 
+    @property
+    def cache(self) -> Path:
+        """Where encoded prompts and images lie, for all runs of one output folder."""
+        return Path(self.output) / ".cache"
+
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     """The recipe at `path`, `key=value` overrides merged in and every value checked. ValueError names the culprit."""
@@ -123,11 +135,20 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         raise ValueError(
             f"{' '.join(overrides)} puts a list where {path} has a group of keys, or the reverse"
         ) from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     recipe = build(Recipe, values, "")
+    if recipe.teacher.family == "auto":
+        recipe.teacher.family = family_of(locate(recipe.teacher.path))
     _check_meaning(recipe)
     return recipe
+
+
+def save(recipe: Recipe) -> None:
+    """Keep `recipe` with its run, whole and checked: runs/NAME/recipe.yaml, which `load` takes."""
+    values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples as lists
+    head = f"# accelerate launch -m distill.train {recipe.folder / SAVED}\n"
+    (recipe.folder / SAVED).write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def build(cls: type[Any], values: Any, where: str) -> Any:
@@ -231,6 +252,8 @@ def _check_meaning(recipe: Recipe) -> None:
     for key in ("steps", "evaluate_every", "keep_every"):
         if getattr(train, key) < 0:
             raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 0")
+    if recipe.data.limit < 0:
+        raise ValueError(f"data.limit is {recipe.data.limit}; it has to be at least 0, which means all")
     if train.batch_size % train.accumulation:
         raise ValueError(
             f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches "

@@ -14,6 +14,7 @@ from typing import Any
 
 from distill import checkpoint
 from distill.data import Plan
+from distill.images import Images
 from distill.recipe import Recipe
 
 try:
@@ -46,7 +47,9 @@ def fingerprint(recipe: Recipe, plan: Plan) -> str:
 
 def _contents(value: Any, digest: Any) -> None:
     """Feed a plan's value to `digest`: files by their bytes, not by their names."""
-    if isinstance(value, Path) and value.is_file():
+    if isinstance(value, Images):
+        _contents(value.contents, digest)
+    elif isinstance(value, Path) and value.is_file():
         digest.update(value.stat().st_size.to_bytes(8, "big"))
         with value.open("rb") as file:
             while block := file.read(2**20):

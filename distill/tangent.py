@@ -13,6 +13,7 @@ tangent because fused kernels have none (theirs is fused; here scores are formed
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from distill.compiled import eager
 from distill.tangent_rules import FLASH_RULES, RULES, Pair
 from teachers.storage import without_autocast
 
@@ -31,14 +33,17 @@ def jvp(
 
     No gradient is recorded, whatever the caller does: take the tangent first, then an ordinary forward for the loss.
     Autocast is off inside, so a float32 network gives a float32 tangent. Dropout draws its own mask: use eval mode.
-    Parameters are constants. Not for use inside another forward-mode derivative, nor under `torch.inference_mode`.
+    Parameters are constants. Networks that are compiled in place run as they are. Not for use inside another
+    forward-mode derivative, nor under `torch.inference_mode`.
 
     With `flash`, self-attention on CUDA runs in the fused kernel of the package jvp-flash-attention where that fits
     (`tangent_rules.flash_fits`): no scores in memory, and the rounding of its matrix products (TF32 for float32).
     """
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode switches forward-mode differentiation off: use torch.no_grad")
-    with torch.no_grad(), without_autocast(primals[0].device), forward_ad.dual_level():
+    as_they_are = nullcontext() if compiling else eager()
+    with as_they_are, torch.no_grad(), without_autocast(primals[0].device), forward_ad.dual_level():
         # Clones: an expanded tensor has no dual, and the function may write into its arguments.
         duals = [
             forward_ad.make_dual(p.detach().clone(), t.detach().to(p.dtype).clone())

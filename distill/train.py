@@ -32,7 +32,7 @@ from distill.export import describe, export
 from distill.guard import Skips, Stop
 from distill.memory import announce
 from distill.monitor import Monitor, choose_features
-from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options
+from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options, save
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
 from teachers.checkpointing import checkpoint_activations
@@ -55,6 +55,8 @@ def train(recipe: Recipe) -> Path:
             if first:
                 print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
             return final
+        if first:
+            save(recipe)
         with Engine(recipe.train, recipe.folder) as engine:
             return distil(recipe, plan, mark, engine)
 
@@ -64,15 +66,19 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     settings, folder = recipe.train, recipe.folder
     accelerator, device, chief = engine.accelerator, engine.device, engine.chief
 
-    # --- what trains --------------------------------------------------------------------------------------------------
+    # --- the teacher and what it encodes ------------------------------------------------------------------------------
     if chief:
         announce(recipe, engine.world, device)
-    torch.manual_seed(recipe.seed)
+    begun = time.perf_counter()
     cls, method_options = options(recipe)
     family = find(TEACHERS, recipe.teacher.family)
     teacher = family.load(recipe.teacher.path, device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data)
-    if teacher.guided:
-        teacher.unconditional(teacher.condition([""]))  # kept from here on: made in float32, outside any autocast
+    dataset = data.prepare(plan, teacher, recipe, accelerator)
+    dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
+    preparing = time.perf_counter() - begun
+
+    # --- what trains --------------------------------------------------------------------------------------------------
+    torch.manual_seed(recipe.seed)
     if recipe.memory.tier == "shared":
         engine.refuse_sharding("memory.tier=shared")
         teacher.share(recipe.memory.rank)
@@ -94,6 +100,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
         accelerator.print(note)
     engine.check_same(start, "checkpoints")
     model = engine.prepare(distiller, average)
+    followed = list(average.parameters()), list(distiller.student.parameters())
     networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
     rates = {turn: recipe.optimizers.get(turn, OptimizerRecipe()) for turn in networks}
     optimizers = {turn: _optimizer(networks[turn], rates[turn]) for turn in networks}
@@ -102,15 +109,11 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             engine.restore(optimizer, saved.optimizers[turn])
         if engine.scaler is not None and "scaler" in saved.optimizers:
             engine.scaler.load_state_dict(saved.optimizers["scaler"])
-    fresh, saved = saved is None, None  # the loaded copy would stay in memory for the whole run
+    spent += preparing if saved is None else 0.0  # teacher pairs and encoding are part of the cost
+    saved = None  # the loaded copy would stay in memory for the whole run
 
-    # --- what it learns from, and how we know -------------------------------------------------------------------------
-    begun = time.perf_counter()
+    # --- how we know --------------------------------------------------------------------------------------------------
     features = choose_features(recipe)
-    with accelerator.main_process_first():
-        dataset = data.prepare(plan, teacher, device, folder / "cache", recipe.teacher)
-    dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
-    spent += time.perf_counter() - begun if fresh else 0.0  # teacher pairs and encoding are part of the cost
     with accelerator.main_process_first():
         monitor = Monitor(recipe, teacher, dataset, features, device, chief) if chief or engine.sharding else None
         history, losses = (Journal(folder / f"{name}.jsonl", start) for name in ("history", "log"))
@@ -146,7 +149,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             logs[f"{turn}/gradient_norm"].append(norm)
             skips.check(optimizer, turn, number, step, norm, loss)
             engine.update(optimizer)
-        engine.follow(average, distiller.student, min(settings.ema, (1 + step) / (10 + step)))
+        engine.follow(*followed, min(settings.ema, (1 + step) / (10 + step)))
         step += 1
         bar.update()
 

@@ -1,6 +1,6 @@
 """Finished rows, kept so that running a comparison again costs only what changed.
 
-A row lies in `cache/KEY/`: `figures.json`, `features.safetensors` (the features, their mean and covariance) and
+A row lies in `cache/KEY/`: `figures.json`, `features.safetensors` (features, mean, covariance, scores) and
 `images.png` (its first samples, one above the other). It is written beside its place and moved there whole, so a kill
 loses at most the row being made.
 """
@@ -25,13 +25,15 @@ NOT_WEIGHTS = {"distill.json", "README.md", ".gitattributes"}
 
 @dataclass(frozen=True)
 class Result:
-    """One row as measured: figures, features (N, D), their mean and covariance, and images (K, 3, H, W) in [0, 1]."""
+    """One row as measured: figures, features (N, D), their mean and covariance, images (K, 3, H, W) in [0, 1], and CLIP
+    scores (N,) where they were asked for."""
 
     figures: dict[str, Any]
     features: Tensor
     mean: Tensor
     covariance: Tensor
     images: Tensor
+    scores: Tensor | None = None
 
 
 def fingerprint(folder: Path) -> str:
@@ -43,6 +45,11 @@ def fingerprint(folder: Path) -> str:
             while chunk := stream.read(1 << 20):
                 total.update(chunk)
     return total.hexdigest()
+
+
+def content(source: str | None) -> str | None:
+    """What stands for the weights that `source` names: a local folder's fingerprint, otherwise the name itself."""
+    return fingerprint(Path(source)) if source and Path(source).is_dir() else source
 
 
 def key(**parts: Any) -> str:
@@ -62,7 +69,8 @@ def load(cache: Path, name: str) -> Result | None:
             width, height = picture.size
             count = figures["images"]
             images = strip.view(count, height // count, width, 3).permute(0, 3, 1, 2).float() / 255
-        return Result(figures, stored["features"], stored["mean"], stored["covariance"], images)
+        features, mean, covariance = (stored[name] for name in ("features", "mean", "covariance"))
+        return Result(figures, features, mean, covariance, images, stored.get("scores"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
         return None  # a damaged row is no row: it is made again
 
@@ -75,6 +83,8 @@ def save(cache: Path, name: str, result: Result) -> None:
     count = len(result.images)
     (partial / "figures.json").write_text(json.dumps({**result.figures, "images": count}, indent=2) + "\n")
     tensors = {"features": result.features, "mean": result.mean, "covariance": result.covariance}
+    if result.scores is not None:
+        tensors["scores"] = result.scores
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial / "features.safetensors")
     rows = result.images.mul(255).round().byte().permute(0, 2, 3, 1)
     Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(partial / "images.png")

@@ -30,20 +30,27 @@ class Extractor:
     name: str
     function: Callable[[Tensor], Tensor]
 
-    def figure(self, count: int) -> str:
-        """What a Frechet distance with these features and `count` samples is called, such as "FID-clean@10k"."""
+    def figure(self, count: int, dimensions: int = 0) -> str:
+        """What a Frechet distance with these features and `count` samples is called, such as "FID-clean@10k".
+
+        Where the samples are no more than the features' `dimensions`, the name says that the distance is biased.
+        """
+        biased = f", biased (< {dimensions} dimensions)" if count <= dimensions else ""
         many = f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
         if self.name in MODES:
-            return f"FID-{self.name}@{many}"
+            return f"FID-{self.name}@{many}{biased}"
         if self.name in MODELS:
-            return f"FD-{MODELS[self.name].label}@{many}"
-        return f"Frechet distance ({self.name}@{count})"
+            return f"FD-{MODELS[self.name].label}@{many}{biased}"
+        return f"Frechet distance ({self.name}@{count}){biased}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        """Features of an image with a NaN are NaN: rounding to 8 bits inside a function would make it black."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have the shape (B, 3, H, W), not {tuple(images.shape)}; stack RGB images")
-        return self.function(images.float()).float()
+        broken = ~images.isfinite().flatten(1).all(dim=1)
+        features = self.function(images.float().nan_to_num()).float()
+        return features.masked_fill(broken.to(features.device)[:, None], torch.nan)
 
 
 def extractor(name: str, device: torch.device | str = "cpu", weights: Path | None = None) -> Extractor:

@@ -8,11 +8,12 @@ FOLDER_B may be whatever `--reference` of a comparison may be: an .npz, or a nam
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from eval.features import Extractor, extractor
 from eval.fid import FrechetTo, statistics
-from eval.folder import features_of_folder
+from eval.folder import features_of_folder, oddities
 from eval.inception import MODES
 from eval.intervals import interval, standard_error
 from eval.kid import kid
@@ -26,12 +27,19 @@ def command(name: str, args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise ValueError(f"a batch holds at least one image, not {args.batch_size}; mend --batch-size")
     chosen = extractor(args.features, choose_device(args.device), args.inception_weights)
-    features = features_of_folder(args.folder, chosen, args.batch_size)
+    if args.size is not None and args.size < 1:
+        raise ValueError(f"images have at least one pixel a side, not {args.size}; mend --size")
+    features = features_of_folder(args.folder, chosen, args.batch_size, args.size)
     if name == "stats":
-        save(args.out, Reference(*statistics(features), features), chosen)
+        save(args.out, Reference(*statistics(features), features), chosen, args.size)
         print(f"mu, sigma and features ({chosen.name}) of {len(features):,} images are in {args.out}")
+        for warning in oddities(args.folder, args.size) + shortage(len(features), features.shape[1], "images"):
+            print(f"warning: {warning}")
         return
-    figures = compare(Reference(*statistics(features), features), reference(args.reference, chosen), chosen, args.seed)
+    target = reference(args.reference, chosen, args.size)
+    figures = compare(Reference(*statistics(features), features), target, chosen, args.seed)
+    folders = [folder for folder in (args.folder, Path(args.reference)) if folder.is_dir()]
+    figures["warnings"] += [warning for folder in dict.fromkeys(folders) for warning in oddities(folder, args.size)]
     print(text(figures))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
@@ -44,7 +52,7 @@ def compare(samples: Reference, target: Reference, chosen: Extractor, seed: int 
     measure = FrechetTo(target.mean, target.covariance)
     distance = measure.distance(samples.mean, samples.covariance)
     figures: dict[str, Any] = {
-        "name": chosen.figure(count),
+        "name": chosen.figure(count, dimensions),
         "features": chosen.name,
         "samples": count,
         "reference_images": None if target.features is None else len(target.features),
@@ -81,16 +89,16 @@ def shortage(count: int, dimensions: int, what: str) -> list[str]:
 def text(figures: dict[str, Any]) -> str:
     """The figures, one a line, as the terminal shows them."""
     low_high = figures["frechet_interval"]
+    many, width = f"@{figures['samples']}", max(28, len(figures["name"]))
     lines = [
-        f"{figures['name']:<28} {figures['frechet_distance']:.4f}"
+        f"{figures['name']:<{width}} {figures['frechet_distance']:.4f}"
         + (f"  (95%: {low_high[0]:.4f} to {low_high[1]:.4f}, from the samples' draw)" if low_high else "")
     ]
-    many = f"@{figures['samples']}"
     if figures["kid"] is not None:
-        lines.append(f"{'KID-' + figures['features'] + many:<28} {figures['kid']:.6f}")
+        lines.append(f"{'KID-' + figures['features'] + many:<{width}} {figures['kid']:.6f}")
     for key in ("precision", "recall", "density", "coverage"):
         if figures[key] is not None:
-            lines.append(f"{key.capitalize() + many:<28} {figures[key]:.4f}")
+            lines.append(f"{key.capitalize() + many:<{width}} {figures[key]:.4f}")
     known = figures["reference_images"]
-    lines.append(f"{'reference images':<28} {'statistics only' if known is None else known}")
+    lines.append(f"{'reference images':<{width}} {'statistics only' if known is None else known}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in figures["warnings"])])

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.cache import Result
+from eval.clip_score import ClipScore
 from eval.diversity import Distance, pairwise, plan
 from eval.energy import Energy
 from eval.features import Extractor
@@ -21,6 +22,7 @@ from eval.fid import statistics
 from eval.generate import Pipeline, arguments, counted, images_of, load_pipeline, network, use_modern_solver
 from eval.latency import PeakMemory, latency, parts, throughput, timed
 from eval.machine import PRECISIONS
+from eval.square import square
 
 KEPT = 64  # how many of a row's first samples are kept, to be compared with the teacher's
 PIXELS = 2**26  # but no more pixels than these in all, and never fewer than the report shows
@@ -56,6 +58,12 @@ class Settings:
     judge: Callable[[Tensor, list[str]], Tensor] | None
     distance: Distance | None = None  # LPIPS, where its weights are at hand
     compiled: bool = False
+    size: int | None = None  # pixels a side that images are brought to before anything judges them
+    clip: ClipScore | None = None
+
+    def images(self, output: Any) -> Tensor:
+        """What a pipeline returned, as it is judged."""
+        return square(images_of(output), self.size)
 
 
 @dataclass
@@ -91,7 +99,7 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
     Raises ValueError, naming the row, where the images are broken.
     """
     pipe, device, size = load(job), settings.device, settings.batch_size
-    features, verdicts, speeds, pictures = [], [], [], []
+    features, verdicts, scores, speeds, pictures = [], [], [], [], []
 
     def prepared(indices: list[int]) -> tuple[list[str] | None, dict[str, Any]]:
         prompts = None if settings.prompts is None else [settings.prompts[i % settings.samples] for i in indices]
@@ -112,12 +120,14 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
         for number, indices in enumerate(batches):
             prompts, ready = prepared(indices)
             output, seconds = timed(functools.partial(_call, pipe, ready), device)
-            images = images_of(output)
+            images = settings.images(output)
             if len(batches) < 3 or (number > 0 and len(indices) == size):
                 speeds.append(len(indices) / seconds)
             features.append(settings.extractor(images).cpu())
             if settings.judge is not None and prompts is not None:
                 verdicts.append(settings.judge(images, prompts))
+            if settings.clip is not None and prompts is not None:
+                scores.append(settings.clip(images, prompts))
             kept = max(PICTURES, min(KEPT, PIXELS // (images.shape[2] * images.shape[3])))
             if number * size < kept:
                 pictures.append(images[: kept - number * size].cpu())
@@ -159,7 +169,7 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
             network(pipe).compile()
             figures["latency_compiled_ms"] = latency(lambda: _call(pipe, single), device).median
             load.forget()
-    return Result(figures, drawn, mean, covariance, torch.cat(pictures))
+    return Result(figures, drawn, mean, covariance, torch.cat(pictures), torch.cat(scores) if scores else None)
 
 
 def _diversity(pipe: Pipeline, job: Job, settings: Settings) -> float | None:
@@ -172,7 +182,7 @@ def _diversity(pipe: Pipeline, job: Job, settings: Settings) -> float | None:
         indices = list(range(at, min(at + settings.batch_size, len(groups))))
         some = None if prompts is None else [prompts[i] for i in indices]
         ready = arguments(pipe, job.call, some, indices, settings.seed, "diversity")
-        drawn.append(images_of(_call(pipe, ready)).cpu())
+        drawn.append(settings.images(_call(pipe, ready)).cpu())
     return pairwise(torch.cat(drawn), groups, settings.distance)
 
 

@@ -27,12 +27,13 @@ class Reference:
     features: Tensor | None = None
 
 
-def reference(source: str, extractor: Extractor) -> Reference:
+def reference(source: str, extractor: Extractor, size: int | None = None) -> Reference:
     """What `source` holds: "pocket", a folder of images, an .npz with mu and sigma (and perhaps features), or one of
     clean-fid's own statistics as "clean-fid:NAME/RESOLUTION/SPLIT", such as "clean-fid:cifar10/32/train".
 
-    The .npz files of EDM and ADM load, and so do those of `python -m eval stats` and clean-fid. Raises ValueError where
-    the source is missing, is not what it should be, or was made with other features.
+    The .npz files of EDM and ADM load, and so do those of `python -m eval stats` and clean-fid. A folder's images are
+    brought to `size` (see `eval.square`). Raises ValueError where the source is missing, is not what it should be, or
+    was made with other features or at another size.
     """
     if source == "pocket":
         if extractor.name != "pocket":
@@ -47,20 +48,21 @@ def reference(source: str, extractor: Extractor) -> Reference:
         return _named(source.removeprefix(NAMED), extractor)
     path = Path(source)
     if path.is_dir():
-        features = features_of_folder(path, extractor)
+        features = features_of_folder(path, extractor, size=size)
         return Reference(*statistics(features), features)
     if not path.is_file():
         raise ValueError(f'there is no reference "{source}"; give an .npz with mu and sigma, or a folder of images')
-    return _stored(path, extractor)
+    return _stored(path, extractor, size)
 
 
-def save(path: Path, found: Reference, extractor: Extractor) -> None:
+def save(path: Path, found: Reference, extractor: Extractor, size: int | None = None) -> None:
     """Write an .npz that `reference` and whoever knows mu and sigma can read; the file appears whole."""
     partial = path.with_name(f".{path.name}.partial")
     arrays: dict[str, Any] = {
         "mu": found.mean.numpy(),
         "sigma": found.covariance.numpy(),
         "extractor": np.array(extractor.name),
+        "size": np.array(size or 0),
     }
     if found.features is not None:
         arrays["features"] = found.features.numpy()
@@ -73,18 +75,21 @@ def save(path: Path, found: Reference, extractor: Extractor) -> None:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another place with -o") from error
 
 
-def _stored(path: Path, extractor: Extractor) -> Reference:
+def _stored(path: Path, extractor: Extractor, size: int | None) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
             rows = torch.from_numpy(arrays["features"]) if "features" in arrays else None
             made = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
+            made_at = int(arrays["size"]) if "size" in arrays else 0  # 0: images as they were
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not an .npz with the arrays mu and sigma; make it anew ({error})") from error
     if made != extractor.name:
         raise ValueError(
             f'{path} was made with the features "{made}", not "{extractor.name}"; choose --features {made}'
         )
+    if made_at not in (0, size):
+        raise ValueError(f"{path} was made of images of {made_at} x {made_at} pixels; choose --size {made_at}")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
             f"{path} holds mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; want (D,) and (D, D)"

@@ -24,7 +24,8 @@ def rows(
     seed: int,
     base: int = 0,
 ) -> list[dict[str, Any]]:
-    """What report.json says of each row. Ratios and the speed-up are over row `base`; row 0 is the teacher's usual one.
+    """What report.json says of each row. Ratios and the speed-up are over row `base`; row 0 is the teacher's usual
+    one, where there is a teacher.
 
     `kept[i]` tells that row i came from an earlier run. `distance` is LPIPS, or None.
     """
@@ -36,7 +37,8 @@ def rows(
         else None
         for result in results
     ]
-    best = tied(distances, influences)
+    best, fitting = tied(distances, influences), _best_scores(results)
+    teacher = results[0] if jobs[0].method == "teacher" else None
     out = []
     for i, (job, result) in enumerate(zip(jobs, results, strict=True)):
         figures = {k: v for k, v in result.figures.items() if k not in ("images", "prompts_judged")}
@@ -59,7 +61,8 @@ def rows(
                 "best": best[i],
                 **_kid(target, result, extractor, seed),
                 **_precision_recall(target, result),
-                **_likeness(results[0], result, distance, itself=i == 0),
+                **_likeness(None if i == 0 else teacher, result, distance),
+                **_clip(result, fitting[i]),
                 "prompt_agreement_interval": _agreement_interval(result),
                 "training": job.training,
                 "call": job.call,
@@ -96,11 +99,28 @@ def _precision_recall(target: Reference, result: Result) -> dict[str, Any]:
     return {**figures, "real_images": count}
 
 
-def _likeness(teacher: Result, result: Result, distance: Distance | None, itself: bool) -> dict[str, Any]:
+def _likeness(teacher: Result | None, result: Result, distance: Distance | None) -> dict[str, Any]:
     """PSNR and LPIPS to the teacher's pictures of the same noise; None where sizes differ, and for the teacher."""
-    if itself or teacher.images.shape[2:] != result.images.shape[2:]:
+    if teacher is None or teacher.images.shape[2:] != result.images.shape[2:]:
         return {"psnr_to_teacher": None, "lpips_to_teacher": None}
     count = min(len(teacher.images), len(result.images))
     one, two = teacher.images[:count], result.images[:count]
     lpips = None if distance is None else distance(one, two).double().mean().item()
     return {"psnr_to_teacher": psnr(one, two), "lpips_to_teacher": lpips}
+
+
+def _clip(result: Result, best: bool) -> dict[str, Any]:
+    """The mean CLIP score and its interval over the draw of the samples; None each without scores."""
+    if result.scores is None:
+        return {"clip_score": None, "clip_interval": None, "clip_best": False}
+    scores = result.scores.double()
+    mean = scores.mean().item()
+    return {"clip_score": mean, "clip_interval": interval(mean, standard_error(scores)), "clip_best": best}
+
+
+def _best_scores(results: list[Result]) -> list[bool]:
+    """Which rows have the highest mean CLIP score, or cannot be told from it on the same prompts and noise."""
+    scores = [None if result.scores is None else -result.scores.double() for result in results]
+    if any(score is None for score in scores):
+        return [False] * len(results)
+    return tied([score.mean().item() for score in scores if score is not None], scores)

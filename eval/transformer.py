@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
@@ -32,7 +33,7 @@ def transformer(kind: str, source: str | None, device: torch.device) -> Callable
 
     `source` is a folder or a hub id, None the family's usual one. Raises ValueError where it cannot be loaded.
     """
-    model, processor = load(source or MODELS[kind].source, AutoImageProcessor)
+    model, processor = load(source or MODELS[kind].source, AutoImageProcessor, f"{kind}=FOLDER")
     model = model.to(device)
 
     def features(images: Tensor) -> Tensor:
@@ -45,8 +46,14 @@ def transformer(kind: str, source: str | None, device: torch.device) -> Callable
     return features
 
 
-def load(source: str, processor: Any) -> tuple[Any, Any]:
-    """A frozen transformers model in float32 and its `processor` class's instance, both from `source`."""
+def load(source: str, processor: Any, option: str) -> tuple[Any, Any]:
+    """A frozen transformers model in float32 and its `processor` class's instance, both from `source`.
+
+    Raises ValueError, which shows `option` as the way to name a folder, where that cannot be.
+    """
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     try:
         return (
             AutoModel.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False),
@@ -55,8 +62,11 @@ def load(source: str, processor: Any) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"transformers could not load {source} ({(str(error).splitlines() or [''])[0]}); "
-            "name a folder that save_pretrained wrote, model and processor both, as in clip=FOLDER"
+            f"name a folder that save_pretrained wrote, model and processor both, as in {option}"
         ) from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        transformers.utils.logging.enable_progress_bar()
 
 
 def embedding(output: Any) -> Tensor:

@@ -83,8 +83,8 @@ class MixtureNetwork(nn.Module):
 class ExactDenoiser(Denoiser):
     """A `Denoiser` whose clock keeps float64: a closed form has no float32 embedding to protect."""
 
-    def clock(self, t: Tensor) -> Tensor:
-        return self.path.timestep(t)
+    def clock(self, t: Tensor, timestep: Tensor | None = None) -> Tensor:
+        return self.path.timestep(t) if timestep is None else timestep
 
 
 class Perceptron(nn.Module):

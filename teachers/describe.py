@@ -14,9 +14,8 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from safetensors import safe_open
 from torch import nn
 
-import teachers.pocket
-from teachers.families import family_of, installed
-from teachers.source import configuration, explained, local_or_hub
+from teachers.families import family_of, installed, locate
+from teachers.source import configuration, explained
 from teachers.teacher import Teacher
 from teachers.trigflow import VariancePreserving
 
@@ -60,7 +59,7 @@ def stored_parameters(folder: Path) -> dict[str, int]:
 
 def describe(path: str) -> str:
     """The lines that `python -m teachers describe` prints. ValueError, one sentence, where `path` is no teacher."""
-    path = str(teachers.pocket.PIPELINE) if path == "pocket" else local_or_hub(path)
+    path = locate(path)
     name = family_of(path)
     source = str(configuration(path)) if Path(path).is_file() else path
     teacher = sketch(source, installed()[name])

@@ -17,7 +17,7 @@ class DiT(LatentTeacher):
     pipelines: ClassVar[Pipelines] = (DiTPipeline,)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
-        return {"class_labels": torch.tensor([self.label(prompt) for prompt in prompts], device=self.stock.device)}
+        return {"class_labels": torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)}
 
     def label(self, prompt: str) -> int:
         """The class number of a prompt; ValueError where there is no such class."""

@@ -2,7 +2,8 @@
 
 from importlib.metadata import entry_points
 
-from teachers.source import class_name
+from teachers import pocket
+from teachers.source import class_name, local_or_hub
 from teachers.teacher import Teacher
 
 GROUP = "distill.teachers"
@@ -11,6 +12,11 @@ GROUP = "distill.teachers"
 def installed() -> dict[str, type[Teacher]]:
     """Every installed family by name, those of other packages too."""
     return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
+
+
+def locate(path: str) -> str:
+    """`path` as `family_of` and loaders take it, "pocket" too; ValueError where nothing can be there."""
+    return str(pocket.PIPELINE) if path == "pocket" else local_or_hub(path)
 
 
 def family_of(path: str) -> str:
@@ -24,8 +30,9 @@ def family_of(path: str) -> str:
             f"{path} does not say which pipeline it holds; lay the pipeline's folder beside it, under the same name "
             "without .safetensors, or name the family"
         )
-    for family, cls in families.items():
-        if name in [kind.__name__ for kind in cls.pipelines]:
+    takes = {family: cls for family, cls in families.items() if name in [kind.__name__ for kind in cls.pipelines]}
+    for family, cls in takes.items():
+        if "pipelines" in vars(cls):  # not a variation of another family, which has to be asked for by name
             return family
     known = "; ".join(
         f"{family} ({', '.join(kind.__name__ for kind in cls.pipelines)})"

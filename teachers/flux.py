@@ -57,7 +57,7 @@ class Flux(LatentTeacher):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            text, pooled, _ = self.stock.encode_prompt(list(prompts), None, device=self.stock.device)
+            text, pooled, _ = self.encoders().encode_prompt(list(prompts), None, device=self.device)
         return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:

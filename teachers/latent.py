@@ -25,6 +25,7 @@ from teachers.few_step import (
 )
 from teachers.lora import lora_weights
 from teachers.schedule import schedule
+from teachers.source import REST, TEXT, load_pipeline
 from teachers.storage import without_autocast
 from teachers.teacher import Teacher
 from teachers.trigflow import Flow
@@ -41,10 +42,9 @@ class LatentTeacher(Teacher):
     ignores_guidance: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0) -> None:
-        self.stock = pipeline
-        for module in pipeline.components.values():
-            if isinstance(module, nn.Module):
-                module.requires_grad_(False).eval()
+        self.stock = freeze(pipeline)
+        self.device = pipeline.device
+        self._words: Any = None
         vae = pipeline.vae
         if vae.config.get("force_upcast") and vae.dtype == torch.float16:
             vae.float()  # such autoencoders overflow in half precision
@@ -66,9 +66,35 @@ class LatentTeacher(Teacher):
         config = self.stock.components[self.network].config
         return config.in_channels, config.sample_size, config.sample_size
 
+    def encoders(self) -> Any:
+        """The stock pipeline as far as `condition` needs it: its text encoders and tokenizers.
+
+        `load` leaves them where they are: they come into memory when they are first asked for.
+        """
+        if self.origin is not None and self._words is None:
+            self._words = self._load_words().to(self.device)
+        return self._words or self.stock
+
+    def _load_words(self) -> Any:
+        assert self.origin is not None
+        path, dtype = self.origin
+        return freeze(load_pipeline(self.pipelines, path, REST, dtype=dtype, **self.options))
+
+    def forget(self) -> None:
+        self._words = None
+        for part in self._encoder():
+            part.cpu()
+
+    def _encoder(self) -> list[nn.Module]:
+        """The half of the autoencoder that training does without."""
+        parts = dict(self.stock.vae.named_children())
+        return [parts[name] for name in ("encoder", "quant_conv") if parts.get(name) is not None]
+
     def encode(self, images: Tensor) -> Tensor:
         vae = self.stock.vae
-        code = vae.encode(images.to(vae.device, vae.dtype))
+        for part in self._encoder():
+            part.to(self.device)
+        code = vae.encode(images.to(self.device, vae.dtype))
         mean = code.latent if isinstance(vae, AutoencoderDC) else code.latent_dist.mean
         scale, offset = self._affine()
         return (mean.float() - offset) / scale / self.denoiser.path.sigma_data
@@ -77,8 +103,8 @@ class LatentTeacher(Teacher):
         vae = self.stock.vae
         scale, offset = self._affine()
         native = latents * self.denoiser.path.sigma_data * scale + offset
-        with without_autocast(vae.device):  # some autoencoders overflow in half precision
-            return vae.decode(native.to(vae.device, vae.dtype), return_dict=False)[0].float()
+        with without_autocast(self.device):  # some autoencoders overflow in half precision
+            return vae.decode(native.to(self.device, vae.dtype), return_dict=False)[0].float()
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """What the autoencoder takes is scale * (native latents) + offset; (1, C or 1, 1, 1) each."""
@@ -88,7 +114,7 @@ class LatentTeacher(Teacher):
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean and std:
             scale, offset = [scale * s for s in std], mean
-        first, second = (torch.tensor(value, device=vae.device).reshape(1, -1, 1, 1) for value in (scale, offset))
+        first, second = (torch.tensor(value, device=self.device).reshape(1, -1, 1, 1) for value in (scale, offset))
         return first, second
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
@@ -110,7 +136,10 @@ class LatentTeacher(Teacher):
 
     def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
         """What the stock pipeline of `student` is built from: its `network` and scheduler, the rest shared."""
-        return self.stock.components | {self.network: network, "scheduler": scheduler}
+        # What is away comes back for the export, but not to the device, which training has filled.
+        words = self.encoders() if self._words or self.origin is None else self._load_words()
+        text = {key: part for key, part in words.components.items() if key.startswith(TEXT)}
+        return self.stock.components | text | {self.network: network, "scheduler": scheduler}
 
     def size_call(self) -> dict[str, Any]:
         """The call arguments without which the pipeline would draw another size."""
@@ -124,6 +153,13 @@ class LatentTeacher(Teacher):
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         return super().usual_call(num_steps, guidance) | self.size_call()
+
+
+def freeze(pipeline: Any) -> Any:
+    for module in pipeline.components.values():
+        if isinstance(module, nn.Module):
+            module.requires_grad_(False).eval()
+    return pipeline
 
 
 class LatentUNet(LatentTeacher):

@@ -38,8 +38,8 @@ class PixArt(LatentTeacher):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            text, mask, _, _ = self.stock.encode_prompt(
-                list(prompts), False, device=self.stock.device, clean_caption=True
+            text, mask, _, _ = self.encoders().encode_prompt(
+                list(prompts), False, device=self.device, clean_caption=True
             )
         cond = {"encoder_hidden_states": text.float(), "encoder_attention_mask": mask}
         if self.stock.transformer.config.sample_size == SIZED:

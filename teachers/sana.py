@@ -39,7 +39,7 @@ class Sana(LatentTeacher):
 
     def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> Condition:
         with torch.no_grad():
-            text, mask, _, _ = self.stock.encode_prompt(
-                list(prompts), False, device=self.stock.device, complex_human_instruction=instruction
+            text, mask, _, _ = self.encoders().encode_prompt(
+                list(prompts), False, device=self.device, complex_human_instruction=instruction
             )
         return {"encoder_hidden_states": text.float(), "encoder_attention_mask": mask}

@@ -5,6 +5,8 @@ lay a folder of the same name without `.safetensors` beside it (a pipeline's fol
 let diffusers fetch the usual one from the hub.
 """
 
+import hashlib
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +16,14 @@ from typing import Any, TypeAlias
 from diffusers import DiffusionPipeline
 from diffusers.loaders import FromSingleFileMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 INDEX = "model_index.json"
+TEXT = ("text_encoder", "tokenizer")  # how the names of the components begin that turn prompts into embeddings
+REST = ("unet", "transformer", "vae", "image_encoder", "safety_checker", "feature_extractor")
 
 
 def local_or_hub(path: str) -> str:
@@ -63,14 +68,18 @@ def class_name(path: str) -> str | None:
             raise ValueError(f"{path}/{INDEX} does not say which pipeline it is; save the pipeline again") from error
 
 
-def load_pipeline(accepted: Pipelines, path: str, **options: Any) -> Any:
-    """The pipeline at `path`, whose class has to be one of `accepted`. ValueError, one sentence, where it is not."""
+def load_pipeline(accepted: Pipelines, path: str, leave: tuple[str, ...] = (), **options: Any) -> Any:
+    """The pipeline at `path`, whose class has to be one of `accepted`. ValueError, one sentence, where it is not.
+
+    Components whose names begin with one of `leave` are not read: they are None.
+    """
     name = class_name(path)
     known = {kind.__name__: kind for kind in accepted}
     if name not in (None, *known):
         raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
     kind = known[name] if name else accepted[0]
     check_weights(path)
+    options |= {part: None for part in inspect.signature(kind.__init__).parameters if leave and part.startswith(leave)}
     with explained(path):
         if not Path(path).is_file():
             return kind.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
@@ -91,12 +100,35 @@ def check_weights(path: str) -> None:
             raise ValueError(f"the weights {file} are corrupt or cut short ({error}); get the file again") from error
 
 
+def contents(path: str, begins: tuple[str, ...]) -> str:
+    """A hash of the files of those components at `path` whose names begin so; of a single file, of all of it."""
+    single = Path(path).is_file()
+    folder = configuration(path) if single else Path(path)
+    if not single and not folder.is_dir():  # a hub id, whose files are in the hub's cache once they have been loaded
+        index = try_to_load_from_cache(path, INDEX)
+        folder = Path(index).parent if isinstance(index, str) else folder
+    total = hashlib.sha256(path.encode() if not folder.is_dir() else b"")
+    places = [place for place in sorted(folder.glob("*")) if place.is_dir() and place.name.startswith(begins)]
+    for file in [Path(path)] * single + [file for place in places for file in sorted(place.rglob("*"))]:
+        if file.is_file():
+            total.update(f"{file.name if single else file.relative_to(folder)} {_hash(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _hash(file: Path) -> str:
+    known = file.resolve().name
+    if file.is_symlink() and len(known) == 64:
+        return known  # the hub's cache names weights by their SHA-256
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 @contextmanager
 def explained(path: str) -> Iterator[None]:
     """The many failures of loading as a ValueError of one sentence that says what to do."""
     try:
         yield
-    except (OSError, SafetensorError, SingleFileComponentError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, SingleFileComponentError, json.JSONDecodeError, NotImplementedError) as error:
         raise ValueError(_sentence(error, path)) from error
 
 
@@ -112,6 +144,8 @@ def _sentence(error: BaseException, path: str) -> str:
         return f"the hub has no {path}, or it is private: check the spelling, or log in (hf auth login)"
     if "no file named" in text or "Could not find the necessary `safetensors`" in text:
         return f"{path} lacks a file of safetensors weights ({first}); save the pipeline again with save_pretrained"
+    if "meta tensor" in text:
+        return f"{path} lacks the weights of a component that its configuration names; get the whole file"
     if any(isinstance(link, ConnectionError) for link in chain) or "connect" in text.lower():
         lacking = (
             f"{path} and no configuration beside it ({configuration(path)})"

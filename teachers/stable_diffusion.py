@@ -24,9 +24,10 @@ class StableDiffusion(LatentUNet):
         return str(teachers.pocket.PIPELINE) if path == "pocket" else local_or_hub(path)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
-        stock = self.stock
         with torch.no_grad():
-            embedding, _ = stock.encode_prompt(list(prompts), stock.device, 1, do_classifier_free_guidance=False)
+            embedding, _ = self.encoders().encode_prompt(
+                list(prompts), self.device, 1, do_classifier_free_guidance=False
+            )
         return {"encoder_hidden_states": embedding.float()}
 
     def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:

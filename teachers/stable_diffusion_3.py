@@ -19,7 +19,7 @@ class StableDiffusion3(LatentTeacher):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            text, _, pooled, _ = self.stock.encode_prompt(
-                list(prompts), None, None, device=self.stock.device, do_classifier_free_guidance=False
+            text, _, pooled, _ = self.encoders().encode_prompt(
+                list(prompts), None, None, device=self.device, do_classifier_free_guidance=False
             )
         return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}

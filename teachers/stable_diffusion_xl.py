@@ -25,8 +25,8 @@ class StableDiffusionXL(LatentUNet):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            text, _, pooled, _ = self.stock.encode_prompt(
-                list(prompts), device=self.stock.device, do_classifier_free_guidance=False
+            text, _, pooled, _ = self.encoders().encode_prompt(
+                list(prompts), device=self.device, do_classifier_free_guidance=False
             )
         size = [*self.image_size, 0, 0, *self.image_size]  # original size, crop's corner, target size
         ids = torch.tensor(size, dtype=torch.float32, device=text.device).expand(len(prompts), -1)

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from teachers.adapters import Adapted, Shelf
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import soften_clock, time_embeddings
-from teachers.source import Pipelines, load_pipeline, local_or_hub
+from teachers.source import TEXT, Pipelines, load_pipeline, local_or_hub
 from teachers.trigflow import expand
 
 
@@ -45,12 +45,20 @@ class Teacher(ABC):
     options: ClassVar[dict[str, Any]] = {}  # what their loader is told beside the path
     ignores_guidance: ClassVar[bool] = True  # whether an export leaves guidance off, whatever the call says
     refuses_steps: ClassVar[bool] = True  # whether an export refuses numbers of steps that it was not made for
+    origin: tuple[str, torch.dtype] | None = None  # where `load` took it from, in which precision
+    blank: Condition | None = None  # the condition of the empty prompt, one row, once it is known
 
     @classmethod
     def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
-        """The teacher at `path`: a folder, a hub id, a .safetensors file, or a name that the family knows."""
-        stock = load_pipeline(cls.pipelines, cls.locate(path), dtype=dtype, **cls.options)
-        return cls.wrap(stock.to(device), sigma_data)
+        """The teacher at `path`: a folder, a hub id, a .safetensors file, or a name that the family knows.
+
+        Its text encoders are not read before `condition` is called.
+        """
+        place = cls.locate(path)
+        stock = load_pipeline(cls.pipelines, place, TEXT, dtype=dtype, **cls.options)
+        teacher = cls.wrap(stock.to(device), sigma_data)
+        teacher.origin = (place, dtype)
+        return teacher
 
     @classmethod
     def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
@@ -73,6 +81,10 @@ class Teacher(ABC):
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:
         """What the pipeline itself would feed its network for these prompts (float32, first dimension len(prompts))."""
+
+    def forget(self) -> None:
+        """Let go of what encodes prompts and images, until it is asked for again. A family without any does nothing."""
+        return
 
     @abstractmethod
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
@@ -133,16 +145,18 @@ class Teacher(ABC):
 
     def unconditional(self, cond: Condition) -> Condition:
         """The condition of the empty prompt, as many rows as `cond` has."""
-        if self._empty is None:
-            self._empty = dict(self.empty())
         rows = len(next(iter(cond.values())))
-        return {key: value.expand(rows, *value.shape[1:]) for key, value in self._empty.items()}
+        return {key: value.expand(rows, *value.shape[1:]) for key, value in self.unprompted().items()}
+
+    def unprompted(self) -> Condition:
+        """`empty()`, made once and kept, since the encoders may leave memory."""
+        if self.blank is None:
+            self.blank = dict(self.empty())
+        return self.blank
 
     def empty(self) -> Condition:
         """What the pipeline feeds its network on the unguided side, one row: for most families the empty prompt."""
         return self.condition([""])
-
-    _empty: dict[str, Tensor] | None = None
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:

@@ -120,7 +120,10 @@ class NoisePath(ABC):
 
     def scale(self, t: Tensor) -> Tensor:
         """sqrt(alpha^2 sigma_data^2 + sigma^2): native sample = scale(t) x_t. Float64, shape of t."""
-        alpha, sigma = self.native(t)
+        return self.norm(*self.native(t))
+
+    def norm(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """`scale` from the native coefficients."""
         return torch.sqrt((alpha * self.sigma_data) ** 2 + sigma**2)
 
 
@@ -139,21 +142,27 @@ class VariancePreserving(NoisePath):
             raise ValueError("alphas_cumprod has to be a falling sequence in [0, 1) of at least two noise levels")
         self.alphas_cumprod = table
         # A schedule with zero terminal SNR has its last entry at infinity: cap it where float64 still inverts it.
-        self.log_ratio = (0.5 * (torch.log1p(-table) - torch.log(table.clamp_min(1e-16)))).contiguous()
+        self._placed = self.log_ratio = (0.5 * (torch.log1p(-table) - torch.log(table.clamp_min(1e-16)))).contiguous()
         self.sigma_data = sigma_data
         self.num_train_timesteps = len(table)
         ends = self.angle(torch.tensor([0.0, len(table) - 1.0], dtype=torch.float64))
         self.t_min, self.t_max = ends.tolist()
 
+    def _table(self, device: torch.device) -> Tensor:
+        """log(sigma / alpha) there, sent once: a copy a call would make the host wait for the device."""
+        if self._placed.device != device:
+            self._placed = self.log_ratio.to(device)
+        return self._placed
+
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        table = self.log_ratio.to(timestep.device)
+        table = self._table(timestep.device)
         tau = timestep.double().clamp(0, len(table) - 1)
         below = tau.detach().floor().long().clamp(max=len(table) - 2)
         log_ratio = table[below] + (tau - below) * (table[below + 1] - table[below])
         return torch.sigmoid(-2 * log_ratio).sqrt(), torch.sigmoid(2 * log_ratio).sqrt()
 
     def timestep(self, t: Tensor) -> Tensor:
-        table = self.log_ratio.to(t.device)
+        table = self._table(t.device)
         t = t.double().clamp(self.t_min, self.t_max)
         log_ratio = torch.log(torch.tan(t)) + math.log(self.sigma_data)
         below = (torch.searchsorted(table, log_ratio.detach()) - 1).clamp(0, len(table) - 2)

@@ -12,7 +12,7 @@ NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("FEWSTEP_STEPS", "4")
-    monkeypatch.setenv("FEWSTEP_SAMPLES", "20")
+    monkeypatch.setenv("FEWSTEP_SAMPLES", "12")
     monkeypatch.setenv("FEWSTEP_RUNS", str(tmp_path / "runs"))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(path.parent)}}).execute()

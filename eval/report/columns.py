@@ -4,7 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-NOTHING = "–"
+from eval.report.formats import (
+    NOTHING,
+    at_batches,
+    between,
+    percent,
+    percent_between,
+    ratio_between,
+    share,
+    significant,
+    times,
+    training,
+)
 
 
 @dataclass(frozen=True)
@@ -17,78 +28,13 @@ class Column:
     help: str
 
 
-def significant(value: float | None) -> str:
-    """About three significant digits, without exponents: 0.123, 1.23, 12.3, 1,235."""
-    if value is None:
-        return NOTHING
-    size = abs(value)
-    if size >= 99.95:
-        return f"{value:,.0f}"
-    if size >= 9.995:
-        return f"{value:.1f}"
-    if size >= 0.9995:
-        return f"{value:.2f}"
-    return f"{value:.3g}" if size >= 1e-3 else f"{value:.1g}" if value else "0"
-
-
-def times(value: float | None) -> str:
-    return NOTHING if value is None else significant(value) + "×"
-
-
-def share(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
-
-
-def percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{value * 100:.1f}%"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit a person would choose."""
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def training(cost: dict[str, Any] | None) -> str:
-    """What making the student took, from the parts of its cost that are known."""
-    if not cost:
-        return NOTHING
-    parts = []
-    if cost.get("steps") is not None:
-        parts.append(f"{cost['steps']:,} steps")
-    if cost.get("seconds") is not None:
-        parts.append(duration(cost["seconds"]))
-    if cost.get("device"):
-        parts.append(str(cost["device"]))
-    return ", ".join(parts) or NOTHING
-
-
-def between(value: list[float] | None) -> str:
-    """An interval's two ends."""
-    return NOTHING if value is None else f"{significant(value[0])}–{significant(value[1])}"
-
-
-def ratio_between(value: list[float] | None) -> str:
-    """A ratio's interval, and whether it holds 1."""
-    return between(value) + (" tie" if value is not None and value[0] <= 1 <= value[1] else "")
-
-
-def percent_between(value: list[float] | None) -> str:
-    return NOTHING if value is None else f"{value[0] * 100:.1f}–{value[1] * 100:.1f}%"
-
-
-def at_batches(value: list[dict[str, float]] | None) -> str:
-    """Throughput at each batch size."""
-    return NOTHING if not value else " / ".join(significant(entry["images_per_second"]) for entry in value)
-
-
 DETAILS = {  # small print under a figure: the row's entry and how it is shown
     "frechet_distance": Column("frechet_interval", "", between, ""),
     "frechet_ratio": Column("frechet_ratio_interval", "", ratio_between, ""),
     "prompt_agreement": Column("prompt_agreement_interval", "", percent_between, ""),
+    "clip_score": Column("clip_interval", "", between, ""),
 }
+BEST = {"frechet_distance": "best", "clip_score": "clip_best"}  # figures in bold, and the row's entry that says when
 
 
 def columns(report: dict[str, Any]) -> list[Column]:
@@ -111,6 +57,12 @@ _NAME = Column("name", "", str, "")
 
 def _with_figures(report: dict[str, Any], wanted: list[Column]) -> list[Column]:
     return [c for c in wanted if any(row.get(c.key) not in (None, []) for row in report["rows"])]
+
+
+def over_teacher(report: dict[str, Any]) -> bool:
+    """Whether ratios are over the teacher's usual call."""
+    first = report["rows"][0]
+    return first["method"] == "teacher" and report["baseline"] == first["name"]
 
 
 def _quality(report: dict[str, Any]) -> list[Column]:
@@ -136,7 +88,7 @@ def _quality(report: dict[str, Any]) -> list[Column]:
         ),
         Column(
             "frechet_ratio",
-            "× teacher" if report["baseline"] == report["rows"][0]["name"] else "× baseline",
+            "× teacher" if over_teacher(report) else "× baseline",
             times,
             f"This row's Frechet distance divided by that of “{report['baseline']}”. Below it the 95% interval on "
             "paired samples; one that holds 1 is a tie.",
@@ -184,6 +136,14 @@ def _quality(report: dict[str, Any]) -> list[Column]:
             "Prompt agreement",
             percent,
             "Share of the samples in which the classifier sees what the prompt asked for, and its 95% interval.",
+        ),
+        Column(
+            "clip_score",
+            (report.get("clip") or {}).get("figure", "CLIP score"),
+            significant,
+            "Higher is better. 100 max(cos, 0) between CLIP's embeddings of picture and prompt, the mean over all "
+            "samples, and its 95% interval; bold are the highest and all that cannot be told from it, sample by "
+            "sample. Other CLIP models give other scores.",
         ),
         Column("training", "Distilled in", training, "What making the student took, as its run recorded."),
     ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from eval.report.columns import duration, significant
+from eval.report.formats import duration, significant
 from eval.report.scatter import COLOURS, Axis, tick
 
 WIDTH, HEIGHT = 420, 250

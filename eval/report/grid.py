@@ -1,6 +1,7 @@
 """The picture that people share: one column a row of the table, one line a prompt, the same noise across each line."""
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,14 +71,19 @@ def strip(images: Tensor, across: int = 5) -> tuple[bytes, int]:
 
 
 def wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
-    """`text` in at most `most` lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    """`text` in at most `most` lines of at most `width` pixels; what does not fit ends in an ellipsis.
+
+    A word that is too long for a line is broken after its hyphens.
+    """
     lines = [""]
     for word in text.split(" "):  # and not at a space that holds its words together
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+        parts = [word] if font.getlength(word) <= width else re.findall("[^-]*-|[^-]+", word)
+        for number, part in enumerate(parts):
+            longer = f"{lines[-1]}{'' if number else ' '}{part}".strip()
+            if font.getlength(longer) <= width or not lines[-1]:
+                lines[-1] = longer
+            else:
+                lines.append(part)
     if len(lines) > most:
         lines = lines[:most]
         lines[-1] += " ..."

@@ -11,34 +11,36 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from eval.report.columns import DETAILS, Column, columns, quality, speed
-from eval.report.curves import charts
+from eval.report.columns import Column, columns, over_teacher, quality, speed
+from eval.report.curves import charts as training
 from eval.report.grid import SHARPNESS
-from eval.report.markdown import spread, title
-from eval.report.scatter import COLOURS, scatter, series_of
+from eval.report.markdown import title
+from eval.report.scatter import COLOURS, charts, series_of
+from eval.report.table import figure, name_of, table
+
+CARDS = 8  # how many rows have a card at the top
 
 
 def page(report: dict[str, Any], picture: bytes, size: tuple[int, int], strips: Sequence[tuple[bytes, int]]) -> str:
     """The whole page; `picture` is grid.png and `size` its width and height in pixels. `strips[i]` is a PNG of row i's
     pictures side by side and its width on the page."""
-    rows, frechet = report["rows"], report["frechet_column"]
+    rows = report["rows"]
     template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
     data = base64.b64encode(picture).decode()
-    extent = f'width="{size[0] // SHARPNESS}" height="{size[1] // SHARPNESS}"'
+    width, height = (side // SHARPNESS for side in size)
+    extent = f'width="{width}" height="{height}" style="min-width:{width * 3 // 4}px"'  # smaller, nobody can read it
     described = "Samples of every row of the table, one line a prompt, drawn from the same noise"
     return template.substitute(
         title=escape(title(report)),
-        heading=title({"runs": [{"name": _name(run["name"])} for run in report["runs"]]}),
+        heading=title(report, name_of),
         lead=_lead(report),
-        cards="".join(_card(i, report) for i, row in enumerate(rows) if row["method"] != "teacher"),
+        cards=_cards(report),
         grid=f'<img src="data:image/png;base64,{data}" {extent} alt="{described}">',
-        legend=_legend(rows),
-        wide=scatter(rows, frechet, 940, 430),
-        narrow=scatter(rows, frechet if len(frechet) < 42 else "Frechet distance", 360, 400),
+        against=_against(report) if len(rows) > 1 else "",
         viewer=_viewer(rows, strips),
-        curves=charts(report["curves"], series_of(rows)),
-        quality=_table(report, quality(report)),
-        speed=_table(report, speed(report)),
+        curves=training(report["curves"], series_of(rows)),
+        quality=table(report, quality(report)),
+        speed=table(report, speed(report)),
         meanings=_meanings(columns(report)),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
         machine=_pairs({key.replace("_", " "): value for key, value in report["machine"].items()}),
@@ -50,8 +52,7 @@ def page(report: dict[str, Any], picture: bytes, size: tuple[int, int], strips: 
                 "features": report["features"],
                 "reference": report["reference"] or "the teacher's own samples, other seeds",
                 "prompts": report["prompts"]["source"] or "none",
-                "teacher": report["teacher"]["path"],
-                "teacher's usual call": json.dumps(report["teacher"]["call"]),
+                **_given(report),
                 "date": report["date"],
                 "taken from earlier runs": ", ".join(r["name"] for r in report["rows"] if r["from_cache"]) or "no rows",
             }
@@ -60,46 +61,61 @@ def page(report: dict[str, Any], picture: bytes, size: tuple[int, int], strips: 
     )
 
 
+def _given(report: dict[str, Any]) -> dict[str, Any]:
+    """The entries of the protocol that not every comparison has."""
+    teacher, size, clip = report["teacher"], report.get("size"), report.get("clip")
+    out = {"protocol": report.get("protocol"), "judged at": size and f"{size} x {size} pixels (middle square, Lanczos)"}
+    out |= {"CLIP model": clip and clip["source"], "teacher": teacher and teacher["path"]}
+    out |= {"teacher's usual call": teacher and json.dumps(teacher["call"])}
+    return {key: value for key, value in out.items() if value is not None}
+
+
 def _lead(report: dict[str, Any]) -> str:
     machine, usual = report["machine"], report["rows"][0]
     hardware = machine.get("gpu") or machine["cpu"]
+    takes = f"The teacher takes {usual['num_steps']} steps,"
     return (
-        f"The teacher takes {usual['num_steps']} steps, {_figure(0, 'nfe', report)} network evaluations and "
-        f"{_figure(0, 'latency_ms', report)} ms an image on {escape(str(hardware))} in "
-        f"{escape(str(machine['precision']))}. "
-        f"Its {escape(report['frechet_column'])} is {_figure(0, 'frechet_distance', report)}."
+        (takes if usual["method"] == "teacher" else f"{escape(usual['name'])}:")
+        + f" {figure(0, 'nfe', report)} network evaluations and {figure(0, 'latency_ms', report)} ms an image on "
+        f"{escape(str(hardware))} in {escape(str(machine['precision']))}. "
+        f"Its {escape(report['frechet_column'])} is {figure(0, 'frechet_distance', report)}."
     )
+
+
+def _cards(report: dict[str, Any]) -> str:
+    """A card for each of the first rows that are not the teacher's."""
+    students = [i for i, row in enumerate(report["rows"]) if row["method"] != "teacher"]
+    cards = "".join(_card(i, report) for i in students[:CARDS])
+    more = len(students) - CARDS
+    rest = f'<p class="more">{more} more row{"s" * (more > 1)} in the tables below.</p>' if more > 0 else ""
+    return f'<div class="cards">{cards}</div>{rest}'
 
 
 def _card(index: int, report: dict[str, Any]) -> str:
     row = report["rows"][index]
-    whose = "the teacher's" if report["baseline"] == report["rows"][0]["name"] else "the baseline's"
+    whose = "the teacher's" if over_teacher(report) else "the baseline's"
+    base = row["name"] == report["baseline"]
+    latency = f"{figure(index, 'latency_ms', report)} ms"
     lines = [
-        f"<b>{_figure(index, 'latency_ms', report)} ms</b> an image",
-        f"Frechet distance <b>{_figure(index, 'frechet_distance', report)}</b>",
+        *([] if base else [f"<b>{latency}</b> an image"]),
+        f"Frechet distance <b>{figure(index, 'frechet_distance', report)}</b>",
     ]
-    if row["frechet_ratio"] is not None:
-        lines[-1] += f", {_figure(index, 'frechet_ratio', report)} {whose}{_tie(row)}"
+    if row["frechet_ratio"] is not None and not base:
+        lines[-1] += f", {figure(index, 'frechet_ratio', report)} {whose}{_tie(row)}"
     if row["prompt_agreement"] is not None:
-        lines.append(f"<b>{_figure(index, 'prompt_agreement', report)}</b> as the prompt asked")
+        lines.append(f"<b>{figure(index, 'prompt_agreement', report)}</b> as the prompt asked")
     for i, other in enumerate(report["rows"][1:], start=1):
         if other["method"] == "teacher" and other["num_steps"] == row["num_steps"]:
             steps = f"{row['num_steps']} step" + "s" * (row["num_steps"] != 1)
-            lines.append(f"The teacher itself in {steps}: {_figure(i, 'frechet_distance', report)}")
+            lines.append(f"The teacher itself in {steps}: {figure(i, 'frechet_distance', report)}")
     colour = series_of(report["rows"])[row["method"]]
-    word = "faster" if row["speedup"] >= 1 else "as fast"
+    word = "an image" if base else "faster" if row["speedup"] >= 1 else "as fast"
+    big = latency if base else figure(index, "speedup", report)
     items = "".join(f"<li>{line}</li>" for line in lines)
     return (
-        f'<article class="card" style="--accent:var(--series-{colour})"><h2>{_name(row["name"])}</h2>'
-        f'<p class="big">{_figure(index, "speedup", report)} <span>{word}</span></p><ul>{items}</ul></article>'
+        f'<article class="card" style="--accent:var(--series-{colour})"><h2>{name_of(row["name"])}</h2>'
+        f'<p class="big">{big} <span>{word}</span></p><ul>{items}</ul></article>'
     )
-
-
-def _figure(index: int, key: str, report: dict[str, Any]) -> str:
-    """One figure of row `index`, as text, with the exact value beside it."""
-    shown = next(column for column in (*columns(report), *DETAILS.values()) if column.key == key)
-    value = report["rows"][index][key]
-    return f'<span data-row="{index}" data-key="{key}" data-value="{_exact(value)}">{escape(shown.text(value))}</span>'
 
 
 def _tie(row: dict[str, Any]) -> str:
@@ -125,41 +141,19 @@ def _viewer(rows: list[dict[str, Any]], strips: Sequence[tuple[bytes, int]]) -> 
     )
 
 
-def _name(name: str) -> str:
-    """A name whose parts each stay on one line where they can."""
-    parts = name.replace(", ", ",\n").split("\n")
-    return " ".join(f'<span class="part">{escape(part)}</span>' for part in parts)
-
-
-def _exact(value: Any) -> str:
-    return escape(json.dumps(value, ensure_ascii=False))
-
-
-def _table(report: dict[str, Any], shown: list[Column]) -> str:
-    head = "".join(f'<th scope="col">{escape(c.heading)}</th>' for c in shown)
-    colours, body = series_of(report["rows"]), []
-    for i, row in enumerate(report["rows"]):
-        dot = f'<i style="background:var(--series-{colours[row["method"]]})"></i>'
-        name = f'data-row="{i}" data-key="name" data-value="{_exact(row["name"])}"'
-        cells = [f'<th scope="row" {name}>{dot}{_name(row["name"])}</th>']
-        for c in shown[1:]:
-            inner = _figure(i, c.key, report)
-            if c.key == "latency_ms":
-                inner += f"<small>{spread(row)}</small>"
-            if c.key == "frechet_distance" and row["best"]:
-                inner = f"<b>{inner}</b>"
-            if c.key in DETAILS and row.get(DETAILS[c.key].key) is not None:
-                inner += f"<small>{_figure(i, DETAILS[c.key].key, report)}</small>"
-            cells.append(f'<td class="{"words" if c.key == "training" else "figure"}">{inner}</td>')
-        kind = "teacher" if row["method"] == "teacher" else "student"
-        body.append(f'<tr class="{kind}">{"".join(cells)}</tr>')
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _legend(rows: list[dict[str, Any]]) -> str:
-    return "".join(
+def _against(report: dict[str, Any]) -> str:
+    """The section that sets quality against latency."""
+    rows = report["rows"]
+    methods = {row["method"] for row in rows}
+    legend = "".join(
         f'<span><i style="background:var(--series-{colour},{COLOURS[colour]})"></i>{escape(method)}</span>'
         for method, colour in series_of(rows).items()
+        if method in methods
+    )
+    return (
+        "<section><h2>Quality against latency</h2><p>The lower left corner is best. The grey line is the Pareto front: "
+        "nothing else is both better and faster. Broken lines join the calls of one pipeline.</p>"
+        f'<div class="panel"><div class="legend">{legend}</div>{charts(rows, report["frechet_column"])}</div></section>'
     )
 
 

@@ -33,11 +33,14 @@ def _result(row: dict[str, Any], report: dict[str, Any]) -> str:
         "    metrics:",
     ]
     figures = {report["frechet_column"]: row["frechet_distance"]} | {key: row[key] for key in METRICS}
+    if row.get("clip_score") is not None:
+        figures[report["clip"]["figure"]] = row["clip_score"]
+    kinds = {report["frechet_column"]: "frechet_distance", (report.get("clip") or {}).get("figure"): "clip_score"}
     for name, value in figures.items():
         if value is not None:
             lines += [
                 f"    - name: {json.dumps(name + ', ' + str(row['num_steps']) + ' steps')}",
-                f"      type: {json.dumps('frechet_distance' if name == report['frechet_column'] else name)}",
+                f"      type: {json.dumps(kinds.get(name, name))}",
                 f"      value: {json.dumps(value)}",
             ]
     return "\n".join(lines)

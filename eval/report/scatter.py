@@ -6,32 +6,14 @@ also stands alone.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from eval.report.columns import significant
+from eval.report.formats import significant
+from eval.report.labels import LETTER, RADIUS, Box, labelled
 
 COLOURS = ("#64748b", "#2563eb", "#d9480f", "#0d9488", "#9333ea", "#be123c")
-LETTER = 6.6  # width of a letter in units of the drawing at the labels' size, taken generously
-LINE = 14.0
-RADIUS = 5.5
-
-
-@dataclass(frozen=True)
-class Box:
-    """An upright rectangle in the drawing's units; y grows downwards."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def overlap(self, other: "Box") -> float:
-        """The area that both cover."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(0.0, width) * max(0.0, height)
+NAMED = {"wide": 12, "narrow": 6}  # up to how many points carry their names; beyond, numbers and a key below
 
 
 def series_of(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -40,42 +22,38 @@ def series_of(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     return {method: i if i < len(COLOURS) else 1 + (i - 1) % (len(COLOURS) - 1) for i, method in enumerate(methods)}
 
 
-def label_of(row: dict[str, Any], most: int = 26) -> str:
-    """A point's label; the solver goes without saying, since it is in the table."""
-    text = row["name"].replace(f", {row['solver']}", "") if row.get("solver") else row["name"]
-    return text if len(text) <= most else text[: most - 1] + "…"
+def charts(rows: Sequence[dict[str, Any]], y_title: str) -> str:
+    """The drawing for a screen and for a phone, each with its key where its points are numbered."""
+    short = y_title if len(y_title) < 42 else "Frechet distance"
+    drawings = {
+        "wide": _drawn(rows, y_title, 940, 430, NAMED["wide"]),
+        "narrow": _drawn(rows, short, 360, 400, NAMED["narrow"]),
+    }
+    return "".join(
+        f'<div class="{shape}">{drawing}{_key(rows) if numbered else ""}</div>'
+        for shape, (drawing, numbered) in drawings.items()
+    )
 
 
-def place_labels(points: Sequence[tuple[float, float]], labels: Sequence[str], within: Box) -> list[Box]:
-    """Where each label goes: near its point, inside `within`, over no point and no other label wherever that can be."""
-    taken = [Box(x - RADIUS - 1, y - RADIUS - 1, x + RADIUS + 1, y + RADIUS + 1) for x, y in points]
-    placed: list[Box] = []
-    for (x, y), label in zip(points, labels, strict=True):
-        width = LETTER * len(label)
-        best, least = None, math.inf
-        for box in _candidates(x, y, width):
-            spill = (box.right - box.left) * LINE - box.overlap(within)
-            cost = 4 * spill + sum(box.overlap(other) for other in taken + placed)
-            if cost < least - 1e-9:
-                best, least = box, cost
-            if cost <= 1e-9:
-                break
-        assert best is not None
-        placed.append(best)
-    return placed
+def _key(rows: Sequence[dict[str, Any]]) -> str:
+    colours = series_of(rows)
+    entries = (
+        f'<li><b style="color:{_colour(colours[row["method"]])}">{number}</b><span>{escape(row["name"])}</span></li>'
+        for number, row in enumerate(rows, start=1)
+    )
+    return f'<ol class="key">{"".join(entries)}</ol>'
 
 
-def _candidates(x: float, y: float, width: float):
-    """Places for a label round a point, the nearest and most usual first."""
-    for distance in (10, 18, 28, 40, 54, 70, 88, 108):
-        for across, down in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)):
-            middle_x = x + across * (distance + width / 2) if down == 0 else x + across * (width / 2 + distance / 2)
-            middle_y = y + down * (distance + LINE / 2 - 4)
-            yield Box(middle_x - width / 2, middle_y - LINE / 2, middle_x + width / 2, middle_y + LINE / 2)
+def scatter(rows: Sequence[dict[str, Any]], y_title: str, width: int = 860, height: int = 430, named: int = 12) -> str:
+    """An SVG of every row's Frechet distance (y; logarithmic where it spans much) over its latency (x, logarithmic).
+
+    More than `named` points, or points too close together for names, are numbered in the rows' order, from 1.
+    """
+    return _drawn(rows, y_title, width, height, named)[0]
 
 
-def scatter(rows: Sequence[dict[str, Any]], y_title: str, width: int = 860, height: int = 430) -> str:
-    """An SVG of every row's Frechet distance (y; logarithmic where it spans much) over its latency (x, logarithmic)."""
+def _drawn(rows: Sequence[dict[str, Any]], y_title: str, width: int, height: int, named: int) -> tuple[str, bool]:
+    """The drawing, and whether its points are numbered."""
     plot = Box(58, 40, width - 18, height - 52)
     xs, ys = [row["latency_ms"] for row in rows], [row["frechet_distance"] for row in rows]
     steep = min(ys) > 0 and max(ys) / min(ys) > 12
@@ -99,8 +77,10 @@ def scatter(rows: Sequence[dict[str, Any]], y_title: str, width: int = 860, heig
         f'<text class="axis" x="{middle:.1f}" y="{height - 12}" text-anchor="middle">'
         "Latency of one image in ms, log scale</text>"
     )
-    scale = ", log scale" if steep else ""
-    parts.append(f'<text class="axis" x="{plot.left - 46:.1f}" y="20">{escape(y_title)}{scale}, lower is better</text>')
+    told = ("log scale, " if steep else "") + "lower is better"
+    one_line = LETTER * len(f"{y_title}, {told}") < width - 24
+    for y, text in [(20, f"{y_title}, {told}")] if one_line else [(14, y_title), (30, told)]:
+        parts.append(f'<text class="axis" x="12" y="{y}">{escape(text)}</text>')
 
     points = [(x_axis(x), y_axis(y)) for x, y in zip(xs, ys, strict=True)]
     for line in _lines(rows):
@@ -110,13 +90,14 @@ def scatter(rows: Sequence[dict[str, Any]], y_title: str, width: int = 860, heig
         )
     front = " ".join(f"{points[i][0]:.1f},{points[i][1]:.1f}" for i in pareto(xs, ys))
     parts.append(f'<polyline class="front" points="{front}"/>')
-    labels = [label_of(row) for row in rows]
-    for row, point, label, box in zip(rows, points, labels, place_labels(points, labels, plot), strict=True):
+    labels, boxes = labelled(rows, points, plot, named)
+    for row, point, label, box in zip(rows, points, labels, boxes, strict=True):
         parts.append(_point(row, point, label, box, _colour(colours[row["method"]])))
-    return (
+    drawing = (
         f'<svg class="scatter" viewBox="0 0 {width} {height}" role="img" xmlns="http://www.w3.org/2000/svg" '
         f'font-size="12" aria-label="{escape(y_title)} against latency">{"".join(parts)}</svg>'
     )
+    return drawing, labels[0] == "1"
 
 
 def _point(row: dict[str, Any], point: tuple[float, float], label: str, box: Box, colour: str) -> str:
@@ -157,7 +138,8 @@ def _colour(series: int) -> str:
 
 
 def tick(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+    """A round value as an axis shows it."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
 class Axis:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from distill.recipe import load, options
 from distill.train import train
+from eval.protocol import read_protocol
 
 GOOD = """\
 name: x
@@ -44,6 +45,7 @@ def recipe(tmp_path, text_pipeline):
         ("optimizers.studnet.lr=1", "unknown key 'optimizers.studnet', did you mean 'student'"),
         ("train.batch_size=0", "at least 1"),
         ("train.accumulation=7", "does not divide"),
+        ("data.limit=-1", "at least 0"),
         ("train.ema=1.5", r"in \[0, 1\)"),
         ("name=a/b", "plain folder name"),
         ("name=..", "plain folder name"),
@@ -62,6 +64,14 @@ def recipe(tmp_path, text_pipeline):
 def test_overrides(recipe, override, sentence):
     with pytest.raises(ValueError, match=sentence):
         load(recipe, [override])
+
+
+def test_a_teacher_says_its_family_itself(recipe):
+    recipe.write_text(recipe.read_text().replace("family: stable_diffusion, ", ""))
+    assert load(recipe).teacher.family == "stable_diffusion"
+    assert load(recipe, ["teacher.path=pocket"]).teacher.family == "stable_diffusion"
+    with pytest.raises(ValueError, match=r"there is no pipeline folder \./gone"):
+        load(recipe, ["teacher.path=./gone"])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +152,11 @@ def test_the_command_line_says_one_sentence_and_exits_with_2(recipe):
 @pytest.mark.parametrize("file", sorted(Path("recipes").rglob("*.yaml")), ids=str)
 def test_every_recipe_is_headed_by_its_launch_command_and_is_valid(file):
     first = file.read_text().splitlines()[0]
-    assert first.startswith("# accelerate launch ") and str(file) in first
+    launch = "# python -m eval " if "eval" in file.parts else "# accelerate launch "
+    assert first.startswith(launch) and str(file) in first
+    if "eval" in file.parts:
+        assert read_protocol(file)
+        return
     if "accelerate" in file.parts:
         load_config_from_file(str(file))
     else:

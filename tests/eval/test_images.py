@@ -132,6 +132,66 @@ def test_bad_images_are_one_sentence_and_exit_code_2(bad, side, tmp_path, capsys
         assert sentence in told[0]
 
 
+@pytest.mark.parametrize(("count", "sentence"), [(0, "holds 0 images"), (1, "holds 1 images")])
+def test_statistics_need_a_distribution_too(count, sentence, tmp_path, capsys):
+    assert main(["stats", str(folder(tmp_path / "a", count, 0)), "-o", str(tmp_path / "ref.npz"), *PIXELS]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "ref.npz").exists()
+
+
+def figures_of(one, two, place, *options) -> dict:
+    assert main(["images", str(one), str(two), *PIXELS, "--json", str(place / "figures.json"), *options]) == 0
+    return json.loads((place / "figures.json").read_text())
+
+
+def test_grey_and_transparent_images_are_told_and_count_as_their_colours(tmp_path, capsys):
+    """The same figures as for copies in plain RGB."""
+    plain, odd, target = tmp_path / "plain", tmp_path / "odd", folder(tmp_path / "b", 12, 1)
+    plain.mkdir()
+    odd.mkdir()
+    draw = np.random.RandomState(5)
+    for i in range(12):
+        pixels = draw.randint(0, 256, (16, 16, 1 if i < 5 else 3)).astype(np.uint8)
+        Image.fromarray(np.broadcast_to(pixels, (16, 16, 3)).copy()).save(plain / f"{i:02d}.png")
+        if i < 5:
+            Image.fromarray(pixels[:, :, 0]).save(odd / f"{i:02d}.png")
+        else:
+            alpha = draw.randint(0, 256, (16, 16, 1)).astype(np.uint8)
+            Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(odd / f"{i:02d}.png")
+    usual = figures_of(plain, target, tmp_path)
+    assert not any("grey" in warning or "transparency" in warning for warning in usual["warnings"])
+    capsys.readouterr()
+    told = figures_of(odd, target, tmp_path)
+    assert told["frechet_distance"] == pytest.approx(usual["frechet_distance"], rel=1e-9)
+    assert (told["precision"], told["recall"]) == (usual["precision"], usual["recall"])
+    printed = capsys.readouterr().out
+    assert f"warning: 5 of 12 images in {odd} are grey" in printed
+    assert f"warning: 7 of 12 images in {odd} have transparency" in printed
+
+
+def test_mixed_sizes_are_told_and_judged_one_by_one(tmp_path, capsys):
+    one, two = folder(tmp_path / "a", 12, 0), folder(tmp_path / "b", 12, 1)
+    for i, size in ((3, 8), (4, 24), (9, 24)):
+        Image.fromarray(np.random.RandomState(i).randint(0, 256, (size, 32, 3)).astype(np.uint8)).save(
+            one / f"{i:03d}.png"
+        )
+    told = figures_of(one, two, tmp_path)
+    features = torch.cat([extractor("pixels")(read(file)[None]) for file in sorted(one.iterdir())])
+    expected = frechet_distance(features, features_of_folder(two, extractor("pixels")))
+    assert told["frechet_distance"] == pytest.approx(expected, rel=1e-9)
+    assert f"the images in {one} are of 3 sizes (9 of 12 are 16 x 16)" in capsys.readouterr().out
+    assert not any("sizes" in warning for warning in figures_of(one, two, tmp_path, "--size", "8")["warnings"])
+
+
+def test_too_few_samples_are_named_in_the_figure(tmp_path):
+    one, two = folder(tmp_path / "a", 12, 0), folder(tmp_path / "b", 200, 1)
+    few, enough = figures_of(one, two, tmp_path), figures_of(two, one, tmp_path)
+    assert few["name"] == "Frechet distance (pixels@12), biased (< 192 dimensions)"
+    assert any("12 samples cannot fill 192 dimensions" in warning for warning in few["warnings"])
+    assert enough["name"] == "Frechet distance (pixels@200)"
+    assert any("12 reference images cannot fill" in warning for warning in enough["warnings"])
+
+
 def test_images_that_the_features_cannot_judge(tmp_path, capsys, pocket_weights):
     one = folder(tmp_path / "a", 3, 0, size=16)
     assert main(["images", str(one), str(one), "--features", "pocket"]) == 2
@@ -144,6 +204,16 @@ def test_features_that_are_no_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("eval.images.extractor", lambda *_: broken)
     assert main(["images", str(one), str(one), *PIXELS]) == 2
     assert "4 of 4 samples have features that are NaN" in capsys.readouterr().err
+
+
+def test_a_broken_image_is_no_black_one():
+    """Functions that round to 8 bits, as Inception's does, would turn NaN into a number."""
+    made = type(extractor("pixels"))("clean", lambda images: images.mul(255).round().byte().float().flatten(1))
+    images = torch.rand(3, 3, 4, 4)
+    images[1, 2, 3, 0] = float("nan")
+    assert made(images).isnan().any(dim=1).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="1 of 3 samples have features that are NaN"):
+        frechet_distance(made(images), made(torch.rand(3, 3, 4, 4)))
 
 
 def test_shortage_names_what_lacks():

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from eval.fid import frechet_distance
 from eval.prdc import prdc
+from teachers import pocket
 
 
 def normal(samples: int, dimensions: int, seed: int) -> torch.Tensor:
@@ -32,6 +34,28 @@ def test_half_of_the_classes_dropped_shows_in_recall_and_coverage_not_in_precisi
     assert dropped.density > complete.density - 0.1
     assert dropped.recall == pytest.approx(complete.recall / 2, abs=0.05)
     assert dropped.coverage == pytest.approx(complete.coverage / 2, abs=0.05)
+
+
+def test_half_of_the_classes_dropped_on_real_photographs():
+    """The pocket classifier's features of real test photographs, split by the class that it sees."""
+    features = pocket.reference_features() if (pocket.FOLDER / "reference.safetensors").is_file() else None
+    if features is None:
+        pytest.skip("the pocket reference keeps no features")
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    features = features[order]
+    seen = pocket.classifier().head(features).argmax(dim=1)
+    # Bags, sandals, sneakers, boots and trousers are the half that looks like none of the other.
+    kept = torch.isin(seen, torch.tensor([1, 5, 7, 8, 9]))
+    real, rest, kept = features[:1000], features[1000:], kept[1000:]
+    whole, half = rest[:1000], rest[kept][:1000]
+    assert len(half) == 1000
+    complete, dropped = prdc(real, whole), prdc(real, half)
+    assert complete.precision > 0.85
+    assert complete.recall > 0.85
+    assert dropped.precision > complete.precision - 0.03
+    assert dropped.recall < 0.7 * complete.recall
+    assert dropped.coverage < 0.7 * complete.coverage
+    assert frechet_distance(half, real) > 10 * frechet_distance(whole, real)
 
 
 def test_strangers_among_the_samples_show_in_precision_not_in_recall():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -12,10 +13,13 @@ import yaml
 from PIL import Image, ImageFont
 
 from eval.report import plain, write_report
-from eval.report.columns import DETAILS, columns, duration, significant, training
+from eval.report.columns import DETAILS, columns, quality, speed
+from eval.report.formats import duration, significant, training
 from eval.report.grid import CELL, GAP, PAPER, SHARPNESS, cell, grid, strip, wrapped
-from eval.report.model_index import model_index
-from eval.report.scatter import Box, label_of, pareto, place_labels, scatter, series_of
+from eval.report.labels import Box, label_of, labelled, place_labels
+from eval.report.markdown import spread, title
+from eval.report.model_index import METRICS, model_index
+from eval.report.scatter import NAMED, charts, pareto, scatter, series_of, tick
 
 EVIL = '<script>alert("1")</script> & | `x`'
 
@@ -32,6 +36,7 @@ def row(name: str, method: str, steps: int, latency: float, distance: float, **m
         "psnr_to_teacher": None, "denoiser_ms": latency * 0.8, "decoder_ms": 1.5, "load_seconds": 0.43,
         "joules_per_image": None, "latency_compiled_ms": None,
         "throughput": [{"batch_size": 1, "images_per_second": 61.7}, {"batch_size": 32, "images_per_second": 1234.5}],
+        "clip_score": 31.4159, "clip_interval": [31.1, 31.7], "clip_best": method == "dmd",
         "call": {},
         "pipeline": method, "from_cache": False,
     } | more  # fmt: skip
@@ -49,6 +54,7 @@ def report() -> dict:
             {"name": "plain-name", "method": "scm", "folder": "my|plug-in"},
         ],
         "baseline": "teacher, 50 steps",
+        "clip": {"source": "some/clip", "figure": "CLIP-ViT-B/16@2000"},
         "curves": [
             {
                 "figure": "Held-out Frechet distance",
@@ -162,6 +168,64 @@ def test_the_page_fetches_nothing_and_runs_nothing(written):
     assert "$" not in re.sub(r"base64,[^\"]*", "", page)
 
 
+class Tables(HTMLParser):
+    """The page's tables as a reader sees them: headings, and for each line the cells' text, small print apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[list[list[list[str]]]] = []
+        self._inside = self._small = False
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append(["", ""])
+            self._inside, self._small = True, False
+        elif tag == "small":
+            self._small = True
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            self._inside = False
+
+    def handle_data(self, data):
+        if self._inside:
+            self.tables[-1][-1][-1][self._small] += data
+
+
+def test_every_cell_that_is_seen_is_the_jsons_figure_in_its_column(report, written):
+    """Blind to the exact values that stand beside the figures: what is read off the page is what is compared."""
+    report["rows"][0] |= {"kid": 0.00123, "joules_per_image": 3.5, "latency_compiled_ms": 7.77}
+    write_report(report, [torch.rand(3, 3, 8, 8) for _ in report["rows"]], written)
+    stored = json.loads((written / "report.json").read_text())
+    reader = Tables()
+    reader.feed((written / "report.html").read_text())
+    shown = [quality(stored), speed(stored)]
+    assert len(reader.tables) == 2
+    known = {column.key for part in shown for column in part}
+    assert {"kid", "clip_score", "joules_per_image", "latency_compiled_ms"} <= known
+    assert set(METRICS) <= known
+    for (head, *body), part in zip(reader.tables, shown, strict=True):
+        assert [text for text, _ in head] == [column.heading for column in part]
+        assert len(body) == len(stored["rows"])
+        for line, row in zip(body, stored["rows"], strict=True):
+            for (text, small), column in zip(line, part, strict=True):
+                assert " ".join(text.split()) == " ".join(column.text(row[column.key]).split())
+                detail = DETAILS.get(column.key)
+                if column.key == "latency_ms":
+                    assert small == spread(row)
+                else:
+                    assert small == ("" if detail is None or row[detail.key] is None else detail.text(row[detail.key]))
+    points = re.findall(r"<title>([^<]*): ([^<]*) ms, ([^<]*)</title>", (written / "report.html").read_text())
+    assert len(points) == 2 * len(stored["rows"]), "both drawings"
+    for (_, latency, distance), row in zip(points, stored["rows"] * 2, strict=True):
+        assert latency == significant(row["latency_ms"])
+        assert distance == significant(row["frechet_distance"])
+
+
 def test_markdown_has_the_table_and_stays_text(report, written):
     text = (written / "report.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -176,7 +240,7 @@ def test_markdown_has_the_table_and_stays_text(report, written):
     for line, source in zip(cells[2:], report["rows"], strict=True):
         figure = significant(source["frechet_distance"])
         assert line[at].split()[0] == (f"**{figure}**" if source["best"] else figure)
-    assert "(0.9–2.70 tie)" in cells[4][at + 1], "an interval that holds 1 is called a tie"
+    assert "(0.900–2.70 tie)" in cells[4][at + 1], "an interval that holds 1 is called a tie"
 
 
 def test_terminal_table(report):
@@ -230,6 +294,76 @@ def test_labels_keep_clear_of_each_other_and_of_points():
             assert box.overlap(other) == 0
         for x, y in points:
             assert not (box.left < x < box.right and box.top < y < box.bottom)
+
+
+def random_rows(count: int, seed: int) -> list[dict]:
+    """Rows as crowded as a comparison of many good students: most within a factor of two in both directions."""
+    draw = random.Random(seed)
+    many = [row("teacher, 50 steps", "teacher", 50, 290.0, 0.48), row("teacher, 1 step", "teacher", 1, 9.3, 7.6)]
+    for i in range(count - 2):
+        name = f"{draw.choice(('pocket', 'a-run-with-a-long-name', 'x'))}-{i}, {1 + i % 2} steps"
+        many.append(row(name, draw.choice(("dmd", "scm", "rcm")), 1, draw.uniform(7, 15), draw.uniform(0.35, 0.7)))
+    return many
+
+
+@pytest.mark.parametrize("count", [6, 12, 20])
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("width", "height", "shape"), [(940, 430, "wide"), (360, 400, "narrow")])
+def test_labels_of_many_rows_never_meet(count, seed, width, height, shape, monkeypatch):
+    placed = []
+
+    def spy(rows, points, within, most, original=labelled):
+        placed.append((points, within, *original(rows, points, within, most)))
+        return placed[-1][2:]
+
+    monkeypatch.setattr("eval.report.scatter.labelled", spy)
+    rows = random_rows(count, seed)
+    drawing = ElementTree.fromstring(scatter(rows, "Frechet", width, height, NAMED[shape]))
+    ((points, within, labels, boxes),) = placed
+    assert [e.text for e in drawing.iter() if e.get("class") == "label"] == labels
+    if count > NAMED[shape]:
+        assert labels == [str(i + 1) for i in range(count)]
+    for i, box in enumerate(boxes):
+        assert box.overlap(within) == pytest.approx((box.right - box.left) * (box.bottom - box.top)), "inside the plot"
+        assert all(box.overlap(other) == 0 for other in boxes[:i])
+        assert not any(box.left < x < box.right and box.top < y < box.bottom for x, y in points)
+
+
+def test_numbered_points_have_a_key():
+    few, many = charts(random_rows(6, 0), "Frechet"), charts(random_rows(14, 0), "Frechet")
+    assert "<ol" not in few
+    assert many.count("<ol") == 2
+    entries = re.findall(r"<li><b[^>]*>(\d+)</b><span>([^<]*)</span>", many)
+    assert entries == 2 * [(str(i), entry["name"]) for i, entry in enumerate(random_rows(14, 0), start=1)]
+    assert charts(random_rows(10, 0), "Frechet").count("<ol") == 1, "a phone has room for fewer names"
+
+
+@pytest.mark.parametrize("width", [940, 360])
+def test_the_axis_title_fits_its_drawing(report, width):
+    for title_ in ("Frechet distance (pocket@1000)", "FID-clean@10k", "Frechet distance (a_long_name@1000000)"):
+        drawing = ElementTree.fromstring(scatter(report["rows"], title_, width))
+        lines = [e for e in drawing.iter() if e.get("class") == "axis"][1:]
+        assert all(12 + 6.6 * len(e.text) <= width for e in lines), [e.text for e in lines]
+        assert " ".join(e.text for e in lines).startswith(title_)
+
+
+def test_titles_stay_short(report):
+    report["runs"] = [{"name": f"run-{i}"} for i in range(40)]
+    assert title(report) == "run-0, run-1, run-2 and 37 more against the teacher"
+    report["runs"] = [{"name": "n" * 300} for _ in range(3)] + [{"name": "m" * 300}]
+    assert len(title(report)) < 150
+    report["runs"] = [{"name": f"{letter}" * 300} for letter in "abcdef"]
+    assert len(title(report)) < 210
+    report["rows"] = report["rows"][2:]
+    assert title(report | {"runs": [{"name": "a"}, {"name": "b"}]}) == "a and b, side by side"
+
+
+def test_a_page_of_many_rows_keeps_its_head_short(report, tmp_path):
+    report["rows"] = random_rows(20, 1)
+    write_report(report, [torch.rand(3, 3, 8, 8)] * 20, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('class="card"') == 8
+    assert "10 more rows in the tables below" in page
 
 
 def test_labels_and_series():
@@ -291,6 +425,7 @@ def test_grid_has_a_column_a_row_and_a_line_a_prompt(report):
 
 def test_text_is_wrapped_and_cut():
     font = ImageFont.load_default(20)
+    assert wrapped("pocket-dmd-gan-regression, 1 step", font, 150, 4) == ["pocket-dmd-", "gan-regression,", "1 step"]
     lines = wrapped("an ankle boot of considerable length and weight " * 9, font, 150, 3)
     assert len(lines) == 3
     assert all(font.getlength(line) <= 150 for line in lines)
@@ -305,3 +440,5 @@ def test_figures_as_text():
     assert [duration(s) for s in (12, 89, 210.5, 90000)] == ["12 s", "89 s", "3.5 min", "25.0 h"]
     assert training({"steps": 1000, "seconds": None}) == "1,000 steps"
     assert training({}) == "–"
+    assert significant(0.5) == "0.500"
+    assert [tick(v) for v in (0.3, 1.0, 1.5, 20.0, 12_000.0)] == ["0.3", "1", "1.5", "20", "12,000"]

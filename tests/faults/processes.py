@@ -1,6 +1,8 @@
-"""Two processes against one: the same losses for DDP and FSDP2, both methods, accumulation 2, resumed in the middle.
+"""Two processes against one: the same losses for DDP and FSDP2, accumulation 2, resumed in the middle.
 
     python -m tests.faults.processes [--steps 50] [--teacher pocket] [--only fsdp2-scm]
+
+The methods: DMD, DMD with a GAN and R1 on it ("gan"), sCM with its learned weighting, and rCM.
 
 Prints the largest relative difference of any logged value of the losses, a line a case. Exit code 1 above 1e-4.
 """
@@ -18,7 +20,7 @@ from distill.recipe import load
 from distill.train import train
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
-CASES = [(engine, method) for engine in ("ddp", "fsdp2") for method in ("dmd", "scm")]
+CASES = [(engine, method) for engine in ("ddp", "fsdp2") for method in ("dmd", "gan", "scm", "rcm")]
 SETTINGS = [
     "train.batch_size=8",
     "train.accumulation=2",
@@ -30,28 +32,31 @@ SETTINGS = [
     "train.checkpoint_every=1000",
     "train.precision=no",
 ]
-METHODS = {
-    "dmd": ["optimizers.student.schedule=constant", "optimizers.fake_score.schedule=constant"],
-    "scm": [
-        "optimizers.student.schedule=constant",
-        "method.learned_weighting=true",
-        "method.second_times=[0.5]",
-        "method.adaptation_steps=4",
-        "method.tangent_warmup=4",
-    ],
+CONSTANT = ["optimizers.student.schedule=constant", "optimizers.fake_score.schedule=constant"]
+SOON = ["adaptation_steps=4", "tangent_warmup=4", "second_times=[0.5]"]  # every stage of sCM within few steps
+METHODS = {  # the recipe, and what it takes besides
+    "dmd": ("dmd", CONSTANT),
+    "gan": (
+        "dmd",
+        [*CONSTANT, "data.prompts=null", "data.images=pocket", "method.gan_weight=0.01", "method.r1_weight=0.1"],
+    ),
+    "scm": ("scm", [CONSTANT[0], "method.learned_weighting=true", *(f"method.{key}" for key in SOON)]),
+    "rcm": ("rcm", [*CONSTANT, *(f"method.scm.{key}" for key in SOON)]),
 }
+LOSSES = ("loss", "adversarial", "discriminator")
 
 
 def run(name: str, method: str, steps: list[int], teacher: str, output: Path) -> None:
     """Train to each of `steps` in turn: every one but the first resumes."""
     for until in steps:
         extra = [f"name={name}", f"output={output}", f"teacher.path={teacher}", f"train.steps={until}"]
-        train(load(RECIPES / f"{method}.yaml", [*SETTINGS, *METHODS[method], *extra]))
+        recipe, overrides = METHODS[method]
+        train(load(RECIPES / f"{recipe}.yaml", [*SETTINGS, *overrides, *extra]))
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key.endswith("loss")} for line in lines]
+    return [{key: value for key, value in line.items() if key.endswith(LOSSES)} for line in lines]
 
 
 def apart(one: list[dict[str, float]], two: list[dict[str, float]]) -> float:

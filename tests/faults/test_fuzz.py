@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import huggingface_hub.constants
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -87,6 +88,10 @@ def start(*_: object) -> None:
     raise Started
 
 
+def no_hub(*_: object) -> None:
+    raise ValueError("no data sets are fetched here")
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
@@ -108,7 +113,7 @@ def attempt(sandbox: Path, text: str, overrides: Sequence[str] = ()) -> bool:
         folder = recipe.folder.resolve()
         if sandbox not in folder.parents:
             return True  # an absolute output is its owner's choice; here it would litter the machine
-        with patch("distill.train.Engine", start):
+        with patch("distill.train.Engine", start), patch("distill.data.DataSet", no_hub):
             train(recipe)
     except Started:
         started = True
@@ -166,6 +171,7 @@ def files(folder: Path) -> set[Path]:
 def inside(sandbox):
     with pytest.MonkeyPatch.context() as patcher:
         patcher.chdir(sandbox / "a" / "b" / "inner")
+        patcher.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # a name with a slash is one on the hub
         yield
 
 

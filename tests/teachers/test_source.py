@@ -92,8 +92,9 @@ def lay_configuration_beside(file, folder):
 
 def test_a_single_file_gives_the_weights_of_the_folder(single_file, pipe, tiny):
     lay_configuration_beside(single_file, tiny("Stable Diffusion 1.5")[1])
-    stock = StableDiffusion.load(str(single_file), CPU).stock
-    for name in ("unet", "vae", "text_encoder"):
+    teacher = StableDiffusion.load(str(single_file), CPU)
+    parts = {"unet": teacher.stock, "vae": teacher.stock, "text_encoder": teacher.encoders()}
+    for name, stock in parts.items():
         got, wanted = stock.components[name].state_dict(), pipe.components[name].state_dict()
         assert got.keys() == wanted.keys()
         assert all(torch.equal(got[key], wanted[key]) for key in wanted)

@@ -4,7 +4,5 @@ from teachers.stable_diffusion import StableDiffusion
 
 
 class NegativePrompt(StableDiffusion):
-    def unconditional(self, cond):
-        if self._empty is None:
-            self._empty = dict(self.condition(["a grey photograph of a bag"]))
-        return super().unconditional(cond)
+    def empty(self):
+        return self.condition(["a grey photograph of a bag"])

@@ -1,0 +1,73 @@
+"""Encoding many captions of the pocket teacher: the first run fills the cache, the second reads it.
+
+    python -m benchmarks.encoding [--captions 10000]
+
+Each run is a process of its own. Seconds are wall time of `distill.data.prepare`, loading the text encoder among it;
+how often that was loaded and called, transformers' own class tells.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import CLIPTextModel
+
+from distill.data import plan, prepare
+from distill.recipe import DTYPES, load
+from distill.registry import TEACHERS, find
+from teachers import pocket
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "pocket" / "dmd.yaml"
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """One run's preparation: seconds, captions, how often the text encoder was loaded and called, what is kept."""
+    loads, calls = [], []
+    original, forward = CLIPTextModel.from_pretrained.__func__, CLIPTextModel.forward
+    CLIPTextModel.from_pretrained = classmethod(lambda cls, *a, **k: loads.append(1) or original(cls, *a, **k))
+    CLIPTextModel.forward = lambda self, *a, **k: calls.append(1) or forward(self, *a, **k)
+    recipe = load(RECIPE, [f"data.prompts={folder / 'prompts.txt'}", f"output={folder}"])
+    family = find(TEACHERS, recipe.teacher.family)
+    engine = Accelerator(cpu=not torch.cuda.is_available())
+    teacher = family.load(recipe.teacher.path, engine.device, DTYPES[recipe.teacher.precision])
+    begun = time.perf_counter()
+    dataset = prepare(plan(recipe.data, False, True), teacher, recipe, engine)
+    seconds = time.perf_counter() - begun
+    shards = list(recipe.cache.rglob("*.safetensors"))
+    return {
+        "captions": len(dataset.captions),
+        "seconds": round(seconds, 2),
+        "text encoder loaded": len(loads),
+        "text encoder called": len(calls),
+        "shards": len(shards),
+        "MB": round(sum(file.stat().st_size for file in shards) / 2**20, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, default=10_000, help="distinct ones (default: 10,000)")
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        print(json.dumps(run(args.run)))
+        return
+    words = [words for words in pocket.all_captions() if len(words.split()) <= 3]
+    with tempfile.TemporaryDirectory() as temporary:
+        lines = [f"{words[i % len(words)]} {i}" for i in range(args.captions)]
+        (Path(temporary) / "prompts.txt").write_text("\n".join(lines))
+        for name in ("first run", "second run"):
+            command = [sys.executable, "-m", "benchmarks.encoding", "--run", temporary]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            print(f"{name}: {done.stdout.splitlines()[-1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
