@@ -115,14 +115,14 @@ def measure(case: Case, folder: Path, device: torch.device, precision: str) -> d
     return {"peak": peak - before, "seconds": seconds}
 
 
-def run(case: Case, measured: bool, device: torch.device, precision: str) -> dict[str, Any]:
-    """One line of the table: the plan, and in a process of its own what it came to."""
+def run(case: Case, limit: float, device: torch.device, precision: str) -> dict[str, Any]:
+    """One line of the table: the plan, and where that is below `limit` GiB what it came to, in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         MODELS[case.model][1](folder)
         planned = memory.plan(case.recipe(folder, precision), case.batch)
         row = dataclasses.asdict(case) | {"plan": dataclasses.asdict(planned), "planned": planned.total}
-        if measured:
+        if planned.total < limit * memory.GIB:
             command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps(dataclasses.asdict(case))]
             command += ["--folder", name, "--precision", precision]
             done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | ALLOCATOR)
@@ -154,12 +154,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def ratios(rows: list[dict[str, Any]]) -> str:
     """`shared` over `full`, by the plan, where both are there."""
-    totals = {(r["method"], r["batch"], r["checkpointing"], r["tier"]): r["planned"] for r in rows}
+    keys = ("model", "method", "batch", "checkpointing")
+    full = {tuple(r[key] for key in keys): r["planned"] for r in rows if r["tier"] == "full"}
+    found = [(tuple(r[key] for key in keys), r["planned"]) for r in rows if r["tier"] == "shared"]
     return "\n".join(
-        f"- {method}, batch {batch}{', checkpointing' if kept else ''}: shared / full = "
-        f"{size / totals[method, batch, kept, 'full']:.2f} (plan)"
-        for (method, batch, kept, tier), size in totals.items()
-        if tier == "shared" and (method, batch, kept, "full") in totals
+        f"- {case[0]}, {case[1]}, batch {case[2]}{', checkpointing' if case[3] else ''}: "
+        f"shared / full = {size / full[case]:.2f} (plan)"
+        for case, size in found
+        if case in full
     )
 
 
@@ -180,22 +182,28 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(Case(**json.loads(args.child)), args.folder, device, args.precision)))
         return
-    rows = []
     for model in args.models:
         for method in args.methods:
             for tier in args.tiers:
                 for batch in sorted({*args.batches, *args.planned}):
                     case = Case(model, method, tier, batch, args.checkpointing)
-                    row = run(case, False, device, args.precision)
-                    if batch in args.batches and row["planned"] < args.limit * memory.GIB:
-                        row = run(case, True, device, args.precision)
-                    rows.append(row)
+                    measured = args.limit if batch in args.batches else 0.0
+                    save(run(case, measured, device, args.precision), device, args.precision)
+    print((RESULTS / "memory.md").read_text())
+
+
+def save(row: dict[str, Any], device: torch.device, precision: str) -> None:
+    """Add a row to the files, or bring the one up to date that is there: a new plan leaves what was measured."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     path = RESULTS / "memory.json"
     stored = json.loads(path.read_text()) if path.is_file() else {}
-    key = f"{name}, {args.precision}"
-    kept = {json.dumps([r[f.name] for f in dataclasses.fields(Case)]): r for r in [*stored.get(key, []), *rows]}
-    stored[key] = list(kept.values())
+    rows = stored.setdefault(f"{name}, {precision}", [])
+    same = [r for r in rows if all(r[f.name] == row[f.name] for f in dataclasses.fields(Case))]
+    if same:
+        same[0].update(row)
+    else:
+        rows.append(row)
+    rows.sort(key=lambda r: [r[f.name] for f in dataclasses.fields(Case)])
     path.write_text(json.dumps(stored, indent=1) + "\n")
     sections = [f"## {key}\n\n{table(found)}\n\n{ratios(found)}" for key, found in stored.items()]
     (RESULTS / "memory.md").write_text(
@@ -204,7 +212,6 @@ def main() -> None:
         + "\n\n".join(sections)
         + "\n"
     )
-    print((RESULTS / "memory.md").read_text())
 
 
 if __name__ == "__main__":
