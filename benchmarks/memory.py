@@ -3,8 +3,8 @@
     python -m benchmarks.memory [--methods dmd scm] [--tiers shared full] [--batches 1] [--checkpointing]
     python -m benchmarks.memory --batches 1 4 16      # with a GPU: bfloat16 autocast, the card's own peak
 
-Each case runs in a process of its own: two optimizer steps (optimizers allocate in the first, the second is timed),
-with every component at its full size. On a CPU the peak is the process's largest resident size above what importing
+Each case runs in a process of its own: one optimizer step (on a GPU three, of which the last is timed), with every
+component at its full size. On a CPU the peak is the process's largest resident size above what importing
 took; on a GPU, PyTorch's peak of allocated bytes. `--planned` adds batches for which only the plan is made. Writes
 memory.json and memory.md under benchmarks/results.
 """
@@ -82,7 +82,7 @@ def measure(case: Case, folder: Path, device: torch.device, precision: str) -> d
     teacher = filled(paper.on_paper(family, str(folder), DTYPES[recipe.teacher.precision]), device)
     shapes = MODELS[case.model][2]
     cond = {key: torch.randn(case.batch, *shape, device=device) for key, shape in shapes.items()}
-    teacher._empty = {key: value[:1] for key, value in cond.items()}
+    teacher.blank = {key: value[:1] for key, value in cond.items()}
     if case.tier == "shared":
         teacher.share(recipe.memory.rank)
     if case.checkpointing:
@@ -93,24 +93,28 @@ def measure(case: Case, folder: Path, device: torch.device, precision: str) -> d
     optimizers = {turn: torch.optim.AdamW(ps, 1e-5, fused=True) for turn, ps in networks.items()}
     latents = torch.randn(case.batch, *teacher.shape, device=device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    for step in range(2):
+    for turn, optimizer in optimizers.items():  # Adam's moments are there from the first backward on
+        for parameter in networks[turn]:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    for step in range(3 if cuda else 1):  # the last is timed
         begun = time.perf_counter()
         for number, turn in enumerate(distiller.turns(memory.LATE)):
             draws = Draws((0, step, number), 0, case.batch, case.batch, device)
+            batch = Batch(cond, draws, latents, lambda: Pairs(latents, latents, cond))
             with torch.autocast(device.type, half, enabled=precision != "no"):
-                loss, _ = distiller(
-                    turn, Batch(cond, draws, latents, lambda: Pairs(latents, latents, cond)), memory.LATE
-                )
+                loss, _ = distiller(turn, batch, memory.LATE)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(networks[turn], 1.0)
             optimizers[turn].step()
             optimizers[turn].zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(distiller.student.parameters()), 0.01)
-        assert all(p.isfinite().all() for p in distiller.student.parameters())
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
+    assert all(p.isfinite().all() for p in distiller.student.parameters())
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"peak": peak - before, "seconds": seconds}
 
@@ -208,7 +212,7 @@ def save(row: dict[str, Any], device: torch.device, precision: str) -> None:
     sections = [f"## {key}\n\n{table(found)}\n\n{ratios(found)}" for key, found in stored.items()]
     (RESULTS / "memory.md").write_text(
         "# Memory\n\n`python -m benchmarks.memory`: full-size networks on random weights, GiB; the plan that a run "
-        "prints before it allocates, beside the peak of two optimizer steps in a process of their own.\n\n"
+        "prints before it allocates, beside the peak of an optimizer step in a process of their own.\n\n"
         + "\n\n".join(sections)
         + "\n"
     )

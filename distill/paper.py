@@ -125,7 +125,8 @@ def configured(path: str) -> str:
 
 
 def modules_beside(teacher: Teacher) -> list[nn.Module]:
-    """The networks of the teacher's pipeline that do not denoise."""
+    """The networks beside the one that denoises, as far as they stay in memory while a student trains."""
     stock = vars(teacher).get("stock")
-    parts = [part for part in stock.components.values() if isinstance(part, nn.Module)] if stock else []
-    return [part for part in parts if part is not body(teacher.denoiser.network)]
+    parts = {name: part for name, part in stock.components.items() if isinstance(part, nn.Module)} if stock else {}
+    network = body(teacher.denoiser.network)
+    return [part for name, part in parts.items() if part is not network and not name.startswith("text_encoder")]

@@ -184,6 +184,8 @@ def test_the_plan_says_which_tier_fits(recipe, monkeypatch, capsys):
 def test_what_cannot_be_is_one_sentence(recipe, monkeypatch):
     with pytest.raises(ValueError, match=r"memory\.rank is 0"):
         recipe("dmd", "memory.rank=0")
+    with pytest.raises(ValueError, match=r"train\.compile cannot follow"):
+        recipe("dmd", "train.compile=blocks")
     with pytest.raises(ValueError, match="full, shared"):
         recipe("dmd", "memory.tier=half")
     monkeypatch.setattr(Engine, "refuse_sharding", refuse)
