@@ -135,7 +135,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("tier", ["full", "shared"])
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_the_plan_is_what_a_turn_allocates(recipe, method, tier, checkpointing):
-    """On real tensors, what is alive at the fullest moment, counted the same way; kernels have buffers beside."""
+    """On real tensors, what is alive at the fullest moment, counted the same way, to 5%: kernels have buffers too."""
     plain = ["method.gan_weight=0", "method.r1_weight=0", "method.regression_weight=0"] if method == "dmd" else []
     run = recipe(method, *plain, f"memory.tier={tier}", f"memory.checkpointing={checkpointing}")
     planned = memory.plan(run, 4)
