@@ -114,7 +114,8 @@ def on_paper(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
     if parts:
         stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
         stock.register_modules(**parts)
-    for module in (teacher.denoiser, *modules_beside(teacher)):
+    teacher.denoiser.to(dtype)
+    for module in modules_beside(teacher) if dtype == torch.float16 else ():  # `load_pipeline`: never in bfloat16
         nn.Module.to(module, dtype)  # diffusers' own warns of what it does not know
     return teacher
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import FromSingleFileMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
@@ -71,7 +72,8 @@ def class_name(path: str) -> str | None:
 def load_pipeline(accepted: Pipelines, path: str, leave: tuple[str, ...] = (), **options: Any) -> Any:
     """The pipeline at `path`, whose class has to be one of `accepted`. ValueError, one sentence, where it is not.
 
-    Components whose names begin with one of `leave` are not read: they are None.
+    Components whose names begin with one of `leave` are not read: they are None. An autoencoder in bfloat16 can be seen
+    in its pictures, so that where all else is in bfloat16 it is in float32 (but for single files).
     """
     name = class_name(path)
     known = {kind.__name__: kind for kind in accepted}
@@ -79,7 +81,10 @@ def load_pipeline(accepted: Pipelines, path: str, leave: tuple[str, ...] = (), *
         raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
     kind = known[name] if name else accepted[0]
     check_weights(path)
-    options |= {part: None for part in inspect.signature(kind.__init__).parameters if leave and part.startswith(leave)}
+    parts = inspect.signature(kind.__init__).parameters
+    options |= {part: None for part in parts if leave and part.startswith(leave)}
+    if "vae" in parts and "vae" not in options and options.get("dtype") == torch.bfloat16 and not Path(path).is_file():
+        options["dtype"] = {"default": torch.bfloat16, "vae": torch.float32}
     with explained(path):
         if not Path(path).is_file():
             return kind.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)

@@ -92,6 +92,14 @@ def test_a_plain_copy_is_an_ordinary_network_that_does_the_same(load, name):
     assert torch.allclose(ordinary.velocity(x, t, cond), wanted, atol=1e-4 * wanted.abs().max().item())
 
 
+def test_a_teacher_in_bfloat16_keeps_its_autoencoder_in_float32(tiny):
+    family, folder = tiny("Stable Diffusion 1.5")
+    teacher = find(TEACHERS, family).load(str(folder), CPU, torch.bfloat16)
+    stored = DiffusionPipeline.from_pretrained(folder).vae.state_dict()
+    assert all(torch.equal(value, stored[key]) for key, value in teacher.stock.vae.state_dict().items())
+    assert teacher.denoiser.network.dtype == torch.bfloat16 and teacher.encoders().text_encoder.dtype == torch.bfloat16
+
+
 def test_a_base_in_half_precision_computes_in_float32(load):
     """As the same weights in float32 do, backward and under autocast too."""
     network = UNet2DConditionModel.from_config(load("Stable Diffusion 1.5").stock.unet.config).requires_grad_(False)
