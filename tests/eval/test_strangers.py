@@ -165,5 +165,5 @@ def test_options_that_mean_nothing_here(make_run, unconditional_pipeline, tmp_pa
 
 
 def test_the_demo_wants_a_teacher(text_pipeline):
-    with pytest.raises(ValueError, match="has no distill.json that names its teacher; name a finished run too"):
+    with pytest.raises(ValueError, match=r"has no distill\.json that names its teacher; name a finished run too"):
         Studio([text_pipeline], torch.device("cpu"), "float32")
