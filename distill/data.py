@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill import shards
+from distill.data_sets import DataSet, is_data_set
 from distill.distiller import Batch, Pairs
 from distill.draws import Draws
 from distill.encode import Encoder
-from distill.images import DataSet, Folder, Images, is_data_set
+from distill.images import Folder, Images
 from distill.recipe import DataRecipe, Recipe
 from distill.shards import Table
 from teachers import pocket

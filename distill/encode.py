@@ -7,6 +7,7 @@ second run, whatever its method, does not even load the text encoders; one whose
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,9 +69,10 @@ class Encoder:
 
         ValueError where none can be read.
         """
-        maker = digest(self._maker("images", ("vae",)), images.mark)
-        ledger, first = self._file(maker).with_suffix(".json"), self.engine.is_main_process
-        keys = self._known(ledger, maker)
+        maker = self._maker("images", ("vae",))
+        whole, first = digest(maker, images.mark), self.engine.is_main_process
+        ledger = self._file(whole).with_suffix(".json")
+        keys = self._known(ledger, whole)
         share = slice(self.engine.process_index, None, self.engine.num_processes)
         if self._any(keys is None or not all(shards.sound(self._file(key), key) for key in keys[share])):
             keys = []
@@ -85,8 +87,8 @@ class Encoder:
             self.engine.wait_for_everyone()
             if first:
                 ledger.parent.mkdir(parents=True, exist_ok=True)
-                temporary = ledger.with_suffix(".tmp")
-                temporary.write_text(json.dumps({"key": maker, "shards": keys}))
+                temporary = ledger.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_text(json.dumps({"key": whole, "shards": keys}))
                 temporary.replace(ledger)
         assert keys is not None
         stored = [load_file(self._file(key)) for key in keys]

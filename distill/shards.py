@@ -27,12 +27,19 @@ def digest(*parts: object) -> str:
 
 
 def write(file: Path, key: str, rows: Mapping[str, Tensor]) -> None:
-    """Keep `rows` (first dimensions equal) as `file`, under `key`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Keep `rows` (first dimensions equal) as `file`, under `key`. ValueError where there is no room for it."""
     tensors = {name: value.cpu().contiguous() for name, value in rows.items()}
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata={"key": key, "checksum": _checksum(tensors)})
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"key": key, "checksum": _checksum(tensors)})
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own
+        temporary.unlink(missing_ok=True)
+        if not sound(file, key):  # else another run has made the same shard at the same time
+            raise ValueError(f"{file.parent} cannot be written ({' '.join(str(error).split())[:200]})") from error
+    for left in file.parent.glob(f"{file.stem}.*.tmp"):  # of killed lives
+        left.unlink(missing_ok=True)
 
 
 def sound(file: Path, key: str, rows: int = 0) -> bool:

@@ -60,25 +60,28 @@ class Column:
 
 
 class Studio:
-    """The teacher of `runs` and their students, in memory. Raises ValueError, one sentence, where they do not fit."""
+    """The runs' teacher and the students, in memory. Raises ValueError, one sentence, where they do not fit.
+
+    A pipeline that no export of ours made is a column too; where there are only such, there is no teacher.
+    """
 
     def __init__(self, runs: Sequence[Path], device: torch.device, precision: str) -> None:
-        students = [read_run(run) for run in runs]
-        usual, self.device = next((run.teacher_call for run in students if run.teacher_call), None), device
-        if usual is None:
-            raise ValueError(f"{students[0].name} has no distill.json that names its teacher; name a finished run too")
-        teacher, dtype = same(students, "teacher"), PRECISIONS[precision]
-        folder = teacher_folder(teacher)
-        self.usual: int = usual["num_inference_steps"]
-        self.columns = [Column("teacher", load_pipeline(folder, device, dtype), {self.usual: usual}, teacher=True)]
+        students, dtype, self.device = [read_run(run) for run in runs], PRECISIONS[precision], device
+        self.columns: list[Column] = []
+        self.usual = 0  # steps of the teacher
+        usual = next((run.teacher_call for run in students if run.teacher_call is not None), None)
+        if usual is not None:
+            self.usual = usual["num_inference_steps"]
+            pipe = load_pipeline(teacher_folder(same(students, "teacher")), device, dtype)
+            self.columns.append(Column("teacher", pipe, {self.usual: usual}, teacher=True))
         for run in students:
             calls = {entry["num_steps"]: entry["call"] for entry in run.calls}
             self.columns.append(Column(run.name, load_pipeline(run.folder, device, dtype), calls))
         self.prompted = bool(parameters(type(self.columns[0].pipe)) & {"prompt", "class_labels"})
-        self.choices = sorted({steps for column in self.columns[1:] for steps in column.calls})
-        self.pocket = teacher == "pocket"
+        self.choices = sorted({steps for column in self.columns if not column.teacher for steps in column.calls})
+        self.pocket = any(run.teacher == "pocket" for run in students)
         for column in self.columns:  # so that no visitor waits for what happens once
-            self._draw(column, EXAMPLES[0] if self.pocket else "0", 0, min(column.calls))
+            self._draw(column, EXAMPLES[0] if self.pocket else "0", 0, 1)
 
     def draw(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[Drawn]:
         """A picture from each column. Raises ValueError, one sentence, for what cannot be drawn."""
@@ -86,7 +89,7 @@ class Studio:
             raise ValueError("write what to draw")
         if len(prompt) > LONGEST:
             raise ValueError(f"the prompt has {len(prompt):,} letters; {LONGEST:,} are the most")
-        if not 1 <= teacher_steps <= MOST * self.usual or num_steps < 1:
+        if (self.usual and not 1 <= teacher_steps <= MOST * self.usual) or num_steps < 1:
             raise ValueError(f"the teacher takes 1 to {MOST * self.usual} steps here, and a student 1 at least")
         return [
             self._draw(column, prompt.strip(), seed, teacher_steps if column.teacher else num_steps)
@@ -107,10 +110,10 @@ class Studio:
         return Drawn(image, steps, count.evaluations, seconds * 1000)
 
 
-def caption(drawn: Drawn, teacher: Drawn) -> str:
+def caption(drawn: Drawn, teacher: Drawn | None) -> str:
     """What stands under a picture, as HTML."""
-    times = teacher.milliseconds / drawn.milliseconds
-    faster = "" if drawn is teacher else f" &middot; {times:.1f} times as fast"
+    compared = teacher is not None and drawn is not teacher
+    faster = f" &middot; {teacher.milliseconds / drawn.milliseconds:.1f} times as fast" if teacher and compared else ""
     return (
         f"<b>{drawn.milliseconds:,.0f} ms</b>{faster}<br>{drawn.steps} step{'s' * (drawn.steps != 1)}, "
         f"{drawn.evaluations:.0f} network evaluation{'s' * (drawn.evaluations != 1)}"
@@ -133,7 +136,14 @@ def page(studio: Studio) -> Any:
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, scale=1)
         with gr.Row():
             steps = gr.Radio(studio.choices, value=studio.choices[0], label="Steps of the students")
-            teacher = gr.Slider(1, MOST * studio.usual, studio.usual, step=1, label="Steps of the teacher")
+            teacher = gr.Slider(
+                1,
+                MOST * (studio.usual or 1),
+                studio.usual or 1,
+                step=1,
+                label="Steps of the teacher",
+                visible=bool(studio.usual),
+            )
         button = gr.Button("Draw", variant="primary")
         pictures, captions = [], []
         with gr.Row():
@@ -151,7 +161,8 @@ def page(studio: Studio) -> Any:
             except ValueError as error:
                 gr.Warning(html.escape(str(error)))  # an error would be painted over every picture
                 return [gr.skip() for _ in range(2 * len(studio.columns))]
-            return [each.image for each in drawn] + [caption(each, drawn[0]) for each in drawn]
+            measure = drawn[0] if studio.usual else None
+            return [each.image for each in drawn] + [caption(each, measure) for each in drawn]
 
         one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "draw"}  # two at a time would time each other
         one |= {

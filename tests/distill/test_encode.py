@@ -1,5 +1,6 @@
 """Encoding: what is kept is what the teacher gives; it is made once, by all, through kills; encoders leave memory."""
 
+import io
 import os
 import random
 import signal
@@ -7,10 +8,13 @@ import threading
 import time
 from functools import partial
 
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from pyarrow import parquet
+from safetensors import SafetensorError
 from torchvision.transforms.v2 import functional as V
 
 from distill import encode, shards
@@ -235,6 +239,20 @@ def test_images_that_cannot_be_read_are_left_out_counted_and_named(ready, tmp_pa
     assert images.reads == 1  # the second time the ledger tells
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_is_encoded_as_far_as_asked_and_later_the_rest(ready, tmp_path, streaming):
+    pixels = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 20, 90)).save(pixels, "PNG")
+    rows = {"image": [{"bytes": pixels.getvalue(), "path": None}] * 11, "text": CAPTIONS}
+    parquet.write_table(pa.table(rows), tmp_path / "a.parquet")
+    for limit, shards_made in ((6, 2), (6, 0), (0, 2), (0, 0)):  # of 4: 6 are one and a half, 11 two and three quarters
+        recipe = DataRecipe(images=str(tmp_path / "a.parquet"), streaming=streaming, limit=limit)
+        dataset, _, made, _ = ready(images=plan(recipe, True, True).images)
+        assert dataset.captions == CAPTIONS[: limit or None] and len(dataset.latents) == (limit or 11)
+        images_made = made - (0 if not made else 3 if limit else 2)  # shards of words: the empty prompt, one and a half
+        assert images_made == shards_made
+
+
 def test_a_data_set_without_any_image_is_refused(ready, tmp_path):
     images = Watched(pictures(tmp_path / "images", 6), True)
     images.blocks = lambda size: [Block("0", lambda: [Row("a", "b", b"no image")])]
@@ -266,6 +284,21 @@ def test_a_shard_of_other_inputs_or_too_few_rows_does_not_count(tmp_path):
     assert sound(file, "key", 3) and not sound(file, "other") and not sound(file, "key", 4)
     assert not sound(tmp_path / "b.safetensors", "key")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_full_disk_is_one_sentence_and_what_a_killed_life_left_goes_with_the_next(tmp_path, monkeypatch):
+    file = tmp_path / "a.safetensors"
+    (tmp_path / "a.999999.tmp").write_bytes(b"half a shard")
+    write(file, "key", {"x": torch.ones(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+    def full(*arguments, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(shards, "save_file", full)
+    with pytest.raises(ValueError, match=r"cannot be written \(Error while serializing: .*No space left"):
+        write(file, "another", {"x": torch.ones(3)})
+    write(file, "key", {"x": torch.ones(3)})  # another run made it meanwhile
 
 
 def test_the_whole_way_from_a_plan_with_images_but_a_method_of_prompts(tmp_path):

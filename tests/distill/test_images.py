@@ -13,7 +13,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from distill.data import open_images, plan
-from distill.images import DataSet, Folder, is_data_set
+from distill.data_sets import DataSet, is_data_set
+from distill.images import Folder
 from distill.recipe import DataRecipe
 from teachers.prompts import read_prompts
 
@@ -210,7 +211,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr("distill.images.HfApi.dataset_info", unreachable)
+    monkeypatch.setattr("distill.data_sets.HfApi.dataset_info", unreachable)
     with pytest.raises(ValueError, match="there is no folder someone/pictures, and the hub cannot be reached"):
         plan(DataRecipe(images="someone/pictures"), True, True)
 

@@ -1,5 +1,8 @@
 """Teacher pairs: what they are, that they are made once, and that nothing stops them from being finished."""
 
+import os
+import random
+import signal
 import sys
 import threading
 import time
@@ -70,6 +73,34 @@ def test_what_exists_is_kept_and_what_is_damaged_is_made_again(ready):
     more = everything(build(count=9))
     assert torch.equal(more[0][:6], before[0]) and len(more[0]) == 9
     assert first.stat().st_mtime_ns == stamp
+
+
+def test_kills_lose_one_shard_at_most(ready, monkeypatch):
+    """SIGKILL at random moments: each life goes on from the shards that the lives before have finished."""
+    _, _, build, cache = ready
+    monkeypatch.setattr(shards, "SHARD", 2)
+    draw, kept, kills = random.Random(0), 0, 0
+    while True:
+        child = os.fork()
+        if not child:
+            build(count=24)
+            os._exit(0)
+        end = time.monotonic() + 0.05 + 0.15 * draw.random()
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+            time.sleep(0.002)
+        if ended != (0, 0):
+            assert ended[1] == 0
+            break
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        found = sorted(cache.rglob("*.safetensors"))
+        assert len(found) >= kept and kills < 60
+        kept = len(found)
+    assert kills and kept
+    stamps = [file.stat().st_mtime_ns for file in found]
+    assert len(everything(build(count=24))[0]) == 24
+    assert [file.stat().st_mtime_ns for file in found] == stamps
 
 
 def test_pairs_that_nobody_asked_for_are_named(ready):

@@ -71,6 +71,13 @@ def test_pipelines_without_words_have_no_prompt(make_run, unconditional_pipeline
     assert [each.evaluations for each in studio.draw("", 0, 1, 2)] == [2, 1]
 
 
+def test_a_strangers_pipeline_is_drawn_without_a_teacher(text_pipeline):
+    studio = Studio([text_pipeline], CPU, "float32")
+    (drawn,) = studio.draw("a coat", 0, studio.choices[0], 0)
+    assert drawn.steps == studio.choices[0] == 50 and "as fast" not in caption(drawn, None)
+    assert "Steps of the students" in json.dumps(page(studio).get_config_file())
+
+
 def test_the_command_line_tells_mistakes_and_serves_this_machine_only(make_run, tmp_path, capsys):
     assert main([str(tmp_path / "gone")]) == 2
     assert capsys.readouterr().err.startswith("error: ") and "Traceback" not in capsys.readouterr().err

@@ -10,7 +10,6 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from eval.__main__ import main
 from eval.compare import compare
-from eval.demo import Studio
 from eval.features import extractor
 from eval.fid import frechet_from_statistics, statistics
 from eval.generate import arguments, images_of, load_pipeline
@@ -162,8 +161,3 @@ def test_options_that_mean_nothing_here(make_run, unconditional_pipeline, tmp_pa
     assert main([str(tmp_path / "odd"), "--reference", real, *out]) == 2
     assert "names a class that this version of diffusers lacks" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_the_demo_wants_a_teacher(text_pipeline):
-    with pytest.raises(ValueError, match=r"has no distill\.json that names its teacher; name a finished run too"):
-        Studio([text_pipeline], torch.device("cpu"), "float32")
