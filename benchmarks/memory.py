@@ -3,8 +3,8 @@
     python -m benchmarks.memory [--methods dmd scm] [--tiers shared full] [--batches 1] [--checkpointing]
     python -m benchmarks.memory --batches 1 4 16      # with a GPU: bfloat16 autocast, the card's own peak
 
-Each case runs in a process of its own: two optimizer steps (optimizers allocate in the first, the second is timed),
-with every component at its full size. On a CPU the peak is the process's largest resident size above what importing
+Each case runs in a process of its own: one optimizer step (on a GPU three, of which the last is timed), with every
+component at its full size. On a CPU the peak is the process's largest resident size above what importing
 took; on a GPU, PyTorch's peak of allocated bytes. `--planned` adds batches for which only the plan is made. Writes
 memory.json and memory.md under benchmarks/results.
 """
@@ -24,56 +24,19 @@ from typing import Any
 
 import psutil
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig
 
+from benchmarks.full_size import MODELS
 from distill import memory, paper
 from distill.distiller import Batch, Pairs
 from distill.draws import Draws
 from distill.recipe import DTYPES, MemoryRecipe, Recipe, TeacherRecipe, TrainRecipe, options
 from distill.registry import TEACHERS, find
 from teachers.checkpointing import checkpoint_activations
-from teachers.pocket.parts import make_tokenizer, sd15_scheduler
 from teachers.teacher import Teacher
 
 RESULTS = Path(__file__).parent / "results"
 METHODS: dict[str, dict[str, Any]] = {"dmd": {"name": "dmd"}, "scm": {"name": "scm"}}
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}  # freed memory goes back at once
-
-
-def sd15(folder: Path) -> None:
-    """The configurations of Stable Diffusion 1.5's components, without weights, as a pipeline's folder."""
-    words = make_tokenizer(folder / "tokenizer")
-    words.save_pretrained(folder / "tokenizer")
-    sd15_scheduler().save_pretrained(folder / "scheduler")
-    text = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    )
-    text.save_pretrained(folder / "text_encoder")
-    channels = (128, 256, 512, 512)
-    with torch.device("meta"):
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=channels,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        ).save_config(folder / "vae")
-        UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).save_config(folder / "unet")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", type(words).__name__],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "requires_safety_checker": False,
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-
-
-MODELS = {"sd15": ("stable_diffusion", sd15, {"encoder_hidden_states": (77, 768)})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +82,7 @@ def measure(case: Case, folder: Path, device: torch.device, precision: str) -> d
     teacher = filled(paper.on_paper(family, str(folder), DTYPES[recipe.teacher.precision]), device)
     shapes = MODELS[case.model][2]
     cond = {key: torch.randn(case.batch, *shape, device=device) for key, shape in shapes.items()}
-    teacher._empty = {key: value[:1] for key, value in cond.items()}
+    teacher.blank = {key: value[:1] for key, value in cond.items()}
     if case.tier == "shared":
         teacher.share(recipe.memory.rank)
     if case.checkpointing:
@@ -130,36 +93,40 @@ def measure(case: Case, folder: Path, device: torch.device, precision: str) -> d
     optimizers = {turn: torch.optim.AdamW(ps, 1e-5, fused=True) for turn, ps in networks.items()}
     latents = torch.randn(case.batch, *teacher.shape, device=device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    for step in range(2):
+    for turn, optimizer in optimizers.items():  # Adam's moments are there from the first backward on
+        for parameter in networks[turn]:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    for step in range(3 if cuda else 1):  # the last is timed
         begun = time.perf_counter()
         for number, turn in enumerate(distiller.turns(memory.LATE)):
             draws = Draws((0, step, number), 0, case.batch, case.batch, device)
+            batch = Batch(cond, draws, latents, lambda: Pairs(latents, latents, cond))
             with torch.autocast(device.type, half, enabled=precision != "no"):
-                loss, _ = distiller(
-                    turn, Batch(cond, draws, latents, lambda: Pairs(latents, latents, cond)), memory.LATE
-                )
+                loss, _ = distiller(turn, batch, memory.LATE)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(networks[turn], 1.0)
             optimizers[turn].step()
             optimizers[turn].zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(distiller.student.parameters()), 0.01)
-        assert all(p.isfinite().all() for p in distiller.student.parameters())
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
+    assert all(p.isfinite().all() for p in distiller.student.parameters())
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"peak": peak - before, "seconds": seconds}
 
 
-def run(case: Case, measured: bool, device: torch.device, precision: str) -> dict[str, Any]:
-    """One line of the table: the plan, and in a process of its own what it came to."""
+def run(case: Case, limit: float, device: torch.device, precision: str) -> dict[str, Any]:
+    """One line of the table: the plan, and where that is below `limit` GiB what it came to, in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         MODELS[case.model][1](folder)
         planned = memory.plan(case.recipe(folder, precision), case.batch)
         row = dataclasses.asdict(case) | {"plan": dataclasses.asdict(planned), "planned": planned.total}
-        if measured:
+        if planned.total < limit * memory.GIB:
             command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps(dataclasses.asdict(case))]
             command += ["--folder", name, "--precision", precision]
             done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | ALLOCATOR)
@@ -191,12 +158,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def ratios(rows: list[dict[str, Any]]) -> str:
     """`shared` over `full`, by the plan, where both are there."""
-    totals = {(r["method"], r["batch"], r["checkpointing"], r["tier"]): r["planned"] for r in rows}
+    keys = ("model", "method", "batch", "checkpointing")
+    full = {tuple(r[key] for key in keys): r["planned"] for r in rows if r["tier"] == "full"}
+    found = [(tuple(r[key] for key in keys), r["planned"]) for r in rows if r["tier"] == "shared"]
     return "\n".join(
-        f"- {method}, batch {batch}{', checkpointing' if kept else ''}: shared / full = "
-        f"{size / totals[method, batch, kept, 'full']:.2f} (plan)"
-        for (method, batch, kept, tier), size in totals.items()
-        if tier == "shared" and (method, batch, kept, "full") in totals
+        f"- {case[0]}, {case[1]}, batch {case[2]}{', checkpointing' if case[3] else ''}: "
+        f"shared / full = {size / full[case]:.2f} (plan)"
+        for case, size in found
+        if case in full
     )
 
 
@@ -217,31 +186,36 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(Case(**json.loads(args.child)), args.folder, device, args.precision)))
         return
-    rows = []
     for model in args.models:
         for method in args.methods:
             for tier in args.tiers:
                 for batch in sorted({*args.batches, *args.planned}):
                     case = Case(model, method, tier, batch, args.checkpointing)
-                    row = run(case, False, device, args.precision)
-                    if batch in args.batches and row["planned"] < args.limit * memory.GIB:
-                        row = run(case, True, device, args.precision)
-                    rows.append(row)
+                    measured = args.limit if batch in args.batches else 0.0
+                    save(run(case, measured, device, args.precision), device, args.precision)
+    print((RESULTS / "memory.md").read_text())
+
+
+def save(row: dict[str, Any], device: torch.device, precision: str) -> None:
+    """Add a row to the files, or bring the one up to date that is there: a new plan leaves what was measured."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     path = RESULTS / "memory.json"
     stored = json.loads(path.read_text()) if path.is_file() else {}
-    key = f"{name}, {args.precision}"
-    kept = {json.dumps([r[f.name] for f in dataclasses.fields(Case)]): r for r in [*stored.get(key, []), *rows]}
-    stored[key] = list(kept.values())
+    rows = stored.setdefault(f"{name}, {precision}", [])
+    same = [r for r in rows if all(r[f.name] == row[f.name] for f in dataclasses.fields(Case))]
+    if same:
+        same[0].update(row)
+    else:
+        rows.append(row)
+    rows.sort(key=lambda r: [r[f.name] for f in dataclasses.fields(Case)])
     path.write_text(json.dumps(stored, indent=1) + "\n")
     sections = [f"## {key}\n\n{table(found)}\n\n{ratios(found)}" for key, found in stored.items()]
     (RESULTS / "memory.md").write_text(
         "# Memory\n\n`python -m benchmarks.memory`: full-size networks on random weights, GiB; the plan that a run "
-        "prints before it allocates, beside the peak of two optimizer steps in a process of their own.\n\n"
+        "prints before it allocates, beside the peak of an optimizer step in a process of their own.\n\n"
         + "\n\n".join(sections)
         + "\n"
     )
-    print((RESULTS / "memory.md").read_text())
 
 
 if __name__ == "__main__":

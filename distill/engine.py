@@ -28,6 +28,7 @@ from distill import compiled
 from distill.distiller import Distiller
 from distill.guard import Watchdog
 from distill.recipe import TrainRecipe
+from teachers.adapters import body
 from teachers.denoiser import Denoiser
 
 PATIENCE = timedelta(hours=12)  # one process may encode a data set while others wait; the watchdog finds the dead ones
@@ -90,7 +91,7 @@ class Engine:
         if self._compile != "none":
             for module in (distiller.teacher.denoiser, *trained.values()):
                 if isinstance(module, Denoiser):
-                    compiled.compile_network(module.network, self._compile)
+                    compiled.compile_network(body(module.network), self._compile)
         if self.sharding is None:
             return self.accelerator.prepare(distiller)
         self._spare = copy.deepcopy(average).cpu() if self.chief else None

@@ -43,7 +43,7 @@ class Plan:
     optimizer: int
     gradients: int  # in the fullest turn
     activations: int  # and whatever else is alive at its fullest moment
-    beside: int  # autoencoder and text encoders
+    beside: int  # the autoencoder
 
     @property
     def total(self) -> int:

@@ -115,7 +115,7 @@ def on_paper(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
         stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
         stock.register_modules(**parts)
     for module in (teacher.denoiser, *modules_beside(teacher)):
-        module.to(dtype)
+        nn.Module.to(module, dtype)  # diffusers' own warns of what it does not know
     return teacher
 
 
@@ -125,7 +125,8 @@ def configured(path: str) -> str:
 
 
 def modules_beside(teacher: Teacher) -> list[nn.Module]:
-    """The networks of the teacher's pipeline that do not denoise."""
+    """The networks beside the one that denoises, as far as they stay in memory while a student trains."""
     stock = vars(teacher).get("stock")
-    parts = [part for part in stock.components.values() if isinstance(part, nn.Module)] if stock else []
-    return [part for part in parts if part is not body(teacher.denoiser.network)]
+    parts = {name: part for name, part in stock.components.items() if isinstance(part, nn.Module)} if stock else {}
+    network = body(teacher.denoiser.network)
+    return [part for name, part in parts.items() if part is not network and not name.startswith("text_encoder")]

@@ -280,6 +280,10 @@ def _check_meaning(recipe: Recipe) -> None:
         read_prompts(recipe.evaluation.prompts)
     if recipe.memory.rank < 1:
         raise ValueError(f"memory.rank is {recipe.memory.rank}; an adapter has rank 1 at least")
+    if recipe.memory.tier == "shared" and train.compile != "none":
+        raise ValueError(
+            "memory.tier=shared switches adapters, which train.compile cannot follow; leave train.compile out"
+        )
     if not 0 <= train.ema < 1:
         raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")
     if train.evaluate_samples < 2:

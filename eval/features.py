@@ -35,7 +35,7 @@ class Extractor:
 
         Where the samples are no more than the features' `dimensions`, the name says that the distance is biased.
         """
-        biased = f", biased (< {dimensions} dimensions)" if count <= dimensions else ""
+        biased = f", biased (<{dimensions} dimensions)" if count <= dimensions else ""
         many = f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
         if self.name in MODES:
             return f"FID-{self.name}@{many}{biased}"

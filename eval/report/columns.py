@@ -56,7 +56,9 @@ _NAME = Column("name", "", str, "")
 
 
 def _with_figures(report: dict[str, Any], wanted: list[Column]) -> list[Column]:
-    return [c for c in wanted if any(row.get(c.key) not in (None, []) for row in report["rows"])]
+    rows = report["rows"]
+    ratios = () if len(rows) > 1 else ("frechet_ratio", "speedup")  # of one row over itself
+    return [c for c in wanted if c.key not in ratios and any(row.get(c.key) not in (None, []) for row in rows)]
 
 
 def over_teacher(report: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ def _exact(value: Any) -> str:
 
 def table(report: dict[str, Any], shown: list[Column]) -> str:
     """The columns `shown`, the row's name first, a line for each row of the report."""
-    head = "".join(f'<th scope="col">{escape(c.heading).replace("@", "<wbr>@")}</th>' for c in shown)
+    head = "".join(f'<th scope="col" class="{_kind(c)}">{escape(c.heading).replace("@", "<wbr>@")}</th>' for c in shown)
     colours, body = series_of(report["rows"]), []
     for i, row in enumerate(report["rows"]):
         dot = f'<i style="background:var(--series-{colours[row["method"]]})"></i>'
@@ -36,12 +36,15 @@ def table(report: dict[str, Any], shown: list[Column]) -> str:
                 inner = f"<b>{inner}</b>"
             if c.key in DETAILS and row.get(DETAILS[c.key].key) is not None:
                 inner += f"<small>{figure(i, DETAILS[c.key].key, report)}</small>"
-            kind = "words" if c.key == "training" else "figure"
             lacking = " lacking" if c.text(row[c.key]) == NOTHING else ""
-            cells.append(f'<td class="{kind}{lacking}" data-label="{escape(c.heading)}">{inner}</td>')
+            cells.append(f'<td class="{_kind(c)}{lacking}" data-label="{escape(c.heading)}">{inner}</td>')
         whose = "teacher" if row["method"] == "teacher" else "student"
         body.append(f'<tr class="{whose}">{"".join(cells)}</tr>')
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _kind(column: Column) -> str:
+    return "words" if column.key == "training" else "figure"
 
 
 def figure(index: int, key: str, report: dict[str, Any]) -> str:

@@ -135,7 +135,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("tier", ["full", "shared"])
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_the_plan_is_what_a_turn_allocates(recipe, method, tier, checkpointing):
-    """On real tensors, what is alive at the fullest moment, counted the same way; to 5% (kernels have buffers of their own)."""
+    """On real tensors, what is alive at the fullest moment, counted the same way, to 5%: kernels have buffers too."""
     plain = ["method.gan_weight=0", "method.r1_weight=0", "method.regression_weight=0"] if method == "dmd" else []
     run = recipe(method, *plain, f"memory.tier={tier}", f"memory.checkpointing={checkpointing}")
     planned = memory.plan(run, 4)
@@ -184,6 +184,8 @@ def test_the_plan_says_which_tier_fits(recipe, monkeypatch, capsys):
 def test_what_cannot_be_is_one_sentence(recipe, monkeypatch):
     with pytest.raises(ValueError, match=r"memory\.rank is 0"):
         recipe("dmd", "memory.rank=0")
+    with pytest.raises(ValueError, match=r"train\.compile cannot follow"):
+        recipe("dmd", "train.compile=blocks")
     with pytest.raises(ValueError, match="full, shared"):
         recipe("dmd", "memory.tier=half")
     monkeypatch.setattr(Engine, "refuse_sharding", refuse)

@@ -78,7 +78,7 @@ def test_end_to_end(make_run, pocket_weights, tmp_path, text_pipeline):
     ]  # fmt: skip
     assert rows[1]["name"] == "teacher, DPM-Solver++, 1 step"
     assert rows[-1]["name"] == "two, 2 steps"
-    assert report["frechet_column"] == "Frechet distance (pocket@11), biased (< 64 dimensions)"
+    assert report["frechet_column"] == "Frechet distance (pocket@11), biased (<64 dimensions)"
     for row in rows:
         assert set(row) >= KEYS
         assert row["latency_ms_p5"] <= row["latency_ms"] <= row["latency_ms_p95"]
@@ -116,7 +116,7 @@ def test_without_a_reference_the_teachers_own_samples_are_it(make_run, tmp_path,
     report = compare([make_run()], tmp_path / "out", samples=6, batch_size=4)
     assert (
         report["frechet_column"]
-        == "Frechet distance (pixels@6), biased (< 192 dimensions), to the teacher's own samples"
+        == "Frechet distance (pixels@6), biased (<192 dimensions), to the teacher's own samples"
     )
     assert any("drawn from other seeds" in note for note in report["notes"])
     assert any("cannot fill 192 dimensions" in note for note in report["notes"])

@@ -186,7 +186,7 @@ def test_mixed_sizes_are_told_and_judged_one_by_one(tmp_path, capsys):
 def test_too_few_samples_are_named_in_the_figure(tmp_path):
     one, two = folder(tmp_path / "a", 12, 0), folder(tmp_path / "b", 200, 1)
     few, enough = figures_of(one, two, tmp_path), figures_of(two, one, tmp_path)
-    assert few["name"] == "Frechet distance (pixels@12), biased (< 192 dimensions)"
+    assert few["name"] == "Frechet distance (pixels@12), biased (<192 dimensions)"
     assert any("12 samples cannot fill 192 dimensions" in warning for warning in few["warnings"])
     assert enough["name"] == "Frechet distance (pixels@200)"
     assert any("12 reference images cannot fill" in warning for warning in enough["warnings"])

@@ -63,6 +63,7 @@ def test_the_pocket_pipeline_saved_plain(tmp_path, real, words, capsys):
         assert "fast-clothes: quality and speed" in told
         assert "against the teacher" not in told
         assert "The teacher takes" not in told
+        assert "1.00×" not in told, "a ratio of one row over itself is no figure"
     assert "fast-clothes" in (out / "model-index.yaml").read_text()
 
 

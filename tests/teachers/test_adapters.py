@@ -1,6 +1,7 @@
 """One base under several adapters: exact switching, checkpointing that keeps to its adapter, tangents, LoRA files."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -282,6 +283,18 @@ def test_families_whose_pipelines_take_no_lora_say_so(load, tmp_path, name):
     teacher = load(name)
     assert not teacher.save_lora(teacher.student(), [teacher.denoiser.path.t_max], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_peft_the_sentence_says_what_to_install(load, monkeypatch):
+    teacher = load("Stable Diffusion 1.5")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"fewstep\[lora\]"):
+        teacher.student()
+
+
+def test_a_network_that_cannot_checkpoint_is_named():
+    with pytest.raises(ValueError, match="Linear cannot checkpoint"):
+        checkpoint_activations(nn.Linear(2, 2))
 
 
 def test_an_embedded_guidance_is_refused(load):

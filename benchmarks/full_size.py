@@ -1,0 +1,94 @@
+"""Configurations of published pipelines at full size, without weights: what memory and speed are measured on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig
+
+from teachers.pocket.parts import make_tokenizer, sd15_scheduler
+
+
+def sd15(folder: Path) -> None:
+    """Stable Diffusion 1.5 as a pipeline's folder."""
+    autoencoder(folder, sample_size=512, scaling_factor=0.18215)
+    text_encoder(folder, "", hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    network(folder, sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    index(folder, "StableDiffusionPipeline", text_encoder="CLIPTextModel", requires_safety_checker=False)
+
+
+def sdxl(folder: Path) -> None:
+    """Stable Diffusion XL base 1.0 as a pipeline's folder."""
+    autoencoder(folder, sample_size=1024, scaling_factor=0.13025)
+    text_encoder(folder, "", hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    big = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+    text_encoder(folder, "_2", **big, projection_dim=1280, hidden_act="gelu")
+    network(
+        folder,
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=[1, 2, 10],
+        attention_head_dim=[5, 10, 20],
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+    encoders = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    index(folder, "StableDiffusionXLPipeline", **encoders, force_zeros_for_empty_prompt=True)
+
+
+def autoencoder(folder: Path, **config: Any) -> None:
+    with torch.device("meta"):
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            **config,
+        ).save_config(folder / "vae")
+
+
+def text_encoder(folder: Path, suffix: str, **config: Any) -> None:
+    make_tokenizer(folder / f"tokenizer{suffix}").save_pretrained(folder / f"tokenizer{suffix}")
+    CLIPTextConfig(vocab_size=49408, **config).save_pretrained(folder / f"text_encoder{suffix}")
+
+
+def network(folder: Path, **config: Any) -> None:
+    with torch.device("meta"):
+        UNet2DConditionModel(**config).save_config(folder / "unet")
+
+
+def index(folder: Path, pipeline: str, **rest: Any) -> None:
+    sd15_scheduler().save_pretrained(folder / "scheduler")
+    parts: dict[str, Any] = {
+        "_class_name": pipeline,
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    for name, value in rest.items():
+        if name.startswith("text_encoder"):
+            parts[name] = ["transformers", value]
+            parts[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+        else:
+            parts[name] = value
+    (folder / "model_index.json").write_text(json.dumps(parts))
+
+
+# name: family, its folder, the shape of a sample's condition
+MODELS: dict[str, tuple[str, Callable[[Path], None], dict[str, tuple[int, ...]]]] = {
+    "sd15": ("stable_diffusion", sd15, {"encoder_hidden_states": (77, 768)}),
+    "sdxl": (
+        "stable_diffusion_xl",
+        sdxl,
+        {"encoder_hidden_states": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)},
+    ),
+}
