@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -122,7 +123,7 @@ def _why(error: Exception, name: str) -> str:
     if isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
         return f"the hub does not let you write to {name}: log in with a token that may write (hf auth login)"
     text = re.sub(r"hf_\w+", "hf_...", " ".join(str(error).split()))
-    if isinstance(error, ConnectionError) or "connect" in text.lower() or "resolution" in text.lower():
+    if isinstance(error, ConnectionError | httpx.TransportError) or "connect" in text.lower():
         return f"the hub cannot be reached, so {name} was not uploaded; run the same command where there is a network"
     return f"{name} could not be uploaded to the hub: {type(error).__name__}: {text[:200]}"
 

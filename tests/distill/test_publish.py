@@ -5,6 +5,7 @@ import os
 import sys
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard, RepoUrl
@@ -146,7 +147,7 @@ def run_command(monkeypatch, *arguments):
 
 
 def test_the_uploaded_card_carries_the_evaluation(finished, hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("eval.compare.FEW_STEPS", (1,))
+    monkeypatch.setattr("eval.jobs.FEW_STEPS", (1,))
     report = compare([finished], tmp_path / "runs" / "report", samples=4, batch_size=4, command="python -m eval")
     for _ in range(2):  # again, and the card does not grow
         run_command(monkeypatch, finished, "--push-to-hub", "me/student", "--private")
@@ -184,6 +185,7 @@ def test_figures_of_an_earlier_pipeline_do_not_go_into_the_card(finished, hub, t
     ("error", "sentence"),
     [
         (ConnectionError("Failed to resolve host"), "the hub cannot be reached, so me/x was not uploaded"),
+        (httpx.ConnectError("[Errno -2] Name or service not known"), "the hub cannot be reached, so me/x"),
         (LocalTokenNotFoundError("Token is required"), r"log in with a token that may write \(hf auth login\)"),
         (
             HfHubHTTPError("403", response=SimpleNamespace(status_code=403, headers={}, request=None)),
