@@ -225,7 +225,11 @@ class DMD(Distiller):
         return {key: torch.where(expand(drop, value), empty[key], value) for key, value in batch.cond.items()}
 
     def _features(self) -> Denoiser:
-        return self.fake_score if self.options.gan_features == "fake_score" else self.teacher.denoiser
+        if self.options.gan_features == "fake_score":
+            return self.fake_score
+        if self.teacher.away is not None:
+            raise ValueError("method.gan_features=teacher needs the teacher at hand: set memory.offload_teacher=false")
+        return self.teacher.denoiser
 
     def _example(self) -> tuple[Tensor, Tensor, Condition]:
         device = self._device()

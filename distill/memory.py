@@ -20,6 +20,7 @@ from torch import nn
 from distill.distiller import Batch, Distiller, Pairs
 from distill.draws import Draws
 from distill.errors import speak
+from distill.optimizers import moments
 from distill.paper import META, Live, configured, modules_beside, on_paper, stand_ins
 from distill.recipe import DTYPES, Recipe, load, options
 from distill.registry import TEACHERS, find
@@ -28,7 +29,6 @@ from teachers.checkpointing import checkpoint_activations
 from teachers.describe import DMD, sketch
 from teachers.teacher import Teacher
 
-MOMENTS = 8  # bytes a trained number: Adam's two moments in float32
 LATE = 10**9  # a step at which every warm-up is over
 GIB = 2**30
 SMALL = GIB  # bytes; runs whose networks take less are not planned
@@ -69,7 +69,7 @@ def plan(recipe: Recipe, samples: int) -> Plan:
     return Plan(
         weights=_bytes(network - averaged - others),
         average=_bytes(averaged),
-        optimizer=MOMENTS * sum(p.numel() for p in set().union(*trained.values())),
+        optimizer=sum(moments(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
         gradients=gradients,
         activations=peak - gradients,
         beside=_bytes(others - network),

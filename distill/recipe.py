@@ -81,6 +81,8 @@ class MemoryRecipe:
     tier: Literal["full", "shared"] = "full"  # whole networks, or LoRA adapters on the one network of the teacher
     rank: int = 64  # of the adapters
     checkpointing: bool = False  # keep few activations and compute the others again in backward
+    eight_bit: bool = False  # AdamW's moments in 8 bits (bitsandbytes)
+    offload_teacher: bool = False  # tier full: the frozen teacher in host memory, on the card for its calls only
 
 
 @dataclass
@@ -221,6 +223,10 @@ def _check_meaning(recipe: Recipe) -> None:
     if recipe.memory.tier == "shared" and train.compile != "none":
         raise ValueError(
             "memory.tier=shared switches adapters, which train.compile cannot follow; leave train.compile out"
+        )
+    if recipe.memory.offload_teacher and recipe.memory.tier == "shared":
+        raise ValueError(
+            "memory.offload_teacher=true goes with memory.tier=full: the shared tier's teacher is its students' base"
         )
     if not 0 <= train.ema < 1:
         raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")

@@ -34,9 +34,10 @@ def fingerprint(recipe: Recipe, plan: Plan) -> str:
     fixed = dataclasses.asdict(recipe)
     for key in ("name", "output", "evaluation", "data"):
         del fixed[key]
-    del fixed["memory"]["checkpointing"]
+    for key in ("checkpointing", "offload_teacher"):
+        del fixed["memory"][key]
     if recipe.memory.tier == "full":
-        del fixed["memory"]
+        fixed["memory"] = {"eight_bit": recipe.memory.eight_bit}
     fixed["train"] = {key: fixed["train"][key] for key in FIXED}
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
     for field in dataclasses.fields(plan):

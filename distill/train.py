@@ -10,7 +10,6 @@ Frechet distance against training cost), `log.jsonl` (losses against the same), 
 import argparse
 import copy
 import dataclasses
-import math
 import os
 import time
 from collections import defaultdict
@@ -32,6 +31,7 @@ from distill.export import describe, export
 from distill.guard import Skips, Stop
 from distill.memory import announce
 from distill.monitor import Monitor, choose_features
+from distill.optimizers import adamw, schedule
 from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options, save
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
@@ -84,7 +84,12 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
         teacher.share(recipe.memory.rank)
     if recipe.memory.checkpointing:
         checkpoint_activations(teacher.denoiser.network)
+    if recipe.memory.eight_bit:
+        engine.refuse_sharding("memory.eight_bit=true")
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method_options).to(device)
+    if recipe.memory.offload_teacher:
+        engine.refuse_sharding("memory.offload_teacher=true")
+        teacher.offload(device)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
     start, spent = 0, 0.0
     if chief:
@@ -103,7 +108,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     followed = list(average.parameters()), list(distiller.student.parameters())
     networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
     rates = {turn: recipe.optimizers.get(turn, OptimizerRecipe()) for turn in networks}
-    optimizers = {turn: _optimizer(networks[turn], rates[turn]) for turn in networks}
+    optimizers = {turn: adamw(networks[turn], rates[turn], recipe.memory.eight_bit) for turn in networks}
     if saved is not None:
         for turn, optimizer in optimizers.items():
             engine.restore(optimizer, saved.optimizers[turn])
@@ -135,7 +140,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
         for number, turn in enumerate(distiller.turns(step)):
             optimizer, rate = optimizers[turn], rates[turn]
             for group in optimizer.param_groups:
-                group["lr"] = rate.lr * _schedule(rate, step, settings.steps)
+                group["lr"] = rate.lr * schedule(rate, step, settings.steps)
             for i in range(settings.accumulation):
                 row = (i * engine.world + engine.rank) * engine.share
                 draws = Draws((recipe.seed, step, number), row, row + engine.share, settings.batch_size, device)
@@ -204,16 +209,6 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
         print(f"the student's pipeline: {final}")
     accelerator.wait_for_everyone()
     return final
-
-
-def _optimizer(parameters: list[torch.nn.Parameter], rate: OptimizerRecipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, rate.lr, rate.betas, rate.eps, rate.weight_decay, fused=True)
-
-
-def _schedule(rate: OptimizerRecipe, step: int, steps: int) -> float:
-    """The learning rate's factor at `step`: linear warm-up, then constant or a cosine to zero."""
-    warm = min(1.0, (step + 1) / (rate.warmup + 1))
-    return warm if rate.schedule == "constant" else warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _due(every: int, step: int, steps: int) -> bool:

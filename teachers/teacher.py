@@ -4,6 +4,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from typing_extensions import Self
 from teachers.adapters import Adapted, Shelf
 from teachers.denoiser import Condition, Denoiser
 from teachers.few_step import soften_clock, time_embeddings
+from teachers.offload import Offload
 from teachers.source import TEXT, Pipelines, load_pipeline, local_or_hub
 from teachers.trigflow import expand
 
@@ -46,6 +48,7 @@ class Teacher(ABC):
     ignores_guidance: ClassVar[bool] = True  # whether an export leaves guidance off, whatever the call says
     refuses_steps: ClassVar[bool] = True  # whether an export refuses numbers of steps that it was not made for
     origin: tuple[str, torch.dtype] | None = None  # where `load` took it from, in which precision
+    away: Offload | None = None  # where its network is kept in host memory
     blank: Condition | None = None  # the condition of the empty prompt, one row, once it is known
 
     @classmethod
@@ -136,12 +139,21 @@ class Teacher(ABC):
         each is affine in the others at fixed x_t.
         """
         if not self.guided or (not isinstance(guidance, Tensor) and guidance == 1.0):
-            return self.denoiser.velocity(x_t, t, cond)
+            with self._at_hand():
+                return self.denoiser.velocity(x_t, t, cond)
         both = concatenate(cond, self.unconditional(cond))
-        with_prompt, without = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        with self._at_hand():
+            with_prompt, without = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         if isinstance(guidance, Tensor):
             guidance = expand(guidance, x_t).to(x_t.dtype)
         return without + guidance * (with_prompt - without)
+
+    def offload(self, device: torch.device) -> None:
+        """Keep the frozen network in host memory from here on, and on `device` while `velocity` runs it."""
+        self.away = Offload(self.denoiser.network, device)
+
+    def _at_hand(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.away is None else self.away.at_hand()
 
     def unconditional(self, cond: Condition) -> Condition:
         """The condition of the empty prompt, as many rows as `cond` has."""
