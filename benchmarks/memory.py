@@ -163,7 +163,7 @@ def ratios(rows: list[dict[str, Any]]) -> str:
     found = [(tuple(r[key] for key in keys), r["planned"]) for r in rows if r["tier"] == "shared"]
     return "\n".join(
         f"- {case[0]}, {case[1]}, batch {case[2]}{', checkpointing' if case[3] else ''}: "
-        f"shared / full = {size / full[case]:.2f} (plan)"
+        f"shared / full = {size / full[case]:.3f} (plan)"
         for case, size in found
         if case in full
     )
@@ -201,7 +201,7 @@ def save(row: dict[str, Any], device: torch.device, precision: str) -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     path = RESULTS / "memory.json"
     stored = json.loads(path.read_text()) if path.is_file() else {}
-    rows = stored.setdefault(f"{name}, {precision}", [])
+    rows = stored.setdefault(f"{name}, {'float32' if precision == 'no' else precision}", [])
     same = [r for r in rows if all(r[f.name] == row[f.name] for f in dataclasses.fields(Case))]
     if same:
         same[0].update(row)
