@@ -12,10 +12,10 @@ recipes/eval/coco30k.yaml) for the options. Run the same command again to go on 
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from eval.errors import told
 from eval.protocol import CLIP, read_protocol
 
 
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = folder_parser(words[0]).parse_args(words[1:])
         from eval.images import command
 
-        return _told(lambda: command(words[0], chosen))
+        return told(lambda: command(words[0], chosen))
     args = parser().parse_args(words)
 
     def comparison() -> None:
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(plain(compare(**vars(args))))
         print(f"\nThe report is in {args.out / 'report.html'} (also report.md, report.json, grid.png)")
 
-    return _told(comparison)
+    return told(comparison)
 
 
 def given(words: list[str], protocol: dict[str, Any]) -> dict[str, Any]:
@@ -100,15 +100,6 @@ def given(words: list[str], protocol: dict[str, Any]) -> dict[str, Any]:
     both = parser()
     both.set_defaults(**protocol)
     return vars(both.parse_args(words))
-
-
-def _told(task: Callable[[], None]) -> int:
-    try:
-        task()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from eval.errors import told
 from eval.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
 from eval.latency import timed
 from eval.machine import PRECISIONS, choose_device, choose_precision
@@ -217,15 +218,14 @@ def main(words: list[str] | None = None, show: Callable[..., None] = serve) -> i
         "--precision", help="float32, float16 or bfloat16 (default: float16 on a GPU, float32 on a CPU)"
     )
     args = parser.parse_args(words)
-    try:
+
+    def task() -> None:
         _gradio()
         check_place(args.host, args.port)
         device = choose_device(args.device)
         show(Studio(args.runs, device, choose_precision(args.precision, device)), args.host, args.port, args.share)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return told(task)
 
 
 if __name__ == "__main__":

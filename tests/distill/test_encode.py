@@ -1,9 +1,6 @@
 """Encoding: what is kept is what the teacher gives; it is made once, by all, through kills; encoders leave memory."""
 
 import io
-import os
-import random
-import signal
 import threading
 import time
 from functools import partial
@@ -25,6 +22,7 @@ from distill.recipe import DTYPES, DataRecipe, Recipe, TeacherRecipe
 from distill.shards import Table, halved, sound, write
 from teachers import latent
 from teachers.stable_diffusion import StableDiffusion
+from tests.faults.hunt import hunted
 
 CPU = torch.device("cpu")
 CAPTIONS = [f"a photo of a coat, {i}" for i in range(11)]
@@ -117,28 +115,13 @@ def test_kills_lose_one_shard_at_most(text_pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "SHARD", 2)
     teacher, engine, cache = StableDiffusion.load(str(text_pipeline), CPU), Accelerator(cpu=True), tmp_path / "cache"
     teacher.encoders()
-    captions, draw, kept, kills = [f"a bag, {i}" for i in range(60)], random.Random(0), 0, 0
-    make = Encoder._conditions
-    while True:
-        child = os.fork()
-        if not child:
-            encode.Encoder._conditions = lambda self, words: (time.sleep(0.02), make(self, words))[1]
-            Encoder(teacher, cache, engine, "t").words(captions)
-            os._exit(0)
-        begun = time.monotonic()
-        target = time.monotonic() + 0.05 + draw.random() * 0.2
-        while time.monotonic() < target and (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-            time.sleep(0.001)
-        if ended != (0, 0):
-            assert ended[1] == 0
-            break
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        kills += 1
-        whole = len(list(cache.rglob("*.safetensors")))
-        assert whole >= kept and time.monotonic() - begun < 60
-        kept = whole
-    assert kills >= 2 and kept >= 1
+    captions, make = [f"a bag, {i}" for i in range(60)], Encoder._conditions
+
+    def work() -> None:
+        encode.Encoder._conditions = lambda self, words: (time.sleep(0.02), make(self, words))[1]
+        Encoder(teacher, cache, engine, "t").words(captions)
+
+    hunted(work, cache)
     reader = Encoder(teacher, cache, engine, "t")
     table = reader.words(captions)
     assert reader.made == 0

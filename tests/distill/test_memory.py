@@ -20,17 +20,9 @@ from distill.train import train
 from teachers.adapters import body
 from teachers.checkpointing import checkpoint_activations
 from teachers.stable_diffusion import StableDiffusion
+from tests.settings import FAST
 
-FAST = [
-    "train.batch_size=4",
-    "train.evaluate_every=0",
-    "train.evaluate_samples=6",
-    "train.evaluate_teacher_steps=2",
-    "train.checkpoint_every=2",
-    "train.tracker=none",
-    "memory.tier=shared",
-    "memory.rank=4",
-]
+SHARED = [*FAST, "memory.tier=shared", "memory.rank=4"]
 METHODS = {
     "dmd": "{name: dmd, regression_weight: 0.5, regression_distance: latent, regression_pairs: 6, "
     "gan_weight: 0.1, r1_weight: 0.1, fake_score_updates: 1}",
@@ -48,7 +40,7 @@ def recipe(text_pipeline, tmp_path):
         Image.new("RGB", (32, 32), (50 * i, 20, 90)).save(images / f"{i}.png")
         (images / f"{i}.txt").write_text("a coat")
 
-    def make(method, *overrides, fast=FAST):
+    def make(method, *overrides, fast=SHARED):
         file = tmp_path / f"{method}.yaml"
         file.write_text(
             f"name: {method}\noutput: {tmp_path / 'runs'}\ndata: {{images: {images}}}\nmethod: {METHODS[method]}\n"

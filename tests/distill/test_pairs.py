@@ -1,8 +1,5 @@
 """Teacher pairs: what they are, that they are made once, and that nothing stops them from being finished."""
 
-import os
-import random
-import signal
 import sys
 import threading
 import time
@@ -17,6 +14,7 @@ from distill.recipe import load
 from distill.sampling import follow
 from distill.shards import Table
 from teachers.stable_diffusion import StableDiffusion
+from tests.faults.hunt import hunted
 
 CPU = torch.device("cpu")
 
@@ -79,25 +77,7 @@ def test_kills_lose_one_shard_at_most(ready, monkeypatch):
     """SIGKILL at random moments: each life goes on from the shards that the lives before have finished."""
     _, _, build, cache = ready
     monkeypatch.setattr(shards, "SHARD", 2)
-    draw, kept, kills = random.Random(0), 0, 0
-    while True:
-        child = os.fork()
-        if not child:
-            build(count=24)
-            os._exit(0)
-        end = time.monotonic() + 0.05 + 0.15 * draw.random()
-        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
-            time.sleep(0.002)
-        if ended != (0, 0):
-            assert ended[1] == 0
-            break
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        kills += 1
-        found = sorted(cache.rglob("*.safetensors"))
-        assert len(found) >= kept and kills < 60
-        kept = len(found)
-    assert kills and kept
+    found = hunted(lambda: build(count=24), cache)
     stamps = [file.stat().st_mtime_ns for file in found]
     assert len(everything(build(count=24))[0]) == 24
     assert [file.stat().st_mtime_ns for file in found] == stamps

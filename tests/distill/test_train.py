@@ -17,15 +17,7 @@ from distill.recipe import load
 from distill.train import train
 from eval.runs import read_run
 from teachers.stable_diffusion import StableDiffusion
-
-FAST = [
-    "train.batch_size=4",
-    "train.evaluate_every=0",
-    "train.evaluate_samples=6",
-    "train.evaluate_teacher_steps=2",
-    "train.checkpoint_every=2",
-    "train.tracker=none",
-]
+from tests.settings import FAST
 
 
 @pytest.fixture
