@@ -8,7 +8,6 @@ option and tier what the code itself does. What it lacks beside the real thing i
 gaps that allocators leave.
 """
 
-import argparse
 import copy
 import dataclasses
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from distill.draws import Draws
 from distill.errors import speak
 from distill.optimizers import moments
 from distill.paper import META, Live, configured, modules_beside, on_paper, stand_ins
-from distill.recipe import DTYPES, Recipe, load, options
+from distill.recipe import DTYPES, Recipe, asked, options
 from distill.registry import TEACHERS, find
 from teachers.adapters import body
 from teachers.checkpointing import checkpoint_activations
@@ -162,11 +161,7 @@ def announce(recipe: Recipe, world: int, device: torch.device) -> None:
 
 
 def command() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a YAML recipe, see recipes/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the recipe")
-    args = parser.parse_args()
-    recipe = load(args.recipe, args.overrides)
+    recipe = asked(__doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print("\n".join(lines(recipe, recipe.train.batch_size // recipe.train.accumulation, device)))
 

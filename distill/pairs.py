@@ -7,7 +7,6 @@ as shards, each written whole or not at all, so that the same command goes on af
 seed, whatever made it, so that none is made twice and more can be added later.
 """
 
-import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +20,7 @@ from distill import data, shards
 from distill.draws import Draws
 from distill.engine import PATIENCE
 from distill.errors import speak
-from distill.recipe import DTYPES, Recipe, load, options
+from distill.recipe import DTYPES, Recipe, asked, options
 from distill.registry import TEACHERS, find
 from distill.run import claim
 from distill.sampling import follow
@@ -88,16 +87,12 @@ def attach(
 
 
 def command() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a YAML recipe whose method regresses on pairs")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the recipe")
-    args = parser.parse_args()
-    recipe = load(args.recipe, args.overrides)
+    recipe = asked(__doc__)
     cls, method = options(recipe)
     wanted = cls.pairs(method)
     if not wanted[0]:
         raise ValueError(
-            f"the method of {args.recipe} wants no teacher pairs as it is set (DMD does with "
+            f"the method of {recipe.name} wants no teacher pairs as it is set (DMD does with "
             "method.regression_weight above 0)"
         )
     family = find(TEACHERS, recipe.teacher.family)

@@ -1,5 +1,6 @@
 """The typed schema of a recipe: one YAML file a run, merged with key=value arguments, checked before weights load."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -144,6 +145,15 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         recipe.teacher.family = family_of(locate(recipe.teacher.path))
     _check_meaning(recipe)
     return recipe
+
+
+def asked(doc: str | None) -> Recipe:
+    """The recipe of a command line `RECIPE [key=value ...]`, whose help begins with `doc`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="a YAML recipe, see recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, for example train.steps=500")
+    args = parser.parse_args()
+    return load(args.recipe, args.overrides)
 
 
 def save(recipe: Recipe) -> None:

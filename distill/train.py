@@ -7,7 +7,6 @@ Frechet distance against training cost), `log.jsonl` (losses against the same), 
 `pipeline/`, an ordinary diffusers pipeline.
 """
 
-import argparse
 import copy
 import dataclasses
 import os
@@ -32,7 +31,7 @@ from distill.guard import Skips, Stop
 from distill.memory import announce
 from distill.monitor import Monitor, choose_features
 from distill.optimizers import adamw, schedule
-from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, load, options, save
+from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, asked, options, save
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
 from teachers.checkpointing import checkpoint_activations
@@ -264,11 +263,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def command() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a YAML recipe, see recipes/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, for example train.steps=500")
-    args = parser.parse_args()
-    train(load(args.recipe, args.overrides))
+    train(asked(__doc__))
 
 
 if __name__ == "__main__":

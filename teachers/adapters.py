@@ -9,7 +9,7 @@ last one on. peft's layers hold the adapters; its own switch turns gradients off
 
 Beside low-rank changes of every linear layer and convolution, an adapter has the first layer of the time embedding for
 its own, whole: sCM puts its student on another clock, and the base has to keep the teacher's. A student that is called
-at N times needs a change of rank N there, so that a LoRA file can carry all of it (`teachers.few_step.lora`).
+at N times needs a change of rank N there, so that a LoRA file can carry all of it (`teachers.lora`).
 """
 
 import copy
@@ -49,7 +49,7 @@ class Shelf:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise ValueError('memory.tier=shared needs peft: pip install "fewstep[lora]"') from error
+            raise ValueError('memory.tier=shared needs peft: pip install -e ".[lora]"') from error
         name = f"adapter_{self._count}"
         self._count += 1
         small = {re.escape(path): rank for path, rank in self.ranks.items() if rank < self.rank}

@@ -124,8 +124,11 @@ def _hash(file: Path) -> str:
     known = file.resolve().name
     if file.is_symlink() and len(known) == 64:
         return known  # the hub's cache names weights by their SHA-256
+    total = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(1 << 20):
+            total.update(chunk)
+    return total.hexdigest()
 
 
 @contextmanager
