@@ -296,7 +296,7 @@ def test_families_whose_pipelines_take_no_lora_say_so(load, tmp_path, name):
 def test_without_peft_the_sentence_says_what_to_install(load, monkeypatch):
     teacher = load("Stable Diffusion 1.5")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"fewstep\[lora\]"):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[lora\]"'):
         teacher.student()
 
 
