@@ -4,7 +4,8 @@
 (`distill.encode`). Batches are drawn with replacement by `Draws`, so that there is no position to lose on resume.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,20 @@ class Dataset:
         numbers = draws.rows(len(self.pairs), CPU)
         rows, cond = self.pairs.take(numbers), self.cond.take(turns(numbers, len(self.captions)))
         return Pairs(rows["noise"], rows["endpoint"], cond)
+
+    def micro_batches(self, draws: Iterable[Draws]) -> Iterator[Batch]:
+        """The batch of each of `draws`. Rows that lie in files are read one batch ahead, by a thread of its own."""
+        if all(table is None or table.resident for table in (self.cond, self.latents)):
+            yield from map(self.batch, draws)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+            ahead: Future[Batch] | None = None
+            for following in draws:
+                ready, ahead = ahead, reader.submit(self.batch, following)
+                if ready is not None:
+                    yield ready.result()
+            if ahead is not None:
+                yield ahead.result()
 
     def held_out(self, count: int) -> Callable[[Tensor], Condition]:
         """Of `count` prompts, spread evenly over the rows: the conditions of those with the numbers (N,)."""

@@ -92,6 +92,11 @@ class Table:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def resident(self) -> bool:
+        """Whether all of it lies on the device, so that taking rows reads no file."""
+        return self._whole is not None
+
     def take(self, rows: Tensor) -> dict[str, Tensor]:
         """The rows (N,), which lie on the CPU, as tensors (N, ...) on the device: float32 or whole numbers."""
         if self._whole is not None:

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     step, left = start, False
     if monitor and _due(settings.evaluate_every, step, settings.steps) and history.last < step:
         monitor.evaluate(history, distiller, average, step, spent, engine.accelerator.trackers)
+    batches = dataset.micro_batches(_draws(recipe, engine, distiller, start))
     begun = time.perf_counter()
     while step < settings.steps and not left:
         for number, turn in enumerate(distiller.turns(step)):
@@ -141,11 +143,10 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             for group in optimizer.param_groups:
                 group["lr"] = rate.lr * schedule(rate, step, settings.steps)
             for i in range(settings.accumulation):
-                row = (i * engine.world + engine.rank) * engine.share
-                draws = Draws((recipe.seed, step, number), row, row + engine.share, settings.batch_size, device)
+                batch = next(batches)
                 with engine.micro_batch(model, last=i == settings.accumulation - 1):
                     with accelerator.autocast():
-                        loss, details = model(turn, dataset.batch(draws), step)
+                        loss, details = model(turn, batch, step)
                     accelerator.backward(loss / settings.accumulation)
                 for key, value in details.items():
                     logs[f"{turn}/{key}"].append(value)
@@ -208,6 +209,17 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
         print(f"the student's pipeline: {final}")
     accelerator.wait_for_everyone()
     return final
+
+
+def _draws(recipe: Recipe, engine: Engine, distiller: Distiller, start: int) -> Iterator[Draws]:
+    """Those of each micro-batch of this process, from step `start` on: of no row that another one has."""
+    settings = recipe.train
+    for step in range(start, settings.steps):
+        for number in range(len(distiller.turns(step))):
+            for i in range(settings.accumulation):
+                row = (i * engine.world + engine.rank) * engine.share
+                key = recipe.seed, step, number
+                yield Draws(key, row, row + engine.share, settings.batch_size, engine.device)
 
 
 def _due(every: int, step: int, steps: int) -> bool:

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torchvision.transforms.v2 import functional as V
 
 from distill import encode, shards
-from distill.data import Plan, plan, prepare
+from distill.data import Dataset, Plan, plan, prepare
+from distill.draws import Draws
 from distill.encode import Encoder
 from distill.images import Block, Folder, Row
 from distill.recipe import DTYPES, DataRecipe, Recipe, TeacherRecipe
@@ -252,6 +253,36 @@ def test_a_large_table_reads_rows_from_its_shards(monkeypatch):
     assert large._whole is None and len(large) == len(small) == 11
     assert all(torch.equal(small.take(rows)[key], large.take(rows)[key]) for key in ("a", "b"))
     assert torch.equal(large.take(rows)["a"], torch.cat([part["a"] for part in parts])[rows])
+
+
+def test_rows_in_files_are_read_while_the_batch_before_trains(monkeypatch):
+    monkeypatch.setattr(shards, "RESIDENT", 0)
+    data = Dataset(["a"], Table([{"x": torch.randn(9, 2)}], CPU), torch.arange(9))
+    taken = []
+
+    class Slow(Table):
+        def take(self, rows):
+            taken.append(rows)
+            return super().take(rows)
+
+    data.cond.__class__ = Slow
+    batches = data.micro_batches(Draws((0, step), 0, 4, 4, CPU) for step in range(3))
+    first = next(batches)
+    for _ in range(500):  # the second is read without being asked for, the third is not
+        if len(taken) == 2:
+            break
+        time.sleep(0.01)
+    assert len(taken) == 2
+    for step, batch in enumerate([first, *batches]):
+        assert torch.equal(batch.cond["x"], data.batch(Draws((0, step), 0, 4, 4, CPU)).cond["x"])
+
+
+def test_what_cannot_be_read_ahead_ends_the_run_where_it_is_wanted(monkeypatch):
+    monkeypatch.setattr(shards, "RESIDENT", 0)
+    data = Dataset(["a"], Table([{"x": torch.randn(3, 2)}], CPU), torch.tensor([5]))  # a row that is not there
+    batches = data.micro_batches([Draws((0,), 0, 4, 4, CPU)])
+    with pytest.raises(IndexError):
+        next(batches)
 
 
 def test_half_precision_is_kept_as_such_where_nothing_is_lost():
