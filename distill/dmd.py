@@ -20,7 +20,7 @@ from distill.sampling import sample
 from eval.perceptual import Lpips
 from teachers.denoiser import Condition, Denoiser
 from teachers.teacher import Teacher
-from teachers.trigflow import add_noise, expand, to_velocity
+from teachers.trigflow import add_noise, expand, to_velocity, to_x0
 
 KARRAS = (0.002, 80.0, 7.0)  # sigma_min, sigma_max, rho (Karras et al. 2022, arXiv 2206.00364, equation 5)
 
@@ -155,14 +155,14 @@ class DMD(Distiller):
         if self.options.fake_score_guidance != 1.0 and self.teacher.guided:
             without = self.fake_score.velocity(x_t, t, self.teacher.unconditional(cond))
             fake = without + self.options.fake_score_guidance * (fake - without)
-        sin, cos = (expand(f(t), x) for f in (torch.sin, torch.cos))
-        spread = (x - (cos * x_t - sin * real)).abs().flatten(1).mean(1).clamp_min(1e-5)
-        weight = {
-            "dmd": 1 / expand(spread, x),
-            "karras": 1 / sin.square().clamp_min(1e-4),
-            "uniform": torch.ones_like(sin),
-        }
-        return weight[self.options.weighting] * sin * (real - fake), spread
+        spread = (x - to_x0(x_t, real, t)).abs().flatten(1).mean(1).clamp_min(1e-5)
+        sin = expand(torch.sin(t), x)
+        difference = sin * (real - fake)  # x0_fake - x0_real
+        if self.options.weighting == "dmd":
+            difference = difference / expand(spread, x)
+        elif self.options.weighting == "karras":
+            difference = difference / sin.square().clamp_min(1e-4)
+        return difference, spread
 
     def regression(self, batch: Batch) -> Tensor:
         """E l(G(z), y) on pairs of noise z and the teacher's endpoint y [9], by the first step of several."""

@@ -122,17 +122,22 @@ class Engine:
             root.set_requires_gradient_sync(last)
         return nullcontext() if last or self._roots else self.accelerator.no_sync(model)
 
-    def clip(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-        """Scale the gradients down to `max_norm` at most; their norm, (), on the device."""
+    def clip(self, optimizer: Any, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+        """Have the gradients scaled down to `max_norm` at most; their norm, (), on the device."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+        gradients = self._own([p.grad for p in parameters if p.grad is not None])
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self._roots:
             squared = norm.square()
             dist.all_reduce(squared)
             norm = squared.sqrt()
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        excess = ((norm + 1e-6) / max_norm).clamp(min=1.0)
+        fused = self.scaler is None and isinstance(optimizer, torch.optim.AdamW)
+        if fused:
+            optimizer.grad_scale = excess  # what the fused kernel divides by
+        else:
+            torch._foreach_div_(gradients, excess)
         return norm
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -146,8 +151,11 @@ class Engine:
     @torch.no_grad()
     def follow(self, average: list[nn.Parameter], student: list[nn.Parameter], decay: float) -> None:
         """average <- decay average + (1 - decay) student, each process its own part."""
-        into, of = ([_local(p) for p in parameters] for parameters in (average, student))
-        torch._foreach_lerp_(into, of, 1 - decay)
+        torch._foreach_lerp_(self._own(average), self._own(student), 1 - decay)
+
+    def _own(self, tensors: list[Any]) -> list[Tensor]:
+        """What this process has of `tensors`, all of them unless they are sharded."""
+        return [_local(tensor) for tensor in tensors] if self._roots else tensors
 
     # --- state --------------------------------------------------------------------------------------------------------
 

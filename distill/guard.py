@@ -75,15 +75,14 @@ class Skips:
 
     def __init__(self, seed: int, most: int) -> None:
         self.seed, self.most = seed, most
-        self._pending: list[tuple[str, int, int, Tensor]] = []
+        self._pending: list[tuple[str, int, int, Tensor, Tensor]] = []  # and the gradient's norm and the loss
         self._row: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
     def check(self, optimizer: Any, turn: str, number: int, step: int, norm: Tensor, loss: Tensor) -> None:
         """Have `optimizer` leave this step out where the gradient's norm is not finite."""
         optimizer.found_inf = (~torch.isfinite(norm)).float()
-        verdict = torch.stack([optimizer.found_inf, (~torch.isfinite(loss.detach())).float()])
-        self._pending.append((turn, number, step, verdict))
+        self._pending.append((turn, number, step, norm, loss.detach()))
 
     def read(self, tell: Any, group: Any = None) -> None:
         """Fetch the verdicts since the last time; `tell` prints each skipped step with its batch's seeds.
@@ -92,10 +91,11 @@ class Skips:
         """
         if not self._pending:
             return
-        verdicts = torch.stack([verdict for *_, verdict in self._pending]).cpu()
+        figures = torch.stack([torch.stack([norm, loss.float()]) for *_, norm, loss in self._pending])
+        verdicts = (~torch.isfinite(figures)).float().cpu()
         if group is not None:
             dist.all_reduce(verdicts, dist.ReduceOp.MAX, group=group)
-        for (turn, number, step, _), (bad, loss) in zip(self._pending, verdicts.tolist(), strict=True):
+        for (turn, number, step, *_), (bad, loss) in zip(self._pending, verdicts.tolist(), strict=True):
             self._row[turn] = self._row[turn] + 1 if bad else 0
             if not bad:
                 continue

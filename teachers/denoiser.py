@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from teachers.trigflow import NoisePath, expand, to_velocity, to_x0
+from teachers.trigflow import NoisePath, expand, to_velocity
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 BEND = 0.25  # radians over which a ceiling takes effect
@@ -63,14 +63,9 @@ class Denoiser(nn.Module):
         knee = self.ceiling - BEND
         return torch.where(t <= knee, t, knee + BEND * torch.tanh((t - knee).clamp_min(0) / BEND))
 
-    def clock(self, t: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """What the network is told of the angle t (B,): float32, since half precision ruins tangents.
-
-        `timestep` is the path's at t, from whoever has it already.
-        """
-        if self.time_scale is not None:
-            return (t.double() * self.time_scale).float()
-        return (self.path.timestep(t) if timestep is None else timestep).float()
+    def clock(self, t: Tensor) -> Tensor:
+        """What the network is told of the angle t (B,): float32, since half precision ruins tangents."""
+        return (self.path.timestep(t) if self.time_scale is None else t.double() * self.time_scale).float()
 
     def gain(self, t: Tensor) -> Tensor:
         """|dv / d output| (B,): how much an error of the network's output counts in its velocity."""
@@ -82,8 +77,8 @@ class Denoiser(nn.Module):
 
     def pair(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         """The network's (x0, z) at x_t (B, ...) of unit variance and angles t (B,) in [t_min, t_max]; dtype of x_t."""
-        timestep, reading, sigma_data = self.path.timestep(t), self.reading(t), self.path.sigma_data
-        here = self.path.coefficients(timestep)
+        reading, sigma_data = self.reading(t), self.path.sigma_data
+        here = self.path.native(t)
         read = here if reading is t else self.path.native(reading)
         alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in read)
         native = expand(self.path.norm(*here), x_t).to(x_t.dtype) * x_t
@@ -92,7 +87,7 @@ class Denoiser(nn.Module):
         cond = {**rows, **cond}
         # Half-precision weights take half-precision inputs; the clock stays in float32, and so do whole numbers.
         cond = {key: value.to(weight.dtype) if value.is_floating_point() else value for key, value in cond.items()}
-        output = self.call(self.network, native.to(weight.dtype), self.clock(t, timestep), cond)
+        output = self.call(self.network, native.to(weight.dtype), self.clock(t), cond)
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks that also learn a variance append it
         if self.prediction == "epsilon":
             x0 = (native - sigma * output) / (alpha * sigma_data)
@@ -113,7 +108,7 @@ class Denoiser(nn.Module):
 
     def denoise(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """x0 = cos(t) x_t - sin(t) v: the posterior mean, or for a consistency model f(x_t, t)."""
-        return to_x0(x_t, self.velocity(x_t, t, cond), t.to(x_t.dtype))
+        return self.pair(x_t, t, cond)[0]
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.velocity(x_t, t, cond)

@@ -14,6 +14,7 @@ own, so the export moves the noise table and the clock instead of asking the use
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -204,7 +205,12 @@ def ignore_guidance(network: UNet2DConditionModel, width: int = 4) -> None:
 
 def start(denoiser: Denoiser, noise: Tensor, t: float) -> Tensor:
     """The canonical x_t of a pipeline that starts from unit-variance native noise: noise / scale."""
-    return noise / denoiser.path.scale(torch.tensor([t], dtype=torch.float64)).item()
+    return noise / _scale(denoiser.path, t)
+
+
+@lru_cache(maxsize=64)
+def _scale(path: NoisePath, t: float) -> float:
+    return path.scale(torch.tensor([t], dtype=torch.float64)).item()
 
 
 @torch.no_grad()

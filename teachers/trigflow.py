@@ -154,19 +154,39 @@ class VariancePreserving(NoisePath):
             self._placed = self.log_ratio.to(device)
         return self._placed
 
-    def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def _log_ratio(self, timestep: Tensor) -> Tensor:
         table = self._table(timestep.device)
         tau = timestep.double().clamp(0, len(table) - 1)
         below = tau.detach().floor().long().clamp(max=len(table) - 2)
-        log_ratio = table[below] + (tau - below) * (table[below + 1] - table[below])
+        low = table[below]
+        return low + (tau - below) * (table[below + 1] - low)
+
+    def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        log_ratio = self._log_ratio(timestep)
         return torch.sigmoid(-2 * log_ratio).sqrt(), torch.sigmoid(2 * log_ratio).sqrt()
+
+    def angle(self, timestep: Tensor) -> Tensor:
+        return torch.atan(torch.exp(self._log_ratio(timestep)) / self.sigma_data)
 
     def timestep(self, t: Tensor) -> Tensor:
         table = self._table(t.device)
         t = t.double().clamp(self.t_min, self.t_max)
-        log_ratio = torch.log(torch.tan(t)) + math.log(self.sigma_data)
+        log_ratio = torch.log(self.sigma_data * torch.tan(t))
         below = (torch.searchsorted(table, log_ratio.detach()) - 1).clamp(0, len(table) - 2)
-        return below + (log_ratio - table[below]) / (table[below + 1] - table[below])
+        low = table[below]
+        return below + (log_ratio - low) / (table[below + 1] - low)
+
+    def native(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Without the table: alpha^2 + sigma^2 = 1 and sigma = alpha sigma_data tan(t)."""
+        t = t.double().clamp(self.t_min, self.t_max)
+        alpha, sigma = torch.cos(t), torch.sin(t)
+        if self.sigma_data == 1:
+            return alpha, sigma
+        norm = torch.sqrt(alpha**2 + (self.sigma_data * sigma) ** 2)
+        return alpha / norm, self.sigma_data * sigma / norm
+
+    def norm(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.ones_like(alpha) if self.sigma_data == 1 else super().norm(alpha, sigma)
 
 
 class Flow(NoisePath):

@@ -1,4 +1,4 @@
-"""AdamW in 8 bits: near the one in 32, skipping as it does, its state saved and taken up bit for bit."""
+"""AdamW: PyTorch's bit for bit; in 8 bits near that, skipping as it does, its state saved and taken up bit for bit."""
 
 import sys
 
@@ -22,6 +22,36 @@ def step(optimizer, given, seed):
     for p in given:
         p.grad = torch.randn(p.shape, generator=draw)
     optimizer.step()
+
+
+def test_steps_are_pytorchs_own_bit_for_bit():
+    """Through gradients that are missing, steps that are skipped, a rate that changes, a state saved and taken up."""
+    ours, theirs = parameters(), parameters()
+    rate = OptimizerRecipe(lr=1e-2, weight_decay=0.1)
+    settings = {"lr": rate.lr, "betas": rate.betas, "eps": rate.eps, "weight_decay": rate.weight_decay}
+    optimizers = [adamw(ours, rate), torch.optim.AdamW(theirs, **settings, fused=True)]
+    remembered = 0
+    for seed in range(12):
+        if seed == 8:  # taken up by new ones
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            counts = [state["step"].data_ptr() for state in states[0]["state"].values()]
+            assert len(set(counts)) == len(counts)  # as checkpoints want them
+            optimizers = [adamw(ours, rate), torch.optim.AdamW(theirs, **settings, fused=True)]
+            for optimizer, state in zip(optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+        for optimizer, given in zip(optimizers, (ours, theirs), strict=True):
+            optimizer.found_inf = torch.tensor(float(seed == 3))
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + seed)
+            draw = torch.Generator().manual_seed(seed)
+            for number, p in enumerate(given):
+                p.grad = None if seed in (5, 10) and number else torch.randn(p.shape, generator=draw)
+            optimizer.step()
+        remembered += optimizers[0]._known is not None
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), seed
+        for a, b in zip(ours, theirs, strict=True):
+            one, two = (optimizer.state[p] for optimizer, p in zip(optimizers, (a, b), strict=True))
+            assert all(torch.equal(one[key], two[key]) for key in two), seed
+    assert remembered >= 4  # before the first missing gradient: after it the counts differ
 
 
 def test_eight_bits_follow_thirty_two_and_hold_a_quarter():

@@ -135,7 +135,7 @@ def test_the_stock_pipeline_is_followed(name, load, tiny, record, monkeypatch):
     teacher, (_, folder) = load(name), tiny(name)
     if name == "Sana":  # its published solver truncates the timesteps that it tells the network
         clock = teacher.denoiser.clock
-        monkeypatch.setattr(teacher.denoiser, "clock", lambda t, *told: (clock(t, *told) + 1e-3).floor())
+        monkeypatch.setattr(teacher.denoiser, "clock", lambda t: (clock(t) + 1e-3).floor())
     cond = teacher.condition(prompts_of(name))
     for column, guidance in (("wrap", 1.0), ("guidance", 3.0)):
         if column == "guidance" and not teacher.guided:
