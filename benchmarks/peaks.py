@@ -1,8 +1,9 @@
 """The training loop's memory beside a plain script's, and one process against two: parts of `benchmarks.step`.
 
-Memory is the peak of a process of its own above what importing took, without evaluation and export, which the script
-has not; beside it what has to be held: the teacher's pipeline, for each network that trains its weights, gradients and
-two moments, and the student's average. Scaling is wall-clock: one process of one thread against two (DDP over gloo)
+Memory is the peak of a process of its own, without evaluation and export, which the script has not: of its tensors
+(`distill.paper.Live`), and of the whole process above what importing took, code and interpreter included; beside it
+what has to be held: the teacher's pipeline, for each network that trains its weights, gradients and two moments, and
+the student's average. Scaling is wall-clock: one process of one thread against two (DDP over gloo)
 that share the recipe's batch; it needs two idle cores.
 """
 
@@ -20,6 +21,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import plain
+from distill.paper import Live
 from distill.recipe import load
 from distill.train import train
 
@@ -39,22 +41,31 @@ def recipe_file(method: str) -> Path:
     return ROOT / "recipes" / "pocket" / f"{method}.yaml"
 
 
-def peak(which: str, method: str) -> float:
-    """Peak MB of this process above its state before any weights loaded."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    before = _most()
+def work(which: str, method: str) -> None:
+    """A few steps of the "loop" or of the "plain" script."""
     if which == "plain":
-        step = plain.METHODS[method](BATCHES[method])
+        script = plain.METHODS[method](BATCHES[method])
         for _ in range(5):
-            step()
+            script[0]()
     else:
         with tempfile.TemporaryDirectory() as output, ExitStack() as without:
             for part in ("Monitor", "describe", "export"):
                 without.enter_context(patch(f"distill.train.{part}"))
             train(load(recipe_file(method), settings(method, 5, output)))
+
+
+def peak(which: str, method: str, what: str) -> float:
+    """Peak MB of this process above its state before any weights loaded: of its "tensors", or "resident"."""
     if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        work(which, method)
         return torch.cuda.max_memory_allocated() / 2**20
+    if what == "tensors":
+        with Live([], torch.device("cpu")) as live:
+            work(which, method)
+        return live.peak / 2**20
+    before = _most()
+    work(which, method)
     return _most() - before
 
 
@@ -72,8 +83,8 @@ def held(method: str) -> float:
     return whole + network * (1 + 4 * (2 if method == "dmd" else 1))
 
 
-def in_its_own_process(which: str, method: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.peaks", which, method]
+def in_its_own_process(*what: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.peaks", *what]
     # Freed memory goes back to the system at once: the peak is then what is in use, not what was once.
     frugal = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | frugal)
@@ -115,12 +126,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def memories(methods: Sequence[str]) -> list[str]:
     rows = []
     for method in methods:
-        loop, script = (in_its_own_process(which, method) for which in ("loop", "plain"))
         must = held(method)
-        rows.append(
-            [method, f"{loop:.0f}", f"{script:.0f}", f"{loop / script:.2f}", f"{must:.0f}", f"{loop / must:.2f}"]
-        )
-    return table(["method", "peak, MB", "plain script's", "peak / plain", "has to be held", "peak / held"], rows)
+        row = [method]
+        for what in ("tensors", "resident"):
+            loop, script = (in_its_own_process(which, method, what) for which in ("loop", "plain"))
+            row += [f"{loop:.1f}", f"{script:.1f}", f"{loop / script:.3f}"]
+            if what == "tensors":
+                row += [f"{must:.1f}", f"{loop / must:.2f}"]
+        rows.append(row)
+    head = ["method", "tensors' peak, MB", "plain script's", "/ plain", "has to be held", "/ held"]
+    return table([*head, "resident peak, MB", "plain script's", "/ plain"], rows)
 
 
 def scaling(methods: Sequence[str], steps: int) -> list[str]:

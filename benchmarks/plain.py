@@ -1,6 +1,6 @@
 """DMD and sCM as one plain script of each: no recipe, no checkpoint, no second process, nothing to compare with.
 
-    python -m benchmarks.plain dmd|scm [--steps 50]
+    python -m benchmarks.plain dmd|scm [--steps 50] [--out student.png]
 
 What a competent person writes in an afternoon with diffusers and PyTorch alone, fused optimizers and all, on the pocket
 teacher's data. `benchmarks.step` times the toolkit's loop against it. sCM's tangent is `torch.func.jvp`, as usual.
@@ -10,32 +10,45 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import make_image_grid
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from teachers import pocket
 
 GUIDANCE, START = 2.0, 700  # DMD's student is told this timestep
+CLOCK = 8  # of sCM's student, ticks a radian
 Step = Callable[[], float]
+Picture = Callable[[Path], None]
 
 
 def load() -> tuple[StableDiffusionPipeline, Tensor, Tensor, Tensor, Tensor]:
-    """The pipeline, embeddings of all captions, the empty prompt's, real latents and each one's caption."""
+    """The pipeline, embeddings of all captions, the empty prompt's, real latents and a caption for each."""
     pipe = StableDiffusionPipeline.from_pretrained(pocket.PIPELINE, use_safetensors=True, safety_checker=None)
     pipe.unet.requires_grad_(False).eval()
-    captions = [pocket.captions(label)[0] for label in range(10)]
+    latents, labels = pocket.examples()
+    captions = [caption for label in range(10) for caption in pocket.captions(label)]
+    many = torch.tensor([len(pocket.captions(label)) for label in range(10)])
+    chosen = (many.cumsum(0) - many)[labels] + (torch.rand(len(labels)) * many[labels]).long()
     with torch.no_grad():
         embeddings = pipe.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=False)[0]
         empty = pipe.encode_prompt([""], "cpu", 1, do_classifier_free_guidance=False)[0]
-    latents, labels = pocket.examples()
-    return pipe, embeddings, empty, latents, labels
+    return pipe, embeddings, empty, latents, chosen
 
 
-def dmd(batch: int, lr: float = 3e-4) -> Step:
-    """One step of DMD: two updates of the fake score, one of the student."""
+def save(pipe: StableDiffusionPipeline, latents: Tensor, path: Path) -> None:
+    """Decoded latents (N, 4, 8, 8) as a row of pictures."""
+    with torch.no_grad():
+        images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    make_image_grid(pipe.image_processor.postprocess(images), 1, len(images)).save(path)
+
+
+def dmd(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
+    """One step of DMD, two updates of the fake score and one of the student; and what draws the student's samples."""
     pipe, embeddings, empty, _, _ = load()
     teacher = pipe.unet
     student, fake, average = (
@@ -52,9 +65,9 @@ def dmd(batch: int, lr: float = 3e-4) -> Step:
         prompts = embeddings[torch.randint(len(embeddings), (batch,))]
         return prompts, torch.randn(batch, 4, 8, 8), torch.randint(20, 800, (batch,)), torch.randn(batch, 4, 8, 8)
 
-    def generate(z: Tensor, prompts: Tensor) -> Tensor:
-        alpha, sigma = coefficients(torch.full((batch,), START))
-        return (z - sigma * student(z, START, prompts).sample) / alpha
+    def generate(network: torch.nn.Module, z: Tensor, prompts: Tensor) -> Tensor:
+        alpha, sigma = coefficients(torch.full((len(z),), START))
+        return (z - sigma * network(z, START, prompts).sample) / alpha
 
     def update(network: torch.nn.Module, loss: Tensor) -> None:
         loss.backward()
@@ -66,12 +79,12 @@ def dmd(batch: int, lr: float = 3e-4) -> Step:
         for _ in range(2):
             prompts, z, t, noise = draw()
             with torch.no_grad():
-                x = generate(z, prompts)
+                x = generate(student, z, prompts)
             alpha, sigma = coefficients(t)
             error = fake(alpha * x + sigma * noise, t, prompts).sample - noise
             update(fake, (error / alpha).square().mean())
         prompts, z, t, noise = draw()
-        x = generate(z, prompts)
+        x = generate(student, z, prompts)
         alpha, sigma = coefficients(t)
         with torch.no_grad():
             x_t = alpha * x + sigma * noise
@@ -86,12 +99,16 @@ def dmd(batch: int, lr: float = 3e-4) -> Step:
             torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 0.01)
         return loss.item()
 
-    return step
+    @torch.no_grad()
+    def picture(path: Path) -> None:
+        save(pipe, generate(average, torch.randn(10, 4, 8, 8), embeddings[:10]), path)
+
+    return step, picture
 
 
-def scm(batch: int, lr: float = 3e-4) -> Step:
-    """One step of sCM: the teacher's slope, the student's tangent, one update."""
-    pipe, embeddings, empty, latents, labels = load()
+def scm(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
+    """One step of sCM, the teacher's slope, the student's tangent and one update; and what draws its samples."""
+    pipe, embeddings, empty, latents, chosen = load()
     teacher = pipe.unet
     student, average = (copy.deepcopy(teacher).requires_grad_(name != "average") for name in ("s", "average"))
     optimizer = torch.optim.AdamW(student.parameters(), lr, (0.9, 0.99), fused=True)
@@ -105,7 +122,7 @@ def scm(batch: int, lr: float = 3e-4) -> Step:
 
     def step() -> float:
         rows = torch.randint(len(latents), (batch,))
-        x0, prompts = latents[rows], embeddings[labels[rows]]
+        x0, prompts = latents[rows], embeddings[chosen[rows]]
         wanted = torch.atan(torch.exp(0.3 + 1.4 * torch.randn(batch)))
         index = torch.searchsorted(angles, wanted).clamp(max=len(angles) - 1)
         t = angles[index]
@@ -113,7 +130,7 @@ def scm(batch: int, lr: float = 3e-4) -> Step:
         x = cos * x0 + sin * torch.randn_like(x0)
 
         def of_student(x: Tensor, t: Tensor) -> Tensor:
-            return velocity(student(x, 8 * t, prompts).sample, x, t)
+            return velocity(student(x, CLOCK * t, prompts).sample, x, t)
 
         with torch.no_grad():
             both = teacher(torch.cat([x, x]), torch.cat([index, index]), torch.cat([prompts, empty])).sample
@@ -134,10 +151,16 @@ def scm(batch: int, lr: float = 3e-4) -> Step:
             torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 0.01)
         return loss.item()
 
-    return step
+    @torch.no_grad()
+    def picture(path: Path) -> None:
+        z, t = torch.randn(10, 4, 8, 8), angles[-1].expand(10)
+        sin, cos = t.sin()[:, None, None, None], t.cos()[:, None, None, None]
+        save(pipe, cos * z - sin * velocity(average(z, CLOCK * t, embeddings[:10]).sample, z, t), path)
+
+    return step, picture
 
 
-METHODS: dict[str, Callable[[int], Step]] = {"dmd": dmd, "scm": scm}
+METHODS: dict[str, Callable[[int], tuple[Step, Picture]]] = {"dmd": dmd, "scm": scm}
 
 
 def main() -> None:
@@ -145,11 +168,13 @@ def main() -> None:
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("student.png"), help="a row of the student's samples")
     args = parser.parse_args()
-    step = METHODS[args.method](args.batch_size)
+    step, picture = METHODS[args.method](args.batch_size)
     begun = time.perf_counter()
     for number in range(args.steps):
         print(f"step {number}: loss {step():.4f}, {time.perf_counter() - begun:.1f} s")
+    picture(args.out)
 
 
 if __name__ == "__main__":

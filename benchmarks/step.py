@@ -100,7 +100,7 @@ def measure(method: str, repeats: int, *more: str) -> dict[str, list[float]]:
     """Seconds of each step of the loop, of its bare calls, and of the plain script; `more` overrides the recipe."""
     seconds: dict[str, list[float]] = {"loop": [], "bare": [], "plain": []}
     batch = BATCHES[method]
-    script = plain.METHODS[method](batch)
+    script, _ = plain.METHODS[method](batch)
     begun, calls, last = 0.0, None, -1
     with tempfile.TemporaryDirectory() as output:
         recipe = load(recipe_file(method), settings(method, repeats + WARM + 1, output, *more))

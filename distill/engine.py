@@ -57,6 +57,9 @@ class Engine:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.scaler = self.accelerator.scaler
         self._compile = settings.compile
+        self._channels_last = settings.channels_last
+        if settings.channels_last:
+            self.refuse_sharding("train.channels_last=true")
         if settings.compile != "none":
             compiled.start(self.device)
         micro = settings.batch_size // settings.accumulation
@@ -87,6 +90,9 @@ class Engine:
 
     def prepare(self, distiller: Distiller, average: Denoiser) -> nn.Module:
         """The callable that the loop trains: the distiller, in DDP or with its networks and `average` sharded."""
+        if self._channels_last:
+            for whole in (distiller.teacher.denoiser, distiller, average):
+                whole.to(memory_format=torch.channels_last)
         trained = {id(module): module for modules in distiller.networks().values() for module in modules}
         if self._compile != "none":
             for module in (distiller.teacher.denoiser, *trained.values()):
@@ -171,18 +177,21 @@ class Engine:
         return tensor.detach().cpu() if self.chief else None
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Load what `whole` gave of an optimizer, on however many processes."""
+        """Load what `whole` gave of an optimizer, on however many processes; moments lie in memory as parameters do."""
         optimizer.load_state_dict(state)
         for parameter, entries in optimizer.state.items():
-            if isinstance(parameter, DTensor):
-                for key, value in entries.items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        entries[key] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+            for key, value in entries.items():
+                if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                    continue
+                if isinstance(parameter, DTensor):
+                    entries[key] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+                elif value.stride() != parameter.stride():
+                    entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def exported(self, average: Denoiser) -> Denoiser:
         """`average` as an ordinary module, on the chief. Every process calls it."""
         if self.sharding is None:
-            return average
+            return average.to(memory_format=torch.contiguous_format) if self._channels_last else average
         state = self.whole(average.state_dict())
         if self._spare is not None:
             self._spare.load_state_dict(state)

@@ -63,6 +63,7 @@ class TrainRecipe:
     ema: float = 0.99
     precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
     compile: Literal["none", "blocks", "networks"] = "none"  # torch.compile: repeated blocks, or whole networks
+    channels_last: bool = False  # convolutions' memory in NHWC order
     checkpoint_every: int = 200
     keep_checkpoints: int = 2  # the newest so many
     keep_every: int = 0  # and for good those whose step this divides; 0 keeps none of them
@@ -233,6 +234,11 @@ def _check_meaning(recipe: Recipe) -> None:
     if recipe.memory.tier == "shared" and train.compile != "none":
         raise ValueError(
             "memory.tier=shared switches adapters, which train.compile cannot follow; leave train.compile out"
+        )
+    if recipe.memory.eight_bit and train.channels_last:
+        raise ValueError(
+            "memory.eight_bit rounds moments in blocks that follow their order in memory, which train.channels_last "
+            "changes; leave one of them out"
         )
     if recipe.memory.offload_teacher and recipe.memory.tier == "shared":
         raise ValueError(

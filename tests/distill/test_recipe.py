@@ -67,6 +67,11 @@ def test_overrides(recipe, override, sentence):
         load(recipe, [override])
 
 
+def test_keys_that_exclude_each_other(recipe):
+    with pytest.raises(ValueError, match="leave one of them out"):
+        load(recipe, ["memory.eight_bit=true", "train.channels_last=true"])
+
+
 def test_a_teacher_says_its_family_itself(recipe):
     recipe.write_text(recipe.read_text().replace("family: stable_diffusion, ", ""))
     assert load(recipe).teacher.family == "stable_diffusion"

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from distill import checkpoint, shards
+from distill import checkpoint, engine, shards
 from distill.recipe import load
 from distill.train import train
 from eval.runs import read_run
@@ -47,6 +47,10 @@ def average(folder):
     return checkpoint.load_newest(folder / "checkpoints").average
 
 
+def distance(one, two):
+    return sum((one[key] - two[key]).square().sum() for key in one).sqrt()
+
+
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(recipes, method):
     whole = load(recipes[method], [*FAST, "train.steps=4", "name=whole"])
@@ -72,6 +76,47 @@ def test_reading_ahead_changes_no_bit(recipes, method, monkeypatch):
     assert any(name.startswith("read-ahead") for name in readers)
     one, two = average(whole.folder), average(files.folder)
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+def test_channels_last_gives_the_same_student_and_resumes_bit_for_bit(recipes, method, monkeypatch):
+    """Also from a checkpoint of the usual layout; a moment in another order than its weight would be nonsense."""
+    layouts = []
+    monkeypatch.setattr(engine.Engine, "update", _looking(engine.Engine.update, layouts))
+    usual, whole, parts, mixed = (
+        load(recipes[method], [*FAST, "train.steps=4", f"train.channels_last={last}", f"name={name}"])
+        for name, last in (("usual", False), ("whole", True), ("parts", True), ("mixed", True))
+    )
+    train(usual)
+    assert not any(layouts)
+    layouts.clear()
+    train(whole)
+    train(replace(parts, train=replace(parts.train, steps=2)))
+    train(parts)
+    train(replace(mixed, train=replace(mixed.train, steps=2, channels_last=False)))
+    assert any(layouts)
+    train(mixed)
+    ends = {recipe.name: average(recipe.folder) for recipe in (usual, whole, parts, mixed)}
+    assert all(torch.equal(value, ends["parts"][key]) for key, value in ends["whole"].items())
+    start = StableDiffusion.load(usual.teacher.path, torch.device("cpu")).student().state_dict()
+    moved = distance(start, ends["usual"])
+    assert moved > 0
+    assert all(distance(ends[name], ends["usual"]) < 1e-2 * moved for name in ("whole", "mixed"))
+    exported = load_file(whole.folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(value.is_contiguous() for value in exported.values())
+    DiffusionPipeline.from_pretrained(whole.folder / "pipeline")
+
+
+def _looking(update, layouts):
+    """Notes whether convolutions are channels-last, and that their moments are where they are."""
+
+    def looking(self, optimizer):
+        update(self, optimizer)
+        for parameter, state in optimizer.state.items():
+            assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
+            layouts.append(not parameter.is_contiguous())
+
+    return looking
 
 
 def _noting(take, readers):
@@ -105,8 +150,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(recipes, method):
     assert apart < 1e-3 * moved
 
 
-def test_zero_steps_export_the_teacher_itself(recipes):
-    recipe = load(recipes["dmd"], [*FAST, "train.steps=0"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_zero_steps_export_the_teacher_itself(recipes, channels_last):
+    recipe = load(recipes["dmd"], [*FAST, "train.steps=0", f"train.channels_last={channels_last}"])
     folder = train(recipe)
     trained = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     teacher = StableDiffusion.load(recipe.teacher.path, torch.device("cpu")).denoiser.network.state_dict()

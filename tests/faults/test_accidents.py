@@ -18,6 +18,8 @@ from distill import checkpoint
 from distill.dmd import DMD
 from distill.engine import Engine
 from distill.guard import Skips, Stop
+from distill.optimizers import adamw
+from distill.recipe import OptimizerRecipe
 from distill.run import Journal, claim
 from distill.train import train
 
@@ -122,6 +124,7 @@ def test_two_precisions_in_one_process(recipe):
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, [], "fsdp_version: 2"),
         ({}, ["train.shard_teacher=true"], "needs FSDP2"),
         ({"ACCELERATE_USE_FSDP": "true"}, ["train.precision=fp16"], "use train.precision=bf16"),
+        ({"ACCELERATE_USE_FSDP": "true"}, ["train.channels_last=true"], "or in DDP, not in FSDP2"),
     ],
 )
 def test_engines_that_cannot_run_this_are_refused_with_a_sentence(recipe, monkeypatch, variables, overrides, sentence):
@@ -136,7 +139,7 @@ def test_a_gradient_scaler_skips_steps_too_and_its_state_is_kept():
     engine = object.__new__(Engine)
     engine.scaler, engine._roots, engine.chief = torch.amp.GradScaler("cpu", init_scale=8.0), [], True
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([weight], 0.1, fused=True)
+    optimizer = adamw([weight], OptimizerRecipe(lr=0.1))
     skips = Skips(0, 40)
     told = []
     for step, factor in enumerate((1.0, math.inf, 1.0)):
