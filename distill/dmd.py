@@ -186,8 +186,11 @@ class DMD(Distiller):
         error = (velocity - to_velocity(x, noise, t)).square().flatten(1).mean(1)
         # [6] weighs the denoising loss. A velocity error is EDM's weight (1 / sigma^2 + 1 / sigma_d^2) on x0's, and is
         # epsilon's error over cos t and x0's over sin t.
-        weight = {"velocity": torch.ones_like(t), "epsilon": torch.cos(t).square(), "sample": torch.sin(t).square()}
-        loss = (weight[self.options.fake_score_loss] * error).mean()
+        if self.options.fake_score_loss == "epsilon":
+            error = torch.cos(t).square() * error
+        elif self.options.fake_score_loss == "sample":
+            error = torch.sin(t).square() * error
+        loss = error.mean()
         logs = {"loss": loss.detach()}
         if self.discriminator is not None:
             adversarial, judged = self.discriminate(batch, x)

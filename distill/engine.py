@@ -56,6 +56,7 @@ class Engine:
         self.device, self.chief = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.scaler = self.accelerator.scaler
+        self._mixed = settings.precision != "no"
         self._compile = settings.compile
         self._channels_last = settings.channels_last
         if settings.channels_last:
@@ -127,6 +128,10 @@ class Engine:
         for root in self._roots:
             root.set_requires_gradient_sync(last)
         return nullcontext() if last or self._roots else self.accelerator.no_sync(model)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision, where the recipe asks for it."""
+        return self.accelerator.autocast() if self._mixed else nullcontext()
 
     def clip(self, optimizer: Any, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         """Have the gradients scaled down to `max_norm` at most; their norm, (), on the device."""

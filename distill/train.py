@@ -145,7 +145,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
             for i in range(settings.accumulation):
                 batch = next(batches)
                 with engine.micro_batch(model, last=i == settings.accumulation - 1):
-                    with accelerator.autocast():
+                    with engine.autocast():
                         loss, details = model(turn, batch, step)
                     accelerator.backward(loss / settings.accumulation)
                 for key, value in details.items():

@@ -57,13 +57,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "distill.train", f"recipes/pocket/{args.method}.yaml", f"output={temporary}"]
         command += ["name=soak", "train.steps=100000000", *args.overrides]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         checkpoints = Path(temporary) / "soak" / "checkpoints"
-        while process.poll() is None and not any(checkpoints.glob("0*")):
-            time.sleep(0.5)
-        samples = watch(process, args.minutes)
-        process.send_signal(signal.SIGTERM)
-        code = process.wait()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        try:
+            while process.poll() is None and not any(checkpoints.glob("0*")):
+                time.sleep(0.5)
+            samples = watch(process, args.minutes)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait()
+        finally:  # where this one is ended itself, it leaves no training behind
+            process.kill()
+            process.wait()
         steps = max(int(path.name) for path in checkpoints.glob("0*"))
     line, ends = growth(samples)
     found = {
