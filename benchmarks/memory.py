@@ -157,16 +157,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def ratios(rows: list[dict[str, Any]]) -> str:
-    """`shared` over `full`, by the plan, where both are there."""
-    keys = ("model", "method", "batch", "checkpointing")
-    full = {tuple(r[key] for key in keys): r["planned"] for r in rows if r["tier"] == "full"}
-    found = [(tuple(r[key] for key in keys), r["planned"]) for r in rows if r["tier"] == "shared"]
-    return "\n".join(
-        f"- {case[0]}, {case[1]}, batch {case[2]}{', checkpointing' if case[3] else ''}: "
-        f"shared / full = {size / full[case]:.3f} (plan)"
-        for case, size in found
-        if case in full
-    )
+    """`shared` over `full`, by the plan, where both are there: each as it is by default, then both alike."""
+    planned = {tuple(r[f.name] for f in dataclasses.fields(Case)): r["planned"] for r in rows}
+    kinds = {"by default (shared with checkpointing)": (True, False), "without checkpointing": (False, False)}
+    lines = []
+    for name, (shared, full) in (kinds | {"both with checkpointing": (True, True)}).items():
+        for case in dict.fromkeys((r["model"], r["method"], r["batch"]) for r in rows):
+            model, method, batch = case
+            few, whole = (model, method, "shared", batch, shared), (model, method, "full", batch, full)
+            if few in planned and whole in planned:
+                ratio = planned[few] / planned[whole]
+                lines.append(f"- {model}, {method}, batch {batch}, {name}: shared / full = {ratio:.3f} (plan)")
+    return "\n".join(lines)
 
 
 def main() -> None:

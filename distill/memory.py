@@ -56,7 +56,7 @@ def plan(recipe: Recipe, samples: int) -> Plan:
     cls, method = options(recipe)
     if recipe.memory.tier == "shared":
         teacher.share(recipe.memory.rank)
-    if recipe.memory.checkpointing:
+    if recipe.memory.keeps_few:
         checkpoint_activations(teacher.denoiser.network)
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method).to(META)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
@@ -130,7 +130,7 @@ def lines(recipe: Recipe, samples: int, device: torch.device) -> list[str]:
 
 def advice(recipe: Recipe, samples: int, shared_fits: bool) -> str:
     """What to change, the least first."""
-    ways = [] if recipe.memory.checkpointing else ["memory.checkpointing=true"]
+    ways = [] if recipe.memory.keeps_few else ["memory.checkpointing=true"]
     if samples > 1:
         ways.append("a larger train.accumulation")
     if recipe.memory.tier == "full":

@@ -82,9 +82,14 @@ class TrainRecipe:
 class MemoryRecipe:
     tier: Literal["full", "shared"] = "full"  # whole networks, or LoRA adapters on the one network of the teacher
     rank: int = 64  # of the adapters
-    checkpointing: bool = False  # keep few activations and compute the others again in backward
+    checkpointing: bool | None = None  # keep few activations, compute the others again in backward; null: if shared
     eight_bit: bool = False  # AdamW's moments in 8 bits (bitsandbytes)
     offload_teacher: bool = False  # tier full: the frozen teacher in host memory, on the card for its calls only
+
+    @property
+    def keeps_few(self) -> bool:
+        """Whether activations are checkpointed: as asked, by default where memory is what the tier is for."""
+        return self.tier == "shared" if self.checkpointing is None else self.checkpointing
 
 
 @dataclass

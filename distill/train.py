@@ -82,7 +82,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     if recipe.memory.tier == "shared":
         engine.refuse_sharding("memory.tier=shared")
         teacher.share(recipe.memory.rank)
-    if recipe.memory.checkpointing:
+    if recipe.memory.keeps_few:
         checkpoint_activations(teacher.denoiser.network)
     if recipe.memory.eight_bit:
         engine.refuse_sharding("memory.eight_bit=true")

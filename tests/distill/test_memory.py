@@ -117,7 +117,10 @@ def test_half_precision_is_the_shared_tiers_default_and_runs_know_their_tier(rec
     plan = Plan([""])
     marks = {fingerprint(r, plan) for r in (full, shared, other)}
     assert len(marks) == 3
-    assert fingerprint(recipe("dmd", "memory.checkpointing=true"), plan) in marks
+    assert fingerprint(recipe("dmd", "memory.checkpointing=false"), plan) in marks
+    assert shared.memory.keeps_few and not full.memory.keeps_few  # where memory is what the tier is for
+    assert not recipe("dmd", "memory.checkpointing=false").memory.keeps_few
+    assert recipe("dmd", "memory.tier=full", "memory.checkpointing=true").memory.keeps_few
 
 
 CPU = torch.device("cpu")
