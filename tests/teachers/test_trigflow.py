@@ -46,6 +46,34 @@ def test_every_prediction_type_gives_the_same_trajectory(sigma_data):
         assert (end - ends[0]).abs().max() < 1e-9
 
 
+ZERO_SNR = torch.cat([SD15[:-1], torch.zeros(1)])
+
+
+@pytest.mark.parametrize("sigma_data", [1.0, 0.5, 1.7])
+@pytest.mark.parametrize("table", [SD15, ZERO_SNR], ids=["SD 1.5", "zero terminal SNR"])
+def test_shortcuts_are_what_the_table_says(table, sigma_data):
+    """Coefficients, scale and angle without the table agree with those through it, and so does their slope in t."""
+    path = VariancePreserving(table, sigma_data)
+    t = torch.linspace(path.t_min, path.t_max, 300, dtype=torch.float64).clamp(path.t_min, path.t_max)
+    for one, two in zip(path.native(t), path.coefficients(path.timestep(t)), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-9)
+    alpha, sigma = path.native(t)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t), rtol=0, atol=1e-12)
+    torch.testing.assert_close(path.scale(t), torch.sqrt((alpha * sigma_data) ** 2 + sigma**2), rtol=1e-12, atol=0)
+    timesteps = torch.linspace(0, 999, 300, dtype=torch.float64)
+    alpha, sigma = path.coefficients(timesteps)
+    torch.testing.assert_close(path.angle(timesteps), torch.atan2(sigma, alpha * sigma_data), rtol=1e-9, atol=0)
+    inner = t[1:-1]
+    slopes = [
+        torch.func.jvp(f, (inner,), (torch.ones_like(inner),))[1]
+        for f in (lambda t: path.native(t)[1], lambda t: path.coefficients(path.timestep(t))[1])
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-7)
+    ends = torch.tensor([path.t_min, path.t_max], dtype=torch.float64)
+    beyond = ends + torch.tensor([-0.001, 0.001])
+    assert all(torch.equal(*pair) for pair in zip(path.native(beyond), path.native(ends), strict=True))
+
+
 @pytest.mark.parametrize("path", [VariancePreserving(SD15), VariancePreserving(SD15, 0.5), Flow(sigma_data=1.3)])
 def test_path_inverts_and_its_slope_is_its_derivative(path):
     angles = torch.linspace(path.t_min + 0.01, path.t_max - 0.01, 200, dtype=torch.float64)
