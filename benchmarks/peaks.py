@@ -1,10 +1,10 @@
 """The training loop's memory beside a plain script's, and one process against two: parts of `benchmarks.step`.
 
 Memory is the peak of a process of its own, without evaluation and export, which the script has not: of its tensors
-(`distill.paper.Live`), and of the whole process above what importing took, code and interpreter included; beside it
-what has to be held: the teacher's pipeline, for each network that trains its weights, gradients and two moments, and
-the student's average. Scaling is wall-clock: one process of one thread against two (DDP over gloo)
-that share the recipe's batch; it needs two idle cores.
+(`distill.paper.Live`), and of the whole process above what importing took, code and interpreter included (on a GPU:
+what its allocator has reserved); beside it what has to be held: the teacher's pipeline, for each network that trains
+its weights, gradients and two moments, and the student's average. Scaling is wall-clock: one process of one thread
+against two (DDP over gloo) that share the recipe's batch; it needs two idle cores.
 """
 
 import json
@@ -59,7 +59,8 @@ def peak(which: str, method: str, what: str) -> float:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         work(which, method)
-        return torch.cuda.max_memory_allocated() / 2**20
+        most = torch.cuda.max_memory_allocated if what == "tensors" else torch.cuda.max_memory_reserved
+        return most() / 2**20
     if what == "tensors":
         with Live([], torch.device("cpu")) as live:
             work(which, method)

@@ -4,6 +4,7 @@
 (`distill.encode`). Batches are drawn with replacement by `Draws`, so that there is no position to lose on resume.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,14 +68,15 @@ class Dataset:
         if all(table is None or table.resident for table in (self.cond, self.latents)):
             yield from map(self.batch, draws)
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-            ahead: Future[Batch] | None = None
+        card = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_initialized() else (None, ())
+        with ThreadPoolExecutor(1, "read-ahead", *card) as reader:
+            ahead: deque[Future[Batch]] = deque()
             for following in draws:
-                ready, ahead = ahead, reader.submit(self.batch, following)
-                if ready is not None:
-                    yield ready.result()
-            if ahead is not None:
-                yield ahead.result()
+                ahead.append(reader.submit(self.batch, following))
+                if len(ahead) > 1:
+                    yield ahead.popleft().result()  # and nothing here holds on to it
+            while ahead:
+                yield ahead.popleft().result()
 
     def held_out(self, count: int) -> Callable[[Tensor], Condition]:
         """Of `count` prompts, spread evenly over the rows: the conditions of those with the numbers (N,)."""

@@ -90,7 +90,10 @@ class Distiller(nn.Module, ABC):
         return path.angle(torch.tensor(timesteps)).tolist()
 
     def turns(self, step: int) -> tuple[str, ...]:
-        """Which networks train at this step, in order; a name may come several times."""
+        """Which networks train at this step, in order; a name may come several times.
+
+        A function of `step` alone: it is asked several times, and ahead of the step.
+        """
         return self.turn_names
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:

@@ -89,11 +89,14 @@ class Engine:
 
     # --- networks -----------------------------------------------------------------------------------------------------
 
+    def lay_out(self, *networks: nn.Module) -> None:
+        """Put convolutions into the memory order that the recipe asks for."""
+        if self._channels_last:
+            for network in networks:
+                network.to(memory_format=torch.channels_last)
+
     def prepare(self, distiller: Distiller, average: Denoiser) -> nn.Module:
         """The callable that the loop trains: the distiller, in DDP or with its networks and `average` sharded."""
-        if self._channels_last:
-            for whole in (distiller.teacher.denoiser, distiller, average):
-                whole.to(memory_format=torch.channels_last)
         trained = {id(module): module for modules in distiller.networks().values() for module in modules}
         if self._compile != "none":
             for module in (distiller.teacher.denoiser, *trained.values()):
@@ -143,7 +146,7 @@ class Engine:
             squared = norm.square()
             dist.all_reduce(squared)
             norm = squared.sqrt()
-        excess = ((norm + 1e-6) / max_norm).clamp(min=1.0)
+        excess = ((norm.float() + 1e-6) / max_norm).clamp(min=1.0)
         fused = self.scaler is None and isinstance(optimizer, torch.optim.AdamW)
         if fused:
             optimizer.grad_scale = excess  # what the fused kernel divides by

@@ -57,7 +57,7 @@ def plan(recipe: Recipe, samples: int) -> Plan:
     if recipe.memory.tier == "shared":
         teacher.share(recipe.memory.rank)
     if recipe.memory.keeps_few:
-        checkpoint_activations(teacher.denoiser.network)
+        checkpoint_activations(teacher.denoiser.network, recipe.memory.checkpointing)
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method).to(META)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
     trained = {turn: _parameters(*modules) for turn, modules in distiller.networks().items()}

@@ -44,49 +44,54 @@ def adamw(parameters: list[nn.Parameter], rate: OptimizerRecipe, eight_bit: bool
 class Fused(torch.optim.AdamW):
     """PyTorch's fused AdamW, bit for bit, without gathering the same lists of tensors anew at every step.
 
-    What its kernel takes is remembered, and all parameters share one step count meanwhile. Whatever is out of the
-    ordinary (a first step, a parameter without a gradient, sharded tensors) goes PyTorch's own way.
+    What its kernel takes is remembered, and parameters of one step count share it meanwhile. Whatever is out of the
+    ordinary (a first step, a parameter without a gradient, sharded tensors, a closure) goes PyTorch's own way. The
+    hooks that PyTorch calls around a step are left out.
     """
 
-    _known: tuple[list[Tensor], ...] | None = None  # parameters, both moments, step counts
+    _known: list[tuple[list[Tensor], ...]] | None = None  # for each count: parameters, both moments, the count for each
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        (group,) = self.param_groups
-        gradients = [p.grad for p in group["params"]]
-        if self._known is None:
-            self._known = self._gather()
-        if self._known is None or any(gradient is None for gradient in gradients):
-            self._apart()
-            return super().step(closure)
-        parameters, firsts, seconds, counts = self._known
-        scale, skip = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
-        counts[0] += 1
-        torch._fused_adamw_(
-            parameters, gradients, firsts, seconds, [], counts, lr=group["lr"], beta1=group["betas"][0],
-            beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
-            maximize=False, grad_scale=scale, found_inf=skip,
-        )  # fmt: skip
-        if skip is not None:
-            counts[0] -= skip
-        return None
+        group = self.param_groups[0]
+        usual = closure is None and len(self.param_groups) == 1
+        if usual and all(parameter.grad is not None for parameter in group["params"]):
+            self._known = self._known or self._gather(group["params"])
+            if self._known is not None:
+                return self._fused(group)
+        self._apart()
+        return super().step(closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # else PyTorch wraps it for its profiler: 0.2 ms a step on a CPU
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for parameter in self.param_groups[0]["params"]:
-            parameter.grad = None
+    def _fused(self, group: dict[str, Any]) -> None:
+        scale, skip = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
+        assert self._known is not None
+        for parameters, firsts, seconds, counts in self._known:
+            counts[0] += 1
+            torch._fused_adamw_(
+                parameters, [p.grad for p in parameters if p.grad is not None], firsts, seconds, [], counts,
+                lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
+                eps=group["eps"], amsgrad=False, maximize=False, grad_scale=scale, found_inf=skip,
+            )  # fmt: skip
+            if skip is not None:
+                counts[0] -= skip
 
-    def _gather(self) -> tuple[list[Tensor], ...] | None:
-        parameters = self.param_groups[0]["params"]
+    def _gather(self, parameters: list[Tensor]) -> list[tuple[list[Tensor], ...]] | None:
         states = [self.state.get(p, {}) for p in parameters]
         if not all(states) or any(type(state["exp_avg"]) is not Tensor for state in states):
             return None
-        if len({(p.device, p.dtype) for p in parameters}) > 1 or len({state["step"].item() for state in states}) > 1:
+        if len({(p.device, p.dtype) for p in parameters}) > 1:
             return None
-        for state in states:
-            state["step"] = states[0]["step"]
-        return parameters, *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        rows: dict[float, list[tuple[Tensor, dict[str, Tensor]]]] = {}
+        counts = torch.stack([state["step"] for state in states]).tolist()  # the device is waited for once
+        for count, parameter, state in zip(counts, parameters, states, strict=True):
+            rows.setdefault(count, []).append((parameter, state))
+            state["step"] = rows[count][0][1]["step"]
+        return [
+            ([p for p, _ in alike], *([s[name] for _, s in alike] for name in ("exp_avg", "exp_avg_sq", "step")))
+            for alike in rows.values()
+        ]
 
     def _apart(self) -> None:
         """A step count for each parameter, as PyTorch has it."""
@@ -94,6 +99,14 @@ class Fused(torch.optim.AdamW):
             for state in self.state.values():
                 state["step"] = state["step"].clone()
         self._known = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         self._apart()

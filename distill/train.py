@@ -35,6 +35,7 @@ from distill.optimizers import adamw, schedule
 from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, asked, options, save
 from distill.registry import TEACHERS, find
 from distill.run import Journal, claim, fingerprint, finished
+from teachers.adapters import body
 from teachers.checkpointing import checkpoint_activations
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
@@ -82,15 +83,17 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
     if recipe.memory.tier == "shared":
         engine.refuse_sharding("memory.tier=shared")
         teacher.share(recipe.memory.rank)
-    if recipe.memory.keeps_few:
-        checkpoint_activations(teacher.denoiser.network)
+    if recipe.memory.keeps_few and not checkpoint_activations(teacher.denoiser.network, recipe.memory.checkpointing):
+        accelerator.print("memory.checkpointing is off: this architecture cannot")
     if recipe.memory.eight_bit:
         engine.refuse_sharding("memory.eight_bit=true")
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, method_options).to(device)
+    engine.lay_out(body(teacher.denoiser.network), distiller)
     if recipe.memory.offload_teacher:
         engine.refuse_sharding("memory.offload_teacher=true")
         teacher.offload(device)
     average = copy.deepcopy(distiller.student).requires_grad_(False)
+    engine.lay_out(average)
     start, spent = 0, 0.0
     if chief:
         checkpoint.mend(folder / "checkpoints")
@@ -148,6 +151,7 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
                     with engine.autocast():
                         loss, details = model(turn, batch, step)
                     accelerator.backward(loss / settings.accumulation)
+                del batch
                 for key, value in details.items():
                     logs[f"{turn}/{key}"].append(value)
             norm = engine.clip(optimizer, networks[turn], settings.max_norm)

@@ -16,14 +16,16 @@ from torch.utils.checkpoint import checkpoint
 from teachers.adapters import Adapted, body
 
 
-def checkpoint_activations(network: nn.Module) -> None:
+def checkpoint_activations(network: nn.Module, asked: bool | None = True) -> bool:
     """Have `network`, and copies made of it, keep few activations and compute the others again in backward.
 
     What is computed again runs under the adapter, and with the frozen parameters, of the first time (`pinned`).
-    ValueError for an architecture that cannot.
+    Of an architecture that cannot: ValueError where it was `asked` for, else False.
     """
     base = body(network)
     if not isinstance(base, ModelMixin) or not base._supports_gradient_checkpointing:
+        if not asked:
+            return False
         raise ValueError(f"{type(base).__name__} cannot checkpoint its activations; set memory.checkpointing to false")
     pin = network.shelf.pin if isinstance(network, Adapted) else _nothing_to_pin
 
@@ -31,6 +33,7 @@ def checkpoint_activations(network: nn.Module) -> None:
         return checkpoint(pinned(block, pin()), *args, use_reentrant=False, preserve_rng_state=False)
 
     base.enable_gradient_checkpointing(run)
+    return True
 
 
 def pinned(block: nn.Module, again: Callable[[], AbstractContextManager[Any]]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from distill import checkpoint, engine, shards
 from distill.recipe import load
 from distill.train import train
 from eval.runs import read_run
+from teachers.adapters import body
 from teachers.stable_diffusion import StableDiffusion
 from tests.settings import FAST
 
@@ -105,6 +106,19 @@ def test_channels_last_gives_the_same_student_and_resumes_bit_for_bit(recipes, m
     exported = load_file(whole.folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(value.is_contiguous() for value in exported.values())
     DiffusionPipeline.from_pretrained(whole.folder / "pipeline")
+
+
+@pytest.mark.parametrize("memory", ["memory.tier=full", "memory.tier=shared", "memory.offload_teacher=true"])
+def test_channels_last_reaches_every_network(recipes, memory, monkeypatch):
+    kept = []
+    prepare = engine.Engine.prepare
+    monkeypatch.setattr(engine.Engine, "prepare", lambda *given: kept.append(given[1]) or prepare(*given))
+    train(load(recipes["dmd"], [*FAST, "train.steps=2", "train.channels_last=true", memory]))
+    (distiller,) = kept
+    for network in (body(distiller.teacher.denoiser.network), distiller.student, distiller.fake_score):
+        weights = [p for name, p in network.named_parameters() if "lora" not in name]  # a base holds all adapters
+        spatial = [p for p in weights if p.ndim == 4 and p.shape[-1] > 1 and p.shape[1] > 1]
+        assert spatial and all(p.is_contiguous(memory_format=torch.channels_last) for p in spatial)
 
 
 def _looking(update, layouts):

@@ -303,6 +303,7 @@ def test_without_peft_the_sentence_says_what_to_install(load, monkeypatch):
 def test_a_network_that_cannot_checkpoint_is_named():
     with pytest.raises(ValueError, match="Linear cannot checkpoint"):
         checkpoint_activations(nn.Linear(2, 2))
+    assert not checkpoint_activations(nn.Linear(2, 2), asked=None)
 
 
 def test_an_embedded_guidance_is_refused(load):
