@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.shards import send
+
 BLOCK = 16  # rows that are made together
 NORMALS = np.random.Generator(np.random.Philox(key=0))  # one for all, since making one costs more than a block
 FRESH = NORMALS.bit_generator.state  # to be set, with a key and a counter, before each use
@@ -46,23 +48,20 @@ class Draws:
                 into = whole[(number - first) * BLOCK : (number - first + 1) * BLOCK]
                 NORMALS.standard_normal(dtype=np.float32, out=into)
         self._calls += 1
-        return self._send(torch.from_numpy(whole)[self._rows.start - first * BLOCK : self._rows.stop - first * BLOCK])
+        rows = torch.from_numpy(whole)[self._rows.start - first * BLOCK : self._rows.stop - first * BLOCK]
+        return send(rows, self.device)
 
     def uniform(self) -> Tensor:
         """Stratified uniform on [0, 1), (rows,): one per equal slice of the interval, in random order."""
         jitter = torch.rand(self._total, generator=self.generator)
         order = torch.randperm(self._total, generator=self.generator)
-        return self._send(((order + jitter) / self._total)[self._rows])
+        return send(((order + jitter) / self._total)[self._rows], self.device)
 
     def rows(self, count: int, on: torch.device | None = None) -> Tensor:
         """Row numbers in [0, count) with replacement, (rows,), on the device `on` (default: that of the draws)."""
         rows = torch.randint(count, (self._total,), generator=self.generator)[self._rows]
-        return self._send(rows) if on is None else rows.to(on)
+        return send(rows, self.device) if on is None else rows.to(on)
 
     def pick(self, count: int) -> int:
         """A number in [0, count), one for the whole global batch."""
         return int(torch.randint(count, (1,), generator=self.generator)) if count > 1 else 0
-
-    def _send(self, rows: Tensor) -> Tensor:
-        """To the device; through pinned memory to a GPU, so that the host does not wait for what runs there."""
-        return (rows.pin_memory() if self.device.type == "cuda" else rows).to(self.device, non_blocking=True)
