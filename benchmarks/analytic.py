@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from benchmarks import closed_forms
 from benchmarks.closed_forms import DRAWS, Map, distance, draw, floor, mode_error
-from distill.distiller import Batch, Distiller, Pairs
-from distill.dmd import DMD, DMDOptions
-from distill.draws import Draws
-from distill.scm import SCM, SCMOptions
-from teachers.analytic import MIXTURES, Analytic
-from teachers.denoiser import Denoiser
+from distill.data.draws import Draws
+from distill.methods.base import Batch, Distiller, Pairs
+from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.scm import SCM, SCMOptions
+from teachers.core.denoiser import Denoiser
+from teachers.families.analytic import MIXTURES, Analytic
 
 HERE = Path(__file__).parent
 TABLE, CELLS, PICTURE = HERE / "analytic.md", HERE / "results" / "analytic.json", HERE / "results" / "analytic.png"

@@ -12,9 +12,9 @@
 import torch
 from torch import Tensor
 
-from distill.sampling import sample
-from teachers.analytic import Analytic
-from teachers.denoiser import Denoiser
+from teachers.core.denoiser import Denoiser
+from teachers.core.sampling import sample
+from teachers.families.analytic import Analytic
 
 SAMPLES, DRAWS = 5000, 4
 FINE = {"checkerboard": 16}  # components that are one mode together

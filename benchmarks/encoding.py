@@ -2,7 +2,7 @@
 
     python -m benchmarks.encoding [--captions 10000]
 
-Each run is a process of its own. Seconds are wall time of `distill.data.prepare`, loading the text encoder among it;
+Each run is a process of its own. Seconds are wall time of `distill.data.dataset.prepare`, loading the text encoder among it;
 how often that was loaded and called, transformers' own class tells.
 """
 
@@ -19,9 +19,9 @@ import torch
 from accelerate import Accelerator
 from transformers import CLIPTextModel
 
-from distill.data import plan, prepare
-from distill.recipe import DTYPES, load
-from distill.registry import TEACHERS, find
+from distill.config.recipe import DTYPES, load
+from distill.config.registry import TEACHERS, find
+from distill.data.dataset import plan, prepare
 from teachers import pocket
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pocket" / "dmd.yaml"

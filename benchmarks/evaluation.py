@@ -28,12 +28,12 @@ from cleanfid import fid as clean_fid
 from PIL import Image
 from torch import Tensor
 
-from eval.features import extractor
-from eval.fid import FrechetTo, frechet_distance
-from eval.fid import statistics as moments
-from eval.folder import batches, features_of_folder, files_in
-from eval.inception import MODES, SHA256, find_weights, sha256, unfolded
-from eval.kid import kid
+from eval.features.extractors import extractor
+from eval.features.image_folder import batches, features_of_folder, files_in
+from eval.features.inception import MODES, SHA256, find_weights, sha256, unfolded
+from eval.metrics.fid import FrechetTo, frechet_distance
+from eval.metrics.fid import statistics as moments
+from eval.metrics.kid import kid
 
 RESULT = Path(__file__).parent / "results" / "evaluation.md"
 BATCH = 32

@@ -26,13 +26,14 @@ import psutil
 import torch
 
 from benchmarks.full_size import MODELS
-from distill import memory, paper
-from distill.distiller import Batch, Pairs
-from distill.draws import Draws
-from distill.recipe import DTYPES, MemoryRecipe, Recipe, TeacherRecipe, TrainRecipe, options
-from distill.registry import TEACHERS, find
-from teachers.checkpointing import checkpoint_activations
-from teachers.teacher import Teacher
+from distill import memory
+from distill.config.recipe import DTYPES, MemoryRecipe, Recipe, TeacherRecipe, TrainRecipe, options
+from distill.config.registry import TEACHERS, find
+from distill.data.draws import Draws
+from distill.methods.base import Batch, Pairs
+from distill.training import meta_device as paper
+from teachers.core.teacher import Teacher
+from teachers.networks.checkpointing import checkpoint_activations
 
 RESULTS = Path(__file__).parent / "results"
 METHODS: dict[str, dict[str, Any]] = {"dmd": {"name": "dmd"}, "scm": {"name": "scm"}}

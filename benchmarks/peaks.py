@@ -1,7 +1,7 @@
 """The training loop's memory beside a plain script's, and one process against two: parts of `benchmarks.step`.
 
 Memory is the peak of a process of its own, without evaluation and export, which the script has not: of its tensors
-(`distill.paper.Live`), and of the whole process above what importing took, code and interpreter included (on a GPU:
+(`distill.training.meta_device.Live`), and of the whole process above what importing took, code and interpreter included (on a GPU:
 what its allocator has reserved); beside it what has to be held: the teacher's pipeline, for each network that trains
 its weights, gradients and two moments, and the student's average. Scaling is wall-clock: one process of one thread
 against two (DDP over gloo) that share the recipe's batch; it needs two idle cores.
@@ -21,9 +21,9 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import plain
-from distill.paper import Live
-from distill.recipe import load
+from distill.config.recipe import load
 from distill.train import train
+from distill.training.meta_device import Live
 
 ROOT = Path(__file__).parents[1]
 BATCHES = {"dmd": 32, "scm": 64}  # of recipes/pocket

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.recipe import Recipe, load, options
+from distill.config.recipe import Recipe, load, options
 
 RUNS, RESULTS = Path("runs/seeds"), Path(__file__).parent / "results"
 RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from distill.recipe import load
+from distill.config.recipe import load
 from teachers import pocket
 
 RUNS, RESULTS = Path("runs/stability"), Path(__file__).parent / "results"

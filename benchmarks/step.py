@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from benchmarks import plain
 from benchmarks.peaks import BATCHES, WARM, memories, recipe_file, scaling, settings, table
-from distill import compiled
-from distill.distiller import Distiller
-from distill.recipe import load, options
-from distill.tangent import jvp
+from distill.config.recipe import load, options
+from distill.methods import compiling as compiled
+from distill.methods.base import Distiller
+from distill.methods.jvp import jvp
 from distill.train import train
 
 RESULT = Path(__file__).parent / "results" / "step.md"

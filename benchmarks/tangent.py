@@ -5,7 +5,7 @@
 Methods take turns and the medians are compared, so the ratios hold on a busy machine where the milliseconds do not.
 Errors are |found - exact| / |exact| of the derivative, exact being a float64 central difference of the float64 network,
 along (x, t) with t in [0, 1] and timestep 1000 t. "func.jvp" is PyTorch's own: it needs the math attention backend and
-contiguous GroupNorm inputs, which are arranged for it here and which `distill.tangent.jvp` needs nobody to arrange.
+contiguous GroupNorm inputs, which are arranged for it here and which `distill.methods.jvp.jvp` needs nobody to arrange.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distill.tangent import finite_difference, jvp
+from distill.methods.jvp import finite_difference, jvp
 
 Function = Callable[[Tensor, Tensor], Tensor]
 RESULT = Path(__file__).parent / "results" / "tangent.md"

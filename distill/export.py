@@ -2,7 +2,7 @@
 
     python -m distill.export RUN [--push-to-hub NAME [--private]]
 
-The command (`distill.publish`) also exports a stopped run's newest checkpoint, and uploads.
+The command (`distill.exporting.hub`) also exports a stopped run's newest checkpoint, and uploads.
 """
 
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from distill import __version__
-from distill.distiller import Distiller
-from distill.errors import speak
-from distill.recipe import Recipe
-from teachers.adapters import Adapted
-from teachers.denoiser import Denoiser
-from teachers.teacher import Teacher, save_pipeline
+from distill.config.recipe import Recipe
+from distill.methods.base import Distiller
+from teachers.core.denoiser import Denoiser
+from teachers.core.teacher import Teacher, save_pipeline
+from teachers.networks.adapters import Adapted
+from teachers.support.errors import speak
 
 PROMPTS = "training_prompts.txt"  # in the pipeline's folder
 LORA = "lora"  # there too, where the student is an adapter
@@ -165,6 +165,6 @@ Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in 
 
 
 if __name__ == "__main__":
-    from distill.publish import command  # which imports the loop, which imports this module
+    from distill.exporting.hub import command  # which imports the loop, which imports this module
 
     speak(command)

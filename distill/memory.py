@@ -3,7 +3,7 @@
     python -m distill.memory recipes/sdxl_dmd2_lora.yaml [key=value ...]
 
 The run's own networks, losses and backward passes run on the meta device, where tensors have shapes and no contents,
-and what is alive there at once is counted as it comes and goes (`distill.paper`). So the plan knows of every method,
+and what is alive there at once is counted as it comes and goes (`distill.training.meta_device`). So the plan knows of every method,
 option and tier what the code itself does. What it lacks beside the real thing is the libraries' scratch space and the
 gaps that allocators leave.
 """
@@ -16,17 +16,17 @@ import psutil
 import torch
 from torch import nn
 
-from distill.distiller import Batch, Distiller, Pairs
-from distill.draws import Draws
-from distill.errors import speak
-from distill.optimizers import moments
-from distill.paper import META, Live, configured, modules_beside, on_paper, stand_ins
-from distill.recipe import DTYPES, Recipe, asked, options
-from distill.registry import TEACHERS, find
-from teachers.adapters import body
-from teachers.checkpointing import checkpoint_activations
+from distill.config.recipe import DTYPES, Recipe, asked, options
+from distill.config.registry import TEACHERS, find
+from distill.data.draws import Draws
+from distill.methods.base import Batch, Distiller, Pairs
+from distill.training.meta_device import META, Live, configured, modules_beside, on_paper, stand_ins
+from distill.training.optimizers import moments
+from teachers.core.teacher import Teacher
 from teachers.describe import DMD, sketch
-from teachers.teacher import Teacher
+from teachers.networks.adapters import body
+from teachers.networks.checkpointing import checkpoint_activations
+from teachers.support.errors import speak
 
 LATE = 10**9  # a step at which every warm-up is over
 GIB = 2**30

@@ -16,16 +16,17 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from distill import data, shards
-from distill.draws import Draws
-from distill.engine import PATIENCE
-from distill.errors import speak
-from distill.recipe import DTYPES, Recipe, asked, options
-from distill.registry import TEACHERS, find
-from distill.run import claim
-from distill.sampling import follow
-from distill.shards import Table, digest
-from teachers.teacher import Teacher
+from distill.config.recipe import DTYPES, Recipe, asked, options
+from distill.config.registry import TEACHERS, find
+from distill.data import dataset as data
+from distill.data import shards
+from distill.data.draws import Draws
+from distill.data.shards import Table, digest
+from distill.training.engine import PATIENCE
+from distill.training.run_folder import claim
+from teachers.core.sampling import follow
+from teachers.core.teacher import Teacher
+from teachers.support.errors import speak
 
 
 def make(

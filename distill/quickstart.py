@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from distill.errors import speak
-from distill.recipe import load
+from distill.config.recipe import load
 from distill.train import train
+from teachers.support.errors import speak
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
 

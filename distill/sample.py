@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.errors import speak
-from eval.generate import arguments, images_of, load_pipeline, parameters
+from eval.pipelines.generate import arguments, images_of, load_pipeline, parameters
+from teachers.support.errors import speak
 
 
 def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:

@@ -21,22 +21,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill import checkpoint, data, pairs
-from distill.checkpoint import Checkpoint
-from distill.distiller import Distiller
-from distill.draws import Draws
-from distill.engine import Engine
-from distill.errors import speak
+from distill import pairs
+from distill.config.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, asked, options, save
+from distill.config.registry import TEACHERS, find
+from distill.data import dataset as data
+from distill.data.draws import Draws
 from distill.export import describe, export
-from distill.guard import Skips, Stop
 from distill.memory import announce
-from distill.monitor import Monitor, choose_features
-from distill.optimizers import adamw, schedule
-from distill.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, asked, options, save
-from distill.registry import TEACHERS, find
-from distill.run import Journal, claim, fingerprint, finished
-from teachers.adapters import body
-from teachers.checkpointing import checkpoint_activations
+from distill.methods.base import Distiller
+from distill.training import checkpoint
+from distill.training.checkpoint import Checkpoint
+from distill.training.engine import Engine
+from distill.training.guard import Skips, Stop
+from distill.training.monitor import Monitor, choose_features
+from distill.training.optimizers import adamw, schedule
+from distill.training.run_folder import Journal, claim, fingerprint, finished
+from teachers.networks.adapters import body
+from teachers.networks.checkpointing import checkpoint_activations
+from teachers.support.errors import speak
 
 MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
 MOST_BROKEN_FP16 = 40  # there the first ones are how the gradient scaler finds its scale

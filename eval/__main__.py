@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from eval.config.protocol import CLIP, read_protocol
 from eval.errors import told
-from eval.protocol import CLIP, read_protocol
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--seed", type=int, default=0, help="seed of the noise, the same for all rows (default: 0)")
     out.add_argument("--device", help='such as "cpu" or "cuda:0" (default: a GPU where there is one)')
     out.add_argument("--precision", help="float32, float16 or bfloat16 (default: float16 on a GPU, float32 on a CPU)")
-    out.add_argument("--features", help="what images are compared by: pocket, clean (FID), ... (see eval/features.py)")
+    out.add_argument(
+        "--features", help="what images are compared by: pocket, clean (FID), ... (see eval/features/extractors.py)"
+    )
     out.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception weights to use")
     out.add_argument("--baseline", type=Path, metavar="RUN", help="the run that ratios are over (default: the teacher)")
     out.add_argument("--compile", action="store_true", dest="compiled", help="add latencies under torch.compile")

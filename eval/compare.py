@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 
-from eval import cache
-from eval.clip_score import ClipScore
-from eval.curves import curves
-from eval.diversity import perceptual
-from eval.features import extractor, prompt_judge
-from eval.jobs import baseline_of, jobs_of
-from eval.machine import choose_device, choose_precision, describe, load
-from eval.measure import PICTURES, Job, Loader, Settings, measure, shrunk
-from eval.notes import notes
-from eval.reference import Reference
-from eval.reference import reference as read_reference
+from eval.features.extractors import extractor, prompt_judge
+from eval.metrics.clip_score import ClipScore
+from eval.metrics.diversity import perceptual
+from eval.metrics.reference import Reference
+from eval.metrics.reference import reference as read_reference
+from eval.pipelines import cache
+from eval.pipelines.jobs import baseline_of, jobs_of
+from eval.pipelines.machine import choose_device, choose_precision, describe, load
+from eval.pipelines.measure import PICTURES, Job, Loader, Settings, measure, shrunk
+from eval.pipelines.runs import prompts_for, read_run, same, step_counts
 from eval.report import write_report
-from eval.rows import rows
-from eval.runs import prompts_for, read_run, same, step_counts
+from eval.report.notes import notes
+from eval.report.rows import rows
+from eval.report.training_log import curves
 
 
 def compare(
@@ -59,8 +59,8 @@ def compare(
     teacher's own samples from other seeds, prompts "none" means none. Ratios are over the teacher's usual call, or over
     the first row of the run `baseline`, or where there is neither over the very first row. `compiled` adds latencies
     under torch.compile. `steps` ("4" or "1,4") and `guidance` are for pipelines without a distill.json. `size` brings
-    images to that many pixels a side before they are judged (`eval.square`), `clip` adds that model's CLIP score
-    (`eval.clip_score`). `protocol` is only told in the report. `device` and `precision` default to a GPU in float16
+    images to that many pixels a side before they are judged (`eval.features.resize`), `clip` adds that model's CLIP score
+    (`eval.metrics.clip_score`). `protocol` is only told in the report. `device` and `precision` default to a GPU in float16
     where there is one, else the CPU in float32. `command` defaults to the process's own command line. Raises
     ValueError, one sentence, for whatever a user can mend; then nothing is written but rows that were finished before.
     """

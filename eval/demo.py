@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from eval.errors import told
-from eval.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
-from eval.latency import timed
-from eval.machine import PRECISIONS, choose_device, choose_precision
-from eval.runs import read_run, same, teacher_folder
+from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
+from eval.pipelines.latency import timed
+from eval.pipelines.machine import PRECISIONS, choose_device, choose_precision
+from eval.pipelines.runs import read_run, same, teacher_folder
 
 LEAST = 256  # pixels of a picture's longer side on the page; smaller ones are enlarged without smoothing
 LONGEST = 1000  # letters of a prompt

@@ -11,15 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.features import Extractor, extractor
-from eval.fid import FrechetTo, statistics
-from eval.folder import features_of_folder, oddities
-from eval.inception import MODES
-from eval.intervals import interval, standard_error
-from eval.kid import kid
-from eval.machine import choose_device
-from eval.prdc import LEAST, prdc
-from eval.reference import Reference, reference, save
+from eval.features.extractors import Extractor, extractor
+from eval.features.image_folder import features_of_folder, oddities
+from eval.features.inception import MODES
+from eval.metrics.fid import FrechetTo, statistics
+from eval.metrics.intervals import interval, standard_error
+from eval.metrics.kid import kid
+from eval.metrics.prdc import LEAST, prdc
+from eval.metrics.reference import Reference, reference, save
+from eval.pipelines.machine import choose_device
 
 
 def command(name: str, args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("families", help="the installed families and their pipelines")
     args = out.parse_args(arguments)
     from teachers.describe import describe  # torch takes seconds to load, and --help should not
-    from teachers.families import installed
+    from teachers.loading.registry import installed
 
     try:
         if args.command == "describe":

@@ -14,10 +14,10 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from safetensors import safe_open
 from torch import nn
 
-from teachers.families import family_of, installed, locate
-from teachers.source import configuration, explained
-from teachers.teacher import Teacher
-from teachers.trigflow import VariancePreserving
+from teachers.core.teacher import Teacher
+from teachers.core.trigflow import VariancePreserving
+from teachers.loading.registry import family_of, installed, locate
+from teachers.loading.source import configuration, explained
 
 # Bytes that training holds for every parameter of the network, in float32: 4 of weights in each copy, 8 of Adam's
 # moments for each network that trains, and 4 of the gradient of the one whose turn it is.

@@ -1,4 +1,11 @@
-"""Overrides with which a recipe trains in a test: small, silent, saved often."""
+"""Paths of the checkout, and overrides with which a recipe trains in a test: small, silent, saved often."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes" / "pocket"
+PLUGIN = ROOT / "tests" / "plugin"
+
 
 FAST = [
     "train.batch_size=4",

@@ -12,11 +12,11 @@ from string import Template
 from typing import Any
 
 from eval.report.columns import Column, columns, over_teacher, quality, speed
-from eval.report.curves import charts as training
 from eval.report.grid import SHARPNESS
 from eval.report.markdown import title
 from eval.report.scatter import COLOURS, charts, series_of
 from eval.report.table import figure, name_of, table
+from eval.report.training_charts import charts as training
 
 CARDS = 8  # how many rows have a card at the top
 

@@ -1,7 +1,7 @@
 """The embedded default: a complete text-to-image Stable Diffusion pipeline that fits in a pocket.
 
 Real CLIP tokenizer and text model, `AutoencoderKL`, `UNet2DConditionModel` and SD 1.5's noise schedule, all tiny,
-trained on real photographs of clothing (Fashion-MNIST) by `python -m teachers.pocket.make`. Beside the pipeline lie the
+trained on real photographs of clothing (Fashion-MNIST) by `python -m benchmarks.pocket.make`. Beside the pipeline lie the
 classifier that judges it, statistics of the real test images, and a few thousand real latents to distil from.
 """
 

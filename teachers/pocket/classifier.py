@@ -1,6 +1,6 @@
 """A small clothing classifier: the offline judge of prompt agreement, and the offline feature extractor.
 
-Trained by `teachers.pocket.make` on real photographs. Its 64 penultimate features stand in for Inception's where no
+Trained by `benchmarks.pocket.make` on real photographs. Its 64 penultimate features stand in for Inception's where no
 Inception weights are at hand; figures made with it say so in their name ("pocket").
 """
 

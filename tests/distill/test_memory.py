@@ -8,18 +8,19 @@ from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from distill import checkpoint, memory
-from distill.data import Plan
-from distill.distiller import Batch
-from distill.draws import Draws
-from distill.engine import Engine
-from distill.paper import Live
-from distill.recipe import DTYPES, load, options
-from distill.run import fingerprint
+from distill import memory
+from distill.config.recipe import DTYPES, load, options
+from distill.data.dataset import Plan
+from distill.data.draws import Draws
+from distill.methods.base import Batch
 from distill.train import train
-from teachers.adapters import body
-from teachers.checkpointing import checkpoint_activations
-from teachers.stable_diffusion import StableDiffusion
+from distill.training import checkpoint
+from distill.training.engine import Engine
+from distill.training.meta_device import Live
+from distill.training.run_folder import fingerprint
+from teachers.families.stable_diffusion import StableDiffusion
+from teachers.networks.adapters import body
+from teachers.networks.checkpointing import checkpoint_activations
 from tests.settings import FAST
 
 SHARED = [*FAST, "memory.tier=shared", "memory.rank=4"]

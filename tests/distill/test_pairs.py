@@ -8,12 +8,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from distill import data, pairs, shards
+from distill import pairs
+from distill.config.recipe import load
+from distill.data import dataset as data
+from distill.data import shards
+from distill.data.shards import Table
 from distill.pairs import make
-from distill.recipe import load
-from distill.sampling import follow
-from distill.shards import Table
-from teachers.stable_diffusion import StableDiffusion
+from teachers.core.sampling import follow
+from teachers.families.stable_diffusion import StableDiffusion
 from tests.faults.hunt import hunted
 
 CPU = torch.device("cpu")

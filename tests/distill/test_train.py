@@ -14,12 +14,13 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from distill import checkpoint, engine, shards
-from distill.recipe import load
+from distill.config.recipe import load
+from distill.data import shards
 from distill.train import train
-from eval.runs import read_run
-from teachers.adapters import body
-from teachers.stable_diffusion import StableDiffusion
+from distill.training import checkpoint, engine
+from eval.pipelines.runs import read_run
+from teachers.families.stable_diffusion import StableDiffusion
+from teachers.networks.adapters import body
 from tests.settings import FAST
 
 

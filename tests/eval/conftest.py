@@ -4,14 +4,14 @@ import functools
 
 import pytest
 
-import eval.measure
+import eval.pipelines.measure
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """One few-step row of the teacher, no LPIPS, latencies from a call or two."""
-    monkeypatch.setattr("eval.jobs.FEW_STEPS", (1,))
+    monkeypatch.setattr("eval.pipelines.jobs.FEW_STEPS", (1,))
     monkeypatch.setattr("eval.compare.perceptual", lambda device: None)
-    once = functools.partial(eval.measure.latency, repeats=2, least=1, seconds=0.1)
-    monkeypatch.setattr(eval.measure, "latency", once)
-    monkeypatch.setattr(eval.measure, "parts", functools.partial(eval.measure.parts, repeats=1))
+    once = functools.partial(eval.pipelines.measure.latency, repeats=2, least=1, seconds=0.1)
+    monkeypatch.setattr(eval.pipelines.measure, "latency", once)
+    monkeypatch.setattr(eval.pipelines.measure, "parts", functools.partial(eval.pipelines.measure.parts, repeats=1))

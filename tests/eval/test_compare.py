@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import eval.measure
+import eval.pipelines.measure
 import teachers.pocket
-from eval import cache
 from eval.__main__ import main
 from eval.compare import compare
-from eval.features import extractor
-from eval.fid import frechet_distance, frechet_from_statistics, statistics
-from eval.generate import arguments, images_of, load_pipeline
+from eval.features.extractors import extractor
+from eval.metrics.fid import frechet_distance, frechet_from_statistics, statistics
+from eval.pipelines import cache
+from eval.pipelines.generate import arguments, images_of, load_pipeline
 
 KEYS = {
     "name", "method", "num_steps", "nfe", "latency_ms", "latency_ms_p5", "latency_ms_p95", "images_per_second",
@@ -37,7 +37,9 @@ TWO_CALLS = [{"num_steps": n, "call": {"num_inference_steps": n, "guidance_scale
 @pytest.fixture(autouse=True)
 def few_repeats(monkeypatch):
     monkeypatch.setattr(
-        eval.measure, "latency", functools.partial(eval.measure.latency, repeats=3, least=1, seconds=0.1)
+        eval.pipelines.measure,
+        "latency",
+        functools.partial(eval.pipelines.measure.latency, repeats=3, least=1, seconds=0.1),
     )
 
 
@@ -52,7 +54,7 @@ def cheap_lpips(monkeypatch):
 @pytest.fixture
 def two_teacher_rows(monkeypatch):
     """Only the usual call and one step, where a test is not about the rows."""
-    monkeypatch.setattr("eval.jobs.FEW_STEPS", (1,))
+    monkeypatch.setattr("eval.pipelines.jobs.FEW_STEPS", (1,))
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def measured(monkeypatch, two_teacher_rows) -> list[str]:
     """The names of the rows that were measured and not taken from the cache."""
     names = []
 
-    def spy(job, *rest, original=eval.measure.measure):
+    def spy(job, *rest, original=eval.pipelines.measure.measure):
         names.append(job.name)
         return original(job, *rest)
 
@@ -258,13 +260,13 @@ def test_the_cache_gives_back_what_it_got(tmp_path):
 
 
 def test_broken_images_are_named(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.measure.images_of", lambda output: torch.full((4, 3, 8, 8), math.nan))
+    monkeypatch.setattr("eval.pipelines.measure.images_of", lambda output: torch.full((4, 3, 8, 8), math.nan))
     with pytest.raises(ValueError, match=r"^teacher, 3 steps: 4 of 4 samples have features that are NaN"):
         compare([make_run()], tmp_path / "out", samples=4)
 
 
 def test_broken_images_end_the_command(make_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("eval.measure.images_of", lambda output: torch.full((4, 3, 8, 8), math.nan))
+    monkeypatch.setattr("eval.pipelines.measure.images_of", lambda output: torch.full((4, 3, 8, 8), math.nan))
     assert main([str(make_run()), "--out", str(tmp_path / "out"), "--samples", "4", "--size", "6"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("error: teacher, 3 steps: 4 of 4 samples have features that are NaN or infinite")
@@ -404,6 +406,6 @@ def test_help_and_usage_from_a_shell():
 
 
 def test_eval_never_imports_distill():
-    for file in Path(eval.measure.__file__).parent.rglob("*.py"):
+    for file in Path(eval.pipelines.measure.__file__).parents[1].rglob("*.py"):
         for line in file.read_text().splitlines():
             assert not line.strip().startswith(("import distill", "from distill")), f"{file}: {line}"

@@ -9,7 +9,7 @@ import torch
 from gradio_client import Client
 
 from eval.demo import Column, Drawn, Studio, caption, main, page
-from eval.generate import arguments, images_of, load_pipeline
+from eval.pipelines.generate import arguments, images_of, load_pipeline
 
 CPU = torch.device("cpu")
 TWO = [{"num_steps": n, "call": {"num_inference_steps": n, "guidance_scale": 1.0}} for n in (1, 2)]

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from eval.__main__ import main
-from eval.features import extractor
-from eval.fid import frechet_distance
-from eval.folder import features_of_folder, read
+from eval.features.extractors import extractor
+from eval.features.image_folder import features_of_folder, read
 from eval.images import compare, shortage
-from eval.reference import Reference
+from eval.metrics.fid import frechet_distance
+from eval.metrics.reference import Reference
 
 
 def folder(place, count: int, seed: int, size: int = 16, bright: float = 1.0):

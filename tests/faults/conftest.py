@@ -1,13 +1,12 @@
 """The smallest run that goes through every part of the loop: a tiny pipeline, the pocket's prompts and latents."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from distill.recipe import Recipe, load
+from distill.config.recipe import Recipe, load
+from tests.settings import RECIPES
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
 FAST = [
     "train.batch_size=2",
     "train.log_every=1",

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-from distill import checkpoint
-from distill.recipe import Recipe, load
+from distill.config.recipe import Recipe, load
 from distill.train import train
+from distill.training import checkpoint
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
+
 SETTINGS = [
     "train.batch_size=2",
     "train.checkpoint_every=3",

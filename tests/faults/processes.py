@@ -16,10 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distill.recipe import load
+from distill.config.recipe import load
 from distill.train import train
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
+
 CASES = [(engine, method) for engine in ("ddp", "fsdp2") for method in ("dmd", "gan", "scm", "rcm")]
 SETTINGS = [
     "train.batch_size=8",

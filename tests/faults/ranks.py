@@ -18,12 +18,12 @@ from pathlib import Path
 
 import psutil
 
-from distill import checkpoint
-from distill.recipe import load
+from distill.config.recipe import load
 from distill.train import train
+from distill.training import checkpoint
 from tests.faults import kill
+from tests.settings import ROOT
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = [*kill.SETTINGS, "name=run", "train.batch_size=4"]  # the later one counts
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from tests.settings import ROOT
+
 RESULT = ROOT / "benchmarks" / "results" / "soak.json"
 MOST = 0.01
 

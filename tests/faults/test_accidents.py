@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from distill import checkpoint
-from distill.dmd import DMD
-from distill.engine import Engine
-from distill.guard import Skips, Stop
-from distill.optimizers import adamw
-from distill.recipe import OptimizerRecipe
-from distill.run import Journal, claim
+from distill.config.recipe import OptimizerRecipe
+from distill.methods.dmd import DMD
 from distill.train import train
+from distill.training import checkpoint
+from distill.training.engine import Engine
+from distill.training.guard import Skips, Stop
+from distill.training.optimizers import adamw
+from distill.training.run_folder import Journal, claim
 
 
 def newest(run):
@@ -94,7 +94,7 @@ def test_an_image_whose_pixels_changed_is_other_data(recipe, tmp_path):
         train(recipe("train.steps=2", f"data.images={folder}", method="scm"))
 
 
-HOLD = "import sys, time; from pathlib import Path; from distill.run import claim\n"
+HOLD = "import sys, time; from pathlib import Path; from distill.training.run_folder import claim\n"
 HOLD += "with claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
 
 
@@ -205,7 +205,7 @@ def test_kills_at_any_moment_end_in_the_same_weights(text_pipeline):
 WATCH = """\
 import os, sys, time, datetime
 import torch.distributed as dist
-from distill.guard import Watchdog
+from distill.training.guard import Watchdog
 rank = int(os.environ["RANK"])
 dist.init_process_group("gloo", rank=rank, world_size=2)
 watchdog = Watchdog(rank, 2, beat=0.2, silence=1.0)

@@ -12,8 +12,8 @@ from itertools import product
 import pytest
 import torch
 
-from distill import checkpoint
 from distill.train import train
+from distill.training import checkpoint
 
 FILES = (checkpoint.WEIGHTS, checkpoint.AVERAGE, checkpoint.OPTIMIZERS, checkpoint.META, checkpoint.MANIFEST)
 NO_MANIFEST = (checkpoint.MANIFEST, "gone")  # then it is no checkpoint of ours: a test of its own

@@ -25,11 +25,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.recipe import TrainRecipe, load
+from distill.config.recipe import TrainRecipe, load
 from distill.train import train
+from tests.settings import RECIPES as RECIPES_FOLDER
 
 EXAMPLES = int(os.environ.get("FUZZ", "150"))
-RECIPES = [file.read_text() for file in sorted((Path(__file__).parents[2] / "recipes" / "pocket").glob("*.yaml"))]
+RECIPES = [file.read_text() for file in sorted(RECIPES_FOLDER.glob("*.yaml"))]
 LIMIT = 5.0  # processor seconds for one file; what sleeps instead runs into pytest's own limit
 
 WORDS = st.sampled_from(
@@ -113,11 +114,11 @@ def attempt(sandbox: Path, text: str, overrides: Sequence[str] = ()) -> bool:
         folder = recipe.folder.resolve()
         if sandbox not in folder.parents:
             return True  # an absolute output is its owner's choice; here it would litter the machine
-        with patch("distill.train.Engine", start), patch("distill.data.DataSet", no_hub):
+        with patch("distill.train.Engine", start), patch("distill.data.dataset.DataSet", no_hub):
             train(recipe)
     except Started:
         started = True
-    except (ValueError, OSError) as error:  # what `distill.errors.speak` tells
+    except (ValueError, OSError) as error:  # what `teachers.support.errors.speak` tells
         assert str(error).strip() and not re.search(r"Traceback|object at 0x", str(error)), error
     assert time.process_time() - begun < LIMIT
     strays = {path for path in files(sandbox) - before if folder is None or folder not in (path, *path.parents)}
@@ -149,7 +150,7 @@ def keys(group: dict[str, Any], where: tuple[str, ...] = ()) -> Iterator[tuple[s
 @pytest.mark.timeout(300 + EXAMPLES)
 def test_every_key_with_every_kind_of_wrong_value(sandbox):
     """A sweep, since chance seldom brings the one key and the one value together."""
-    values = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "pocket" / "scm.yaml").read_text())
+    values = yaml.safe_load((RECIPES_FOLDER / "scm.yaml").read_text())
     values["train"] = {f.name: f.default for f in dataclasses.fields(TrainRecipe)} | values["train"]
     started = 0
     for where in keys(values):

@@ -1,7 +1,7 @@
 """What strangers and accidents might do through a run: execute, write elsewhere, read elsewhere, tell secrets.
 
-Beside these: plug-ins (tests/distill/test_plugins.py), pickles in checkpoints (test_checkpoints.py), mutated recipes
-(test_fuzz.py), members of .tar data sets (tests/distill/test_images.py), HTML in reports (tests/eval/test_report.py).
+Beside these: plug-ins (tests/distill/config/test_plugins.py), pickles in checkpoints (test_checkpoints.py), mutated recipes
+(test_fuzz.py), members of .tar data sets (tests/distill/data/test_images.py), HTML in reports (tests/eval/report/test_report.py).
 """
 
 import json
@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill import checkpoint
-from distill.images import Folder
-from distill.recipe import load
+from distill.config.recipe import load
+from distill.data.images import Folder
 from distill.train import train
+from distill.training import checkpoint
 from eval.__main__ import main as judge
 
 SECRETS = {

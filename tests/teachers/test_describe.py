@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import teachers.__main__
-from distill.dmd import DMD, DMDOptions
-from distill.registry import TEACHERS, find
-from distill.scm import SCM, SCMOptions
+from distill.config.registry import TEACHERS, find
+from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.scm import SCM, SCMOptions
 from teachers.describe import DMD as DMD_BYTES
 from teachers.describe import SCM as SCM_BYTES
 from teachers.describe import describe, parameters, sketch
-from teachers.families import family_of
+from teachers.loading.registry import family_of
 
 CPU = torch.device("cpu")
 NAMES = {
@@ -82,7 +82,7 @@ def test_an_unknown_pipeline_lists_the_known_ones_and_how_to_add_one(tmp_path, c
     assert teachers.__main__.main(["describe", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no installed family takes a KolorsPipeline; known are")
-    for part in ("stable_diffusion_xl (StableDiffusionXLPipeline)", "teachers/dit.py", "distill.teachers"):
+    for part in ("stable_diffusion_xl (StableDiffusionXLPipeline)", "teachers/families/dit.py", "distill.teachers"):
         assert part in error
 
 

@@ -1,6 +1,6 @@
 """Stable Diffusion guided away from a fixed negative prompt instead of the empty one."""
 
-from teachers.stable_diffusion import StableDiffusion
+from teachers.families.stable_diffusion import StableDiffusion
 
 
 class NegativePrompt(StableDiffusion):

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from distill.distiller import Batch, Distiller
-from distill.sampling import sample
+from distill.methods.base import Batch, Distiller
+from teachers.core.sampling import sample
 
 
 @dataclass

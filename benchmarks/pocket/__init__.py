@@ -1,0 +1,1 @@
+"""Making the embedded pocket teacher from photographs. Not in the installed package."""

@@ -1,0 +1,1 @@
+"""Recipes: the typed schema, reading and checking them, and finding installed plug-ins."""

@@ -1,0 +1,1 @@
+"""Distillation methods and the parts that they share: losses, tangents, discriminators, compilation."""

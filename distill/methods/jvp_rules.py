@@ -1,0 +1,236 @@
+"""Tangents of the expensive operations, for `distill.methods.jvp`: each rule gives a value and its derivative in one go.
+
+Why they are faster than PyTorch's formulas:
+- Those materialise and compute with a zero tangent for whatever is constant: a convolution's weight costs a second
+  convolution, `x / 2` costs eleven times its forward.
+- A function whose Jacobian is symmetric (element-wise ones, softmax, a normalisation before its affine part) has
+  J v = J^T v: its fused backward kernel is its forward derivative, in one pass.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Pair = tuple[Tensor, Tensor]
+
+aten = torch.ops.aten
+
+# Attention scores held at once, in numbers (three such buffers live together): on a CPU they should stay in its cache.
+SCORES, SCORES_CPU = 2**25, 2**17
+
+
+def _split(x: Any) -> tuple[Any, Any]:
+    """A value and its tangent, or None: what is no tensor, or not dual, is constant."""
+    return forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None)
+
+
+def _constant(*values: Any) -> bool:
+    return all(_split(x)[1] is None for x in values)
+
+
+def _sum(function: Any, *args: Any, **kwargs: Any) -> Pair | None:
+    """x + c and x - c."""
+    if kwargs or len(args) != 2 or not _constant(args[1]) or _constant(args[0]):
+        return None
+    x, dx = _split(args[0])
+    value = function(x, args[1])
+    # A copy even where the shapes agree: two duals that share a tangent would share later writes into it.
+    return value, torch.empty_like(value).copy_(dx)
+
+
+def _product(function: Any, *args: Any, **kwargs: Any) -> Pair | None:
+    """Whatever is linear in either of two operands."""
+    if kwargs or len(args) != 2 or _constant(*args):
+        return None
+    (x, dx), (y, dy) = _split(args[0]), _split(args[1])
+    if dx is None or dy is None:
+        return function(x, y), function(x, dy) if dx is None else function(dx, y)
+    return function(x, y), function(dx, y).add_(function(x, dy))
+
+
+def _quotient(function: Any, *args: Any, **kwargs: Any) -> Pair | None:
+    """x / c."""
+    return _product(function, *args, **kwargs) if len(args) == 2 and _constant(args[1]) else None
+
+
+def _affine(function: Any, input: Tensor, weight: Tensor, bias: Any = None, *args: Any, **kwargs: Any) -> Pair | None:
+    """F.linear and F.conv2d: the tangent goes through the same weight, without the bias."""
+    x, dx = _split(input)
+    if dx is None or not _constant(weight, bias):
+        return None
+    if weight.numel() <= x.numel() or x.dim() < weight.dim():
+        return function(x, weight, bias, *args, **kwargs), function(dx, weight, None, *args, **kwargs)
+    # Here reading the weight dominates: one call for both. A dual's two halves need layouts alike, hence the copies.
+    value, derivative = function(torch.cat((x, dx)), weight, None, *args, **kwargs).chunk(2)
+    value = value.clone() if bias is None else value + bias.view(-1, *(1,) * (weight.dim() - 2))
+    return value, derivative.clone()
+
+
+def _group_norm(
+    function: Any, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Pair | None:
+    x, dx = _split(input)
+    if dx is None or not _constant(weight, bias):
+        return None
+    x, dx = x.contiguous(), dx.contiguous()
+    sizes = (x.size(0), x.size(1), math.prod(x.shape[2:]), num_groups)
+    value, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
+    derivative = aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, [True, False, False])[0]
+    return value, derivative if weight is None else derivative.mul_(weight.view(-1, *(1,) * (x.dim() - 2)))
+
+
+def _layer_norm(
+    function: Any, input: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Pair | None:
+    x, dx = _split(input)
+    if dx is None or not _constant(weight, bias):
+        return None
+    x, dx = x.contiguous(), dx.contiguous()
+    value, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+    derivative = aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, [True, False, False])[0]
+    return value, derivative if weight is None else derivative.mul_(weight)
+
+
+def _rms_norm(function: Any, input: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Pair | None:
+    x, dx = _split(input)
+    if dx is None or not _constant(weight):
+        return None
+    dims = tuple(range(-len(shape), 0))
+    scale = torch.rsqrt(x.square().mean(dims, keepdim=True).add_(torch.finfo(x.dtype).eps if eps is None else eps))
+    value = x * scale
+    derivative = torch.addcmul(dx, value, (value * dx).mean(dims, keepdim=True), value=-1).mul_(scale)
+    return (value, derivative) if weight is None else (value.mul_(weight), derivative.mul_(weight))
+
+
+def _silu(function: Any, input: Tensor, inplace: bool = False) -> Pair | None:
+    x, dx = _split(input)
+    return None if dx is None or inplace else (F.silu(x), aten.silu_backward(dx, x))
+
+
+def _gelu(function: Any, input: Tensor, approximate: str = "none") -> Pair | None:
+    x, dx = _split(input)
+    if dx is None:
+        return None
+    return F.gelu(x, approximate=approximate), aten.gelu_backward(dx, x, approximate=approximate)
+
+
+def _softmax(function: Any, input: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Pair | None:
+    x, dx = _split(input)
+    if dx is None or dim is None or args or kwargs.get("dtype") is not None:
+        return None
+    value = torch.softmax(x, dim)
+    return value, aten._softmax_backward_data(dx, value, dim, x.dtype)
+
+
+def _attention(
+    function: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Pair | None:
+    """softmax(scale Q K' + mask) V. Rows of scores are independent, so they are formed a block at a time."""
+    pairs: Any = [_split(query), _split(key), _split(value)]
+    if _constant(query, key, value) or not _constant(attn_mask) or (is_causal and attn_mask is not None):
+        return None
+    if dropout_p:
+        raise ValueError("attention with dropout has no tangent here: put the network in eval mode")
+    if enable_gqa:
+        heads = query.size(-3)
+        pairs = [tuple(None if x is None else x.repeat_interleave(heads // x.size(-3), -3) for x in p) for p in pairs]
+    batch = torch.broadcast_shapes(*(x.shape[:-2] for x, _ in pairs))
+    flat: Any = (
+        x if x is None else x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for p in pairs for x in p
+    )
+    q, dq, k, dk, v, dv = flat
+    rows, columns = q.size(-2), k.size(-2)
+    scale = q.size(-1) ** -0.5 if scale is None else scale
+    q, dq, k, dk = q * scale, None if dq is None else dq * scale, k.mT, None if dk is None else dk.mT
+    if is_causal:
+        attn_mask = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -math.inf)
+        attn_mask = attn_mask.expand(*batch, rows, columns).reshape(-1, rows, columns)
+
+    output = q.new_empty(len(q), rows, v.size(-1))
+    derivative = torch.empty_like(output)
+    for head, row in _blocks(len(q), rows, columns, q.device):
+        block = head, row
+        if attn_mask is None:
+            p = torch.softmax(torch.bmm(q[block], k[head]), -1)
+        else:  # "safe": a row that may look at nothing is 0, as in the fused kernels
+            p = torch._safe_softmax(torch.baddbmm(attn_mask[block], q[block], k[head]), -1)
+        output[block] = torch.bmm(p, v[head])
+        ds = None if dq is None else torch.bmm(dq[block], k[head])
+        if dk is not None:
+            ds = torch.bmm(q[block], dk[head]) if ds is None else ds.baddbmm_(q[block], dk[head])
+        do: Any = None if dv is None else torch.bmm(p, dv[head])
+        if ds is not None:
+            dp = aten._softmax_backward_data(ds, p, -1, ds.dtype)
+            do = torch.bmm(dp, v[head]) if do is None else do.baddbmm_(dp, v[head])
+        derivative[block] = do
+    return output.view(*batch, rows, -1), derivative.view(*batch, rows, -1)
+
+
+def _flash_attention(
+    function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Pair | None:
+    """Self-attention in the fused kernel of jvp-flash-attention; whatever does not fit it goes the ordinary way."""
+    if not flash_fits(query, key, value) or args or set(kwargs) - {"scale", "is_causal"}:
+        return _attention(function, query, key, value, *args, **kwargs)
+    from jvp_flash_attention.jvp_attention import JVPAttn  # Triton: imported where there is a GPU only
+
+    (q, dq), (k, dk), (v, dv) = ((x.contiguous(), dx.contiguous()) for x, dx in map(_split, (query, key, value)))
+    causal, scale = kwargs.get("is_causal", False), kwargs.get("scale")
+    output, extra = JVPAttn.forward(q, k, v, dq, dk, dv, None, 0.0, causal, scale)
+    return output, extra.o_t
+
+
+def flash_fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """What the kernel takes: four dimensions, one shape for all, heads of powers of two, an even number of rows."""
+    rows, size = query.shape[-2:]
+    shapes = query.ndim == 4 and query.shape == key.shape == value.shape
+    return (
+        shapes
+        and rows % 2 == 0
+        and rows >= 32
+        and size in (16, 32, 64, 128, 256)
+        and not any(_split(x)[1] is None for x in (query, key, value))
+    )
+
+
+def _blocks(heads: int, rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Some heads with all their rows, or some rows of one head. A compiler unrolls them: fewer for it."""
+    scores = SCORES_CPU if device.type == "cpu" and not torch.compiler.is_compiling() else SCORES
+    some_heads = max(1, scores // (rows * columns))
+    some_rows = max(1, scores // columns) if some_heads == 1 else rows
+    for head in range(0, heads, some_heads):
+        for row in range(0, rows, some_rows):
+            yield slice(head, head + some_heads), slice(row, row + some_rows)
+
+
+RULES: dict[Any, Callable[..., Pair | None]] = {
+    **dict.fromkeys((torch.add, Tensor.add, torch.sub, Tensor.sub), _sum),
+    **dict.fromkeys((torch.mul, Tensor.mul, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm), _product),
+    **dict.fromkeys((torch.div, Tensor.div), _quotient),
+    **dict.fromkeys((F.conv2d, F.linear), _affine),
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
+    F.scaled_dot_product_attention: _attention,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.silu: _silu,
+    F.gelu: _gelu,
+}
+FLASH_RULES = RULES | {F.scaled_dot_product_attention: _flash_attention}

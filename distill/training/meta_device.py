@@ -1,0 +1,133 @@
+"""Running networks on paper: on the meta device, where tensors have shapes and no contents, counting what is alive."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+import transformers
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from teachers.core.teacher import Teacher
+from teachers.describe import sketch
+from teachers.loading.source import configuration
+from teachers.networks.adapters import body
+
+META = torch.device("meta")
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of a device's tensors that are alive at once, but for those `known` from before."""
+
+    def __init__(self, known: Iterable[Tensor], device: torch.device = META) -> None:
+        super().__init__()
+        self.device = device
+        self.now = self.peak = 0
+        self._seen: Any = WeakIdKeyDictionary()
+        for tensor in known:
+            self._seen[tensor.untyped_storage()] = None
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.device == self.device:
+                storage = leaf.untyped_storage()
+                if storage not in self._seen:
+                    self._seen[storage] = None
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+class FusedAttention(torch.autograd.Function):
+    """What a fused kernel keeps: its inputs, its output and one number a row. Shapes only: (B, H, L, E) each."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, heads, rows = query.shape[:3]
+        output = query.new_empty(batch, rows, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it out
+        ctx.save_for_backward(query, key, value, output, query.new_empty(batch, heads, rows, dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def stand_ins(precision: str) -> Iterator[None]:
+    """Where the meta device lacks them, fused attention and autocast's choice of precision (not in tangents).
+
+    The functions themselves are replaced: a mode of PyTorch's would not be on where backward computes blocks again.
+    """
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    kinds = {"linear": half, "conv2d": half, "scaled_dot_product_attention": half}
+    kinds |= dict.fromkeys(("group_norm", "layer_norm", "softmax"), torch.float32 if half else None)
+
+    def replace(name: str, kind: torch.dtype | None) -> Any:
+        function = getattr(F, name)
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            tensors = [x for x in args if isinstance(x, Tensor)]
+            if all(x.device != META for x in tensors) or any(unpack_dual(x)[1] is not None for x in tensors):
+                return function(*args, **kwargs)
+            if kind is not None:
+                args = tuple(x.to(kind) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+            if name == "scaled_dot_product_attention" and args[0].ndim == 4:
+                return FusedAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
+            return function(*args, **kwargs)
+
+        return stand_in
+
+    with ExitStack() as stack:
+        for name, kind in kinds.items():
+            stack.enter_context(patch.object(F, name, replace(name, kind)))
+        yield
+
+
+def on_paper(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
+    """The teacher at `path` on the meta device, text encoders too, so that it says what its condition looks like."""
+    source = configured(path)
+    teacher = sketch(source, family)
+    parts: dict[str, Any] = {}
+    for name, value in DiffusionPipeline.load_config(source).items():
+        if isinstance(value, list) and value[0] == "transformers" and name.startswith(("text_encoder", "tokenizer")):
+            kind: Any = getattr(transformers, value[1])
+            if name.startswith("tokenizer"):
+                parts[name] = kind.from_pretrained(source, subfolder=name)
+                continue
+            config = kind.config_class.from_pretrained(source, subfolder=name)
+            with META:
+                parts[name] = kind(config).requires_grad_(False).eval()
+    if parts:
+        stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
+        stock.register_modules(**parts)
+    teacher.denoiser.to(dtype)
+    for module in modules_beside(teacher) if dtype == torch.float16 else ():  # `load_pipeline`: never in bfloat16
+        nn.Module.to(module, dtype)  # diffusers' own warns of what it does not know
+    return teacher
+
+
+def configured(path: str) -> str:
+    """The folder or hub id at which the configuration of the teacher at `path` is found."""
+    return str(configuration(path)) if path.endswith(".safetensors") else path
+
+
+def modules_beside(teacher: Teacher) -> list[nn.Module]:
+    """The networks beside the one that denoises, as far as they stay in memory while a student trains."""
+    stock = vars(teacher).get("stock")
+    parts = {name: part for name, part in stock.components.items() if isinstance(part, nn.Module)} if stock else {}
+    network = body(teacher.denoiser.network)
+    return [part for name, part in parts.items() if part is not network and not name.startswith("text_encoder")]

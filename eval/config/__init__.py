@@ -1,0 +1,1 @@
+"""The options of a comparison and evaluation protocols. Nothing here imports torch."""

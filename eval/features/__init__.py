@@ -1,0 +1,1 @@
+"""Feature extractors, and reading folders of images for them."""

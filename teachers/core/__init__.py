@@ -1,0 +1,1 @@
+"""TrigFlow time, noise paths, denoisers, the teacher contract, and sampling."""

@@ -1,0 +1,90 @@
+"""Flux.1: a rectified-flow transformer on packed latents; in "dev" guidance is an input of the network."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from teachers.core.denoiser import Condition, Denoiser
+from teachers.families.latent import LatentTeacher
+from teachers.loading.source import Pipelines
+
+GUIDANCE = float(inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default)
+
+
+class Flux(LatentTeacher):
+    """`FluxPipeline`. "dev" takes its guidance as an embedding and needs one evaluation; "schnell" takes none.
+
+    A student that learns one guidance is told the pipeline's default throughout, and so is its export, whatever the
+    call says: the embedding is constant there.
+    """
+
+    pipelines: ClassVar[Pipelines] = (FluxPipeline,)
+    whole_grid: ClassVar[bool] = True
+    ignores_guidance: ClassVar[bool] = True
+    refuses_steps: ClassVar[bool] = False
+
+    @staticmethod
+    def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+        """Patches of 2 x 2 become tokens (B, H W / 4, 4 C), whose places are told beside them. The clock runs to 1."""
+        _, _, height, width = sample.shape
+        rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+        places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
+        if network.config.guidance_embeds and "guidance" not in cond:
+            cond = {**cond, "guidance": torch.full_like(timestep, GUIDANCE)}
+        output = network(
+            F.pixel_unshuffle(sample, 2).flatten(2).mT,
+            timestep=timestep / 1000,
+            **cond,
+            img_ids=places.to(sample),
+            txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(sample),
+            return_dict=False,
+        )[0]
+        return F.pixel_shuffle(output.mT.unflatten(2, (height // 2, width // 2)), 2)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.stock.vae.config.sample_size // self.factor  # the transformer does not say; 1024 / 8 for Flux.1
+        return self.stock.transformer.config.in_channels // 4, size, size
+
+    def size_call(self) -> dict[str, Any]:
+        height, width = self.image_size
+        usual = self.stock.default_sample_size * self.factor
+        return {} if height == width == usual else {"height": height, "width": width}
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        with torch.no_grad():
+            text, pooled, _ = self.encoders().encode_prompt(list(prompts), None, device=self.device)
+        return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
+        """The velocity under an embedded guidance: no second evaluation; "schnell" has none and is left as it is."""
+        if self.stock.transformer.config.guidance_embeds:
+            scale = guidance if isinstance(guidance, Tensor) else torch.full_like(t, guidance)
+            cond = {**cond, "guidance": scale.float()}
+        return self.denoiser.velocity(x_t, t, cond)
+
+    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        if not self.stock.transformer.config.guidance_embeds:
+            raise ValueError("this Flux takes no guidance scale (it is no dev); leave method.guidances empty")
+        student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
+
+    def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
+        return {"guidance": guidance.float()}
+
+    def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        told = {"guidance_scale": GUIDANCE} if self.stock.transformer.config.guidance_embeds else {}
+        return super().lora_call(num_steps, times) | told
+
+    @torch.no_grad()
+    def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:
+        if network.config.guidance_embeds and not student.defaults:  # one embedding, whatever guidance it is told
+            embed, layer = network.time_text_embed, network.time_text_embed.guidance_embedder.linear_2
+            told = embed.time_proj(torch.tensor([GUIDANCE * 1000], device=layer.weight.device))
+            constant = embed.guidance_embedder(told.to(layer.weight.dtype))[0]
+            layer.weight.zero_()
+            layer.bias.copy_(constant)
+        return super().parts(student, network, scheduler)

@@ -1,0 +1,45 @@
+"""Sana: a linear-attention rectified-flow transformer on a deep autoencoder's latents, with Gemma's text."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import SanaPipeline
+
+from teachers.core.denoiser import Condition
+from teachers.families.latent import LatentTeacher
+from teachers.loading.source import Pipelines
+
+DEFAULTS = inspect.signature(SanaPipeline.__call__).parameters
+BINNED = {128: 4096, 64: 2048, 32: 1024, 16: 512}  # pixels of a square picture by the transformer's sample size
+
+
+class Sana(LatentTeacher):
+    """`SanaPipeline`, 0.6B to 4.8B. Prompts go behind the instruction that the pipeline puts before them."""
+
+    pipelines: ClassVar[Pipelines] = (SanaPipeline,)
+    refuses_steps: ClassVar[bool] = False
+
+    def __init__(self, pipeline: SanaPipeline, sigma_data: float = 1.0) -> None:
+        super().__init__(pipeline, sigma_data)
+        if pipeline.transformer.config.timestep_scale != 1.0:
+            raise ValueError("this Sana rescales its timesteps, as few-step students do; give the teacher it came from")
+
+    def size_call(self) -> dict[str, Any]:
+        height, width = self.image_size
+        call = {} if height == width == DEFAULTS["height"].default else {"height": height, "width": width}
+        return call if BINNED.get(self.shape[1]) == height else call | {"use_resolution_binning": False}
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        return self._encode(prompts, DEFAULTS["complex_human_instruction"].default)
+
+    def empty(self) -> Condition:
+        return self._encode([""], None)
+
+    def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> Condition:
+        with torch.no_grad():
+            text, mask, _, _ = self.encoders().encode_prompt(
+                list(prompts), False, device=self.device, complex_human_instruction=instruction
+            )
+        return {"encoder_hidden_states": text.float(), "encoder_attention_mask": mask}

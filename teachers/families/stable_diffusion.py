@@ -1,0 +1,35 @@
+"""Stable Diffusion 1.x and 2.x: a latent UNet with text, predicting epsilon or v."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+import teachers.pocket
+from teachers.core.denoiser import Condition, Denoiser
+from teachers.families.latent import LatentUNet
+from teachers.loading.source import Pipelines, local_or_hub
+
+
+class StableDiffusion(LatentUNet):
+    """`StableDiffusionPipeline`; `path` may be "pocket", the pipeline that ships with this project."""
+
+    pipelines: ClassVar[Pipelines] = (StableDiffusionPipeline,)
+    options: ClassVar[dict[str, Any]] = {"safety_checker": None}
+
+    @classmethod
+    def locate(cls, path: str) -> str:
+        return str(teachers.pocket.PIPELINE) if path == "pocket" else local_or_hub(path)
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        with torch.no_grad():
+            embedding, _ = self.encoders().encode_prompt(
+                list(prompts), self.device, 1, do_classifier_free_guidance=False
+            )
+        return {"encoder_hidden_states": embedding.float()}
+
+    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
+        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return super().parts(student, network, scheduler) | unused

@@ -1,0 +1,25 @@
+"""Stable Diffusion 3 and 3.5: a rectified-flow transformer with three text encoders (the T5 may be left out)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from teachers.core.denoiser import Condition
+from teachers.families.latent import LatentTeacher
+from teachers.loading.source import Pipelines
+
+
+class StableDiffusion3(LatentTeacher):
+    """`StableDiffusion3Pipeline`."""
+
+    pipelines: ClassVar[Pipelines] = (StableDiffusion3Pipeline,)
+    refuses_steps: ClassVar[bool] = False
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        with torch.no_grad():
+            text, _, pooled, _ = self.encoders().encode_prompt(
+                list(prompts), None, None, device=self.device, do_classifier_free_guidance=False
+            )
+        return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}

@@ -1,0 +1,43 @@
+"""Stable Diffusion XL: two text encoders, their pooled embedding, and the picture's size told to the network."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from teachers.core.denoiser import Condition, Denoiser
+from teachers.families.latent import LatentUNet
+from teachers.loading.source import Pipelines
+
+
+class StableDiffusionXL(LatentUNet):
+    """`StableDiffusionXLPipeline`, without a refiner. Pictures count as uncropped originals of the size drawn."""
+
+    pipelines: ClassVar[Pipelines] = (StableDiffusionXLPipeline,)
+
+    @staticmethod
+    def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+        added = {"text_embeds": cond["text_embeds"], "time_ids": cond["time_ids"]}
+        plain = {key: value for key, value in cond.items() if key not in added}
+        return network(sample, timestep=timestep, **plain, added_cond_kwargs=added, return_dict=False)[0]
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        with torch.no_grad():
+            text, _, pooled, _ = self.encoders().encode_prompt(
+                list(prompts), device=self.device, do_classifier_free_guidance=False
+            )
+        size = [*self.image_size, 0, 0, *self.image_size]  # original size, crop's corner, target size
+        ids = torch.tensor(size, dtype=torch.float32, device=text.device).expand(len(prompts), -1)
+        return {"encoder_hidden_states": text.float(), "text_embeds": pooled.float(), "time_ids": ids.contiguous()}
+
+    def empty(self) -> Condition:
+        cond = self.condition([""])
+        if not self.stock.config.force_zeros_for_empty_prompt:
+            return cond
+        return {key: value if key == "time_ids" else torch.zeros_like(value) for key, value in cond.items()}
+
+    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
+        zeros = self.stock.config.force_zeros_for_empty_prompt
+        return super().parts(student, network, scheduler) | {"force_zeros_for_empty_prompt": zeros}

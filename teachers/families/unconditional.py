@@ -1,0 +1,62 @@
+"""Unconditional pixel models: `DDPMPipeline` and its like, with a `UNet2DModel`."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
+from torch import Tensor
+from typing_extensions import Self
+
+from teachers.core.denoiser import Condition, Denoiser
+from teachers.core.few_step import consistency_scheduler, pin_clock
+from teachers.core.schedule import variance_preserving
+from teachers.core.teacher import Teacher
+from teachers.loading.source import Pipelines
+
+
+class Unconditional(Teacher):
+    """`DDPMPipeline` or `DDIMPipeline`. Pixels are the latents; `sigma_data` is their standard deviation, about 0.5."""
+
+    guided: ClassVar[bool] = False
+    pipelines: ClassVar[Pipelines] = (DDPMPipeline, DDIMPipeline)
+
+    def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
+        if unet.config.class_embed_type or unet.config.num_class_embeds:
+            raise ValueError("this UNet2DModel is class-conditional; the family `unconditional` knows no classes")
+        self.unet = unet
+        self.denoiser = Denoiser(
+            unet.requires_grad_(False).eval(),
+            variance_preserving(scheduler, sigma_data),
+            scheduler.config.prediction_type,
+        ).eval()
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        self.shape = (unet.config.in_channels, height, width)
+        self.image_size = (height, width)
+
+    @classmethod
+    def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
+        if not isinstance(pipeline.unet, UNet2DModel):
+            raise ValueError(
+                f"this {type(pipeline).__name__} draws with a {type(pipeline.unet).__name__}; "
+                "the family `unconditional` takes a UNet2DModel"
+            )
+        return cls(pipeline.unet, pipeline.scheduler, sigma_data)
+
+    def encode(self, images: Tensor) -> Tensor:
+        images = images.to(self.unet.device)
+        images = images.mean(1, keepdim=True) if self.shape[0] == 1 else images
+        return images / self.denoiser.path.sigma_data
+
+    def decode(self, latents: Tensor) -> Tensor:
+        images = latents * self.denoiser.path.sigma_data
+        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        return {}
+
+    def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
+        return DDPMPipeline(unet=pin_clock(student, times), scheduler=consistency_scheduler(student, times))
+
+    def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        return {"num_inference_steps": num_steps}

@@ -1,0 +1,1 @@
+"""Changes to networks for training: LoRA adapters, storage precision, checkpointing, offloading."""

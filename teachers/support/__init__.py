@@ -1,0 +1,1 @@
+"""Helpers without mathematics: files, errors, private APIs of dependencies."""

@@ -1,0 +1,67 @@
+"""A method and a teacher family from another installed package train, export and appear in the report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.settings import PLUGIN
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The plug-in installed for real, with its entry points, into a folder of its own on the path."""
+    target = tmp_path_factory.mktemp("site")
+    copy = tmp_path_factory.mktemp("source") / "plugin"
+    subprocess.run(["cp", "-r", str(PLUGIN), str(copy)], check=True)  # building leaves files beside the source
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(copy)]
+    subprocess.run(command, check=True, capture_output=True)
+    return os.environ | {"PYTHONPATH": str(target)}
+
+
+def test_a_foreign_method_and_family_go_all_the_way(environment, text_pipeline, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a coat\na dress\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"""name: foreign
+output: {tmp_path / "runs"}
+teacher: {{family: negative_prompt, path: {text_pipeline}, guidance: 2.0, num_steps: 2}}
+data: {{prompts: {tmp_path / "prompts.txt"}}}
+method: {{name: regression, pairs: 8}}
+evaluation: {{features: pixels}}
+train: {{steps: 2, batch_size: 4, evaluate_every: 0, evaluate_samples: 4, evaluate_teacher_steps: 2, tracker: none}}
+"""
+    )
+
+    def python(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    python("distill.train", str(tmp_path / "recipe.yaml"))
+    assert (tmp_path / "runs/foreign/pipeline/model_index.json").is_file()
+    python(
+        "eval", str(tmp_path / "runs/foreign"), "--out", str(tmp_path / "report"), "--samples", "4", "--batch-size", "4"
+    )
+    rows = json.loads((tmp_path / "report/report.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["teacher"] * 5 + ["regression"]
+
+
+def test_a_plug_in_that_is_not_installed_is_not_imported(text_pipeline, tmp_path):
+    from distill.config.recipe import load
+
+    file = tmp_path / "r.yaml"
+    file.write_text(f"name: x\nteacher: {{family: os.path, path: {text_pipeline}}}\nmethod: {{name: dmd}}\n")
+    with pytest.raises(ValueError, match=r"no teacher family 'os\.path'"):
+        load(file)
+
+
+def test_the_readme_shows_the_plug_in_whole():
+    readme = Path("README.md").read_text()
+    method = (PLUGIN / "fewstep_plugin" / "regression.py").read_text()
+    assert method in readme, "the README's method and tests/plugin have to be the same text"
+    assert len(method.splitlines()) < 40

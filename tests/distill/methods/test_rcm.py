@@ -1,0 +1,66 @@
+"""rCM is sCM plus DMD and nothing else."""
+
+import pytest
+import torch
+
+from distill.data.draws import Draws
+from distill.methods.base import Batch
+from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.rcm import RCM, RCMOptions
+from distill.methods.scm import SCM, SCMOptions
+from teachers.families.analytic import Analytic, eight_gaussians
+from teachers.families.stable_diffusion import StableDiffusion
+
+CPU = torch.device("cpu")
+
+
+def method(**options) -> RCM:
+    torch.manual_seed(0)
+    return RCM(Analytic(eight_gaussians()), 1.0, RCMOptions(scm=SCMOptions(adaptation_steps=5), **options))
+
+
+def batch() -> Batch:
+    return Batch({}, Draws(("rcm",), 0, 16, 16, CPU), torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_loss_is_the_weighted_sum():
+    rcm = method(dmd_weight=3.0)
+    together, logs = rcm("student", batch(), 100)
+    same = batch()  # both parts draw from one stream, in this order
+    scm, _ = SCM.forward(rcm.parts[0], "student", same, 100)
+    dmd, _ = DMD.forward(rcm.parts[1], "student", same, 100)
+    assert torch.allclose(together, scm + 3 * dmd)
+    assert {"tangent_norm", "dmd_real_residual"} <= set(logs)
+
+
+def test_one_student_is_shared_and_saved_once():
+    rcm = method()
+    assert rcm.parts[0].student is rcm.parts[1].student is rcm.student
+    names = {name.split(".")[0] for name in rcm.state_dict()}
+    assert names == {"student", "fake_score"}
+    assert rcm.networks() == {"student": [rcm.student], "fake_score": [rcm.fake_score]}
+    rcm("student", batch(), 100)[0].backward()
+    assert all(p.grad is not None for p in rcm.student.parameters())
+    assert all(p.grad is None for p in rcm.fake_score.parameters())
+
+
+def test_the_student_adapts_before_the_fake_score_moves():
+    rcm = method(dmd=DMDOptions(fake_score_updates=3))
+    assert rcm.turns(4) == ("student",)
+    assert rcm.turns(5) == ("fake_score",) * 3 + ("student",)
+    assert "adaptation_loss" in rcm("student", batch(), 0)[1]
+
+
+def test_its_student_is_exported_as_scms_is(text_pipeline):
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    rcm = RCM(teacher, 2.0, RCMOptions())
+    assert rcm.student.time_scale and rcm.student.ceiling and rcm.fake_score.time_scale is None
+    assert rcm.candidate_times() == SCM(teacher, 2.0, SCMOptions()).candidate_times()
+    assert rcm.step_counts([1.5, 0.8]) == (1, 2) and rcm.needs_latents(rcm.options)
+
+
+def test_options_that_cannot_be_are_named():
+    with pytest.raises(ValueError, match="dmd_weight"):
+        method(dmd_weight=0.0)
+    with pytest.raises(ValueError, match="guidances"):
+        RCM(Analytic(eight_gaussians()), 1.0, RCMOptions(scm=SCMOptions(guidances=(1.0,))))

@@ -1,0 +1,325 @@
+"""sCM against closed forms: data N(0, s^2 I), whose probability-flow ODE and consistency function are known."""
+
+import math
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+from distill.data.draws import Draws
+from distill.methods.base import Batch
+from distill.methods.scm import SCM, SCMOptions
+from teachers.core.denoiser import Denoiser
+from teachers.core.few_step import soften_clock
+from teachers.core.sampling import sample
+from teachers.core.teacher import save_pipeline, select
+from teachers.core.trigflow import HALF_PI, Flow, VariancePreserving, add_noise, to_velocity, to_x0
+from teachers.families.analytic import Analytic, ExactDenoiser, Mixture
+from teachers.families.stable_diffusion import StableDiffusion
+from teachers.pocket.parts import sd15_scheduler
+
+STD = 0.6
+CPU = torch.device("cpu")
+
+
+class Exact(nn.Module):
+    """The consistency function of N(0, s^2 I), f(x, t) = s x / sqrt(s^2 cos^2 t + sin^2 t), as native flow network."""
+
+    def forward(self, sample, timestep, return_dict=True):
+        tan = torch.tan(Flow().angle(timestep))
+        t = torch.atan(tan)
+        scale = Flow().scale(t)[:, None]
+        x_t = sample / scale
+        sin, cos = torch.sin(t)[:, None], torch.cos(t)[:, None]
+        f = STD * x_t / torch.sqrt(STD**2 * cos**2 + sin**2)
+        z = (x_t - cos * f) / sin
+        return (z - f,)
+
+
+def method(network: nn.Module | None = None, **options) -> SCM:
+    torch.manual_seed(0)
+    teacher = Analytic(Mixture(torch.zeros(1, 2), STD))
+    out = SCM(teacher, 1.0, SCMOptions(adaptation_steps=0, **options))
+    if network is not None:
+        out.student = ExactDenoiser(network, Flow(), "flow_prediction")
+    return out
+
+
+def points(count=64):
+    t = torch.linspace(0.02, 1.55, count, dtype=torch.float64)
+    x0 = STD * torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return add_noise(x0, z, t), t
+
+
+def target(scm: SCM, x_t, t, warm=1.0):
+    return scm.target(x_t, t, scm.teacher.velocity(x_t, t, {}), {}, warm)
+
+
+@pytest.mark.parametrize("tangent", ["jvp", "finite_difference"])
+def test_the_exact_consistency_function_is_the_fixed_point(tangent):
+    """Student = the true consistency function of the teacher's ODE -> the tangent target is zero everywhere."""
+    x_t, t = points()
+    g, _ = target(method(Exact(), tangent=tangent), x_t, t)
+    assert g.abs().max() < (1e-9 if tangent == "jvp" else 1e-6)
+
+
+class Quadratic(nn.Module):
+    """A native flow network whose canonical velocity is F = a x^2 sin(2t): simple enough to differentiate by hand."""
+
+    def forward(self, sample, timestep, return_dict=True):
+        t = Flow().angle(timestep)
+        scale = Flow().scale(t)[:, None]
+        x = sample / scale
+        velocity = 0.3 * x**2 * torch.sin(2 * t)[:, None]
+        sin, cos = torch.sin(t)[:, None], torch.cos(t)[:, None]
+        x0, z = cos * x - sin * velocity, sin * x + cos * velocity
+        return (z - x0,)
+
+
+def test_the_tangent_is_the_analytic_derivative():
+    """g = cos t df/dt for F = 0.3 x^2 sin 2t along the exact drift, and only its stable half at warm-up zero."""
+    x, t = points()
+    scm = method(Quadratic())
+    sin, cos = torch.sin(t)[:, None], torch.cos(t)[:, None]
+    spread = STD**2 * cos**2 + sin**2
+    drift = x * sin * cos * (1 - STD**2) / spread  # d/dt log sqrt(spread) = sin cos (1 - s^2) / spread
+    velocity = 0.3 * x**2 * torch.sin(2 * t)[:, None]
+    slope = 0.6 * x * drift * torch.sin(2 * t)[:, None] + 0.6 * x**2 * torch.cos(2 * t)[:, None]
+    derivative = -cos * (velocity - drift) - sin * (x + slope)  # of f = cos x - sin F
+    g, frozen = target(scm, x, t)
+    assert torch.allclose(frozen, velocity, atol=1e-10)
+    assert torch.allclose(g, cos * derivative, atol=1e-8)
+    half, _ = target(scm, x, t, warm=0.0)
+    assert torch.allclose(half, -(cos**2) * (velocity - drift), atol=1e-10)
+
+
+def test_a_step_along_the_loss_reduces_the_derivative():
+    """Descending |F - stop(F) - g|^2 moves F by +g, which must shrink |df/dt| (a wrong sign would grow it)."""
+    x_t, t = points()
+    scm = method(Quadratic())
+    g, _ = target(scm, x_t, t, warm=0.0)  # the half without dF/dt reacts to F alone
+
+    class Moved(Quadratic):
+        def forward(self, sample, timestep, return_dict=True):
+            (flow,) = super().forward(sample, timestep)
+            angle = Flow().angle(timestep)
+            # z - x0 = (sin - cos) x + (cos + sin) F
+            return (flow + 0.1 * g * (torch.cos(angle) + torch.sin(angle))[:, None],)
+
+    after, _ = target(method(Moved()), x_t, t, warm=0.0)
+    assert after.norm() < g.norm()
+
+
+def test_tangents_are_finite_at_both_ends_of_time():
+    scm = method()
+    t = torch.tensor([1e-6, 1e-3, HALF_PI - 1e-3, HALF_PI - 1e-6])
+    g, _ = target(scm, torch.randn(4, 2), t)
+    assert g.isfinite().all()
+
+
+def test_samples_that_are_not_finite_are_masked_and_counted():
+    scm = method()
+    exact = scm.tangent
+
+    def broken(*args):
+        value, slope = exact(*args)
+        slope[3] = math.nan
+        return value, slope
+
+    scm.tangent = broken
+    batch = Batch({}, Draws(("t",), 0, 8, 8, CPU), torch.randn(8, 2))
+    loss, logs = scm("student", batch, 1000)
+    loss.backward()
+    assert logs["masked_share"] == 1 / 8
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in scm.student.parameters())
+
+
+def test_a_velocity_that_is_not_finite_masks_its_sample_only():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, sample, timestep, return_dict=True):
+            wrong = torch.zeros(len(sample), 1)
+            wrong[3] = math.nan
+            return (sample * self.weight + wrong,)
+
+    scm = method()
+    scm.student = Denoiser(Broken(), Flow(), "flow_prediction")
+    loss, logs = scm("student", Batch({}, Draws(("t",), 0, 8, 8, CPU), torch.randn(8, 2)), 1000)
+    loss.backward()
+    assert logs["masked_share"] == 1 / 8
+    assert loss.isfinite() and scm.student.network.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["jvp", "finite_difference"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_tangent_does_not_see_the_end_of_the_schedules_table(prediction, kind):
+    """At the noisiest angle that is drawn the derivative is what it is a little before."""
+
+    class Smooth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, sample, timestep, return_dict=True):
+            return (self.scale * torch.sin(sample + timestep[:, None] / 3),)
+
+    path = VariancePreserving(sd15_scheduler().alphas_cumprod)
+    scm = method(tangent=kind, proposal=(30.0, 0.1))  # every draw wants to lie beyond the end
+    scm.student = Denoiser(Smooth(), path, prediction, time_scale=8.0)
+    last = scm.noise_level(Batch({}, Draws(("e",), 0, 4, 4, CPU)))
+    assert last.max() < path.t_max
+    x, drift = torch.randn(4, 2), torch.randn(4, 2)
+    slopes = []
+    for t in (last, last - 1e-3):
+        along = torch.sin(t) * torch.cos(t)
+        slopes.append(
+            scm.tangent(lambda x, t: scm.student.velocity(x, t, {}), (x, t), (along[:, None] * drift, along))[1]
+        )
+    assert (slopes[0] - slopes[1]).norm() < 0.1 * slopes[1].norm()
+
+
+def test_learned_weighting_starts_at_one_and_is_trained():
+    plain, learned = method(), method(learned_weighting=True)
+    learned.student.load_state_dict(plain.student.state_dict())
+    one, _ = plain("student", Batch({}, Draws(("w",), 0, 8, 8, CPU), torch.ones(8, 2)), 1000)
+    two, _ = learned("student", Batch({}, Draws(("w",), 0, 8, 8, CPU), torch.ones(8, 2)), 1000)
+    assert torch.allclose(one / 2, two)  # e^0 / D with D = 2
+    two.backward()
+    assert learned.log_variance.linear.bias.grad.abs() > 0
+    assert learned.log_variance in learned.networks()["student"]
+
+
+def test_the_proposal_is_log_normal_in_tan_t():
+    scm = method(proposal=(0.3, 0.5))
+    t = scm.noise_level(Batch({}, Draws(("p",), 0, 20000, 20000, CPU)))
+    logs = torch.log(torch.tan(t))
+    assert logs.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert logs.std().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_softened_clock_is_close_to_the_teacher_and_gentle(text_pipeline):
+    torch.manual_seed(0)
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    student: Denoiser = teacher.student()
+    soften_clock(student, 8.0)
+    assert student.clock(torch.tensor([1.0])).item() == pytest.approx(8.0)
+    x, t = torch.randn(8, 4, 8, 8), torch.linspace(0.1, 1.4, 8)
+    cond = teacher.condition(["a coat"] * 8)
+    with torch.no_grad():
+        soft, hard = student.velocity(x, t, cond), teacher.velocity(x, t, cond)
+    assert (soft - hard).norm() < 0.3 * hard.norm()
+    assert to_x0(x, soft, t).isfinite().all()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+def test_gain_is_the_derivative_of_the_velocity(prediction, sigma_data):
+    path = Flow(sigma_data=sigma_data)
+    if prediction != "flow_prediction":
+        path = VariancePreserving(sd15_scheduler().alphas_cumprod, sigma_data)
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.output = nn.Parameter(torch.zeros(6, 1, dtype=torch.float64))
+
+        def forward(self, sample, timestep, return_dict=True):
+            return (self.output,)
+
+    denoiser = Denoiser(Constant(), path, prediction, ceiling=1.2 if prediction == "epsilon" else None)
+    t = torch.linspace(0.1, 1.45, 6, dtype=torch.float64)
+    velocity = denoiser.velocity(torch.randn(6, 1, dtype=torch.float64), t, {})
+    (slope,) = torch.autograd.grad(velocity.sum(), denoiser.network.output)
+    assert torch.allclose(slope[:, 0].abs(), denoiser.gain(t), rtol=1e-6)
+
+
+def test_training_from_data_has_the_distillation_target_on_average():
+    """sCT's dx/dt = cos t z - sin t x0 is an unbiased sample of the teacher's velocity: given x_t their means agree."""
+    scm = method(Quadratic())
+    count = 200_000
+    draw = torch.Generator().manual_seed(0)
+    x0 = STD * torch.randn(count, 2, dtype=torch.float64, generator=draw)
+    z = torch.randn(count, 2, dtype=torch.float64, generator=draw)
+    t = torch.full((count,), 0.8, dtype=torch.float64)
+    x_t = add_noise(x0, z, t)
+    own, exact = to_velocity(x0, z, t), scm.teacher.velocity(x_t, t, {})
+    for weight in (torch.ones_like(x_t), x_t, x_t**2):  # the same projections onto functions of x_t
+        assert (weight * (own - exact)).mean(0).abs().max() < 0.02
+    g_own, _ = scm.target(x_t, t, own, {}, 1.0)
+    g_exact, _ = scm.target(x_t, t, exact, {}, 1.0)
+    assert (g_own - g_exact).mean(0).abs().max() < 0.02 and (g_own - g_exact).abs().max() > 0.1
+
+
+def test_training_from_data_never_asks_the_teacher():
+    scm = method(drift="data")
+    scm.teacher.denoiser = None
+    loss, _ = scm("student", Batch({}, Draws(("d",), 0, 8, 8, CPU), torch.randn(8, 2)), 1000)
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("options", "guidance", "culprit"),
+    [
+        ({"drift": "data"}, 2.0, "method.drift"),
+        ({"guidances": (3.0, 5.0)}, 2.0, "method.guidances"),
+        ({"second_times": (2.0,)}, 2.0, "method.second_times"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(text_pipeline, options, guidance, culprit):
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    with pytest.raises(ValueError, match=culprit):
+        SCM(teacher, guidance, SCMOptions(**options))
+
+
+def test_guidance_drawn_from_a_list_reaches_teacher_and_student(text_pipeline):
+    """Each sample is pulled to the teacher at its own scale, and the student is told that scale."""
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    scm = SCM(teacher, 2.0, SCMOptions(guidances=(1.5, 2.0, 4.0), adaptation_steps=2))
+    batch = Batch(teacher.condition(["a coat"] * 16), Draws(("g",), 0, 16, 16, CPU), torch.randn(16, *teacher.shape))
+    scales, cond = scm._guidance(batch)
+    assert set(scales.tolist()) == {1.5, 2.0, 4.0}
+    wanted = teacher.stock.get_guidance_scale_embedding(scales - 1, cond["timestep_cond"].shape[1])
+    assert torch.allclose(cond["timestep_cond"], wanted, atol=1e-5)
+    x, t = torch.randn(16, *teacher.shape), torch.full((16,), 0.9)
+    together = teacher.velocity(x, t, batch.cond, scales)
+    for scale in (1.5, 2.0, 4.0):
+        rows = (scales == scale).nonzero()[:, 0]
+        alone = teacher.velocity(x[rows], t[rows], select(batch.cond, rows), scale)
+        assert torch.allclose(together[rows], alone, atol=1e-4)
+    for step in (0, 5):
+        loss, _ = scm("student", batch, step)
+        loss.backward()
+    assert scm.student.network.time_embedding.cond_proj.weight.grad.abs().max() > 0
+
+
+def test_a_student_with_embedded_guidance_in_stock_diffusers(text_pipeline, tmp_path):
+    """The exported pipeline, asked for a scale, gives what our sampler gives at that scale."""
+    torch.manual_seed(0)
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    scm = SCM(teacher, 2.0, SCMOptions(guidances=(1.5, 4.0)))
+    with torch.no_grad():
+        scm.student.network.time_embedding.cond_proj.weight.normal_(std=0.3)
+    times = scm.candidate_times()[0][:1]
+    save_pipeline(teacher.pipeline(scm.student, times), tmp_path / "student")
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
+    stock.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, *teacher.shape)
+    made = {}
+    for scale in (1.5, 4.0):
+        prompts = ["a coat", "a bag"]
+        made[scale] = stock(
+            prompts, num_inference_steps=1, guidance_scale=scale, latents=noise, output_type="latent"
+        ).images
+        cond = {
+            **teacher.condition(prompts),
+            **teacher.guidance_condition(scm.student, torch.tensor([scale, scale])),
+        }
+        with torch.no_grad():
+            ours = sample(scm.student, noise, times, cond, lambda: noise)
+        assert torch.allclose(made[scale], ours, atol=1e-3 * ours.abs().max().item())
+    assert not torch.allclose(made[1.5], made[4.0], atol=1e-2)

@@ -1,0 +1,126 @@
+"""CLIP scores against the definition worked out with the model itself; names; what cannot be scored."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from benchmarks.pocket.make import make_tokenizer
+from eval.__main__ import main
+from eval.compare import compare
+from eval.metrics.clip_score import ClipScore, _size
+
+PROMPTS = ["a photo of a bag", "a coat", "an ankle boot, seen from the side"]
+
+
+def images(count: int = 3, size: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A CLIP of the real classes with random weights, and its processor, saved as its authors save theirs."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
+    make_tokenizer(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=24, initializer_range=1.0, **ids, **small)
+    vision = CLIPVisionConfig(image_size=28, patch_size=14, initializer_range=1.0, **small)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=4)
+    CLIPModel(config).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    CLIPProcessor(CLIPImageProcessor(**sizes), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def by_hand(folder, pictures: torch.Tensor, prompts: list[str]) -> list[float]:
+    """100 max(cos, 0), one picture and one prompt at a time, through the model's own forward."""
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    scores = []
+    for picture, prompt in zip(pictures, prompts, strict=True):
+        seen = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+        out = model(**processor(images=seen, text=prompt, return_tensors="pt"))
+        one, two = out.image_embeds[0].double(), out.text_embeds[0].double()
+        scores.append(100 * max(0.0, (one @ two / (one.norm() * two.norm())).item()))
+    return scores
+
+
+def test_the_score_is_its_definition(clip):
+    score = ClipScore(str(clip))
+    pictures, prompts = images(12), [p for p in PROMPTS for _ in range(4)]
+    expected = by_hand(clip, pictures, prompts)
+    assert 0 in expected, "a negative cosine counts as nothing"
+    assert max(expected) > 1
+    assert score(pictures, prompts).tolist() == pytest.approx(expected, abs=0.02)
+    assert score(pictures[:5], prompts[:5]).tolist() == pytest.approx(expected[:5], abs=0.02), "whatever the batch"
+
+
+def test_long_prompts_are_cut(clip):
+    score = ClipScore(str(clip))
+    assert score.longest == 24
+    long = "a photo of a bag " * 40
+    torch.testing.assert_close(score(images(1), [long]), score(images(1), [long + "and a coat"]))
+
+
+def test_figures_are_named_after_the_model(clip):
+    assert ClipScore(str(clip)).figure(5000) == "CLIP-tiny-clip@5000"
+    assert _size(CLIPVisionConfig(hidden_size=768, num_hidden_layers=12, patch_size=16)) == "ViT-B/16"
+    large = CLIPVisionConfig(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, patch_size=14, image_size=336
+    )
+    assert _size(large) == "ViT-L/14-336"
+
+
+def test_other_models_and_missing_ones_are_refused(tmp_path, clip):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(tmp_path / "bert")
+    CLIPProcessor.from_pretrained(clip).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="is a bert model"):
+        ClipScore(str(tmp_path / "bert"))
+    with pytest.raises(ValueError, match=r"transformers could not load .*nowhere.* as in --clip FOLDER"):
+        ClipScore(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_in_a_comparison(clip, make_run, tmp_path):
+    report = compare([make_run()], tmp_path / "out", samples=6, batch_size=4, clip=str(clip))
+    assert report["clip"] == {"source": str(clip), "figure": "CLIP-tiny-clip@6"}
+    rows = report["rows"]
+    for row in rows:
+        assert row["clip_interval"][0] <= row["clip_score"] <= row["clip_interval"][1]
+    highest = max(row["clip_score"] for row in rows)
+    assert all(row["clip_best"] for row in rows if row["clip_score"] == highest)
+    page, card = (tmp_path / "out/report.html").read_text(), (tmp_path / "out/model-index.yaml").read_text()
+    assert "CLIP-tiny-clip@6" in page
+    assert str(clip) in page, "the model is told in the protocol"
+    assert 'type: "clip_score"' in card
+    again = compare([tmp_path / "runs/student"], tmp_path / "out", samples=6, batch_size=4, clip=str(clip))
+    assert all(row["from_cache"] for row in again["rows"])
+    assert [row["clip_score"] for row in again["rows"]] == [row["clip_score"] for row in rows]
+
+    without = compare([tmp_path / "runs/student"], tmp_path / "out", samples=6, batch_size=4)
+    assert without["rows"][0]["clip_score"] is None
+    assert "CLIP" not in (tmp_path / "out/report.md").read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_prompts_or_model_one_sentence(clip, make_run, unconditional_pipeline, tmp_path, capsys):
+    run, out = make_run(), ["--out", str(tmp_path / "out")]
+    assert main([str(run), "--clip", str(tmp_path / "nowhere"), *out]) == 2
+    assert "could not load" in capsys.readouterr().err
+    assert main([str(unconditional_pipeline), "--clip", str(clip), "--reference", "x", *out]) == 2
+    assert "leave out --clip" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,155 @@
+"""Pipelines called all alike: noise that belongs to a sample, evaluations counted, the modern solver."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+
+from eval.pipelines.generate import (
+    arguments,
+    check_call,
+    counted,
+    images_of,
+    load_pipeline,
+    pipeline_class,
+    use_modern_solver,
+)
+
+CPU = torch.device("cpu")
+PROMPTS = ["a bag", "a coat", "a dress"]
+
+
+@pytest.fixture(scope="module")
+def text(text_pipeline):
+    return load_pipeline(text_pipeline, CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def unconditional(unconditional_pipeline):
+    return load_pipeline(unconditional_pipeline, CPU, torch.float32)
+
+
+def draw(pipe, call, prompts, indices, **more):
+    return images_of(pipe(**arguments(pipe, call, prompts, indices, **more)))
+
+
+def test_guidance_counts_twice(text):
+    for guidance, factor in ((2.0, 2), (1.0, 1)):
+        with counted(text) as count:
+            draw(text, {"num_inference_steps": 3, "guidance_scale": guidance}, PROMPTS, [0, 1, 2])
+        assert count.evaluations == 3 * 3 * factor
+    text(["a bag"], num_inference_steps=1)
+    assert count.evaluations == 9, "nothing is counted after the block"
+
+
+def test_unconditional_pipelines_are_counted_and_drawn(unconditional):
+    with counted(unconditional) as count:
+        images = draw(unconditional, {"num_inference_steps": 4}, None, [0, 1])
+    assert count.evaluations == 8
+    assert images.shape == (2, 3, 16, 16)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() <= images.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["text", "unconditional"])
+def test_a_sample_does_not_depend_on_its_batch(kind, request):
+    pipe = request.getfixturevalue(kind)
+    prompts = PROMPTS if kind == "text" else None
+    call = {"num_inference_steps": 2}
+    together = draw(pipe, call, prompts, [0, 1, 2])
+    alone = draw(pipe, call, prompts and prompts[2:], [2])
+    torch.testing.assert_close(together[2:], alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_seeds_and_streams_are_different_noise(text):
+    latents = [
+        arguments(text, {}, PROMPTS[:1], [0], seed=seed, stream=stream)["latents"]
+        for seed, stream in ((0, "samples"), (0, "samples"), (1, "samples"), (0, "reference"))
+    ]
+    assert torch.equal(latents[0], latents[1])
+    assert not torch.equal(latents[0], latents[2])
+    assert not torch.equal(latents[0], latents[3])
+    assert latents[0].shape == (1, 4, 8, 8)
+
+
+def test_latents_follow_the_calls_height_and_width(text):
+    latents = arguments(text, {"height": 64, "width": 32}, PROMPTS[:1], [0])["latents"]
+    assert latents.shape == (1, 4, 16, 8)
+
+
+def test_negative_prompts_go_to_every_sample(text):
+    ready = arguments(text, {"negative_prompt": "a boot", "num_inference_steps": 1}, PROMPTS, [0, 1, 2])
+    assert ready["negative_prompt"] == ["a boot"] * 3
+    assert images_of(text(**ready)).shape == (3, 3, 32, 32)
+
+
+def test_the_solver_at_one_step_is_the_x0_prediction(text_pipeline):
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    alpha = pipe.scheduler.alphas_cumprod[999]
+    assert use_modern_solver(pipe) == "DPM-Solver++"
+    assert isinstance(pipe.scheduler, DPMSolverMultistepScheduler)
+    call = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    ready = arguments(pipe, call, PROMPTS, [0, 1, 2])
+    made = pipe(**ready | {"output_type": "latent"}).images
+    cond, _ = pipe.encode_prompt(PROMPTS, CPU, 1, False)
+    with torch.no_grad():
+        noise = pipe.unet(ready["latents"], 999, encoder_hidden_states=cond).sample
+    expected = (ready["latents"] - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+    torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("old", [DDIMScheduler, EulerDiscreteScheduler])
+def test_the_solver_keeps_betas_and_prediction(text_pipeline, old):
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    pipe.scheduler = old(prediction_type="v_prediction")  # betas left to the class's defaults, the trap
+    betas = pipe.scheduler.betas.clone()
+    use_modern_solver(pipe)
+    torch.testing.assert_close(pipe.scheduler.betas, betas)
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    for steps in (1, 2, 4, 8):
+        pipe.scheduler.set_timesteps(steps)
+        assert len(pipe.scheduler.timesteps) == steps
+        assert pipe.scheduler.timesteps[0] == 999
+
+
+def test_zero_terminal_snr_stays_finite(text_pipeline):
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    pipe.scheduler = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    use_modern_solver(pipe)
+    assert draw(pipe, {"num_inference_steps": 1, "guidance_scale": 1.0}, PROMPTS, [0, 1, 2]).isfinite().all()
+
+
+def test_flow_schedulers_stay(text_pipeline):
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    pipe.scheduler = flow = FlowMatchEulerDiscreteScheduler()
+    assert use_modern_solver(pipe) is None
+    assert pipe.scheduler is flow
+
+
+def test_images_of_grey_arrays_become_rgb():
+    images = images_of(ImagePipelineOutput(images=np.full((2, 5, 4, 1), 1.5, dtype=np.float32)))
+    assert images.shape == (2, 3, 5, 4)
+    assert images.max() == 1
+
+
+def test_calls_are_checked_before_anything_loads(text_pipeline, unconditional_pipeline, tmp_path):
+    text, free = pipeline_class(text_pipeline), pipeline_class(unconditional_pipeline)
+    assert (text.__name__, free.__name__) == ("StableDiffusionPipeline", "DDPMPipeline")
+    with pytest.raises(ValueError, match='no argument "guidance_scale"'):
+        check_call(free, {"guidance_scale": 2.0}, prompted=False)
+    with pytest.raises(ValueError, match="--prompts none"):
+        check_call(free, {}, prompted=True)
+    with pytest.raises(ValueError, match="with --prompts"):
+        check_call(text, {}, prompted=False)
+    (tmp_path / "model_index.json").write_text("[]")
+    with pytest.raises(ValueError, match="no index of a diffusers pipeline"):
+        pipeline_class(tmp_path)
+    with pytest.raises(ValueError, match="could not load"):
+        load_pipeline(tmp_path, CPU, torch.float32)

@@ -1,0 +1,78 @@
+"""Training curves from what runs left, and energy from what drivers count."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eval.pipelines import energy
+from eval.pipelines.energy import Energy
+from eval.pipelines.runs import read_run
+from eval.report.training_log import MOST, curves
+
+
+def write(path, entries):
+    path.write_text("\n".join(json.dumps(entry) for entry in entries) + "\n")
+
+
+def test_curves_of_history_and_log(make_run):
+    folder = make_run("mine")
+    write(
+        folder / "history.jsonl",
+        [{"step": i, "seconds": 10.0 * i, "held_out_frechet": {"1": 5.0 - i, "2": 4.0 - i}} for i in range(3)],
+    )
+    write(
+        folder / "log.jsonl",
+        [{"step": i, "seconds": i, "fake_score/loss": 1.0 / (i + 1), "student/loss": 3} for i in range(1000)],
+    )
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 1000, "seconds": 1000, "fake_score/loss": NaN}\n{"step": 10')  # a loss that broke, a kill
+    found = curves([read_run(folder)])
+    assert [(c["figure"], c["run"]) for c in found] == [
+        ("Held-out Frechet distance", "mine, 1 step"),
+        ("Held-out Frechet distance", "mine, 2 steps"),
+        ("Fake score's loss", "mine"),
+    ]
+    assert found[0]["seconds"] == [0, 10, 20]
+    assert found[1]["values"] == [4, 3, 2]
+    assert MOST / 2 <= len(found[2]["values"]) <= MOST
+    json.dumps(found, allow_nan=False)
+
+
+def test_runs_without_curves(make_run):
+    run = read_run(make_run("mine"))
+    assert curves([run]) == []
+    (run.folder.parent / "history.jsonl").write_bytes(b"\xff\xfe")
+    assert curves([run, replace(run, name="other")]) == []
+
+
+@pytest.fixture
+def rapl(tmp_path, monkeypatch):
+    def count(*joules):
+        for number, value in enumerate(joules):
+            place = tmp_path / f"intel-rapl:{number}"
+            place.mkdir(exist_ok=True)
+            (place / "energy_uj").write_text(f"{int(value * 1e6)}\n")
+
+    monkeypatch.setattr(energy, "RAPL", tmp_path)
+    return count
+
+
+def test_energy_is_the_counters_difference(rapl):
+    cpu = torch.device("cpu")
+    rapl(10, 20)
+    with Energy(cpu) as used:
+        rapl(12.5, 21)
+    assert used.joules == pytest.approx(3.5)
+    with Energy(cpu) as wrapped:
+        rapl(1, 22)
+    assert wrapped.joules is None, "a counter that started again tells nothing"
+
+
+def test_no_counter_no_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "RAPL", tmp_path)
+    with Energy(torch.device("cpu")) as used:
+        pass
+    assert used.joules is None
+    assert energy.counters(torch.device("meta")) == {}

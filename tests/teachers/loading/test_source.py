@@ -1,0 +1,223 @@
+"""Where weights come from, and the one sentence for each way in which they do not come."""
+
+import re
+import shutil
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub.constants
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+
+from teachers.families.dit import DiT
+from teachers.families.pixart import PixArt
+from teachers.families.stable_diffusion import StableDiffusion
+from teachers.loading.source import load_pipeline
+
+CPU = torch.device("cpu")
+
+# What the original Stable Diffusion files call what diffusers calls otherwise, at the tiny pipeline's size.
+UNET = {
+    r"^time_embedding\.linear_1": "time_embed.0",
+    r"^time_embedding\.linear_2": "time_embed.2",
+    r"^conv_in": "input_blocks.0.0",
+    r"^conv_norm_out": "out.0",
+    r"^conv_out": "out.2",
+    r"^down_blocks\.0\.resnets\.0": "input_blocks.1.0",
+    r"^down_blocks\.0\.downsamplers\.0\.conv": "input_blocks.2.0.op",
+    r"^down_blocks\.1\.resnets\.0": "input_blocks.3.0",
+    r"^down_blocks\.1\.attentions\.0": "input_blocks.3.1",
+    r"^mid_block\.resnets\.0": "middle_block.0",
+    r"^mid_block\.attentions\.0": "middle_block.1",
+    r"^mid_block\.resnets\.1": "middle_block.2",
+    r"^up_blocks\.0\.resnets\.(\d)": r"output_blocks.\1.0",
+    r"^up_blocks\.0\.attentions\.(\d)": r"output_blocks.\1.1",
+    r"^up_blocks\.0\.upsamplers\.0": "output_blocks.1.2",
+    r"^up_blocks\.1\.resnets\.0": "output_blocks.2.0",
+    r"^up_blocks\.1\.resnets\.1": "output_blocks.3.0",
+}
+RESNET = {
+    r"\bnorm1\b": "in_layers.0",
+    r"\bconv1\b": "in_layers.2",
+    r"\btime_emb_proj\b": "emb_layers.1",
+    r"\bnorm2\b": "out_layers.0",
+    r"\bconv2\b": "out_layers.3",
+    r"\bconv_shortcut\b": "skip_connection",
+}
+VAE = {
+    r"down_blocks\.(\d)\.resnets\.0": r"down.\1.block.0",
+    r"down_blocks\.0\.downsamplers\.0": "down.0.downsample",
+    r"up_blocks\.0\.resnets\.(\d)": r"up.1.block.\1",
+    r"up_blocks\.1\.resnets\.(\d)": r"up.0.block.\1",
+    r"up_blocks\.0\.upsamplers\.0": "up.1.upsample",
+    r"mid_block\.resnets\.0": "mid.block_1",
+    r"mid_block\.resnets\.1": "mid.block_2",
+    "conv_shortcut": "nin_shortcut",
+    "conv_norm_out": "norm_out",
+}
+
+
+def renamed(key, *tables):
+    for table in tables:
+        for pattern, replacement in table.items():
+            key = re.sub(pattern, replacement, key)
+    return key
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    return StableDiffusionPipeline.from_pretrained(tiny("Stable Diffusion 1.5")[1], safety_checker=None)
+
+
+@pytest.fixture
+def single_file(pipe, tmp_path):
+    """The tiny pipeline as one file in the original layout."""
+    tensors = {}
+    for key, value in pipe.unet.state_dict().items():
+        name = renamed(key, UNET, RESNET) if "resnets" in key else renamed(key, UNET)
+        tensors[f"model.diffusion_model.{name}"] = value.clone()
+    tensors |= {f"first_stage_model.{renamed(k, VAE)}": v.clone() for k, v in pipe.vae.state_dict().items()}
+    text = "cond_stage_model.transformer.text_model."
+    tensors |= {text + key.removeprefix("text_model."): v.clone() for key, v in pipe.text_encoder.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def lay_configuration_beside(file, folder):
+    shutil.copytree(folder, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+def test_a_single_file_gives_the_weights_of_the_folder(single_file, pipe, tiny):
+    lay_configuration_beside(single_file, tiny("Stable Diffusion 1.5")[1])
+    teacher = StableDiffusion.load(str(single_file), CPU)
+    parts = {"unet": teacher.stock, "vae": teacher.stock, "text_encoder": teacher.encoders()}
+    for name, stock in parts.items():
+        got, wanted = stock.components[name].state_dict(), pipe.components[name].state_dict()
+        assert got.keys() == wanted.keys()
+        assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+
+def sentence(error):
+    """The message of a caught error, which has to be one line."""
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 400
+    return text
+
+
+def test_a_single_file_of_another_family_is_refused(single_file, tiny):
+    lay_configuration_beside(single_file, tiny("Stable Diffusion 1.5")[1])
+    with pytest.raises(ValueError, match="StableDiffusionPipeline; this family takes PixArt") as error:
+        PixArt.load(str(single_file), CPU)
+    sentence(error)
+
+
+def test_a_family_that_has_no_single_files_says_so(single_file, tiny):
+    lay_configuration_beside(single_file, tiny("DiT")[1])
+    with pytest.raises(ValueError, match="no DiTPipeline from a single file") as error:
+        DiT.load(str(single_file), CPU)
+    sentence(error)
+
+
+def test_a_single_file_without_a_part_says_which_it_lacks(single_file, tiny):
+    lay_configuration_beside(single_file, tiny("Stable Diffusion 1.5")[1])
+    save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, single_file)
+    with pytest.raises(ValueError, match=re.escape(str(single_file))) as error:
+        StableDiffusion.load(str(single_file), CPU)
+    sentence(error)
+
+
+def test_corrupt_weights_are_named(tiny, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny("Stable Diffusion 1.5")[1], folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])  # a download that was cut short
+    with pytest.raises(
+        ValueError, match=r"unet/diffusion_pytorch_model\.safetensors are corrupt or cut short"
+    ) as error:
+        StableDiffusion.load(str(folder), CPU)
+    sentence(error)
+
+
+def test_pickled_weights_are_not_loaded(tiny, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny("Stable Diffusion 1.5")[1], folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match="lacks a file of safetensors weights") as error:
+        StableDiffusion.load(str(folder), CPU)
+    sentence(error)
+    with pytest.raises(ValueError, match="of a kind that is not loaded"):
+        StableDiffusion.locate(str(folder / "unet" / "diffusion_pytorch_model.bin"))
+
+
+def test_a_broken_index_is_one_sentence(tmp_path):
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match="not a valid JSON") as error:
+        StableDiffusion.load(str(tmp_path), CPU)
+    sentence(error)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not say which pipeline"):
+        StableDiffusion.load(str(tmp_path), CPU)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has nothing, and keeps what belongs to `gated` behind its terms."""
+
+    def do_HEAD(self):
+        gated = self.path.startswith("/gated/")
+        self.send_response(403 if gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place(monkeypatch, server.server_address[1])
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+def place(monkeypatch, port):
+    """Let the client of the hub look for it on a port of this machine."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    template = f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("gated/model", "gated: accept its terms"), ("nobody/nothing", "the hub has no nobody/nothing")]
+)
+def test_what_the_hub_refuses_is_one_sentence(hub, name, match):
+    with pytest.raises(ValueError, match=match) as error:
+        load_pipeline((StableDiffusionPipeline,), name)
+    sentence(error)
+
+
+def test_no_network_is_one_sentence(monkeypatch):
+    place(monkeypatch, 9)  # nothing listens there
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client tries five times
+    with pytest.raises(
+        ValueError, match="the hub cannot be reached and there is no complete copy of some/model"
+    ) as error:
+        load_pipeline((StableDiffusionPipeline,), "some/model")
+    sentence(error)
+
+
+def test_no_network_for_a_lone_single_file_names_what_to_lay_beside_it(single_file, monkeypatch):
+    place(monkeypatch, 9)
+    with pytest.raises(ValueError, match="no configuration beside it") as error:
+        StableDiffusion.load(str(single_file), CPU)
+    sentence(error)

@@ -1,0 +1,67 @@
+"""A teacher that is kept in host memory. Without a card, another precision stands in for one: `.to` takes either."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill.config.recipe import load
+from distill.methods.dmd import DMD, DMDOptions
+from distill.train import train
+from distill.training import checkpoint
+from teachers.families.stable_diffusion import StableDiffusion
+from teachers.networks.offload import Offload
+
+
+def test_the_network_visits_the_device_and_comes_back_as_it_was():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).requires_grad_(False).eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    away = Offload(network, torch.device("cpu"))
+    away.device = torch.float64
+    for _ in range(2):
+        with away.at_hand():
+            assert network(torch.zeros(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+        assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    with pytest.raises(KeyError), away.at_hand():
+        raise KeyError
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+def test_a_teacher_away_says_the_same_and_only_its_calls_have_it_at_hand(text_pipeline, monkeypatch):
+    device = torch.device("cpu")
+    teacher = StableDiffusion.load(str(text_pipeline), device)
+    cond = teacher.condition(["a coat", "a bag"])
+    x, t = torch.randn(2, *teacher.shape), torch.tensor([0.4, 1.2])
+    expected = teacher.velocity(x, t, cond, 2.0)
+    method = DMD(teacher, 2.0, DMDOptions())
+    teacher.offload(device)
+    visits, at_hand = [], teacher.away.at_hand
+    monkeypatch.setattr(teacher.away, "at_hand", lambda: visits.append(1) or at_hand())
+    assert torch.equal(teacher.velocity(x, t, cond, 2.0), expected)
+    method.gradient(x, x, t, cond)
+    assert len(visits) == 2
+    method.student.velocity(x, t, cond)
+    method.fake_score.velocity(x, t, cond)
+    assert len(visits) == 2
+
+
+def test_features_of_a_teacher_that_is_away_are_refused(text_pipeline):
+    teacher = StableDiffusion.load(str(text_pipeline), torch.device("cpu"))
+    method = DMD(teacher, 2.0, DMDOptions(gan_weight=0.1, gan_features="teacher"))
+    teacher.offload(torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"set memory\.offload_teacher=false"):
+        method._features()
+
+
+def test_a_run_with_the_teacher_away_gives_the_same_weights(text_pipeline, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a coat\na bag\n")
+    (tmp_path / "a.yaml").write_text(
+        f"name: near\noutput: {tmp_path}\nteacher: {{path: {text_pipeline}, guidance: 2.0}}\nmethod: {{name: dmd}}\n"
+        f"data: {{prompts: {tmp_path / 'prompts.txt'}}}\n"
+        "train: {steps: 2, batch_size: 2, evaluate_every: 1, evaluate_samples: 2, evaluate_teacher_steps: 1,\n"
+        "  tracker: none}\n"
+    )
+    for name, away in (("near", "false"), ("away", "true")):
+        train(load(tmp_path / "a.yaml", [f"name={name}", f"memory.offload_teacher={away}"]))
+    ends = [load_file(tmp_path / name / "checkpoints/00000002" / checkpoint.WEIGHTS) for name in ("near", "away")]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
