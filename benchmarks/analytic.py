@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from benchmarks import closed_forms
 from benchmarks.closed_forms import DRAWS, Map, distance, draw, floor, mode_error
-from distill.data.draws import Draws
-from distill.methods.base import Batch, Distiller, Pairs
+from distill.data.batch import Batch, Pairs
+from distill.data.batch_random import BatchRandom
+from distill.methods.base import Distiller
 from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
@@ -76,30 +77,32 @@ def teacher_pairs(teacher: Analytic, count: int = 20_000) -> tuple[Tensor, Tenso
 def train(distiller: Distiller, teacher: Analytic, budget: Budget, seed: int, what: str) -> Denoiser:
     """The loop of `distill.train` without its engine: the EMA student after `budget` steps on exact samples."""
     torch.manual_seed(seed)
-    average = copy.deepcopy(distiller.student).requires_grad_(False)
-    parameters = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
+    ema = copy.deepcopy(distiller.student).requires_grad_(False)
+    parameters = {
+        phase: [p for m in modules for p in m.parameters()] for phase, modules in distiller.networks().items()
+    }
     optimizers = {
-        turn: torch.optim.AdamW(ps, getattr(budget, turn), (0.9, 0.99), weight_decay=0.0, fused=True)
-        for turn, ps in parameters.items()
+        phase: torch.optim.AdamW(ps, getattr(budget, phase), (0.9, 0.99), weight_decay=0.0, fused=True)
+        for phase, ps in parameters.items()
     }
     noise, ends = teacher_pairs(teacher) if type(distiller).pairs(distiller.options)[0] else (None, None)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, budget.steps) for o in optimizers.values()]
     for step in tqdm(range(budget.steps), desc=what, mininterval=5):
-        for number, turn in enumerate(distiller.turns(step)):
-            draws = Draws((seed, step, number), 0, budget.batch, budget.batch, CPU)
-            data = teacher.mixture.sample(budget.batch, draws.generator).float()
-            rows = None if noise is None or ends is None else draws.rows(len(noise))
+        for number, phase in enumerate(distiller.phases(step)):
+            rng = BatchRandom((seed, step, number), 0, budget.batch, budget.batch, CPU)
+            data = teacher.mixture.sample(budget.batch, rng.generator).float()
+            rows = None if noise is None or ends is None else rng.rows(len(noise))
             pairs = None if rows is None else partial(Pairs, noise[rows], ends[rows], {})
-            loss, _ = distiller(turn, Batch({}, draws, data, pairs), step)
+            loss, _ = distiller(phase, Batch({}, rng, data, pairs), step)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters[turn], 10.0)
-            optimizers[turn].step()
-            optimizers[turn].zero_grad()
+            torch.nn.utils.clip_grad_norm_(parameters[phase], 10.0)
+            optimizers[phase].step()
+            optimizers[phase].zero_grad()
         for schedule in schedules:
             schedule.step()
         weight = 1 - min(EMA, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), list(distiller.student.parameters()), weight)
-    return average
+        torch._foreach_lerp_(list(ema.parameters()), list(distiller.student.parameters()), weight)
+    return ema
 
 
 def judge(name: str, student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map) -> dict[str, Any]:

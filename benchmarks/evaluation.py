@@ -28,9 +28,10 @@ from cleanfid import fid as clean_fid
 from PIL import Image
 from torch import Tensor
 
+from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import extractor
 from eval.features.image_folder import batches, features_of_folder, files_in
-from eval.features.inception import MODES, SHA256, find_weights, sha256, unfolded
+from eval.features.inception import SHA256, find_weights, sha256, unfolded
 from eval.metrics.fid import FrechetTo, frechet_distance
 from eval.metrics.fid import statistics as moments
 from eval.metrics.kid import kid
@@ -90,7 +91,7 @@ def theirs(folder: Path, mode: str, network: Callable[[Tensor], Tensor], most: i
 def agreement(folders: tuple[Path, Path], weights: Path) -> list[str]:
     """Table rows: each mode's FID and KID by both, and the legacy TensorFlow mode by torch-fidelity."""
     rows = []
-    for mode in MODES:
+    for mode in INCEPTION_MODES:
         ours = [features_of_folder(folder, extractor(mode, CPU, weights), BATCH) for folder in folders]
         network = clean_fids_network(mode, weights)
         expected = [theirs(folder, mode, network) for folder in folders]

@@ -29,8 +29,8 @@ from benchmarks.full_size import MODELS
 from distill import memory
 from distill.config.recipe import DTYPES, MemoryRecipe, Recipe, TeacherRecipe, TrainRecipe, options
 from distill.config.registry import TEACHERS, find
-from distill.data.draws import Draws
-from distill.methods.base import Batch, Pairs
+from distill.data.batch import Batch, Pairs
+from distill.data.batch_random import BatchRandom
 from distill.training import meta_device as paper
 from teachers.core.teacher import Teacher
 from teachers.networks.checkpointing import checkpoint_activations
@@ -80,38 +80,38 @@ def measure(case: Case, folder: Path, device: torch.device, precision: str) -> d
     cls, method = options(recipe)
     family = find(TEACHERS, recipe.teacher.family)
     torch.manual_seed(0)
-    teacher = filled(paper.on_paper(family, str(folder), DTYPES[recipe.teacher.precision]), device)
+    teacher = filled(paper.build_on_meta(family, str(folder), DTYPES[recipe.teacher.precision]), device)
     shapes = MODELS[case.model][2]
     cond = {key: torch.randn(case.batch, *shape, device=device) for key, shape in shapes.items()}
-    teacher.blank = {key: value[:1] for key, value in cond.items()}
-    if case.tier == "shared":
-        teacher.share(recipe.memory.rank)
+    teacher.null_cache = {key: value[:1] for key, value in cond.items()}
+    if case.tier == "lora":
+        teacher.enable_lora(recipe.memory.rank)
     if case.checkpointing:
         checkpoint_activations(teacher.denoiser.network)
     distiller = cls(teacher, recipe.teacher.guidance, method).to(device)
-    average = copy.deepcopy(distiller.student).requires_grad_(False)
-    networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
-    optimizers = {turn: torch.optim.AdamW(ps, 1e-5, fused=True) for turn, ps in networks.items()}
+    ema = copy.deepcopy(distiller.student).requires_grad_(False)
+    networks = {phase: [p for m in modules for p in m.parameters()] for phase, modules in distiller.networks().items()}
+    optimizers = {phase: torch.optim.AdamW(ps, 1e-5, fused=True) for phase, ps in networks.items()}
     latents = torch.randn(case.batch, *teacher.shape, device=device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    for turn, optimizer in optimizers.items():  # Adam's moments are there from the first backward on
-        for parameter in networks[turn]:
+    for phase, optimizer in optimizers.items():  # Adam's moments are there from the first backward on
+        for parameter in networks[phase]:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     for step in range(3 if cuda else 1):  # the last is timed
         begun = time.perf_counter()
-        for number, turn in enumerate(distiller.turns(memory.LATE)):
-            draws = Draws((0, step, number), 0, case.batch, case.batch, device)
-            batch = Batch(cond, draws, latents, lambda: Pairs(latents, latents, cond))
+        for number, phase in enumerate(distiller.phases(memory.LATE)):
+            rng = BatchRandom((0, step, number), 0, case.batch, case.batch, device)
+            batch = Batch(cond, rng, latents, lambda: Pairs(latents, latents, cond))
             with torch.autocast(device.type, half, enabled=precision != "no"):
-                loss, _ = distiller(turn, batch, memory.LATE)
+                loss, _ = distiller(phase, batch, memory.LATE)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(networks[turn], 1.0)
-            optimizers[turn].step()
-            optimizers[turn].zero_grad(set_to_none=True)
+            torch.nn.utils.clip_grad_norm_(networks[phase], 1.0)
+            optimizers[phase].step()
+            optimizers[phase].zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(distiller.student.parameters()), 0.01)
+            torch._foreach_lerp_(list(ema.parameters()), list(distiller.student.parameters()), 0.01)
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
@@ -165,7 +165,7 @@ def ratios(rows: list[dict[str, Any]]) -> str:
     for name, (shared, full) in (kinds | {"both with checkpointing": (True, True)}).items():
         for case in dict.fromkeys((r["model"], r["method"], r["batch"]) for r in rows):
             model, method, batch = case
-            few, whole = (model, method, "shared", batch, shared), (model, method, "full", batch, full)
+            few, whole = (model, method, "lora", batch, shared), (model, method, "full", batch, full)
             if few in planned and whole in planned:
                 ratio = planned[few] / planned[whole]
                 lines.append(f"- {model}, {method}, batch {batch}, {name}: shared / full = {ratio:.3f} (plan)")
@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["sd15"], choices=list(MODELS))
     parser.add_argument("--methods", nargs="+", default=["dmd", "scm"], choices=list(METHODS))
-    parser.add_argument("--tiers", nargs="+", default=["shared", "full"], choices=["shared", "full"])
+    parser.add_argument("--tiers", nargs="+", default=["lora", "full"], choices=["lora", "full"])
     parser.add_argument("--batches", nargs="*", type=int, default=[1], help="batch sizes to run (default: 1)")
     parser.add_argument("--planned", nargs="*", type=int, default=[4, 16], help="batch sizes to plan only (4 16)")
     parser.add_argument("--checkpointing", action="store_true")

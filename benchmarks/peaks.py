@@ -1,7 +1,7 @@
 """The training loop's memory beside a plain script's, and one process against two: parts of `benchmarks.step`.
 
 Memory is the peak of a process of its own, without evaluation and export, which the script has not: of its tensors
-(`distill.training.meta_device.Live`), and of the whole process above what importing took, code and interpreter included (on a GPU:
+(`distill.training.meta_device.MemoryTracker`), and of the whole process above what importing took, code and interpreter included (on a GPU:
 what its allocator has reserved); beside it what has to be held: the teacher's pipeline, for each network that trains
 its weights, gradients and two moments, and the student's average. Scaling is wall-clock: one process of one thread
 against two (DDP over gloo) that share the recipe's batch; it needs two idle cores.
@@ -23,7 +23,7 @@ import torch
 from benchmarks import plain
 from distill.config.recipe import load
 from distill.train import train
-from distill.training.meta_device import Live
+from distill.training.meta_device import MemoryTracker
 
 ROOT = Path(__file__).parents[1]
 BATCHES = {"dmd": 32, "scm": 64}  # of recipes/pocket
@@ -62,7 +62,7 @@ def peak(which: str, method: str, what: str) -> float:
         most = torch.cuda.max_memory_allocated if what == "tensors" else torch.cuda.max_memory_reserved
         return most() / 2**20
     if what == "tensors":
-        with Live([], torch.device("cpu")) as live:
+        with MemoryTracker([], torch.device("cpu")) as live:
             work(which, method)
         return live.peak / 2**20
     before = _most()

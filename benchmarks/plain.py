@@ -51,9 +51,7 @@ def dmd(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
     """One step of DMD, two updates of the fake score and one of the student; and what draws the student's samples."""
     pipe, embeddings, empty, _, _ = load()
     teacher = pipe.unet
-    student, fake, average = (
-        copy.deepcopy(teacher).requires_grad_(name != "average") for name in ("s", "f", "average")
-    )
+    student, fake, ema = (copy.deepcopy(teacher).requires_grad_(name != "average") for name in ("s", "f", "average"))
     optimizers = {n: torch.optim.AdamW(n.parameters(), lr, (0.9, 0.99), fused=True) for n in (student, fake)}
     table = pipe.scheduler.alphas_cumprod
     empty = empty.expand(batch, -1, -1)
@@ -96,12 +94,12 @@ def dmd(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
         loss = 0.5 * (x - (x - gradient).detach()).square().mean()
         update(student, loss)
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 0.01)
+            torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 0.01)
         return loss.item()
 
     @torch.no_grad()
     def picture(path: Path) -> None:
-        save(pipe, generate(average, torch.randn(10, 4, 8, 8), embeddings[:10]), path)
+        save(pipe, generate(ema, torch.randn(10, 4, 8, 8), embeddings[:10]), path)
 
     return step, picture
 
@@ -110,7 +108,7 @@ def scm(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
     """One step of sCM, the teacher's slope, the student's tangent and one update; and what draws its samples."""
     pipe, embeddings, empty, latents, chosen = load()
     teacher = pipe.unet
-    student, average = (copy.deepcopy(teacher).requires_grad_(name != "average") for name in ("s", "average"))
+    student, ema = (copy.deepcopy(teacher).requires_grad_(name != "average") for name in ("s", "average"))
     optimizer = torch.optim.AdamW(student.parameters(), lr, (0.9, 0.99), fused=True)
     table = pipe.scheduler.alphas_cumprod
     angles = torch.atan2((1 - table).sqrt(), table.sqrt())
@@ -148,14 +146,14 @@ def scm(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 0.01)
+            torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 0.01)
         return loss.item()
 
     @torch.no_grad()
     def picture(path: Path) -> None:
         z, t = torch.randn(10, 4, 8, 8), angles[-1].expand(10)
         sin, cos = t.sin()[:, None, None, None], t.cos()[:, None, None, None]
-        save(pipe, cos * z - sin * velocity(average(z, CLOCK * t, embeddings[:10]).sample, z, t), path)
+        save(pipe, cos * z - sin * velocity(ema(z, CLOCK * t, embeddings[:10]).sample, z, t), path)
 
     return step, picture
 

@@ -46,7 +46,7 @@ def bare(distiller: Distiller, method: str, batch: int) -> Callable[[], None]:
     """The network calls of one step on inputs of its shapes."""
     device = next(distiller.parameters()).device
     teacher = distiller.teacher
-    rows = {key: value.expand(batch, *value.shape[1:]) for key, value in teacher.unprompted().items()}
+    rows = {key: value.expand(batch, *value.shape[1:]) for key, value in teacher.null_row().items()}
     twice = {key: torch.cat([value, value]) for key, value in rows.items()}
     x, t = torch.randn(batch, *teacher.shape, device=device), torch.full((batch,), 300.0, device=device)
     ones = torch.ones_like(x)
@@ -93,7 +93,7 @@ def bare(distiller: Distiller, method: str, batch: int) -> Callable[[], None]:
 
 
 def _fake(distiller: Distiller) -> list[Any]:
-    return [denoiser.network for denoiser in distiller.pictured().values()]
+    return [denoiser.network for denoiser in distiller.preview_models().values()]
 
 
 def measure(method: str, repeats: int, *more: str) -> dict[str, list[float]]:
@@ -105,13 +105,13 @@ def measure(method: str, repeats: int, *more: str) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as output:
         recipe = load(recipe_file(method), settings(method, repeats + WARM + 1, output, *more))
         cls = options(recipe)[0]
-        turns = cls.turns
+        phases = cls.phases
 
         def between(self: Distiller, step: int) -> Any:
             """Called by the loop as each step begins: the one before has ended."""
             nonlocal begun, calls, last
             if step == last:  # the loop asks twice, for the turns and for their data
-                return turns(self, step)
+                return phases(self, step)
             last = step
             seconds["loop"].append(now() - begun)
             calls = calls or bare(self, method, batch)
@@ -120,7 +120,7 @@ def measure(method: str, repeats: int, *more: str) -> dict[str, list[float]]:
                 work()
                 seconds[name].append(now() - begun)
             begun = now()
-            return turns(self, step)
+            return phases(self, step)
 
         with patch.object(cls, "turns", between):
             train(recipe)

@@ -1,3 +1,104 @@
-"""Turning a diffusion teacher into a one- or two-step student."""
+"""Distil a diffusion model into a one- or two-step model.
+
+    import distill
+
+    folder = distill.train(distill.load_recipe("pocket/dmd"))
+
+Names are imported when they are first used, so `import distill` is immediate.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.config.recipe import (
+        DataRecipe,
+        EvaluationRecipe,
+        MemoryRecipe,
+        OptimizerRecipe,
+        Recipe,
+        TeacherRecipe,
+        TrainRecipe,
+    )
+    from distill.config.recipe import load as load_recipe
+    from distill.data.batch import Batch
+    from distill.methods.base import Distiller
+    from distill.methods.dmd import DMD
+    from distill.methods.rcm import RCM
+    from distill.methods.scm import SCM
+    from distill.train import train, train_step
+    from eval.compare import compare
+    from teachers.core.sampling import sample
+    from teachers.loading.registry import load_teacher
 
 __version__ = "0.1.0"
+
+_RECIPES = (
+    "Recipe",
+    "TeacherRecipe",
+    "DataRecipe",
+    "OptimizerRecipe",
+    "TrainRecipe",
+    "MemoryRecipe",
+    "EvaluationRecipe",
+)
+_NAMES = {
+    "load_recipe": ("distill.config.recipe", "load"),
+    **{name: ("distill.config.recipe", name) for name in _RECIPES},
+    "train": ("distill.train", "train"),
+    "train_step": ("distill.train", "train_step"),
+    "load_teacher": ("teachers.loading.registry", "load_teacher"),
+    "compare": ("eval.compare", "compare"),
+    "Distiller": ("distill.methods.base", "Distiller"),
+    "Batch": ("distill.data.batch", "Batch"),
+    "DMD": ("distill.methods.dmd", "DMD"),
+    "SCM": ("distill.methods.scm", "SCM"),
+    "RCM": ("distill.methods.rcm", "RCM"),
+    "sample": ("teachers.core.sampling", "sample"),
+}
+__all__ = [
+    "DMD",
+    "RCM",
+    "SCM",
+    "Batch",
+    "DataRecipe",
+    "Distiller",
+    "EvaluationRecipe",
+    "MemoryRecipe",
+    "OptimizerRecipe",
+    "Recipe",
+    "TeacherRecipe",
+    "TrainRecipe",
+    "compare",
+    "load_recipe",
+    "load_teacher",
+    "sample",
+    "train",
+    "train_step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'distill' has no attribute {name!r}")
+    module, attribute = _NAMES[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """Importing the submodule `distill.train` must not replace the function `distill.train`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _NAMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NAMES])

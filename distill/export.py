@@ -1,170 +1,73 @@
-"""A finished run as an ordinary diffusers pipeline: the folder, its model card, and `distill.json` for the report.
+"""Export a run's student as a diffusers pipeline, and upload it to the Hugging Face Hub.
 
-    python -m distill.export RUN [--push-to-hub NAME [--private]]
+    fewstep export RUN [--push-to-hub OWNER/NAME [--private]] [--report runs/report]
 
-The command (`distill.exporting.hub`) also exports a stopped run's newest checkpoint, and uploads.
+A finished run has its pipeline already. For a run that was stopped this exports the newest checkpoint; training can
+continue afterwards. If `fewstep eval` has judged the pipeline, its figures go into the model card.
 """
 
+import dataclasses
 import json
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from distill import __version__
-from distill.config.recipe import Recipe
-from distill.methods.base import Distiller
-from teachers.core.denoiser import Denoiser
-from teachers.core.teacher import Teacher, save_pipeline
-from teachers.networks.adapters import Adapted
-from teachers.support.errors import speak
-
-PROMPTS = "training_prompts.txt"  # in the pipeline's folder
-LORA = "lora"  # there too, where the student is an adapter
+from distill.config.recipe import SAVED, load
+from distill.exporting.hub import CARD, add_evaluation, find_report, push
+from distill.exporting.pipeline import PROMPTS, export_student
+from distill.training import checkpoint
+from distill.training.engine import Engine
+from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder
+from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
+from distill.training.state import TrainState
 
 
-def export(
-    run: Path,
-    teacher: Teacher,
-    student: Denoiser,
-    times: Sequence[float],
-    record: dict[str, Any],
-    captions: Sequence[str],
-) -> Path:
-    """Write `run`/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic.
+def export_run(run: Path) -> Path:
+    """The pipeline of a run, exported from its newest checkpoint where that is newer than the pipeline.
 
-    `record` is what `describe` says of it. The distinct `captions` of the training travel along, for the report to draw
-    with where the recipe names no others.
+    Args:
+        run: A run's folder, or the folder of an exported pipeline, which is returned as it is.
+
+    Returns:
+        The pipeline's folder.
+
+    Raises:
+        ValueError: Where there is nothing to export.
     """
-    final, temporary = run / "pipeline", run / ".pipeline.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipeline = teacher.pipeline(student, times)
-    save_pipeline(pipeline, temporary)
-    if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
-        calls = [
-            {**entry, "call": teacher.lora_call(entry["num_steps"], times[: entry["num_steps"]])}
-            for entry in record["calls"]
-        ]
-        record = record | {"lora": {"folder": LORA, "calls": calls}}
-    if record["evaluation"]["prompts"] == PROMPTS:
-        (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
-    (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
-    classes = type(pipeline).__name__, type(pipeline.scheduler).__name__
-    (temporary / "README.md").write_text(model_card(record, *classes, teacher))
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.replace(final)
-    return final
+    if (run / "model_index.json").is_file():
+        return run
+    if not run.is_dir():
+        raise ValueError(f"there is no run {run}; name the folder of a run")
+    newest = checkpoint.newest_meta(run / "checkpoints")
+    record = run / "pipeline" / "distill.json"
+    if record.is_file() and (newest is None or json.loads(record.read_text())["cost"]["steps"] >= newest["step"]):
+        return record.parent
+    if newest is None:
+        raise ValueError(f"{run} holds neither a pipeline nor a checkpoint; train first, or name another run")
+    if not (run / SAVED).is_file():
+        raise ValueError(f"{run} has no {SAVED}, so its checkpoint cannot be exported; train the recipe to its end")
+    recipe, place = load(run / SAVED), run.resolve()
+    settings = dataclasses.replace(recipe.train, tracker="none", shard_teacher=False)
+    recipe = dataclasses.replace(recipe, output=str(place.parent), name=place.name, train=settings)
+    plan = plan_data(recipe)
+    with lock_run_folder(recipe.folder), Engine(recipe.train, recipe.folder) as engine:
+        check_same_run(newest, recipe, fingerprint(recipe, plan))
+        teacher, dataset = prepare(recipe, plan, engine)
+        state = TrainState.build(recipe, teacher, engine)
+        state.resume(checkpoints_folder(recipe), engine)
+        return export_student(recipe, state, teacher, dataset, build_monitor(recipe, teacher, dataset, engine), engine)
 
 
-def describe(
-    recipe: Recipe,
-    teacher: Teacher,
-    distiller: Distiller,
-    student: Denoiser,
-    times: Sequence[float],
-    cost: dict[str, Any],
-    features: str,
-) -> dict[str, Any]:
-    """What `distill.json` says: how to call the pipeline, what it came from, how to judge it, what it cost."""
-    source, used = recipe.teacher, recipe.data.prompts or recipe.data.images
-    scale = {"guidance_scale": source.guidance} if student.defaults else {}  # a student that is told its guidance
-    prompts = recipe.evaluation.prompts or ("pocket" if used == "pocket" else PROMPTS)
-    return {
-        "format": 1,
-        "version": __version__,
-        "name": recipe.name,
-        "method": recipe.method["name"],
-        "options": {key: value for key, value in recipe.method.items() if key != "name"},
-        "teacher": {
-            "family": source.family,
-            "path": source.path,
-            "call": teacher.usual_call(source.num_steps, source.guidance),
-        },
-        "times": list(times),
-        "calls": [{"num_steps": n, "call": teacher.calls(n, times[:n]) | scale} for n in distiller.step_counts(times)],
-        "evaluation": {
-            "prompts": prompts if teacher.guided else None,
-            "features": features,
-            "reference": recipe.evaluation.reference,
-        },
-        "cost": cost,
-    }
-
-
-def call_lines(calls: Sequence[dict[str, Any]], prompts: bool) -> str:
-    """Python that draws with each of the calls."""
-    rows = []
-    for entry in calls:
-        arguments = [repr("a photo of ...")] if prompts else []
-        arguments += [f"{key}={value!r}" for key, value in entry["call"].items()]
-        rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
-    return "\n".join(rows)
-
-
-def lora_section(record: dict[str, Any], pipeline: str, scheduler: str, prompts: bool) -> str:
-    """How to use the LoRA file that lies beside the pipeline."""
-    return f"""
-`{record["lora"]["folder"]}/` is the same student as a LoRA file for its teacher's pipeline:
-
-```python
-from diffusers import {pipeline}, {scheduler}
-
-pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
-pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
-pipe.load_lora_weights("path/to/this/folder/{record["lora"]["folder"]}")
-{call_lines(record["lora"]["calls"], prompts)}
-```
-"""
-
-
-def model_card(record: dict[str, Any], pipeline: str, scheduler: str, teacher: Teacher) -> str:
-    """The exported folder's README: what it is and the call that gives its images."""
-    prompts, calls = teacher.guided, call_lines(record["calls"], teacher.guided)
-    cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
-    baked = ""
-    if scales := record["options"].get("guidances"):
-        listed = ", ".join(f"{scale:g}" for scale in scales)
-        baked = f"\n`guidance_scale` is an input of the student, trained at {listed}: stay within these.\n"
-    elif guidance and teacher.ignores_guidance:
-        baked = f"\nThe teacher's guidance {guidance:g} is in the weights: `guidance_scale` has no effect here.\n"
-    elif guidance:
-        baked = (
-            f"\nThe teacher's guidance {guidance:g} is in the weights, and this class of pipelines would apply its own "
-            "on top: **keep `guidance_scale=1.0` in the call**, as above.\n"
-        )
-    refused = (
-        "More steps than it was distilled for are refused by the scheduler."
-        if teacher.refuses_steps
-        else "It draws well with the numbers of steps above only; this class of pipelines does not refuse others."
-    )
-    low_rank = lora_section(record, pipeline, scheduler, prompts) if "lora" in record else ""
-    steps = " or ".join(str(c["num_steps"]) for c in record["calls"])
-    distilled = f"distilled with {record['method']} by fewstep {record['version']}"
-    return f"""---
-library_name: diffusers
-pipeline_tag: {"text-to-image" if prompts else "unconditional-image-generation"}
-tags: [distillation, {record["method"]}, few-step]
----
-
-# {record["name"]}
-
-A {steps}-step student of `{record["teacher"]["path"]}`, {distilled}.
-
-```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
-{calls}
-```
-{baked}{low_rank}
-{refused} `distill.json` holds the same for machines.
-
-Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
-Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.
-"""
+def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: Path | None) -> None:
+    """Export `run`, put its evaluation into the model card, and upload it where `push_to_hub` names a model."""
+    pipeline = export_run(run)
+    found, readme = find_report(pipeline, report), pipeline / CARD
+    readme.write_text(add_evaluation(readme.read_text(), found))
+    print(f"the student's pipeline: {pipeline}")
+    print("its card shows the report's figures" if found else f"its card shows no figures: run fewstep eval {run}")
+    if push_to_hub:
+        print(f"uploaded without {PROMPTS}: {push(pipeline, push_to_hub, private)}")
 
 
 if __name__ == "__main__":
-    from distill.exporting.hub import command  # which imports the loop, which imports this module
+    from distill.cli import main
 
-    speak(command)
+    main("export")

@@ -6,7 +6,7 @@ Trains recipes/pocket/dmd.yaml and recipes/pocket/scm.yaml and compares both wit
 interruption and it goes on; run it again after it ended and it reuses what is there.
 """
 
-import argparse
+import os
 import subprocess
 import sys
 import time
@@ -14,9 +14,6 @@ from pathlib import Path
 
 from distill.config.recipe import load
 from distill.train import train
-from teachers.support.errors import speak
-
-RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
 
 
 def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
@@ -24,7 +21,7 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
     begun = time.perf_counter()
     runs = []
     for number, name in enumerate(("dmd", "scm"), start=1):
-        recipe = load(RECIPES / f"{name}.yaml", [f"output={output}", *overrides])
+        recipe = load(f"pocket/{name}", [f"output={output}", *overrides])
         print(
             f"\n[{number}/3] distilling the pocket teacher with {name.upper()}: "
             f"{recipe.train.steps} steps into {recipe.folder}"
@@ -43,7 +40,7 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
         "--samples",
         str(samples),
     ]
-    if subprocess.run(command, check=False).returncode:
+    if subprocess.run(command, check=False, env=os.environ | {"PYTHONSAFEPATH": "1"}).returncode:
         raise ValueError("the comparison failed, see above; run the same command again to go on from there")
     print(f"\nThe report:     {output / 'report' / 'report.html'}")
     for run in runs:
@@ -51,16 +48,7 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
     print(f"This took {(time.perf_counter() - begun) / 60:.1f} minutes.")
 
 
-def command() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
-    parser.add_argument("--samples", type=int, default=1000, help="samples a row of the report (default: 1000)")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for both recipes, for example train.steps=50"
-    )
-    args = parser.parse_args()
-    quickstart(args.output, args.samples, args.overrides)
-
-
 if __name__ == "__main__":
-    speak(command)
+    from distill.cli import main
+
+    main("quickstart")

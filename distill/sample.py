@@ -3,9 +3,9 @@
 python -m distill.sample runs/pocket-scm --prompt "a photo of an ankle boot" --num-steps 2 --out boot.png
 """
 
-import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from eval.pipelines.generate import arguments, images_of, load_pipeline, parameters
-from teachers.support.errors import speak
 
 
 def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
@@ -62,25 +61,20 @@ def grid(images: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def command() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a finished run's folder, or the folder of an exported pipeline")
-    parser.add_argument("--prompt", action="append", default=[], help="what to draw; may be given several times")
-    parser.add_argument("--count", type=int, default=1, help="images a prompt (default: 1)")
-    parser.add_argument("--num-steps", type=int, help="network evaluations (default: the fewest it was made for)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture (default: sample.png)")
-    args = parser.parse_args()
-    if args.count < 1:
-        raise ValueError(f"--count is {args.count}; draw one image at least")
-    if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--out is {args.out}; give a file that ends in .png, .jpg or .webp")
+def draw_to_file(run: Path, prompts: Sequence[str], count: int, num_steps: int | None, seed: int, out: Path) -> None:
+    """Draw `count` images a prompt with the student of `run` and save them as one grid; see `fewstep sample --help`."""
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--out must end in .png, .jpg or .webp, got {out}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = draw(args.run, args.prompt, args.count, args.num_steps, args.seed, device)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, args.count if args.prompt else math.ceil(math.sqrt(len(images)))).save(args.out)
-    print(f"{len(images)} image{'s' * (len(images) > 1)}: {args.out}")
+    images = draw(run, list(prompts), count, num_steps, seed, device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grid(images, count if prompts else math.ceil(math.sqrt(len(images)))).save(out)
+    print(f"{len(images)} image{'s' * (len(images) > 1)}: {out}")
 
 
 if __name__ == "__main__":
-    speak(command)
+    from distill.cli import main
+
+    main("sample")

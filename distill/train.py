@@ -1,288 +1,233 @@
 """THE training loop, for every method and teacher. Read it from top to bottom.
 
+    fewstep train pocket/dmd [key=value ...]
     accelerate launch -m distill.train recipes/pocket/dmd.yaml [key=value ...]
 
-Run the same command again to resume. The run's folder receives checkpoints, sample grids, `history.jsonl` (the held-out
-Frechet distance against training cost), `log.jsonl` (losses against the same), tracker logs, and at the end
+Run the same command again to resume. The run's folder receives checkpoints, sample grids, `history.jsonl` (held-out
+Frechet distance against training time), `log.jsonl` (losses against training time), tracker logs, and at the end
 `pipeline/`, an ordinary diffusers pipeline.
 """
 
-import copy
 import dataclasses
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill import pairs
-from distill.config.recipe import DTYPES, OptimizerRecipe, Recipe, TrainRecipe, asked, options, save
+from distill.config.recipe import Recipe, check_exports, save
 from distill.config.registry import TEACHERS, find
 from distill.data import dataset as data
-from distill.data.draws import Draws
-from distill.export import describe, export
-from distill.memory import announce
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
+from distill.exporting.pipeline import export_student
 from distill.methods.base import Distiller
-from distill.training import checkpoint
-from distill.training.checkpoint import Checkpoint
 from distill.training.engine import Engine
-from distill.training.guard import Skips, Stop
-from distill.training.monitor import Monitor, choose_features
-from distill.training.optimizers import adamw, schedule
-from distill.training.run_folder import Journal, claim, fingerprint, finished
-from teachers.networks.adapters import body
-from teachers.networks.checkpointing import checkpoint_activations
-from teachers.support.errors import speak
-
-MOST_BROKEN = 10  # steps in a row without a finite gradient before the run gives up
-MOST_BROKEN_FP16 = 40  # there the first ones are how the gradient scaler finds its scale
+from distill.training.guard import Stop
+from distill.training.metric_log import MetricLog, Metrics
+from distill.training.optimizers import set_learning_rate
+from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder
+from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
+from distill.training.state import TrainState
+from teachers.core.teacher import Teacher
 
 
-def train(recipe: Recipe) -> Path:
-    """Run `recipe` to its end (or on from its newest checkpoint) and return the exported pipeline's folder."""
-    cls, method_options = options(recipe)
-    family = find(TEACHERS, recipe.teacher.family)
-    family.locate(recipe.teacher.path)
-    plan = data.plan(recipe.data, cls.needs_latents(method_options), family.guided)
-    first = os.environ.get("RANK", "0") == "0"
-    with claim(recipe.folder) if first else nullcontext():
-        mark = fingerprint(recipe, plan)
+def train(
+    recipe: Recipe,
+    teacher: Teacher | None = None,
+    latents: Tensor | None = None,
+    captions: Sequence[str] | None = None,
+) -> Path:
+    """Run `recipe` to its end, or continue it from its newest checkpoint.
+
+    Args:
+        recipe: A checked recipe.
+        teacher: A teacher that is in memory already; by default the recipe's own is loaded.
+        latents: Native latents (N, *teacher.shape) to learn from, instead of the recipe's `data`.
+        captions: A caption for each of the latents, where the teacher takes prompts.
+
+    Returns:
+        The folder of the exported pipeline.
+
+    Raises:
+        ValueError: One sentence for whatever the user can fix.
+        SystemExit: Code 0 after a signal asked the run to stop; run it again to continue.
+    """
+    if teacher is None and recipe.teacher.path is None:
+        raise ValueError("teacher.path must name a teacher, or a teacher must be passed to train")
+    if teacher is None:
+        check_exports(recipe)
+        find(TEACHERS, recipe.teacher.family).locate(recipe.teacher.path)
+    plan = plan_data(recipe, teacher, latents, captions)
+    is_main = os.environ.get("RANK", "0") == "0"
+    with lock_run_folder(recipe.folder) if is_main else nullcontext():
+        mark = fingerprint(recipe, plan, teacher)
         if finished(recipe, mark):
             final = recipe.folder / "pipeline"
-            if first:
-                print(f"{recipe.name} is finished: {final} (more steps: train.steps=...; afresh: another name=...)")
+            if is_main:
+                print(
+                    f"{recipe.name} is finished: {final} "
+                    "(train longer with train.steps=..., start over with another name=...)"
+                )
             return final
-        if first:
+        if is_main:
             save(recipe)
         with Engine(recipe.train, recipe.folder) as engine:
-            return distil(recipe, plan, mark, engine)
+            return distil(recipe, plan, mark, engine, teacher)
 
 
-def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine) -> Path:
-    """The run itself, on every process of `engine` at once; `mark` tells its checkpoints from other runs'."""
+def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine, teacher: Teacher | None = None) -> Path:
+    """One run on every process of `engine`: prepare, resume, train, evaluate, export.
+
+    Args:
+        recipe: A checked recipe.
+        plan: The data, from `plan_data`.
+        mark: The run's fingerprint, stored in its checkpoints.
+        engine: The processes, devices and precision.
+        teacher: A teacher that is in memory already.
+
+    Returns:
+        The folder of the exported pipeline.
+    """
     settings, folder = recipe.train, recipe.folder
-    accelerator, device, chief = engine.accelerator, engine.device, engine.chief
-
-    # --- the teacher and what it encodes ------------------------------------------------------------------------------
-    if chief:
-        announce(recipe, engine.world, device)
-    begun = time.perf_counter()
-    cls, method_options = options(recipe)
-    family = find(TEACHERS, recipe.teacher.family)
-    teacher = family.load(recipe.teacher.path, device, DTYPES[recipe.teacher.precision], recipe.teacher.sigma_data)
-    dataset = data.prepare(plan, teacher, recipe, accelerator)
-    dataset = pairs.attach(dataset, recipe, teacher, cls.pairs(method_options), accelerator)
-    preparing = time.perf_counter() - begun
-
-    # --- what trains --------------------------------------------------------------------------------------------------
-    torch.manual_seed(recipe.seed)
-    if recipe.memory.tier == "shared":
-        engine.refuse_sharding("memory.tier=shared")
-        teacher.share(recipe.memory.rank)
-    if recipe.memory.keeps_few and not checkpoint_activations(teacher.denoiser.network, recipe.memory.checkpointing):
-        accelerator.print("memory.checkpointing is off: this architecture cannot")
-    if recipe.memory.eight_bit:
-        engine.refuse_sharding("memory.eight_bit=true")
-    distiller: Distiller = cls(teacher, recipe.teacher.guidance, method_options).to(device)
-    engine.lay_out(body(teacher.denoiser.network), distiller)
-    if recipe.memory.offload_teacher:
-        engine.refuse_sharding("memory.offload_teacher=true")
-        teacher.offload(device)
-    average = copy.deepcopy(distiller.student).requires_grad_(False)
-    engine.lay_out(average)
-    start, spent = 0, 0.0
-    if chief:
-        checkpoint.mend(folder / "checkpoints")
-    accelerator.wait_for_everyone()
-    saved = checkpoint.load_newest(folder / "checkpoints")
-    if saved is not None:
-        distiller.load_state_dict(saved.weights)
-        average.load_state_dict(saved.average)
-        start, spent = saved.meta["step"], saved.meta["seconds"]
-        accelerator.print(f"resuming {folder} at step {start}")
-    for note in distiller.notes():
-        accelerator.print(note)
-    engine.check_same(start, "checkpoints")
-    model = engine.prepare(distiller, average)
-    followed = list(average.parameters()), list(distiller.student.parameters())
-    networks = {turn: [p for m in modules for p in m.parameters()] for turn, modules in distiller.networks().items()}
-    rates = {turn: recipe.optimizers.get(turn, OptimizerRecipe()) for turn in networks}
-    optimizers = {turn: adamw(networks[turn], rates[turn], recipe.memory.eight_bit) for turn in networks}
-    if saved is not None:
-        for turn, optimizer in optimizers.items():
-            engine.restore(optimizer, saved.optimizers[turn])
-        if engine.scaler is not None and "scaler" in saved.optimizers:
-            engine.scaler.load_state_dict(saved.optimizers["scaler"])
-    spent += preparing if saved is None else 0.0  # teacher pairs and encoding are part of the cost
-    saved = None  # the loaded copy would stay in memory for the whole run
-
-    # --- how we know --------------------------------------------------------------------------------------------------
-    features = choose_features(recipe)
-    with accelerator.main_process_first():
-        monitor = Monitor(recipe, teacher, dataset, features, device, chief) if chief or engine.sharding else None
-        history, losses = (Journal(folder / f"{name}.jsonl", start) for name in ("history", "log"))
+    began = time.perf_counter()
+    teacher, dataset = prepare(recipe, plan, engine, teacher)
+    preparing = time.perf_counter() - began
+    state = TrainState.build(recipe, teacher, engine)
+    if state.resume(checkpoints_folder(recipe), engine):
+        engine.print(f"resuming {folder} at step {state.step}")
+    else:
+        state.seconds = preparing  # encoding and teacher pairs are part of the cost
+    for note in state.distiller.notes():
+        engine.print(note)
+    monitor = build_monitor(recipe, teacher, dataset, engine)
+    history = JsonlLog(folder / "history.jsonl", state.step)
     if settings.shard_teacher and settings.steps:
         engine.shard(teacher.denoiser.network)
     if settings.tracker != "none":
-        accelerator.init_trackers(recipe.name, config=_flat(dataclasses.asdict(recipe)))
+        engine.accelerator.init_trackers(recipe.name, config=_flatten(dataclasses.asdict(recipe)))
 
-    # --- the loop -----------------------------------------------------------------------------------------------------
-    logs: dict[str, list[Tensor]] = defaultdict(list)
-    skips = Skips(recipe.seed, MOST_BROKEN if engine.scaler is None else MOST_BROKEN_FP16)
+    def evaluate() -> None:
+        if monitor:
+            monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, engine.trackers)
+
     stop = Stop(engine.group)
-    bar = tqdm(total=settings.steps, initial=start, desc=recipe.name, disable=not chief, mininterval=1)
-    step, left = start, False
-    if monitor and _due(settings.evaluate_every, step, settings.steps) and history.last < step:
-        monitor.evaluate(history, distiller, average, step, spent, engine.accelerator.trackers)
-    batches = dataset.micro_batches(_draws(recipe, engine, distiller, start))
-    begun = time.perf_counter()
-    while step < settings.steps and not left:
-        for number, turn in enumerate(distiller.turns(step)):
-            optimizer, rate = optimizers[turn], rates[turn]
-            for group in optimizer.param_groups:
-                group["lr"] = rate.lr * schedule(rate, step, settings.steps)
-            for i in range(settings.accumulation):
-                batch = next(batches)
-                with engine.micro_batch(model, last=i == settings.accumulation - 1):
-                    with engine.autocast():
-                        loss, details = model(turn, batch, step)
-                    accelerator.backward(loss / settings.accumulation)
-                del batch
-                for key, value in details.items():
-                    logs[f"{turn}/{key}"].append(value)
-            norm = engine.clip(optimizer, networks[turn], settings.max_norm)
-            logs[f"{turn}/gradient_norm"].append(norm)
-            skips.check(optimizer, turn, number, step, norm, loss)
-            engine.update(optimizer)
-        engine.follow(*followed, min(settings.ema, (1 + step) / (10 + step)))
-        step += 1
+    bar = tqdm(total=settings.steps, initial=state.step, desc=recipe.name, disable=not engine.is_main, mininterval=1)
+    log = MetricLog(engine, folder / "log.jsonl", state.step, bar)
+    if _due(settings.evaluate_every, state.step, settings.steps) and history.last < state.step:
+        evaluate()
+    batches = dataset.micro_batches(batch_rngs(recipe, engine, state.distiller, state.step))
+    stopping, clock = False, time.perf_counter()
+    while state.step < settings.steps and not stopping:
+        log.add(train_step(state, batches, engine, recipe))
         bar.update()
-
-        left = stop.agreed()
-        saving = left or step % settings.checkpoint_every == 0 or step == settings.steps
-        logging = step % settings.log_every == 0
+        stopping = stop.agreed()
+        saving = stopping or state.step % settings.checkpoint_every == 0 or state.step == settings.steps
+        logging = state.step % settings.log_every == 0
+        state.seconds, clock = state.seconds + time.perf_counter() - clock, time.perf_counter()
         if logging or saving:
-            skips.read(bar.write if chief else _nothing, engine.group)
+            state.guard.read(bar.write if engine.is_main else _ignore, engine.group)
         if logging:
-            values = _log(engine, logs, step, bar) | skips.take()
-            if chief:
-                losses.append({"step": step, "seconds": round(spent + time.perf_counter() - begun, 2)} | values)
+            log.flush(state.step, state.seconds, state.guard.take())
         if saving:
-            meta = {"step": step, "seconds": spent + time.perf_counter() - begun, "fingerprint": mark}
-            states = {turn: optimizer.state_dict() for turn, optimizer in optimizers.items()}
-            if engine.scaler is not None:
-                states["scaler"] = engine.scaler.state_dict()
-            state = Checkpoint(
-                engine.whole(distiller.state_dict()), engine.whole(average.state_dict()), engine.whole(states), meta
-            )
-            if chief:
-                _save(folder / "checkpoints", state, settings, must=left)
-        if monitor and _due(settings.evaluate_every, step, settings.steps) and (not left or step == settings.steps):
-            spent += time.perf_counter() - begun
-            monitor.evaluate(history, distiller, average, step, spent, engine.accelerator.trackers)
-            begun = time.perf_counter()
+            _save(state, recipe, engine, mark, must=stopping)
+        if _due(settings.evaluate_every, state.step, settings.steps) and (not stopping or state.step == settings.steps):
+            state.seconds += time.perf_counter() - clock
+            evaluate()
+            clock = time.perf_counter()  # evaluations are not part of the cost
     stop.restore()
-    spent += time.perf_counter() - begun
     bar.close()
     if settings.tracker != "none":
-        accelerator.end_training()
-    if left and step < settings.steps:
-        accelerator.wait_for_everyone()
-        accelerator.print(f"stopped at step {step} as asked; run the same command again to go on")
+        engine.accelerator.end_training()
+    if stopping and state.step < settings.steps:
+        engine.wait()
+        engine.print(f"stopped at step {state.step}; run the same command again to continue")
         raise SystemExit(0)
-
-    # --- the result ---------------------------------------------------------------------------------------------------
-    final = folder / "pipeline"
-    times = monitor.best_times(distiller, average) if monitor else []
-    student = engine.exported(average)
-    if chief:
-        if step == 0:
-            student = teacher.student()  # untrained: the teacher itself, whatever the method prepared it for
-        cost = {
-            "steps": step,
-            "seconds": round(spent, 1),
-            "samples": step * settings.batch_size,
-            "device": _device_name(device),
-        }
-        record = describe(recipe, teacher, distiller, student, times, cost, features)
-        final = export(folder, teacher, student, times, record, dataset.captions)
-        print(f"the student's pipeline: {final}")
-    accelerator.wait_for_everyone()
+    final = export_student(recipe, state, teacher, dataset, monitor, engine)
+    engine.wait()
     return final
 
 
-def _draws(recipe: Recipe, engine: Engine, distiller: Distiller, start: int) -> Iterator[Draws]:
-    """Those of each micro-batch of this process, from step `start` on: of no row that another one has."""
+def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, recipe: Recipe) -> Metrics:
+    """One step: every phase of the method in order, then the moving average.
+
+    Args:
+        state: What trains; changed in place.
+        batches: One micro-batch for each phase and accumulation index, as `batch_rngs` counts them.
+        engine: Gradient synchronisation, precision, clipping.
+        recipe: Its `train` section is read.
+
+    Returns:
+        "phase/name" to one detached scalar for each micro-batch, on the device.
+    """
+    settings = recipe.train
+    metrics: dict[str, list[Tensor]] = defaultdict(list)
+    for index, phase in enumerate(state.distiller.phases(state.step)):
+        optimizer = state.optimizers[phase]
+        set_learning_rate(optimizer, state.rates[phase], state.step, settings.steps)
+        for i in range(settings.accumulation):
+            with engine.micro_batch(state.model, last=i == settings.accumulation - 1):
+                with engine.autocast():
+                    loss, details = state.model(phase, next(batches), state.step)
+                engine.accelerator.backward(loss / settings.accumulation)
+            for key, value in details.items():
+                metrics[f"{phase}/{key}"].append(value)
+        norm = engine.clip(optimizer, state.parameters[phase], settings.max_norm)
+        metrics[f"{phase}/gradient_norm"].append(norm)
+        state.guard.check(optimizer, phase, index, state.step, norm, loss)
+        engine.update(optimizer)
+    engine.update_ema(*state.averaged, min(settings.ema, (1 + state.step) / (10 + state.step)))
+    state.step += 1
+    return metrics
+
+
+def batch_rngs(recipe: Recipe, engine: Engine, distiller: Distiller, start: int) -> Iterator[BatchRandom]:
+    """The random numbers of every micro-batch of this process, from step `start` on; no two processes share a row."""
     settings = recipe.train
     for step in range(start, settings.steps):
-        for number in range(len(distiller.turns(step))):
+        for index in range(len(distiller.phases(step))):
             for i in range(settings.accumulation):
-                row = (i * engine.world + engine.rank) * engine.share
-                key = recipe.seed, step, number
-                yield Draws(key, row, row + engine.share, settings.batch_size, engine.device)
+                row = (i * engine.world_size + engine.rank) * engine.local_batch_size
+                key = recipe.seed, step, index
+                yield BatchRandom(key, row, row + engine.local_batch_size, settings.batch_size, engine.device)
+
+
+def _save(state: TrainState, recipe: Recipe, engine: Engine, mark: str, must: bool) -> None:
+    """Save a checkpoint; a failure ends the run if the recipe says so, or if it is the last save (`must`)."""
+    settings = recipe.train
+    try:
+        state.save(checkpoints_folder(recipe), engine, mark, settings.keep_checkpoints, settings.keep_every)
+    except ValueError as error:
+        if must or settings.on_failed_save == "stop":
+            raise
+        tqdm.write(f"warning: {error}; training continues (train.on_failed_save=stop would end the run here)")
 
 
 def _due(every: int, step: int, steps: int) -> bool:
     return bool(every) and (step % every == 0 or step == steps)
 
 
-def _nothing(_: str) -> None:
+def _ignore(message: str) -> None:
     return
 
 
-def _save(folder: Path, state: Checkpoint, settings: TrainRecipe, must: bool) -> None:
-    """Save; where that fails, stop or go on as the recipe says. The last save before leaving `must` succeed."""
-    try:
-        checkpoint.save(folder, state, settings.keep_checkpoints, settings.keep_every)
-    except ValueError as error:
-        if must or settings.on_failed_save == "stop":
-            raise
-        tqdm.write(f"warning: {error}; going on (train.on_failed_save=stop would end the run here)")
-
-
-def _log(engine: Engine, logs: dict[str, list[Tensor]], step: int, bar: Any) -> dict[str, float]:
-    """The interval's means, gathered over processes: the only place in the loop where the host waits for the device."""
-    if not logs:
-        return {}
-    # Over finite values: a skipped step would make the whole interval's mean say nothing.
-    stacks = [torch.stack([v.detach().float() for v in values]) for values in logs.values()]
-    means = torch.stack([torch.where(torch.isfinite(v), v, torch.nan).nanmean() for v in stacks])
-    values = dict(zip(logs, engine.accelerator.reduce(means, "mean").tolist(), strict=True))
-    logs.clear()
-    engine.accelerator.log(values, step=step)
-    bar.set_postfix(
-        {key.split("/")[1]: f"{v:.3g}" for key, v in values.items() if key.startswith("student/") and "loss" in key}
-    )
-    return values
-
-
-def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as dotted keys, with values that trackers accept."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{where}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[where + key] = value if isinstance(value, int | float | str | bool) else str(value)
+            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
     return flat
 
 
-def _device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads"
-    )
-
-
-def command() -> None:
-    train(asked(__doc__))
-
-
 if __name__ == "__main__":
-    speak(command)
+    from distill.cli import main
+
+    main("train")

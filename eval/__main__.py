@@ -1,108 +1,148 @@
-"""Compare distilled students with their teacher and write one report.
+"""The evaluation commands: `fewstep eval`, also as `python -m eval`.
 
-    python -m eval runs/pocket-dmd runs/pocket-scm --out runs/report
-    python -m eval FOLDER_OR_HUB_ID --steps 4 --guidance 1.0 --prompts FILE --reference REAL
-    python -m eval images FOLDER_A FOLDER_B        only the metrics, of two folders of images
-    python -m eval stats FOLDER -o ref.npz         keep a folder's statistics as a reference
-
-Each RUN is a folder with pipeline/ inside, any diffusers pipeline's folder, or the hub id of one. What is measured, and
-against what, comes from the runs' distill.json; the options below stand in for it, and a protocol (a YAML file such as
-recipes/eval/coco30k.yaml) for the options. Run the same command again to go on where a killed one stopped.
+Arguments are parsed before torch is imported, so that help and usage errors are immediate.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from eval.config.protocol import CLIP, read_protocol
-from eval.errors import told
+import click
+
+from eval.config.names import CLIP, FEATURES
+from eval.config.protocol import read_protocol
+from teachers.support.errors import run_click
+
+PATH = click.Path(path_type=Path)
+DEVICE = click.option("--device", help='Such as "cpu" or "cuda:0". Default: a GPU if there is one.')
+WEIGHTS = click.option("--inception-weights", type=PATH, metavar="FILE", help="Inception weights to use.")
+SIZE = click.option("--size", type=int, help="Resize images to this many pixels a side before they are judged.")
 
 
-def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        prog="python -m eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+class DefaultGroup(click.Group):
+    """A group whose first word may be left out: then it is `compare`."""
+
+    default = "compare"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def evaluate() -> None:
+    """Judge students, teachers and other pipelines in one report."""
+
+
+@evaluate.command(short_help="Compare pipelines and write a report (the default).")
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.option("--out", type=PATH, default=Path("runs/report"), show_default=True, help="The report's folder.")
+@click.option("--samples", type=int, default=1000, show_default=True, help="Images a row.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Images drawn at once.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, the same for all rows.")
+@DEVICE
+@click.option("--precision", help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")
+@click.option("--features", help=f"What images are compared by: {', '.join(FEATURES)}.")
+@WEIGHTS
+@click.option("--baseline", type=PATH, metavar="RUN", help="The run that ratios refer to. Default: the teacher.")
+@click.option("--compile", "compiled", is_flag=True, help="Also measure latency under torch.compile.")
+@click.option("--reference", help='Real images: "pocket", an .npz, a folder, clean-fid:NAME/RES/SPLIT, or "teacher".')
+@click.option("--prompts", help='"pocket", a file of prompts (.txt, .csv, .jsonl), or "none".')
+@SIZE
+@click.option("--clip", is_flag=False, flag_value=CLIP, metavar="[MODEL]", help=f"Add the CLIP score. Default: {CLIP}.")
+@click.option("--protocol", type=PATH, metavar="FILE", help="A YAML file with values for these options.")
+@click.option("--steps", metavar="N[,N]", help="Pipelines without distill.json: numbers of steps, a row each.")
+@click.option("--guidance", type=float, help="Pipelines without distill.json: the guidance_scale of their calls.")
+@click.pass_context
+def compare(ctx: click.Context, **options: Any) -> None:
+    """Compare distilled students with their teacher, or any pipelines, and write one report.
+
+    Each RUN is a finished run's folder, the folder of a diffusers pipeline, or a Hub id. What is measured comes from
+    the runs' distill.json; the options replace it. Run the same command again to continue after an interruption.
+
+    Two more commands measure folders of images: `images` and `stats` (see `images --help`).
+
+    \b
+    Examples:
+      fewstep eval runs/pocket-dmd runs/pocket-scm --out runs/report
+      fewstep eval owner/model --steps 4 --guidance 1.0 --prompts prompts.txt --reference photos/
+      fewstep eval images generated/ photos/
+      fewstep eval stats photos/ -o photos.npz
+    """
+    if options["protocol"] is not None:
+        given = click.core.ParameterSource.COMMANDLINE
+        fixed = read_protocol(options["protocol"])
+        options |= {name: value for name, value in fixed.items() if ctx.get_parameter_source(name) is not given}
+    from eval.compare import compare as run
+    from eval.report import plain
+
+    click.echo(plain(run(**options)))
+    click.echo(
+        f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)"
     )
-    out.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a finished run, or a pipeline")
-    out.add_argument(
-        "--out", type=Path, default=Path("runs/report"), help="where the report goes (default: runs/report)"
-    )
-    out.add_argument("--samples", type=int, default=1000, help="images a row for the Frechet distance (default: 1000)")
-    out.add_argument("--batch-size", type=int, default=32, help="images drawn at once (default: 32)")
-    out.add_argument("--seed", type=int, default=0, help="seed of the noise, the same for all rows (default: 0)")
-    out.add_argument("--device", help='such as "cpu" or "cuda:0" (default: a GPU where there is one)')
-    out.add_argument("--precision", help="float32, float16 or bfloat16 (default: float16 on a GPU, float32 on a CPU)")
-    out.add_argument(
-        "--features", help="what images are compared by: pocket, clean (FID), ... (see eval/features/extractors.py)"
-    )
-    out.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception weights to use")
-    out.add_argument("--baseline", type=Path, metavar="RUN", help="the run that ratios are over (default: the teacher)")
-    out.add_argument("--compile", action="store_true", dest="compiled", help="add latencies under torch.compile")
-    out.add_argument("--reference", help='"pocket", an .npz with mu and sigma, a folder of images, or "teacher"')
-    out.add_argument("--prompts", help='"pocket", a file of prompts (.txt, .csv, .jsonl), or "none"')
-    out.add_argument("--size", type=int, help="pixels a side that images are brought to before they are judged")
-    out.add_argument(
-        "--clip",
-        nargs="?",
-        const=CLIP,
-        metavar="MODEL",
-        help=f"add the CLIP score, by a transformers CLIP's folder or hub id (default: {CLIP})",
-    )
-    out.add_argument("--protocol", type=Path, metavar="FILE", help="a YAML file with these options' values")
-    plain = out.add_argument_group("pipelines without a distill.json")
-    plain.add_argument("--steps", metavar="N[,N]", help="steps of their calls, a row each (default: their class's)")
-    plain.add_argument("--guidance", type=float, help="guidance_scale of their calls (default: their class's)")
-    return out
 
 
-def folder_parser(name: str) -> argparse.ArgumentParser:
-    """The command line of "images" or of "stats"."""
-    about = {"images": "Compare two folders of images.", "stats": "Keep the statistics of a folder of images."}
-    out = argparse.ArgumentParser(prog=f"python -m eval {name}", description=about[name])
-    out.add_argument("folder", type=Path, help="the images to judge" if name == "images" else "the reference's images")
-    if name == "images":
-        out.add_argument("reference", help="what they should be like: a folder, an .npz, clean-fid:NAME/RES/SPLIT")
-        out.add_argument("--json", type=Path, help="write the figures to this file too")
-        out.add_argument("--seed", type=int, default=0, help="seed of KID's random subsets (default: 0)")
-    else:
-        out.add_argument("-o", "--out", type=Path, required=True, help="the .npz to write")
-    out.add_argument("--size", type=int, help="pixels a side that images are brought to first")
-    out.add_argument("--features", default="clean", help="clean (default), legacy_tensorflow, legacy_pytorch, ...")
-    out.add_argument("--inception-weights", type=Path, metavar="FILE", help="Inception weights to use")
-    out.add_argument("--batch-size", type=int, default=32)
-    out.add_argument("--device", help='such as "cpu" or "cuda:0" (default: a GPU where there is one)')
-    return out
+@evaluate.command(short_help="Compare two folders of images.")
+@click.argument("folder", type=PATH)
+@click.argument("reference")
+@click.option("--json", type=PATH, help="Also write the figures to this file.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of KID's random subsets.")
+@SIZE
+@click.option("--features", default="clean", show_default=True, help=f"One of {', '.join(FEATURES)}.")
+@WEIGHTS
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Images read at once.")
+@DEVICE
+def images(**options: Any) -> None:
+    """Compare the images in FOLDER with REFERENCE: a folder, an .npz, or clean-fid:NAME/RES/SPLIT.
+
+    \b
+    Example:
+      fewstep eval images generated/ photos/ --json figures.json
+    """
+    from eval.images import compare_folders
+
+    compare_folders(**options)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code, 2 where the user has something to mend."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if words and words[0] in ("images", "stats"):
-        chosen = folder_parser(words[0]).parse_args(words[1:])
-        from eval.images import command
+@evaluate.command(short_help="Save a folder's statistics as a reference.")
+@click.argument("folder", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="The .npz to write.")
+@SIZE
+@click.option("--features", default="clean", show_default=True, help=f"One of {', '.join(FEATURES)}.")
+@WEIGHTS
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Images read at once.")
+@DEVICE
+def stats(**options: Any) -> None:
+    """Save the statistics of the images in FOLDER, for --reference.
 
-        return told(lambda: command(words[0], chosen))
-    args = parser().parse_args(words)
+    \b
+    Example:
+      fewstep eval stats photos/ -o photos.npz
+    """
+    from eval.images import save_statistics
 
-    def comparison() -> None:
-        # Only now that the arguments are known to be right: torch takes seconds to load, and --help should not.
-        from eval.compare import compare
-        from eval.report import plain
-
-        if args.protocol is not None:
-            args.__dict__ |= given(words, read_protocol(args.protocol))
-        print(plain(compare(**vars(args))))
-        print(f"\nThe report is in {args.out / 'report.html'} (also report.md, report.json, grid.png)")
-
-    return told(comparison)
+    save_statistics(**options)
 
 
-def given(words: list[str], protocol: dict[str, Any]) -> dict[str, Any]:
-    """The options of a protocol and the words of the command line together, which win."""
-    both = parser()
-    both.set_defaults(**protocol)
-    return vars(both.parse_args(words))
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve at.")
+@click.option("--port", type=int, default=7860, show_default=True, help="The port to serve at.")
+@click.option("--share", is_flag=True, help="Also a public address, through gradio's servers.")
+@DEVICE
+@click.option("--precision", help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")
+def demo(**options: Any) -> None:
+    """Draw with teacher and students side by side, in a browser. Needs the `demo` extra.
+
+    \b
+    Example:
+      fewstep demo runs/quickstart/pocket-dmd runs/quickstart/pocket-scm
+    """
+    from eval.demo import serve_runs
+
+    serve_runs(**options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_click(evaluate, name="python -m eval"))

@@ -7,7 +7,6 @@ The page is served to this machine only; --host 0.0.0.0 opens it to the network.
 whole pipeline, from prompt to picture, after a first call that is not counted.
 """
 
-import argparse
 import html
 import socket
 import sys
@@ -19,11 +18,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from eval.errors import told
 from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
 from eval.pipelines.latency import timed
 from eval.pipelines.machine import PRECISIONS, choose_device, choose_precision
 from eval.pipelines.runs import read_run, same, teacher_folder
+from teachers.support.errors import run_click
 
 LEAST = 256  # pixels of a picture's longer side on the page; smaller ones are enlarged without smoothing
 LONGEST = 1000  # letters of a prompt
@@ -186,7 +185,7 @@ def serve(studio: Studio, host: str, port: int, share: bool) -> None:
     )
 
 
-def check_place(host: str, port: int) -> None:
+def check_address(host: str, port: int) -> None:
     """ValueError where nothing can be served at `host`:`port`: told before weights load."""
     try:
         with socket.socket() as probe:
@@ -204,29 +203,35 @@ def _gradio() -> Any:
     return gradio
 
 
-def main(words: list[str] | None = None, show: Callable[..., None] = serve) -> int:
-    """Run the command; returns its exit code, 2 where the user has something to mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a finished run, or a pipeline folder")
-    parser.add_argument("--host", default="127.0.0.1", help="whom to serve (default: this machine only)")
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--share", action="store_true", help="a public address through gradio's servers")
-    parser.add_argument("--device", help='such as "cpu" or "cuda:0" (default: a GPU where there is one)')
-    parser.add_argument(
-        "--precision", help="float32, float16 or bfloat16 (default: float16 on a GPU, float32 on a CPU)"
-    )
-    args = parser.parse_args(words)
+def serve_runs(
+    runs: Sequence[Path],
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    device: str | None = None,
+    precision: str | None = None,
+    show: Callable[..., None] = serve,
+) -> None:
+    """Load `runs` and serve the page until the process is stopped.
 
-    def task() -> None:
-        _gradio()
-        check_place(args.host, args.port)
-        device = choose_device(args.device)
-        show(Studio(args.runs, device, choose_precision(args.precision, device)), args.host, args.port, args.share)
+    Args:
+        runs: Finished runs, or pipeline folders.
+        host, port: The address to serve at.
+        share: Also serve at a public address, through gradio's servers.
+        device: A torch device; None: a GPU if there is one.
+        precision: float32, float16 or bfloat16; None: float16 on a GPU, float32 on a CPU.
+        show: Serves the loaded studio.
 
-    return told(task)
+    Raises:
+        ValueError: One sentence for whatever the user can fix.
+    """
+    _gradio()
+    check_address(host, port)
+    chosen = choose_device(device)
+    show(Studio(runs, chosen, choose_precision(precision, chosen)), host, port, share)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from eval.__main__ import demo
+
+    sys.exit(run_click(demo, name="python -m eval.demo"))

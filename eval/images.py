@@ -6,43 +6,88 @@
 FOLDER_B may be whatever `--reference` of a comparison may be: an .npz, or a named statistic of clean-fid.
 """
 
-import argparse
-import json
+from json import dumps
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import Extractor, extractor
-from eval.features.image_folder import features_of_folder, oddities
-from eval.features.inception import MODES
+from eval.features.image_folder import features_of_folder, image_warnings
 from eval.metrics.fid import FrechetTo, statistics
 from eval.metrics.intervals import interval, standard_error
 from eval.metrics.kid import kid
 from eval.metrics.prdc import LEAST, prdc
-from eval.metrics.reference import Reference, reference, save
+from eval.metrics.reference import Reference, save
+from eval.metrics.reference import reference as read_reference
 from eval.pipelines.machine import choose_device
 
 
-def command(name: str, args: argparse.Namespace) -> None:
-    """Run "images" or "stats". Raises ValueError, one sentence, for whatever a user can mend."""
-    if args.batch_size < 1:
-        raise ValueError(f"a batch holds at least one image, not {args.batch_size}; mend --batch-size")
-    chosen = extractor(args.features, choose_device(args.device), args.inception_weights)
-    if args.size is not None and args.size < 1:
-        raise ValueError(f"images have at least one pixel a side, not {args.size}; mend --size")
-    features = features_of_folder(args.folder, chosen, args.batch_size, args.size)
-    if name == "stats":
-        save(args.out, Reference(*statistics(features), features), chosen, args.size)
-        print(f"mu, sigma and features ({chosen.name}) of {len(features):,} images are in {args.out}")
-        for warning in oddities(args.folder, args.size) + shortage(len(features), features.shape[1], "images"):
-            print(f"warning: {warning}")
-        return
-    target = reference(args.reference, chosen, args.size)
-    figures = compare(Reference(*statistics(features), features), target, chosen, args.seed)
-    folders = [folder for folder in (args.folder, Path(args.reference)) if folder.is_dir()]
-    figures["warnings"] += [warning for folder in dict.fromkeys(folders) for warning in oddities(folder, args.size)]
+def compare_folders(
+    folder: Path,
+    reference: str,
+    json: Path | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    features: str = "clean",
+    inception_weights: Path | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Print, and return, every metric of the images in `folder` against a reference.
+
+    Args:
+        folder: The images to judge.
+        reference: A folder, an .npz of statistics, or clean-fid:NAME/RES/SPLIT.
+        json: A file to write the figures to.
+        seed: Seed of KID's random subsets.
+        size: Pixels a side that images are resized to first; None: as they are.
+        features: The name of a feature extractor (`eval.config.names.FEATURES`).
+        inception_weights: A file of Inception weights.
+        batch_size: Images read at once.
+        device: A torch device; None: a GPU if there is one.
+
+    Raises:
+        ValueError: One sentence for whatever the user can fix.
+    """
+    chosen, found = _extract(folder, size, features, inception_weights, batch_size, device)
+    target = read_reference(reference, chosen, size)
+    figures = compare(Reference(*statistics(found), found), target, chosen, seed)
+    folders = [place for place in (folder, Path(reference)) if place.is_dir()]
+    figures["warnings"] += [warning for place in dict.fromkeys(folders) for warning in image_warnings(place, size)]
     print(text(figures))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    if json:
+        json.write_text(dumps(figures, indent=2, allow_nan=False) + "\n")
+    return figures
+
+
+def save_statistics(
+    folder: Path,
+    out: Path,
+    size: int | None = None,
+    features: str = "clean",
+    inception_weights: Path | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> None:
+    """Save mean, covariance and features of the images in `folder` as the .npz `out`; arguments as `compare_folders`."""
+    chosen, found = _extract(folder, size, features, inception_weights, batch_size, device)
+    save(out, Reference(*statistics(found), found), chosen, size)
+    print(f"mu, sigma and features ({chosen.name}) of {len(found):,} images are in {out}")
+    for warning in image_warnings(folder, size) + too_few_samples(len(found), found.shape[1], "images"):
+        print(f"warning: {warning}")
+
+
+def _extract(
+    folder: Path, size: int | None, features: str, weights: Path | None, batch_size: int, device: str | None
+) -> tuple[Extractor, Tensor]:
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if size is not None and size < 1:
+        raise ValueError(f"--size must be at least 1, got {size}")
+    chosen = extractor(features, choose_device(device), weights)
+    return chosen, features_of_folder(folder, chosen, batch_size, size)
 
 
 def compare(samples: Reference, target: Reference, chosen: Extractor, seed: int = 0) -> dict[str, Any]:
@@ -62,21 +107,21 @@ def compare(samples: Reference, target: Reference, chosen: Extractor, seed: int 
         "kid": None,
         "kid_standard_error": None,
         **dict.fromkeys(("precision", "recall", "density", "coverage")),
-        "warnings": shortage(count, dimensions, "samples"),
+        "warnings": too_few_samples(count, dimensions, "samples"),
     }
     if count > dimensions:
         error = standard_error(measure.influence(samples.features, samples.mean, samples.covariance))
         figures["frechet_interval"] = interval(distance, error)
     if target.features is not None:
-        figures["warnings"] += shortage(len(target.features), dimensions, "reference images")
-        if chosen.name in MODES:
+        figures["warnings"] += too_few_samples(len(target.features), dimensions, "reference images")
+        if chosen.name in INCEPTION_MODES:
             figures["kid"], figures["kid_standard_error"] = kid(samples.features, target.features, seed)
         if min(count, len(target.features)) >= LEAST:
             figures |= prdc(target.features, samples.features).figures()
     return figures
 
 
-def shortage(count: int, dimensions: int, what: str) -> list[str]:
+def too_few_samples(count: int, dimensions: int, what: str) -> list[str]:
     """A warning where a covariance lacks rank, which makes Frechet distances too large."""
     if count > dimensions:
         return []

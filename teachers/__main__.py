@@ -1,37 +1,45 @@
-"""Commands about teachers.
+"""Commands about teachers: `fewstep describe` and `fewstep families`, also as `python -m teachers`."""
 
-python -m teachers describe PATH     which family a folder, a hub id or a .safetensors file is, and what it takes
-python -m teachers families          the installed families and the pipelines that they take
-"""
-
-import argparse
 import sys
 
+import click
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code, 2 where the user has something to mend."""
-    out = argparse.ArgumentParser(
-        prog="python -m teachers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = out.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("describe", help="family, schedule, sizes and cost of one teacher, without its weights")
-    one.add_argument("path", help='a pipeline folder, a hub id owner/name, a .safetensors file, or "pocket"')
-    commands.add_parser("families", help="the installed families and their pipelines")
-    args = out.parse_args(arguments)
-    from teachers.describe import describe  # torch takes seconds to load, and --help should not
+from teachers.support.errors import run_click
+
+
+@click.command()
+@click.argument("path")
+def describe(path: str) -> None:
+    """Show a teacher's family, schedule, sizes and training cost, without reading its weights.
+
+    PATH is a pipeline folder, a Hub id (owner/name), a .safetensors file, or "pocket".
+
+    \b
+    Examples:
+      fewstep describe pocket
+      fewstep describe stable-diffusion-v1-5/stable-diffusion-v1-5
+    """
+    from teachers.describe import describe as lines
+
+    click.echo(lines(path))
+
+
+@click.command()
+def families() -> None:
+    """List the installed teacher families and the pipelines that they take."""
     from teachers.loading.registry import installed
 
-    try:
-        if args.command == "describe":
-            print(describe(args.path))
-        else:
-            for name, cls in installed().items():
-                print(f"{name:<22} {', '.join(kind.__name__ for kind in cls.pipelines) or 'for use from Python'}")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for name, cls in installed().items():
+        click.echo(f"{name:<22} {', '.join(kind.__name__ for kind in cls.pipelines) or 'for use from Python'}")
 
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def teachers() -> None:
+    """Commands about teachers."""
+
+
+teachers.add_command(describe)
+teachers.add_command(families)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_click(teachers, name="python -m teachers"))

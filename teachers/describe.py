@@ -3,46 +3,18 @@
 python -m teachers describe PATH
 """
 
-import inspect
 import math
 from pathlib import Path
-from typing import Any
 
-import diffusers
-import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from torch import nn
 
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
 from teachers.loading.registry import family_of, installed, locate
-from teachers.loading.source import configuration, explained
-
-# Bytes that training holds for every parameter of the network, in float32: 4 of weights in each copy, 8 of Adam's
-# moments for each network that trains, and 4 of the gradient of the one whose turn it is.
-DMD = 4 * 4 + 2 * 8 + 4  # teacher, student, fake score, average
-SCM = 3 * 4 + 8 + 4  # teacher, student, average
-
-
-def sketch(path: str, family: type[Teacher]) -> Teacher:
-    """The teacher at `path` with networks on the meta device: shapes, schedule and parameters, but no weights."""
-    with explained(path):
-        index = DiffusionPipeline.load_config(path)
-        kind = getattr(diffusers, index["_class_name"])
-        wanted = inspect.signature(kind.__init__).parameters
-        parts: dict[str, Any] = {
-            name: None for name, p in wanted.items() if name != "self" and p.default is inspect.Parameter.empty
-        }
-        parts |= {name: index[name] for name in wanted if name in index and not isinstance(index[name], list)}
-        for name, value in index.items():
-            if not isinstance(value, list) or value[0] != "diffusers" or name not in wanted:
-                continue
-            component = getattr(diffusers, value[1])
-            if issubclass(component, ModelMixin | SchedulerMixin):
-                with torch.device("meta" if issubclass(component, ModelMixin) else "cpu"):
-                    parts[name] = component.from_config(component.load_config(path, subfolder=name))
-        return family.wrap(kind(**parts))
+from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
+from teachers.loading.source import configuration
 
 
 def stored_parameters(folder: Path) -> dict[str, int]:
@@ -77,8 +49,8 @@ def describe(path: str) -> str:
         "angles": f"{schedule.t_min:.4f} to t_max = {schedule.t_max:.4f} rad",
         "picture": f"{teacher.image_size[0]} x {teacher.image_size[1]}, from {channels} x {height} x {width}",
         "guidance": guidance(teacher),
-        "DMD": f"{memory(trained, DMD)}: teacher, student, fake score, running average",
-        "sCM": f"{memory(trained, SCM)}: teacher, student, running average",
+        "DMD": f"{memory(trained, DMD_BYTES)}: teacher, student, fake score, running average",
+        "sCM": f"{memory(trained, SCM_BYTES)}: teacher, student, running average",
         "": "(float32 with AdamW, one process; activations, autoencoder and text encoders come on top)",
     }
     return "\n".join([path, *(f"  {key:<10} {value}" for key, value in lines.items())])

@@ -1,11 +1,12 @@
-"""The typed schema of a recipe: one YAML file a run, merged with key=value arguments, checked before weights load."""
+"""A recipe: everything that one run is made from. Read from YAML with `load`, or made in Python.
 
-import argparse
+Every dataclass checks itself when it is made, so a recipe from Python is checked as strictly as one from a file.
+"""
+
 import dataclasses
 import json
-import math
-import typing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.config.registry import DISTILLERS, TEACHERS, find
-from distill.config.typed import build
-from eval.features.extractors import NAMES
+from distill.config.shipped import recipe_file
+from distill.config.typed import Checked, InvalidOption, build, option
+from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, locate
 from teachers.support.errors import suggest
@@ -26,151 +28,243 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass
-class TeacherRecipe:
-    path: str  # a pipeline folder, a hub id, a .safetensors file, or "pocket"
-    family: str = "auto"  # an installed teacher family; auto: the one that takes the pipeline at `path`
-    guidance: float = 1.0  # classifier-free guidance baked into the student; 1.0 means none
-    num_steps: int = 50  # the teacher's usual number of steps, which the report compares with
-    sigma_data: float = 1.0  # standard deviation of the native latents or pixels
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32, bfloat16 in the shared tier
+class TeacherRecipe(Checked):
+    """`teacher:` in a recipe: which pipeline is distilled, and at which guidance."""
 
-
-@dataclass
-class DataRecipe:
-    prompts: str | None = None  # "pocket", a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet
-    images: str | None = None  # "pocket", a folder of images with captions, .parquet or .tar files, a hub's data set
-    column: str | None = None  # which column holds the words; None: text, prompt or caption
-    streaming: bool = False  # read .parquet, .tar or the hub once from front to back, and copy nothing
-    limit: int = 0  # take the first so many rows; 0 means all
-
-
-@dataclass
-class OptimizerRecipe:
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    warmup: int = 0  # steps of linear warm-up
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine falls to zero at the last step
-
-
-@dataclass
-class TrainRecipe:
-    steps: int = 1000
-    batch_size: int = 64  # of one optimizer step, all processes and micro-batches together
-    accumulation: int = 1  # micro-batches a step, on each process
-    max_norm: float = 1.0  # gradient clipping
-    ema: float = 0.99
-    precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed precision
-    compile: Literal["none", "blocks", "networks"] = "none"  # torch.compile: repeated blocks, or whole networks
-    channels_last: bool = False  # convolutions' memory in NHWC order
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2  # the newest so many
-    keep_every: int = 0  # and for good those whose step this divides; 0 keeps none of them
-    on_failed_save: Literal["continue", "stop"] = "continue"  # a full disk: the last checkpoint is kept either way
-    shard_teacher: bool = False  # FSDP2 only: the frozen teacher in parts too, not whole on every process
-    log_every: int = 20
-    evaluate_every: int = (
-        200  # held-out Frechet distance to the teacher's samples, and a grid of samples; 0 means never
+    path: str | None = option(
+        None,
+        'The teacher: a pipeline folder, a Hub id, a .safetensors file, or "pocket". null: passed to `train` in Python.',
     )
-    evaluate_samples: int = 500
-    evaluate_teacher_steps: int = 50  # steps of the teacher that the held-out distance compares with
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    family: str = option("auto", "The teacher family; auto finds the one that takes the pipeline at `path`.")
+    guidance: float = option(1.0, "Classifier-free guidance scale that goes into the student; 1.0 means none.")
+    num_steps: int = option(50, "Steps of the teacher's usual call, the baseline of the report.", at_least=1)
+    sigma_data: float = option(1.0, "Standard deviation of the native latents or pixels.", above=0)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Precision of the frozen weights; auto: float32, or bfloat16 with memory.tier=lora."
+    )
 
 
 @dataclass
-class MemoryRecipe:
-    tier: Literal["full", "shared"] = "full"  # whole networks, or LoRA adapters on the one network of the teacher
-    rank: int = 64  # of the adapters
-    checkpointing: bool | None = None  # keep few activations, compute the others again in backward; null: if shared
-    eight_bit: bool = False  # AdamW's moments in 8 bits (bitsandbytes)
-    offload_teacher: bool = False  # tier full: the frozen teacher in host memory, on the card for its calls only
+class DataRecipe(Checked):
+    """`data:` in a recipe: prompts, or captioned images."""
+
+    prompts: str | None = option(
+        None, 'Prompts: "pocket", a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet file.'
+    )
+    images: str | None = option(
+        None, 'Captioned images: "pocket", a folder, .parquet or .tar files, or a dataset on the Hub.'
+    )
+    column: str | None = option(None, "The column of captions; null: text, prompt or caption.")
+    streaming: bool = option(False, "Read .parquet, .tar or the Hub once, front to back, without a local copy.")
+    limit: int = option(0, "Use the first so many rows; 0: all.", at_least=0)
+
+
+@dataclass
+class OptimizerRecipe(Checked):
+    """`optimizers.NAME:` in a recipe: AdamW for one phase (student, fake_score)."""
+
+    lr: float = option(1e-4, "Learning rate.", at_least=0)
+    betas: tuple[float, float] = option((0.9, 0.99), "AdamW's betas.", at_least=0, below=1)
+    eps: float = option(1e-8, "AdamW's epsilon.", at_least=0)
+    weight_decay: float = option(0.01, "AdamW's weight decay.", at_least=0)
+    warmup: int = option(0, "Steps of linear warm-up.", at_least=0)
+    schedule: Literal["constant", "cosine"] = option("constant", "cosine falls to zero at the last step.")
+
+
+@dataclass
+class TrainRecipe(Checked):
+    """`train:` in a recipe: the loop."""
+
+    steps: int = option(1000, "Steps; one step updates the student once.", at_least=0)
+    batch_size: int = option(64, "Samples of a step, over all processes and micro-batches.", at_least=1)
+    accumulation: int = option(1, "Micro-batches a step, on each process.", at_least=1)
+    max_norm: float = option(1.0, "Gradients are clipped to this norm.", above=0, infinite=True)
+    ema: float = option(0.99, "Decay of the exponential moving average that is exported.", at_least=0, below=1)
+    precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision, as accelerate's mixed_precision.")
+    compile: Literal["none", "blocks", "networks"] = option(
+        "none", "torch.compile: the repeated blocks of the networks, or whole networks."
+    )
+    channels_last: bool = option(False, "Convolution weights and activations in channels-last memory format.")
+    checkpoint_every: int = option(200, "Steps between checkpoints.", at_least=1)
+    keep_checkpoints: int = option(2, "How many of the newest checkpoints are kept.", at_least=1)
+    keep_every: int = option(0, "Also keep every checkpoint whose step this divides; 0: none.", at_least=0)
+    on_failed_save: Literal["continue", "stop"] = option(
+        "continue", "What happens when a checkpoint cannot be written; the previous one is kept either way."
+    )
+    shard_teacher: bool = option(False, "FSDP2 only: shard the frozen teacher too.")
+    log_every: int = option(20, "Steps between log lines.", at_least=1)
+    evaluate_every: int = option(
+        200, "Steps between evaluations (held-out Frechet distance, sample grid); 0: never.", at_least=0
+    )
+    evaluate_samples: int = option(500, "Samples of the held-out Frechet distance.", at_least=2)
+    evaluate_teacher_steps: int = option(
+        50, "The teacher's steps for the samples of the held-out distance.", at_least=1
+    )
+    tracker: Literal["tensorboard", "wandb", "none"] = option("tensorboard", "Where metrics are logged.")
+
+    def check(self) -> None:
+        if self.batch_size % self.accumulation:
+            raise InvalidOption(
+                "batch_size", f"must be a multiple of train.accumulation ({self.accumulation}), got {self.batch_size}"
+            )
+
+
+@dataclass
+class MemoryRecipe(Checked):
+    """`memory:` in a recipe: what is traded for memory."""
+
+    tier: Literal["full", "lora"] = option(
+        "full", "full: a whole network each for student and fake score; lora: LoRA adapters on the teacher's network."
+    )
+    rank: int = option(64, "Rank of the LoRA adapters.", at_least=1)
+    checkpointing: bool | None = option(
+        None, "Activation checkpointing; null: on with memory.tier=lora, off with memory.tier=full."
+    )
+    eight_bit: bool = option(False, "AdamW's moments in 8 bits (bitsandbytes).")
+    offload_teacher: bool = option(False, "Keep the frozen teacher in host memory between its calls.")
+
+    def check(self) -> None:
+        if self.offload_teacher and self.tier == "lora":
+            raise InvalidOption(
+                "offload_teacher", "must be false with memory.tier=lora: adapters run on the teacher's own network"
+            )
 
     @property
-    def keeps_few(self) -> bool:
-        """Whether activations are checkpointed: as asked, by default where memory is what the tier is for."""
-        return self.tier == "shared" if self.checkpointing is None else self.checkpointing
+    def activation_checkpointing(self) -> bool:
+        """Whether activations are checkpointed, with the tier's default filled in."""
+        return self.tier == "lora" if self.checkpointing is None else self.checkpointing
 
 
 @dataclass
-class EvaluationRecipe:
-    features: str = "auto"  # "pocket", "inception", "pixels"; auto: "pocket" for the pocket teacher, else "pixels"
-    prompts: str | None = None  # as data.prompts; None means the training prompts
-    reference: str | None = (
-        None  # real statistics: "pocket", an .npz, a folder of images; None means the teacher's samples
+class EvaluationRecipe(Checked):
+    """`evaluation:` in a recipe: how the run's pipeline is judged by default."""
+
+    features: str = option(
+        "auto", f'Features: {", ".join(FEATURES)}; auto: "pocket" for the pocket teacher, else "pixels".'
+    )
+    prompts: str | None = option(None, "Prompts, as data.prompts; null: the training prompts.")
+    reference: str | None = option(
+        None, 'Real images: "pocket", an .npz of statistics, or a folder; null: the teacher\'s own samples.'
     )
 
+    def check(self) -> None:
+        if self.features not in ("auto", *FEATURES):
+            hint = suggest(self.features, FEATURES)
+            raise InvalidOption("features", f"must be one of auto, {', '.join(FEATURES)}, got {self.features!r}{hint}")
+        if self.reference not in (None, "pocket") and not Path(str(self.reference)).exists():
+            raise InvalidOption(
+                "reference", f"must be an .npz with mu and sigma or a folder of images; {self.reference} does not exist"
+            )
+        if self.prompts is not None:
+            read_prompts(self.prompts)
+
 
 @dataclass
-class Recipe:
-    name: str
-    teacher: TeacherRecipe
-    method: dict[str, Any]  # name, and the options of that method
-    output: str = "runs"  # the run's folder is output/name
-    seed: int = 0
-    data: DataRecipe = field(default_factory=DataRecipe)
-    optimizers: dict[str, OptimizerRecipe] = field(default_factory=dict)  # one a turn of the method
-    train: TrainRecipe = field(default_factory=TrainRecipe)
-    memory: MemoryRecipe = field(default_factory=MemoryRecipe)
-    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+class Recipe(Checked):
+    """One run: teacher, method, data, optimizers, loop, memory and evaluation.
 
-    def __post_init__(self) -> None:
+    Example:
+        >>> Recipe("boots", TeacherRecipe("pocket"), {"name": "dmd"}, data=DataRecipe(prompts="pocket"))
+    """
+
+    name: str = option(help="Name of the run; its folder is output/name.")
+    teacher: TeacherRecipe = option(help="The teacher.")
+    method: dict[str, Any] = option(help="`name`: dmd, scm, rcm or an installed plug-in, beside that method's options.")
+    output: str = option("runs", "The folder of all runs.")
+    seed: int = option(0, "Seed of every random number of the run.")
+    data: DataRecipe = option(factory=DataRecipe, help="What the student learns from.")
+    optimizers: dict[str, OptimizerRecipe] = option(factory=dict, help="An optimizer for each phase of the method.")
+    train: TrainRecipe = option(factory=TrainRecipe, help="The training loop.")
+    memory: MemoryRecipe = option(factory=MemoryRecipe, help="Memory.")
+    evaluation: EvaluationRecipe = option(factory=EvaluationRecipe, help="Evaluation.")
+
+    def check(self) -> None:
+        if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
+            raise InvalidOption("name", f"must be a plain folder name without slashes, got {self.name!r}")
+        if self.teacher.path is not None and self.teacher.family == "auto":
+            self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
         if self.teacher.precision == "auto":
-            half = self.memory.tier == "shared"
+            half = self.memory.tier == "lora"
             self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")
+        if self.teacher.family != "auto":
+            find(TEACHERS, self.teacher.family)
+        cls, _ = method_options(self)
+        for phase in self.optimizers:
+            if phase not in cls.PHASES:
+                raise ValueError(
+                    f"unknown key 'optimizers.{phase}'{suggest(phase, cls.PHASES)}; "
+                    f"the phases of {self.method['name']} are {', '.join(cls.PHASES)}"
+                )
+        if self.memory.tier == "lora" and self.train.compile != "none":
+            raise ValueError("train.compile must be none with memory.tier=lora: compiled code cannot switch adapters")
+        if self.memory.eight_bit and self.train.channels_last:
+            raise ValueError(
+                "memory.eight_bit cannot be combined with train.channels_last, which changes the order of the values "
+                "that 8-bit moments share a scale by; set one of them to false"
+            )
 
     @property
     def folder(self) -> Path:
+        """The run's folder."""
         return Path(self.output) / self.name
 
     @property
     def cache(self) -> Path:
-        """Where encoded prompts and images lie, for all runs of one output folder."""
+        """Encoded prompts and images, shared by all runs of one output folder."""
         return Path(self.output) / ".cache"
 
 
-def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
-    """The recipe at `path`, `key=value` overrides merged in and every value checked. ValueError names the culprit."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no recipe {path}{_neighbours(path)}")
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, merge overrides into it and check every value.
+
+    Args:
+        source: A YAML file, or the name of a shipped recipe such as "pocket/dmd".
+        overrides: `key=value` strings, such as "train.steps=500".
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        ValueError: One sentence with the file or the key that is wrong, and what would be right.
+    """
+    path = recipe_file(source)
     try:
         stored = OmegaConf.load(path)
         if not OmegaConf.is_dict(stored):
-            raise ValueError(f"{path} has to hold keys and values at its top level")
-        merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(list(_checked(overrides))))
+            raise ValueError(f"{path} must hold keys and values at its top level")
+        merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(list(_check_overrides(overrides))))
         values = OmegaConf.to_container(merged, resolve=False)
     except TypeError as error:
         raise ValueError(
-            f"{' '.join(overrides)} puts a list where {path} has a group of keys, or the reverse"
+            f"{' '.join(overrides)} sets a list where {path} has a group of keys, or a group where it has a list"
         ) from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
-    recipe = build(Recipe, values, "")
-    if recipe.teacher.family == "auto":
-        recipe.teacher.family = family_of(locate(recipe.teacher.path))
-    _check_meaning(recipe)
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    recipe: Recipe = build(Recipe, values, "")
+    if recipe.teacher.path is None:
+        raise ValueError("the key 'teacher.path' is missing")
+    check_exports(recipe)
     return recipe
 
 
-def asked(doc: str | None) -> Recipe:
-    """The recipe of a command line `RECIPE [key=value ...]`, whose help begins with `doc`."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a YAML recipe, see recipes/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, for example train.steps=500")
-    args = parser.parse_args()
-    return load(args.recipe, args.overrides)
+def check_exports(recipe: Recipe) -> None:
+    """ValueError where students of the recipe's teacher family cannot become a pipeline."""
+    if not find(TEACHERS, recipe.teacher.family).exports:
+        raise ValueError(
+            f"teacher.family {recipe.teacher.family!r} has no diffusers pipeline, so its students cannot be exported; "
+            "use it from Python (benchmarks/analytic.py is an example)"
+        )
 
 
 def save(recipe: Recipe) -> None:
-    """Keep `recipe` with its run, whole and checked: runs/NAME/recipe.yaml, which `load` takes."""
-    values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples as lists
-    head = f"# accelerate launch -m distill.train {recipe.folder / SAVED}\n"
+    """Write `recipe`, whole and checked, to its run's folder, as a file that `load` reads."""
+    values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists
+    head = f"# fewstep train {recipe.folder / SAVED}\n"
     (recipe.folder / SAVED).write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
-def options(recipe: Recipe) -> tuple[type[Any], Any]:
-    """The class of the recipe's method and its checked options."""
+def method_options(recipe: Recipe) -> tuple[type[Any], Any]:
+    """The class of the recipe's method and an instance of its checked options."""
     method = dict(recipe.method)
     name = method.pop("name", None)
     if not isinstance(name, str):
@@ -179,97 +273,9 @@ def options(recipe: Recipe) -> tuple[type[Any], Any]:
     return cls, build(cls.Options, method, "method")
 
 
-def _check_meaning(recipe: Recipe) -> None:
-    """What types cannot say: ranges, plug-ins that exist, turns that exist."""
-    if not recipe.name or Path(recipe.name).name != recipe.name or recipe.name in (".", ".."):
-        raise ValueError(f"name is {recipe.name!r}; it has to be a plain folder name, without slashes")
-    if not find(TEACHERS, recipe.teacher.family).exports:
-        raise ValueError(
-            f"the family {recipe.teacher.family!r} has no pipeline to export; use it from Python, not in a recipe"
-        )
-    cls, _ = options(recipe)
-    for turn in recipe.optimizers:
-        if turn not in cls.turn_names:
-            raise ValueError(
-                f"unknown key 'optimizers.{turn}'{suggest(turn, cls.turn_names)}; "
-                f"the turns of {recipe.method['name']} are {', '.join(cls.turn_names)}"
-            )
-    train = recipe.train
-    for key in (
-        "batch_size",
-        "accumulation",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "log_every",
-        "evaluate_teacher_steps",
-    ):
-        if getattr(train, key) < 1:
-            raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 1")
-    for key in ("steps", "evaluate_every", "keep_every"):
-        if getattr(train, key) < 0:
-            raise ValueError(f"train.{key} is {getattr(train, key)}; it has to be at least 0")
-    if recipe.data.limit < 0:
-        raise ValueError(f"data.limit is {recipe.data.limit}; it has to be at least 0, which means all")
-    if train.batch_size % train.accumulation:
-        raise ValueError(
-            f"train.batch_size {train.batch_size} does not divide into {train.accumulation} micro-batches "
-            "(train.accumulation)"
-        )
-    for turn, rate in recipe.optimizers.items():
-        for key in ("lr", "eps", "weight_decay", "warmup"):
-            if getattr(rate, key) < 0:
-                raise ValueError(f"optimizers.{turn}.{key} is {getattr(rate, key)}; it cannot be negative")
-            if math.isinf(getattr(rate, key)):
-                raise ValueError(f"optimizers.{turn}.{key} is infinite")
-    if train.max_norm <= 0:
-        raise ValueError(f"train.max_norm is {train.max_norm}; clipping to nothing would stop all training")
-    features, reference = recipe.evaluation.features, recipe.evaluation.reference
-    if features not in ("auto", *NAMES):
-        raise ValueError(
-            f"evaluation.features is {features!r}{suggest(features, NAMES)}; choose auto, {', '.join(NAMES)}"
-        )
-    if reference not in (None, "pocket") and not Path(str(reference)).exists():
-        raise ValueError(
-            f"there is no evaluation.reference {reference}; give an .npz with mu and sigma or a folder of images"
-        )
-    if recipe.evaluation.prompts is not None:
-        read_prompts(recipe.evaluation.prompts)
-    if recipe.memory.rank < 1:
-        raise ValueError(f"memory.rank is {recipe.memory.rank}; an adapter has rank 1 at least")
-    if recipe.memory.tier == "shared" and train.compile != "none":
-        raise ValueError(
-            "memory.tier=shared switches adapters, which train.compile cannot follow; leave train.compile out"
-        )
-    if recipe.memory.eight_bit and train.channels_last:
-        raise ValueError(
-            "memory.eight_bit rounds moments in blocks that follow their order in memory, which train.channels_last "
-            "changes; leave one of them out"
-        )
-    if recipe.memory.offload_teacher and recipe.memory.tier == "shared":
-        raise ValueError(
-            "memory.offload_teacher=true goes with memory.tier=full: the shared tier's teacher is its students' base"
-        )
-    if not 0 <= train.ema < 1:
-        raise ValueError(f"train.ema is {train.ema}; it has to lie in [0, 1)")
-    if train.evaluate_samples < 2:
-        raise ValueError(
-            f"train.evaluate_samples is {train.evaluate_samples}; a Frechet distance takes two samples at least"
-        )
-    if recipe.teacher.num_steps < 1 or math.isinf(recipe.teacher.guidance):
-        raise ValueError("teacher.num_steps has to be at least 1, and teacher.guidance finite")
-    if recipe.teacher.sigma_data <= 0:
-        raise ValueError(f"teacher.sigma_data is {recipe.teacher.sigma_data}; a standard deviation is positive")
-
-
-def _checked(overrides: typing.Sequence[str]) -> typing.Iterator[str]:
+def _check_overrides(overrides: Sequence[str]) -> Iterator[str]:
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
-            raise ValueError(f"{override!r} is no override; write key=value, for example train.steps=100")
+            raise ValueError(f"an override must have the form key=value, such as train.steps=100, got {override!r}")
         yield override
-
-
-def _neighbours(path: Path) -> str:
-    others = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    hint = suggest(str(path), others)
-    return hint or (f"; {path.parent} holds {', '.join(Path(o).name for o in others)}" if others else "")

@@ -1,7 +1,7 @@
 """What a student learns from: prompts, images with captions, and the teacher pairs of `distill.pairs`.
 
 `plan` opens and checks everything that a recipe names before any weights load; `prepare` encodes it once and keeps it
-(`distill.data.encoding`). Batches are drawn with replacement by `Draws`, so that there is no position to lose on resume.
+(`distill.data.encoding`). Batches are drawn with replacement by `BatchRandom`, so that there is no position to lose on resume.
 """
 
 from collections import deque
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from distill.config.recipe import DataRecipe, Recipe
 from distill.data import shards
-from distill.data.draws import Draws
+from distill.data.batch import Batch, Pairs
+from distill.data.batch_random import BatchRandom
 from distill.data.encoding import Encoder
 from distill.data.hf_datasets import DataSet, is_data_set
 from distill.data.images import Folder, Images
 from distill.data.shards import Table
-from distill.methods.base import Batch, Pairs
 from teachers import pocket
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
@@ -39,6 +39,16 @@ class Plan:
     captions: Sequence[str] = ()
     images: Images | None = None
     pocket: bool = False
+    latents: Tensor | None = None  # (N, *shape) of unit variance, a row for each caption
+
+    def summary(self) -> str:
+        """What there is to learn from, in a few words."""
+        if self.images is not None:
+            return "captioned images"
+        kind = (
+            "the pocket teacher's latents" if self.pocket else "latents in memory" if self.latents is not None else ""
+        )
+        return f"{len(self.captions):,} {'rows of ' + kind if kind else 'prompts'}"
 
 
 @dataclass(frozen=True)
@@ -51,27 +61,27 @@ class Dataset:
     latents: Table | None = None
     pairs: Table | None = None
 
-    def batch(self, draws: Draws) -> Batch:
-        rows = draws.rows(len(self.prompt), CPU)
+    def batch(self, rng: BatchRandom) -> Batch:
+        rows = rng.rows(len(self.prompt), CPU)
         latents = None if self.latents is None else self.latents.take(rows)["x"]
-        return Batch(self.cond.take(self.prompt[rows]), draws, latents, partial(self._read_pairs, draws))
+        return Batch(self.cond.take(self.prompt[rows]), rng, latents, partial(self._read_pairs, rng))
 
-    def _read_pairs(self, draws: Draws) -> Pairs:
+    def _read_pairs(self, rng: BatchRandom) -> Pairs:
         if self.pairs is None:
             raise ValueError("this method asked for no teacher pairs (Distiller.pairs), so there are none to read")
-        numbers = draws.rows(len(self.pairs), CPU)
-        rows, cond = self.pairs.take(numbers), self.cond.take(turns(numbers, len(self.captions)))
+        numbers = rng.rows(len(self.pairs), CPU)
+        rows, cond = self.pairs.take(numbers), self.cond.take(caption_rows(numbers, len(self.captions)))
         return Pairs(rows["noise"], rows["endpoint"], cond)
 
-    def micro_batches(self, draws: Iterable[Draws]) -> Iterator[Batch]:
-        """The batch of each of `draws`. Rows that lie in files are read one batch ahead, by a thread of its own."""
+    def micro_batches(self, rng: Iterable[BatchRandom]) -> Iterator[Batch]:
+        """The batch of each of `rng`. Rows that lie in files are read one batch ahead, by a thread of its own."""
         if all(table is None or table.resident for table in (self.cond, self.latents)):
-            yield from map(self.batch, draws)
+            yield from map(self.batch, rng)
             return
         card = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_initialized() else (None, ())
         with ThreadPoolExecutor(1, "read-ahead", *card) as reader:
             ahead: deque[Future[Batch]] = deque()
-            for following in draws:
+            for following in rng:
                 ahead.append(reader.submit(self.batch, following))
                 if len(ahead) > 1:
                     yield ahead.popleft().result()  # and nothing here holds on to it
@@ -121,26 +131,28 @@ def open_images(recipe: DataRecipe, guided: bool) -> Images:
 
 def prepare(plan: Plan, teacher: Teacher, recipe: Recipe, engine: Accelerator) -> Dataset:
     """Encode captions, and images, or find them encoded; then the encoders leave memory. Every process calls it."""
-    encoder = Encoder(teacher, recipe.cache, engine, recipe.teacher.path)
+    encoder = Encoder(teacher, recipe.cache, engine, recipe.teacher.path or teacher.digest())
     captions, latents = plan.captions, None
     if plan.pocket:
         latents = Table([{"x": pocket.examples()[0]}], engine.device)
+    elif plan.latents is not None:
+        latents = Table([{"x": plan.latents.float()}], engine.device)
     elif plan.images is not None:
         captions, latents = encoder.latents(plan.images)
     distinct = list(dict.fromkeys(captions))
     row = {caption: i for i, caption in enumerate(distinct)}
     cond = encoder.words(distinct)
-    teacher.forget()
+    teacher.unload_encoders()
     return Dataset(distinct, cond, torch.tensor([row[caption] for caption in captions]), latents)
 
 
-def turns(numbers: Tensor, captions: int) -> Tensor:
+def caption_rows(numbers: Tensor, captions: int) -> Tensor:
     """The captions' rows (N,) of the teacher pairs with these numbers (N,): captions take turns."""
     return numbers % captions
 
 
 def cached(path: Path, key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors at `path` where they were built for this `key` and are sound, else `build()`, which is kept there."""
-    if not shards.sound(path, shards.digest(key)):
+    if not shards.is_valid(path, shards.digest(key)):
         shards.write(path, shards.digest(key), build())
     return load_file(path)

@@ -45,16 +45,16 @@ class Encoder:
             return Table([dict(self.teacher.condition([""]))], self.engine.device)
         maker = self._maker("text", TEXT)
         empty = self._file(digest(maker, "empty"))
-        if self.engine.is_main_process and not shards.sound(empty, digest(maker, "empty")):
-            self._write(empty, digest(maker, "empty"), self.teacher.empty())
+        if self.engine.is_main_process and not shards.is_valid(empty, digest(maker, "empty")):
+            self._write(empty, digest(maker, "empty"), self.teacher.encode_null_condition())
         parts = [captions[i : i + SHARD] for i in range(0, len(captions), SHARD)]
         keys = [digest(maker, list(part)) for part in parts]
         mine = range(self.engine.process_index, len(keys), self.engine.num_processes)
         for number in tqdm(mine, desc="prompts", unit="shard", disable=not self.engine.is_main_process, delay=1):
-            if not shards.sound(self._file(keys[number]), keys[number]):
+            if not shards.is_valid(self._file(keys[number]), keys[number]):
                 self._write(self._file(keys[number]), keys[number], self._conditions(parts[number]))
         self.engine.wait_for_everyone()
-        self.teacher.blank = shards.load([empty], self.engine.device).take(torch.zeros(1, dtype=torch.long))
+        self.teacher.null_cache = shards.load([empty], self.engine.device).take(torch.zeros(1, dtype=torch.long))
         return shards.load([self._file(key) for key in keys], self.engine.device)
 
     def _conditions(self, captions: Sequence[str]) -> Condition:
@@ -74,14 +74,14 @@ class Encoder:
         ledger = self._file(whole).with_suffix(".json")
         keys = self._known(ledger, whole)
         share = slice(self.engine.process_index, None, self.engine.num_processes)
-        if self._any(keys is None or not all(shards.sound(self._file(key), key) for key in keys[share])):
+        if self._any(keys is None or not all(shards.is_valid(self._file(key), key) for key in keys[share])):
             keys = []
             bar = tqdm(desc="images", unit="image", disable=not first, delay=1)
             for number, block in enumerate(images.blocks(SHARD)):
                 key = digest(maker, block.identity)
                 keys.append(key)
                 mine = number % self.engine.num_processes == self.engine.process_index
-                if mine and not shards.sound(self._file(key), key):
+                if mine and not shards.is_valid(self._file(key), key):
                     self._write(self._file(key), key, self._encode(block.read(), bar))
             bar.close()
             self.engine.wait_for_everyone()

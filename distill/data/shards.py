@@ -36,13 +36,13 @@ def write(file: Path, key: str, rows: Mapping[str, Tensor]) -> None:
         temporary.replace(file)
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own
         temporary.unlink(missing_ok=True)
-        if not sound(file, key):  # else another run has made the same shard at the same time
+        if not is_valid(file, key):  # else another run has made the same shard at the same time
             raise ValueError(f"{file.parent} cannot be written ({' '.join(str(error).split())[:200]})") from error
     for left in file.parent.glob(f"{file.stem}.*.tmp"):  # of killed lives
         left.unlink(missing_ok=True)
 
 
-def sound(file: Path, key: str, rows: int = 0) -> bool:
+def is_valid(file: Path, key: str, rows: int = 0) -> bool:
     """Whether `file` is there, was made under `key`, holds `rows` rows at least, and is what was written."""
     if not file.is_file():
         return False

@@ -1,13 +1,5 @@
-"""Exporting a run by hand, and carrying it to the hub with a model card that holds its evaluation.
+"""A pipeline's model card with its evaluation, and uploading the folder to the Hugging Face Hub."""
 
-    python -m distill.export RUN [--push-to-hub NAME [--private]] [--report runs/report]
-
-A finished run has its pipeline already. Of one that was stopped this exports the newest checkpoint; the run can go on
-afterwards. Where `python -m eval` has judged the pipeline, its figures go into the card.
-"""
-
-import argparse
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -18,10 +10,7 @@ import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from distill.config.recipe import SAVED, load
-from distill.export import PROMPTS
-from distill.train import train
-from distill.training import checkpoint
+from distill.exporting.pipeline import PROMPTS
 from eval.report.columns import quality, speed
 from eval.report.markdown import table
 from eval.report.model_index import model_index
@@ -30,37 +19,7 @@ CARD = "README.md"
 SECTION = "\n## Evaluation\n"
 
 
-def exported(run: Path) -> Path:
-    """The pipeline of `run` (or of the pipeline folder that it is), made from the newest checkpoint where need be.
-
-    ValueError, one sentence, where there is nothing to export.
-    """
-    if (run / "model_index.json").is_file():
-        return run
-    if not run.is_dir():
-        raise ValueError(f"there is no run {run}; name the folder of a run")
-    newest = checkpoint.newest_meta(run / "checkpoints")
-    record = run / "pipeline" / "distill.json"
-    if record.is_file() and (newest is None or json.loads(record.read_text())["cost"]["steps"] >= newest["step"]):
-        return record.parent
-    if newest is None:
-        raise ValueError(f"{run} holds neither a pipeline nor a checkpoint; train first, or name another run")
-    if not (run / SAVED).is_file():
-        raise ValueError(f"{run} has no {SAVED}, so its checkpoint cannot be exported; run its recipe on to the end")
-    recipe, place = load(run / SAVED), run.resolve()
-    settings = dataclasses.replace(recipe.train, steps=newest["step"], tracker="none", evaluate_every=0)
-    earlier = record.with_suffix(".earlier")
-    if record.is_file():
-        record.replace(earlier)  # what it belongs to does not count as finished
-    try:
-        return train(dataclasses.replace(recipe, output=str(place.parent), name=place.name, train=settings))
-    except BaseException:
-        if earlier.is_file():
-            earlier.replace(record)
-        raise
-
-
-def judged(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
+def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
     """What a report says of `pipeline` alone, or None where none does. Looks in `report`, else beside and in the run.
 
     ValueError where `report` was asked for and does not hold it, or holds figures of an earlier export.
@@ -84,7 +43,7 @@ def judged(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
     return None
 
 
-def card(text: str, report: dict[str, Any] | None) -> str:
+def add_evaluation(text: str, report: dict[str, Any] | None) -> str:
     """The model card `text` with the figures of `report` in its front matter and as tables; without, as it is."""
     _, front, body = text.split("---\n", 2)
     values = yaml.safe_load(front)
@@ -126,21 +85,3 @@ def _why(error: Exception, name: str) -> str:
     if isinstance(error, ConnectionError | httpx.TransportError) or "connect" in text.lower():
         return f"the hub cannot be reached, so {name} was not uploaded; run the same command where there is a network"
     return f"{name} could not be uploaded to the hub: {type(error).__name__}: {text[:200]}"
-
-
-def command() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m distill.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="the folder of a run, finished or stopped, or of an exported pipeline")
-    parser.add_argument("--push-to-hub", metavar="NAME", help="upload it as this model, such as owner/name")
-    parser.add_argument("--private", action="store_true", help="where the model is made: for yourself only")
-    parser.add_argument("--report", type=Path, help="the folder of the report on it (default: looked for near the run)")
-    args = parser.parse_args()
-    pipeline = exported(args.run)
-    report, readme = judged(pipeline, args.report), pipeline / CARD
-    readme.write_text(card(readme.read_text(), report))
-    print(f"the student's pipeline: {pipeline}")
-    print("its card holds the report's figures" if report else f"its card holds no figures: python -m eval {args.run}")
-    if args.push_to_hub:
-        print(f"uploaded without {PROMPTS}: {push(pipeline, args.push_to_hub, args.private)}")

@@ -5,50 +5,28 @@ an optimizer, an accelerator or a pipeline. Register it under the entry-point gr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from distill.data.draws import Draws
-from teachers.core.denoiser import Condition, Denoiser
+from distill.data.batch import Batch
+from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 
 Logs = dict[str, Tensor]  # scalars, detached, averaged over the log interval
 
 
-class Pairs(NamedTuple):
-    """Noise and the teacher's ODE endpoint from it, both (B, C, H, W), under the endpoint's own condition."""
-
-    noise: Tensor
-    endpoint: Tensor
-    cond: Condition
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch. `latents` (B, C, H, W) of unit variance, or None where the method needs prompts only."""
-
-    cond: Condition
-    draws: Draws
-    latents: Tensor | None = None
-    pairs: Callable[[], Pairs] | None = None  # reads as many pairs as there are rows, where the method asked for them
-
-    def __len__(self) -> int:
-        return len(self.draws)
-
-
 class Distiller(nn.Module, ABC):
     """Owns the student and the auxiliary networks as submodules; the teacher is frozen and is no submodule.
 
-    `Options` is a dataclass of the keys that `method:` takes in a recipe. `turn_names` are the keys of `optimizers:`.
+    `Options` is a dataclass of the keys that `method:` takes in a recipe. `PHASES` are the keys of `optimizers:`.
     """
 
     Options: ClassVar[type[Any]]
-    turn_names: ClassVar[tuple[str, ...]] = ("student",)
+    PHASES: ClassVar[tuple[str, ...]] = ("student",)
 
     student: Denoiser
 
@@ -71,7 +49,7 @@ class Distiller(nn.Module, ABC):
         return 0, 0
 
     @abstractmethod
-    def forward(self, turn: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
+    def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """The mean loss of one micro-batch for one turn, with a graph to that turn's networks, and what to log."""
 
     def angles(self, timesteps: Sequence[int]) -> list[float]:
@@ -89,12 +67,12 @@ class Distiller(nn.Module, ABC):
             raise ValueError(f"method.timesteps are {list(timesteps)}; they have to fall and to lie in 1..{last}")
         return path.angle(torch.tensor(timesteps)).tolist()
 
-    def turns(self, step: int) -> tuple[str, ...]:
+    def phases(self, step: int) -> tuple[str, ...]:
         """Which networks train at this step, in order; a name may come several times.
 
         A function of `step` alone: it is asked several times, and ahead of the step.
         """
-        return self.turn_names
+        return self.PHASES
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         """The modules that each turn's optimizer updates."""
@@ -108,7 +86,7 @@ class Distiller(nn.Module, ABC):
         """The numbers of steps for which the exported student is meant, each a row of the report."""
         return (len(times),)
 
-    def pictured(self) -> Mapping[str, Denoiser]:
+    def preview_models(self) -> Mapping[str, Denoiser]:
         """Other denoisers worth a line in the sample grid, sampled in one step as the student is."""
         return {}
 

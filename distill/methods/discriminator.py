@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.methods.compiling import eager
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.networks.adapters import body
+from teachers.networks.adapters import unwrap
 from teachers.networks.storage import without_autocast
 
 MIDDLES = ("mid_block", "transformer_blocks", "layers")  # UNets; DiT, PixArt, SD3, Flux, Sana; the analytic perceptron
@@ -43,7 +43,7 @@ class Discriminator(nn.Module):
 def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
     """What the middle of the network makes of x_t (B, ...) at angles t (B,): tokens (B, N, C), float32."""
     found: list[Tensor] = []
-    network = middle(body(denoiser.network))
+    network = middle(unwrap(denoiser.network))
     hook = network.register_forward_hook(lambda module, args, output: found.append(tokens(output)))
     try:
         with eager():  # a compiled network would not call the hook

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.methods.base import Batch, Distiller, Logs
+from distill.data.batch import Batch
+from distill.methods.base import Distiller, Logs
 from distill.methods.discriminator import Discriminator, approximate_r1, frozen
 from eval.metrics.perceptual import Lpips
 from teachers.core.denoiser import Condition, Denoiser
@@ -51,7 +52,7 @@ class DMD(Distiller):
     """One step, or as many as `timesteps`. Needs prompts only, with a GAN images too."""
 
     Options = DMDOptions
-    turn_names = ("fake_score", "student")
+    PHASES = ("fake_score", "student")
     options: DMDOptions
 
     def __init__(self, teacher: Teacher, guidance: float, options: DMDOptions, student: Denoiser | None = None) -> None:
@@ -81,7 +82,7 @@ class DMD(Distiller):
     def pairs(cls, options: DMDOptions) -> tuple[int, int]:
         return (options.regression_pairs if options.regression_weight else 0), options.regression_teacher_steps
 
-    def turns(self, step: int) -> tuple[str, ...]:
+    def phases(self, step: int) -> tuple[str, ...]:
         return ("fake_score",) * self.options.fake_score_updates + ("student",)
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
@@ -91,27 +92,27 @@ class DMD(Distiller):
     def candidate_times(self) -> list[list[float]]:
         return [self.times]
 
-    def pictured(self) -> Mapping[str, Denoiser]:
+    def preview_models(self) -> Mapping[str, Denoiser]:
         return {"fake score": self.fake_score}
 
-    def forward(self, turn: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
-        return self.fake_score_turn(batch) if turn == "fake_score" else self.student_turn(batch)
+    def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
+        return self.fake_score_phase(batch) if phase == "fake_score" else self.student_phase(batch)
 
     def generate(self, batch: Batch) -> Tensor:
         """x = G(z), (B, C, H, W): the student's answer at one of its steps, drawn for the whole batch.
 
         Its input there is what it makes itself from pure noise, not noisy data ("backward simulation", 4.5).
         """
-        last = batch.draws.pick(len(self.times))
-        noise = batch.draws.normal(*self.teacher.shape)
+        last = batch.rng.pick(len(self.times))
+        noise = batch.rng.normal(*self.teacher.shape)
         return sample(
-            self.student, noise, self.times[: last + 1], batch.cond, lambda: batch.draws.normal(*noise.shape[1:])
+            self.student, noise, self.times[: last + 1], batch.cond, lambda: batch.rng.normal(*noise.shape[1:])
         )
 
     def noise_level(self, batch: Batch, limits: tuple[float, float] | None = None) -> Tensor:
         """Angles (B,), uniform within `limits` (default: noise_range) of timesteps (DMD, 3.2) or of Karras' grid."""
         low, high = self.options.noise_range if limits is None else limits
-        share = low + (high - low) * batch.draws.uniform().double()
+        share = low + (high - low) * batch.rng.uniform().double()
         path = self.student.path
         if self.options.noise_levels == "timesteps":
             return path.angle(share * (path.num_train_timesteps - 1)).float()
@@ -121,10 +122,10 @@ class DMD(Distiller):
 
     # --- the student --------------------------------------------------------------------------------------------------
 
-    def student_turn(self, batch: Batch) -> tuple[Tensor, Logs]:
+    def student_phase(self, batch: Batch) -> tuple[Tensor, Logs]:
         x = self.generate(batch)
         t = self.noise_level(batch)
-        x_t = add_noise(x.detach(), batch.draws.normal(*x.shape[1:]), t)  # q_t(x_t | x) [3]
+        x_t = add_noise(x.detach(), batch.rng.normal(*x.shape[1:]), t)  # q_t(x_t | x) [3]
         gradient, spread = self.gradient(x.detach(), x_t, t, batch.cond)
         # [7]: the gradient of 0.5 |x - stop(x - gradient)|^2 with respect to x is `gradient`.
         loss = 0.5 * (x - (x.detach() - gradient)).square().mean()
@@ -153,7 +154,7 @@ class DMD(Distiller):
         real = self.teacher.velocity(x_t, t, cond, self.guidance)
         fake = self.fake_score.velocity(x_t, t, cond)
         if self.options.fake_score_guidance != 1.0 and self.teacher.guided:
-            without = self.fake_score.velocity(x_t, t, self.teacher.unconditional(cond))
+            without = self.fake_score.velocity(x_t, t, self.teacher.null_condition(cond))
             fake = without + self.options.fake_score_guidance * (fake - without)
         spread = (x - to_x0(x_t, real, t)).abs().flatten(1).mean(1).clamp_min(1e-5)
         sin = expand(torch.sin(t), x)
@@ -177,11 +178,11 @@ class DMD(Distiller):
 
     # --- the fake score and the discriminator -------------------------------------------------------------------------
 
-    def fake_score_turn(self, batch: Batch) -> tuple[Tensor, Logs]:
+    def fake_score_phase(self, batch: Batch) -> tuple[Tensor, Logs]:
         with torch.no_grad():
             x = self.generate(batch)
         t = self.noise_level(batch)
-        noise = batch.draws.normal(*x.shape[1:])
+        noise = batch.rng.normal(*x.shape[1:])
         velocity = self.fake_score.velocity(add_noise(x, noise, t), t, self._dropped(batch))
         error = (velocity - to_velocity(x, noise, t)).square().flatten(1).mean(1)
         # [6] weighs the denoising loss. A velocity error is EDM's weight (1 / sigma^2 + 1 / sigma_d^2) on x0's, and is
@@ -206,7 +207,7 @@ class DMD(Distiller):
         loss = F.softplus(fake).mean() + F.softplus(-real).mean()
         logs = {"real_logit": real.mean().detach(), "fake_logit": fake.mean().detach()}
         if self.options.r1_weight:
-            noise = batch.draws.normal(*x.shape[1:])
+            noise = batch.rng.normal(*x.shape[1:])
             penalty = approximate_r1(self.discriminator, self._features(), place, noise)
             loss = loss + self.options.r1_weight * penalty
             logs["r1"] = penalty.detach()
@@ -216,7 +217,7 @@ class DMD(Distiller):
         """Logits (B,) of noisy copies of x (B, C, H, W), and those copies with their angles and conditions."""
         assert self.discriminator is not None
         t = self.noise_level(batch, self.options.gan_noise_range)
-        place = add_noise(x, batch.draws.normal(*x.shape[1:]), t), t, batch.cond
+        place = add_noise(x, batch.rng.normal(*x.shape[1:]), t), t, batch.cond
         return self.discriminator(self._features(), *place), place
 
     def _dropped(self, batch: Batch) -> Condition:
@@ -224,20 +225,20 @@ class DMD(Distiller):
         branch follows the student too."""
         if self.options.fake_score_guidance == 1.0 or not self.teacher.guided:
             return batch.cond
-        drop, empty = batch.draws.uniform() < DROPPED, self.teacher.unconditional(batch.cond)
+        drop, empty = batch.rng.uniform() < DROPPED, self.teacher.null_condition(batch.cond)
         return {key: torch.where(expand(drop, value), empty[key], value) for key, value in batch.cond.items()}
 
     def _features(self) -> Denoiser:
         if self.options.gan_features == "fake_score":
             return self.fake_score
-        if self.teacher.away is not None:
+        if self.teacher.offloaded is not None:
             raise ValueError("method.gan_features=teacher needs the teacher at hand: set memory.offload_teacher=false")
         return self.teacher.denoiser
 
     def _example(self) -> tuple[Tensor, Tensor, Condition]:
         device = self._device()
         t = torch.full((1,), self.times[0], device=device)
-        return torch.zeros(1, *self.teacher.shape, device=device), t, self.teacher.unprompted()
+        return torch.zeros(1, *self.teacher.shape, device=device), t, self.teacher.null_row()
 
     def _device(self) -> torch.device:
         return next(self.student.parameters()).device

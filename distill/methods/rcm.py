@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from distill.methods.base import Batch, Distiller, Logs
+from distill.data.batch import Batch
+from distill.methods.base import Distiller, Logs
 from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
@@ -28,7 +29,7 @@ class RCM(Distiller):
     """One or two steps, as sCM. Needs latents with their captions."""
 
     Options = RCMOptions
-    turn_names = ("fake_score", "student")
+    PHASES = ("fake_score", "student")
     options: RCMOptions
 
     def __init__(self, teacher: Teacher, guidance: float, options: RCMOptions, student: Denoiser | None = None) -> None:
@@ -53,23 +54,23 @@ class RCM(Distiller):
     def pairs(cls, options: RCMOptions) -> tuple[int, int]:
         return DMD.pairs(options.dmd)
 
-    def turns(self, step: int) -> tuple[str, ...]:
+    def phases(self, step: int) -> tuple[str, ...]:
         """sCM's student adapts alone; then the two time scales of DMD."""
         scm, dmd = self.parts
-        return scm.turns(step) if step < self.options.scm.adaptation_steps else dmd.turns(step)
+        return scm.phases(step) if step < self.options.scm.adaptation_steps else dmd.phases(step)
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         scm, dmd = self.parts
         return {**dmd.networks(), **scm.networks()}
 
-    def forward(self, turn: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
+    def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         scm, dmd = self.parts
-        if turn == "fake_score":
-            return dmd(turn, batch, step)
-        loss, logs = scm(turn, batch, step)
+        if phase == "fake_score":
+            return dmd(phase, batch, step)
+        loss, logs = scm(phase, batch, step)
         if step < self.options.scm.adaptation_steps:
             return loss, logs
-        regulariser, more = dmd(turn, batch, step)
+        regulariser, more = dmd(phase, batch, step)
         return loss + self.options.dmd_weight * regulariser, logs | {f"dmd_{key}": value for key, value in more.items()}
 
     def candidate_times(self) -> list[list[float]]:
@@ -78,8 +79,8 @@ class RCM(Distiller):
     def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
         return self.parts[0].step_counts(times)
 
-    def pictured(self) -> Mapping[str, Denoiser]:
-        return self.parts[1].pictured()
+    def preview_models(self) -> Mapping[str, Denoiser]:
+        return self.parts[1].preview_models()
 
     def notes(self) -> Sequence[str]:
         return self.parts[0].notes()

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.methods.base import Batch, Distiller, Logs
+from distill.data.batch import Batch
+from distill.methods.base import Distiller, Logs
 from distill.methods.jvp import tangent
-from teachers.core.denoiser import BEND, Condition, Denoiser
+from teachers.core.denoiser import SOFT_WIDTH, Condition, Denoiser
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import HALF_PI, add_noise, expand, to_velocity
 
@@ -35,7 +36,9 @@ class SCMOptions:
     learned_weighting: bool = False  # the adaptive log-variance weighting w_phi(t) (section 4.2, from EDM2)
     adaptation_steps: int = 200  # first steps, in which the student gets used to clock and ceiling; 0: neither
     time_scale: float = 8.0  # the gentle clock: the network is told time_scale * t instead of its native timestep
-    ceiling: float = 1.2  # radians; where an epsilon student's output is read near the end of time (`Denoiser.ceiling`)
+    max_angle: float = (
+        1.2  # radians; where an epsilon student's output is read near the end of time (`Denoiser.max_angle`)
+    )
     second_times: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # candidates for the second step's angle, radians
 
 
@@ -68,8 +71,8 @@ class SCM(Distiller):
         if options.guidances:
             teacher.embed_guidance(self.student, guidance)
         if options.adaptation_steps:
-            teacher.soften(self.student, options.time_scale)
-            self.student.ceiling = options.ceiling
+            teacher.refit_time_embedding(self.student, options.time_scale)
+            self.student.max_angle = options.max_angle
 
     def _check(self) -> None:
         options, guidances = self.options, self.options.guidances
@@ -77,9 +80,9 @@ class SCM(Distiller):
             raise ValueError("method.adaptation_steps has to be at least 0, and method.tangent_warmup at least 1")
         if any(not 0 < time < HALF_PI for time in options.second_times) or not options.second_times:
             raise ValueError(f"method.second_times are {options.second_times}; each has to be an angle in (0, pi/2)")
-        if options.ceiling <= BEND or options.time_scale <= 0 or options.proposal[1] <= 0:
+        if options.max_angle <= SOFT_WIDTH or options.time_scale <= 0 or options.proposal[1] <= 0:
             raise ValueError(
-                f"method.ceiling has to be above {BEND} rad, method.time_scale and the proposal's spread positive"
+                f"method.max_angle has to be above {SOFT_WIDTH} rad, method.time_scale and the proposal's spread positive"
             )
         if options.drift == "data" and (guidances or (self.guidance != 1.0 and self.teacher.guided)):
             raise ValueError(
@@ -107,7 +110,7 @@ class SCM(Distiller):
         usable = [
             a
             for a in self.options.second_times
-            if path.t_min < a < path.t_max and student.reading(torch.tensor(a)) == a
+            if path.t_min < a < path.t_max and student.output_angle(torch.tensor(a)) == a
         ]
         return [[path.t_max, angle] for angle in usable] or [[path.t_max]]
 
@@ -120,12 +123,12 @@ class SCM(Distiller):
         At its very ends the schedule's table stops, and a derivative in time would see the stop.
         """
         mean, std = self.options.proposal
-        tau = mean + std * math.sqrt(2) * torch.erfinv((2 * batch.draws.uniform() - 1).clamp(-0.9999, 0.9999))
+        tau = mean + std * math.sqrt(2) * torch.erfinv((2 * batch.rng.uniform() - 1).clamp(-0.9999, 0.9999))
         return torch.atan(torch.exp(tau)).clamp(self.student.path.t_min + EDGE, self.student.path.t_max - EDGE)
 
-    def forward(self, turn: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
+    def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         assert batch.latents is not None
-        x0, z = batch.latents, batch.draws.normal(*batch.latents.shape[1:])
+        x0, z = batch.latents, batch.rng.normal(*batch.latents.shape[1:])
         adapting = step < self.options.adaptation_steps
         t = self._everywhere(batch) if adapting else self.noise_level(batch)
         x_t = add_noise(x0, z, t)
@@ -147,7 +150,9 @@ class SCM(Distiller):
         velocity = self.student.velocity(x_t, t, cond)
         velocity = torch.where(expand(finite, g), velocity, 0.0)  # before it is used: 0 times NaN is NaN in backward
         error = (velocity - velocity.detach() - g).square().flatten(1).sum(1)
-        error = error / self.student.gain(t).square()  # counted in the network's output, so that no end of time rules
+        error = (
+            error / self.student.velocity_scale(t).square()
+        )  # counted in the network's output, so that no end of time rules
         logs = {
             "tangent_norm": torch.where(finite, norm, 0.0).mean(),
             "masked_share": (~finite).float().mean(),  # of the samples, left out because they are not finite
@@ -178,19 +183,19 @@ class SCM(Distiller):
     def adapt(self, x_t: Tensor, t: Tensor, drift: Tensor, cond: Condition) -> tuple[Tensor, Logs]:
         """Regress the student, on its gentle clock, onto the velocity that it will be differentiated along."""
         error = (self.student.velocity(x_t, t, cond) - drift).square().flatten(1).mean(1)
-        loss = (error / self.student.gain(t).square()).mean()
+        loss = (error / self.student.velocity_scale(t).square()).mean()
         return loss, {"adaptation_loss": loss.detach()}
 
     def _everywhere(self, batch: Batch) -> Tensor:
         """Angles (B,) uniform over the schedule: noise levels of every size."""
         low, high = self.student.path.t_min, self.student.path.t_max
-        return low + (high - low) * batch.draws.uniform()
+        return low + (high - low) * batch.rng.uniform()
 
     def _guidance(self, batch: Batch) -> tuple[float | Tensor, Condition]:
         """The teacher's guidance, one scale or one a sample (B,), and the student's condition, which names the scale
         where it varies (Meng et al. 2022, arXiv 2210.03142; SANA-Sprint's embedded guidance)."""
         if not self.options.guidances:
             return self.guidance, batch.cond
-        scales = torch.tensor(self.options.guidances, device=batch.draws.device)
-        guidance = scales[batch.draws.rows(len(scales))]
+        scales = torch.tensor(self.options.guidances, device=batch.rng.device)
+        guidance = scales[batch.rng.rows(len(scales))]
         return guidance, {**batch.cond, **self.teacher.guidance_condition(self.student, guidance)}

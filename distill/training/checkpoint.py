@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FORMAT = 1
-WEIGHTS, AVERAGE, OPTIMIZERS, META = "weights.safetensors", "average.safetensors", "optimizers.pt", "meta.json"
+WEIGHTS, EMA, OPTIMIZERS, META = "weights.safetensors", "ema.safetensors", "optimizers.pt", "meta.json"
 MANIFEST = "manifest.json"
 
 
@@ -30,7 +30,7 @@ class Checkpoint:
     """What a run needs to go on: trained weights, their average, optimizers by turn, and the meta record."""
 
     weights: dict[str, Tensor]
-    average: dict[str, Tensor]
+    ema: dict[str, Tensor]
     optimizers: dict[
         str, Any
     ]  # "turn": its optimizer's state_dict; "scaler": the gradient scaler's, where there is one
@@ -52,7 +52,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(_plain(checkpoint.weights), temporary / WEIGHTS)
-        save_file(_plain(checkpoint.average), temporary / AVERAGE)
+        save_file(_plain(checkpoint.ema), temporary / EMA)
         torch.save(checkpoint.optimizers, temporary / OPTIMIZERS)
         (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2))
         files = {file.name: {"bytes": file.stat().st_size, "sha256": _sealed(file)} for file in temporary.iterdir()}
@@ -95,7 +95,7 @@ def newest_meta(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def mend(folder: Path) -> None:
+def quarantine_damaged(folder: Path) -> None:
     """Clear what killed saves left, and set damaged checkpoints newer than the newest sound one aside, with a warning.
 
     ValueError, with the folder's name, for what is no checkpoint of this version, or where every one is damaged.
@@ -124,7 +124,7 @@ def mend(folder: Path) -> None:
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint, on the CPU, or None where there is none. ValueError where it is damaged: `mend` first."""
+    """The newest checkpoint, on the CPU, or None where there is none. ValueError where it is damaged: `quarantine_damaged` first."""
     found = steps(folder)
     if not found:
         return None
@@ -132,7 +132,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     try:
         return Checkpoint(
             load_file(newest / WEIGHTS),
-            load_file(newest / AVERAGE),
+            load_file(newest / EMA),
             torch.load(newest / OPTIMIZERS, map_location="cpu", weights_only=True),
             json.loads((newest / META).read_text()),
         )
@@ -162,7 +162,7 @@ def _verify(path: Path) -> None:
             f"{path} is a checkpoint of format {version}, this version writes {FORMAT}; "
             "resume with the version that wrote it, or give this run another name (name=...)"
         )
-    for name in (WEIGHTS, AVERAGE, OPTIMIZERS, META):
+    for name in (WEIGHTS, EMA, OPTIMIZERS, META):
         file = path / name
         if name not in expected or not file.is_file():
             raise Damaged(f"{name} is missing")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from typing_extensions import Self
 
 from distill.config.recipe import TrainRecipe
 from distill.methods import compiling as compiled
 from distill.methods.base import Distiller
 from distill.training.guard import Watchdog
 from teachers.core.denoiser import Denoiser
-from teachers.networks.adapters import body
+from teachers.networks.adapters import unwrap
 
 PATIENCE = timedelta(hours=12)  # one process may encode a data set while others wait; the watchdog finds the dead ones
 
@@ -53,8 +52,8 @@ class Engine:
                     InitProcessGroupKwargs(timeout=PATIENCE),
                 ],  # a turn uses some networks only
             )
-        self.device, self.chief = self.accelerator.device, self.accelerator.is_main_process
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.scaler = self.accelerator.scaler
         self._mixed = settings.precision != "no"
         self._compile = settings.compile
@@ -64,20 +63,33 @@ class Engine:
         if settings.compile != "none":
             compiled.start(self.device)
         micro = settings.batch_size // settings.accumulation
-        if micro % self.world:
+        if micro % self.world_size:
             raise ValueError(
-                f"train.batch_size / train.accumulation is {micro}, which does not divide over {self.world} processes"
+                f"train.batch_size / train.accumulation is {micro}, which does not divide over {self.world_size} processes"
             )
-        self.share = micro // self.world
+        self.local_batch_size = micro // self.world_size
         self.group: Any = None  # for words between hosts, which no device has to wait for
         self._watchdog: Watchdog | None = None
         self._roots: list[FSDPModule] = []
         self._spare: Denoiser | None = None
-        if self.world > 1:
+        if self.world_size > 1:
             self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-            self._watchdog = Watchdog(self.rank, self.world)
+            self._watchdog = Watchdog(self.rank, self.world_size)
             dist.barrier(self.group)
             self._watchdog.start()
+
+    @property
+    def trackers(self) -> list[Any]:
+        """accelerate's experiment trackers; empty on processes other than the main one."""
+        return self.accelerator.trackers
+
+    def print(self, message: str) -> None:
+        """Print on the main process."""
+        self.accelerator.print(message)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.accelerator.wait_for_everyone()
 
     def __enter__(self) -> Self:
         return self
@@ -89,25 +101,25 @@ class Engine:
 
     # --- networks -----------------------------------------------------------------------------------------------------
 
-    def lay_out(self, *networks: nn.Module) -> None:
+    def to_channels_last(self, *networks: nn.Module) -> None:
         """Put convolutions into the memory order that the recipe asks for."""
         if self._channels_last:
             for network in networks:
                 network.to(memory_format=torch.channels_last)
 
-    def prepare(self, distiller: Distiller, average: Denoiser) -> nn.Module:
-        """The callable that the loop trains: the distiller, in DDP or with its networks and `average` sharded."""
+    def prepare(self, distiller: Distiller, ema: Denoiser) -> nn.Module:
+        """The callable that the loop trains: the distiller, in DDP or with its networks and `ema` sharded."""
         trained = {id(module): module for modules in distiller.networks().values() for module in modules}
         if self._compile != "none":
             for module in (distiller.teacher.denoiser, *trained.values()):
                 if isinstance(module, Denoiser):
-                    compiled.compile_network(body(module.network), self._compile)
+                    compiled.compile_network(unwrap(module.network), self._compile)
         if self.sharding is None:
             return self.accelerator.prepare(distiller)
-        self._spare = copy.deepcopy(average).cpu() if self.chief else None
+        self._spare = copy.deepcopy(ema).cpu() if self.is_main else None
         for module in trained.values():
             self._roots.append(self.shard(module.network if isinstance(module, Denoiser) else module))
-        self.shard(average.network)
+        self.shard(ema.network)
         return distiller
 
     def shard(self, network: nn.Module) -> FSDPModule:
@@ -115,7 +127,7 @@ class Engine:
         assert self.sharding is not None
         names = self.sharding.transformer_cls_names_to_wrap or getattr(network, "_no_split_modules", None) or ()
         options = {
-            "mesh": init_device_mesh(self.device.type, (self.world,)),
+            "mesh": init_device_mesh(self.device.type, (self.world_size,)),
             "reshard_after_forward": self.sharding.reshard_after_forward,
             "offload_policy": self.sharding.cpu_offload,
         }
@@ -163,9 +175,9 @@ class Engine:
         optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def follow(self, average: list[nn.Parameter], student: list[nn.Parameter], decay: float) -> None:
+    def update_ema(self, ema: list[nn.Parameter], student: list[nn.Parameter], decay: float) -> None:
         """average <- decay average + (1 - decay) student, each process its own part."""
-        torch._foreach_lerp_(self._own(average), self._own(student), 1 - decay)
+        torch._foreach_lerp_(self._own(ema), self._own(student), 1 - decay)
 
     def _own(self, tensors: list[Any]) -> list[Tensor]:
         """What this process has of `tensors`, all of them unless they are sharded."""
@@ -173,19 +185,38 @@ class Engine:
 
     # --- state --------------------------------------------------------------------------------------------------------
 
-    def whole(self, state: Any) -> Any:
+    def full_state(self, state: Any) -> Any:
         """`state` (nested dicts and lists) with whole tensors on the CPU, for the chief. Every process calls it."""
         if isinstance(state, Mapping):
-            return {key: self.whole(value) for key, value in state.items()}
+            return {key: self.full_state(value) for key, value in state.items()}
         if isinstance(state, list):
-            return [self.whole(value) for value in state]
+            return [self.full_state(value) for value in state]
         if not isinstance(state, Tensor):
             return state
         tensor = state.full_tensor() if isinstance(state, DTensor) else state
-        return tensor.detach().cpu() if self.chief else None
+        return tensor.detach().cpu() if self.is_main else None
+
+    @torch.no_grad()
+    def load_full_state(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Load what `full_state` returned of a module, sharded or not. Every process calls it.
+
+        Raises:
+            ValueError: Where names or shapes differ from the module's.
+        """
+        own = module.state_dict()
+        if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+            raise ValueError(f"the checkpoint does not fit {type(module).__name__}: its tensors are others")
+        if self.sharding is None:
+            module.load_state_dict(state)
+            return
+        for name, tensor in own.items():
+            value = state[name].to(tensor.device)
+            if isinstance(tensor, DTensor):
+                value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
+            tensor.copy_(value)
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Load what `whole` gave of an optimizer, on however many processes; moments lie in memory as parameters do."""
+        """Load what `full_state` gave of an optimizer, on however many processes; moments lie in memory as parameters do."""
         optimizer.load_state_dict(state)
         for parameter, entries in optimizer.state.items():
             for key, value in entries.items():
@@ -196,14 +227,14 @@ class Engine:
                 elif value.stride() != parameter.stride():
                     entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    def exported(self, average: Denoiser) -> Denoiser:
-        """`average` as an ordinary module, on the chief. Every process calls it."""
+    def unsharded(self, ema: Denoiser) -> Denoiser:
+        """`ema` as an ordinary module, on the chief. Every process calls it."""
         if self.sharding is None:
-            return average.to(memory_format=torch.contiguous_format) if self._channels_last else average
-        state = self.whole(average.state_dict())
+            return ema.to(memory_format=torch.contiguous_format) if self._channels_last else ema
+        state = self.full_state(ema.state_dict())
         if self._spare is not None:
             self._spare.load_state_dict(state)
-        return self._spare or average
+        return self._spare or ema
 
     def refuse_sharding(self, what: str) -> None:
         """ValueError where networks are sharded and `what` cannot be."""

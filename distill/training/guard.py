@@ -65,7 +65,7 @@ class Stop:
             signal.signal(number, handler)
 
 
-class Skips:
+class NonFiniteGuard:
     """Steps without a finite gradient: left out by the optimizer itself, counted, told at the next log.
 
     The host does not wait for the device: `check` hands the verdict to the fused optimizer as `found_inf`, as PyTorch's
@@ -79,10 +79,10 @@ class Skips:
         self._row: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
-    def check(self, optimizer: Any, turn: str, number: int, step: int, norm: Tensor, loss: Tensor) -> None:
+    def check(self, optimizer: Any, phase: str, number: int, step: int, norm: Tensor, loss: Tensor) -> None:
         """Have `optimizer` leave this step out where the gradient's norm is not finite."""
         optimizer.found_inf = (~torch.isfinite(norm)).float()
-        self._pending.append((turn, number, step, norm, loss.detach()))
+        self._pending.append((phase, number, step, norm, loss.detach()))
 
     def read(self, tell: Any, group: Any = None) -> None:
         """Fetch the verdicts since the last time; `tell` prints each skipped step with its batch's seeds.
@@ -95,17 +95,17 @@ class Skips:
         verdicts = (~torch.isfinite(figures)).float().cpu()
         if group is not None:
             dist.all_reduce(verdicts, dist.ReduceOp.MAX, group=group)
-        for (turn, number, step, *_), (bad, loss) in zip(self._pending, verdicts.tolist(), strict=True):
-            self._row[turn] = self._row[turn] + 1 if bad else 0
+        for (phase, number, step, *_), (bad, loss) in zip(self._pending, verdicts.tolist(), strict=True):
+            self._row[phase] = self._row[phase] + 1 if bad else 0
             if not bad:
                 continue
-            self._counts[turn] += 1
+            self._counts[phase] += 1
             what = "the loss is not finite" if loss else "the loss is finite, its gradient is not"
-            tell(f"step {step}, turn {turn}: skipped, {what} (its batch: Draws(({self.seed}, {step}, {number}), ...))")
-            if self._row[turn] >= self.most:
+            tell(f"step {step}, turn {phase}: skipped, {what} (its batch: Draws(({self.seed}, {step}, {number}), ...))")
+            if self._row[phase] >= self.most:
                 raise ValueError(
-                    f"{self.most} steps in a row had gradients that are not finite (up to step {step}, turn {turn}: "
-                    f"{what}); none of them changed a weight. Lower optimizers.{turn}.lr"
+                    f"{self.most} steps in a row had gradients that are not finite (up to step {step}, turn {phase}: "
+                    f"{what}); none of them changed a weight. Lower optimizers.{phase}.lr"
                     f"{', or check the data and the teacher' if loss else ''}, "
                     "and run again from the last checkpoint"
                 )
@@ -114,7 +114,7 @@ class Skips:
     def take(self) -> dict[str, float]:
         """Steps skipped since the last call, by turn, for the log."""
         counts, self._counts = self._counts, Counter()
-        return {f"{turn}/skipped": float(count) for turn, count in counts.items()}
+        return {f"{phase}/skipped": float(count) for phase, count in counts.items()}
 
 
 class Watchdog(threading.Thread):

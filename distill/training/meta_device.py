@@ -17,14 +17,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from teachers.core.teacher import Teacher
-from teachers.describe import sketch
+from teachers.loading.sketch import sketch
 from teachers.loading.source import configuration
-from teachers.networks.adapters import body
+from teachers.networks.adapters import unwrap
 
 META = torch.device("meta")
 
 
-class Live(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of a device's tensors that are alive at once, but for those `known` from before."""
 
     def __init__(self, known: Iterable[Tensor], device: torch.device = META) -> None:
@@ -67,7 +67,7 @@ class FusedAttention(torch.autograd.Function):
 
 
 @contextmanager
-def stand_ins(precision: str) -> Iterator[None]:
+def patch_meta_ops(precision: str) -> Iterator[None]:
     """Where the meta device lacks them, fused attention and autocast's choice of precision (not in tangents).
 
     The functions themselves are replaced: a mode of PyTorch's would not be on where backward computes blocks again.
@@ -97,7 +97,7 @@ def stand_ins(precision: str) -> Iterator[None]:
         yield
 
 
-def on_paper(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
+def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
     """The teacher at `path` on the meta device, text encoders too, so that it says what its condition looks like."""
     source = configured(path)
     teacher = sketch(source, family)
@@ -129,5 +129,5 @@ def modules_beside(teacher: Teacher) -> list[nn.Module]:
     """The networks beside the one that denoises, as far as they stay in memory while a student trains."""
     stock = vars(teacher).get("stock")
     parts = {name: part for name, part in stock.components.items() if isinstance(part, nn.Module)} if stock else {}
-    network = body(teacher.denoiser.network)
+    network = unwrap(teacher.denoiser.network)
     return [part for name, part in parts.items() if part is not network and not name.startswith("text_encoder")]

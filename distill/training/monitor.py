@@ -17,15 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.config.recipe import Recipe
+from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset, cached
-from distill.data.draws import Draws
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
-from distill.training.run_folder import Journal
+from distill.training.run_folder import JsonlLog
 from eval.features.extractors import Extractor, extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
 from teachers.core.denoiser import Denoiser
-from teachers.core.sampling import follow, sample
+from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
 
 CHUNK = 50
@@ -68,16 +68,18 @@ class Monitor:
         same = self.noise[: GRID * 2]
         features = []
         for rows in tqdm(torch.arange(self.count).split(CHUNK), desc="the teacher's samples"):
-            ends = follow(self.teacher, other[rows].to(self.device), self._cond(rows), steps, guidance)
+            ends = teacher_endpoint(self.teacher, other[rows].to(self.device), self._cond(rows), steps, guidance)
             features.append(self.extract(images01(self.teacher, ends)).cpu())
         rows = torch.arange(len(same))
-        pictures = images01(self.teacher, follow(self.teacher, same.to(self.device), self._cond(rows), steps, guidance))
+        pictures = images01(
+            self.teacher, teacher_endpoint(self.teacher, same.to(self.device), self._cond(rows), steps, guidance)
+        )
         mean, covariance = statistics(torch.cat(features))
         return {"mean": mean, "covariance": covariance, "pictures": pictures.cpu()}
 
     @staticmethod
     def _draw(recipe: Recipe, purpose: str) -> torch.Generator:
-        return Draws((recipe.seed, "held out", purpose), 0, 1, 1, torch.device("cpu")).generator
+        return BatchRandom((recipe.seed, "held out", purpose), 0, 1, 1, torch.device("cpu")).generator
 
     def _noise(self, shape: Sequence[int], draw: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=draw).to(self.device)
@@ -119,9 +121,9 @@ class Monitor:
 
     def evaluate(
         self,
-        history: Journal,
+        history: JsonlLog,
         distiller: Distiller,
-        average: Denoiser,
+        ema: Denoiser,
         step: int,
         seconds: float,
         trackers: Sequence[Any],
@@ -132,9 +134,9 @@ class Monitor:
         """
         times = distiller.candidate_times()[0]
         counts = distiller.step_counts(times)
-        distances = {f"{n}": self.distance(average, times[:n]) for n in counts}
-        rows = {f"student, {n} steps": (average, times[:n]) for n in counts}
-        rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.pictured().items()}
+        distances = {f"{n}": self.distance(ema, times[:n]) for n in counts}
+        rows = {f"student, {n} steps": (ema, times[:n]) for n in counts}
+        rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.preview_models().items()}
         picture = self.grid(step, rows)
         if not self.writes:
             return
@@ -148,13 +150,13 @@ class Monitor:
             if tracker.name == "tensorboard":
                 tracker.writer.add_image("samples", picture, step)
 
-    def best_times(self, distiller: Distiller, average: Denoiser) -> list[float]:
+    def best_times(self, distiller: Distiller, ema: Denoiser) -> list[float]:
         """The candidate times with the smallest held-out distance; the first where there is no choice."""
         candidates = distiller.candidate_times()
         if len(candidates) == 1:
             return candidates[0]
         asked = tqdm(candidates, desc="choosing the second step's time", disable=not self.writes)
-        scored = [(self.distance(average, times), times) for times in asked]
+        scored = [(self.distance(ema, times), times) for times in asked]
         for distance, times in scored if self.writes else []:
             print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
         return min(scored)[1]

@@ -123,7 +123,9 @@ def moments(parameter: nn.Parameter, eight_bit: bool) -> int:
     return 8 * count if not eight_bit or count < SMALL else 2 * (count + 4 * math.ceil(count / BLOCK))
 
 
-def schedule(rate: OptimizerRecipe, step: int, steps: int) -> float:
-    """The learning rate's factor at `step`: linear warm-up, then constant or a cosine to zero."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: OptimizerRecipe, step: int, steps: int) -> None:
+    """Set the learning rate of `step` out of `steps`: linear warm-up, then constant or a cosine to zero."""
     warm = min(1.0, (step + 1) / (rate.warmup + 1))
-    return warm if rate.schedule == "constant" else warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+    factor = warm if rate.schedule == "constant" else warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group in optimizer.param_groups:
+        group["lr"] = rate.lr * factor

@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from distill.config.recipe import Recipe
 from distill.data.dataset import Plan
 from distill.data.images import Images
 from distill.training import checkpoint
+from teachers.core.teacher import Teacher
 
 try:
     import fcntl
@@ -26,7 +30,7 @@ LOCK = ".lock"
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # of train: what changes the weights that a step gives
 
 
-def fingerprint(recipe: Recipe, plan: Plan) -> str:
+def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> str:
     """What must not change between a checkpoint and its resumption: seed, teacher, method, rates, the data's contents.
 
     Where the data lies may change, and so may how a batch is split over processes and micro-batches.
@@ -40,6 +44,8 @@ def fingerprint(recipe: Recipe, plan: Plan) -> str:
         fixed["memory"] = {"eight_bit": recipe.memory.eight_bit}
     fixed["train"] = {key: fixed["train"][key] for key in FIXED}
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
+    if teacher is not None:
+        digest.update(teacher.digest().encode())
     for field in dataclasses.fields(plan):
         digest.update(f"\n{field.name}:".encode())
         _contents(getattr(plan, field.name), digest)
@@ -55,6 +61,9 @@ def _contents(value: Any, digest: Any) -> None:
         with value.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
+    elif isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     elif isinstance(value, list | tuple):
         for item in value:
             _contents(item, digest)
@@ -80,7 +89,7 @@ def finished(recipe: Recipe, mark: str) -> bool:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """Make the run's folder and keep it for this process, or say why that is impossible; before any weights load.
 
     The lock is the kernel's: it ends with the process, however that ends, so a dead run never blocks the next one.
@@ -110,7 +119,7 @@ def claim(folder: Path) -> Iterator[None]:
         yield
 
 
-class Journal:
+class JsonlLog:
     """A file of one JSON record a line, each with its `step`: appended to, however long the run.
 
     Whatever a killed run wrote after the checkpoint that this one resumes from, a torn last line too, is cut off first.

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-CLIP = "openai/clip-vit-base-patch16"  # what --clip alone means
 KINDS: Mapping[str, type] = {
     "prompts": str,
     "samples": int,

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.features.inception import MODES, inception
-from eval.features.transformers_models import MODELS, transformer
+from eval.config.names import FEATURES, INCEPTION_MODES, VISION_MODELS
+from eval.features.inception import inception
+from eval.features.transformers_models import transformer
 from teachers import pocket
-
-NAMES = ("pocket", *MODES, *MODELS, "pixels")
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class Extractor:
         """
         biased = f", biased (<{dimensions} dimensions)" if count <= dimensions else ""
         many = f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
-        if self.name in MODES:
+        if self.name in INCEPTION_MODES:
             return f"FID-{self.name}@{many}{biased}"
-        if self.name in MODELS:
-            return f"FD-{MODELS[self.name].label}@{many}{biased}"
+        if self.name in VISION_MODELS:
+            return f"FD-{VISION_MODELS[self.name].label}@{many}{biased}"
         return f"Frechet distance ({self.name}@{count}){biased}"
 
     @torch.no_grad()
@@ -61,15 +60,15 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: Path | Non
     if name == "pocket":
         model = _pocket(device)
         return Extractor(name, lambda images: model.features(images.to(device)))
-    if name in ("inception", *MODES):
+    if name in ("inception", *INCEPTION_MODES):
         mode = "clean" if name == "inception" else name
         return Extractor(mode, inception(mode, torch.device(device), weights))
     kind, _, source = name.partition("=")
-    if kind in MODELS:
+    if kind in VISION_MODELS:
         return Extractor(kind, transformer(kind, source or None, torch.device(device)))
     if name == "pixels":
         return Extractor(name, lambda images: F.adaptive_avg_pool2d(images.to(device), 8).flatten(1))
-    raise ValueError(f'there is no feature extractor "{name}"; choose one of {", ".join(NAMES)}')
+    raise ValueError(f'there is no feature extractor "{name}"; choose one of {", ".join(FEATURES)}')
 
 
 def prompt_judge(name: str, device: torch.device | str = "cpu") -> Callable[[Tensor, list[str]], Tensor] | None:

@@ -41,7 +41,7 @@ def read(file: Path) -> Tensor:
         raise ValueError(f"{file} cannot be read as an image; take it out or make it anew ({error})") from error
 
 
-def oddities(folder: Path, size: int | None = None) -> list[str]:
+def image_warnings(folder: Path, size: int | None = None) -> list[str]:
     """What was done to images that are not all RGB of one size, a sentence each. Reads headers only.
 
     `size` is that of `eval.features.resize`, None where images are judged as they are. A file that cannot be read is left to

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.inception import BasicConv2d, Inception3
 
-MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")
+from eval.config.names import INCEPTION_MODES
+
 SIZE = 299
 DIMENSIONS = 2048
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
@@ -144,7 +145,7 @@ def inception(mode: str, device: torch.device, weights: Path | None = None) -> C
 
     Raises ValueError as `find_weights` does.
     """
-    assert mode in MODES
+    assert mode in INCEPTION_MODES
     net = network(find_weights(weights)).to(device)
     resize = _tensorflow if mode == "legacy_tensorflow" else functools.partial(_clean_fid, build_resizer(mode))
 

@@ -5,7 +5,6 @@ Kynkäänniemi et al. (arXiv 2203.06026) CLIP. Resizing and normalisation are th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
-
-@dataclass(frozen=True)
-class Model:
-    """A family of vision models: how figures call it, and which member is used unless another is named."""
-
-    label: str
-    source: str
-
-
-MODELS = {
-    "dinov2": Model("DINOv2", "facebook/dinov2-large"),
-    "clip": Model("CLIP", "openai/clip-vit-large-patch14"),
-}
+from eval.config.names import VISION_MODELS
 
 
 def transformer(kind: str, source: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -33,7 +20,7 @@ def transformer(kind: str, source: str | None, device: torch.device) -> Callable
 
     `source` is a folder or a hub id, None the family's usual one. Raises ValueError where it cannot be loaded.
     """
-    model, processor = load(source or MODELS[kind].source, AutoImageProcessor, f"{kind}=FOLDER")
+    model, processor = load(source or VISION_MODELS[kind].source, AutoImageProcessor, f"{kind}=FOLDER")
     model = model.to(device)
 
     def features(images: Tensor) -> Tensor:

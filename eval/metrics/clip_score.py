@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor
 
-from eval.config.protocol import CLIP
+from eval.config.names import CLIP
 from eval.features.transformers_models import embedding, load
 
 SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g", (1664, 48): "bigG"}  # width, layers

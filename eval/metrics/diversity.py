@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.metrics.perceptual import Lpips, at_hand
+from eval.metrics.perceptual import Lpips, on_device
 
 PROMPTS, EACH = 8, 8  # how many prompts diversity is measured on, and samples of each
 SMALLEST = 64  # pixels; LPIPS sees smaller pictures enlarged, since its network was made for large ones
@@ -24,7 +24,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # two batches (B, 3, H, W) in [0,
 
 def perceptual(device: torch.device) -> Distance | None:
     """LPIPS with AlexNet where its weights are on this machine; None where they would have to be downloaded."""
-    if not at_hand("alex"):
+    if not on_device("alex"):
         return None
     metric = Lpips(device, "alex")
 

@@ -72,9 +72,9 @@ class FrechetTo:
         values, vectors = torch.linalg.eigh(self._inner(covariance))
         inverse = torch.where(values > values.max() * 1e-12, values.clamp(min=0).rsqrt(), 0)
         turned = self._factor @ (vectors * inverse.sqrt())  # A = turned turned^T
-        away = finite(features) - mean
-        quadratic = away.square().sum(dim=1) - (away @ turned).square().sum(dim=1)
-        first = 2 * away @ (mean - self.mean) + quadratic
+        offloaded = finite(features) - mean
+        quadratic = offloaded.square().sum(dim=1) - (offloaded @ turned).square().sum(dim=1)
+        first = 2 * offloaded @ (mean - self.mean) + quadratic
         return first - first.mean()
 
     def _inner(self, covariance: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Lpips:
         return distance.flatten()
 
 
-def at_hand(backbone: Backbone = "alex") -> bool:
+def on_device(backbone: Backbone = "alex") -> bool:
     """Whether the backbone is on this machine, so that nothing would be downloaded."""
     return (Path(torch.hub.get_dir()) / "checkpoints" / HUB[backbone]).is_file() or _packaged(backbone) is not None
 

@@ -9,9 +9,9 @@ import torch
 from cleanfid.features import get_reference_statistics
 from torch import Tensor
 
+from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import Extractor
 from eval.features.image_folder import features_of_folder
-from eval.features.inception import MODES
 from eval.metrics.fid import statistics
 from teachers import pocket
 
@@ -102,7 +102,7 @@ def _named(name: str, extractor: Extractor) -> Reference:
     parts = name.split("/")
     if len(parts) != 3:
         raise ValueError(f'"{NAMED}{name}" is not {NAMED}NAME/RESOLUTION/SPLIT, such as {NAMED}cifar10/32/train')
-    if extractor.name not in MODES:
+    if extractor.name not in INCEPTION_MODES:
         raise ValueError(
             f"clean-fid's statistics are of Inception's features, not \"{extractor.name}\"; choose --features clean"
         )

@@ -5,7 +5,6 @@ from pathlib import Path
 from eval.pipelines.generate import check_call, pipeline_class
 from eval.pipelines.measure import Job
 from eval.pipelines.runs import Run, teacher_folder
-from eval.report.rows import steps
 
 FEW_STEPS = (1, 2, 4, 8)
 
@@ -27,6 +26,11 @@ def jobs_of(runs: list[Run], teacher: str | None, prompted: bool) -> list[Job]:
         if kind is not None:
             check_call(kind, job.call, prompted)
     return jobs
+
+
+def steps(count: int) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{count} step" + "s" * (count != 1)
 
 
 def _teachers(runs: list[Run], folder: Path) -> list[Job]:

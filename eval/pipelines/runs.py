@@ -49,7 +49,7 @@ def read_run(path: Path, often: Sequence[int] = (), guidance: float | None = Non
     folder = pipeline_folder(path)
     file = folder / "distill.json"
     if not file.is_file():
-        return _stranger(path, folder, often, guidance)
+        return _external_pipeline(path, folder, often, guidance)
     try:
         stored = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -105,7 +105,7 @@ def fetched(path: str, otherwise: str) -> Path:
         raise ValueError(f"{otherwise}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
-def _stranger(path: Path, folder: Path, often: Sequence[int], guidance: float | None) -> Run:
+def _external_pipeline(path: Path, folder: Path, often: Sequence[int], guidance: float | None) -> Run:
     """A pipeline that no export of ours made. Its weights are not read."""
     kind = pipeline_class(folder)
     if kind is None:

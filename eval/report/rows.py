@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import Extractor
-from eval.features.inception import MODES
 from eval.metrics.diversity import Distance, psnr
 from eval.metrics.fid import FrechetTo
 from eval.metrics.intervals import interval, ratio_interval, share_interval, standard_error, tied
@@ -11,6 +11,7 @@ from eval.metrics.kid import kid
 from eval.metrics.prdc import LEAST, prdc
 from eval.metrics.reference import Reference
 from eval.pipelines.cache import Result
+from eval.pipelines.jobs import steps
 from eval.pipelines.measure import Job
 
 
@@ -73,11 +74,6 @@ def rows(
     return out
 
 
-def steps(count: int) -> str:
-    """ "1 step", "2 steps"."""
-    return f"{count} step" + "s" * (count != 1)
-
-
 def _agreement_interval(result: Result) -> list[float] | None:
     share, count = result.figures["prompt_agreement"], result.figures["prompts_judged"]
     return None if share is None else share_interval(share, count)
@@ -85,7 +81,7 @@ def _agreement_interval(result: Result) -> list[float] | None:
 
 def _kid(target: Reference, result: Result, extractor: Extractor, seed: int) -> dict[str, Any]:
     """The kernel Inception distance, for Inception's features and where the reference keeps its own."""
-    if target.features is None or extractor.name not in MODES:
+    if target.features is None or extractor.name not in INCEPTION_MODES:
         return {"kid": None}
     return {"kid": kid(result.features, target.features, seed)[0]}
 

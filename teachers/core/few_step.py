@@ -7,7 +7,7 @@ own, so the export moves the noise table and the clock instead of asking the use
 - `consistency_scheduler` bends the table of noise levels so that the grid's timesteps carry the student's angles;
 - `flow_scheduler` is its counterpart for rectified flow: the stochastic Euler scheduler is the same sampler, and a
   shift puts its second step anywhere;
-- `pin_clock` edits the first layer of the time embedding so that the network, told those timesteps, computes exactly
+- `bake_timesteps` edits the first layer of the time embedding so that the network, told those timesteps, computes exactly
   what the student computes (a minimum-norm edit: few equations, many weights);
 - `ignore_guidance` makes stock UNet pipelines leave classifier-free guidance off, since it is in the weights already.
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from teachers.core.denoiser import Denoiser
 from teachers.core.trigflow import Flow, NoisePath, VariancePreserving
-from teachers.networks.adapters import inside, plain
+from teachers.networks.adapters import active_network, merged_copy
 
 
 def grid(path: NoisePath, num_steps: int) -> list[int]:
@@ -53,11 +53,11 @@ def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMSche
     path = denoiser.path
     if not isinstance(path, VariancePreserving):
         raise ValueError("LCMScheduler holds variance-preserving tables; this path needs an export of its own")
-    read = denoiser.reading(torch.tensor(times, dtype=torch.float64)).tolist()
+    read = denoiser.output_angle(torch.tensor(times, dtype=torch.float64)).tolist()
     check_times(path, read)
     if not np.allclose(read[1:], times[1:], rtol=0, atol=1e-9):
         raise ValueError(
-            f"a student with a ceiling of {denoiser.ceiling} rad can only take later steps well below it; "
+            f"a student with a ceiling of {denoiser.max_angle} rad can only take later steps well below it; "
             f"these are {list(times)}"
         )
     anchors = [0, *reversed(grid(path, len(times)))]
@@ -138,15 +138,15 @@ def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbeddi
 
 
 @torch.no_grad()
-def pin_clock(denoiser: Denoiser, times: Sequence[float], told: Tensor | None = None) -> nn.Module:
+def bake_timesteps(denoiser: Denoiser, times: Sequence[float], told: Tensor | None = None) -> nn.Module:
     """A copy of the student's network that, told the scheduler's timesteps, computes what the student does at `times`.
 
     `told` (N,) are those timesteps, `LCMScheduler`'s grid by default. W' e(told) = W e(clock(times)) with the smallest
     change of W, the time embedding's first linear layer.
     """
-    network = plain(denoiser.network)
+    network = merged_copy(denoiser.network)
     device = next(network.parameters()).device
-    asked = denoiser.clock(torch.tensor(times, dtype=torch.float64, device=device))
+    asked = denoiser.timestep_input(torch.tensor(times, dtype=torch.float64, device=device))
     told = torch.tensor(grid(denoiser.path, len(times))) if told is None else told
     told = told.to(device, torch.float32)
     if torch.allclose(asked, told, rtol=0, atol=1e-4):
@@ -183,7 +183,7 @@ def guidance_width(network: UNet2DConditionModel) -> int:
 def add_guidance_embedding(network: UNet2DConditionModel) -> None:
     """Give the UNet an input for the guidance scale that changes nothing yet: a linear layer of weight zero.
 
-    It is narrower than the time embedding's input, so that `pin_clock` can leave it alone.
+    It is narrower than the time embedding's input, so that `bake_timesteps` can leave it alone.
     """
     ignore_guidance(network, guidance_width(network))
     network.time_embedding.cond_proj.requires_grad_(True)
@@ -214,7 +214,7 @@ def _scale(path: NoisePath, t: float) -> float:
 
 
 @torch.no_grad()
-def soften_clock(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> None:
+def refit_time_embedding(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> None:
     """Put `denoiser` on the gentle clock `time_scale * t`, its time embedding refitted by ridge regression.
 
     The embedding's first layer is solved so that, over the whole range of angles, the gentle clock gives the closest
@@ -223,10 +223,10 @@ def soften_clock(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> 
     """
     path = denoiser.path
     angles = torch.linspace(path.t_min, path.t_max, 1000, dtype=torch.float64)
-    clock = denoiser.clock(angles)
+    clock = denoiser.timestep_input(angles)
     denoiser.time_scale = time_scale
-    gentle = denoiser.clock(angles)
-    with inside(denoiser.network) as network:
+    gentle = denoiser.timestep_input(angles)
+    with active_network(denoiser.network) as network:
         for project, embedding in time_embeddings(network):
             _refit(project, embedding.linear_1, clock, gentle, ridge)
 

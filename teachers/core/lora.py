@@ -16,7 +16,7 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], told: Tensor) -> di
 
     Low-rank changes are as they were trained. The first layer of the time embedding was trained whole, clock and all;
     here it has the smallest change with which the teacher's, told the N timesteps `told`, gives what the student's own
-    gives at the N angles `times`: one of rank N, exact there and only there (as `few_step.pin_clock`).
+    gives at the N angles `times`: one of rank N, exact there and only there (as `few_step.bake_timesteps`).
     """
     network = denoiser.network
     assert isinstance(network, Adapted)
@@ -27,9 +27,9 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], told: Tensor) -> di
     with network.on() as base:
         names = {id(module): name for name, module in base.named_modules()}
         device = next(network.parameters()).device
-        asked = denoiser.clock(torch.tensor(times, dtype=torch.float64)).to(device)
+        asked = denoiser.timestep_input(torch.tensor(times, dtype=torch.float64)).to(device)
         told = told.to(device, torch.float32)
-        for (project, embedding), native in zip(time_embeddings(base), network.shelf.native, strict=True):
+        for (project, embedding), native in zip(time_embeddings(base), network.lora_base.native, strict=True):
             given = project(told)
             change = embedding.linear_1(project(asked)) - native(given)  # (N, hidden)
             name = f"{names[id(embedding)]}.linear_1"

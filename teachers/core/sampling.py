@@ -37,7 +37,7 @@ def _angles(t: float, noise: Tensor) -> Tensor:
     return torch.full((len(noise),), t, device=noise.device)
 
 
-def follow(teacher: Teacher, noise: Tensor, cond: Condition, num_steps: int, guidance: float) -> Tensor:
+def teacher_endpoint(teacher: Teacher, noise: Tensor, cond: Condition, num_steps: int, guidance: float) -> Tensor:
     """The teacher's own endpoint (B, ...) from unit-variance `noise`: `num_steps` steps of DDIM in canonical time."""
     times = teacher.denoiser.path.solver_times(num_steps)
     x = start(teacher.denoiser, noise, times[0])

@@ -1,23 +1,23 @@
 """Teacher: the contract of a family. One frozen diffusers pipeline, its network seen in canonical time."""
 
 import copy
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from typing_extensions import Self
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import soften_clock, time_embeddings
+from teachers.core.few_step import refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
 from teachers.loading.source import TEXT, Pipelines, load_pipeline, local_or_hub
-from teachers.networks.adapters import Adapted, Shelf
+from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
 
 
@@ -48,8 +48,8 @@ class Teacher(ABC):
     ignores_guidance: ClassVar[bool] = True  # whether an export leaves guidance off, whatever the call says
     refuses_steps: ClassVar[bool] = True  # whether an export refuses numbers of steps that it was not made for
     origin: tuple[str, torch.dtype] | None = None  # where `load` took it from, in which precision
-    away: Offload | None = None  # where its network is kept in host memory
-    blank: Condition | None = None  # the condition of the empty prompt, one row, once it is known
+    offloaded: Offload | None = None  # where its network is kept in host memory
+    null_cache: Condition | None = None  # the condition of the empty prompt, one row, once it is known
 
     @classmethod
     def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
@@ -85,7 +85,7 @@ class Teacher(ABC):
     def condition(self, prompts: Sequence[str]) -> Condition:
         """What the pipeline itself would feed its network for these prompts (float32, first dimension len(prompts))."""
 
-    def forget(self) -> None:
+    def unload_encoders(self) -> None:
         """Let go of what encodes prompts and images, until it is asked for again. A family without any does nothing."""
         return
 
@@ -101,10 +101,10 @@ class Teacher(ABC):
         """The call arguments with which people run the teacher itself."""
         return {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
 
-    def share(self, rank: int) -> None:
+    def enable_lora(self, rank: int) -> None:
         """From here on students are LoRA adapters of `rank` on the teacher's own network, of which there is one."""
         base = self.denoiser.network
-        self.denoiser.network = Adapted(Shelf(base, rank, [clock for _, clock in time_embeddings(base)]))
+        self.denoiser.network = Adapted(LoraBase(base, rank, [clock for _, clock in time_embeddings(base)]))
 
     def save_lora(self, student: Denoiser, times: Sequence[float], folder: Path) -> bool:
         """Write a `student` that is an adapter as folder/pytorch_lora_weights.safetensors, for the stock pipeline that
@@ -119,10 +119,10 @@ class Teacher(ABC):
         """A trainable float32 copy of the teacher's denoiser: before the first step it is the teacher."""
         return copy.deepcopy(self.denoiser).float().requires_grad_(True).eval()
 
-    def soften(self, student: Denoiser, time_scale: float) -> None:
+    def refit_time_embedding(self, student: Denoiser, time_scale: float) -> None:
         """Put `student` on the gentle clock `time_scale * t`, as like the teacher as that allows (METHODS: a network
         told 1000 ticks has tangents that make sCM diverge). A family whose clock is gentle already does nothing."""
-        soften_clock(student, time_scale)
+        refit_time_embedding(student, time_scale)
 
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
         """Make `student` take a guidance scale as an input, `guidance` where none is given."""
@@ -139,34 +139,42 @@ class Teacher(ABC):
         each is affine in the others at fixed x_t.
         """
         if not self.guided or (not isinstance(guidance, Tensor) and guidance == 1.0):
-            with self._at_hand():
+            with self._on_device():
                 return self.denoiser.velocity(x_t, t, cond)
-        both = concatenate(cond, self.unconditional(cond))
-        with self._at_hand():
+        both = concatenate(cond, self.null_condition(cond))
+        with self._on_device():
             with_prompt, without = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         if isinstance(guidance, Tensor):
             guidance = expand(guidance, x_t).to(x_t.dtype)
         return without + guidance * (with_prompt - without)
 
+    def digest(self) -> str:
+        """A hash of the network's weights and of what is done with them, for teachers that were not loaded from files."""
+        total = hashlib.sha256(repr((type(self).__qualname__, self.shape, self.denoiser.prediction)).encode())
+        for name, value in sorted(self.denoiser.state_dict().items()):
+            total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
     def offload(self, device: torch.device) -> None:
         """Keep the frozen network in host memory from here on, and on `device` while `velocity` runs it."""
-        self.away = Offload(self.denoiser.network, device)
+        self.offloaded = Offload(self.denoiser.network, device)
 
-    def _at_hand(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.away is None else self.away.at_hand()
+    def _on_device(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.offloaded is None else self.offloaded.on_device()
 
-    def unconditional(self, cond: Condition) -> Condition:
+    def null_condition(self, cond: Condition) -> Condition:
         """The condition of the empty prompt, as many rows as `cond` has."""
         rows = len(next(iter(cond.values())))
-        return {key: value.expand(rows, *value.shape[1:]) for key, value in self.unprompted().items()}
+        return {key: value.expand(rows, *value.shape[1:]) for key, value in self.null_row().items()}
 
-    def unprompted(self) -> Condition:
+    def null_row(self) -> Condition:
         """`empty()`, made once and kept, since the encoders may leave memory."""
-        if self.blank is None:
-            self.blank = dict(self.empty())
-        return self.blank
+        if self.null_cache is None:
+            self.null_cache = dict(self.encode_null_condition())
+        return self.null_cache
 
-    def empty(self) -> Condition:
+    def encode_null_condition(self) -> Condition:
         """What the pipeline feeds its network on the unguided side, one row: for most families the empty prompt."""
         return self.condition([""])
 

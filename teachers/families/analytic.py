@@ -7,12 +7,11 @@ probability-flow velocity are exact. Methods are proven on it. Distributions: `M
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from teachers.core.denoiser import Condition, Denoiser, Prediction
 from teachers.core.teacher import Teacher
@@ -83,7 +82,7 @@ class MixtureNetwork(nn.Module):
 class ExactDenoiser(Denoiser):
     """A `Denoiser` whose clock keeps float64: a closed form has no float32 embedding to protect."""
 
-    def clock(self, t: Tensor, timestep: Tensor | None = None) -> Tensor:
+    def timestep_input(self, t: Tensor, timestep: Tensor | None = None) -> Tensor:
         return self.path.timestep(t) if timestep is None else timestep
 
 
@@ -198,7 +197,7 @@ class Analytic(Teacher):
         x = integrate(lambda x, t: self.denoiser.velocity(x, t, {}), noise.double(), times, order=2)
         return self.denoiser.denoise(x, torch.full((len(x),), times[-1], dtype=torch.float64), {})
 
-    def soften(self, student: Denoiser, time_scale: float) -> None:
+    def refit_time_embedding(self, student: Denoiser, time_scale: float) -> None:
         pass  # the perceptron's features of time are slow already
 
     def encode(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from teachers.core.denoiser import Condition, Denoiser, plain_call
 from teachers.core.few_step import (
     add_guidance_embedding,
+    bake_timesteps,
     consistency_scheduler,
     default_grid,
     flow_scheduler,
@@ -20,7 +21,6 @@ from teachers.core.few_step import (
     guidance_width,
     ignore_guidance,
     native_levels,
-    pin_clock,
 )
 from teachers.core.lora import lora_weights
 from teachers.core.schedule import schedule
@@ -80,7 +80,7 @@ class LatentTeacher(Teacher):
         path, dtype = self.origin
         return freeze(load_pipeline(self.pipelines, path, REST, dtype=dtype, **self.options))
 
-    def forget(self) -> None:
+    def unload_encoders(self) -> None:
         self._words = None
         for part in self._encoder():
             part.cpu()
@@ -119,7 +119,7 @@ class LatentTeacher(Teacher):
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
         scheduler, told = self.scheduler(student, times)
-        return type(self.stock)(**self.parts(student, pin_clock(student, times, told), scheduler))
+        return type(self.stock)(**self.parts(student, bake_timesteps(student, times, told), scheduler))
 
     def scheduler(self, student: Denoiser, times: Sequence[float]) -> tuple[Any, Tensor]:
         """The scheduler that runs `student` through `times`, and the timesteps (N,) that it tells the network."""

@@ -34,7 +34,7 @@ class Sana(LatentTeacher):
     def condition(self, prompts: Sequence[str]) -> Condition:
         return self._encode(prompts, DEFAULTS["complex_human_instruction"].default)
 
-    def empty(self) -> Condition:
+    def encode_null_condition(self) -> Condition:
         return self._encode([""], None)
 
     def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> Condition:

@@ -32,7 +32,7 @@ class StableDiffusionXL(LatentUNet):
         ids = torch.tensor(size, dtype=torch.float32, device=text.device).expand(len(prompts), -1)
         return {"encoder_hidden_states": text.float(), "text_embeds": pooled.float(), "time_ids": ids.contiguous()}
 
-    def empty(self) -> Condition:
+    def encode_null_condition(self) -> Condition:
         cond = self.condition([""])
         if not self.stock.config.force_zeros_for_empty_prompt:
             return cond

@@ -1,14 +1,13 @@
 """Unconditional pixel models: `DDPMPipeline` and its like, with a `UNet2DModel`."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import Tensor
-from typing_extensions import Self
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import consistency_scheduler, pin_clock
+from teachers.core.few_step import bake_timesteps, consistency_scheduler
 from teachers.core.schedule import variance_preserving
 from teachers.core.teacher import Teacher
 from teachers.loading.source import Pipelines
@@ -56,7 +55,7 @@ class Unconditional(Teacher):
         return {}
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
-        return DDPMPipeline(unet=pin_clock(student, times), scheduler=consistency_scheduler(student, times))
+        return DDPMPipeline(unet=bake_timesteps(student, times), scheduler=consistency_scheduler(student, times))
 
     def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
         return {"num_inference_steps": num_steps}

@@ -1,6 +1,6 @@
-"""One frozen network under several LoRA adapters: the memory tier `shared` (LoRA: Hu et al. 2021, arXiv 2106.09685).
+"""One frozen network under several LoRA adapters: the memory tier `lora` (LoRA: Hu et al. 2021, arXiv 2106.09685).
 
-    teacher.share(rank=64)       # the teacher's denoiser: the base with no adapter on
+    teacher.enable_lora(rank=64)       # the teacher's denoiser: the base with no adapter on
     student = teacher.student()  # a copy is another adapter on the same base
 
 A `Denoiser` around an `Adapted` network is pinned to its adapter for the length of each call, and so is whatever
@@ -25,7 +25,7 @@ from torch import nn
 from teachers.networks.storage import StoredConv2d, StoredLinear, plain_layer, store
 
 
-class Shelf:
+class LoraBase:
     """The frozen base and which of its adapters is on. No module: what holds it does not own the base's weights."""
 
     def __init__(self, base: nn.Module, rank: int, clocks: Sequence[TimestepEmbedding]) -> None:
@@ -49,7 +49,7 @@ class Shelf:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise ValueError('memory.tier=shared needs peft: pip install -e ".[lora]"') from error
+            raise ValueError('memory.tier=lora needs peft: pip install -e ".[lora]"') from error
         name = f"adapter_{self._count}"
         self._count += 1
         small = {re.escape(path): rank for path, rank in self.ranks.items() if rank < self.rank}
@@ -63,8 +63,8 @@ class Shelf:
         trainable = [p for p in self.base.parameters() if p.requires_grad]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            on_paper = next(self.base.parameters()).is_meta
-            inject_adapter_in_model(config, self.base, name, low_cpu_mem_usage=on_paper)
+            on_meta = next(self.base.parameters()).is_meta
+            inject_adapter_in_model(config, self.base, name, low_cpu_mem_usage=on_meta)
         for parameter in trainable:  # of other adapters, which peft has switched off
             parameter.requires_grad_(True)
         for path, rank in self.ranks.items():
@@ -80,7 +80,7 @@ class Shelf:
         return self.base.get_submodule(path)
 
     @contextmanager
-    def under(self, name: str | None, clocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    def activate(self, name: str | None, clocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
         """The base with the adapter `name` on (None: none) and `clocks` for the first layers of its time embeddings."""
         before = list(self._active), self._now
         self._switch([name] if name else [], clocks)
@@ -92,7 +92,7 @@ class Shelf:
     def pin(self) -> Callable[[], AbstractContextManager[Any]]:
         """What gives, later, the context of what is on now."""
         name, clocks = (self._active[0] if self._active else None), self._now
-        return lambda: self.under(name, clocks)
+        return lambda: self.activate(name, clocks)
 
     def _switch(self, active: list[str], clocks: Sequence[nn.Module]) -> None:
         self._active[:] = active
@@ -109,47 +109,47 @@ class Adapted(nn.Module):
     copy of the base itself is a fresh adapter.
     """
 
-    def __init__(self, shelf: Shelf, fresh: bool = False) -> None:
+    def __init__(self, lora_base: LoraBase, fresh: bool = False) -> None:
         super().__init__()
-        self.shelf = shelf
-        self.name = shelf.add() if fresh else None
+        self.lora_base = lora_base
+        self.name = lora_base.add() if fresh else None
         self.low_rank, self.clocks = nn.ModuleDict(), nn.ModuleList()
         if self.name:
-            for path in shelf.ranks:
-                layer = shelf.layer(path)
+            for path in lora_base.ranks:
+                layer = lora_base.layer(path)
                 pair = nn.ModuleDict({"A": layer.lora_A[self.name], "B": layer.lora_B[self.name]})
                 self.low_rank[path.replace(".", "/")] = pair.float()
-            self.clocks.extend(plain_layer(native).requires_grad_(True) for native in shelf.native)
-        self._first: Sequence[nn.Module] = tuple(self.clocks) if self.name else shelf.native
+            self.clocks.extend(plain_layer(native).requires_grad_(True) for native in lora_base.native)
+        self._first: Sequence[nn.Module] = tuple(self.clocks) if self.name else lora_base.native
 
     @property
     def config(self) -> Any:
-        return self.shelf.base.config
+        return self.lora_base.base.config
 
     def on(self) -> AbstractContextManager[nn.Module]:
         """The context in which the base runs under this adapter; as a value, the base."""
-        return self.shelf.under(self.name, self._first)
+        return self.lora_base.activate(self.name, self._first)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with self.on() as base:
             return base(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adapted":
-        made = Adapted(self.shelf, fresh=True).to(next(self.shelf.base.parameters()).device)
+        made = Adapted(self.lora_base, fresh=True).to(next(self.lora_base.base.parameters()).device)
         if self.name:
             made.load_state_dict(self.state_dict())
         memo[id(self)] = made
         return made
 
-    def plain(self) -> nn.Module:
+    def merged_copy(self) -> nn.Module:
         """The base with this adapter's changes in its weights: an ordinary float32 network of its own."""
         memo: dict[int, Any] = {}
         with self.on() as base:
             for module in base.modules():
                 if isinstance(module, StoredLinear | StoredConv2d):
                     memo[id(module)] = plain_layer(module)
-            for path in self.shelf.adapted:
-                layer = self.shelf.layer(path)
+            for path in self.lora_base.adapted:
+                layer = self.lora_base.layer(path)
                 change = layer.get_delta_weight(self.name) if self.name else None
                 memo[id(layer)] = plain_layer(layer.base_layer, change)
             network = copy.deepcopy(base, memo)
@@ -157,16 +157,16 @@ class Adapted(nn.Module):
         return network.requires_grad_(False)
 
 
-def inside(network: nn.Module) -> AbstractContextManager[nn.Module]:
+def active_network(network: nn.Module) -> AbstractContextManager[nn.Module]:
     """The diffusers network itself, as `network` runs it, for whoever looks into it or edits it."""
     return network.on() if isinstance(network, Adapted) else nullcontext(network)
 
 
-def body(network: nn.Module) -> nn.Module:
+def unwrap(network: nn.Module) -> nn.Module:
     """The diffusers network itself, under whatever adapter is on."""
-    return network.shelf.base if isinstance(network, Adapted) else network
+    return network.lora_base.base if isinstance(network, Adapted) else network
 
 
-def plain(network: nn.Module) -> nn.Module:
+def merged_copy(network: nn.Module) -> nn.Module:
     """A copy of `network` that shares nothing with it and is an ordinary diffusers network."""
-    return network.plain() if isinstance(network, Adapted) else copy.deepcopy(network)
+    return network.merged_copy() if isinstance(network, Adapted) else copy.deepcopy(network)

@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from teachers.networks.adapters import Adapted, body
+from teachers.networks.adapters import Adapted, unwrap
 
 
 def checkpoint_activations(network: nn.Module, asked: bool | None = True) -> bool:
@@ -22,12 +22,12 @@ def checkpoint_activations(network: nn.Module, asked: bool | None = True) -> boo
     What is computed again runs under the adapter, and with the frozen parameters, of the first time (`pinned`).
     Of an architecture that cannot: ValueError where it was `asked` for, else False.
     """
-    base = body(network)
+    base = unwrap(network)
     if not isinstance(base, ModelMixin) or not base._supports_gradient_checkpointing:
         if not asked:
             return False
         raise ValueError(f"{type(base).__name__} cannot checkpoint its activations; set memory.checkpointing to false")
-    pin = network.shelf.pin if isinstance(network, Adapted) else _nothing_to_pin
+    pin = network.lora_base.pin if isinstance(network, Adapted) else _nothing_to_pin
 
     def run(block: nn.Module, *args: Any) -> Any:
         return checkpoint(pinned(block, pin()), *args, use_reentrant=False, preserve_rng_state=False)

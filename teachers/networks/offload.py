@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Offload:
-    """Takes the weights of the frozen `network` off its device; `at_hand` lends them to `device`."""
+    """Takes the weights of the frozen `network` off its device; `on_device` lends them to `device`."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.device = device
@@ -18,7 +18,7 @@ class Offload:
         self._take_back()
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """A context in which the network is on the device. No graph may outlive it: backward would miss the weights."""
         for tensor, kept in self._kept:
             tensor.data = kept.to(self.device, non_blocking=True)

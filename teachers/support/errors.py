@@ -1,29 +1,72 @@
-"""How a user's mistake is told: one clear sentence on standard error, exit code 2, no traceback."""
+"""Command line errors: one sentence on standard error and exit code 2 instead of a traceback."""
 
 import difflib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" where something close is known, else nothing."""
+    """`, did you mean 'x'?` with the closest of the `known` words, "" where none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def speak(command: Callable[[], int | None]) -> None:
-    """Run a command line; a ValueError or a missing file becomes its sentence and exit code 2."""
+def run_cli(command: Callable[[], Any]) -> int:
+    """Run a command and return its exit code.
+
+    A ValueError or OSError is a user's mistake: its message is printed and the code is 2. Ctrl-C gives code 130.
+    With FEWSTEP_DEBUG=1 in the environment, exceptions keep their traceback.
+
+    Args:
+        command: What to run; an int that it returns is the exit code.
+    """
     try:
-        sys.exit(command() or 0)
+        result = command()
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(3)  # the same mistake on every process: the first one says it, and its launcher ends the others
-        print(f"error: {error}", file=sys.stderr)
-        summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        if summary:  # the launcher of several processes closes with a table: the sentence belongs there
-            Path(summary).write_text(json.dumps({"message": f"error: {error}", "timestamp": int(time.time())}))
-        sys.exit(2)
+        if os.environ.get("FEWSTEP_DEBUG") == "1":
+            raise
+        _report(f"error: {error}")
+        return EXIT_ERROR
+
+
+def run_click(command: Any, arguments: Sequence[str] | None = None, name: str | None = None) -> int:
+    """Run a click command and return its exit code; usage errors have code 2.
+
+    Args:
+        command: A `click.Command`.
+        arguments: The command line, by default the process's.
+        name: The program name that help and errors show.
+    """
+    import click
+
+    def run() -> int:
+        try:
+            result = command.main(None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
+            return result if isinstance(result, int) else 0
+        except click.Abort as error:
+            raise KeyboardInterrupt from error
+        except click.ClickException as error:
+            error.show()
+            return error.exit_code
+
+    return run_cli(run)
+
+
+def _report(message: str) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(3)  # every process has the same error: the main one prints it, then the launcher ends the others
+    print(message, file=sys.stderr)
+    summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if summary:  # the launcher of several processes ends with a table that shows this message
+        Path(summary).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))

@@ -10,20 +10,20 @@ from safetensors.torch import load_file
 
 from distill import memory
 from distill.config.recipe import DTYPES, load, options
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Plan
-from distill.data.draws import Draws
-from distill.methods.base import Batch
 from distill.train import train
 from distill.training import checkpoint
 from distill.training.engine import Engine
-from distill.training.meta_device import Live
+from distill.training.meta_device import MemoryTracker
 from distill.training.run_folder import fingerprint
 from teachers.families.stable_diffusion import StableDiffusion
-from teachers.networks.adapters import body
+from teachers.networks.adapters import unwrap
 from teachers.networks.checkpointing import checkpoint_activations
 from tests.settings import FAST
 
-SHARED = [*FAST, "memory.tier=shared", "memory.rank=4"]
+SHARED = [*FAST, "memory.tier=lora", "memory.rank=4"]
 METHODS = {
     "dmd": "{name: dmd, regression_weight: 0.5, regression_distance: latent, regression_pairs: 6, "
     "gan_weight: 0.1, r1_weight: 0.1, fake_score_updates: 1}",
@@ -62,7 +62,7 @@ def test_a_resumed_shared_run_is_bitwise_the_uninterrupted_one(recipe, method):
     train(parts)
     one, two = (checkpoint.load_newest(r.folder / "checkpoints") for r in (whole, parts))
     assert one.meta["step"] == 2
-    for kept, again in ((one.weights, two.weights), (one.average, two.average)):
+    for kept, again in ((one.weights, two.weights), (one.ema, two.ema)):
         assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
@@ -71,9 +71,9 @@ def test_a_checkpoint_holds_adapters_and_not_the_base(recipe):
     train(run)
     saved = checkpoint.load_newest(run.folder / "checkpoints")
     assert {name.split(".")[0] for name in saved.weights} == {"student", "fake_score", "discriminator"}
-    assert {name.split(".")[1] for name in saved.average} == {"low_rank", "clocks"}
+    assert {name.split(".")[1] for name in saved.ema} == {"low_rank", "clocks"}
     base = StableDiffusion.load(run.teacher.path, torch.device("cpu")).denoiser
-    assert sum(x.numel() for x in saved.average.values()) < 0.5 * sum(p.numel() for p in base.parameters())
+    assert sum(x.numel() for x in saved.ema.values()) < 0.5 * sum(p.numel() for p in base.parameters())
 
 
 @pytest.mark.parametrize("method", ["dmd", "scm"])
@@ -119,16 +119,18 @@ def test_half_precision_is_the_shared_tiers_default_and_runs_know_their_tier(rec
     marks = {fingerprint(r, plan) for r in (full, shared, other)}
     assert len(marks) == 3
     assert fingerprint(recipe("dmd", "memory.checkpointing=false"), plan) in marks
-    assert shared.memory.keeps_few and not full.memory.keeps_few  # where memory is what the tier is for
-    assert not recipe("dmd", "memory.checkpointing=false").memory.keeps_few
-    assert recipe("dmd", "memory.tier=full", "memory.checkpointing=true").memory.keeps_few
+    assert (
+        shared.memory.activation_checkpointing and not full.memory.activation_checkpointing
+    )  # where memory is what the tier is for
+    assert not recipe("dmd", "memory.checkpointing=false").memory.activation_checkpointing
+    assert recipe("dmd", "memory.tier=full", "memory.checkpointing=true").memory.activation_checkpointing
 
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
-@pytest.mark.parametrize("tier", ["full", "shared"])
+@pytest.mark.parametrize("tier", ["full", "lora"])
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_the_plan_is_what_a_turn_allocates(recipe, method, tier, checkpointing):
     """On real tensors, what is alive at the fullest moment, counted the same way, to 5%: kernels have buffers too."""
@@ -136,44 +138,44 @@ def test_the_plan_is_what_a_turn_allocates(recipe, method, tier, checkpointing):
     run = recipe(method, *plain, f"memory.tier={tier}", f"memory.checkpointing={checkpointing}")
     planned = memory.plan(run, 4)
     teacher = StableDiffusion.load(run.teacher.path, CPU, DTYPES[run.teacher.precision])
-    if tier == "shared":
-        teacher.share(run.memory.rank)
+    if tier == "lora":
+        teacher.enable_lora(run.memory.rank)
     if checkpointing == "true":
         checkpoint_activations(teacher.denoiser.network)
     cls, method_options = options(run)
     distiller = cls(teacher, 2.0, method_options)
     cond = {key: value.float() for key, value in teacher.condition(["a coat"] * 4).items()}
-    teacher.unconditional(cond)
+    teacher.null_condition(cond)
     latents = torch.randn(4, *teacher.shape)
     peaks = []
-    for turn in dict.fromkeys(distiller.turns(memory.LATE)):
-        known = [*distiller.parameters(), *body(teacher.denoiser.network).parameters(), latents, *cond.values()]
-        with Live(known, CPU) as live:
-            distiller(turn, Batch(cond, Draws((turn,), 0, 4, 4, CPU), latents), memory.LATE)[0].backward()
+    for phase in dict.fromkeys(distiller.phases(memory.LATE)):
+        known = [*distiller.parameters(), *unwrap(teacher.denoiser.network).parameters(), latents, *cond.values()]
+        with MemoryTracker(known, CPU) as live:
+            distiller(phase, Batch(cond, BatchRandom((phase,), 0, 4, 4, CPU), latents), memory.LATE)[0].backward()
         peaks.append(live.peak)
         distiller.zero_grad(set_to_none=True)
     assert planned.gradients + planned.activations == pytest.approx(max(peaks), rel=0.05)
     trained = {p for modules in distiller.networks().values() for m in modules for p in m.parameters()}
     assert planned.optimizer == 8 * sum(p.numel() for p in trained)
-    network = {*body(teacher.denoiser.network).parameters(), *distiller.parameters()}
+    network = {*unwrap(teacher.denoiser.network).parameters(), *distiller.parameters()}
     assert planned.weights == sum(p.nbytes for p in network)
 
 
 def test_the_plan_says_which_tier_fits(recipe, monkeypatch, capsys):
     run = recipe("dmd", "memory.tier=full")
-    sizes = {"full": 30, "shared": 10}
+    sizes = {"full": 30, "lora": 10}
     monkeypatch.setattr(memory, "plan", lambda r, n: memory.Plan(sizes[r.memory.tier] << 30, 0, 0, 0, 0, 0))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 20 << 30)
-    memory.announce(run, 1, CPU)
+    memory.print_plan(run, 1, CPU)
     assert not capsys.readouterr().out  # small runs are not planned
     monkeypatch.setattr(memory, "SMALL", 0)
-    memory.announce(run, 1, CPU)
+    memory.print_plan(run, 1, CPU)
     title, _, full, shared, advice = capsys.readouterr().out.splitlines()
     assert "4 samples at a time; 20.0 free" in title
     assert full.endswith("30.00  does not fit (this run)") and shared.endswith("10.00  fits")
-    assert "memory.checkpointing=true" in advice and "memory.tier=shared (fits)" in advice
+    assert "memory.checkpointing=true" in advice and "memory.tier=lora (fits)" in advice
     monkeypatch.setattr(memory, "plan", lambda *a: 1 / 0)
-    memory.announce(run, 1, CPU)
+    memory.print_plan(run, 1, CPU)
     assert "no memory plan" in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from distill.data import dataset as data
 from distill.data import shards
 from distill.data.shards import Table
 from distill.pairs import make
-from teachers.core.sampling import follow
+from teachers.core.sampling import teacher_endpoint
 from teachers.families.stable_diffusion import StableDiffusion
 from tests.faults.hunt import hunted
 
@@ -55,7 +55,7 @@ def test_a_pair_is_noise_and_the_guided_odes_endpoint(ready):
     teacher, cond, build, _ = ready
     endpoint, noise = everything(build())
     with torch.no_grad():
-        wanted = follow(teacher, noise, cond.take(torch.tensor([0, 1, 2, 0, 1, 2])), 2, 2.0)
+        wanted = teacher_endpoint(teacher, noise, cond.take(torch.tensor([0, 1, 2, 0, 1, 2])), 2, 2.0)
     assert torch.allclose(endpoint, wanted, atol=1e-5)
     assert len({tuple(row.flatten().tolist()) for row in noise}) == 6  # each from a seed of its own
     assert abs(noise.mean()) < 0.2 and 0.8 < noise.std() < 1.2
@@ -88,7 +88,7 @@ def test_kills_lose_one_shard_at_most(ready, monkeypatch):
 def test_pairs_that_nobody_asked_for_are_named(ready):
     dataset = data.Dataset(["a"], ready[1], torch.arange(3))
     with pytest.raises(ValueError, match="no teacher pairs"):
-        dataset.batch(data.Draws(("x",), 0, 5, 5, CPU)).pairs()
+        dataset.batch(data.BatchRandom(("x",), 0, 5, 5, CPU)).pairs()
 
 
 def test_other_settings_make_other_pairs(ready):
@@ -128,7 +128,7 @@ def test_processes_share_the_shards_without_overlap(ready, monkeypatch):
 def test_batches_carry_pairs_with_their_own_captions(ready):
     _, cond, build, _ = ready
     dataset = data.Dataset(["a", "b", "c"], cond, torch.arange(3), None, build())
-    batch = dataset.batch(data.Draws(("x",), 0, 5, 5, CPU))
+    batch = dataset.batch(data.BatchRandom(("x",), 0, 5, 5, CPU))
     noise, endpoint, chosen = batch.pairs()
     assert noise.shape == endpoint.shape and len(noise) == 5
     endpoints, noises = everything(dataset.pairs)

@@ -20,7 +20,7 @@ from distill.train import train
 from distill.training import checkpoint, engine
 from eval.pipelines.runs import read_run
 from teachers.families.stable_diffusion import StableDiffusion
-from teachers.networks.adapters import body
+from teachers.networks.adapters import unwrap
 from tests.settings import FAST
 
 
@@ -45,8 +45,8 @@ def recipes(text_pipeline, tmp_path):
     return {"dmd": dmd, "scm": scm}
 
 
-def average(folder):
-    return checkpoint.load_newest(folder / "checkpoints").average
+def ema(folder):
+    return checkpoint.load_newest(folder / "checkpoints").ema
 
 
 def distance(one, two):
@@ -60,7 +60,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(recipes, method):
     train(load(recipes[method], [*FAST, "train.steps=2", "name=parts"]))
     parts = load(recipes[method], [*FAST, "train.steps=4", "name=parts"])
     train(parts)
-    one, two = average(whole.folder), average(parts.folder)
+    one, two = ema(whole.folder), ema(parts.folder)
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
@@ -76,7 +76,7 @@ def test_reading_ahead_changes_no_bit(recipes, method, monkeypatch):
     train(replace(files, train=replace(files.train, steps=2)))
     train(files)
     assert any(name.startswith("read-ahead") for name in readers)
-    one, two = average(whole.folder), average(files.folder)
+    one, two = ema(whole.folder), ema(files.folder)
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
@@ -98,7 +98,7 @@ def test_channels_last_gives_the_same_student_and_resumes_bit_for_bit(recipes, m
     train(replace(mixed, train=replace(mixed.train, steps=2, channels_last=False)))
     assert any(layouts)
     train(mixed)
-    ends = {recipe.name: average(recipe.folder) for recipe in (usual, whole, parts, mixed)}
+    ends = {recipe.name: ema(recipe.folder) for recipe in (usual, whole, parts, mixed)}
     assert all(torch.equal(value, ends["parts"][key]) for key, value in ends["whole"].items())
     start = StableDiffusion.load(usual.teacher.path, torch.device("cpu")).student().state_dict()
     moved = distance(start, ends["usual"])
@@ -109,14 +109,14 @@ def test_channels_last_gives_the_same_student_and_resumes_bit_for_bit(recipes, m
     DiffusionPipeline.from_pretrained(whole.folder / "pipeline")
 
 
-@pytest.mark.parametrize("memory", ["memory.tier=full", "memory.tier=shared", "memory.offload_teacher=true"])
+@pytest.mark.parametrize("memory", ["memory.tier=full", "memory.tier=lora", "memory.offload_teacher=true"])
 def test_channels_last_reaches_every_network(recipes, memory, monkeypatch):
     kept = []
     prepare = engine.Engine.prepare
     monkeypatch.setattr(engine.Engine, "prepare", lambda *given: kept.append(given[1]) or prepare(*given))
     train(load(recipes["dmd"], [*FAST, "train.steps=2", "train.channels_last=true", memory]))
     (distiller,) = kept
-    for network in (body(distiller.teacher.denoiser.network), distiller.student, distiller.fake_score):
+    for network in (unwrap(distiller.teacher.denoiser.network), distiller.student, distiller.fake_score):
         weights = [p for name, p in network.named_parameters() if "lora" not in name]  # a base holds all adapters
         spatial = [p for p in weights if p.ndim == 4 and p.shape[-1] > 1 and p.shape[1] > 1]
         assert spatial and all(p.is_contiguous(memory_format=torch.channels_last) for p in spatial)
@@ -149,15 +149,15 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(recipes, method):
     With a large epsilon Adam's step is linear in the gradient, so that rounding is not blown up where a gradient is
     tiny.
     """
-    turns = ("student", "fake_score") if method == "dmd" else ("student",)
-    linear = [f"optimizers.{turn}.{key}" for turn in turns for key in ("eps=10.0", "lr=1.0", "weight_decay=0.0")]
+    phases = ("student", "fake_score") if method == "dmd" else ("student",)
+    linear = [f"optimizers.{phase}.{key}" for phase in phases for key in ("eps=10.0", "lr=1.0", "weight_decay=0.0")]
 
     def run(name, *extra):
         recipe = load(recipes[method], [*FAST, *linear, "train.steps=3", f"name={name}", *extra])
         train(recipe)
-        return average(recipe.folder)
+        return ema(recipe.folder)
 
-    start = run("start", *(f"optimizers.{turn}.lr=0.0" for turn in turns))
+    start = run("start", *(f"optimizers.{phase}.lr=0.0" for phase in phases))
     whole, split = run("whole"), run("split", "train.accumulation=2")
     moved = max((whole[key] - start[key]).abs().max() for key in start)
     apart = max((whole[key] - split[key]).abs().max() for key in start)
@@ -294,6 +294,6 @@ def test_checkpoints_are_whole_or_absent(tmp_path):
     checkpoints(tmp_path, (1, 2, 3), keep=2)
     assert checkpoint.steps(tmp_path) == [2, 3]
     (tmp_path / ".00000009.tmp").mkdir()  # what a kill in the middle of a save leaves
-    checkpoint.mend(tmp_path)
+    checkpoint.quarantine_damaged(tmp_path)
     assert not (tmp_path / ".00000009.tmp").exists()
     assert checkpoint.load_newest(tmp_path).meta["step"] == 3

@@ -12,7 +12,7 @@ from PIL import Image
 from eval.__main__ import main
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read
-from eval.images import compare, shortage
+from eval.images import compare, too_few_samples
 from eval.metrics.fid import frechet_distance
 from eval.metrics.reference import Reference
 
@@ -217,8 +217,8 @@ def test_a_broken_image_is_no_black_one():
 
 
 def test_shortage_names_what_lacks():
-    assert shortage(2049, 2048, "samples") == []
-    assert "2048 reference images cannot fill 2048 dimensions" in shortage(2048, 2048, "reference images")[0]
+    assert too_few_samples(2049, 2048, "samples") == []
+    assert "2048 reference images cannot fill 2048 dimensions" in too_few_samples(2048, 2048, "reference images")[0]
 
 
 def test_from_a_shell(tmp_path):

@@ -19,9 +19,9 @@ from distill.methods.dmd import DMD
 from distill.train import train
 from distill.training import checkpoint
 from distill.training.engine import Engine
-from distill.training.guard import Skips, Stop
+from distill.training.guard import NonFiniteGuard, Stop
 from distill.training.optimizers import adamw
-from distill.training.run_folder import Journal, claim
+from distill.training.run_folder import JsonlLog, lock_run_folder
 
 
 def newest(run):
@@ -32,11 +32,11 @@ def newest(run):
 def test_a_batch_without_a_finite_gradient_changes_nothing_and_is_told_with_its_seeds(
     recipe, monkeypatch, capsys, where
 ):
-    turn = DMD.student_turn
+    phase = DMD.student_phase
     calls = []
 
     def spoilt(self, batch):
-        loss, logs = turn(self, batch)
+        loss, logs = phase(self, batch)
         calls.append(loss)
         if len(calls) == 2:
             loss = loss * float("nan") if where == "loss" else loss + (loss - loss.detach()).sqrt()  # 0, slope infinite
@@ -108,7 +108,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_is_no_hindrance(reci
     holder.kill()
     holder.wait()
     train(run)
-    with claim(run.folder):  # and the finished run has let go of it
+    with lock_run_folder(run.folder):  # and the finished run has let go of it
         pass
 
 
@@ -137,10 +137,10 @@ def test_engines_that_cannot_run_this_are_refused_with_a_sentence(recipe, monkey
 def test_a_gradient_scaler_skips_steps_too_and_its_state_is_kept():
     """fp16's way through the engine, on the CPU: accelerate itself makes a scaler on GPUs only."""
     engine = object.__new__(Engine)
-    engine.scaler, engine._roots, engine.chief = torch.amp.GradScaler("cpu", init_scale=8.0), [], True
+    engine.scaler, engine._roots, engine.is_main = torch.amp.GradScaler("cpu", init_scale=8.0), [], True
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = adamw([weight], OptimizerRecipe(lr=0.1))
-    skips = Skips(0, 40)
+    skips = NonFiniteGuard(0, 40)
     told = []
     for step, factor in enumerate((1.0, math.inf, 1.0)):
         before = weight.detach().clone()
@@ -154,7 +154,7 @@ def test_a_gradient_scaler_skips_steps_too_and_its_state_is_kept():
     assert len(told) == 1 and told[0].startswith("step 1, turn student: skipped")
     assert skips.take() == {"student/skipped": 1.0} and skips.take() == {}
     again = torch.amp.GradScaler("cpu", init_scale=8.0)
-    again.load_state_dict(engine.whole(engine.scaler.state_dict()))
+    again.load_state_dict(engine.full_state(engine.scaler.state_dict()))
     assert again.get_scale() == 4.0  # halved by the step that overflowed
     assert optimizer.state[weight]["step"] == 2
 
@@ -176,7 +176,7 @@ def test_two_signals_for_one_wish_are_one_and_a_later_one_does_not_wait(monkeypa
 
 
 def test_a_journal_survives_a_disk_without_room(tmp_path):
-    journal = Journal(tmp_path / "log.jsonl", 0)
+    journal = JsonlLog(tmp_path / "log.jsonl", 0)
     journal.append({"step": 1, "x": float("inf")})
     journal.path.chmod(0o400)
     if os.geteuid() == 0:  # root writes all the same: a folder in its place does not let even root
@@ -187,7 +187,7 @@ def test_a_journal_survives_a_disk_without_room(tmp_path):
             journal.append({"step": 2})
         journal.path.rmdir()
         journal.path.write_text(kept)
-    assert Journal(tmp_path / "log.jsonl", 1).last == 1
+    assert JsonlLog(tmp_path / "log.jsonl", 1).last == 1
     assert json.loads(journal.path.read_text()) == {"step": 1, "x": None}
 
 

@@ -41,7 +41,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path, name, 
         rest = bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :] if damage == "flip" else b""
         file.write_bytes(whole[:middle] + rest)
     with pytest.warns(UserWarning, match=r"00000002 is damaged .* going on from the one before"):
-        checkpoint.mend(tmp_path)
+        checkpoint.quarantine_damaged(tmp_path)
     assert checkpoint.load_newest(tmp_path).meta["step"] == 1
     assert (tmp_path / "damaged-00000002").is_dir()
 
@@ -50,7 +50,7 @@ def test_where_every_checkpoint_is_damaged_the_run_is_refused(tmp_path):
     store(tmp_path, 1)
     (tmp_path / "00000001" / checkpoint.WEIGHTS).write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"00000001 is damaged \(weights.safetensors is not what was written\)"):
-        checkpoint.mend(tmp_path)
+        checkpoint.quarantine_damaged(tmp_path)
 
 
 @pytest.mark.parametrize("manifest", [None, {"format": 99, "files": {}}])
@@ -59,7 +59,7 @@ def test_a_foreign_checkpoint_is_refused_by_name(tmp_path, manifest):
     file = tmp_path / "00000002" / checkpoint.MANIFEST
     file.unlink() if manifest is None else file.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"00000002 (has no manifest|is a checkpoint of format 99)"):
-        checkpoint.mend(tmp_path)
+        checkpoint.quarantine_damaged(tmp_path)
 
 
 class Bomb:
@@ -79,7 +79,7 @@ def test_no_pickle_is_executed_even_with_a_matching_manifest(tmp_path, monkeypat
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
     manifest.write_text(json.dumps(values))
-    checkpoint.mend(tmp_path)
+    checkpoint.quarantine_damaged(tmp_path)
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.load_newest(tmp_path)
     assert not (tmp_path / "exploded").exists()

@@ -118,7 +118,7 @@ def attempt(sandbox: Path, text: str, overrides: Sequence[str] = ()) -> bool:
             train(recipe)
     except Started:
         started = True
-    except (ValueError, OSError) as error:  # what `teachers.support.errors.speak` tells
+    except (ValueError, OSError) as error:  # what `teachers.support.errors.run_cli` tells
         assert str(error).strip() and not re.search(r"Traceback|object at 0x", str(error)), error
     assert time.process_time() - begun < LIMIT
     strays = {path for path in files(sandbox) - before if folder is None or folder not in (path, *path.parents)}

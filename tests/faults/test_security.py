@@ -91,6 +91,6 @@ def test_a_manifest_points_at_nothing_outside_its_checkpoint(tmp_path):
     values = json.loads(manifest.read_text())
     values["files"]["../../secret"] = {"bytes": 1, "sha256": "0"}
     manifest.write_text(json.dumps(values))
-    checkpoint.mend(tmp_path / "c")
+    checkpoint.quarantine_damaged(tmp_path / "c")
     assert checkpoint.load_newest(tmp_path / "c").meta["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["c"]

@@ -46,7 +46,7 @@ def recipe(tmp_path, text_pipeline):
         ("train.batch_size=0", "at least 1"),
         ("train.accumulation=7", "does not divide"),
         ("data.limit=-1", "at least 0"),
-        ("memory={tier: shared, offload_teacher: true}", "goes with memory.tier=full"),
+        ("memory={tier: lora, offload_teacher: true}", "goes with memory.tier=full"),
         ("train.ema=1.5", r"in \[0, 1\)"),
         ("name=a/b", "plain folder name"),
         ("name=..", "plain folder name"),

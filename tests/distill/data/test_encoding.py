@@ -17,11 +17,11 @@ from torchvision.transforms.v2 import functional as V
 from distill.config.recipe import DTYPES, DataRecipe, Recipe, TeacherRecipe
 from distill.data import encoding as encode
 from distill.data import shards
+from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset, Plan, plan, prepare
-from distill.data.draws import Draws
 from distill.data.encoding import Encoder
 from distill.data.images import Block, Folder, Row
-from distill.data.shards import Table, halved, sound, write
+from distill.data.shards import Table, halved, is_valid, write
 from teachers.families import latent
 from teachers.families.stable_diffusion import StableDiffusion
 from tests.faults.hunt import hunted
@@ -63,8 +63,8 @@ def test_what_is_kept_is_what_the_teacher_gives(ready, precision):
     got = everything(dataset.cond)["encoder_hidden_states"]
     assert got.dtype == torch.float32
     assert torch.allclose(got, wanted, atol=1e-5 if precision == "float32" else 3e-2)
-    blank = teacher.unconditional({"encoder_hidden_states": wanted})["encoder_hidden_states"]
-    assert torch.allclose(blank, teacher.empty()["encoder_hidden_states"].expand_as(blank), atol=1e-6)
+    blank = teacher.null_condition({"encoder_hidden_states": wanted})["encoder_hidden_states"]
+    assert torch.allclose(blank, teacher.encode_null_condition()["encoder_hidden_states"].expand_as(blank), atol=1e-6)
 
 
 def test_a_second_run_reads_and_does_not_load_the_text_encoder(ready):
@@ -74,7 +74,7 @@ def test_a_second_run_reads_and_does_not_load_the_text_encoder(ready):
     assert (made, loaded) == (0, 0)
     assert all(torch.equal(everything(second.cond)[k], v) for k, v in everything(first.cond).items())
     assert teacher.stock.text_encoder is None and teacher.stock.tokenizer is None
-    teacher.unconditional(everything(second.cond))  # and guidance does not need it either
+    teacher.null_condition(everything(second.cond))  # and guidance does not need it either
     assert teacher._words is None
 
 
@@ -267,7 +267,7 @@ def test_rows_in_files_are_read_while_the_batch_before_trains(monkeypatch):
             return super().take(rows)
 
     data.cond.__class__ = Slow
-    batches = data.micro_batches(Draws((0, step), 0, 4, 4, CPU) for step in range(3))
+    batches = data.micro_batches(BatchRandom((0, step), 0, 4, 4, CPU) for step in range(3))
     first = next(batches)
     for _ in range(500):  # the second is read without being asked for, the third is not
         if len(taken) == 2:
@@ -275,13 +275,13 @@ def test_rows_in_files_are_read_while_the_batch_before_trains(monkeypatch):
         time.sleep(0.01)
     assert len(taken) == 2
     for step, batch in enumerate([first, *batches]):
-        assert torch.equal(batch.cond["x"], data.batch(Draws((0, step), 0, 4, 4, CPU)).cond["x"])
+        assert torch.equal(batch.cond["x"], data.batch(BatchRandom((0, step), 0, 4, 4, CPU)).cond["x"])
 
 
 def test_what_cannot_be_read_ahead_ends_the_run_where_it_is_wanted(monkeypatch):
     monkeypatch.setattr(shards, "RESIDENT", 0)
     data = Dataset(["a"], Table([{"x": torch.randn(3, 2)}], CPU), torch.tensor([5]))  # a row that is not there
-    batches = data.micro_batches([Draws((0,), 0, 4, 4, CPU)])
+    batches = data.micro_batches([BatchRandom((0,), 0, 4, 4, CPU)])
     with pytest.raises(IndexError):
         next(batches)
 
@@ -296,8 +296,8 @@ def test_half_precision_is_kept_as_such_where_nothing_is_lost():
 def test_a_shard_of_other_inputs_or_too_few_rows_does_not_count(tmp_path):
     file = tmp_path / "a.safetensors"
     write(file, "key", {"x": torch.ones(3, dtype=torch.bfloat16)})
-    assert sound(file, "key", 3) and not sound(file, "other") and not sound(file, "key", 4)
-    assert not sound(tmp_path / "b.safetensors", "key")
+    assert is_valid(file, "key", 3) and not is_valid(file, "other") and not is_valid(file, "key", 4)
+    assert not is_valid(tmp_path / "b.safetensors", "key")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 

@@ -72,9 +72,9 @@ def test_a_stopped_run_is_exported_from_its_newest_checkpoint_and_goes_on(stoppe
     pipeline = publish.exported(moved)
     record = json.loads((pipeline / "distill.json").read_text())
     assert record["cost"]["steps"] == 2 and pipeline == moved.resolve() / "pipeline"
-    average = checkpoint.load_newest(moved / "checkpoints").average
+    ema = checkpoint.load_newest(moved / "checkpoints").ema
     stored = weights(pipeline)
-    assert all(stored[key.removeprefix("network.")].equal(value) for key, value in average.items())
+    assert all(stored[key.removeprefix("network.")].equal(value) for key, value in ema.items())
     assert DiffusionPipeline.from_pretrained(pipeline).text_encoder is not None
     train(load(moved / "recipe.yaml", ["name=moved", "train.steps=3"]))
     assert json.loads((pipeline / "distill.json").read_text())["cost"]["steps"] == 3

@@ -74,7 +74,7 @@ def test_compiled_networks_have_the_losses_of_eager_ones_and_resume_each_other(
     assert counters["stats"]["unique_graphs"] > graphs  # it was compiled
     assert losses(mixed) == pytest.approx(losses(eager), rel=1e-5)
     one, two = (checkpoint.load_newest(folder / "checkpoints") for folder in (eager, mixed))
-    assert one.weights.keys() == two.weights.keys() and one.average.keys() == two.average.keys()
+    assert one.weights.keys() == two.weights.keys() and one.ema.keys() == two.ema.keys()
     assert len(losses(mixed)) >= 10
 
 

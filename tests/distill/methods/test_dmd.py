@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from distill.data.draws import Draws
-from distill.methods.base import Batch, Pairs
+from distill.data.batch import Batch, Pairs
+from distill.data.batch_random import BatchRandom
 from distill.methods.discriminator import approximate_r1, features, middle
 from distill.methods.dmd import DMD, DMDOptions
 from teachers.core.sampling import sample
@@ -25,7 +25,7 @@ def distiller(**options) -> DMD:
 
 
 def batch(count=16, key=("test",)) -> Batch:
-    return Batch({}, Draws(key, 0, count, count, CPU))
+    return Batch({}, BatchRandom(key, 0, count, count, CPU))
 
 
 def test_gradient_is_zero_when_the_fake_score_is_the_teacher():
@@ -76,15 +76,15 @@ def test_the_normaliser_is_per_sample():
 
 def test_the_loss_has_the_gradient_that_it_says():
     method = distiller()
-    draws = batch()
-    loss, _ = method.student_turn(draws)
+    rng = batch()
+    loss, _ = method.student_phase(rng)
     loss.backward()
     got = [p.grad.clone() for p in method.student.parameters()]
     method.zero_grad()
     again = batch()
     x = method.generate(again)
     t = method.noise_level(again)
-    gradient, _ = method.gradient(x.detach(), add_noise(x.detach(), again.draws.normal(2), t), t, {})
+    gradient, _ = method.gradient(x.detach(), add_noise(x.detach(), again.rng.normal(2), t), t, {})
     x.backward(gradient / x.numel())
     for one, two in zip(got, method.student.parameters(), strict=True):
         assert torch.allclose(one, two.grad, atol=1e-7)
@@ -93,7 +93,7 @@ def test_the_loss_has_the_gradient_that_it_says():
 
 def test_each_turn_trains_its_own_network_only():
     method = distiller(fake_score_updates=3)
-    assert method.turns(0) == ("fake_score",) * 3 + ("student",)
+    assert method.phases(0) == ("fake_score",) * 3 + ("student",)
     loss, _ = method("fake_score", batch(), 0)
     loss.backward()
     assert all(p.grad is None for p in method.student.parameters())
@@ -118,12 +118,12 @@ def test_fake_score_losses_are_errors_of_velocity_epsilon_and_sample():
     """At one noise level: |error|^2 of v, of the noise z and of x0, and v's is EDM's weight times x0's."""
     level = (0.499999, 0.5)
     losses = {
-        kind: distiller(noise_range=level, fake_score_loss=kind).fake_score_turn(batch())[0]
+        kind: distiller(noise_range=level, fake_score_loss=kind).fake_score_phase(batch())[0]
         for kind in ("velocity", "epsilon", "sample")
     }
-    method, draws = distiller(noise_range=level), batch()
-    x, t = method.generate(draws).detach(), method.noise_level(draws)
-    z = draws.draws.normal(2)
+    method, rng = distiller(noise_range=level), batch()
+    x, t = method.generate(rng).detach(), method.noise_level(rng)
+    z = rng.rng.normal(2)
     x_t = add_noise(x, z, t)
     velocity = method.fake_score.velocity(x_t, t, {})
     assert torch.allclose(losses["epsilon"], (to_noise(x_t, velocity, t) - z).square().mean(), rtol=1e-4)
@@ -151,14 +151,14 @@ def test_several_steps_simulate_their_own_input():
         x = method.generate(batch(8, ("deep", key)))
         hook.remove()
         depths.add(len(inputs))
-        draws = batch(8, ("deep", key)).draws
-        assert draws.pick(4) == len(inputs) - 1
-        x_t = draws.normal(2) / method.student.path.scale(torch.tensor([method.times[0]]))
+        rng = batch(8, ("deep", key)).rng
+        assert rng.pick(4) == len(inputs) - 1
+        x_t = rng.normal(2) / method.student.path.scale(torch.tensor([method.times[0]]))
         with torch.no_grad():
             for step, angle in enumerate(method.times[: len(inputs)]):
                 t = torch.full((8,), angle)
                 if step:
-                    x_t = add_noise(x0, draws.normal(2), t)  # noqa: F821
+                    x_t = add_noise(x0, rng.normal(2), t)  # noqa: F821
                 x0 = method.student.denoise(x_t.float(), t, {})
         assert torch.allclose(x, x0, atol=1e-5)
         (slope,) = torch.autograd.grad(x.sum(), method.student.network.outputs.bias)
@@ -175,7 +175,7 @@ def test_timesteps_that_cannot_be_are_named(timesteps):
 
 def with_images(count=16, key=("gan",)) -> Batch:
     images = eight_gaussians().sample(count, torch.Generator().manual_seed(0)).float()
-    return Batch({}, Draws(key, 0, count, count, CPU), images)
+    return Batch({}, BatchRandom(key, 0, count, count, CPU), images)
 
 
 @pytest.mark.parametrize("features", ["fake_score", "teacher"])
@@ -204,9 +204,9 @@ def test_the_discriminator_learns_the_log_density_ratio():
     head = method.discriminator
     optimizer = torch.optim.Adam([*method.fake_score.parameters(), *head.parameters()], 2e-3)
     for step in range(250):
-        draws = Draws(("ratio", step), 0, 256, 256, CPU)
-        real, fake = draws.normal(2) + torch.tensor([0.5, 0.0]), draws.normal(2) - torch.tensor([0.5, 0.0])
-        loss, _ = method.discriminate(Batch({}, draws, real), fake)
+        rng = BatchRandom(("ratio", step), 0, 256, 256, CPU)
+        real, fake = rng.normal(2) + torch.tensor([0.5, 0.0]), rng.normal(2) - torch.tensor([0.5, 0.0])
+        loss, _ = method.discriminate(Batch({}, rng, real), fake)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -260,7 +260,7 @@ def test_regression_by_lpips_and_by_latents(text_pipeline, monkeypatch):
         method = DMD(teacher, 2.0, options)
         own = sample(method.student, noise, method.times, cond, lambda: noise).detach()
         for endpoint, zero in ((own, True), (own + 0.1, False)):
-            ready = Batch(cond, Draws(("r",), 0, 2, 2, CPU), None, partial(Pairs, noise, endpoint, cond))
+            ready = Batch(cond, BatchRandom(("r",), 0, 2, 2, CPU), None, partial(Pairs, noise, endpoint, cond))
             loss, logs = method("student", ready, 0)
             assert (logs["regression"] < 1e-6) == zero
             loss.backward()

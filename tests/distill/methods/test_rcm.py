@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from distill.data.draws import Draws
-from distill.methods.base import Batch
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
 from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.rcm import RCM, RCMOptions
 from distill.methods.scm import SCM, SCMOptions
@@ -20,7 +20,9 @@ def method(**options) -> RCM:
 
 
 def batch() -> Batch:
-    return Batch({}, Draws(("rcm",), 0, 16, 16, CPU), torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))
+    return Batch(
+        {}, BatchRandom(("rcm",), 0, 16, 16, CPU), torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+    )
 
 
 def test_the_loss_is_the_weighted_sum():
@@ -46,15 +48,15 @@ def test_one_student_is_shared_and_saved_once():
 
 def test_the_student_adapts_before_the_fake_score_moves():
     rcm = method(dmd=DMDOptions(fake_score_updates=3))
-    assert rcm.turns(4) == ("student",)
-    assert rcm.turns(5) == ("fake_score",) * 3 + ("student",)
+    assert rcm.phases(4) == ("student",)
+    assert rcm.phases(5) == ("fake_score",) * 3 + ("student",)
     assert "adaptation_loss" in rcm("student", batch(), 0)[1]
 
 
 def test_its_student_is_exported_as_scms_is(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     rcm = RCM(teacher, 2.0, RCMOptions())
-    assert rcm.student.time_scale and rcm.student.ceiling and rcm.fake_score.time_scale is None
+    assert rcm.student.time_scale and rcm.student.max_angle and rcm.fake_score.time_scale is None
     assert rcm.candidate_times() == SCM(teacher, 2.0, SCMOptions()).candidate_times()
     assert rcm.step_counts([1.5, 0.8]) == (1, 2) and rcm.needs_latents(rcm.options)
 

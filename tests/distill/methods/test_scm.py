@@ -7,11 +7,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from distill.data.draws import Draws
-from distill.methods.base import Batch
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
-from teachers.core.few_step import soften_clock
+from teachers.core.few_step import refit_time_embedding
 from teachers.core.sampling import sample
 from teachers.core.teacher import save_pipeline, select
 from teachers.core.trigflow import HALF_PI, Flow, VariancePreserving, add_noise, to_velocity, to_x0
@@ -129,7 +129,7 @@ def test_samples_that_are_not_finite_are_masked_and_counted():
         return value, slope
 
     scm.tangent = broken
-    batch = Batch({}, Draws(("t",), 0, 8, 8, CPU), torch.randn(8, 2))
+    batch = Batch({}, BatchRandom(("t",), 0, 8, 8, CPU), torch.randn(8, 2))
     loss, logs = scm("student", batch, 1000)
     loss.backward()
     assert logs["masked_share"] == 1 / 8
@@ -149,7 +149,7 @@ def test_a_velocity_that_is_not_finite_masks_its_sample_only():
 
     scm = method()
     scm.student = Denoiser(Broken(), Flow(), "flow_prediction")
-    loss, logs = scm("student", Batch({}, Draws(("t",), 0, 8, 8, CPU), torch.randn(8, 2)), 1000)
+    loss, logs = scm("student", Batch({}, BatchRandom(("t",), 0, 8, 8, CPU), torch.randn(8, 2)), 1000)
     loss.backward()
     assert logs["masked_share"] == 1 / 8
     assert loss.isfinite() and scm.student.network.weight.grad.isfinite().all()
@@ -171,7 +171,7 @@ def test_the_tangent_does_not_see_the_end_of_the_schedules_table(prediction, kin
     path = VariancePreserving(sd15_scheduler().alphas_cumprod)
     scm = method(tangent=kind, proposal=(30.0, 0.1))  # every draw wants to lie beyond the end
     scm.student = Denoiser(Smooth(), path, prediction, time_scale=8.0)
-    last = scm.noise_level(Batch({}, Draws(("e",), 0, 4, 4, CPU)))
+    last = scm.noise_level(Batch({}, BatchRandom(("e",), 0, 4, 4, CPU)))
     assert last.max() < path.t_max
     x, drift = torch.randn(4, 2), torch.randn(4, 2)
     slopes = []
@@ -186,8 +186,8 @@ def test_the_tangent_does_not_see_the_end_of_the_schedules_table(prediction, kin
 def test_learned_weighting_starts_at_one_and_is_trained():
     plain, learned = method(), method(learned_weighting=True)
     learned.student.load_state_dict(plain.student.state_dict())
-    one, _ = plain("student", Batch({}, Draws(("w",), 0, 8, 8, CPU), torch.ones(8, 2)), 1000)
-    two, _ = learned("student", Batch({}, Draws(("w",), 0, 8, 8, CPU), torch.ones(8, 2)), 1000)
+    one, _ = plain("student", Batch({}, BatchRandom(("w",), 0, 8, 8, CPU), torch.ones(8, 2)), 1000)
+    two, _ = learned("student", Batch({}, BatchRandom(("w",), 0, 8, 8, CPU), torch.ones(8, 2)), 1000)
     assert torch.allclose(one / 2, two)  # e^0 / D with D = 2
     two.backward()
     assert learned.log_variance.linear.bias.grad.abs() > 0
@@ -196,7 +196,7 @@ def test_learned_weighting_starts_at_one_and_is_trained():
 
 def test_the_proposal_is_log_normal_in_tan_t():
     scm = method(proposal=(0.3, 0.5))
-    t = scm.noise_level(Batch({}, Draws(("p",), 0, 20000, 20000, CPU)))
+    t = scm.noise_level(Batch({}, BatchRandom(("p",), 0, 20000, 20000, CPU)))
     logs = torch.log(torch.tan(t))
     assert logs.mean().item() == pytest.approx(0.3, abs=0.01)
     assert logs.std().item() == pytest.approx(0.5, abs=0.01)
@@ -206,8 +206,8 @@ def test_a_softened_clock_is_close_to_the_teacher_and_gentle(text_pipeline):
     torch.manual_seed(0)
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     student: Denoiser = teacher.student()
-    soften_clock(student, 8.0)
-    assert student.clock(torch.tensor([1.0])).item() == pytest.approx(8.0)
+    refit_time_embedding(student, 8.0)
+    assert student.timestep_input(torch.tensor([1.0])).item() == pytest.approx(8.0)
     x, t = torch.randn(8, 4, 8, 8), torch.linspace(0.1, 1.4, 8)
     cond = teacher.condition(["a coat"] * 8)
     with torch.no_grad():
@@ -231,11 +231,11 @@ def test_gain_is_the_derivative_of_the_velocity(prediction, sigma_data):
         def forward(self, sample, timestep, return_dict=True):
             return (self.output,)
 
-    denoiser = Denoiser(Constant(), path, prediction, ceiling=1.2 if prediction == "epsilon" else None)
+    denoiser = Denoiser(Constant(), path, prediction, max_angle=1.2 if prediction == "epsilon" else None)
     t = torch.linspace(0.1, 1.45, 6, dtype=torch.float64)
     velocity = denoiser.velocity(torch.randn(6, 1, dtype=torch.float64), t, {})
     (slope,) = torch.autograd.grad(velocity.sum(), denoiser.network.output)
-    assert torch.allclose(slope[:, 0].abs(), denoiser.gain(t), rtol=1e-6)
+    assert torch.allclose(slope[:, 0].abs(), denoiser.velocity_scale(t), rtol=1e-6)
 
 
 def test_training_from_data_has_the_distillation_target_on_average():
@@ -258,7 +258,7 @@ def test_training_from_data_has_the_distillation_target_on_average():
 def test_training_from_data_never_asks_the_teacher():
     scm = method(drift="data")
     scm.teacher.denoiser = None
-    loss, _ = scm("student", Batch({}, Draws(("d",), 0, 8, 8, CPU), torch.randn(8, 2)), 1000)
+    loss, _ = scm("student", Batch({}, BatchRandom(("d",), 0, 8, 8, CPU), torch.randn(8, 2)), 1000)
     assert loss.isfinite()
 
 
@@ -280,7 +280,9 @@ def test_guidance_drawn_from_a_list_reaches_teacher_and_student(text_pipeline):
     """Each sample is pulled to the teacher at its own scale, and the student is told that scale."""
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     scm = SCM(teacher, 2.0, SCMOptions(guidances=(1.5, 2.0, 4.0), adaptation_steps=2))
-    batch = Batch(teacher.condition(["a coat"] * 16), Draws(("g",), 0, 16, 16, CPU), torch.randn(16, *teacher.shape))
+    batch = Batch(
+        teacher.condition(["a coat"] * 16), BatchRandom(("g",), 0, 16, 16, CPU), torch.randn(16, *teacher.shape)
+    )
     scales, cond = scm._guidance(batch)
     assert set(scales.tolist()) == {1.5, 2.0, 4.0}
     wanted = teacher.stock.get_guidance_scale_embedding(scales - 1, cond["timestep_cond"].shape[1])

@@ -12,7 +12,8 @@ from cleanfid.resize import build_resizer
 from torchvision.models.inception import BasicConv2d
 
 import eval.features.inception as module
-from eval.features.inception import MODES, find_weights, inception, network, unfolded
+from eval.config.names import INCEPTION_MODES
+from eval.features.inception import find_weights, inception, network, unfolded
 
 
 def images(count: int = 2, size: int = 32) -> torch.Tensor:
@@ -80,7 +81,7 @@ def test_nvidias_script_is_the_same_network_under_other_names(ported):
 
 def test_the_real_weights():
     """Of the package that the extra `test` brings: non-negative features, the same for all modes at 299 pixels."""
-    made = {mode: inception(mode, torch.device("cpu"), module._packaged())(images(1, 299)) for mode in MODES}
+    made = {mode: inception(mode, torch.device("cpu"), module._packaged())(images(1, 299)) for mode in INCEPTION_MODES}
     assert made["clean"].shape == (1, 2048)
     assert made["clean"].min() >= 0
     torch.testing.assert_close(made["clean"], made["legacy_tensorflow"], rtol=1e-3, atol=1e-3)
@@ -88,7 +89,7 @@ def test_the_real_weights():
     assert 0 < (made["clean"] - made["legacy_pytorch"]).abs().max() < 0.2
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", INCEPTION_MODES)
 def test_what_the_network_is_fed(mode, monkeypatch):
     """With a stand-in for the network: 8-bit rounding, the mode's resizing to 299, the mode's scaling."""
     monkeypatch.setattr(module, "network", lambda weights: torch.nn.Identity())

@@ -7,7 +7,7 @@ import torch
 from torchvision.models import alexnet
 
 from eval.metrics.diversity import pairwise, perceptual, plan, psnr
-from eval.metrics.perceptual import Lpips, _NumpyOnly, at_hand
+from eval.metrics.perceptual import Lpips, _NumpyOnly, on_device
 
 
 def images(count: int, seed: int = 0, size: int = 32) -> torch.Tensor:
@@ -84,11 +84,11 @@ def test_lpips_of_small_and_large_images(backbone):
 def test_without_weights_nothing_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("eval.metrics.perceptual._packaged", lambda backbone: None)
-    assert not at_hand("alex")
+    assert not on_device("alex")
     assert perceptual(torch.device("cpu")) is None
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/alexnet-owt-7be5be79.pth").touch()
-    assert at_hand("alex")
+    assert on_device("alex")
 
 
 class Malice:

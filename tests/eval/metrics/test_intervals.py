@@ -34,8 +34,8 @@ def test_influence_is_the_derivative(target):
 
     def weighted(weights):
         mean = weights @ features
-        away = features - mean
-        return target.distance(mean, away.T @ (away * weights[:, None]))
+        offloaded = features - mean
+        return target.distance(mean, offloaded.T @ (offloaded * weights[:, None]))
 
     even = torch.full((200,), 1 / 200, dtype=torch.float64)
     for i in (0, 17, 150):

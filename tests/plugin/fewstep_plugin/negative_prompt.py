@@ -4,5 +4,5 @@ from teachers.families.stable_diffusion import StableDiffusion
 
 
 class NegativePrompt(StableDiffusion):
-    def empty(self):
+    def encode_null_condition(self):
         return self.condition(["a grey photograph of a bag"])

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from distill.methods.base import Batch, Distiller
+from distill.data.batch import Batch
+from distill.methods.base import Distiller
 from teachers.core.sampling import sample
 
 
@@ -19,8 +20,8 @@ class Regression(Distiller):
     def pairs(cls, options: RegressionOptions) -> tuple[int, int]:
         return options.pairs, options.teacher_steps
 
-    def forward(self, turn: str, batch: Batch, step: int):
+    def forward(self, phase: str, batch: Batch, step: int):
         noise, endpoint, cond = batch.pairs()
-        made = sample(self.student, noise, [self.student.path.t_max], cond, batch.draws.normal)
+        made = sample(self.student, noise, [self.student.path.t_max], cond, batch.rng.normal)
         loss = (made - endpoint).square().mean()
         return loss, {"loss": loss.detach()}

@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.config.registry import TEACHERS, find
-from distill.data.draws import Draws
-from distill.methods.base import Batch
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
 from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.few_step import flow_scheduler, grid
@@ -158,7 +158,7 @@ def test_the_stock_pipeline_is_followed(name, load, tiny, record, monkeypatch):
         first, second = fed.float().chunk(2)
         empty, full = (second, first) if name == "DiT" else (first, second)
         worst = max(worst, (ours - full).abs().max().item())
-        worst = max(worst, (teacher.unconditional(cond)[key] - empty).abs().max().item())
+        worst = max(worst, (teacher.null_condition(cond)[key] - empty).abs().max().item())
     record(name, "condition", worst)
     assert worst < 1e-5
 
@@ -225,15 +225,15 @@ def test_four_steps(name, starts, load):
 
 def batch_of(teacher, name, seed=0):
     latents = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(seed))
-    return Batch(teacher.condition(prompts_of(name)), Draws((seed,), 0, 2, 2, CPU), latents)
+    return Batch(teacher.condition(prompts_of(name)), BatchRandom((seed,), 0, 2, 2, CPU), latents)
 
 
-def step(distiller, turn, teacher, name, number=0):
+def step(distiller, phase, teacher, name, number=0):
     """One optimizer step of one turn; every weight of its networks that matters moves, and stays finite."""
-    parameters = [p for module in distiller.networks()[turn] for p in module.parameters()]
+    parameters = [p for module in distiller.networks()[phase] for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0)
     before = [p.detach().clone() for p in parameters]
-    loss, _ = distiller(turn, batch_of(teacher, name, number), number)
+    loss, _ = distiller(phase, batch_of(teacher, name, number), number)
     loss.backward()
     optimizer.step()
     assert torch.isfinite(loss)
@@ -256,8 +256,8 @@ def test_dmd(name, load, record):
     record(name, "DMD step", gradient.abs().max().item())
     assert gradient.abs().max() < 1e-4
     distiller = DMD(teacher, 2.0, DMDOptions())
-    for turn in ("fake_score", "student"):
-        step(distiller, turn, teacher, name)
+    for phase in ("fake_score", "student"):
+        step(distiller, phase, teacher, name)
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +354,7 @@ def test_export(name, load, trained, reloaded, record):
     told = flow_scheduler(student, times, name.startswith("Flux"))[1] if flow else torch.tensor(grid(student.path, 2))
     x = torch.randn(2, *teacher.shape)
     with torch.no_grad():
-        wanted = student.call(student.network, x, student.clock(torch.tensor(times)), cond)
+        wanted = student.call(student.network, x, student.timestep_input(torch.tensor(times)), cond)
         got = student.call(exported, x, told.float(), cond)
     record(name, "export", difference(got, wanted))
     assert difference(got, wanted) < 1e-4

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 
-from teachers.core.few_step import soften_clock
+from teachers.core.few_step import refit_time_embedding
 from teachers.core.sampling import sample
 from teachers.core.teacher import save_pipeline
 from teachers.families.stable_diffusion import StableDiffusion
@@ -47,7 +47,7 @@ def test_condition_and_guidance_are_the_pipelines_own(teacher, text_pipeline):
     cond = teacher.condition(PROMPTS)
     without, with_prompt = kwargs["encoder_hidden_states"].chunk(2)
     assert torch.allclose(cond["encoder_hidden_states"], with_prompt, atol=1e-6)
-    assert torch.allclose(teacher.unconditional(cond)["encoder_hidden_states"], without, atol=1e-6)
+    assert torch.allclose(teacher.null_condition(cond)["encoder_hidden_states"], without, atol=1e-6)
     t = teacher.denoiser.path.angle(args[1].double().expand(2))
     velocity = teacher.velocity(latents, t.float(), cond, guidance=3.0)
     sin, cos = torch.sin(t).float().view(-1, 1, 1, 1), torch.cos(t).float().view(-1, 1, 1, 1)
@@ -98,9 +98,9 @@ def test_export_runs_unpatched_in_a_process_without_this_project(kind, text_pipe
         for p in student.parameters():
             p.add_(0.02 * torch.randn_like(p))
     if kind.startswith("gentle clock"):
-        soften_clock(student, 8.0)
+        refit_time_embedding(student, 8.0)
     if kind.endswith("ceiling"):
-        student.ceiling = 1.2
+        student.max_angle = 1.2
     times = [teacher.denoiser.path.t_max, 0.83]
     save_pipeline(teacher.pipeline(student, times), tmp_path / "pipeline")
     noise = torch.randn(2, 4, 8, 8)
@@ -127,8 +127,8 @@ def test_unconditional_round_trip_and_export(unconditional_pipeline, tmp_path):
     student = teacher.student()
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     assert torch.allclose(teacher.decode(teacher.encode(images)), images, atol=1e-6)
-    soften_clock(student, 8.0)
-    student.ceiling = 1.2
+    refit_time_embedding(student, 8.0)
+    student.max_angle = 1.2
     times = [teacher.denoiser.path.t_max, 0.7]
     save_pipeline(teacher.pipeline(student, times), tmp_path / "pipeline")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")

@@ -12,15 +12,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import teachers.networks.checkpointing
 from distill.config.registry import TEACHERS, find
-from distill.data.draws import Draws
-from distill.methods.base import Batch
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
 from distill.methods.discriminator import frozen
 from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.jvp import jvp
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
 from teachers.families.stable_diffusion import StableDiffusion
-from teachers.networks.adapters import plain
+from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
 from teachers.networks.storage import StoredConv2d, StoredLinear, store
 
@@ -38,7 +38,7 @@ def load(tiny):
         family, folder = tiny(name)
         torch.manual_seed(0)
         made = find(TEACHERS, family).load(str(folder), CPU, precision)
-        made.share(rank)
+        made.enable_lora(rank)
         return made
 
     return teacher
@@ -83,7 +83,7 @@ def test_a_plain_copy_is_an_ordinary_network_that_does_the_same(load, name):
     teacher = load(name, torch.bfloat16)
     student = moved(teacher.student())
     x, t, cond = points(teacher)
-    network = plain(student.network)
+    network = merged_copy(student.network)
     kinds = {type(module) for module in network.modules()}
     assert not kinds & {StoredLinear, StoredConv2d} and not any("peft" in kind.__module__ for kind in kinds)
     assert all(p.dtype == torch.float32 for p in network.parameters())
@@ -138,15 +138,15 @@ def dmd(teacher, **options):
 def gradients(method, latents=None):
     """DMD's turns with the other networks called between forward and backward, as gradient accumulation may."""
     found = {}
-    for turn, modules in method.networks().items():
-        batch = Batch(points(method.teacher)[2], Draws(("x", turn), 0, 2, 2, CPU), latents)
-        loss, _ = method(turn, batch, 0)
+    for phase, modules in method.networks().items():
+        batch = Batch(points(method.teacher)[2], BatchRandom(("x", phase), 0, 2, 2, CPU), latents)
+        loss, _ = method(phase, batch, 0)
         x, t, cond = points(method.teacher)
         for other in (method.student, method.fake_score, method.teacher.denoiser):
             other.velocity(x, t, cond).detach()
         loss.backward()
-        found[turn] = [p.grad.clone() for m in modules for p in m.parameters() if p.grad is not None]
-        assert len(found[turn]) == sum(1 for m in modules for _ in m.parameters())
+        found[phase] = [p.grad.clone() for m in modules for p in m.parameters() if p.grad is not None]
+        assert len(found[phase]) == sum(1 for m in modules for _ in m.parameters())
         method.zero_grad(set_to_none=True)
     return found
 
@@ -162,7 +162,7 @@ def test_a_base_in_half_precision_trains_every_part_of_its_adapters(load, name):
         student.zero_grad()
         student.velocity(x, t, cond).square().sum().backward()
         found.append([p.grad.clone() for p in student.parameters()])
-        teacher.denoiser.network.shelf.base.float()
+        teacher.denoiser.network.lora_base.base.float()
     for one, two in zip(*found, strict=True):
         assert torch.allclose(one, two, rtol=1e-3, atol=1e-4 * max(1, two.abs().max().item()))
 
@@ -175,9 +175,9 @@ def test_checkpointing_keeps_to_its_adapter(load, features):
     teacher = load("Stable Diffusion 1.5")
     checkpoint_activations(teacher.denoiser.network)
     within = gradients(dmd(teacher, **options), latents)
-    for turn, wanted in without.items():
-        for one, two in zip(within[turn], wanted, strict=True):
-            assert torch.allclose(one, two, rtol=1e-4, atol=1e-6 * max(1, two.abs().max().item())), turn
+    for phase, wanted in without.items():
+        for one, two in zip(within[phase], wanted, strict=True):
+            assert torch.allclose(one, two, rtol=1e-4, atol=1e-6 * max(1, two.abs().max().item())), phase
 
 
 def test_without_the_pin_checkpointing_takes_the_wrong_adapter(load, monkeypatch):
@@ -235,10 +235,10 @@ def test_the_tangent_is_exact_through_adapters(load, precision):
     teacher = load("Stable Diffusion 1.5", precision)
     checkpoint_activations(teacher.denoiser.network)  # it is off without gradients
     student = moved(teacher.student())
-    teacher.soften(student, 8.0)
+    teacher.refit_time_embedding(student, 8.0)
     x, t, cond = points(teacher)
     dx, dt = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)), torch.ones_like(t)
-    ordinary = Denoiser(plain(student.network), student.path, student.prediction, student.time_scale)
+    ordinary = Denoiser(merged_copy(student.network), student.path, student.prediction, student.time_scale)
     _, found = jvp(lambda x, t: student.velocity(x, t, cond), (x, t), (dx, dt))
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         _, wanted = reference_jvp(lambda x, t: ordinary.velocity(x, t, cond), (x, t), (dx, dt))
@@ -253,7 +253,7 @@ def test_scm_moves_the_students_clock_and_not_the_teachers(load):
     assert torch.equal(teacher.denoiser.velocity(x, t, cond), before)
     assert torch.equal(teacher.student().velocity(x, t, cond), before)
     assert method.student.time_scale == 8.0
-    batch = Batch(cond, Draws(("x",), 0, 2, 2, CPU), torch.randn(2, 4, 8, 8))
+    batch = Batch(cond, BatchRandom(("x",), 0, 2, 2, CPU), torch.randn(2, 4, 8, 8))
     for step in (0, 500):
         method("student", batch, step)[0].backward()
     assert all(p.grad is not None for p in method.student.parameters())
@@ -264,7 +264,7 @@ def test_scm_moves_the_students_clock_and_not_the_teachers(load):
 def test_a_lora_file_on_the_stock_pipeline_gives_the_exports_images(load, tiny, tmp_path, name, count):
     teacher = load(name)
     student = moved(teacher.student(), 0.02)
-    teacher.soften(student, 8.0)
+    teacher.refit_time_embedding(student, 8.0)
     times = [student.path.t_max, 0.8][:count]
     fused = teacher.pipeline(student, times)
     assert teacher.save_lora(student, times, tmp_path)

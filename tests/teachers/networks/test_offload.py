@@ -16,13 +16,13 @@ def test_the_network_visits_the_device_and_comes_back_as_it_was():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).requires_grad_(False).eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    away = Offload(network, torch.device("cpu"))
-    away.device = torch.float64
+    offloaded = Offload(network, torch.device("cpu"))
+    offloaded.device = torch.float64
     for _ in range(2):
-        with away.at_hand():
+        with offloaded.on_device():
             assert network(torch.zeros(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
         assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    with pytest.raises(KeyError), away.at_hand():
+    with pytest.raises(KeyError), offloaded.on_device():
         raise KeyError
     assert all(p.dtype == torch.float32 for p in network.parameters())
 
@@ -35,8 +35,8 @@ def test_a_teacher_away_says_the_same_and_only_its_calls_have_it_at_hand(text_pi
     expected = teacher.velocity(x, t, cond, 2.0)
     method = DMD(teacher, 2.0, DMDOptions())
     teacher.offload(device)
-    visits, at_hand = [], teacher.away.at_hand
-    monkeypatch.setattr(teacher.away, "at_hand", lambda: visits.append(1) or at_hand())
+    visits, on_device = [], teacher.offloaded.on_device
+    monkeypatch.setattr(teacher.offloaded, "at_hand", lambda: visits.append(1) or on_device())
     assert torch.equal(teacher.velocity(x, t, cond, 2.0), expected)
     method.gradient(x, x, t, cond)
     assert len(visits) == 2
@@ -61,7 +61,7 @@ def test_a_run_with_the_teacher_away_gives_the_same_weights(text_pipeline, tmp_p
         "train: {steps: 2, batch_size: 2, evaluate_every: 1, evaluate_samples: 2, evaluate_teacher_steps: 1,\n"
         "  tracker: none}\n"
     )
-    for name, away in (("near", "false"), ("away", "true")):
-        train(load(tmp_path / "a.yaml", [f"name={name}", f"memory.offload_teacher={away}"]))
+    for name, offloaded in (("near", "false"), ("away", "true")):
+        train(load(tmp_path / "a.yaml", [f"name={name}", f"memory.offload_teacher={offloaded}"]))
     ends = [load_file(tmp_path / name / "checkpoints/00000002" / checkpoint.WEIGHTS) for name in ("near", "away")]
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())

@@ -19,7 +19,7 @@ FRESH = NORMALS.bit_generator.state  # to be set, with a key and a counter, befo
 LOCK = threading.Lock()
 
 
-class Draws:
+class BatchRandom:
     """The draws of rows [first, last) of a global batch of `total`, for one key."""
 
     def __init__(self, key: tuple[object, ...], first: int, last: int, total: int, device: torch.device) -> None:

@@ -1,0 +1,243 @@
+"""The command line `fewstep`. Arguments are parsed before torch is imported, so that help is immediate."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from distill.config.shipped import FOLDER, description, recipe_file, shipped
+from eval.__main__ import demo, evaluate
+from teachers.__main__ import describe, families
+from teachers.support.errors import run_click
+
+PATH = click.Path(path_type=Path)
+RECIPE = click.argument("recipe")
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+CONFIG = click.option(
+    "--config", metavar="NAME", help="Start accelerate's launcher with this configuration: a name (ddp) or a file."
+)
+PROCESSES = click.option("--num-processes", type=int, help="Start this many processes with accelerate's launcher.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fewstep")
+def fewstep() -> None:
+    """Turn a diffusion model into a one- or two-step model, and measure what that costs and gains.
+
+    \b
+    Examples:
+      fewstep quickstart
+      fewstep train pocket/dmd
+      fewstep eval runs/pocket-dmd
+    """
+
+
+@fewstep.command()
+@RECIPE
+@OVERRIDES
+@CONFIG
+@PROCESSES
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, print the plan and the estimated hours; train nothing."
+)
+def train(recipe: str, overrides: Sequence[str], config: str | None, num_processes: int | None, dry_run: bool) -> int:
+    """Train a student by RECIPE: a YAML file, or the name of a shipped recipe (`fewstep recipes list`).
+
+    KEY=VALUE overrides a key of the recipe. Run the same command again to resume.
+
+    \b
+    Examples:
+      fewstep train pocket/dmd
+      fewstep train pocket/scm train.steps=500 name=short
+      fewstep train sd15_dmd --config ddp --num-processes 4
+      fewstep train sd15_dmd_24gb --dry-run
+    """
+    from distill.config.recipe import load
+
+    checked = load(recipe, overrides)
+    if dry_run:
+        from distill.dry_run import dry_run as estimate
+
+        estimate(checked)
+        return 0
+    if config is not None or num_processes is not None:
+        return _launch("distill.train", recipe, overrides, config, num_processes)
+    from distill.train import train as run
+
+    run(checked)
+    return 0
+
+
+@fewstep.command()
+@RECIPE
+@OVERRIDES
+@CONFIG
+@PROCESSES
+def pairs(recipe: str, overrides: Sequence[str], config: str | None, num_processes: int | None) -> int:
+    """Make a recipe's teacher pairs ahead of training.
+
+    \b
+    Example:
+      fewstep pairs sd15_dmd --config ddp --num-processes 4
+    """
+    from distill.config.recipe import load
+
+    checked = load(recipe, overrides)
+    if config is not None or num_processes is not None:
+        return _launch("distill.pairs", recipe, overrides, config, num_processes)
+    from distill.pairs import make_pairs
+
+    make_pairs(checked)
+    return 0
+
+
+@fewstep.command()
+@RECIPE
+@OVERRIDES
+def memory(recipe: str, overrides: Sequence[str]) -> None:
+    """Print what a recipe will hold in memory, before any of it is allocated.
+
+    \b
+    Example:
+      fewstep memory sdxl_dmd2_lora train.accumulation=8
+    """
+    from distill.config.recipe import load
+    from distill.memory import print_memory
+
+    print_memory(load(recipe, overrides))
+
+
+@fewstep.command()
+@click.argument("run", type=PATH)
+@click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the pipeline as this model.")
+@click.option("--private", is_flag=True, help="Create the model as a private one.")
+@click.option("--report", type=PATH, help="The folder of the report. Default: searched for near the run.")
+def export(**options: Any) -> None:
+    """Export the student of RUN as a diffusers pipeline, with its evaluation in the model card.
+
+    RUN is the folder of a run, finished or stopped, or of an exported pipeline.
+
+    \b
+    Examples:
+      fewstep export runs/pocket-dmd
+      fewstep export runs/pocket-dmd --push-to-hub owner/model --private
+    """
+    from distill.export import export_and_push
+
+    export_and_push(**options)
+
+
+@fewstep.command()
+@click.argument("run", type=PATH)
+@click.option("--prompt", "prompts", multiple=True, help="What to draw; may be given several times.")
+@click.option("--count", type=int, default=1, show_default=True, help="Images a prompt.")
+@click.option("--num-steps", type=int, help="Network evaluations. Default: the fewest that the student was made for.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--out", type=PATH, default=Path("sample.png"), show_default=True, help="The image file to write.")
+def sample(**options: Any) -> None:
+    """Draw images with the student of RUN.
+
+    \b
+    Example:
+      fewstep sample runs/pocket-scm --prompt "a photo of an ankle boot" --num-steps 2 --out boot.png
+    """
+    from distill.sample import draw_to_file
+
+    draw_to_file(**options)
+
+
+@fewstep.command()
+@click.option("--output", type=PATH, default=Path("runs/quickstart"), show_default=True, help="Folder of both runs.")
+@click.option("--samples", type=int, default=1000, show_default=True, help="Images a row of the report.")
+@OVERRIDES
+def quickstart(output: Path, samples: int, overrides: Sequence[str]) -> None:
+    """Distil the embedded teacher with both methods and compare the students: some six minutes on two CPU cores.
+
+    KEY=VALUE overrides a key of both recipes. Run the same command again to continue after an interruption.
+
+    \b
+    Examples:
+      fewstep quickstart
+      fewstep quickstart --samples 200 train.steps=100
+    """
+    from distill.quickstart import quickstart as run
+
+    run(output, samples, list(overrides))
+
+
+@fewstep.group()
+def recipes() -> None:
+    """List, show and copy the recipes that ship, and document every key."""
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """List the recipes that ship."""
+    found = shipped()
+    width = max(map(len, found))
+    for name, file in found.items():
+        click.echo(f"{name:<{width}}  {description(file).partition('. ')[0].rstrip('.')}.")
+
+
+@recipes.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print the recipe NAME."""
+    click.echo(recipe_file(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command()
+@click.argument("name")
+@click.argument("target", type=PATH, required=False)
+def copy(name: str, target: Path | None) -> None:
+    """Copy the recipe NAME into TARGET (default: a file of that name here), to be edited."""
+    source = recipe_file(name)
+    target = Path(source.name) if target is None else target / source.name if target.is_dir() else target
+    if target.exists():
+        raise ValueError(f"{target} exists already; name another file")
+    shutil.copyfile(source, target)
+    click.echo(f"{target}: edit it, then run fewstep train {target}")
+
+
+@recipes.command()
+@click.argument("method", required=False)
+def keys(method: str | None) -> None:
+    """Document every key of a recipe, or with METHOD the options of that method."""
+    from distill.config.recipe import Recipe
+    from distill.config.registry import DISTILLERS, find
+    from distill.config.typed import document
+
+    for entry in document(find(DISTILLERS, method).Options, "method") if method else document(Recipe):
+        click.echo(f"{entry.key}  ({entry.kind}; default {entry.default})\n    {entry.help}")
+
+
+for command in (describe, families, demo):
+    fewstep.add_command(command)
+fewstep.add_command(evaluate, "eval")
+
+
+def _launch(module: str, recipe: str, overrides: Sequence[str], config: str | None, processes: int | None) -> int:
+    """Run `module` under accelerate's launcher in a child process; the exit code."""
+    from distill.training.launch import launch
+
+    arguments = [str(recipe_file(recipe)), *overrides]
+    return launch(module, arguments, None if config is None else _config_file(config), processes)
+
+
+def _config_file(name: str) -> Path:
+    known = {file.stem: file for file in sorted((FOLDER / "accelerate").glob("*.yaml"))}
+    if Path(name).is_file():
+        return Path(name)
+    if name not in known:
+        raise ValueError(f"--config must be a file or one of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
+def main(*first: str) -> None:
+    """The console script; `first` are words before the process's own, as when a command runs as `python -m`."""
+    name = f"python -m distill.{first[0]}" if first else "fewstep"
+    command: Any = fewstep.commands[first[0]] if first else fewstep
+    sys.exit(run_click(command, sys.argv[1:], name))

@@ -1,0 +1,42 @@
+"""The recipes that ship with the package: listing them and finding one by name. Imports nothing slow."""
+
+from pathlib import Path
+
+from teachers.support.errors import suggest
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+OTHERS = ("accelerate", "eval")  # folders of launcher configurations and evaluation protocols
+
+
+def shipped() -> dict[str, Path]:
+    """Every shipped recipe: its name, such as "pocket/dmd", and its file."""
+    files = sorted(FOLDER.rglob("*.yaml"), key=lambda file: (len(file.parts), file))
+    found = {file.relative_to(FOLDER).with_suffix("").as_posix(): file for file in files}
+    return {name: file for name, file in found.items() if not name.startswith(OTHERS)}
+
+
+def recipe_file(source: str | Path) -> Path:
+    """The file of a recipe, given by its path or by the name of a shipped one.
+
+    Raises:
+        ValueError: Where there is neither, with the closest name that exists.
+    """
+    path, name = Path(source), str(source)
+    if path.is_file():
+        return path
+    known = shipped()
+    if name.removesuffix(".yaml") in known:
+        return known[name.removesuffix(".yaml")]
+    neighbours = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    hint = suggest(name, neighbours) or suggest(name, known)
+    raise ValueError(f"there is no recipe {name}{hint or '; `fewstep recipes list` shows the recipes that ship'}")
+
+
+def description(file: Path) -> str:
+    """The comment at the top of a recipe, without the command line that it may begin with."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return " ".join(line for line in lines if line and not line.startswith(("accelerate ", "fewstep "))).strip()

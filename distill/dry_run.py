@@ -1,0 +1,126 @@
+"""`fewstep train RECIPE --dry-run`: check everything that a run needs, measure a few steps, estimate its hours."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from distill.config.recipe import Recipe, method_options
+from distill.data.dataset import Dataset
+from distill.train import batch_rngs, train_step
+from distill.training.engine import Engine
+from distill.training.memory_plan import fits, plan_lines
+from distill.training.setup import build_monitor, plan_data, prepare
+from distill.training.state import TrainState
+from teachers.core.teacher import Teacher
+from teachers.describe import describe
+
+WARMUP, MEASURED = 1, 3  # steps
+T = TypeVar("T")
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Print the resolved recipe, the data, the teacher, the memory plan and the estimated hours; train nothing.
+
+    The estimate comes from a few real steps on this machine, in a temporary folder that is deleted.
+
+    Raises:
+        ValueError: One sentence for whatever would stop the run.
+    """
+    assert recipe.teacher.path is not None
+    print(
+        f"recipe, with every default:\n{_indent(yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True))}"
+    )
+    plan = plan_data(recipe)
+    print(f"data: {plan.summary()}")
+    print(f"teacher: {describe(recipe.teacher.path)}")
+    with Engine(dataclasses.replace(recipe.train, tracker="none"), recipe.folder) as engine:
+        samples = engine.local_batch_size
+        print("\n".join(plan_lines(recipe, samples, engine.device)))
+        if not fits(recipe, samples, engine.device):
+            print("no steps were measured, since the run does not fit into the memory that is free now")
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            _measure(recipe, Path(folder), engine)
+
+
+def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
+    """Time data, steps and one evaluation on a small part of the data, and print what the whole run takes."""
+    settings = recipe.train
+    few = settings.batch_size
+    limited = dataclasses.replace(recipe.data, limit=min(recipe.data.limit or few, few))
+    small = dataclasses.replace(recipe, output=str(folder), data=limited)
+    cls, options = method_options(recipe)
+    wanted, _ = cls.pairs(options)
+    if wanted and hasattr(options, "regression_pairs"):
+        small = dataclasses.replace(small, method=recipe.method | {"regression_pairs": min(wanted, few)})
+    (teacher, dataset), preparing = _timed(lambda: prepare(small, plan_data(small), engine))
+    state = TrainState.build(small, teacher, engine)
+    batches = dataset.micro_batches(batch_rngs(small, engine, state.distiller, 0))
+    _timed(lambda: [train_step(state, batches, engine, small) for _ in range(WARMUP)])
+    steps = min(MEASURED, settings.steps - WARMUP)
+    _, taken = _timed(lambda: [train_step(state, batches, engine, small) for _ in range(steps)])
+    step = taken / max(1, steps)
+    parts = {
+        "training": step * settings.steps,
+        "evaluations": _evaluations(small, recipe, teacher, dataset, engine, state),
+    }
+    if wanted:
+        made = min(wanted, few)
+        parts["teacher pairs"] = preparing * wanted / made
+    print(f"{step:.3g} seconds a step at a batch of {settings.batch_size}, after {WARMUP} step of warm-up")
+    for name, seconds in parts.items():
+        print(f"  {name:<14} {hours(seconds)}")
+    print(f"estimated total: {hours(sum(parts.values()))} on this machine with {engine.world_size} process(es)")
+
+
+def _evaluations(
+    small: Recipe, recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine, state: TrainState
+) -> float:
+    """Seconds of all evaluations, the teacher's held-out samples among them, from one small batch of each."""
+    settings = recipe.train
+    if not settings.evaluate_every:
+        return 0.0
+    count = min(settings.evaluate_samples, settings.batch_size)
+    small = dataclasses.replace(small, train=dataclasses.replace(small.train, evaluate_samples=max(2, count)))
+    monitor, making = _timed(lambda: build_monitor(small, teacher, dataset, engine))
+    assert monitor is not None
+    times = state.distiller.candidate_times()
+    _, judging = _timed(lambda: monitor.distance(state.ema, times[0]))
+    scale = settings.evaluate_samples / max(2, count)
+    rounds = settings.steps // settings.evaluate_every + 1
+    counts = len(state.distiller.step_counts(times[0]))
+    return scale * (making + judging * (rounds * counts + len(times)))
+
+
+def hours(seconds: float) -> str:
+    """A duration for people: "45 s", "12 min", "3.5 h", "2.1 days"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def _timed(task: Callable[[], T]) -> tuple[T, float]:
+    began = time.perf_counter()
+    return task(), time.perf_counter() - began
+
+
+def _plain(recipe: Recipe) -> dict[str, object]:
+    values: dict[str, object] = yaml.safe_load(yaml.safe_dump(_lists(dataclasses.asdict(recipe))))
+    return values
+
+
+def _lists(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _indent(text: str) -> str:
+    return "".join(f"  {line}\n" for line in text.splitlines())

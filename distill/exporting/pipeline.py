@@ -1,0 +1,133 @@
+"""Write a student as a diffusers pipeline: the folder, `distill.json` and the model card."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill import __version__
+from distill.config.recipe import Recipe
+from distill.data.dataset import Dataset
+from distill.exporting.card import model_card
+from distill.methods.base import Distiller
+from distill.training.engine import Engine
+from distill.training.monitor import Monitor, choose_features
+from distill.training.state import TrainState
+from teachers.core.denoiser import Denoiser
+from teachers.core.teacher import Teacher, save_pipeline
+from teachers.networks.adapters import Adapted
+
+PROMPTS = "training_prompts.txt"  # in the pipeline's folder
+LORA = "lora"  # there too, where the student is an adapter
+
+
+def export(
+    run: Path,
+    teacher: Teacher,
+    student: Denoiser,
+    times: Sequence[float],
+    record: dict[str, Any],
+    captions: Sequence[str],
+) -> Path:
+    """Write `run`/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic.
+
+    `record` is what `describe` says of it. The distinct `captions` of the training travel along, for the report to draw
+    with where the recipe names no others.
+    """
+    final, temporary = run / "pipeline", run / ".pipeline.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline = teacher.pipeline(student, times)
+    save_pipeline(pipeline, temporary)
+    if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
+        calls = [
+            {**entry, "call": teacher.lora_call(entry["num_steps"], times[: entry["num_steps"]])}
+            for entry in record["calls"]
+        ]
+        record = record | {"lora": {"folder": LORA, "calls": calls}}
+    if record["evaluation"]["prompts"] == PROMPTS:
+        (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
+    (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
+    classes = type(pipeline).__name__, type(pipeline.scheduler).__name__
+    (temporary / "README.md").write_text(model_card(record, *classes, teacher))
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.replace(final)
+    return final
+
+
+def export_student(
+    recipe: Recipe, state: TrainState, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
+) -> Path:
+    """Choose the student's sampling times, and export its moving average. Every process calls it.
+
+    Args:
+        recipe: The run's recipe.
+        state: What was trained.
+        teacher: The run's teacher, which builds the pipeline.
+        dataset: The run's data; its captions are stored beside the pipeline.
+        monitor: Scores candidate times on held-out samples; None on processes that do not evaluate.
+        engine: The run's engine.
+
+    Returns:
+        The pipeline's folder.
+    """
+    times = monitor.best_times(state.distiller, state.ema) if monitor else []
+    student = engine.unsharded(state.ema)
+    if not engine.is_main:
+        return recipe.folder / "pipeline"
+    if state.step == 0:
+        student = teacher.student()  # untrained: the teacher itself, without what the method changed for training
+    cost = {
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        "samples": state.step * recipe.train.batch_size,
+        "device": device_name(engine.device),
+    }
+    record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe))
+    final = export(recipe.folder, teacher, student, times, record, dataset.captions)
+    print(f"the student's pipeline: {final}")
+    return final
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def describe(
+    recipe: Recipe,
+    teacher: Teacher,
+    distiller: Distiller,
+    student: Denoiser,
+    times: Sequence[float],
+    cost: dict[str, Any],
+    features: str,
+) -> dict[str, Any]:
+    """What `distill.json` says: how to call the pipeline, what it came from, how to judge it, what it cost."""
+    source, used = recipe.teacher, recipe.data.prompts or recipe.data.images
+    scale = {"guidance_scale": source.guidance} if student.defaults else {}  # a student that is told its guidance
+    prompts = recipe.evaluation.prompts or ("pocket" if used == "pocket" else PROMPTS)
+    return {
+        "format": 1,
+        "version": __version__,
+        "name": recipe.name,
+        "method": recipe.method["name"],
+        "options": {key: value for key, value in recipe.method.items() if key != "name"},
+        "teacher": {
+            "family": source.family,
+            "path": source.path,
+            "call": teacher.usual_call(source.num_steps, source.guidance),
+        },
+        "times": list(times),
+        "calls": [{"num_steps": n, "call": teacher.calls(n, times[:n]) | scale} for n in distiller.step_counts(times)],
+        "evaluation": {
+            "prompts": prompts if teacher.guided else None,
+            "features": features,
+            "reference": recipe.evaluation.reference,
+        },
+        "cost": cost,
+    }

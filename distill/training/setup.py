@@ -1,0 +1,95 @@
+"""What a run needs before its first step: the teacher, the encoded data, and the monitor that judges the student."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.config.recipe import DTYPES, Recipe, method_options
+from distill.config.registry import TEACHERS, find
+from distill.data import dataset as data
+from distill.data import teacher_pairs
+from distill.data.dataset import Dataset
+from distill.training.engine import Engine
+from distill.training.memory_plan import print_plan
+from distill.training.monitor import Monitor, choose_features
+from teachers.core.teacher import Teacher
+
+
+def plan_data(
+    recipe: Recipe,
+    teacher: Teacher | None = None,
+    latents: Tensor | None = None,
+    captions: Sequence[str] | None = None,
+) -> data.Plan:
+    """Open and check the run's data, without loading a teacher.
+
+    Args:
+        recipe: A checked recipe; its `data` is read unless `latents` are given.
+        teacher: A teacher that is in memory already.
+        latents: Native latents (N, *teacher.shape) in memory; they need a `teacher` in memory.
+        captions: A caption for each of the latents.
+
+    Raises:
+        ValueError: Where the data cannot be used.
+    """
+    cls, options = method_options(recipe)
+    family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
+    if latents is None:
+        return data.plan(recipe.data, cls.needs_latents(options), family.guided)
+    if teacher is None:
+        raise ValueError("latents in memory need a teacher in memory: pass both to train")
+    if tuple(latents.shape[1:]) != tuple(teacher.shape):
+        raise ValueError(
+            f"latents must have the shape (N, {', '.join(map(str, teacher.shape))}), got {tuple(latents.shape)}"
+        )
+    if not bool(latents.isfinite().all()):
+        raise ValueError("latents must be finite; some are NaN or infinite")
+    words = [""] * len(latents) if captions is None else list(captions)
+    if len(words) != len(latents):
+        raise ValueError(f"captions must be as many as latents ({len(latents)}), got {len(words)}")
+    return data.Plan(words, latents=latents.float() / teacher.denoiser.path.sigma_data)
+
+
+def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
+    """The recipe's teacher on `device`, in the recipe's precision. Its text encoders load when they are first used."""
+    assert recipe.teacher.path is not None
+    family = find(TEACHERS, recipe.teacher.family)
+    dtype = DTYPES[recipe.teacher.precision]
+    teacher: Teacher = family.load(recipe.teacher.path, device, dtype, recipe.teacher.sigma_data)
+    return teacher
+
+
+def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | None = None) -> tuple[Teacher, Dataset]:
+    """Load the teacher, encode the data and make the method's teacher pairs. Every process calls it.
+
+    Args:
+        recipe: A checked recipe.
+        plan: The data, from `plan_data`.
+        engine: The run's engine.
+        teacher: A teacher that is in memory already, instead of the recipe's.
+
+    Returns:
+        The teacher, without its text encoders in memory, and the dataset.
+    """
+    if engine.is_main and recipe.teacher.path is not None:
+        print_plan(recipe, engine.world_size, engine.device)
+    if teacher is None:
+        teacher = load_teacher(recipe, engine.device)
+    cls, options = method_options(recipe)
+    dataset = data.prepare(plan, teacher, recipe, engine.accelerator)
+    return teacher, teacher_pairs.attach(dataset, recipe, teacher, cls.pairs(options), engine.accelerator)
+
+
+def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine) -> Monitor | None:
+    """The run's monitor; None on processes that do not take part in evaluations. Every process calls it."""
+    with engine.accelerator.main_process_first():
+        if not engine.is_main and engine.sharding is None:
+            return None
+        return Monitor(recipe, teacher, dataset, choose_features(recipe), engine.device, engine.is_main)
+
+
+def checkpoints_folder(recipe: Recipe) -> Path:
+    """Where the run's checkpoints lie."""
+    return recipe.folder / "checkpoints"

@@ -1,0 +1,171 @@
+"""What trains in a run, built once and resumable: networks, their moving average, optimizers, and the step."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.config.recipe import OptimizerRecipe, Recipe, method_options
+from distill.methods.base import Distiller
+from distill.training import checkpoint
+from distill.training.checkpoint import Checkpoint
+from distill.training.engine import Engine
+from distill.training.guard import NonFiniteGuard
+from distill.training.optimizers import adamw
+from teachers.core.denoiser import Denoiser
+from teachers.core.teacher import Teacher
+from teachers.networks.adapters import unwrap
+from teachers.networks.checkpointing import checkpoint_activations
+
+MAX_NONFINITE_STEPS = 10  # consecutive steps without a finite gradient before the run ends with an error
+MAX_NONFINITE_STEPS_FP16 = 40  # the gradient scaler finds its scale by overflowing in the first steps
+
+
+def build_distiller(
+    recipe: Recipe, teacher: Teacher, device: torch.device, note: Callable[[str], None] = print
+) -> Distiller:
+    """The method of `recipe` around `teacher`, with the recipe's memory settings applied to the teacher's network.
+
+    Args:
+        recipe: A checked recipe.
+        teacher: The loaded teacher. It is changed in place: LoRA and activation checkpointing are enabled on it.
+        device: Where the method's networks go.
+        note: Receives messages about settings that do not apply.
+
+    Returns:
+        The distiller, on `device`.
+    """
+    memory = recipe.memory
+    if memory.tier == "lora":
+        teacher.enable_lora(memory.rank)
+    if memory.activation_checkpointing and not checkpoint_activations(
+        teacher.denoiser.network, memory.checkpointing is True
+    ):
+        note("memory.checkpointing is off: this architecture does not support it")
+    cls, options = method_options(recipe)
+    distiller: Distiller = cls(teacher, recipe.teacher.guidance, options)
+    return distiller.to(device)
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+        distiller: The method with the networks that train.
+        model: What the loop calls: the distiller, wrapped for distributed training where needed.
+        ema: The exponential moving average of the student, which is evaluated and exported.
+        optimizers: One for each phase.
+        rates: Each phase's learning rate and schedule.
+        guard: Finds steps whose gradients are not finite.
+        step: Steps done.
+        seconds: Training time so far, over all resumptions.
+    """
+
+    distiller: Distiller
+    model: nn.Module
+    ema: Denoiser
+    optimizers: dict[str, Any]
+    rates: dict[str, OptimizerRecipe]
+    guard: NonFiniteGuard
+    step: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.parameters = {
+            phase: [p for module in modules for p in module.parameters()]
+            for phase, modules in self.distiller.networks().items()
+        }
+        self.averaged = list(self.ema.parameters()), list(self.distiller.student.parameters())
+
+    @classmethod
+    def build(
+        cls, recipe: Recipe, teacher: Teacher, engine: Engine, distiller: Distiller | None = None
+    ) -> "TrainState":
+        """The state at step 0. Every process calls it.
+
+        Args:
+            recipe: A checked recipe.
+            teacher: The loaded teacher; see `build_distiller` for what changes in it.
+            engine: The processes, devices and precision of the run.
+            distiller: The method, where it is not the recipe's own.
+
+        Raises:
+            ValueError: Where a setting cannot be combined with sharded networks.
+        """
+        memory = recipe.memory
+        for setting, on in {
+            "memory.tier=lora": memory.tier == "lora",
+            "memory.eight_bit=true": memory.eight_bit,
+            "memory.offload_teacher=true": memory.offload_teacher,
+        }.items():
+            if on:
+                engine.refuse_sharding(setting)
+        torch.manual_seed(recipe.seed)
+        if distiller is None:
+            distiller = build_distiller(recipe, teacher, engine.device, engine.print)
+        engine.to_channels_last(unwrap(teacher.denoiser.network), distiller)
+        if memory.offload_teacher:
+            teacher.offload(engine.device)
+        ema = copy.deepcopy(distiller.student).requires_grad_(False)
+        engine.to_channels_last(ema)
+        model = engine.prepare(distiller, ema)
+        rates = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in distiller.networks()}
+        guard = NonFiniteGuard(recipe.seed, MAX_NONFINITE_STEPS if engine.scaler is None else MAX_NONFINITE_STEPS_FP16)
+        state = cls(distiller, model, ema, {}, rates, guard)
+        state.optimizers = {p: adamw(state.parameters[p], rates[p], memory.eight_bit) for p in rates}
+        return state
+
+    def resume(self, folder: Path, engine: Engine) -> bool:
+        """Load the newest valid checkpoint in `folder`. Every process calls it.
+
+        Returns:
+            False where there is no checkpoint; the state is then unchanged.
+
+        Raises:
+            ValueError: Where every checkpoint is damaged, or the processes see different checkpoints.
+        """
+        if engine.is_main:
+            checkpoint.quarantine_damaged(folder)
+        engine.wait()
+        saved = checkpoint.load_newest(folder)
+        engine.check_same(0 if saved is None else saved.meta["step"], "checkpoints")
+        if saved is None:
+            return False
+        engine.load_full_state(self.distiller, saved.weights)
+        engine.load_full_state(self.ema, saved.ema)
+        for phase, optimizer in self.optimizers.items():
+            engine.restore(optimizer, saved.optimizers[phase])
+        if engine.scaler is not None and "scaler" in saved.optimizers:
+            engine.scaler.load_state_dict(saved.optimizers["scaler"])
+        self.step, self.seconds = saved.meta["step"], saved.meta["seconds"]
+        return True
+
+    def save(self, folder: Path, engine: Engine, fingerprint: str, keep: int, keep_every: int = 0) -> None:
+        """Write a checkpoint into `folder` atomically. Every process calls it; the main one writes.
+
+        Args:
+            folder: The run's folder of checkpoints.
+            engine: The run's engine.
+            fingerprint: Identifies the recipe and the data (`run_folder.fingerprint`).
+            keep: How many of the newest checkpoints stay.
+            keep_every: Checkpoints of steps that this divides stay too; 0 means none.
+
+        Raises:
+            ValueError: Where it cannot be written; earlier checkpoints are unchanged.
+        """
+        states = {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()}
+        if engine.scaler is not None:
+            states["scaler"] = engine.scaler.state_dict()
+        made = Checkpoint(
+            engine.full_state(self.distiller.state_dict()),
+            engine.full_state(self.ema.state_dict()),
+            engine.full_state(states),
+            {"step": self.step, "seconds": self.seconds, "fingerprint": fingerprint},
+        )
+        if engine.is_main:
+            checkpoint.save(folder, made, keep, keep_every)
