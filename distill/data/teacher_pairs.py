@@ -40,7 +40,7 @@ def make(
     total = sum(len(seeds[number]) for number in missing)
     bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (missing and engine.is_main_process))
     for number in missing:
-        shard = _shard(seeds[number], recipe, teacher, len(captions), cond, steps, bar, engine.device)
+        shard = make_shard(seeds[number], recipe, teacher, len(captions), cond, steps, bar, engine.device)
         shards.write(files[number], key, shard)
     bar.close()
     engine.wait_for_everyone()
@@ -48,7 +48,7 @@ def make(
 
 
 @torch.no_grad()
-def _shard(
+def make_shard(
     seeds: Tensor,
     recipe: Recipe,
     teacher: Teacher,

@@ -8,13 +8,13 @@ from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from distill import memory
-from distill.config.recipe import DTYPES, load, options
+from distill.config.recipe import DTYPES, load, method_options
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Plan
 from distill.train import train
 from distill.training import checkpoint
+from distill.training import memory_plan as memory
 from distill.training.engine import Engine
 from distill.training.meta_device import MemoryTracker
 from distill.training.run_folder import fingerprint
@@ -142,8 +142,8 @@ def test_the_plan_is_what_a_turn_allocates(recipe, method, tier, checkpointing):
         teacher.enable_lora(run.memory.rank)
     if checkpointing == "true":
         checkpoint_activations(teacher.denoiser.network)
-    cls, method_options = options(run)
-    distiller = cls(teacher, 2.0, method_options)
+    cls, options = method_options(run)
+    distiller = cls(teacher, 2.0, options)
     cond = {key: value.float() for key, value in teacher.condition(["a coat"] * 4).items()}
     teacher.null_condition(cond)
     latents = torch.randn(4, *teacher.shape)

@@ -1,6 +1,5 @@
 """Teacher pairs: what they are, that they are made once, and that nothing stops them from being finished."""
 
-import sys
 import threading
 import time
 
@@ -8,12 +7,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from distill import pairs
 from distill.config.recipe import load
 from distill.data import dataset as data
-from distill.data import shards
+from distill.data import shards, teacher_pairs
+from distill.data.batch_random import BatchRandom
 from distill.data.shards import Table
-from distill.pairs import make
+from distill.data.teacher_pairs import make
+from distill.pairs import make_pairs
 from teachers.core.sampling import teacher_endpoint
 from teachers.families.stable_diffusion import StableDiffusion
 from tests.faults.hunt import hunted
@@ -88,7 +88,7 @@ def test_kills_lose_one_shard_at_most(ready, monkeypatch):
 def test_pairs_that_nobody_asked_for_are_named(ready):
     dataset = data.Dataset(["a"], ready[1], torch.arange(3))
     with pytest.raises(ValueError, match="no teacher pairs"):
-        dataset.batch(data.BatchRandom(("x",), 0, 5, 5, CPU)).pairs()
+        dataset.batch(BatchRandom(("x",), 0, 5, 5, CPU)).pairs()
 
 
 def test_other_settings_make_other_pairs(ready):
@@ -102,8 +102,10 @@ def test_processes_share_the_shards_without_overlap(ready, monkeypatch):
     """Two ranks of which the second arrives late: both look before either writes, and each makes its own half."""
     build = ready[2]
     made: list[int] = []
-    original = pairs._shard
-    monkeypatch.setattr(pairs, "_shard", lambda seeds, *args: made.append(seeds[0].item()) or original(seeds, *args))
+    original = teacher_pairs.make_shard
+    monkeypatch.setattr(
+        teacher_pairs, "make_shard", lambda seeds, *args: made.append(seeds[0].item()) or original(seeds, *args)
+    )
     barrier = threading.Barrier(2, timeout=60)
     rank = threading.local()
     monkeypatch.setattr(Accelerator, "num_processes", 2)
@@ -128,7 +130,7 @@ def test_processes_share_the_shards_without_overlap(ready, monkeypatch):
 def test_batches_carry_pairs_with_their_own_captions(ready):
     _, cond, build, _ = ready
     dataset = data.Dataset(["a", "b", "c"], cond, torch.arange(3), None, build())
-    batch = dataset.batch(data.BatchRandom(("x",), 0, 5, 5, CPU))
+    batch = dataset.batch(BatchRandom(("x",), 0, 5, 5, CPU))
     noise, endpoint, chosen = batch.pairs()
     assert noise.shape == endpoint.shape and len(noise) == 5
     endpoints, noises = everything(dataset.pairs)
@@ -141,10 +143,7 @@ def test_batches_carry_pairs_with_their_own_captions(ready):
 
 def test_the_command_makes_pairs_and_says_when_none_are_wanted(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shards, "SHARD", 4)
-    run = ["pairs", str(tmp_path / "r.yaml")]
-    monkeypatch.setattr(sys, "argv", run)
-    pairs.command()
+    make_pairs(recipe)
     assert "6 pairs in 2 shards" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [*run, "method.regression_weight=0"])
     with pytest.raises(ValueError, match="regression_weight"):
-        pairs.command()
+        make_pairs(load(tmp_path / "r.yaml", ["method.regression_weight=0"]))

@@ -1,12 +1,11 @@
 """`python -m distill.sample`: the export's own call, the same picture twice, one sentence for a mistake."""
 
-import sys
-
 import pytest
 import torch
 from PIL import Image
 
-from distill.sample import command, draw
+from distill.sample import draw
+from tests.commands import fewstep
 
 CPU = torch.device("cpu")
 
@@ -26,11 +25,9 @@ def test_a_seed_is_a_picture_and_other_steps_another(run):
     assert not torch.equal(one[0], one[1])
 
 
-def test_the_command_writes_a_grid(run, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_grid(run, tmp_path, capsys):
     out = tmp_path / "new" / "x.png"
-    words = ["sample", str(run), "--prompt", "a coat", "--prompt", "a bag", "--count", "3", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", words)
-    command()
+    assert fewstep("sample", run, "--prompt", "a coat", "--prompt", "a bag", "--count", 3, "--out", out) == 0
     assert Image.open(out).size == (3 * 32, 2 * 32)
     assert "6 images" in capsys.readouterr().out
 
@@ -40,14 +37,13 @@ def test_the_command_writes_a_grid(run, tmp_path, monkeypatch, capsys):
     [
         (["--prompt", "a coat", "--num-steps", "50"], "takes 1 or 2 steps, not 50"),
         ([], "give --prompt"),
-        (["--prompt", "a coat", "--count", "0"], "--count is 0"),
-        (["--prompt", "a coat", "--out", "x.txt"], "--out is x.txt"),
+        (["--prompt", "a coat", "--count", "0"], "--count must be at least 1, got 0"),
+        (["--prompt", "a coat", "--out", "x.txt"], "--out must end in .png, .jpg or .webp, got x.txt"),
     ],
 )
-def test_mistakes_are_sentences(run, monkeypatch, arguments, match):
-    monkeypatch.setattr(sys, "argv", ["sample", str(run), *arguments])
-    with pytest.raises(ValueError, match=match):
-        command()
+def test_mistakes_are_sentences(run, capsys, arguments, match):
+    assert fewstep("sample", run, *arguments) == 2
+    assert match in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_a_sentence(tmp_path):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from distill.config.recipe import load
 from distill.data import shards
 from distill.train import train
-from distill.training import checkpoint, engine
+from distill.training import checkpoint, engine, setup
 from eval.pipelines.runs import read_run
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.adapters import unwrap
@@ -200,7 +200,7 @@ def test_a_student_of_an_image_folder_carries_its_prompts(recipes):
 
 def test_gradients_that_stay_not_finite_stop_the_run_with_a_sentence(recipes, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "velocity", lambda self, x, *a: x * float("nan"))
-    monkeypatch.setattr("distill.train.Monitor", lambda *a: None)
+    monkeypatch.setattr(setup, "Monitor", lambda *a: None)
     with pytest.raises(ValueError, match="gradients that are not finite"):
         train(load(recipes["dmd"], [*FAST, "train.steps=30"]))
 

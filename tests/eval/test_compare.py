@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 import eval.pipelines.measure
 import teachers.pocket
-from eval.__main__ import main
 from eval.compare import compare
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_distance, frechet_from_statistics, statistics
 from eval.pipelines import cache
 from eval.pipelines.generate import arguments, images_of, load_pipeline
+from tests.commands import eval_main as main
 
 KEYS = {
     "name", "method", "num_steps", "nfe", "latency_ms", "latency_ms_p5", "latency_ms_p95", "images_per_second",

@@ -8,8 +8,9 @@ import pytest
 import torch
 from gradio_client import Client
 
-from eval.demo import Column, Drawn, Studio, caption, main, page
+from eval.demo import Column, Drawn, Studio, caption, page, serve_runs
 from eval.pipelines.generate import arguments, images_of, load_pipeline
+from tests.commands import demo_main as main
 
 CPU = torch.device("cpu")
 TWO = [{"num_steps": n, "call": {"num_inference_steps": n, "guidance_scale": 1.0}} for n in (1, 2)]
@@ -87,7 +88,7 @@ def test_the_command_line_tells_mistakes_and_serves_this_machine_only(make_run, 
         assert main([str(make_run("x")), "--port", str(taken.getsockname()[1])]) == 2
     assert "cannot be served at 127.0.0.1:" in capsys.readouterr().err
     served = []
-    assert main([str(make_run())], lambda studio, *where: served.append(where)) == 0
+    serve_runs([make_run()], show=lambda studio, *where: served.append(where))
     assert served == [("127.0.0.1", 7860, False)]
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.__main__ import main
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read
 from eval.images import compare, too_few_samples
 from eval.metrics.fid import frechet_distance
 from eval.metrics.reference import Reference
+from tests.commands import eval_main as main
 
 
 def folder(place, count: int, seed: int, size: int = 16, bright: float = 1.0):

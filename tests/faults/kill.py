@@ -113,7 +113,7 @@ def same(one: Path, two: Path) -> bool:
     ends = [checkpoint.load_newest(folder / "checkpoints") for folder in (one, two)]
     assert ends[0] is not None and ends[1] is not None
     return ends[0].meta["step"] == ends[1].meta["step"] and all(
-        _equal(getattr(ends[0], part), getattr(ends[1], part)) for part in ("weights", "average", "optimizers")
+        _equal(getattr(ends[0], part), getattr(ends[1], part)) for part in ("weights", "ema", "optimizers")
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from distill.train import train
 from distill.training import checkpoint
 
-FILES = (checkpoint.WEIGHTS, checkpoint.AVERAGE, checkpoint.OPTIMIZERS, checkpoint.META, checkpoint.MANIFEST)
+FILES = (checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZERS, checkpoint.META, checkpoint.MANIFEST)
 NO_MANIFEST = (checkpoint.MANIFEST, "gone")  # then it is no checkpoint of ours: a test of its own
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -114,7 +115,7 @@ def attempt(sandbox: Path, text: str, overrides: Sequence[str] = ()) -> bool:
         folder = recipe.folder.resolve()
         if sandbox not in folder.parents:
             return True  # an absolute output is its owner's choice; here it would litter the machine
-        with patch("distill.train.Engine", start), patch("distill.data.dataset.DataSet", no_hub):
+        with patch.object(sys.modules["distill.train"], "Engine", start), patch("distill.data.dataset.DataSet", no_hub):
             train(recipe)
     except Started:
         started = True

@@ -15,7 +15,7 @@ from distill.config.recipe import load
 from distill.data.images import Folder
 from distill.train import train
 from distill.training import checkpoint
-from eval.__main__ import main as judge
+from tests.commands import eval_main as judge
 
 SECRETS = {
     "HF_TOKEN": "hf_canaryCanaryCanary",

@@ -6,14 +6,13 @@ import shutil
 import pytest
 import torch
 
-import teachers.__main__
 from distill.config.registry import TEACHERS, find
 from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.scm import SCM, SCMOptions
-from teachers.describe import DMD as DMD_BYTES
-from teachers.describe import SCM as SCM_BYTES
-from teachers.describe import describe, parameters, sketch
+from teachers.describe import describe, parameters
 from teachers.loading.registry import family_of
+from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
+from tests.commands import fewstep
 
 CPU = torch.device("cpu")
 NAMES = {
@@ -79,7 +78,7 @@ def test_the_memory_that_it_names_is_what_training_holds(tiny):
 
 def test_an_unknown_pipeline_lists_the_known_ones_and_how_to_add_one(tmp_path, capsys):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KolorsPipeline"}))
-    assert teachers.__main__.main(["describe", str(tmp_path)]) == 2
+    assert fewstep("describe", str(tmp_path)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no installed family takes a KolorsPipeline; known are")
     for part in ("stable_diffusion_xl (StableDiffusionXLPipeline)", "teachers/families/dit.py", "distill.teachers"):
@@ -87,9 +86,9 @@ def test_an_unknown_pipeline_lists_the_known_ones_and_how_to_add_one(tmp_path, c
 
 
 def test_the_commands(capsys):
-    assert teachers.__main__.main(["families"]) == 0
+    assert fewstep("families") == 0
     assert "flux                   FluxPipeline" in capsys.readouterr().out
-    assert teachers.__main__.main(["describe", "pocket"]) == 0
+    assert fewstep("describe", "pocket") == 0
     assert "family     stable_diffusion (StableDiffusionPipeline)" in capsys.readouterr().out
-    assert teachers.__main__.main(["describe", "./nowhere"]) == 2
+    assert fewstep("describe", "./nowhere") == 2
     assert "there is no pipeline folder ./nowhere" in capsys.readouterr().err

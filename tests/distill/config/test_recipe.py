@@ -8,7 +8,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 
-from distill.config.recipe import load, options
+from distill.config.recipe import load, method_options
 from distill.train import train
 from eval.config.protocol import read_protocol
 
@@ -166,4 +166,4 @@ def test_every_recipe_is_headed_by_its_launch_command_and_is_valid(file):
     if "accelerate" in file.parts:
         load_config_from_file(str(file))
     else:
-        options(load(file))
+        method_options(load(file))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from types import SimpleNamespace
 
 import httpx
@@ -12,7 +11,9 @@ from huggingface_hub import ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from safetensors.torch import load_file
 
+from distill import export as export_module
 from distill.config.recipe import load
+from distill.export import export_and_push, export_run
 from distill.exporting import hub as publish
 from distill.train import train
 from distill.training import checkpoint
@@ -69,7 +70,7 @@ def test_a_run_keeps_its_recipe(recipe):
 
 def test_a_stopped_run_is_exported_from_its_newest_checkpoint_and_goes_on(stopped, recipe, monkeypatch):
     moved = stopped.folder.rename(stopped.folder.with_name("moved"))
-    pipeline = publish.exported(moved)
+    pipeline = export_run(moved)
     record = json.loads((pipeline / "distill.json").read_text())
     assert record["cost"]["steps"] == 2 and pipeline == moved.resolve() / "pipeline"
     ema = checkpoint.load_newest(moved / "checkpoints").ema
@@ -78,24 +79,23 @@ def test_a_stopped_run_is_exported_from_its_newest_checkpoint_and_goes_on(stoppe
     assert DiffusionPipeline.from_pretrained(pipeline).text_encoder is not None
     train(load(moved / "recipe.yaml", ["name=moved", "train.steps=3"]))
     assert json.loads((pipeline / "distill.json").read_text())["cost"]["steps"] == 3
-    monkeypatch.setattr(publish, "train", lambda recipe: pytest.fail("it is finished"))
-    assert publish.exported(moved) == moved / "pipeline"
-    assert publish.exported(moved / "pipeline") == moved / "pipeline"
+    monkeypatch.setattr(export_module, "prepare", lambda *a: pytest.fail("it is finished"))
+    assert export_run(moved) == moved / "pipeline"
+    assert export_run(moved / "pipeline") == moved / "pipeline"
 
 
 def test_an_export_that_fails_leaves_the_earlier_one(stopped, monkeypatch):
-    pipeline = publish.exported(stopped.folder)
+    pipeline = export_run(stopped.folder)
     train(load(stopped.folder / "recipe.yaml", ["train.steps=3"]))
     record = pipeline / "distill.json"
     record.write_text(record.read_text().replace('"steps": 3', '"steps": 2'))  # of an earlier time
 
-    def fails(recipe):
-        assert recipe.train.steps == 3 and not record.exists()
+    def fails(*args):
         raise ValueError("no room")
 
-    monkeypatch.setattr(publish, "train", fails)
+    monkeypatch.setattr(export_module, "export_student", fails)
     with pytest.raises(ValueError, match="no room"):
-        publish.exported(stopped.folder)
+        export_run(stopped.folder)
     assert record.is_file()
 
 
@@ -113,7 +113,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(stopped, monkeypatch):
 def test_runs_with_nothing_to_export(tmp_path, make, sentence):
     make(tmp_path / "run")
     with pytest.raises(ValueError, match=sentence):
-        publish.exported(tmp_path / "run")
+        export_run(tmp_path / "run")
 
 
 @pytest.fixture
@@ -142,22 +142,21 @@ def hub(monkeypatch):
     return asked
 
 
-def run_command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-    publish.command()
+def run_command(run, *, name=None, private=False, report=None):
+    export_and_push(run, name, private, report)
 
 
 def test_the_uploaded_card_carries_the_evaluation(finished, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("eval.pipelines.jobs.FEW_STEPS", (1,))
     report = compare([finished], tmp_path / "runs" / "report", samples=4, batch_size=4, command="python -m eval")
     for _ in range(2):  # again, and the card does not grow
-        run_command(monkeypatch, finished, "--push-to-hub", "me/student", "--private")
+        run_command(finished, name="me/student", private=True)
     assert hub["create_repo"] == ("me/student", {"private": True, "exist_ok": True})
     sent = hub["upload_folder"]
     assert sent["repo_id"] == "me/student" and sent["folder_path"] == finished / "pipeline"
     assert sent["ignore_patterns"] == ["training_prompts.txt"]
     out = capsys.readouterr().out
-    assert "huggingface.co/me/student" in out and "holds the report's figures" in out
+    assert "huggingface.co/me/student" in out and "shows the report's figures" in out
     text = (finished / "pipeline" / "README.md").read_text()
     card = ModelCard(text)
     assert card.data.library_name == "diffusers" and card.data.tags == ["distillation", "dmd"]
@@ -174,12 +173,12 @@ def test_figures_of_an_earlier_pipeline_do_not_go_into_the_card(finished, hub, t
     old = {"runs": [{"folder": str(finished / "pipeline"), "name": "student"}], "rows": []}
     (folder / "report.json").write_text(json.dumps(old))
     os.utime(folder / "report.json", (1e9, 1e9))
-    run_command(monkeypatch, finished)
-    assert "holds no figures" in capsys.readouterr().out and "upload_folder" not in hub
+    run_command(finished)
+    assert "shows no figures" in capsys.readouterr().out and "upload_folder" not in hub
     with pytest.raises(ValueError, match="is older than the pipeline; judge it again"):
-        run_command(monkeypatch, finished, "--report", folder)
+        run_command(finished, report=folder)
     with pytest.raises(ValueError, match="holds no report on"):
-        run_command(monkeypatch, finished, "--report", tmp_path)
+        run_command(finished, report=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +200,10 @@ def test_what_the_hub_refuses_is_one_sentence_without_a_token(finished, monkeypa
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
     with pytest.raises(ValueError, match=sentence) as caught:
-        run_command(monkeypatch, finished, "--push-to-hub", "me/x")
+        run_command(finished, name="me/x")
     assert "SECRET" not in str(caught.value) and caught.value.__cause__ is None and "\n" not in str(caught.value)
 
 
 def test_a_name_that_is_none_is_told(finished, monkeypatch):
     with pytest.raises(ValueError, match="is no name for a model on the hub"):
-        run_command(monkeypatch, finished, "--push-to-hub", "not/a/name")
+        run_command(finished, name="not/a/name")

@@ -10,13 +10,13 @@ import yaml
 from PIL import Image
 from torchvision.transforms.functional import center_crop
 
-from eval.__main__ import main
 from eval.config.protocol import KINDS, read_protocol
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read
 from eval.features.resize import square
 from eval.metrics.fid import frechet_distance
 from eval.pipelines.generate import arguments, images_of, load_pipeline
+from tests.commands import eval_main as main
 from tests.settings import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -15,10 +15,10 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from benchmarks.pocket.make import make_tokenizer
-from eval.__main__ import main
 from eval.compare import compare
 from eval.metrics.clip_score import ClipScore, _size
+from teachers.pocket.parts import make_tokenizer
+from tests.commands import eval_main as main
 
 PROMPTS = ["a photo of a bag", "a coat", "an ankle boot, seen from the side"]
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from eval.__main__ import main
 from eval.compare import compare
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
@@ -16,6 +15,7 @@ from eval.pipelines.generate import arguments, images_of, load_pipeline
 from eval.pipelines.runs import read_run, step_counts
 from eval.report.markdown import title
 from teachers import pocket
+from tests.commands import eval_main as main
 
 pytestmark = pytest.mark.usefixtures("quick")
 
