@@ -64,6 +64,9 @@ def train(recipe: str, overrides: Sequence[str], config: str | None, num_process
         estimate(checked)
         return 0
     if config is not None or num_processes is not None:
+        from distill.training.setup import plan_data
+
+        plan_data(checked)  # errors are found before any process starts
         return _launch("distill.train", recipe, overrides, config, num_processes)
     from distill.train import train as run
 

@@ -1,9 +1,12 @@
 """Start a command in several processes through accelerate's launcher."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from teachers.support.errors import EXIT_ERROR, EXIT_INTERRUPTED
 
 
 def launch(module: str, arguments: Sequence[str], config: Path | None, processes: int | None) -> int:
@@ -22,17 +25,24 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below
     os.environ["PYTHONSAFEPATH"] = "1"  # nothing in the working directory shadows this package in the child processes
     words = ["--config_file", str(config)] if config else []
     words += ["--num_processes", str(processes)] if processes else []
     parsed = launch_command_parser().parse_args([*words, "--quiet", "--module", module, *arguments])
     try:
         launch_command(parsed)
-    except ChildFailedError as error:  # the failed process has printed why
-        return 2 if any(failure.exitcode == 2 for failure in error.failures.values()) else 1
+    except ChildFailedError as error:
+        failures = error.failures.values()
+        if any(failure.exitcode == EXIT_ERROR for failure in failures):
+            return EXIT_ERROR  # the process has printed its error
+        for failure in failures:
+            ended = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with exit code {failure.exitcode}"
+            print(f"error: process {failure.rank} ended {ended}; see its output above", file=sys.stderr)
+        return 1
     except SignalException as error:
         print(f"stopped by {error.sigval.name}; run the same command again to continue", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except SystemExit as error:  # --quiet: a single process failed, and has printed why
-        return 2 if error.code else 0
+        return EXIT_ERROR if error.code else 0
     return 0

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import os
 import sys
 import time
@@ -31,7 +32,7 @@ def run_cli(command: Callable[[], Any]) -> int:
         result = command()
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
     except (ValueError, OSError) as error:
         if os.environ.get("FEWSTEP_DEBUG") == "1":
@@ -50,6 +51,8 @@ def run_click(command: Any, arguments: Sequence[str] | None = None, name: str | 
     """
     import click
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns about kernels that are not used here
+
     def run() -> int:
         try:
             result = command.main(None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
@@ -65,7 +68,7 @@ def run_click(command: Any, arguments: Sequence[str] | None = None, name: str | 
 
 def _report(message: str) -> None:
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(3)  # every process has the same error: the main one prints it, then the launcher ends the others
+        time.sleep(10)  # every process has the same error: the main one prints it, then the launcher ends the others
     print(message, file=sys.stderr)
     summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if summary:  # the launcher of several processes ends with a table that shows this message

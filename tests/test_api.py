@@ -1,0 +1,112 @@
+"""`import distill` as a notebook uses it: lazily loaded names, and a UNet in memory that is distilled in ten lines."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+
+import distill
+
+SMALL = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+
+
+def make_unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(8, 3, 3, layers_per_block=1, norm_num_groups=8, **SMALL)
+
+
+def test_importing_distill_loads_no_torch():
+    code = (
+        "import sys, distill; assert 'torch' not in sys.modules and 'train' in dir(distill); print(distill.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.strip() == distill.__version__, done.stderr
+
+
+@pytest.mark.parametrize("name", distill.__all__)
+def test_every_public_name_exists_and_has_a_docstring(name):
+    assert (getattr(distill, name).__doc__ or "").strip(), name
+
+
+def test_train_stays_a_function_after_its_module_is_imported():
+    code = "import distill.train, distill.sample, distill; print(callable(distill.train), callable(distill.sample))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True True", done.stderr
+
+
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+def test_a_unet_in_memory_is_distilled_in_ten_lines(method, tmp_path):
+    unet, latents = make_unet(), torch.randn(32, 3, 8, 8)
+
+    teacher = distill.load_teacher(unet, DDPMScheduler())
+    recipe = distill.Recipe(
+        name="mine",
+        teacher=distill.TeacherRecipe(),
+        method={"name": method},
+        output=str(tmp_path),
+        train=distill.TrainRecipe(steps=2, batch_size=4, evaluate_samples=4, evaluate_teacher_steps=2, tracker="none"),
+    )
+    folder = distill.train(recipe, teacher, latents)
+    images = DiffusionPipeline.from_pretrained(folder)(num_inference_steps=1, output_type="np").images
+
+    assert images.shape == (1, 8, 8, 3)
+    assert distill.train(recipe, distill.load_teacher(make_unet(), DDPMScheduler()), latents) == folder  # finished
+
+
+def test_a_run_in_memory_is_resumed_with_the_same_teacher_and_latents_only(tmp_path):
+    def recipe(steps):
+        settings = distill.TrainRecipe(steps=steps, batch_size=4, evaluate_samples=4, evaluate_every=0, tracker="none")
+        return distill.Recipe("mine", distill.TeacherRecipe(), {"name": "scm"}, output=str(tmp_path), train=settings)
+
+    latents = torch.randn(32, 3, 8, 8)
+    distill.train(recipe(1), distill.load_teacher(make_unet(), DDPMScheduler()), latents)
+    other = make_unet()
+    torch.nn.init.ones_(other.conv_out.bias)
+    for teacher, rows in ((other, latents), (make_unet(), latents + 1)):
+        with pytest.raises(ValueError, match="checkpoints of another recipe or of other data"):
+            distill.train(recipe(2), distill.load_teacher(teacher, DDPMScheduler()), rows)
+    distill.train(recipe(2), distill.load_teacher(make_unet(), DDPMScheduler()), latents)
+
+
+def test_mistakes_in_memory_are_sentences(tmp_path):
+    recipe = distill.Recipe("mine", distill.TeacherRecipe(), {"name": "scm"}, output=str(tmp_path))
+    teacher = distill.load_teacher(make_unet(), DDPMScheduler())
+    with pytest.raises(ValueError, match="needs the scheduler that it was trained with"):
+        distill.load_teacher(make_unet())
+    with pytest.raises(ValueError, match="a teacher is a path, a diffusers pipeline or a UNet2DModel, got int"):
+        distill.load_teacher(3)
+    with pytest.raises(ValueError, match=r"teacher\.path must name a teacher, or a teacher must be passed"):
+        distill.train(recipe)
+    with pytest.raises(ValueError, match=r"latents must have the shape \(N, 3, 8, 8\), got \(4, 3, 9, 9\)"):
+        distill.train(recipe, teacher, torch.zeros(4, 3, 9, 9))
+    with pytest.raises(ValueError, match="latents must be finite"):
+        distill.train(recipe, teacher, torch.full((4, 3, 8, 8), torch.nan))
+    with pytest.raises(ValueError, match=r"captions must be as many as latents \(4\), got 1"):
+        distill.train(recipe, teacher, torch.zeros(4, 3, 8, 8), ["one"])
+
+
+def test_a_pipeline_in_memory_is_a_teacher():
+    teacher = distill.load_teacher(DDPMPipeline(make_unet(), DDPMScheduler()))
+    assert tuple(teacher.shape) == (3, 8, 8) and not teacher.guided
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: distill.TrainRecipe(steps=-1), "steps must be at least 0, got -1"),
+        (lambda: distill.TrainRecipe(steps="many"), "steps must be a whole number, got 'many'"),
+        (lambda: distill.OptimizerRecipe(lr=float("inf")), "lr must be finite, got inf"),
+        (lambda: distill.Recipe("a/b", distill.TeacherRecipe(), {"name": "dmd"}), "name must be a plain folder name"),
+        (lambda: distill.Recipe("a", distill.TeacherRecipe(), {"name": "dm"}), "there is no method 'dm'"),
+        (lambda: distill.Recipe("a", distill.TeacherRecipe(), {"name": "dmd", "gan": 1}), "unknown key 'method.gan'"),
+        (
+            lambda: distill.Recipe("a", distill.TeacherRecipe(), {"name": "dmd"}, optimizers={"student": {"lr": -1}}),
+            r"optimizers\.student\.lr must be at least 0, got -1",
+        ),
+    ],
+)
+def test_a_recipe_from_python_is_checked_as_one_from_yaml(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

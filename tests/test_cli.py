@@ -1,0 +1,212 @@
+"""The console script: quick help, errors as one sentence, recipes by name, and working directories that shadow nothing."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill.cli import fewstep as group
+from distill.config.shipped import shipped
+from tests.commands import fewstep
+from tests.settings import FAST
+
+COMMANDS = (
+    "train",
+    "eval",
+    "sample",
+    "export",
+    "pairs",
+    "memory",
+    "describe",
+    "families",
+    "demo",
+    "quickstart",
+    "recipes",
+)
+SCRIPT = Path(sys.executable).with_name("fewstep")
+
+
+def script(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env=os.environ | environment, timeout=280
+    )
+
+
+@pytest.fixture
+def hostile(tmp_path) -> Path:
+    """A working directory whose files have the names of this project's packages."""
+    for name in ("eval.py", "distill.py", "teachers.py", "recipes/__init__.py"):
+        (tmp_path / "cwd" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cwd" / name).write_text("raise SystemExit('a file of the working directory was imported')\n")
+    return tmp_path / "cwd"
+
+
+def test_every_command_is_there():
+    assert set(COMMANDS) == set(group.commands)
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS), ("recipes", "list"), ("eval", "images")])
+def test_help_is_quick_and_loads_no_torch(words):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = script(*words, "--help", PYTHONPROFILEIMPORTTIME="1")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0 and done.stdout.startswith("Usage: fewstep")
+    assert "| torch" not in done.stderr and "| diffusers" not in done.stderr
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 0.5, f"{seconds:.2f} seconds of processor time"
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "eval", "sample", "export", "pairs", "memory", "describe", "demo", "quickstart"]
+)
+def test_help_has_examples(name, capsys):
+    assert fewstep(name, "--help") == 0
+    assert f"fewstep {name}" in capsys.readouterr().out.partition("Example")[2]
+
+
+def test_usage_errors_have_code_2(capsys):
+    assert fewstep("train") == 2
+    assert "Missing argument 'RECIPE'" in capsys.readouterr().err
+    assert fewstep("sample", "run", "--count", "many") == 2
+    assert fewstep("nonsense") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "pocket/dm"), "there is no recipe pocket/dm, did you mean 'pocket/dmd'?"),
+        (("train", "pocket/dmd", "train.stesp=3"), "unknown key 'train.stesp', did you mean 'steps'?"),
+        (("train", "pocket/dmd", "train.steps"), "an override must have the form key=value"),
+        (("train", "pocket/dmd", "--config", "dpd"), "--config must be a file or one of ddp"),
+        (("memory", "pocket/dmd", "train.batch_size=0"), "train.batch_size must be at least 1, got 0"),
+        (("recipes", "show", "nothing"), "there is no recipe nothing"),
+    ],
+)
+def test_errors_are_one_sentence(words, message, capsys):
+    assert fewstep(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fewstep("recipes", "list") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(shipped()) and all(len(line.split()) > 3 for line in listed)
+    assert fewstep("recipes", "show", "pocket/dmd") == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["name"] == "pocket-dmd"
+    assert fewstep("recipes", "copy", "pocket/dmd") == 0
+    assert (tmp_path / "dmd.yaml").read_text() == shown
+    assert fewstep("recipes", "copy", "pocket/dmd") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert fewstep("recipes", "copy", "pocket/dmd", "mine.yaml") == 0 and (tmp_path / "mine.yaml").is_file()
+
+
+def test_every_key_is_documented(capsys):
+    for words in ((), ("dmd",), ("scm",), ("rcm",)):
+        assert fewstep("recipes", "keys", *words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines and all(text.strip() for text in lines[1::2]), "a key has no documentation"
+
+
+@pytest.mark.slow
+def test_a_shipped_recipe_trains_by_name_in_a_hostile_directory(hostile, tmp_path):
+    overrides = [*FAST, "train.steps=2", f"output={tmp_path / 'runs'}"]
+    done = script("train", "pocket/scm", *overrides, cwd=hostile)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "pocket-scm"
+    assert (run / "pipeline" / "model_index.json").is_file()
+    done = script("eval", run, "--out", tmp_path / "report", "--samples", 4, "--features", "pixels", cwd=hostile)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report" / "report.html").is_file()
+    done = script("sample", run, "--prompt", "a coat", "--out", tmp_path / "x.png", cwd=hostile)
+    assert done.returncode == 0 and (tmp_path / "x.png").is_file(), done.stderr
+
+
+@pytest.mark.slow
+def test_the_launcher_runs_two_processes_and_keeps_errors_short(hostile, tmp_path):
+    overrides = [*FAST, "train.steps=2", f"output={tmp_path / 'runs'}"]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    done = script("train", "pocket/dmd", *overrides, "--config", "two_cpu", cwd=hostile, **hidden)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "pocket-dmd" / "pipeline" / "model_index.json").is_file()
+    done = script(
+        "train",
+        "pocket/dmd",
+        *overrides,
+        "name=odd",
+        "train.batch_size=7",
+        "--config",
+        "two_cpu",
+        cwd=hostile,
+        **hidden,
+    )
+    assert done.returncode == 2 and "does not divide over 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr and "ChildFailedError" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_trains_nothing(tmp_path, capsys):
+    output = tmp_path / "runs"
+    recipe = ["pocket/dmd", "train.batch_size=4", "train.evaluate_samples=4", "train.evaluate_teacher_steps=2"]
+    assert fewstep("train", *recipe, "train.tracker=none", f"output={output}", "--dry-run") == 0
+    out = capsys.readouterr().out
+    for part in (
+        "batch_size: 4",
+        "family     stable_diffusion",
+        "memory plan in GiB",
+        "seconds a step",
+        "estimated total:",
+    ):
+        assert part in out, part
+    assert not output.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [1.5, 4.0])
+def test_an_interrupt_before_the_loop_is_one_line(tmp_path, delay):
+    words = ["train", "pocket/dmd", "train.steps=100000", f"output={tmp_path}"]
+    process = subprocess.Popen(
+        [str(SCRIPT), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and "Traceback" not in error
+    assert "run the same command again to continue" in out + error
+
+
+def test_the_modules_still_run_as_scripts(tmp_path):
+    for module in (
+        "distill.train",
+        "distill.pairs",
+        "distill.memory",
+        "distill.export",
+        "distill.sample",
+        "eval",
+        "teachers",
+    ):
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and f"Usage: python -m {module}" in done.stdout, done.stderr
+
+
+def test_the_version_is_the_packages(capsys):
+    assert fewstep("--version") == 0
+    import distill
+
+    assert distill.__version__ in capsys.readouterr().out
+
+
+def test_a_report_names_the_command_that_made_it(make_run, tmp_path):
+    run = make_run()
+    assert fewstep("eval", run, "--out", tmp_path / "r", "--samples", 4, "--batch-size", 4, "--features", "pixels") == 0
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["command"]
