@@ -125,7 +125,7 @@ def test_a_shipped_recipe_trains_by_name_in_a_hostile_directory(hostile, tmp_pat
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "pocket-scm"
     assert (run / "pipeline" / "model_index.json").is_file()
-    done = script("eval", run, "--out", tmp_path / "report", "--samples", 4, "--features", "pixels", cwd=hostile)
+    done = script("eval", run, "--out", tmp_path / "report", "--samples", 4, cwd=hostile)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report" / "report.html").is_file()
     done = script("sample", run, "--prompt", "a coat", "--out", tmp_path / "x.png", cwd=hostile)
@@ -206,6 +206,7 @@ def test_the_version_is_the_packages(capsys):
     assert distill.__version__ in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_names_the_command_that_made_it(make_run, tmp_path):
     run = make_run()
     assert fewstep("eval", run, "--out", tmp_path / "r", "--samples", 4, "--batch-size", 4, "--features", "pixels") == 0
