@@ -303,7 +303,7 @@ def test_a_shard_of_other_inputs_or_too_few_rows_does_not_count(tmp_path):
 
 def test_a_full_disk_is_one_sentence_and_what_a_killed_life_left_goes_with_the_next(tmp_path, monkeypatch):
     file = tmp_path / "a.safetensors"
-    (tmp_path / "a.999999.tmp").write_bytes(b"half a shard")
+    (tmp_path / ".a.safetensors.999999.tmp").write_bytes(b"half a shard")
     write(file, "key", {"x": torch.ones(3)})
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
