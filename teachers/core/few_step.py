@@ -9,7 +9,7 @@ angles of its own, so the export changes the table of noise levels and the time 
   shift moves its second step to any level.
 - `bake_timesteps` edits the first layer of the time embedding so that the network computes at those timesteps what the
   student computes at its angles. It is a minimum-norm edit: there are few equations and many weights.
-- `ignore_guidance` keeps classifier-free guidance off in stock UNet pipelines, because the student's weights contain it.
+- `ignore_guidance` keeps classifier-free guidance off in stock UNet pipelines: the student's weights contain it.
 """
 
 import math
@@ -110,9 +110,9 @@ def flow_scheduler(
     """A scheduler for rectified flow that samples a student at given angles.
 
     Stock pipelines request evenly spaced sigmas: either they pass 1, ..., 1/N themselves (`passes_sigmas`), or the
-    scheduler uses 1 to its own smallest level, which its shift has already changed once. One more shift moves the second
-    of two sigmas to any level, so one or two steps need no further argument. Other times need `sigmas=native_levels(...)`
-    in the pipeline's call.
+    scheduler uses 1 to its own smallest level, which its shift has already changed once. One more shift moves the
+    second of two sigmas to any level, so one or two steps need no further argument. Other times need
+    `sigmas=native_levels(...)` in the pipeline's call.
 
     Args:
         denoiser: The student, on a rectified-flow path.

@@ -215,8 +215,8 @@ class LatentUNet(LatentTeacher):
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
         if isinstance(student.network, Adapted):
             raise ValueError(
-                "method.guidances must be empty with memory.tier=lora: the guidance embedding of a UNet is an additional "
-                "layer, which adapters cannot add"
+                "method.guidances must be empty with memory.tier=lora: adapters cannot add the layer that embeds the "
+                "guidance scale of a UNet"
             )
         add_guidance_embedding(student.network)
         student.defaults = self.guidance_condition(student, torch.tensor([guidance]))

@@ -29,8 +29,8 @@ class Sana(LatentTeacher):
         super().__init__(pipeline, sigma_data)
         if pipeline.transformer.config.timestep_scale != 1.0:
             raise ValueError(
-                f"timestep_scale of a Sana teacher must be 1, got {pipeline.transformer.config.timestep_scale}; this is a "
-                "few-step student, use its teacher"
+                f"timestep_scale of a Sana teacher must be 1, got {pipeline.transformer.config.timestep_scale}; "
+                "few-step students rescale their timesteps: use the teacher instead"
             )
 
     def size_call(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from teachers.core.teacher import Teacher
 from teachers.loading.source import loading_errors
 
-# Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments of
-# AdamW of each network that trains, and 4 for the gradient of the network that is being updated.
+# Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments
+# of AdamW of each network that trains, and 4 for the gradient of the network that is being updated.
 DMD_BYTES = 4 * 4 + 2 * 8 + 4  # teacher, student, fake score, EMA
 SCM_BYTES = 3 * 4 + 8 + 4  # teacher, student, EMA
 

@@ -200,7 +200,7 @@ class Adapted(nn.Module):
 
 
 def active_network(network: nn.Module) -> AbstractContextManager[nn.Module]:
-    """A context with the diffusers network of `network`, its adapter active, for code that reads or edits its modules."""
+    """A context with the diffusers network of `network`, its adapter active, for code that accesses its modules."""
     return network.activate() if isinstance(network, Adapted) else nullcontext(network)
 
 

@@ -60,9 +60,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def correct_patch_embedding(sample: Tensor, patch_size: int) -> Iterator[None]:
     """A context in which bf16 patch embeddings on a CPU are computed correctly.
 
-    oneDNN 3.12 (torch 2.14) returns wrong results without an error for bf16 convolutions on CPUs with AMX if a kernel
-    row has a multiple of 32 and at least 64 inputs (in_channels * kernel_width), fewer than 32 per position. The context
-    disables oneDNN for such patches. Patches of 2 x 2, as in all published models, are not affected.
+    oneDNN 3.12 (torch 2.14) silently returns wrong results for bf16 convolutions on CPUs with AMX if one row of the
+    kernel has at least 64 inputs (in_channels * kernel_width), a multiple of 32. The context disables oneDNN for such
+    patches. Patches of 2 x 2, as in all published models, are not affected.
 
     Args:
         sample: Input of the network, (B, C, H, W).

@@ -1,7 +1,7 @@
 """A small clothing classifier: measures prompt agreement and extracts features without a network connection.
 
-It was trained on real photographs by `benchmarks.pocket.make`. Its 64 penultimate features replace those of Inception if
-there are no Inception weights; metrics that use it have "pocket" in their name.
+It was trained on real photographs by `benchmarks.pocket.make`. Its 64 penultimate features replace those of Inception
+if there are no Inception weights; metrics that use it have "pocket" in their name.
 """
 
 from pathlib import Path

@@ -1,9 +1,8 @@
 """All private APIs of dependencies that this project uses, one function each.
 
 A new version of a library may change them without notice; `tests/teachers/support/test_private_api.py` then fails and
-names the function. Two kinds are used directly where they are needed. `torch._foreach_*` functions run in every training
-step, where a wrapper would cost time, and torch's own optimizers and public functions depend on them. Models of
-diffusers are read from their public attributes.
+names the function. `torch._foreach_*` are the exception: they are called directly, because they run in every training
+step, where a wrapper costs time, and because torch's own optimizers depend on them.
 """
 
 import sys
@@ -34,8 +33,8 @@ def safe_softmax(scores: "Tensor", dim: int) -> "Tensor":
 def softmax_derivative(direction: "Tensor", probabilities: "Tensor", dim: int) -> "Tensor":
     """`aten._softmax_backward_data`: p (d - sum(p d)), in one kernel.
 
-    It is the derivative of softmax along `direction`. The Jacobian is symmetric, so forward and backward derivatives are
-    equal. There is no public function; the formula in separate operations needs more memory and time.
+    It is the derivative of softmax along `direction`. The Jacobian is symmetric, so forward and backward derivatives
+    are equal. There is no public function; the formula in separate operations needs more memory and time.
 
     Args:
         direction: Derivative of the scores, (..., N).

@@ -1,4 +1,4 @@
-"""Tiny random pipelines of every family's real architecture, built from configs; the table of what holds for each."""
+"""Tiny random pipelines with the real architecture of every family, and a table of results at the end of the run."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -50,12 +50,14 @@ WIDTH = 32  # of every text encoder
 
 
 def autoencoder(**changes) -> AutoencoderKL:
+    """A tiny autoencoder with 4 latent channels and a compression factor of 2."""
     sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 16}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     return AutoencoderKL(latent_channels=4, mid_block_add_attention=False, **(sizes | blocks | changes))
 
 
 def clip(tokenizer, kind=CLIPTextModel):
+    """A tiny CLIP text encoder for `tokenizer`."""
     return kind(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -73,6 +75,7 @@ def clip(tokenizer, kind=CLIPTextModel):
 
 
 def t5(width: int = WIDTH) -> tuple[T5EncoderModel, T5Tokenizer]:
+    """A tiny T5 encoder and its tokenizer of single letters."""
     letters = [(letter, -3.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
     tokenizer = T5Tokenizer([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0)
     config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=2)
@@ -80,6 +83,7 @@ def t5(width: int = WIDTH) -> tuple[T5EncoderModel, T5Tokenizer]:
 
 
 def gemma() -> tuple[Gemma2Model, GemmaTokenizer]:
+    """A tiny Gemma model and its tokenizer of single letters."""
     letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁abcdefghijklmnopqrstuvwxyz"]
     tokenizer = GemmaTokenizer({letter: i for i, letter in enumerate(letters)}, [])
     sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "head_dim": 16}
@@ -152,7 +156,7 @@ def stable_diffusion_3(tokenizer):
         joint_attention_dim=2 * WIDTH,
         pooled_projection_dim=2 * WIDTH,
         pos_embed_max_size=16,
-        qk_norm="rms_norm",  # as 3.5 has it, and so the second attention
+        qk_norm="rms_norm",  # version 3.5 has it, and dual attention
         dual_attention_layers=(0,),
     )
     return StableDiffusion3Pipeline(
@@ -193,7 +197,7 @@ def flux(tokenizer, guidance_embeds: bool):
 
 
 def pixart(tokenizer, kind, **size):
-    encoder, words = t5()
+    encoder, t5_tokenizer = t5()
     network = PixArtTransformer2DModel(
         num_layers=1,
         attention_head_dim=8,
@@ -205,7 +209,7 @@ def pixart(tokenizer, kind, **size):
         **size,
     )
     return kind(
-        tokenizer=words,
+        tokenizer=t5_tokenizer,
         text_encoder=encoder,
         vae=autoencoder(scaling_factor=0.18),
         transformer=network,
@@ -220,12 +224,12 @@ def dit(tokenizer):
     scheduler = DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False)
     names = {"0": "tench, Tinca tinca", "1": "goldfish"}
     pipeline = DiTPipeline(network, autoencoder(scaling_factor=0.18), scheduler, names)
-    pipeline.register_to_config(id2label=names)  # as the published model_index.json has it
+    pipeline.register_to_config(id2label=names)  # as in the published model_index.json
     return pipeline
 
 
 def sana(tokenizer):
-    encoder, words = gemma()
+    encoder, gemma_tokenizer = gemma()
     vae = AutoencoderDC(
         latent_channels=4,
         attention_head_dim=2,
@@ -255,7 +259,7 @@ def sana(tokenizer):
     )
     solver = {"solver_order": 1, "use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
     scheduler = DPMSolverMultistepScheduler(final_sigmas_type="zero", **solver)
-    return SanaPipeline(words, encoder, vae, network, scheduler)
+    return SanaPipeline(gemma_tokenizer, encoder, vae, network, scheduler)
 
 
 def unconditional(tokenizer):
@@ -270,21 +274,24 @@ def unconditional(tokenizer):
     return DDIMPipeline(network, DDIMScheduler(clip_sample=False))
 
 
-# name: (family, pipeline). The names say which published models have this shape.
+# Published models with these architectures: (family, function of a tokenizer that builds the pipeline).
 BUILDERS: dict[str, tuple[str, Callable]] = {
     "Stable Diffusion 1.5": ("stable_diffusion", stable_diffusion),
     "Stable Diffusion 2.1 (v, zero SNR)": (
         "stable_diffusion",
-        lambda words: stable_diffusion(
-            words, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        lambda tokenizer: stable_diffusion(
+            tokenizer, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
         ),
     ),
     "Stable Diffusion XL": ("stable_diffusion_xl", stable_diffusion_xl),
     "Stable Diffusion 3.5": ("stable_diffusion_3", stable_diffusion_3),
-    "Flux.1 dev": ("flux", lambda words: flux(words, guidance_embeds=True)),
-    "Flux.1 schnell": ("flux", lambda words: flux(words, guidance_embeds=False)),
-    "PixArt-Sigma 512": ("pixart", lambda words: pixart(words, PixArtSigmaPipeline, sample_size=8)),
-    "PixArt-Alpha 1024": ("pixart", lambda words: pixart(words, PixArtAlphaPipeline, sample_size=128, patch_size=16)),
+    "Flux.1 dev": ("flux", lambda tokenizer: flux(tokenizer, guidance_embeds=True)),
+    "Flux.1 schnell": ("flux", lambda tokenizer: flux(tokenizer, guidance_embeds=False)),
+    "PixArt-Sigma 512": ("pixart", lambda tokenizer: pixart(tokenizer, PixArtSigmaPipeline, sample_size=8)),
+    "PixArt-Alpha 1024": (
+        "pixart",
+        lambda tokenizer: pixart(tokenizer, PixArtAlphaPipeline, sample_size=128, patch_size=16),
+    ),
     "Sana": ("sana", sana),
     "DiT": ("dit", dit),
     "unconditional UNet": ("unconditional", unconditional),
@@ -293,7 +300,7 @@ BUILDERS: dict[str, tuple[str, Callable]] = {
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Callable[[str], tuple[str, Path]]:
-    """`tiny(name)` -> (family, folder) of a saved random pipeline; each is built once."""
+    """Function tiny(name) -> (family, folder) of a saved random pipeline; each is built once."""
     root = tmp_path_factory.mktemp("tiny")
     tokenizer = make_tokenizer(root / "tokenizer")
 
@@ -314,7 +321,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def record(request) -> Callable[[str, str, float], None]:
-    """`record(name, column, difference)`: one entry of the table that the run ends with."""
+    """Function record(name, column, difference) that adds an entry to the table at the end of the run."""
 
     def write(name: str, column: str, difference: float) -> None:
         assert column in COLUMNS
@@ -324,7 +331,7 @@ def record(request) -> Callable[[str, str, float], None]:
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """Each family's largest differences from stock diffusers, in standard deviations of the thing compared."""
+    """Print each family's largest differences from stock diffusers, in standard deviations of the compared values."""
     rows = config.stash[TABLE]
     if not rows:
         return

@@ -75,7 +75,7 @@ def test_a_second_run_reads_and_does_not_load_the_text_encoder(ready):
     assert all(torch.equal(everything(second.cond)[k], v) for k, v in everything(first.cond).items())
     assert teacher.stock.text_encoder is None and teacher.stock.tokenizer is None
     teacher.null_condition(everything(second.cond))  # and guidance does not need it either
-    assert teacher._words is None
+    assert not teacher.text_encoders_loaded
 
 
 def test_prompts_that_are_added_are_all_that_is_encoded(ready):
@@ -116,7 +116,7 @@ def test_kills_lose_one_shard_at_most(text_pipeline, tmp_path, monkeypatch):
     """SIGKILL at random moments, in writes too: each life goes on from all but the shard that the last was making."""
     monkeypatch.setattr(encode, "SHARD", 2)
     teacher, engine, cache = StableDiffusion.load(str(text_pipeline), CPU), Accelerator(cpu=True), tmp_path / "cache"
-    teacher.encoders()
+    teacher.text_pipeline()
     captions, make = [f"a bag, {i}" for i in range(60)], Encoder._conditions
 
     def work() -> None:
