@@ -1,9 +1,7 @@
-"""Every family through the real methods and against the stock pipeline that it wraps; the run ends with the table."""
+"""Every family with the real methods and against its stock pipeline. A table of differences is printed at the end."""
 
 import functools
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +15,11 @@ from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.scm import SCM, SCMOptions
-from teachers.core.few_step import flow_scheduler, grid
+from teachers.core.few_step import flow_scheduler, lcm_timesteps
 from teachers.core.sampling import sample
 from teachers.core.teacher import save_pipeline
 from teachers.core.trigflow import Flow, integrate
+from tests.teachers.standalone import run_standalone
 
 CPU = torch.device("cpu")
 NAMES = [
@@ -45,7 +44,7 @@ def prompts_of(name):
 
 
 def inputs_of(name):
-    """What a stock call takes in place of prompts."""
+    """The arguments of a stock pipeline that select what is sampled."""
     if name == "DiT":
         return {"class_labels": [1, 7]}
     return {"batch_size": 2} if name == "unconditional UNet" else {"prompt": PROMPTS}
@@ -53,7 +52,7 @@ def inputs_of(name):
 
 @pytest.fixture(scope="module")
 def load(tiny):
-    """`load(name)` -> the teacher, loaded from its folder once."""
+    """Function load(name) -> the teacher; each is loaded once."""
 
     @functools.cache
     def teacher(name):
@@ -65,16 +64,23 @@ def load(tiny):
 
 @dataclass
 class Run:
-    """One stock call: what its network was fed first, its native sample then, the end, and the angles on the way."""
+    """One call of a stock pipeline.
 
-    fed: dict[str, Any]
+    Attributes:
+        inputs: Keyword arguments of the first network call.
+        first: Native sample of the first network call.
+        last: Final latents.
+        angles: Angles of all steps, and of the end.
+    """
+
+    inputs: dict[str, Any]
     first: torch.Tensor
     last: torch.Tensor
     angles: list[float]
 
 
 def unpacked(x, shape):
-    """Flux's tokens (B, H W / 4, 4 C) as latents; anything else as it is."""
+    """Flux's tokens (B, H W / 4, 4 C) as latents; other latents unchanged."""
     if x.ndim != 3:
         return x
     channels, height, width = shape
@@ -86,18 +92,18 @@ def stock_run(teacher, folder, name, guidance) -> Run:
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     network = pipe.components.get("transformer") or pipe.components["unet"]
-    calls, ends, step = [], [], pipe.scheduler.step
+    calls, outputs, step = [], [], pipe.scheduler.step
 
-    def spy(output, t, x, *args, **kwargs):
+    def recording_step(output, t, x, *args, **kwargs):
         result = step(output, t, x, *args, **kwargs)
-        ends.append(result[0])
+        outputs.append(result[0])
         return result
 
-    pipe.scheduler.step = spy
+    pipe.scheduler.step = recording_step
     network.register_forward_hook(lambda m, args, kwargs, out: calls.append((args, kwargs)), with_kwargs=True)
-    usual = teacher.usual_call(4, guidance)
+    call = teacher.usual_call(4, guidance)
     latent = {} if name in ("DiT", "unconditional UNet") else {"output_type": "latent"}
-    pipe(**inputs_of(name), **usual, **latent, generator=torch.Generator().manual_seed(0))
+    pipe(**inputs_of(name), **call, **latent, generator=torch.Generator().manual_seed(0))
     args, kwargs = calls[0]
     native = args[0] if args else kwargs["hidden_states"]
     path, scheduler = teacher.denoiser.path, pipe.scheduler
@@ -106,36 +112,36 @@ def stock_run(teacher, folder, name, guidance) -> Run:
     else:
         end = 0.0 if scheduler.config.get("set_alpha_to_one", True) else path.t_min
         angles = [*path.angle(scheduler.timesteps.double()).tolist(), end]
-    last = ends[-1][:2]  # DiT carries both halves along
-    fed = kwargs | (kwargs.get("added_cond_kwargs") or {})
-    return Run(fed, unpacked(native[:2], teacher.shape), unpacked(last, teacher.shape), angles)
+    last = outputs[-1][:2]  # DiT keeps both halves of the guided batch
+    inputs = kwargs | (kwargs.get("added_cond_kwargs") or {})
+    return Run(inputs, unpacked(native[:2], teacher.shape), unpacked(last, teacher.shape), angles)
 
 
-def noise_of(teacher, name, draw):
+def noise_of(teacher, name, rng):
     channels, height, width = teacher.shape
-    return torch.randn(2, channels, height, width, generator=draw)
+    return torch.randn(2, channels, height, width, generator=rng)
 
 
-def more_noise(teacher, name, draw):
-    """Re-noising's draw, which Flux makes on packed latents."""
+def more_noise(teacher, name, rng):
+    """Noise of a later step; Flux samples it as packed latents."""
     channels, height, width = teacher.shape
     if name.startswith("Flux"):
-        return unpacked(torch.randn(2, height * width // 4, channels * 4, generator=draw), teacher.shape)
-    return noise_of(teacher, name, draw)
+        return unpacked(torch.randn(2, height * width // 4, channels * 4, generator=rng), teacher.shape)
+    return noise_of(teacher, name, rng)
 
 
-def difference(got, wanted):
-    """Largest difference over the standard deviation of what is wanted."""
-    return ((got - wanted).abs().max() / wanted.std().clamp_min(1e-9)).item()
+def difference(actual, expected):
+    """Largest difference in standard deviations of the expected values."""
+    return ((actual - expected).abs().max() / expected.std().clamp_min(1e-9)).item()
 
 
 @every_family
-def test_the_stock_pipeline_is_followed(name, load, tiny, record, monkeypatch):
-    """Condition, schedule and guidance: our ODE in canonical time ends where the pipeline's own solver ends."""
+def test_ode_ends_where_the_stock_solver_ends(name, load, tiny, record, monkeypatch):
+    """Condition, schedule and guidance equal those of the stock pipeline."""
     teacher, (_, folder) = load(name), tiny(name)
-    if name == "Sana":  # its published solver truncates the timesteps that it tells the network
-        clock = teacher.denoiser.clock
-        monkeypatch.setattr(teacher.denoiser, "clock", lambda t: (clock(t) + 1e-3).floor())
+    if name == "Sana":  # its published solver truncates the timesteps
+        exact = teacher.denoiser.timestep_input
+        monkeypatch.setattr(teacher.denoiser, "timestep_input", lambda t: (exact(t) + 1e-3).floor())
     cond = teacher.condition(prompts_of(name))
     for column, guidance in (("wrap", 1.0), ("guidance", 3.0)):
         if column == "guidance" and not teacher.guided:
@@ -151,76 +157,73 @@ def test_the_stock_pipeline_is_followed(name, load, tiny, record, monkeypatch):
         assert error < 1e-4
     worst = 0.0
     for key, ours in cond.items():
-        fed = run.fed[key]
-        if len(fed) == 2:  # Flux: one evaluation, told its guidance
-            worst = max(worst, (ours - fed).abs().max().item())
+        stock = run.inputs[key]
+        if len(stock) == 2:  # Flux embeds the guidance scale: no second half
+            worst = max(worst, (ours - stock).abs().max().item())
             continue
-        first, second = fed.float().chunk(2)
-        empty, full = (second, first) if name == "DiT" else (first, second)
-        worst = max(worst, (ours - full).abs().max().item())
-        worst = max(worst, (teacher.null_condition(cond)[key] - empty).abs().max().item())
+        first, second = stock.float().chunk(2)
+        without, with_prompt = (second, first) if name == "DiT" else (first, second)
+        worst = max(worst, (ours - with_prompt).abs().max().item())
+        worst = max(worst, (teacher.null_condition(cond)[key] - without).abs().max().item())
     record(name, "condition", worst)
     assert worst < 1e-5
 
 
-def test_what_the_network_is_fed_beside_the_condition_is_known(load, tiny):
-    """No family leaves out an argument that the pipeline gives: the sample, the time, the condition, and no more."""
-    places = {"hidden_states", "timestep", "return_dict", "img_ids", "txt_ids", "added_cond_kwargs"}
+def test_condition_has_every_argument_of_the_stock_network_call(load, tiny):
+    """The stock pipeline passes the sample, the timestep and the condition, and nothing else."""
+    common = {"hidden_states", "timestep", "return_dict", "img_ids", "txt_ids", "added_cond_kwargs"}
     for name in NAMES[:-1]:
         teacher, (_, folder) = load(name), tiny(name)
-        fed = stock_run(teacher, folder, name, 3.0).fed
-        rest = {key for key, value in fed.items() if value is not None and key not in places}
-        told = {"guidance"} if name == "Flux.1 dev" else set()
-        assert rest - {"joint_attention_kwargs"} == set(teacher.condition(prompts_of(name))) | told, name
+        inputs = stock_run(teacher, folder, name, 3.0).inputs
+        rest = {key for key, value in inputs.items() if value is not None and key not in common}
+        scale = {"guidance"} if name == "Flux.1 dev" else set()
+        assert rest - {"joint_attention_kwargs"} == set(teacher.condition(prompts_of(name))) | scale, name
 
 
-def test_latents_round_trip_as_the_autoencoder_does(load):
-    """Whatever a family's scale, shift, means and deviations: decode(encode(x)) is the autoencoder's own round trip."""
+def test_decode_of_encode_equals_the_autoencoder(load):
+    """For every scale, shift, mean and standard deviation of latents."""
     for name in NAMES[:-1]:
         teacher = load(name)
         vae = teacher.stock.vae
         images = torch.rand(2, 3, 16, 16) * 2 - 1
         with torch.no_grad():
             code = vae.encode(images)
-            wanted = vae.decode(code.latent if name == "Sana" else code.latent_dist.mean).sample
-            assert torch.allclose(teacher.decode(teacher.encode(images)), wanted, atol=1e-5), name
+            expected = vae.decode(code.latent if name == "Sana" else code.latent_dist.mean).sample
+            assert torch.allclose(teacher.decode(teacher.encode(images)), expected, atol=1e-5), name
 
 
-def test_teachers_in_half_precision_speak_float32(tiny):
-    """bfloat16 weights take our float32 samples, masks and sizes, and give nearly the same velocities."""
+def test_bfloat16_teachers_return_nearly_equal_velocities_in_float32(tiny):
     for name in NAMES:
         family, folder = tiny(name)
-        coarse, fine = (
-            find(TEACHERS, family).load(str(folder), CPU, dtype) for dtype in (torch.bfloat16, torch.float32)
-        )
-        x, t, cond = torch.randn(2, *fine.shape), torch.tensor([0.5, 1.0]), fine.condition(prompts_of(name))
+        half, full = (find(TEACHERS, family).load(str(folder), CPU, dtype) for dtype in (torch.bfloat16, torch.float32))
+        x, t, cond = torch.randn(2, *full.shape), torch.tensor([0.5, 1.0]), full.condition(prompts_of(name))
         with torch.no_grad():
-            got, wanted = (teacher.velocity(x, t, cond, 2.0) for teacher in (coarse, fine))
-        assert got.dtype == torch.float32
-        assert (got - wanted).abs().mean() < 0.1 * wanted.abs().mean(), name
+            actual, expected = (teacher.velocity(x, t, cond, 2.0) for teacher in (half, full))
+        assert actual.dtype == torch.float32
+        assert (actual - expected).abs().mean() < 0.1 * expected.abs().mean(), name
 
 
 @pytest.mark.parametrize("name", ["PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 schnell"])
-@pytest.mark.parametrize("starts", ["at the end of time", "earlier"])
-def test_four_steps(name, starts, load):
-    """Any falling angles: tables carry them, flows take them as `sigmas` in the call."""
+@pytest.mark.parametrize("start", ["t_max", "earlier"])
+def test_exports_sample_at_any_four_angles(name, start, load):
+    """Variance-preserving exports store the angles in the table, flows receive them as `sigmas` in the call."""
     teacher = load(name)
     student = teacher.student()
-    first = student.path.t_max if starts == "at the end of time" else 1.3
+    first = student.path.t_max if start == "t_max" else 1.3
     times = [first, 1.0, 0.8, 0.35]
     pipe = teacher.pipeline(student, times)
     pipe.set_progress_bar_config(disable=True)
-    draw = torch.Generator().manual_seed(3)
-    noise = noise_of(teacher, name, draw)
+    rng = torch.Generator().manual_seed(3)
+    noise = noise_of(teacher, name, rng)
     torch.manual_seed(3)
     call = {"prompt": PROMPTS, "output_type": "pt", "generator": torch.Generator().manual_seed(3)}
     images = pipe(**call, **teacher.calls(4, times)).images
     if not name.startswith("PixArt"):
-        draw = torch.Generator().manual_seed(3)
+        rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        x0 = sample(student, noise, times, teacher.condition(PROMPTS), lambda: more_noise(teacher, name, draw))
-        wanted = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1)
-    assert difference(images, wanted) < 1e-3
+        x0 = sample(student, noise, times, teacher.condition(PROMPTS), lambda: more_noise(teacher, name, rng))
+        expected = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1)
+    assert difference(images, expected) < 1e-3
 
 
 def batch_of(teacher, name, seed=0):
@@ -229,7 +232,7 @@ def batch_of(teacher, name, seed=0):
 
 
 def step(distiller, phase, teacher, name, number=0):
-    """One optimizer step of one turn; every weight of its networks that matters moves, and stays finite."""
+    """One optimizer step of one phase; most weights change, and all stay finite."""
     parameters = [p for module in distiller.networks()[phase] for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0)
     before = [p.detach().clone() for p in parameters]
@@ -243,10 +246,10 @@ def step(distiller, phase, teacher, name, number=0):
 
 
 @every_family
-def test_dmd(name, load, record):
-    """With fake score = teacher DMD's gradient is nothing; then one step of each turn with guidance."""
+def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load, record):
+    """The fake score equals the teacher at first, so DMD's gradient is zero."""
     teacher = load(name)
-    guidance = 3.5 if name == "Flux.1 dev" else 1.0  # what a student of Flux is told
+    guidance = 3.5 if name == "Flux.1 dev" else 1.0  # a student of Flux receives the default guidance scale
     torch.manual_seed(0)
     distiller = DMD(teacher, guidance, DMDOptions())
     batch = batch_of(teacher, name)
@@ -262,7 +265,7 @@ def test_dmd(name, load, record):
 
 @pytest.fixture(scope="module")
 def trained(load):
-    """`trained(name)` -> an sCM distiller after a step of adaptation and one with its tangent, on the gentle clock."""
+    """Function trained(name) -> an sCM distiller after one step of adaptation and one step with its tangent."""
 
     @functools.cache
     def train(name):
@@ -282,47 +285,42 @@ def forward_mode(function, primals, tangents):
 
 
 @every_family
-def test_scm(name, load, trained, record):
-    """Two steps; and the target that its tangent gives against one from torch's own forward mode."""
+def test_scm_target_equals_that_of_torch_func_jvp(name, load, trained, record):
     teacher, distiller = load(name), trained(name)
     batch = batch_of(teacher, name, 5)
     t = torch.tensor([0.5, 1.1])
     x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1))
     drift = teacher.velocity(x, t, batch.cond, 2.0)
     ours, _ = distiller.target(x, t, drift, batch.cond, 1.0)
-    distiller.tangent, kept = forward_mode, distiller.tangent
-    wanted, _ = distiller.target(x, t, drift, batch.cond, 1.0)
-    distiller.tangent = kept
-    error = difference(ours, wanted)
+    distiller.tangent, tangent = forward_mode, distiller.tangent
+    expected, _ = distiller.target(x, t, drift, batch.cond, 1.0)
+    distiller.tangent = tangent
+    error = difference(ours, expected)
     record(name, "sCM step", error)
     assert error < 1e-3
 
 
-LOAD = """
-import sys
-for name in ("distill", "teachers", "eval"):
-    sys.modules[name] = None  # an import of ours now fails
-import inspect, json, torch
+SAMPLE = """
+import json, torch
 from diffusers import DiffusionPipeline
-from torch.nn.attention import SDPBackend, sdpa_kernel
 images = {}
 for name, job in json.load(open("jobs.json")).items():
     pipe = DiffusionPipeline.from_pretrained(job["folder"])
     pipe.set_progress_bar_config(disable=True)
     for steps, call in job["calls"].items():
-        torch.manual_seed(7)  # some pipelines leave the generator out of the second step's noise
+        torch.manual_seed(7)  # some pipelines use it for the second step's noise
         call["generator"] = torch.Generator().manual_seed(7)
         kind = "pt" if "prompt" in call else "np"
         with torch.no_grad():
-            made = pipe(**call, output_type=kind).images
-        images[f"{name}/{steps}"] = made if kind == "pt" else torch.from_numpy(made).permute(0, 3, 1, 2)
+            sampled = pipe(**call, output_type=kind).images
+        images[f"{name}/{steps}"] = sampled if kind == "pt" else torch.from_numpy(sampled).permute(0, 3, 1, 2)
 torch.save(images, "images.pt")
 """
 
 
 @pytest.fixture(scope="module")
 def reloaded(load, trained, tmp_path_factory):
-    """Every student exported, then drawn by stock diffusers in one process that cannot import this project."""
+    """Images of every exported student, from stock diffusers in a process that cannot import this project."""
     work = tmp_path_factory.mktemp("exports")
     jobs = {}
     for name in NAMES:
@@ -333,51 +331,50 @@ def reloaded(load, trained, tmp_path_factory):
         calls = {steps: inputs_of(name) | teacher.calls(steps, times[:steps]) for steps in (1, 2)}
         if teacher.ignores_guidance and teacher.guided:
             for call in calls.values():
-                del call["guidance_scale"]  # the pipeline's default has to be as good
+                del call["guidance_scale"]  # the pipeline's default must give the same images
         jobs[name] = {"folder": str(folder), "calls": calls}
     (work / "jobs.json").write_text(json.dumps(jobs))
-    (work / "load.py").write_text(LOAD)
-    done = subprocess.run([sys.executable, "load.py"], cwd=work, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_standalone(SAMPLE, folder=work)
     return torch.load(work / "images.pt", weights_only=True)
 
 
 @every_family
-def test_export(name, load, trained, reloaded, record):
-    """The exported network told the pipeline's timesteps is the student; stock images of one and two steps are ours."""
+def test_exported_network_and_images_equal_the_student(name, load, trained, reloaded, record):
+    """The network at the pipeline's timesteps, and the images of one and two steps."""
     teacher, student = load(name), trained(name).student
     images, times = reloaded, [student.path.t_max, 0.7]
     cond = teacher.condition(prompts_of(name))
     stock = teacher.pipeline(student, times)
     exported = stock.components.get("transformer") or stock.components["unet"]
     flow = isinstance(student.path, Flow)
-    told = flow_scheduler(student, times, name.startswith("Flux"))[1] if flow else torch.tensor(grid(student.path, 2))
+    flux = name.startswith("Flux")
+    timesteps = flow_scheduler(student, times, flux)[1] if flow else torch.tensor(lcm_timesteps(student.path, 2))
     x = torch.randn(2, *teacher.shape)
     with torch.no_grad():
-        wanted = student.call(student.network, x, student.timestep_input(torch.tensor(times)), cond)
-        got = student.call(exported, x, told.float(), cond)
-    record(name, "export", difference(got, wanted))
-    assert difference(got, wanted) < 1e-4
+        expected = student.call(student.network, x, student.timestep_input(torch.tensor(times)), cond)
+        actual = student.call(exported, x, timesteps.float(), cond)
+    record(name, "export", difference(actual, expected))
+    assert difference(actual, expected) < 1e-4
     for steps, column in ((1, "reload, 1 step"), (2, "reload, 2 steps")):
-        draw = torch.Generator().manual_seed(7)
-        noise = noise_of(teacher, name, draw)
+        rng = torch.Generator().manual_seed(7)
+        noise = noise_of(teacher, name, rng)
         if name in ("Stable Diffusion 3.5", "Flux.1 dev", "Flux.1 schnell", "DiT"):
-            draw = torch.Generator().manual_seed(7)  # re-noising draws from torch's own generator, seeded alike
+            rng = torch.Generator().manual_seed(7)  # later noise comes from the global generator with the same seed
 
-        def again(draw=draw):
-            return more_noise(teacher, name, draw)
+        def next_noise(rng=rng):
+            return more_noise(teacher, name, rng)
 
         with torch.no_grad():
-            x0 = sample(student, noise, times[:steps], cond, again)
-            wanted = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1)
-        error = difference(images[f"{name}/{steps}"], wanted)
+            x0 = sample(student, noise, times[:steps], cond, next_noise)
+            expected = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1)
+        error = difference(images[f"{name}/{steps}"], expected)
         record(name, column, error)
         assert error < 1e-3
 
 
 @pytest.mark.parametrize("name", ["Stable Diffusion XL", "Flux.1 dev"])
-def test_a_student_that_is_told_its_guidance_obeys_the_call(name, load):
-    """`guidance_scale` of the stock call reaches the student as its own input, without a second evaluation."""
+def test_embedded_guidance_follows_guidance_scale_of_the_call(name, load):
+    """The student receives `guidance_scale` of the stock call as an input, without a second evaluation."""
     teacher = load(name)
     student = teacher.student()
     teacher.embed_guidance(student, 2.0)
@@ -388,11 +385,11 @@ def test_a_student_that_is_told_its_guidance_obeys_the_call(name, load):
     pipe.set_progress_bar_config(disable=True)
     noise, cond, images = noise_of(teacher, name, torch.Generator().manual_seed(3)), teacher.condition(PROMPTS), {}
     for scale in (3.0, 4.0):
-        draw = torch.Generator().manual_seed(3)
-        call = teacher.calls(1, times) | {"guidance_scale": scale, "generator": draw, "output_type": "pt"}
+        rng = torch.Generator().manual_seed(3)
+        call = teacher.calls(1, times) | {"guidance_scale": scale, "generator": rng, "output_type": "pt"}
         images[scale] = pipe(PROMPTS, **call).images
-        told = {**cond, **teacher.guidance_condition(student, torch.full((2,), scale))}
+        scaled = {**cond, **teacher.guidance_condition(student, torch.full((2,), scale))}
         with torch.no_grad():
-            wanted = (teacher.decode(sample(student, noise, times, told, torch.randn_like)) / 2 + 0.5).clamp(0, 1)
-        assert difference(images[scale], wanted) < 1e-3
+            expected = (teacher.decode(sample(student, noise, times, scaled, torch.randn_like)) / 2 + 0.5).clamp(0, 1)
+        assert difference(images[scale], expected) < 1e-3
     assert difference(images[3.0], images[4.0]) > 1e-2
