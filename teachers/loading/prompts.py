@@ -35,7 +35,7 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
         return pocket.balanced_prompts(160)  # all captions of all classes; more would repeat them
     file = Path(source)
     if not file.is_file():
-        raise ValueError(f"there is no file {source}; prompts must be a text file with one prompt per line, or a table")
+        raise ValueError(f"there is no file of prompts {source}; it must be a text file with one prompt per line, or a table")
     reader = READERS.get(file.suffix.lower())
     if reader is None and column is not None:
         raise ValueError(
@@ -51,7 +51,7 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text; save the prompts as UTF-8, one per line") from error
     if not prompts:
-        raise ValueError(f"{source} contains no prompts; write one per line")
+        raise ValueError(f"{source} holds no prompts; write one per line")
     return prompts
 
 
@@ -132,9 +132,9 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}, line {number} is not valid JSON") from error
+            raise ValueError(f"{file}, line {number}: this is not JSON") from error
         if not isinstance(row, dict):
-            raise ValueError(f'{file}, line {number} must be a JSON object such as {{"text": ...}}')
+            raise ValueError(f'{file}, line {number}: this must be a JSON object such as {{"text": ...}}')
         yield row
 
 
@@ -143,7 +143,7 @@ def _csv(file: Path) -> Iterator[dict[str, Any]]:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             yield from csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
     except csv.Error as error:
-        raise ValueError(f"{file} cannot be read as a table ({error})") from error
+        raise ValueError(f"{file} is not readable as a table ({error})") from error
 
 
 def _parquet(file: Path) -> Iterator[dict[str, Any]]:
@@ -153,7 +153,7 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
             for batch in stored.iter_batches(columns=_text_columns(stored.schema_arrow)):
                 yield from batch.to_pylist()
     except (OSError, import_optional("pyarrow", f"reading {file}").ArrowException) as error:
-        raise ValueError(f"{file} cannot be read as parquet ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{file} is not readable as parquet ({' '.join(str(error).split())})") from error
 
 
 def _text_columns(schema: Any) -> list[str]:

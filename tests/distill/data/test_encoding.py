@@ -88,7 +88,7 @@ def test_prompts_that_are_added_are_all_that_is_encoded(ready):
 def test_another_encoder_makes_other_shards(ready, change, text_pipeline, tmp_path, monkeypatch):
     before = everything(ready()[0].cond)["encoder_hidden_states"]
     if change == "weights":
-        monkeypatch.setattr(encode, "contents", lambda path, parts: "another")
+        monkeypatch.setattr(encode, "components_hash", lambda path, parts: "another")
         assert ready()[2] == 4
     else:
         after = ready(precision="bfloat16")
