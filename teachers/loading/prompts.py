@@ -35,7 +35,7 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
         return pocket.balanced_prompts(160)  # all captions of all classes; more would repeat them
     file = Path(source)
     if not file.is_file():
-        raise ValueError(f"there is no file of prompts {source}; it must be a text file with one prompt per line, or a table")
+        raise ValueError(f"there is no file of prompts {source}; give a text file with one prompt per line, or a table")
     reader = READERS.get(file.suffix.lower())
     if reader is None and column is not None:
         raise ValueError(
@@ -90,7 +90,7 @@ def choose_column(source: str, columns: Iterable[str]) -> str:
             return name
     raise ValueError(
         f"{source} has no column called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; its columns are "
-        f"{', '.join(map(str, known))}; rename the column of captions, or select it with data.column=..."
+        f"{', '.join(map(str, known))}: rename the column of captions, or select it with data.column=..."
     )
 
 
@@ -134,7 +134,7 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number}: this is not JSON") from error
         if not isinstance(row, dict):
-            raise ValueError(f'{file}, line {number}: this must be a JSON object such as {{"text": ...}}')
+            raise ValueError(f'{file}, line {number}: every line must be a JSON object such as {{"text": ...}}')
         yield row
 
 
