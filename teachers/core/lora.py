@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.core.denoiser import Denoiser
-from teachers.core.few_step import time_embeddings
+from teachers.core.time_embedding import time_embeddings
 from teachers.networks.adapters import Adapted
 
 
@@ -17,7 +17,7 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) 
     Low-rank changes are stored as they were trained. The first layer of the time embedding is trained as a whole, and
     its time input may be rescaled. The file stores the smallest change of the teacher's layer that gives the student's
     outputs for its N angles at the pipeline's N timesteps. That change has rank N and is exact at those timesteps only
-    (see `few_step.bake_timesteps`).
+    (see `time_embedding.bake_timesteps`).
 
     Args:
         denoiser: A student whose network is `Adapted`.

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import refit_time_embedding, time_embeddings
+from teachers.core.time_embedding import refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines, load_pipeline, local_or_hub
 from teachers.networks.adapters import Adapted, LoraBase

@@ -11,13 +11,8 @@ from torch import Tensor, nn
 
 from teachers.core.denoiser import Condition, Denoiser, default_call
 from teachers.core.few_step import (
-    add_guidance_embedding,
-    bake_timesteps,
     consistency_scheduler,
     flow_scheduler,
-    guidance_embedding,
-    guidance_width,
-    ignore_guidance,
     is_default_schedule,
     lcm_timesteps,
     native_levels,
@@ -25,6 +20,13 @@ from teachers.core.few_step import (
 from teachers.core.lora import lora_weights
 from teachers.core.schedule import schedule
 from teachers.core.teacher import Teacher
+from teachers.core.time_embedding import (
+    add_guidance_embedding,
+    bake_timesteps,
+    guidance_embedding,
+    guidance_width,
+    ignore_guidance,
+)
 from teachers.core.trigflow import Flow
 from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
 from teachers.networks.adapters import Adapted

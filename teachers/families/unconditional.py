@@ -7,9 +7,10 @@ from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import bake_timesteps, consistency_scheduler
+from teachers.core.few_step import consistency_scheduler
 from teachers.core.schedule import variance_preserving
 from teachers.core.teacher import Teacher
+from teachers.core.time_embedding import bake_timesteps
 from teachers.loading.source import Pipelines
 
 

@@ -106,7 +106,7 @@ def set_active_adapters(layer: Any, names: list[str]) -> None:
     """peft's `_active_adapter` of a layer: which adapters it applies.
 
     The layer keeps the list itself, so changing the list switches the adapter of every layer that holds it. The public
-    `set_adapter` also changes which parameters require gradients, and has to be called for each layer.
+    `set_adapter` also changes which parameters require gradients, and must be called for each layer.
 
     Args:
         layer: A layer of peft.
@@ -118,7 +118,7 @@ def set_active_adapters(layer: Any, names: list[str]) -> None:
 def supports_gradient_checkpointing(network: "nn.Module") -> bool:
     """diffusers' `_supports_gradient_checkpointing`: whether `enable_gradient_checkpointing` works.
 
-    Without it one has to call the function and catch the ValueError, which is also raised for invalid arguments.
+    The alternative is to call that function and catch its ValueError, which it also raises for invalid arguments.
     """
     return bool(getattr(network, "_supports_gradient_checkpointing", False))
 

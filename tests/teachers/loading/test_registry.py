@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 
-from teachers.core.few_step import refit_time_embedding
 from teachers.core.sampling import sample
 from teachers.core.teacher import save_pipeline
+from teachers.core.time_embedding import refit_time_embedding
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.families.unconditional import Unconditional
 from tests.teachers.standalone import run_standalone
