@@ -30,6 +30,7 @@ from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
 from teachers.families.analytic import MIXTURES, Analytic
+from teachers.support.files import atomic_write
 
 HERE = Path(__file__).parent
 TABLE, CELLS, PICTURE = HERE / "analytic.md", HERE / "results" / "analytic.json", HERE / "results" / "analytic.png"
@@ -193,9 +194,8 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
 def keep(cells: dict[str, Any]) -> None:
     """Save `cells` beside those that another process may have finished meanwhile."""
     others = json.loads(CELLS.read_text()) if CELLS.is_file() else {}  # `main` empties it when told --fresh
-    temporary = CELLS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(others | cells, indent=1) + "\n")
-    temporary.replace(CELLS)
+    with atomic_write(CELLS) as temporary:
+        temporary.write_text(json.dumps(others | cells, indent=1) + "\n")
 
 
 def main() -> None:

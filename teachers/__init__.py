@@ -1,1 +1,1 @@
-"""Making every foreign diffusion model speak one language: the canonical time of TrigFlow."""
+"""Teachers: diffusers pipelines of many families, in the canonical time of TrigFlow."""

@@ -1,4 +1,4 @@
-"""Commands about teachers: `fewstep describe` and `fewstep families`, also as `python -m teachers`."""
+"""The commands `fewstep describe` and `fewstep families`, also available as `python -m teachers`."""
 
 import sys
 

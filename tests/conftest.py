@@ -1,4 +1,4 @@
-"""Tiny random pipelines in the shape of the pocket teacher, and runs of "students" that were never trained."""
+"""Fixtures of all tests: tiny random pipelines with the architecture of the pocket teacher, and untrained runs."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from teachers.pocket.parts import make_autoencoder, make_text_encoder, make_toke
 
 @pytest.fixture(scope="session")
 def text_pipeline(tmp_path_factory) -> Path:
-    """A saved text-to-image pipeline with random weights: 32 x 32 images from 8 x 8 latents."""
+    """Folder of a text-to-image pipeline with random weights: 32 x 32 images, 8 x 8 latents."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("teacher")
     tokenizer = make_tokenizer(folder / "tokenizer")
@@ -35,7 +35,7 @@ def text_pipeline(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def unconditional_pipeline(tmp_path_factory) -> Path:
-    """A saved DDPMPipeline with random weights: 16 x 16 images, neither prompts nor latents."""
+    """Folder of a DDPMPipeline with random weights: 16 x 16 images, no prompts, no latents."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("unconditional") / "pipeline"
     network = UNet2DModel(
@@ -54,7 +54,7 @@ def unconditional_pipeline(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pocket_weights(tmp_path, monkeypatch) -> Path:
-    """A stand-in for the pocket teacher's weights: an untrained classifier and a made-up reference."""
+    """Replaces the pocket teacher's weights by an untrained classifier and random reference statistics."""
     torch.manual_seed(1)
     folder = tmp_path / "weights"
     folder.mkdir()
@@ -67,7 +67,7 @@ def pocket_weights(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def make_run(tmp_path, text_pipeline) -> Callable[..., Path]:
-    """Writes a run whose pipeline is the teacher's own, with a distill.json of which parts can be replaced."""
+    """Function that writes a run with the teacher's pipeline and a distill.json; keywords change its entries."""
 
     def make(name: str = "student", pipeline: Path = text_pipeline, **changes) -> Path:
         run = tmp_path / "runs" / name.replace("/", "_").replace("<", "_")

@@ -9,7 +9,6 @@ steps, so the same command goes on where a killed one stopped.
 import argparse
 import copy
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from teachers.pocket.parts import (
     make_unet,
     sd15_scheduler,
 )
+from teachers.support.files import atomic_write
 
 TRAINING_LATENTS = 8000  # how many real latents ship with the pipeline
 REFERENCE_FEATURES = 5000  # of how many real test images the features themselves ship, for precision and recall
@@ -179,16 +179,14 @@ def train_diffusion(latents: Tensor, labels: Tensor, tokenizer: CLIPTokenizer, s
         decay = min(0.9995, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(averaged.parameters()), [p.detach() for p in parameters], 1 - decay)
         if (step + 1) % 1000 == 0:
-            torch.save(
-                {
-                    "model": both.state_dict(),
-                    "averaged": averaged.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                },
-                state.with_suffix(".tmp"),
-            )
-            os.replace(state.with_suffix(".tmp"), state)
+            stored = {
+                "model": both.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
+            with atomic_write(state) as temporary:
+                torch.save(stored, temporary)
 
     minimise("diffusion", parameters, loss, steps, 1e-3, start=start, optimizer=optimizer, after=after)
     return averaged["unet"].eval(), averaged["text"].eval()
@@ -213,8 +211,8 @@ def cached(path: Path, build, load):
     if path.exists():
         return load(path)
     value = build()
-    torch.save(value.state_dict() if isinstance(value, torch.nn.Module) else value, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    with atomic_write(path) as temporary:
+        torch.save(value.state_dict() if isinstance(value, torch.nn.Module) else value, temporary)
     return value
 
 
@@ -245,8 +243,9 @@ def main() -> None:
     )
     vae_path = args.work / "vae"
     if not vae_path.exists():
-        train_autoencoder(images, args.autoencoder_steps).save_pretrained(args.work / "vae.tmp")
-        os.replace(args.work / "vae.tmp", vae_path)
+        trained = train_autoencoder(images, args.autoencoder_steps)
+        with atomic_write(vae_path) as temporary:
+            trained.save_pretrained(temporary)
     vae = AutoencoderKL.from_pretrained(vae_path)
     latents = cached(
         args.work / "latents.pt", lambda: encode(vae, images["train"]), lambda p: torch.load(p, weights_only=True)

@@ -4,10 +4,8 @@ A shard is known by what made it: the encoder's files, its precision, and the sh
 second run, whatever its method, does not even load the text encoders; one whose data has grown encodes what is new.
 """
 
-import hashlib
 import inspect
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +22,8 @@ from distill.data.images import BROKEN, Images, Row
 from distill.data.shards import SHARD, Table, digest
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
-from teachers.loading.source import TEXT, contents
+from teachers.loading.source import TEXT_COMPONENTS, components_hash
+from teachers.support.files import atomic_write, sha256_file
 
 BATCH = 64  # prompts or images that are encoded together
 FORMAT = 1  # raise it whenever the same inputs would give other shards
@@ -43,7 +42,7 @@ class Encoder:
         """The conditions of `captions`, a row each; and the teacher learns its condition of the empty prompt."""
         if not self.teacher.guided:
             return Table([dict(self.teacher.condition([""]))], self.engine.device)
-        maker = self._maker("text", TEXT)
+        maker = self._maker("text", TEXT_COMPONENTS)
         empty = self._file(digest(maker, "empty"))
         if self.engine.is_main_process and not shards.is_valid(empty, digest(maker, "empty")):
             self._write(empty, digest(maker, "empty"), self.teacher.encode_null_condition())
@@ -87,9 +86,8 @@ class Encoder:
             self.engine.wait_for_everyone()
             if first:
                 ledger.parent.mkdir(parents=True, exist_ok=True)
-                temporary = ledger.with_suffix(f".{os.getpid()}.tmp")
-                temporary.write_text(json.dumps({"key": whole, "shards": keys}))
-                temporary.replace(ledger)
+                with atomic_write(ledger, concurrent=True) as temporary:
+                    temporary.write_text(json.dumps({"key": whole, "shards": keys}))
         assert keys is not None
         stored = [load_file(self._file(key)) for key in keys]
         lost = [name for shard in stored for name in _words(shard["broken"])]
@@ -126,7 +124,7 @@ class Encoder:
     def _maker(self, what: str, components: tuple[str, ...]) -> str:
         """A hash of the encoder: its family's code, its files, its precision, and the size that it is told."""
         origin, kind = self.teacher.origin, type(self.teacher)
-        files = contents(origin[0], components) if origin else self.name
+        files = components_hash(origin[0], components) if origin else self.name
         size = (self.teacher.shape, self.teacher.image_size)
         return digest(FORMAT, what, kind.__qualname__, _code(kind), files, str(origin and origin[1]), size)
 
@@ -155,7 +153,7 @@ class Encoder:
 def _code(kind: type) -> str:
     """A hash of the file that says what a family's condition is; its name where there is none (a notebook)."""
     try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+        return sha256_file(Path(inspect.getfile(kind)))
     except (OSError, TypeError):
         return kind.__module__
 

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 
 from distill.data.images import Block, Images, Row
 from distill.data.shards import digest
-from teachers.loading.prompts import COLUMNS, MISSING, choose, imported, value
+from teachers.loading.prompts import COLUMNS, MISSING, cell, choose_column, import_optional
 
 TABLES = {".parquet": "parquet", ".tar": "webdataset"}  # endings, and the builders of `datasets` that read them
 UNDECLARED = ("image", "img", "jpg", "jpeg", "png", "webp")  # columns of images in tables that do not say so
@@ -31,7 +31,7 @@ class DataSet(Images):
     """
 
     def __init__(self, source: str, captioned: bool, column: str | None, streaming: bool, limit: int) -> None:
-        library = imported("datasets", f"reading {source}")
+        library = import_optional("datasets", f"reading {source}")
         files = _files(source)
         self.source, self.limit, self.streaming = source, limit, streaming
         revision = None if files else _revision(source)
@@ -78,7 +78,7 @@ class DataSet(Images):
                 yield Row(f"row {number} of {self.source}", self._words(record), image.get("bytes"))
 
     def _words(self, record: dict[str, Any]) -> str | None:
-        words = None if self.caption is None else value(record, self.caption)
+        words = None if self.caption is None else cell(record, self.caption)
         return None if words is None or words is MISSING else str(words).strip()
 
 
@@ -112,7 +112,7 @@ def _image_column(source: str, features: Any, kind: type) -> str:
 def _caption_column(source: str, features: Any, column: str | None) -> str:
     known = [name for name in features if not name.startswith("__")]
     if column is None:
-        return "txt" if "txt" in known and not set(known) & set(COLUMNS) else choose(source, known)
+        return "txt" if "txt" in known and not set(known) & set(COLUMNS) else choose_column(source, known)
     if column.partition(".")[0] not in known and column not in known:
         raise ValueError(f"{source} has no column {column!r} (data.column); its columns are {', '.join(known)}")
     return column

@@ -4,8 +4,6 @@ So work that fills shards goes on after a kill with at most one shard lost, any 
 disk has damaged since is found (by its checksum) and made again.
 """
 
-import hashlib
-import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -17,28 +15,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from teachers.support.files import atomic_write, sha256, tensor_bytes
+
 SHARD = 256  # rows a file
 RESIDENT = 2**28  # bytes of a table up to which all of it stays on the device
 
 
 def digest(*parts: object) -> str:
     """A hash of plain values: what a shard was made from."""
-    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256([repr(parts).encode("utf-8", "surrogatepass")])
 
 
 def write(file: Path, key: str, rows: Mapping[str, Tensor]) -> None:
     """Keep `rows` (first dimensions equal) as `file`, under `key`. ValueError where there is no room for it."""
     tensors = {name: value.cpu().contiguous() for name, value in rows.items()}
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"key": key, "checksum": _checksum(tensors)})
-        temporary.replace(file)
+        with atomic_write(file, concurrent=True) as temporary:
+            save_file(tensors, temporary, metadata={"key": key, "checksum": _checksum(tensors)})
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own
-        temporary.unlink(missing_ok=True)
         if not is_valid(file, key):  # else another run has made the same shard at the same time
             raise ValueError(f"{file.parent} cannot be written ({' '.join(str(error).split())[:200]})") from error
-    for left in file.parent.glob(f"{file.stem}.*.tmp"):  # of killed lives
+    for left in file.parent.glob(f".{file.name}.*.tmp"):  # of killed lives
         left.unlink(missing_ok=True)
 
 
@@ -60,7 +58,7 @@ def is_valid(file: Path, key: str, rows: int = 0) -> bool:
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     total = 0
     for name in sorted(tensors):
-        total = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, zlib.crc32(name.encode(), total))
+        total = zlib.crc32(tensor_bytes(tensors[name]), zlib.crc32(name.encode(), total))
     return f"{total:08x}"
 
 

@@ -1,7 +1,6 @@
 """Write a student as a diffusers pipeline: the folder, `distill.json` and the model card."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from distill.training.state import TrainState
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.networks.adapters import Adapted
+from teachers.support.files import atomic_write
 
 PROMPTS = "training_prompts.txt"  # in the pipeline's folder
 LORA = "lora"  # there too, where the student is an adapter
@@ -37,23 +37,21 @@ def export(
     `record` is what `describe` says of it. The distinct `captions` of the training travel along, for the report to draw
     with where the recipe names no others.
     """
-    final, temporary = run / "pipeline", run / ".pipeline.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    final = run / "pipeline"
     pipeline = teacher.pipeline(student, times)
-    save_pipeline(pipeline, temporary)
-    if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
-        calls = [
-            {**entry, "call": teacher.lora_call(entry["num_steps"], times[: entry["num_steps"]])}
-            for entry in record["calls"]
-        ]
-        record = record | {"lora": {"folder": LORA, "calls": calls}}
-    if record["evaluation"]["prompts"] == PROMPTS:
-        (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
-    (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
-    classes = type(pipeline).__name__, type(pipeline.scheduler).__name__
-    (temporary / "README.md").write_text(model_card(record, *classes, teacher))
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.replace(final)
+    with atomic_write(final) as temporary:
+        save_pipeline(pipeline, temporary)
+        if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
+            calls = [
+                {**entry, "call": teacher.lora_call(entry["num_steps"], times[: entry["num_steps"]])}
+                for entry in record["calls"]
+            ]
+            record = record | {"lora": {"folder": LORA, "calls": calls}}
+        if record["evaluation"]["prompts"] == PROMPTS:
+            (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
+        (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
+        classes = type(pipeline).__name__, type(pipeline.scheduler).__name__
+        (temporary / "README.md").write_text(model_card(record, *classes, teacher))
     return final
 
 

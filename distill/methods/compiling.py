@@ -8,12 +8,13 @@ What must see a network's inside runs it as it is (`eager`): the exact tangent, 
 rules, the features that a discriminator reads through a hook, and evaluations, whose batches have sizes of their own.
 """
 
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from teachers.support.private_api import compiler_is_loaded, raise_recompile_limit, repeated_blocks
 
 How = Literal["none", "blocks", "networks"]
 BACKEND = "inductor"
@@ -23,7 +24,7 @@ VARIANTS = 64  # of one block: by width, batch, and whether a gradient is wanted
 
 def eager() -> AbstractContextManager[Any]:
     """Within this context compiled networks run uncompiled. Not for use in what is being compiled itself."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and loading the compiler would take seconds
+    if not compiler_is_loaded():
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
@@ -37,9 +38,7 @@ def compile_network(network: nn.Module, how: How) -> None:
 def start(device: torch.device) -> None:
     """Make the compiler ready; ValueError in a sentence where this machine lacks what it needs."""
     try:
-        from torch._dynamo import config
-
-        config.recompile_limit = max(config.recompile_limit, VARIANTS)
+        raise_recompile_limit(VARIANTS)
         torch.compile(_probe, backend=BACKEND)(torch.zeros(4, device=device))
     except Exception as error:  # a missing compiler, Python's headers, Triton: each fails in its own way
         why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:200] or repr(error)
@@ -56,7 +55,7 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 
 def _regions(network: nn.Module) -> list[nn.Module]:
     """The blocks that `network` repeats: those that diffusers names, else a transformer's layers; else the whole."""
-    names = getattr(network, "_repeated_blocks", None) or ()
+    names = repeated_blocks(network)
     found = [module for module in network.modules() if type(module).__name__ in names]
     layers = [module for name, child in network.named_children() if name in LAYERS for module in child.children()]
     return found or layers or [network]

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from teachers.support.private_api import safe_softmax, softmax_derivative
+
 Pair = tuple[Tensor, Tensor]
 
 aten = torch.ops.aten
@@ -124,7 +126,7 @@ def _softmax(function: Any, input: Tensor, dim: int | None = None, *args: Any, *
     if dx is None or dim is None or args or kwargs.get("dtype") is not None:
         return None
     value = torch.softmax(x, dim)
-    return value, aten._softmax_backward_data(dx, value, dim, x.dtype)
+    return value, softmax_derivative(dx, value, dim)
 
 
 def _attention(
@@ -170,14 +172,14 @@ def _attention(
         if attn_mask is None:
             p = torch.softmax(torch.bmm(q[block], k[head]), -1)
         else:  # "safe": a row that may look at nothing is 0, as in the fused kernels
-            p = torch._safe_softmax(torch.baddbmm(attn_mask[block], q[block], k[head]), -1)
+            p = safe_softmax(torch.baddbmm(attn_mask[block], q[block], k[head]), -1)
         output[block] = torch.bmm(p, v[head])
         ds = None if dq is None else torch.bmm(dq[block], k[head])
         if dk is not None:
             ds = torch.bmm(q[block], dk[head]) if ds is None else ds.baddbmm_(q[block], dk[head])
         do: Any = None if dv is None else torch.bmm(p, dv[head])
         if ds is not None:
-            dp = aten._softmax_backward_data(ds, p, -1, ds.dtype)
+            dp = softmax_derivative(ds, p, -1)
             do = torch.bmm(dp, v[head]) if do is None else do.baddbmm_(dp, v[head])
         derivative[block] = do
     return output.view(*batch, rows, -1), derivative.view(*batch, rows, -1)

@@ -6,9 +6,7 @@ aside, and the checkpoint before is taken. Weights are safetensors; optimizer st
 What is stored does not depend on the number of processes: tensors are whole, on the CPU.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from teachers.support.files import atomic_write, remove_folder, sha256_file
 
 FORMAT = 1
 WEIGHTS, EMA, OPTIMIZERS, META = "weights.safetensors", "ema.safetensors", "optimizers.pt", "meta.json"
@@ -47,23 +47,16 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -
     ValueError where it cannot be written (a full disk): what was there before is still there, and the half is gone.
     """
     final = folder / f"{checkpoint.meta['step']:08d}"
-    temporary = folder / f".{final.name}.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(_plain(checkpoint.weights), temporary / WEIGHTS)
-        save_file(_plain(checkpoint.ema), temporary / EMA)
-        torch.save(checkpoint.optimizers, temporary / OPTIMIZERS)
-        (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2))
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": _sealed(file)} for file in temporary.iterdir()}
-        (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
-        _sealed(temporary / MANIFEST)
-        if final.exists():
-            _drop(final)
-        temporary.replace(final)
-        _to_disk(folder)
+        with atomic_write(final) as temporary:
+            temporary.mkdir(parents=True)
+            save_file(_plain(checkpoint.weights), temporary / WEIGHTS)
+            save_file(_plain(checkpoint.ema), temporary / EMA)
+            torch.save(checkpoint.optimizers, temporary / OPTIMIZERS)
+            (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2))
+            files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in temporary.iterdir()}
+            (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
-        shutil.rmtree(temporary, ignore_errors=True)
         before = steps(folder)
         kept = f"the checkpoint of step {before[-1]} is kept" if before else "there is no earlier one"
         free = shutil.disk_usage(folder).free // 2**20 if folder.is_dir() else 0
@@ -74,7 +67,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -
     found = steps(folder)
     for old in found[:-keep]:
         if not (keep_every and old % keep_every == 0):
-            _drop(folder / f"{old:08d}")
+            remove_folder(folder / f"{old:08d}")
     return final
 
 
@@ -166,41 +159,8 @@ def _verify(path: Path) -> None:
         file = path / name
         if name not in expected or not file.is_file():
             raise Damaged(f"{name} is missing")
-        if file.stat().st_size != expected[name][0] or _digest(file) != expected[name][1]:
+        if file.stat().st_size != expected[name][0] or sha256_file(file) != expected[name][1]:
             raise Damaged(f"{name} is not what was written")
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sealed(file: Path) -> str:
-    """The digest of a file that is now on the disk itself, not in the system's buffers."""
-    _to_disk(file)
-    return _digest(file)
-
-
-def _to_disk(path: Path) -> None:
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows does not open folders
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _drop(path: Path) -> None:
-    """Remove a checkpoint; a kill in the middle does not leave a half one under its name."""
-    doomed = path.parent / f".{path.name}.old.tmp"
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.replace(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

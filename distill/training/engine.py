@@ -16,7 +16,6 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -29,6 +28,7 @@ from distill.methods.base import Distiller
 from distill.training.guard import Watchdog
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import unwrap
+from teachers.support.private_api import reset_accelerate, unsplittable_blocks
 
 PATIENCE = timedelta(hours=12)  # one process may encode a data set while others wait; the watchdog finds the dead ones
 
@@ -38,9 +38,7 @@ class Engine:
 
     def __init__(self, settings: TrainRecipe, folder: Path) -> None:
         self.sharding = _sharding(settings)
-        # One interpreter may train several recipes in turn, each in its own precision; accelerate keeps the first.
-        AcceleratorState._reset_state()
-        GradientState._reset_state()
+        reset_accelerate()  # one process may train several recipes with different precisions
         with _without("ACCELERATE_USE_FSDP"):
             self.accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(),  # schedules are float64, which Apple's GPUs lack
@@ -125,7 +123,7 @@ class Engine:
     def shard(self, network: nn.Module) -> FSDPModule:
         """Shard `network` over all processes, its blocks one by one."""
         assert self.sharding is not None
-        names = self.sharding.transformer_cls_names_to_wrap or getattr(network, "_no_split_modules", None) or ()
+        names = self.sharding.transformer_cls_names_to_wrap or unsplittable_blocks(network)
         options = {
             "mesh": init_device_mesh(self.device.type, (self.world_size,)),
             "reshard_after_forward": self.sharding.reshard_after_forward,

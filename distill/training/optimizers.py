@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config.recipe import OptimizerRecipe
+from teachers.support.private_api import fused_adamw
 
 SMALL = 4096  # numbers of a tensor below which bitsandbytes keeps its moments in 32 bits
 BLOCK = 256  # numbers that share one scale of each moment
@@ -69,8 +70,8 @@ class Fused(torch.optim.AdamW):
         assert self._known is not None
         for parameters, firsts, seconds, counts in self._known:
             counts[0] += 1
-            torch._fused_adamw_(
-                parameters, [p.grad for p in parameters if p.grad is not None], firsts, seconds, [], counts,
+            fused_adamw(
+                parameters, [p.grad for p in parameters if p.grad is not None], firsts, seconds, counts,
                 lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
                 eps=group["eps"], amsgrad=False, maximize=False, grad_scale=scale, found_inf=skip,
             )  # fmt: skip

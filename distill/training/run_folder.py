@@ -1,7 +1,6 @@
 """A run and its folder: whose it is, who works in it now, what was finished in it, and the journals that it keeps."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distill.config.recipe import Recipe
@@ -20,6 +18,7 @@ from distill.data.dataset import Plan
 from distill.data.images import Images
 from distill.training import checkpoint
 from teachers.core.teacher import Teacher
+from teachers.support.files import atomic_write, sha256, tensor_bytes
 
 try:
     import fcntl
@@ -43,32 +42,27 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> s
     if recipe.memory.tier == "full":
         fixed["memory"] = {"eight_bit": recipe.memory.eight_bit}
     fixed["train"] = {key: fixed["train"][key] for key in FIXED}
-    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
+    parts: list[bytes | memoryview | Path] = [json.dumps(fixed, sort_keys=True).encode()]
     if teacher is not None:
-        digest.update(teacher.digest().encode())
+        parts.append(teacher.digest().encode())
     for field in dataclasses.fields(plan):
-        digest.update(f"\n{field.name}:".encode())
-        _contents(getattr(plan, field.name), digest)
-    return digest.hexdigest()
+        parts += [f"\n{field.name}:".encode(), *_parts(getattr(plan, field.name))]
+    return sha256(parts)
 
 
-def _contents(value: Any, digest: Any) -> None:
-    """Feed a plan's value to `digest`: files by their bytes, not by their names."""
+def _parts(value: Any) -> Iterator[bytes | memoryview | Path]:
+    """What is hashed of a plan's value: files by their content, not by their names."""
     if isinstance(value, Images):
-        _contents(value.contents, digest)
+        yield from _parts(value.contents)
     elif isinstance(value, Path) and value.is_file():
-        digest.update(value.stat().st_size.to_bytes(8, "big"))
-        with value.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        yield from (value.stat().st_size.to_bytes(8, "big"), value)
     elif isinstance(value, Tensor):
-        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        yield from (f"{value.dtype} {tuple(value.shape)}\n".encode(), tensor_bytes(value))
     elif isinstance(value, list | tuple):
         for item in value:
-            _contents(item, digest)
+            yield from _parts(item)
     else:
-        digest.update(f"{value!r}\n".encode())
+        yield f"{value!r}\n".encode()
 
 
 def check_same_run(meta: dict[str, Any], recipe: Recipe, mark: str) -> None:
@@ -134,9 +128,8 @@ class JsonlLog:
         kept = [line for line in lines if start and _step(line) <= start]
         self.last = max((_step(line) for line in kept), default=-1)
         if kept != lines:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(path)
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line. A number that is not finite becomes null; a full disk costs the line, not the run."""

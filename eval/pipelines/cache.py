@@ -5,10 +5,7 @@ A row lies in `cache/KEY/`: `figures.json`, `features.safetensors` (features, me
 loses at most the row being made.
 """
 
-import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from teachers.support.files import atomic_write, sha256
 
 FORMAT = 3  # raise it whenever the same inputs would give other figures
 NOT_WEIGHTS = {"distill.json", "README.md", ".gitattributes"}
@@ -38,13 +37,10 @@ class Result:
 
 def fingerprint(folder: Path) -> str:
     """sha256 over the names and contents of a pipeline's weights and configs; its card and notes do not count."""
-    total = hashlib.sha256()
+    parts: list[bytes | memoryview | Path] = []
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name not in NOT_WEIGHTS):
-        total.update(f"{file.relative_to(folder)}\n{file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                total.update(chunk)
-    return total.hexdigest()
+        parts += [f"{file.relative_to(folder)}\n{file.stat().st_size}\n".encode(), file]
+    return sha256(parts)
 
 
 def content(source: str | None) -> str | None:
@@ -55,7 +51,7 @@ def content(source: str | None) -> str | None:
 def key(**parts: Any) -> str:
     """A folder's name for everything that a row depends on."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return sha256([text.encode()])[:24]
 
 
 def load(cache: Path, name: str) -> Result | None:
@@ -77,16 +73,13 @@ def load(cache: Path, name: str) -> Result | None:
 
 def save(cache: Path, name: str, result: Result) -> None:
     """Keep a finished row under `name`."""
-    partial = cache / f"{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     count = len(result.images)
-    (partial / "figures.json").write_text(json.dumps({**result.figures, "images": count}, indent=2) + "\n")
     tensors = {"features": result.features, "mean": result.mean, "covariance": result.covariance}
     if result.scores is not None:
         tensors["scores"] = result.scores
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial / "features.safetensors")
     rows = result.images.mul(255).round().byte().permute(0, 2, 3, 1)
-    Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(partial / "images.png")
-    shutil.rmtree(cache / name, ignore_errors=True)  # a damaged one
-    os.replace(partial, cache / name)
+    with atomic_write(cache / name) as temporary:
+        temporary.mkdir(parents=True)
+        (temporary / "figures.json").write_text(json.dumps({**result.figures, "images": count}, indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "features.safetensors")
+        Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(temporary / "images.png")

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from eval.pipelines.generate import pipeline_class
 from teachers import pocket
 from teachers.loading.prompts import read_prompts
-from teachers.loading.source import explained
+from teachers.loading.source import loading_errors
 
 FORMAT = 1
 
@@ -99,7 +99,7 @@ def pipeline_folder(path: Path) -> Path:
 def fetched(path: str, otherwise: str) -> Path:
     """The folder of a pipeline from the hub. Raises ValueError that begins with `otherwise` where that fails."""
     try:
-        with explained(path):
+        with loading_errors(path):
             return Path(DiffusionPipeline.download(path))
     except Exception as error:  # the hub's client raises whatever its many layers do
         raise ValueError(f"{otherwise}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error

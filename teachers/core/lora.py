@@ -1,22 +1,31 @@
-"""A student that is an adapter as the weights of a LoRA file, in peft's names, for stock pipelines to load."""
+"""The weights of a LoRA file, with peft's names, from a student that is a LoRA adapter."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from teachers.core.denoiser import Denoiser
-from teachers.core.few_step import time_embeddings
+from teachers.core.time_embedding import time_embeddings
 from teachers.networks.adapters import Adapted
 
 
 @torch.no_grad()
-def lora_weights(denoiser: Denoiser, times: Sequence[float], told: Tensor) -> dict[str, Tensor]:
-    """`{layer}.lora_A.weight` (r, inputs...) and `{layer}.lora_B.weight` (outputs, r, ...), for a scale of 1.
+def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) -> dict[str, Tensor]:
+    """The LoRA weights of a student for the teacher's stock pipeline.
 
-    Low-rank changes are as they were trained. The first layer of the time embedding was trained whole, clock and all;
-    here it has the smallest change with which the teacher's, told the N timesteps `told`, gives what the student's own
-    gives at the N angles `times`: one of rank N, exact there and only there (as `few_step.bake_timesteps`).
+    Low-rank changes are stored as they were trained. The first layer of the time embedding is trained as a whole, and
+    its time input may be rescaled. The file stores the smallest change of the teacher's layer that gives the student's
+    outputs for its N angles at the pipeline's N timesteps. That change has rank N and is exact at those timesteps only
+    (see `time_embedding.bake_timesteps`).
+
+    Args:
+        denoiser: A student whose network is `Adapted`.
+        times: Angles in radians, N of them.
+        timesteps: Timesteps that the pipeline passes to the network at these angles, (N,).
+
+    Returns:
+        `{layer}.lora_A.weight` (rank, inputs, ...) and `{layer}.lora_B.weight` (outputs, rank, ...), for a scale of 1.
     """
     network = denoiser.network
     assert isinstance(network, Adapted)
@@ -24,15 +33,16 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], told: Tensor) -> di
     for path, pair in network.low_rank.items():
         for side, weight in pair.named_parameters():  # A.weight, B.weight
             weights[f"{path.replace('/', '.')}.lora_{side}"] = weight
-    with network.on() as base:
+    with network.activate() as base:
         names = {id(module): name for name, module in base.named_modules()}
         device = next(network.parameters()).device
-        asked = denoiser.timestep_input(torch.tensor(times, dtype=torch.float64)).to(device)
-        told = told.to(device, torch.float32)
-        for (project, embedding), native in zip(time_embeddings(base), network.lora_base.native, strict=True):
-            given = project(told)
-            change = embedding.linear_1(project(asked)) - native(given)  # (N, hidden)
+        trained = denoiser.timestep_input(torch.tensor(times, dtype=torch.float64)).to(device)
+        timesteps = timesteps.to(device, torch.float32)
+        base_layers: Sequence[nn.Module] = network.lora_base.base_time_layers
+        for (project, embedding), base_layer in zip(time_embeddings(base), base_layers, strict=True):
+            features = project(timesteps)
+            change = embedding.linear_1(project(trained)) - base_layer(features)  # (N, hidden)
             name = f"{names[id(embedding)]}.linear_1"
-            weights[f"{name}.lora_A.weight"] = torch.linalg.pinv(given.double().T).float()
+            weights[f"{name}.lora_A.weight"] = torch.linalg.pinv(features.double().T).float()
             weights[f"{name}.lora_B.weight"] = change.T
     return {name: weight.detach().contiguous().clone() for name, weight in weights.items()}

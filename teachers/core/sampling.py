@@ -1,7 +1,8 @@
-"""Denoise, re-noise: the only sampler of students.
+"""Sampling of students, and the teacher's own ODE solution.
 
-Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1) at falling angles; DMD's multi-step
-students (DMD2, arXiv 2405.14867, section 4.5) run the same loop. Exported pipelines do the same with diffusers' parts.
+Students use multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1) at decreasing angles:
+denoise, then add noise for the next angle. Multi-step students of DMD use the same loop (DMD2, arXiv 2405.14867,
+section 4.5), and so do exported pipelines, with diffusers' schedulers.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import start
+from teachers.core.few_step import initial_x_t
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import add_noise, integrate
 
@@ -19,17 +20,26 @@ from teachers.core.trigflow import add_noise, integrate
 def sample(
     student: Denoiser, noise: Tensor, times: Sequence[float], cond: Condition, more_noise: Callable[[], Tensor]
 ) -> Tensor:
-    """x0 (B, ...) from unit-variance `noise` (B, ...) through the angles `times` (radians, falling).
+    """Sample from a student with len(times) network evaluations.
 
-    `more_noise()` gives fresh noise of the same shape for every step after the first; len(times) network evaluations.
-    A gradient flows through the last evaluation only: what comes before it is a multi-step student's own input, which
+    Gradients flow through the last evaluation only: the earlier ones produce a multi-step student's input, which
     training simulates (DMD2, section 4.5).
+
+    Args:
+        student: The student.
+        noise: Standard normal noise, (B, ...).
+        times: Decreasing angles in radians.
+        cond: The network's condition, B rows.
+        more_noise: Returns new noise of the same shape for each step after the first.
+
+    Returns:
+        x0 of unit variance, shape of `noise`.
     """
-    x_t = start(student, noise, times[0])
+    x_t = initial_x_t(student, noise, times[0])
     with torch.no_grad():
-        for now, then in pairwise(times):
-            x0 = student.denoise(x_t, _angles(now, noise), cond)
-            x_t = add_noise(x0, more_noise(), _angles(then, noise))
+        for current, following in pairwise(times):
+            x0 = student.denoise(x_t, _angles(current, noise), cond)
+            x_t = add_noise(x0, more_noise(), _angles(following, noise))
     return student.denoise(x_t, _angles(times[-1], noise), cond)
 
 
@@ -38,7 +48,18 @@ def _angles(t: float, noise: Tensor) -> Tensor:
 
 
 def teacher_endpoint(teacher: Teacher, noise: Tensor, cond: Condition, num_steps: int, guidance: float) -> Tensor:
-    """The teacher's own endpoint (B, ...) from unit-variance `noise`: `num_steps` steps of DDIM in canonical time."""
+    """Solve the teacher's probability-flow ODE from noise to data with DDIM steps.
+
+    Args:
+        teacher: The teacher.
+        noise: Standard normal noise, (B, ...).
+        cond: The network's condition, B rows.
+        num_steps: Number of solver steps.
+        guidance: Classifier-free guidance scale; 1.0 means none.
+
+    Returns:
+        x0 of unit variance, shape of `noise`.
+    """
     times = teacher.denoiser.path.solver_times(num_steps)
-    x = start(teacher.denoiser, noise, times[0])
+    x = initial_x_t(teacher.denoiser, noise, times[0])
     return integrate(lambda x_t, t: teacher.velocity(x_t, t.to(x_t.dtype), cond, guidance), x, times)

@@ -1,10 +1,9 @@
-"""Teacher: the contract of a family. One frozen diffusers pipeline, its network seen in canonical time."""
+"""`Teacher`: the interface of a teacher family, one frozen diffusers pipeline in canonical time."""
 
 import copy
-import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,129 +13,214 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import refit_time_embedding, time_embeddings
+from teachers.core.time_embedding import refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
-from teachers.loading.source import TEXT, Pipelines, load_pipeline, local_or_hub
+from teachers.loading.source import TEXT_COMPONENTS, Pipelines, load_pipeline, local_or_hub
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
+from teachers.support.files import sha256, tensor_bytes
 
 
-def concatenate(one: Condition, two: Condition) -> dict[str, Tensor]:
-    """Two conditions of the same keys as one batch."""
-    return {key: torch.cat([one[key], two[key]]) for key in one}
-
-
-def select(cond: Condition, rows: Tensor) -> dict[str, Tensor]:
-    """The rows (N,) of a condition as a new condition of N samples."""
-    return {key: value[rows] for key, value in cond.items()}
+def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
+    """Two conditions with the same keys as one batch, `first` before `second`."""
+    return {key: torch.cat([first[key], second[key]]) for key in first}
 
 
 class Teacher(ABC):
-    """One frozen pipeline of one family. Subclass, register in the entry-point group `distill.teachers`, and it trains.
+    """One frozen pipeline of one family.
 
-    `denoiser` is frozen and in eval mode. `shape` is a latent's (C, H, W), `image_size` a picture's (H, W). `guided`
-    says whether classifier-free guidance applies. Every method works on the teacher's device.
+    To add a family, subclass `Teacher` and register the class in the entry-point group `distill.teachers`. All methods
+    work on the teacher's device.
+
+    Attributes:
+        denoiser: The frozen network, in eval mode.
+        shape: Shape of one latent, (C, H, W).
+        image_size: Height and width of a decoded image, in pixels.
+        guided: Whether classifier-free guidance applies.
+        exports: Whether students of this family can be exported as diffusers pipelines.
+        pipelines: The diffusers pipeline classes that the family takes.
+        options: Further arguments of `from_pretrained`.
+        ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
+        refuses_steps: Whether exported pipelines raise an error for unsupported numbers of steps.
+        origin: Path and dtype that `load` used; None for a teacher that was built from a pipeline in memory.
+        offloaded: Keeps the network in host memory; None if it is not offloaded.
+        null_cache: The condition of the empty prompt, one row; None until it is computed.
     """
 
     denoiser: Denoiser
     shape: tuple[int, ...]
     image_size: tuple[int, int]
     guided: ClassVar[bool] = True
-    exports: ClassVar[bool] = True  # whether students of this family become diffusers pipelines
-    pipelines: ClassVar[Pipelines] = ()  # the stock classes that it takes
-    options: ClassVar[dict[str, Any]] = {}  # what their loader is told beside the path
-    ignores_guidance: ClassVar[bool] = True  # whether an export leaves guidance off, whatever the call says
-    refuses_steps: ClassVar[bool] = True  # whether an export refuses numbers of steps that it was not made for
-    origin: tuple[str, torch.dtype] | None = None  # where `load` took it from, in which precision
-    offloaded: Offload | None = None  # where its network is kept in host memory
-    null_cache: Condition | None = None  # the condition of the empty prompt, one row, once it is known
+    exports: ClassVar[bool] = True
+    pipelines: ClassVar[Pipelines] = ()
+    options: ClassVar[dict[str, Any]] = {}
+    ignores_guidance: ClassVar[bool] = True
+    refuses_steps: ClassVar[bool] = True
+    origin: tuple[str, torch.dtype] | None = None
+    offloaded: Offload | None = None
+    null_cache: Condition | None = None
 
     @classmethod
     def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
-        """The teacher at `path`: a folder, a hub id, a .safetensors file, or a name that the family knows.
+        """Load a teacher. Text encoders are loaded later, by the first call of `condition`.
 
-        Its text encoders are not read before `condition` is called.
+        Args:
+            path: A pipeline folder, a Hub id, a .safetensors file, or a name that the family knows.
+            device: Where the networks go.
+            dtype: Precision of the frozen weights.
+            sigma_data: Standard deviation of the native latents or pixels.
+
+        Returns:
+            The teacher.
+
+        Raises:
+            ValueError: If there is no such pipeline, or this family does not take it.
         """
-        place = cls.locate(path)
-        stock = load_pipeline(cls.pipelines, place, TEXT, dtype=dtype, **cls.options)
+        source = cls.locate(path)
+        stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, dtype=dtype, **cls.options)
         teacher = cls.wrap(stock.to(device), sigma_data)
-        teacher.origin = (place, dtype)
+        teacher.origin = (source, dtype)
         return teacher
 
     @classmethod
     def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
-        """The teacher around a stock pipeline that is in memory; it freezes the pipeline's networks."""
+        """Build a teacher from a diffusers pipeline in memory; the pipeline's networks are frozen in place.
+
+        Args:
+            pipeline: A pipeline of one of the classes in `pipelines`.
+            sigma_data: Standard deviation of the native latents or pixels.
+
+        Returns:
+            The teacher.
+        """
         return cls(pipeline, sigma_data)  # type: ignore[call-arg]
 
     @classmethod
     def locate(cls, path: str) -> str:
-        """`path` as the loader takes it; ValueError, one clear sentence, where nothing can be there. Loads nothing."""
+        """Resolve `path` for `load` without loading anything.
+
+        Raises:
+            ValueError: If no pipeline can be at `path`.
+        """
         return local_or_hub(path)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> latents (B, *shape) of unit variance."""
+        """Encode images (B, 3, H, W) in [-1, 1] to latents (B, *shape) of unit variance."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, *shape) -> images (B, 3, H, W) in [-1, 1]."""
+        """Decode latents (B, *shape) of unit variance to images (B, 3, H, W) in [-1, 1]."""
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:
-        """What the pipeline itself would feed its network for these prompts (float32, first dimension len(prompts))."""
+        """Encode prompts to the keyword arguments that the stock pipeline passes to its network.
+
+        Args:
+            prompts: The prompts, B of them.
+
+        Returns:
+            Tensors (B, ...); floating-point values are float32.
+        """
 
     def unload_encoders(self) -> None:
-        """Let go of what encodes prompts and images, until it is asked for again. A family without any does nothing."""
+        """Free the memory of text and image encoders until they are used again; no-op for families without any."""
         return
 
     @abstractmethod
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
-        """A stock pipeline that runs `student` through the falling angles `times` (radians), one network call each."""
+        """Build a stock pipeline that samples `student`.
+
+        Args:
+            student: The student.
+            times: Decreasing angles in radians, one network call each.
+
+        Returns:
+            A diffusers pipeline that needs no code of this project.
+
+        Raises:
+            ValueError: If the times are invalid for the student's path.
+        """
 
     @abstractmethod
     def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        """The call arguments with which `pipeline(...)` gives a `num_steps` student's images at the angles `times`."""
+        """The call arguments of an exported pipeline.
+
+        Args:
+            num_steps: Number of sampling steps.
+            times: The angles of these steps, in radians.
+
+        Returns:
+            Keyword arguments for the pipeline's `__call__`.
+        """
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
-        """The call arguments with which people run the teacher itself."""
+        """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""
         return {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
 
     def enable_lora(self, rank: int) -> None:
-        """From here on students are LoRA adapters of `rank` on the teacher's own network, of which there is one."""
+        """Make all further students LoRA adapters of the given rank on the teacher's network, which is shared."""
         base = self.denoiser.network
-        self.denoiser.network = Adapted(LoraBase(base, rank, [clock for _, clock in time_embeddings(base)]))
+        self.denoiser.network = Adapted(LoraBase(base, rank, [embedding for _, embedding in time_embeddings(base)]))
 
     def save_lora(self, student: Denoiser, times: Sequence[float], folder: Path) -> bool:
-        """Write a `student` that is an adapter as folder/pytorch_lora_weights.safetensors, for the stock pipeline that
-        runs it through `times` (`load_lora_weights`). False, and nothing written, where that pipeline takes no LoRA."""
+        """Save a student that is a LoRA adapter, for `load_lora_weights` of the stock pipeline.
+
+        Args:
+            student: A student whose network is `Adapted`.
+            times: Decreasing angles in radians, at which the pipeline samples it.
+            folder: Receives pytorch_lora_weights.safetensors.
+
+        Returns:
+            False if the stock pipeline does not support LoRA; nothing is written then.
+        """
         return False
 
     def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        """As `calls`, of the teacher's own pipeline with that file and the student's scheduler."""
+        """The call arguments of the stock pipeline with the LoRA file and the student's scheduler; see `calls`."""
         return self.calls(num_steps, times)
 
     def student(self) -> Denoiser:
-        """A trainable float32 copy of the teacher's denoiser: before the first step it is the teacher."""
+        """A trainable float32 copy of the teacher's denoiser. Before training it computes what the teacher computes."""
         return copy.deepcopy(self.denoiser).float().requires_grad_(True).eval()
 
     def refit_time_embedding(self, student: Denoiser, time_scale: float) -> None:
-        """Put `student` on the gentle clock `time_scale * t`, as like the teacher as that allows (METHODS: a network
-        told 1000 ticks has tangents that make sCM diverge). A family whose clock is gentle already does nothing."""
+        """Switch a student to the rescaled time `time_scale * t`, in place, with a refitted time embedding.
+
+        sCM diverges on native timesteps 0..999, because the tangents of their fast features are too large. Families
+        whose time features are slow enough do nothing.
+        """
         refit_time_embedding(student, time_scale)
 
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
-        """Make `student` take a guidance scale as an input, `guidance` where none is given."""
-        raise ValueError("this teacher family's students take no guidance scale as input; leave method.guidances empty")
+        """Add an input for the guidance scale to a student, in place.
+
+        Args:
+            student: The student.
+            guidance: The scale that applies if the condition has none.
+
+        Raises:
+            ValueError: If the family does not support it.
+        """
+        raise ValueError("method.guidances must be empty: this teacher family has no input for the guidance scale")
 
     def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
-        """What tells a student with embedded guidance its scales (B,): entries for its condition."""
-        raise ValueError("this teacher family's students take no guidance scale as input")
+        """The entries of the condition that carry guidance scales (B,) to a student with embedded guidance."""
+        raise ValueError("this teacher family has no input for the guidance scale")
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
-        """The guided velocity v_uncond + guidance (v_cond - v_uncond) in one batched call; 1.0 means none.
+        """The guided velocity v_uncond + guidance (v_cond - v_uncond), in one batched call.
 
-        `guidance` is one scale, or one a sample (B,). Guidance on epsilon, on x0 and on v are the same thing, since
-        each is affine in the others at fixed x_t.
+        Guidance on epsilon, x0 or v is equivalent, because each is an affine function of the others at fixed x_t.
+
+        Args:
+            x_t: Noisy latents of unit variance, (B, *shape).
+            t: Angles in radians, (B,).
+            cond: The network's condition, B rows.
+            guidance: One scale, or one for each sample (B,); 1.0 means none.
+
+        Returns:
+            The velocity, shape and dtype of `x_t`.
         """
         if not self.guided or (not isinstance(guidance, Tensor) and guidance == 1.0):
             with self._on_device():
@@ -149,41 +233,47 @@ class Teacher(ABC):
         return without + guidance * (with_prompt - without)
 
     def digest(self) -> str:
-        """A hash of the network's weights and of what is done with them, for teachers that were not loaded from files."""
-        total = hashlib.sha256(repr((type(self).__qualname__, self.shape, self.denoiser.prediction)).encode())
+        """A hash of the network's weights and how they are used, for teachers that were not loaded from files."""
+        return sha256(self._digest_parts())
+
+    def _digest_parts(self) -> Iterator[bytes | memoryview]:
+        yield repr((type(self).__qualname__, self.shape, self.denoiser.prediction)).encode()
         for name, value in sorted(self.denoiser.state_dict().items()):
-            total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return total.hexdigest()
+            yield f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
+            yield tensor_bytes(value)
 
     def offload(self, device: torch.device) -> None:
-        """Keep the frozen network in host memory from here on, and on `device` while `velocity` runs it."""
+        """Keep the frozen network in host memory; `velocity` copies it to `device` for each call."""
         self.offloaded = Offload(self.denoiser.network, device)
 
     def _on_device(self) -> AbstractContextManager[None]:
         return nullcontext() if self.offloaded is None else self.offloaded.on_device()
 
     def null_condition(self, cond: Condition) -> Condition:
-        """The condition of the empty prompt, as many rows as `cond` has."""
+        """The condition of the empty prompt, with as many rows as `cond`."""
         rows = len(next(iter(cond.values())))
         return {key: value.expand(rows, *value.shape[1:]) for key, value in self.null_row().items()}
 
     def null_row(self) -> Condition:
-        """`empty()`, made once and kept, since the encoders may leave memory."""
+        """One row of the null condition. It is computed once, because the encoders may be unloaded later."""
         if self.null_cache is None:
             self.null_cache = dict(self.encode_null_condition())
         return self.null_cache
 
     def encode_null_condition(self) -> Condition:
-        """What the pipeline feeds its network on the unguided side, one row: for most families the empty prompt."""
+        """What the stock pipeline passes to its network without a prompt, one row: usually the empty prompt."""
         return self.condition([""])
 
 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """`save_pretrained` in safetensors, such that a plain `from_pretrained` runs whatever precision it was stored in.
+    """Save a pipeline as safetensors so that `from_pretrained` without a dtype loads all of it in float32.
 
-    Loaded without a dtype, diffusers' models come up in float32 but transformers' in the dtype that their config names;
-    a half-precision text encoder would then feed a float32 network. So their configs are made to name float32.
+    diffusers loads its models in float32 by default, but transformers uses the dtype in a model's config. A
+    half-precision text encoder would then be combined with a float32 network, so the stored configs say float32.
+
+    Args:
+        pipeline: The pipeline.
+        folder: Where to save it.
     """
     pipeline.save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("*/config.json"):

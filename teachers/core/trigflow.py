@@ -1,12 +1,12 @@
-"""Canonical time: the one coordinate in which all mathematics of this project happens.
+"""TrigFlow, the canonical time coordinate of all methods, and noise schedules expressed in it.
 
-TrigFlow (Lu & Song 2024, arXiv 2410.11081, section 3): with data x0 of unit variance and noise z ~ N(0, I),
+TrigFlow (Lu & Song 2024, arXiv 2410.11081, section 3): for data x0 of unit variance and noise z ~ N(0, I),
 
-    x_t = cos(t) x0 + sin(t) z,       t in [0, pi/2]
-    v   = cos(t) z - sin(t) x0        the probability-flow ODE's dx/dt
+    x_t = cos(t) x0 + sin(t) z,       t in [0, pi/2] radians
+    v   = cos(t) z - sin(t) x0        dx/dt of the probability-flow ODE
 
-A `NoisePath` ties the angle t to a foreign model's own schedule X = alpha(timestep) X0 + sigma(timestep) z, where X0
-has standard deviation `sigma_data`: tan t = sigma / (alpha sigma_data), X = scale(t) x_t, X0 = sigma_data x0.
+A `NoisePath` maps the angle t to a model's native schedule X = alpha(timestep) X0 + sigma(timestep) z, where X0 has
+standard deviation `sigma_data`: tan t = sigma / (alpha sigma_data), X = scale(t) x_t, X0 = sigma_data x0.
 """
 
 import math
@@ -21,36 +21,75 @@ HALF_PI = math.pi / 2
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
-    """Angles (B,) shaped to multiply a batch `x` of shape (B, ...)."""
+    """Reshape per-sample values so that they broadcast over a batch.
+
+    Args:
+        t: One value for each sample, (B,).
+        x: The batch, (B, ...).
+
+    Returns:
+        `t` as (B, 1, ..., 1), with as many dimensions as `x`.
+    """
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def add_noise(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """x_t = cos(t) x0 + sin(t) z; x0, z (B, ...), t (B,) in radians."""
+    """Forward process of TrigFlow: x_t = cos(t) x0 + sin(t) z (arXiv 2410.11081, section 3).
+
+    Args:
+        x0: Clean data of unit variance, (B, ...).
+        z: Standard normal noise, shape of `x0`.
+        t: Angles in radians, (B,).
+
+    Returns:
+        Noisy data x_t, shape of `x0`.
+    """
     t = expand(t, x0)
     return torch.cos(t) * x0 + torch.sin(t) * z
 
 
 def to_velocity(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """v = cos(t) z - sin(t) x0."""
+    """Velocity of the probability-flow ODE: v = cos(t) z - sin(t) x0.
+
+    Args:
+        x0: Clean data of unit variance, (B, ...).
+        z: Noise, shape of `x0`.
+        t: Angles in radians, (B,).
+
+    Returns:
+        v = dx/dt, shape of `x0`.
+    """
     t = expand(t, x0)
     return torch.cos(t) * z - torch.sin(t) * x0
 
 
 def to_x0(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """x0 = cos(t) x_t - sin(t) v; with the velocity of a consistency model this is its f(x_t, t)."""
+    """Clean data from a velocity: x0 = cos(t) x_t - sin(t) v. For a consistency model this is f(x_t, t).
+
+    Args:
+        x_t: Noisy data, (B, ...).
+        v: Velocity at x_t, shape of `x_t`.
+        t: Angles in radians, (B,).
+
+    Returns:
+        x0, shape of `x_t`.
+    """
     t = expand(t, x_t)
     return torch.cos(t) * x_t - torch.sin(t) * v
 
 
-def to_noise(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """z = sin(t) x_t + cos(t) v."""
-    t = expand(t, x_t)
-    return torch.sin(t) * x_t + torch.cos(t) * v
-
-
 def rotate(x_t: Tensor, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The DDIM step from angle t to s: x_s = cos(s - t) x_t + sin(s - t) v. Exact with x0 and z held fixed."""
+    """DDIM step from angle t to s: x_s = cos(s - t) x_t + sin(s - t) v. It is exact if x0 and z stay constant.
+
+    Args:
+        x_t: Noisy data at angle t, (B, ...).
+        v: Velocity at x_t, shape of `x_t`.
+        t: Current angles in radians, (B,).
+        s: Target angles in radians, (B,).
+
+    Returns:
+        x_s, shape of `x_t`.
+    """
     angle = expand(s - t, x_t)
     return torch.cos(angle) * x_t + torch.sin(angle) * v
 
@@ -58,32 +97,45 @@ def rotate(x_t: Tensor, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
 def integrate(
     velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float], order: int = 1
 ) -> Tensor:
-    """Follow the probability-flow ODE through `times` (radians, usually falling): DDIM (1) or a Heun-like second order.
+    """Solve the probability-flow ODE through the angles `times`.
 
-    `velocity(x_t, t)` takes x_t (B, ...) and t (B,). Returns the state at the last time, shape of `x`.
+    Args:
+        velocity: v(x_t, t) for x_t (B, ...) and t (B,) in float64 radians.
+        x: State at `times[0]`, (B, ...).
+        times: Angles in radians, usually decreasing.
+        order: 1 for DDIM steps (`rotate`), 2 for Heun steps with two evaluations each.
+
+    Returns:
+        The state at the last time, shape and dtype of `x`.
+
+    Raises:
+        ValueError: If `order` is neither 1 nor 2.
     """
     if order not in (1, 2):
-        raise ValueError(f"the order of the solver is 1 or 2, not {order}")
-    grid = torch.as_tensor(times, dtype=torch.float64, device=x.device)
-    for now, then in pairwise(grid):
-        t, s = now.expand(len(x)), then.expand(len(x))
+        raise ValueError(f"order must be 1 or 2, got {order}")
+    angles = torch.as_tensor(times, dtype=torch.float64, device=x.device)
+    for current, following in pairwise(angles):
+        t, s = current.expand(len(x)), following.expand(len(x))
         v = velocity(x, t)
-        guess = rotate(x, v, t, s).to(x.dtype)
+        x_s = rotate(x, v, t, s).to(x.dtype)
         if order == 2:
-            # A rotation by s - t carries v along with x, so the slope at the far end is turned back before the mean.
-            far = velocity(guess, s)
+            # The step rotates v together with x, so the slope at s is rotated back to t before averaging.
+            v_s = velocity(x_s, s)
             angle = expand(s - t, x)
-            back = torch.sin(angle) * guess + torch.cos(angle) * far
-            guess = rotate(x, (v + back) / 2, t, s).to(x.dtype)
-        x = guess
+            v_back = torch.sin(angle) * x_s + torch.cos(angle) * v_s
+            x_s = rotate(x, (v + v_back) / 2, t, s).to(x.dtype)
+        x = x_s
     return x
 
 
 class NoisePath(ABC):
-    """A model's native schedule as a curve; final subclasses hold its coefficients in float64.
+    """A model's native noise schedule as a continuous function of the angle t, with float64 coefficients.
 
-    Attributes: `sigma_data` (standard deviation of native data), `t_min` and `t_max` (radians, the angles that the
-    schedule reaches), `num_train_timesteps` (the native clock's length).
+    Attributes:
+        sigma_data: Standard deviation of native data.
+        t_min: Smallest angle of the schedule, in radians.
+        t_max: Largest angle of the schedule, in radians.
+        num_train_timesteps: Number of native timesteps.
     """
 
     sigma_data: float
@@ -93,42 +145,59 @@ class NoisePath(ABC):
 
     @abstractmethod
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """Native (alpha, sigma), float64, at native timesteps (B,), whole or fractional."""
+        """Return native (alpha, sigma), each (B,) in float64, at integer or fractional native timesteps (B,)."""
 
     @abstractmethod
     def timestep(self, t: Tensor) -> Tensor:
-        """The native timestep (float64, fractional) at angles t (B,); differentiable, since sCM needs its slope."""
+        """Return native timesteps (B,), fractional and in float64, at angles t (B,).
+
+        It is differentiable, because sCM needs its derivative.
+        """
 
     def angle(self, timestep: Tensor) -> Tensor:
-        """The angle t (float64) of native timesteps (B,)."""
+        """Return the angles (B,), in radians and float64, of native timesteps (B,)."""
         alpha, sigma = self.coefficients(timestep)
         return torch.atan2(sigma, alpha * self.sigma_data)
 
     def native(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Native (alpha, sigma) at angles t (B,), in float64."""
+        """Return native (alpha, sigma), each (B,) in float64, at angles t (B,)."""
         return self.coefficients(self.timestep(t))
 
     def solver_times(self, num_steps: int) -> list[float]:
-        """`num_steps` angles spread evenly over native timesteps from the noisiest ("trailing"), then 0 (clean data).
+        """Return the angles of a solver with `num_steps` network evaluations: evenly spaced timesteps, then 0.
 
-        With `integrate` of first order these are the steps of diffusers' DDIM with "trailing" spacing, but for the last
-        one, which some schedulers end at their first noise level instead. Network evaluations: `num_steps`.
+        With `integrate(order=1)` these are the steps of diffusers' DDIM with "trailing" spacing. The last step may
+        differ: some schedulers end at their first noise level instead of clean data.
+
+        Args:
+            num_steps: Number of network evaluations.
+
+        Returns:
+            `num_steps` + 1 decreasing angles in radians; the last one is 0.
         """
         last = self.num_train_timesteps - 1
         native = last - torch.arange(num_steps, dtype=torch.float64) * self.num_train_timesteps / num_steps
         return [*self.angle(native).tolist(), 0.0]
 
     def scale(self, t: Tensor) -> Tensor:
-        """sqrt(alpha^2 sigma_data^2 + sigma^2): native sample = scale(t) x_t. Float64, shape of t."""
+        """Return sqrt(alpha^2 sigma_data^2 + sigma^2), (B,) in float64, at angles t (B,): X = scale(t) x_t."""
         return self.norm(*self.native(t))
 
     def norm(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """`scale` from the native coefficients."""
+        """Return `scale` for given native coefficients."""
         return torch.sqrt((alpha * self.sigma_data) ** 2 + sigma**2)
 
 
 class VariancePreserving(NoisePath):
-    """A discrete variance-preserving table, made continuous by linear interpolation of log(sigma / alpha)."""
+    """A discrete variance-preserving schedule, made continuous by linear interpolation of log(sigma / alpha).
+
+    Args:
+        alphas_cumprod: A scheduler's cumulative products of alpha, decreasing, (num_train_timesteps,).
+        sigma_data: Standard deviation of native data.
+
+    Raises:
+        ValueError: If `alphas_cumprod` does not decrease or leaves [0, 1).
+    """
 
     def __init__(self, alphas_cumprod: Tensor, sigma_data: float = 1.0) -> None:
         table = alphas_cumprod.detach().double().cpu().clone()
@@ -139,9 +208,12 @@ class VariancePreserving(NoisePath):
             or table[0] >= 1
             or table[-1] < 0
         ):
-            raise ValueError("alphas_cumprod has to be a falling sequence in [0, 1) of at least two noise levels")
+            raise ValueError(
+                "alphas_cumprod must be a decreasing sequence in [0, 1) with at least two noise levels, "
+                f"got shape {tuple(table.shape)}"
+            )
         self.alphas_cumprod = table
-        # A schedule with zero terminal SNR has its last entry at infinity: cap it where float64 still inverts it.
+        # With zero terminal SNR the last entry is infinite; the clamp keeps it invertible in float64.
         self._placed = self.log_ratio = (0.5 * (torch.log1p(-table) - torch.log(table.clamp_min(1e-16)))).contiguous()
         self.sigma_data = sigma_data
         self.num_train_timesteps = len(table)
@@ -149,7 +221,7 @@ class VariancePreserving(NoisePath):
         self.t_min, self.t_max = ends.tolist()
 
     def _table(self, device: torch.device) -> Tensor:
-        """log(sigma / alpha) there, sent once: a copy a call would make the host wait for the device."""
+        """The table of log(sigma / alpha) on `device`; it is copied once, because each copy blocks the host."""
         if self._placed.device != device:
             self._placed = self.log_ratio.to(device)
         return self._placed
@@ -177,7 +249,7 @@ class VariancePreserving(NoisePath):
         return below + (log_ratio - low) / (table[below + 1] - low)
 
     def native(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Without the table: alpha^2 + sigma^2 = 1 and sigma = alpha sigma_data tan(t)."""
+        """Closed form without the table, from alpha^2 + sigma^2 = 1 and sigma = alpha sigma_data tan(t)."""
         t = t.double().clamp(self.t_min, self.t_max)
         alpha, sigma = torch.cos(t), torch.sin(t)
         if self.sigma_data == 1:
@@ -190,9 +262,13 @@ class VariancePreserving(NoisePath):
 
 
 class Flow(NoisePath):
-    """Rectified flow: X = (1 - s) X0 + s z, timestep = num_train_timesteps * s.
+    """Rectified flow: X = (1 - s) X0 + s z with timestep = num_train_timesteps * s.
 
-    A `shift` (Esser et al. 2024, arXiv 2403.03206, section 5.3.2) is the same curve with other steps of the solver.
+    Args:
+        num_train_timesteps: Native timestep of pure noise.
+        sigma_data: Standard deviation of native data.
+        shift: Timestep shift of the solver (Esser et al. 2024, arXiv 2403.03206, section 5.3.2). It changes
+            `solver_times` only.
     """
 
     def __init__(self, num_train_timesteps: int = 1000, sigma_data: float = 1.0, shift: float = 1.0) -> None:
@@ -209,7 +285,7 @@ class Flow(NoisePath):
         return s * self.num_train_timesteps
 
     def solver_times(self, num_steps: int) -> list[float]:
-        """s = 1, ..., 1 / num_steps in equal steps, each shifted to shift s / (1 + (shift - 1) s), then 0."""
+        """Return the angles of s = 1, ..., 1 / num_steps, each shifted to shift s / (1 + (shift - 1) s), then 0."""
         s = 1 - torch.arange(num_steps, dtype=torch.float64) / num_steps
         s = self.shift * s / (1 + (self.shift - 1) * s)
         return [*self.angle(s * self.num_train_timesteps).tolist(), 0.0]

@@ -1,1 +1,1 @@
-"""Teacher families: one short file for each kind of diffusers pipeline."""
+"""Teacher families: one file for each kind of diffusers pipeline."""

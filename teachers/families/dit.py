@@ -1,4 +1,4 @@
-"""DiT: a class-conditional diffusion transformer; a "prompt" is a class, by number or by name."""
+"""DiT: a class-conditional diffusion transformer; a prompt is the number or the name of a class."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from teachers.loading.source import Pipelines
 
 
 class DiT(LatentTeacher):
-    """`DiTPipeline`. The empty prompt is the class that stands for none, as the pipeline's guidance has it."""
+    """`DiTPipeline`. The empty prompt is the null class of classifier-free guidance."""
 
     pipelines: ClassVar[Pipelines] = (DiTPipeline,)
 
@@ -20,17 +20,21 @@ class DiT(LatentTeacher):
         return {"class_labels": torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)}
 
     def label(self, prompt: str) -> int:
-        """The class number of a prompt; ValueError where there is no such class."""
-        classes, word = self.stock.transformer.config.num_embeds_ada_norm, prompt.strip()
-        if not word:
-            return classes
-        if word.isdigit() and int(word) < classes:
-            return int(word)
-        if word in self.stock.labels:
-            return self.stock.labels[word]
+        """The class number of a prompt.
+
+        Raises:
+            ValueError: If there is no such class.
+        """
+        classes, text = self.stock.transformer.config.num_embeds_ada_norm, prompt.strip()
+        if not text:
+            return int(classes)
+        if text.isdigit() and int(text) < classes:
+            return int(text)
+        if text in self.stock.labels:
+            return int(self.stock.labels[text])
         known = self.stock.labels
-        names = f", or a name that the pipeline knows, such as {next(iter(known))!r}" if known else ""
-        raise ValueError(f"{prompt!r} is no class of this DiT; write a number from 0 to {classes - 1}{names}")
+        names = f" or a class name such as {next(iter(known))!r}" if known else ""
+        raise ValueError(f"a prompt for this DiT must be a number from 0 to {classes - 1}{names}, got {prompt!r}")
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
         pipeline: Any = super().pipeline(student, times)

@@ -1,4 +1,4 @@
-"""Flux.1: a rectified-flow transformer on packed latents; in "dev" guidance is an input of the network."""
+"""Flux.1: a rectified-flow transformer on packed latents; the guidance scale is an input of "dev"."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,55 +13,55 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.families.latent import LatentTeacher
 from teachers.loading.source import Pipelines
 
-GUIDANCE = float(inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default)
+DEFAULT_GUIDANCE = float(inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default)
 
 
 class Flux(LatentTeacher):
-    """`FluxPipeline`. "dev" takes its guidance as an embedding and needs one evaluation; "schnell" takes none.
+    """`FluxPipeline`. "dev" embeds the guidance scale and needs one evaluation; "schnell" has no guidance.
 
-    A student that learns one guidance is told the pipeline's default throughout, and so is its export, whatever the
-    call says: the embedding is constant there.
+    A student that learns one guidance scale receives the pipeline's default in training. In its export the embedding is
+    constant at that value, so `guidance_scale` of the call has no effect.
     """
 
     pipelines: ClassVar[Pipelines] = (FluxPipeline,)
-    whole_grid: ClassVar[bool] = True
+    passes_sigmas: ClassVar[bool] = True
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = False
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
-        """Patches of 2 x 2 become tokens (B, H W / 4, 4 C), whose places are told beside them. The clock runs to 1."""
+        """Call the network on tokens (B, H W / 4, 4 C) of 2 x 2 patches, their positions, and timesteps in [0, 1]."""
         _, _, height, width = sample.shape
         rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
-        places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
+        positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
         if network.config.guidance_embeds and "guidance" not in cond:
-            cond = {**cond, "guidance": torch.full_like(timestep, GUIDANCE)}
-        output = network(
+            cond = {**cond, "guidance": torch.full_like(timestep, DEFAULT_GUIDANCE)}
+        output: Tensor = network(
             F.pixel_unshuffle(sample, 2).flatten(2).mT,
             timestep=timestep / 1000,
             **cond,
-            img_ids=places.to(sample),
+            img_ids=positions.to(sample),
             txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(sample),
             return_dict=False,
         )[0]
         return F.pixel_shuffle(output.mT.unflatten(2, (height // 2, width // 2)), 2)
 
     def latent_shape(self) -> tuple[int, int, int]:
-        size = self.stock.vae.config.sample_size // self.factor  # the transformer does not say; 1024 / 8 for Flux.1
+        size = self.stock.vae.config.sample_size // self.factor  # not in the transformer's config; 1024 / 8 for Flux.1
         return self.stock.transformer.config.in_channels // 4, size, size
 
     def size_call(self) -> dict[str, Any]:
         height, width = self.image_size
-        usual = self.stock.default_sample_size * self.factor
-        return {} if height == width == usual else {"height": height, "width": width}
+        default = self.stock.default_sample_size * self.factor
+        return {} if height == width == default else {"height": height, "width": width}
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            text, pooled, _ = self.encoders().encode_prompt(list(prompts), None, device=self.device)
+            text, pooled, _ = self.text_pipeline().encode_prompt(list(prompts), None, device=self.device)
         return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
-        """The velocity under an embedded guidance: no second evaluation; "schnell" has none and is left as it is."""
+        """The velocity at an embedded guidance scale, in one evaluation. "schnell" ignores `guidance`."""
         if self.stock.transformer.config.guidance_embeds:
             scale = guidance if isinstance(guidance, Tensor) else torch.full_like(t, guidance)
             cond = {**cond, "guidance": scale.float()}
@@ -69,22 +69,22 @@ class Flux(LatentTeacher):
 
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
         if not self.stock.transformer.config.guidance_embeds:
-            raise ValueError("this Flux takes no guidance scale (it is no dev); leave method.guidances empty")
+            raise ValueError("method.guidances must be empty: this Flux has no input for the guidance scale")
         student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
 
     def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
         return {"guidance": guidance.float()}
 
     def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        told = {"guidance_scale": GUIDANCE} if self.stock.transformer.config.guidance_embeds else {}
-        return super().lora_call(num_steps, times) | told
+        scale = {"guidance_scale": DEFAULT_GUIDANCE} if self.stock.transformer.config.guidance_embeds else {}
+        return super().lora_call(num_steps, times) | scale
 
     @torch.no_grad()
     def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:
-        if network.config.guidance_embeds and not student.defaults:  # one embedding, whatever guidance it is told
+        if network.config.guidance_embeds and not student.defaults:  # one embedding for all guidance scales
             embed, layer = network.time_text_embed, network.time_text_embed.guidance_embedder.linear_2
-            told = embed.time_proj(torch.tensor([GUIDANCE * 1000], device=layer.weight.device))
-            constant = embed.guidance_embedder(told.to(layer.weight.dtype))[0]
+            features = embed.time_proj(torch.tensor([DEFAULT_GUIDANCE * 1000], device=layer.weight.device))
+            constant = embed.guidance_embedder(features.to(layer.weight.dtype))[0]
             layer.weight.zero_()
             layer.bias.copy_(constant)
         return super().parts(student, network, scheduler)

@@ -1,4 +1,4 @@
-"""Sana: a linear-attention rectified-flow transformer on a deep autoencoder's latents, with Gemma's text."""
+"""Sana: a rectified-flow transformer with linear attention, a deep-compression autoencoder and a Gemma text encoder."""
 
 import inspect
 from collections.abc import Sequence
@@ -12,11 +12,15 @@ from teachers.families.latent import LatentTeacher
 from teachers.loading.source import Pipelines
 
 DEFAULTS = inspect.signature(SanaPipeline.__call__).parameters
-BINNED = {128: 4096, 64: 2048, 32: 1024, 16: 512}  # pixels of a square picture by the transformer's sample size
+BINNED = {128: 4096, 64: 2048, 32: 1024, 16: 512}  # pixels of a square image by the transformer's sample size
 
 
 class Sana(LatentTeacher):
-    """`SanaPipeline`, 0.6B to 4.8B. Prompts go behind the instruction that the pipeline puts before them."""
+    """`SanaPipeline`. Prompts follow the pipeline's default instruction to the text encoder.
+
+    Raises:
+        ValueError: If the pipeline rescales its timesteps, as few-step students do.
+    """
 
     pipelines: ClassVar[Pipelines] = (SanaPipeline,)
     refuses_steps: ClassVar[bool] = False
@@ -24,7 +28,10 @@ class Sana(LatentTeacher):
     def __init__(self, pipeline: SanaPipeline, sigma_data: float = 1.0) -> None:
         super().__init__(pipeline, sigma_data)
         if pipeline.transformer.config.timestep_scale != 1.0:
-            raise ValueError("this Sana rescales its timesteps, as few-step students do; give the teacher it came from")
+            raise ValueError(
+                f"timestep_scale of a Sana teacher must be 1, got {pipeline.transformer.config.timestep_scale}; "
+                "few-step students rescale their timesteps: use the teacher instead"
+            )
 
     def size_call(self) -> dict[str, Any]:
         height, width = self.image_size
@@ -39,7 +46,7 @@ class Sana(LatentTeacher):
 
     def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> Condition:
         with torch.no_grad():
-            text, mask, _, _ = self.encoders().encode_prompt(
+            text, mask, _, _ = self.text_pipeline().encode_prompt(
                 list(prompts), False, device=self.device, complex_human_instruction=instruction
             )
         return {"encoder_hidden_states": text.float(), "encoder_attention_mask": mask}

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: a latent UNet with text, predicting epsilon or v."""
+"""Stable Diffusion 1.x and 2.x: a latent UNet with a CLIP text encoder that predicts epsilon or v."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from teachers.loading.source import Pipelines, local_or_hub
 
 
 class StableDiffusion(LatentUNet):
-    """`StableDiffusionPipeline`; `path` may be "pocket", the pipeline that ships with this project."""
+    """`StableDiffusionPipeline`. `path` may be "pocket", the pipeline that is part of this project."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusionPipeline,)
     options: ClassVar[dict[str, Any]] = {"safety_checker": None}
@@ -25,7 +25,7 @@ class StableDiffusion(LatentUNet):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            embedding, _ = self.encoders().encode_prompt(
+            embedding, _ = self.text_pipeline().encode_prompt(
                 list(prompts), self.device, 1, do_classifier_free_guidance=False
             )
         return {"encoder_hidden_states": embedding.float()}

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a rectified-flow transformer with three text encoders (the T5 may be left out)."""
+"""Stable Diffusion 3 and 3.5: a rectified-flow transformer with three text encoders, of which T5 is optional."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -19,7 +19,7 @@ class StableDiffusion3(LatentTeacher):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            text, _, pooled, _ = self.encoders().encode_prompt(
+            text, _, pooled, _ = self.text_pipeline().encode_prompt(
                 list(prompts), None, None, device=self.device, do_classifier_free_guidance=False
             )
         return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, their pooled embedding, and the picture's size told to the network."""
+"""Stable Diffusion XL: a latent UNet with two text encoders, a pooled embedding, and the image size as condition."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,22 +13,23 @@ from teachers.loading.source import Pipelines
 
 
 class StableDiffusionXL(LatentUNet):
-    """`StableDiffusionXLPipeline`, without a refiner. Pictures count as uncropped originals of the size drawn."""
+    """`StableDiffusionXLPipeline` without a refiner. The size condition says that images are uncropped originals."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusionXLPipeline,)
 
     @staticmethod
     def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
         added = {"text_embeds": cond["text_embeds"], "time_ids": cond["time_ids"]}
-        plain = {key: value for key, value in cond.items() if key not in added}
-        return network(sample, timestep=timestep, **plain, added_cond_kwargs=added, return_dict=False)[0]
+        keywords = {key: value for key, value in cond.items() if key not in added}
+        output: Tensor = network(sample, timestep=timestep, **keywords, added_cond_kwargs=added, return_dict=False)[0]
+        return output
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
-            text, _, pooled, _ = self.encoders().encode_prompt(
+            text, _, pooled, _ = self.text_pipeline().encode_prompt(
                 list(prompts), device=self.device, do_classifier_free_guidance=False
             )
-        size = [*self.image_size, 0, 0, *self.image_size]  # original size, crop's corner, target size
+        size = [*self.image_size, 0, 0, *self.image_size]  # original size, crop corner, target size
         ids = torch.tensor(size, dtype=torch.float32, device=text.device).expand(len(prompts), -1)
         return {"encoder_hidden_states": text.float(), "text_embeds": pooled.float(), "time_ids": ids.contiguous()}
 

@@ -1,4 +1,4 @@
-"""Unconditional pixel models: `DDPMPipeline` and its like, with a `UNet2DModel`."""
+"""Unconditional pixel-space models: `DDPMPipeline` and `DDIMPipeline` with a `UNet2DModel`."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -7,21 +7,33 @@ from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import bake_timesteps, consistency_scheduler
+from teachers.core.few_step import consistency_scheduler
 from teachers.core.schedule import variance_preserving
 from teachers.core.teacher import Teacher
+from teachers.core.time_embedding import bake_timesteps
 from teachers.loading.source import Pipelines
 
 
 class Unconditional(Teacher):
-    """`DDPMPipeline` or `DDIMPipeline`. Pixels are the latents; `sigma_data` is their standard deviation, about 0.5."""
+    """`DDPMPipeline` or `DDIMPipeline`. The latents are pixels.
+
+    Args:
+        unet: The network; it is frozen.
+        scheduler: The scheduler that it was trained with.
+        sigma_data: Standard deviation of the pixels in [-1, 1], about 0.5 for photographs.
+
+    Raises:
+        ValueError: If the network is class-conditional.
+    """
 
     guided: ClassVar[bool] = False
     pipelines: ClassVar[Pipelines] = (DDPMPipeline, DDIMPipeline)
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
         if unet.config.class_embed_type or unet.config.num_class_embeds:
-            raise ValueError("this UNet2DModel is class-conditional; the family `unconditional` knows no classes")
+            raise ValueError(
+                "the family `unconditional` takes a UNet2DModel without classes, got a class-conditional one"
+            )
         self.unet = unet
         self.denoiser = Denoiser(
             unet.requires_grad_(False).eval(),
@@ -37,8 +49,8 @@ class Unconditional(Teacher):
     def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
         if not isinstance(pipeline.unet, UNet2DModel):
             raise ValueError(
-                f"this {type(pipeline).__name__} draws with a {type(pipeline.unet).__name__}; "
-                "the family `unconditional` takes a UNet2DModel"
+                f"the family `unconditional` takes a pipeline with a UNet2DModel, got {type(pipeline).__name__} with "
+                f"{type(pipeline.unet).__name__}"
             )
         return cls(pipeline.unet, pipeline.scheduler, sigma_data)
 

@@ -1,1 +1,1 @@
-"""Finding and loading pipelines and prompts."""
+"""Loading pipelines and prompts."""

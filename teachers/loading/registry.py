@@ -1,4 +1,4 @@
-"""Which family takes which pipeline: the installed teacher families, found by the class that a pipeline names."""
+"""Registry of teacher families, and `load_teacher`, which finds the family of a pipeline by its class."""
 
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,12 +15,16 @@ GROUP = "distill.teachers"
 
 
 def installed() -> dict[str, type[Teacher]]:
-    """Every installed family by name, those of other packages too."""
+    """All installed teacher families by name, including those of other packages."""
     return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
 
 
 def locate(path: str) -> str:
-    """`path` as `family_of` and loaders take it, "pocket" too; ValueError where nothing can be there."""
+    """Resolve `path`, which may be "pocket", for `family_of` and loaders, without loading anything.
+
+    Raises:
+        ValueError: If no pipeline can be at `path`.
+    """
     return str(pocket.PIPELINE) if path == "pocket" else local_or_hub(path)
 
 
@@ -32,48 +36,54 @@ def load_teacher(
     dtype: torch.dtype = torch.float32,
     sigma_data: float = 1.0,
 ) -> Teacher:
-    """A teacher from a path, from a diffusers pipeline in memory, or from a UNet and its scheduler.
+    """Load a teacher from a path, a diffusers pipeline in memory, or a UNet and its scheduler.
 
     Args:
         source: A pipeline folder, a Hub id, a .safetensors file or "pocket"; a `DiffusionPipeline`; or a `UNet2DModel`.
-        scheduler: The scheduler that a `UNet2DModel` was trained with.
+        scheduler: The scheduler that a `UNet2DModel` was trained with; unused for other sources.
         device: Where the teacher's networks go.
-        dtype: Precision of weights that are loaded from a path.
+        dtype: Precision of weights that are loaded from a path; pipelines in memory keep theirs.
         sigma_data: Standard deviation of the native latents or pixels.
 
     Returns:
         The frozen teacher.
 
     Raises:
-        ValueError: Where no installed family takes the pipeline.
+        ValueError: If no installed family takes the pipeline.
 
     Example:
         >>> teacher = load_teacher(unet, DDPMScheduler())
     """
-    place = torch.device(device)
+    target = torch.device(device)
     if isinstance(source, str | Path):
         path = locate(str(source))
-        return installed()[family_of(path)].load(path, place, dtype, sigma_data)
+        return installed()[family_of(path)].load(path, target, dtype, sigma_data)
     if isinstance(source, UNet2DModel):
         if scheduler is None:
-            raise ValueError("a UNet needs the scheduler that it was trained with: load_teacher(unet, scheduler)")
+            raise ValueError("scheduler must be the one that the UNet was trained with: load_teacher(unet, scheduler)")
         source = DDPMPipeline(source, scheduler)
     if not isinstance(source, DiffusionPipeline):
-        raise ValueError(f"a teacher is a path, a diffusers pipeline or a UNet2DModel, got {type(source).__name__}")
-    return installed()[_family_by_class(type(source).__name__)].wrap(source.to(place), sigma_data)
+        raise ValueError(f"source must be a path, a diffusers pipeline or a UNet2DModel, got {type(source).__name__}")
+    return installed()[_family_by_class(type(source).__name__)].wrap(source.to(target), sigma_data)
 
 
 def family_of(path: str) -> str:
-    """The name of the family that takes the pipeline at `path` (as `Teacher.locate` returns it). Reads no weights.
+    """The name of the family that takes a pipeline. No weights are read.
+
+    Args:
+        path: The pipeline, as `locate` returns it.
+
+    Returns:
+        The family's name in the entry-point group.
 
     Raises:
-        ValueError: Where no installed family takes it, with the known families and how to add one.
+        ValueError: If no installed family takes it; the message lists the known families and says how to add one.
     """
     name = class_name(path)
     if name is None:
         raise ValueError(
-            f"{path} does not name its pipeline class; put the pipeline's folder beside it, under the same name without "
-            ".safetensors, or set teacher.family"
+            f"{path} does not contain the pipeline's class; put the pipeline's folder next to it, with the same name "
+            "without .safetensors, or set teacher.family"
         )
     return _family_by_class(name)
 
@@ -81,7 +91,7 @@ def family_of(path: str) -> str:
 def _family_by_class(name: str) -> str:
     families = installed()
     for family, cls in families.items():
-        declared = "pipelines" in vars(cls)  # a variation of another family inherits them and is used only by name
+        declared = "pipelines" in vars(cls)  # subclasses of a family that inherit it are selected by name only
         if declared and name in [kind.__name__ for kind in cls.pipelines]:
             return family
     known = "; ".join(
@@ -90,6 +100,6 @@ def _family_by_class(name: str) -> str:
         if cls.pipelines
     )
     raise ValueError(
-        f"no installed family takes a {name}; known are {known}; a new family is one class, such as "
-        f"teachers/families/dit.py, and a line in the entry-point group {GROUP} of a package (see CONTRIBUTING.md)"
+        f"no installed family takes a {name}; known are {known}; to add a family, write a class such as "
+        f"teachers/families/dit.py and register it in the entry-point group {GROUP} (see CONTRIBUTING.md)"
     )

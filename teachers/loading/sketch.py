@@ -1,4 +1,4 @@
-"""A teacher from its configuration alone: networks on the meta device, no weights read."""
+"""A teacher from its configuration alone: networks on the meta device, no weights."""
 
 import inspect
 from typing import Any
@@ -8,26 +8,37 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from teachers.core.teacher import Teacher
-from teachers.loading.source import explained
+from teachers.loading.source import loading_errors
 
-# Bytes that training holds for every parameter of the network, in float32: 4 for each copy's weights, 8 for AdamW's
-# moments of each network that trains, and 4 for the gradient of the network that is being updated.
+# Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments
+# of AdamW of each network that trains, and 4 for the gradient of the network that is being updated.
 DMD_BYTES = 4 * 4 + 2 * 8 + 4  # teacher, student, fake score, EMA
 SCM_BYTES = 3 * 4 + 8 + 4  # teacher, student, EMA
 
 
 def sketch(path: str, family: type[Teacher]) -> Teacher:
-    """The teacher at `path` with networks on the meta device: shapes, schedule and parameters, but no weights."""
-    with explained(path):
+    """Build a teacher with its networks on the meta device.
+
+    Args:
+        path: A pipeline folder or a Hub id; only configuration files are read.
+        family: The teacher's class.
+
+    Returns:
+        The teacher with shapes, schedule and parameters, but without weights.
+
+    Raises:
+        ValueError: If a configuration file cannot be read.
+    """
+    with loading_errors(path):
         index = DiffusionPipeline.load_config(path)
         kind = getattr(diffusers, index["_class_name"])
-        wanted = inspect.signature(kind.__init__).parameters
+        parameters = inspect.signature(kind.__init__).parameters
         parts: dict[str, Any] = {
-            name: None for name, p in wanted.items() if name != "self" and p.default is inspect.Parameter.empty
+            name: None for name, p in parameters.items() if name != "self" and p.default is inspect.Parameter.empty
         }
-        parts |= {name: index[name] for name in wanted if name in index and not isinstance(index[name], list)}
+        parts |= {name: index[name] for name in parameters if name in index and not isinstance(index[name], list)}
         for name, value in index.items():
-            if not isinstance(value, list) or value[0] != "diffusers" or name not in wanted:
+            if not isinstance(value, list) or value[0] != "diffusers" or name not in parameters:
                 continue
             component = getattr(diffusers, value[1])
             if issubclass(component, ModelMixin | SchedulerMixin):

@@ -1,11 +1,10 @@
-"""Where weights come from: a folder, a hub id, or one .safetensors file; and every way to fail as one clear sentence.
+"""Loading pipelines from a folder, a Hub id or one .safetensors file, with one-line errors.
 
-Safetensors only, and no code from a repository. A single file holds tensors but no configuration and no tokenizers:
-lay a folder of the same name without `.safetensors` beside it (a pipeline's folder; its weights may be left out), or
-let diffusers fetch the usual one from the hub.
+Only safetensors are loaded, and no code from a repository. A single file contains tensors but neither configuration nor
+tokenizers. They come from the pipeline folder with the same name without `.safetensors` (it needs no weights); if there
+is no such folder, diffusers fetches the usual configuration from the Hub.
 """
 
-import hashlib
 import inspect
 import json
 from collections.abc import Iterator
@@ -21,59 +20,89 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from teachers.support.files import sha256, sha256_file
+
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 INDEX = "model_index.json"
-TEXT = ("text_encoder", "tokenizer")  # how the names of the components begin that turn prompts into embeddings
-REST = ("unet", "transformer", "vae", "image_encoder", "safety_checker", "feature_extractor")
+# How the names of a pipeline's components begin: those that encode prompts, and all others.
+TEXT_COMPONENTS = ("text_encoder", "tokenizer")
+OTHER_COMPONENTS = ("unet", "transformer", "vae", "image_encoder", "safety_checker", "feature_extractor")
 
 
 def local_or_hub(path: str) -> str:
-    """`path` as the loader takes it, or a ValueError with one clear sentence where it looks local and is not there."""
-    place = Path(path)
-    if place.is_dir():
-        if not (place / INDEX).is_file():
-            raise ValueError(f"{path} is a folder but no diffusers pipeline: it has no {INDEX}")
-        return str(place)
-    if place.exists():
-        if place.suffix != ".safetensors":
+    """Check that `path` can be a pipeline, without loading anything.
+
+    Args:
+        path: A pipeline folder, a .safetensors file or a Hub id.
+
+    Returns:
+        The path for the other functions of this module.
+
+    Raises:
+        ValueError: If it looks like a local path and there is no pipeline.
+    """
+    local = Path(path)
+    if local.is_dir():
+        if not (local / INDEX).is_file():
+            raise ValueError(f"{path} is a folder without {INDEX}, so it is not a diffusers pipeline")
+        return str(local)
+    if local.exists():
+        if local.suffix != ".safetensors":
             raise ValueError(
-                f"{path} is a file of a kind that is not loaded; a teacher is the folder of a diffusers pipeline, "
-                "a hub id, or one .safetensors file"
+                f"{path} must be a diffusers pipeline folder, a Hub id or a .safetensors file, got another kind of file"
             )
-        return str(place)
+        return str(local)
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ValueError(
-            f"there is no pipeline folder {path}; give the folder that save_pretrained wrote, or a hub id owner/name"
+            f"there is no pipeline folder {path}; give a folder that save_pretrained wrote, or a Hub id owner/name"
         )
     return path
 
 
 def configuration(path: str) -> Path:
-    """The folder of configuration files that belongs to a single file, whether it is there or not."""
+    """The folder with the configuration of a single file; it need not exist."""
     return Path(path).with_suffix("")
 
 
 def class_name(path: str) -> str | None:
-    """The class of the pipeline at `path`; None for a single file with no configuration beside it.
+    """The class of the pipeline at `path`.
 
-    ValueError where nothing can be read there.
+    Args:
+        path: As `local_or_hub` returns it.
+
+    Returns:
+        The class name; None for a single file without a configuration folder.
+
+    Raises:
+        ValueError: If the pipeline's index cannot be read.
     """
     if Path(path).is_file():
         path = str(configuration(path))
         if not Path(path).is_dir():
             return None
-    with explained(path):
+    with loading_errors(path):
         try:
             return str(DiffusionPipeline.load_config(path)["_class_name"])
         except KeyError as error:
-            raise ValueError(f"{path}/{INDEX} does not say which pipeline it is; save the pipeline again") from error
+            raise ValueError(f"{path}/{INDEX} has no _class_name; save the pipeline again") from error
 
 
-def load_pipeline(accepted: Pipelines, path: str, leave: tuple[str, ...] = (), **options: Any) -> Any:
-    """The pipeline at `path`, whose class has to be one of `accepted`. ValueError, one sentence, where it is not.
+def load_pipeline(accepted: Pipelines, path: str, skip: tuple[str, ...] = (), **options: Any) -> Any:
+    """Load the pipeline at `path`.
 
-    Components whose names begin with one of `leave` are not read: they are None. An autoencoder in bfloat16 can be seen
-    in its pictures, so that where all else is in bfloat16 it is in float32 (but for single files).
+    In bfloat16 the autoencoder stays in float32 (except from single files), because its rounding is visible in images.
+
+    Args:
+        accepted: The pipeline classes that are allowed.
+        path: As `local_or_hub` returns it.
+        skip: How the names of components begin that are not loaded; they are None.
+        options: Further arguments of `from_pretrained`.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ValueError: If it is of another class, or cannot be loaded.
     """
     name = class_name(path)
     known = {kind.__name__: kind for kind in accepted}
@@ -81,84 +110,91 @@ def load_pipeline(accepted: Pipelines, path: str, leave: tuple[str, ...] = (), *
         raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
     kind = known[name] if name else accepted[0]
     check_weights(path)
-    parts = inspect.signature(kind.__init__).parameters
-    options |= {part: None for part in parts if leave and part.startswith(leave)}
-    if "vae" in parts and "vae" not in options and options.get("dtype") == torch.bfloat16 and not Path(path).is_file():
+    components = inspect.signature(kind.__init__).parameters
+    options |= {part: None for part in components if skip and part.startswith(skip)}
+    is_file = Path(path).is_file()
+    if "vae" in components and "vae" not in options and options.get("dtype") == torch.bfloat16 and not is_file:
         options["dtype"] = {"default": torch.bfloat16, "vae": torch.float32}
-    with explained(path):
-        if not Path(path).is_file():
+    with loading_errors(path):
+        if not is_file:
             return kind.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
         if not issubclass(kind, FromSingleFileMixin):
-            raise ValueError(f"diffusers loads no {kind.__name__} from a single file; give a pipeline's folder")
-        beside = {"config": str(configuration(path)), "local_files_only": True} if name else {}
-        return kind.from_single_file(path, **beside, **options)
+            raise ValueError(f"{kind.__name__} cannot be loaded from a single file; give a pipeline folder")
+        config = {"config": str(configuration(path)), "local_files_only": True} if name else {}
+        return kind.from_single_file(path, **config, **options)
 
 
 def check_weights(path: str) -> None:
-    """ValueError that names the file where a local .safetensors is corrupt or cut short. Reads headers only."""
-    place = Path(path)
-    for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []:
+    """Check the headers of the local .safetensors files at `path`.
+
+    Raises:
+        ValueError: With the name of a file that is corrupt or incomplete.
+    """
+    local = Path(path)
+    for file in sorted(local.rglob("*.safetensors")) if local.is_dir() else [local] if local.is_file() else []:
         try:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"the weights {file} are corrupt or cut short ({error}); get the file again") from error
+            raise ValueError(f"the weights {file} are corrupt or incomplete ({error}); get the file again") from error
 
 
-def contents(path: str, begins: tuple[str, ...]) -> str:
-    """A hash of the files of those components at `path` whose names begin so; of a single file, of all of it."""
+def components_hash(path: str, prefixes: tuple[str, ...]) -> str:
+    """A hash of the files of some components.
+
+    Args:
+        path: A pipeline folder, a Hub id whose files are in the Hub's cache, or a single file, which is hashed as a
+            whole.
+        prefixes: How the names of the components begin.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     single = Path(path).is_file()
     folder = configuration(path) if single else Path(path)
-    if not single and not folder.is_dir():  # a hub id, whose files are in the hub's cache once they have been loaded
+    if not single and not folder.is_dir():  # a Hub id: its files are in the cache once they have been loaded
         index = try_to_load_from_cache(path, INDEX)
         folder = Path(index).parent if isinstance(index, str) else folder
-    total = hashlib.sha256(path.encode() if not folder.is_dir() else b"")
-    places = [place for place in sorted(folder.glob("*")) if place.is_dir() and place.name.startswith(begins)]
-    for file in [Path(path)] * single + [file for place in places for file in sorted(place.rglob("*"))]:
+    parts = [path.encode() if not folder.is_dir() else b""]
+    components = [item for item in sorted(folder.glob("*")) if item.is_dir() and item.name.startswith(prefixes)]
+    for file in [Path(path)] * single + [file for item in components for file in sorted(item.rglob("*"))]:
         if file.is_file():
-            total.update(f"{file.name if single else file.relative_to(folder)} {_hash(file)}\n".encode())
-    return total.hexdigest()
+            name = file.name if single else file.relative_to(folder)
+            parts.append(f"{name} {_file_hash(file)}\n".encode())
+    return sha256(parts)
 
 
-def _hash(file: Path) -> str:
-    known = file.resolve().name
-    if file.is_symlink() and len(known) == 64:
-        return known  # the hub's cache names weights by their SHA-256
-    total = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            total.update(chunk)
-    return total.hexdigest()
+def _file_hash(file: Path) -> str:
+    blob = file.resolve().name
+    if file.is_symlink() and len(blob) == 64:
+        return blob  # the Hub's cache names weights by their SHA-256
+    return sha256_file(file)
 
 
 @contextmanager
-def explained(path: str) -> Iterator[None]:
-    """The many failures of loading as a ValueError of one sentence that says what to do."""
+def loading_errors(path: str) -> Iterator[None]:
+    """A context that turns errors of loading the pipeline at `path` into one-line ValueErrors."""
     try:
         yield
     except (OSError, SafetensorError, SingleFileComponentError, json.JSONDecodeError, NotImplementedError) as error:
-        raise ValueError(_sentence(error, path)) from error
+        raise ValueError(_message(error, path)) from error
 
 
-def _sentence(error: BaseException, path: str) -> str:
+def _message(error: BaseException, path: str) -> str:
     chain: list[BaseException] = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     text = " ".join(" ".join(str(link) for link in chain).split())
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if any(isinstance(link, GatedRepoError) for link in chain):
-        return f"{path} is gated: accept its terms on its page at the hub, log in (hf auth login), and run again"
+        return f"{path} is gated: accept its terms on its page at the Hub, log in (hf auth login), and run again"
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-        return f"the hub has no {path}, or it is private: check the spelling, or log in (hf auth login)"
+        return f"the Hub has no {path}, or it is private: check the spelling, or log in (hf auth login)"
     if "no file named" in text or "Could not find the necessary `safetensors`" in text:
-        return f"{path} lacks a file of safetensors weights ({first}); save the pipeline again with save_pretrained"
+        return f"{path} has no safetensors weights for a component ({first}); save it again with save_pretrained"
     if "meta tensor" in text:
-        return f"{path} lacks the weights of a component that its configuration names; get the whole file"
+        return f"{path} has no weights for a component of its configuration; get the complete file"
     if any(isinstance(link, ConnectionError) for link in chain) or "connect" in text.lower():
-        lacking = (
-            f"{path} and no configuration beside it ({configuration(path)})"
-            if Path(path).is_file()
-            else f"no complete copy of {path}"
-        )
-        return f"the hub cannot be reached and there is {lacking} here; get it where there is a network"
+        missing = f"configuration folder {configuration(path)}" if Path(path).is_file() else f"complete copy of {path}"
+        return f"the Hub cannot be reached and there is no {missing} on this machine; download it first"
     return f"the pipeline {path} could not be loaded: {first}"

@@ -1,1 +1,1 @@
-"""Changes to networks for training: LoRA adapters, storage precision, checkpointing, offloading."""
+"""Changes to networks for training: LoRA adapters, half-precision storage, activation checkpointing, offloading."""

@@ -1,15 +1,15 @@
-"""One frozen network under several LoRA adapters: the memory tier `lora` (LoRA: Hu et al. 2021, arXiv 2106.09685).
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): several adapters on one frozen network, for `memory.tier=lora`.
 
-    teacher.enable_lora(rank=64)       # the teacher's denoiser: the base with no adapter on
-    student = teacher.student()  # a copy is another adapter on the same base
+    teacher.enable_lora(rank=64)  # the teacher's denoiser: the base without an active adapter
+    student = teacher.student()   # each copy is another adapter on the same base
 
-A `Denoiser` around an `Adapted` network is pinned to its adapter for the length of each call, and so is whatever
-activation checkpointing computes again in backward (`teachers.networks.checkpointing`), when another adapter may have been the
-last one on. peft's layers hold the adapters; its own switch turns gradients off and on as it goes, and is left alone.
+A `Denoiser` with an `Adapted` network activates its adapter for the duration of each call. Recomputation by activation
+checkpointing activates the same adapter again (`teachers.networks.checkpointing`). peft's layers hold the adapters;
+peft's own switch is not used, because it also changes which parameters require gradients.
 
-Beside low-rank changes of every linear layer and convolution, an adapter has the first layer of the time embedding for
-its own, whole: sCM puts its student on another clock, and the base has to keep the teacher's. A student that is called
-at N times needs a change of rank N there, so that a LoRA file can carry all of it (`teachers.core.lora`).
+An adapter consists of low-rank changes of all linear layers and convolutions, and of its own copy of the first layer of
+each time embedding: sCM rescales the student's time input, while the base keeps the teacher's. A student that samples
+at N times needs a change of rank N in that layer, so a LoRA file can store it (`teachers.core.lora`).
 """
 
 import copy
@@ -23,29 +23,50 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
 from teachers.networks.storage import StoredConv2d, StoredLinear, plain_layer, store
+from teachers.support.private_api import set_active_adapters
 
 
 class LoraBase:
-    """The frozen base and which of its adapters is on. No module: what holds it does not own the base's weights."""
+    """A frozen network and its adapters, one of which may be active.
 
-    def __init__(self, base: nn.Module, rank: int, clocks: Sequence[TimestepEmbedding]) -> None:
+    It is not an `nn.Module`, so that modules which hold it do not own the base's weights.
+
+    Args:
+        base: The network; it is frozen and converted by `storage.store`, in place.
+        rank: Rank of the adapters.
+        time_embeddings: The time embeddings of `base`.
+
+    Attributes:
+        base_time_layers: The base's own first layers of `time_embeddings`.
+        adapted: Names of the layers that peft has replaced: all in `ranks`, or none before the first adapter.
+        ranks: Rank of the low-rank change of each layer, by the layer's name.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, time_embeddings: Sequence[TimestepEmbedding]) -> None:
         store(base.requires_grad_(False))
-        self.base, self.rank, self.clocks = base, rank, clocks
-        self.native: list[nn.Module] = [embedding.linear_1 for embedding in clocks]
-        self._now: Sequence[nn.Module] = self.native
-        self._active: list[str] = []  # one list that every layer looks into: switching is writing into it
+        self.base, self.rank, self.time_embeddings = base, rank, time_embeddings
+        self.base_time_layers: list[nn.Module] = [embedding.linear_1 for embedding in time_embeddings]
+        self.adapted: list[str] = []
+        self._time_layers: Sequence[nn.Module] = self.base_time_layers  # those in use
+        self._active: list[str] = []  # every layer holds this list; changing it switches the adapter of all layers
         self._count = 0
-        self.adapted: list[str] = []  # layers that are peft's by now: all, or none before the first adapter
-        # A rank above a matrix's smaller side would add nothing. Depthwise convolutions have no matrix to speak of.
+        # A rank above the smaller side of a weight matrix adds nothing. Depthwise convolutions get no adapter.
         self.ranks = {
             name: min(rank, len(layer.weight), layer.weight[0].numel())
             for name, layer in base.named_modules()
-            if (isinstance(layer, nn.Linear) and layer not in self.native)
+            if (isinstance(layer, nn.Linear) and layer not in self.base_time_layers)
             or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
         }
 
     def add(self) -> str:
-        """A fresh adapter, which changes nothing yet; its name. ValueError where peft is not installed."""
+        """Add an adapter that changes nothing yet.
+
+        Returns:
+            The adapter's name.
+
+        Raises:
+            ValueError: If peft is not installed.
+        """
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
@@ -55,7 +76,7 @@ class LoraBase:
         small = {re.escape(path): rank for path, rank in self.ranks.items() if rank < self.rank}
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.rank,  # a scale of 1, which is what readers of LoRA files assume
+            lora_alpha=self.rank,  # a scale of 1, which readers of LoRA files assume
             target_modules="|".join(map(re.escape, self.ranks)),
             rank_pattern=small,
             alpha_pattern=small,
@@ -65,86 +86,107 @@ class LoraBase:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             on_meta = next(self.base.parameters()).is_meta
             inject_adapter_in_model(config, self.base, name, low_cpu_mem_usage=on_meta)
-        for parameter in trainable:  # of other adapters, which peft has switched off
+        for parameter in trainable:  # of other adapters; peft froze them
             parameter.requires_grad_(True)
         for path, rank in self.ranks.items():
             layer = self.layer(path)
-            layer._active_adapter = self._active
-            layer.cast_input_dtype_enabled = False  # inputs are float32, or autocast's to cast
+            set_active_adapters(layer, self._active)
+            layer.cast_input_dtype_enabled = False  # inputs are float32, or autocast converts them
             assert layer.lora_A[name].weight.shape[0] == rank
         self.adapted = list(self.ranks)
         return name
 
     def layer(self, path: str) -> Any:
-        """peft's layer at `path`."""
+        """peft's layer with the name `path`."""
         return self.base.get_submodule(path)
 
     @contextmanager
-    def activate(self, name: str | None, clocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
-        """The base with the adapter `name` on (None: none) and `clocks` for the first layers of its time embeddings."""
-        before = list(self._active), self._now
-        self._switch([name] if name else [], clocks)
+    def activate(self, name: str | None, time_layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+        """A context in which an adapter is active.
+
+        Args:
+            name: The adapter; None for the base alone.
+            time_layers: The first layers of the time embeddings.
+
+        Yields:
+            The base.
+        """
+        before = list(self._active), self._time_layers
+        self._switch([name] if name else [], time_layers)
         try:
             yield self.base
         finally:
             self._switch(*before)
 
     def pin(self) -> Callable[[], AbstractContextManager[Any]]:
-        """What gives, later, the context of what is on now."""
-        name, clocks = (self._active[0] if self._active else None), self._now
-        return lambda: self.activate(name, clocks)
+        """Return a function that creates contexts with the adapter that is active now."""
+        name, time_layers = (self._active[0] if self._active else None), self._time_layers
+        return lambda: self.activate(name, time_layers)
 
-    def _switch(self, active: list[str], clocks: Sequence[nn.Module]) -> None:
+    def _switch(self, active: list[str], time_layers: Sequence[nn.Module]) -> None:
         self._active[:] = active
-        if clocks is not self._now:
-            for embedding, layer in zip(self.clocks, clocks, strict=True):
+        if time_layers is not self._time_layers:
+            for embedding, layer in zip(self.time_embeddings, time_layers, strict=True):
                 embedding.linear_1 = layer
-            self._now = clocks
+            self._time_layers = time_layers
 
 
 class Adapted(nn.Module):
-    """A shelf's base under one adapter, called as the base is; without `fresh` the base itself, with no parameters.
+    """A base network with one adapter; it is called as the base is.
 
-    Its parameters are the adapter's alone, in float32. A deep copy is another adapter with the same weights; a deep
-    copy of the base itself is a fresh adapter.
+    Its parameters are those of the adapter, in float32. A deep copy is another adapter with the same weights. A deep
+    copy of an instance without an adapter has a new adapter.
+
+    Args:
+        lora_base: The base and its adapters.
+        new_adapter: Whether to add an adapter. If not, this is the base alone, without parameters.
+
+    Attributes:
+        name: The adapter's name; None without an adapter.
+        low_rank: peft's matrices "A" and "B" of each layer, by the layer's name with "/" for ".".
+        time_layers: The adapter's own first layers of the time embeddings.
     """
 
-    def __init__(self, lora_base: LoraBase, fresh: bool = False) -> None:
+    def __init__(self, lora_base: LoraBase, new_adapter: bool = False) -> None:
         super().__init__()
         self.lora_base = lora_base
-        self.name = lora_base.add() if fresh else None
-        self.low_rank, self.clocks = nn.ModuleDict(), nn.ModuleList()
+        self.name = lora_base.add() if new_adapter else None
+        self.low_rank, self.time_layers = nn.ModuleDict(), nn.ModuleList()
         if self.name:
             for path in lora_base.ranks:
                 layer = lora_base.layer(path)
                 pair = nn.ModuleDict({"A": layer.lora_A[self.name], "B": layer.lora_B[self.name]})
                 self.low_rank[path.replace(".", "/")] = pair.float()
-            self.clocks.extend(plain_layer(native).requires_grad_(True) for native in lora_base.native)
-        self._first: Sequence[nn.Module] = tuple(self.clocks) if self.name else lora_base.native
+            self.time_layers.extend(plain_layer(layer).requires_grad_(True) for layer in lora_base.base_time_layers)
+        self._active_time_layers: Sequence[nn.Module] = (
+            tuple(self.time_layers) if self.name else lora_base.base_time_layers
+        )
 
     @property
     def config(self) -> Any:
+        """The base network's config."""
         return self.lora_base.base.config
 
-    def on(self) -> AbstractContextManager[nn.Module]:
-        """The context in which the base runs under this adapter; as a value, the base."""
-        return self.lora_base.activate(self.name, self._first)
+    def activate(self) -> AbstractContextManager[nn.Module]:
+        """A context in which this adapter is active on the base; it yields the base."""
+        return self.lora_base.activate(self.name, self._active_time_layers)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.on() as base:
+        """Call the base with this adapter."""
+        with self.activate() as base:
             return base(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adapted":
-        made = Adapted(self.lora_base, fresh=True).to(next(self.lora_base.base.parameters()).device)
+        copied = Adapted(self.lora_base, new_adapter=True).to(next(self.lora_base.base.parameters()).device)
         if self.name:
-            made.load_state_dict(self.state_dict())
-        memo[id(self)] = made
-        return made
+            copied.load_state_dict(self.state_dict())
+        memo[id(self)] = copied
+        return copied
 
     def merged_copy(self) -> nn.Module:
-        """The base with this adapter's changes in its weights: an ordinary float32 network of its own."""
+        """An ordinary float32 copy of the base, frozen, with this adapter's changes merged into its weights."""
         memo: dict[int, Any] = {}
-        with self.on() as base:
+        with self.activate() as base:
             for module in base.modules():
                 if isinstance(module, StoredLinear | StoredConv2d):
                     memo[id(module)] = plain_layer(module)
@@ -158,15 +200,15 @@ class Adapted(nn.Module):
 
 
 def active_network(network: nn.Module) -> AbstractContextManager[nn.Module]:
-    """The diffusers network itself, as `network` runs it, for whoever looks into it or edits it."""
-    return network.on() if isinstance(network, Adapted) else nullcontext(network)
+    """A context with the diffusers network of `network`, its adapter active, for code that accesses its modules."""
+    return network.activate() if isinstance(network, Adapted) else nullcontext(network)
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """The diffusers network itself, under whatever adapter is on."""
+    """The diffusers network of `network`; which adapter is active does not change."""
     return network.lora_base.base if isinstance(network, Adapted) else network
 
 
 def merged_copy(network: nn.Module) -> nn.Module:
-    """A copy of `network` that shares nothing with it and is an ordinary diffusers network."""
+    """An ordinary diffusers network that computes what `network` does and shares no weights with it."""
     return network.merged_copy() if isinstance(network, Adapted) else copy.deepcopy(network)

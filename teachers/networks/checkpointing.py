@@ -1,8 +1,8 @@
-"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174) for networks that share weights and freeze in turns.
+"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174) for networks that share weights.
 
-Backward computes a block's activations again, later, when another adapter may be on and other parameters may be frozen
-than at first; then it would find other activations, or another number of them. So each block is pinned to how it was.
-The tangent of sCM is taken without gradients, and nothing is checkpointed there.
+Backward recomputes a block's activations. By then another adapter may be active, and other parameters may be frozen, so
+the recomputed activations could differ in value or number. Each recomputation therefore restores the adapter and the
+frozen parameters of the forward pass. The tangent of sCM is computed without gradients and is not checkpointed.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +14,29 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from teachers.networks.adapters import Adapted, unwrap
+from teachers.support.private_api import supports_gradient_checkpointing
 
 
-def checkpoint_activations(network: nn.Module, asked: bool | None = True) -> bool:
-    """Have `network`, and copies made of it, keep few activations and compute the others again in backward.
+def checkpoint_activations(network: nn.Module, required: bool = True) -> bool:
+    """Enable activation checkpointing on a network, in place, and on all copies made of it later.
 
-    What is computed again runs under the adapter, and with the frozen parameters, of the first time (`pinned`).
-    Of an architecture that cannot: ValueError where it was `asked` for, else False.
+    Args:
+        network: A diffusers network, or an adapter on one.
+        required: Whether an unsupported architecture is an error.
+
+    Returns:
+        False if the architecture does not support activation checkpointing.
+
+    Raises:
+        ValueError: If it is `required` and not supported.
     """
     base = unwrap(network)
-    if not isinstance(base, ModelMixin) or not base._supports_gradient_checkpointing:
-        if not asked:
+    if not isinstance(base, ModelMixin) or not supports_gradient_checkpointing(base):
+        if not required:
             return False
-        raise ValueError(f"{type(base).__name__} cannot checkpoint its activations; set memory.checkpointing to false")
+        raise ValueError(
+            f"memory.checkpointing must be false: {type(base).__name__} does not support activation checkpointing"
+        )
     pin = network.lora_base.pin if isinstance(network, Adapted) else _nothing_to_pin
 
     def run(block: nn.Module, *args: Any) -> Any:
@@ -36,15 +46,23 @@ def checkpoint_activations(network: nn.Module, asked: bool | None = True) -> boo
     return True
 
 
-def pinned(block: nn.Module, again: Callable[[], AbstractContextManager[Any]]) -> Callable[..., Any]:
-    """`block` as it is now, whenever it is called: in the context `again()`, with the same parameters frozen."""
-    trained = [p.requires_grad for p in block.parameters()]
+def pinned(block: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Callable[..., Any]:
+    """Bind a block to the parameters that are frozen now.
+
+    Args:
+        block: The block.
+        context: Returns the context in which the block runs, for each call.
+
+    Returns:
+        A function that calls `block` in that context with the same parameters frozen as now.
+    """
+    trainable = [p.requires_grad for p in block.parameters()]
 
     def call(*args: Any) -> Any:
-        with again():
+        with context():
             parameters = list(block.parameters())
             before = [p.requires_grad for p in parameters]
-            _require(parameters, trained)
+            _require(parameters, trainable)
             try:
                 return block(*args)
             finally:
@@ -53,8 +71,8 @@ def pinned(block: nn.Module, again: Callable[[], AbstractContextManager[Any]]) -
     return call
 
 
-def _require(parameters: Sequence[nn.Parameter], wanted: Sequence[bool]) -> None:
-    for parameter, value in zip(parameters, wanted, strict=True):
+def _require(parameters: Sequence[nn.Parameter], flags: Sequence[bool]) -> None:
+    for parameter, value in zip(parameters, flags, strict=True):
         if parameter.requires_grad != value:
             parameter.requires_grad_(value)
 

@@ -1,4 +1,4 @@
-"""A frozen network that lives in host memory and is on the device for the length of a call only."""
+"""Offloading: a frozen network in host memory that is copied to the device for each call."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,25 +8,33 @@ from torch import nn
 
 
 class Offload:
-    """Takes the weights of the frozen `network` off its device; `on_device` lends them to `device`."""
+    """Moves the weights of a frozen network to host memory; `on_device` copies them back for one call.
+
+    Args:
+        network: The frozen network. Its tensors are replaced in place.
+        device: Where the network runs.
+    """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.device = device
-        pinned = device.type == "cuda"  # copies from pinned memory do not hold the host up
+        pinned = device.type == "cuda"  # copies from pinned memory do not block the host
         tensors = [*network.parameters(), *network.buffers()]
-        self._kept = [(x, x.data.cpu().pin_memory() if pinned else x.data.cpu()) for x in tensors]
-        self._take_back()
+        self._host = [(x, x.data.cpu().pin_memory() if pinned else x.data.cpu()) for x in tensors]
+        self._to_host()
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """A context in which the network is on the device. No graph may outlive it: backward would miss the weights."""
-        for tensor, kept in self._kept:
-            tensor.data = kept.to(self.device, non_blocking=True)
+        """A context in which the network is on the device.
+
+        No autograd graph may be used after it ends, because backward would use the weights in host memory.
+        """
+        for tensor, host in self._host:
+            tensor.data = host.to(self.device, non_blocking=True)
         try:
             yield
         finally:
-            self._take_back()
+            self._to_host()
 
-    def _take_back(self) -> None:
-        for tensor, kept in self._kept:  # nothing is copied: the network is frozen
-            tensor.data = kept
+    def _to_host(self) -> None:
+        for tensor, host in self._host:  # nothing is copied, because the network is frozen
+            tensor.data = host

@@ -1,12 +1,13 @@
-"""Frozen weights kept in half precision and used in the precision of whatever meets them.
+"""Frozen weights that are stored in half precision and used in the precision of the input.
 
-A bf16 network run in bf16 rounds its activations, its time embedding and, worst, its tangents. A frozen base needs half
-precision for storage only: here the matrices of linear and convolution layers stay as they are stored, everything small
-is float32, and each layer computes in its input's precision (or in autocast's). In backward the weight is widened again
-instead of having been kept wide, so that a float32 step costs one layer's float32 weight at a time.
+A bf16 network that runs in bf16 rounds its activations, its time embedding and its tangents; tangents suffer most. A
+frozen base needs half precision for storage only. Here the weights of linear and convolution layers stay in half
+precision, all small tensors are float32, and each layer computes in the precision of its input or of autocast. Backward
+converts the weight again instead of saving a float32 copy, so a step holds one layer's float32 weight at a time.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.grad import conv2d_input
 
 
 class _Linear(torch.autograd.Function):
-    """F.linear whose frozen weight is widened, not kept wide: (x (..., I), weight (O, I), bias (O,) or None)."""
+    """F.linear with a frozen weight that is converted to the input's dtype in forward and again in backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -30,33 +31,58 @@ class _Linear(torch.autograd.Function):
 
 
 class _Conv2d(torch.autograd.Function):
-    """F.conv2d, the same way; `how` is (stride, padding, dilation, groups)."""
+    """F.conv2d as `_Linear`; `options` is (stride, padding, dilation, groups)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.how, ctx.shape = how, x.shape
-        return F.conv2d(x, weight.to(x.dtype), bias, *how)
+        ctx.options, ctx.shape = options, x.shape
+        return F.conv2d(x, weight.to(x.dtype), bias, *options)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         (gradient,) = gradients
-        return conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.how), None, None, None
+        return conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.options), None, None, None
 
 
 def autocasting(device: torch.device) -> bool:
-    """Whether autocast is on for `device`; never on the meta device, which knows none."""
+    """Whether autocast is enabled for `device`; always False for the meta device, which has no autocast."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context with autocast off for `device`."""
+    """A context in which autocast is disabled for `device`."""
     return torch.autocast(device.type, enabled=False) if autocasting(device) else nullcontext()
 
 
+@contextmanager
+def correct_patch_embedding(sample: Tensor, patch_size: int) -> Iterator[None]:
+    """A context in which bf16 patch embeddings on a CPU are computed correctly.
+
+    oneDNN 3.12 (torch 2.14) silently returns wrong results for bf16 convolutions on CPUs with AMX if one row of the
+    kernel has at least 64 inputs (in_channels * kernel_width), a multiple of 32. The context disables oneDNN for such
+    patches. Patches of 2 x 2, as in all published models, are not affected.
+
+    Args:
+        sample: Input of the network, (B, C, H, W).
+        patch_size: Height and width of a patch, in latent pixels.
+    """
+    row = sample.shape[1] * patch_size
+    bfloat16 = sample.dtype == torch.bfloat16 or autocasting(sample.device)
+    if sample.device.type != "cpu" or not bfloat16 or row < 64 or row % 32:
+        yield
+        return
+    enabled = torch.backends.mkldnn.enabled  # mkldnn.flags would also change TF32 and warn
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
 class StoredLinear(nn.Linear):
-    """A frozen linear layer: half-precision weight, float32 bias, arithmetic in its input's precision."""
+    """A frozen linear layer: half-precision weight, float32 bias, computation in the input's precision."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.weight.requires_grad:
@@ -70,55 +96,66 @@ class StoredLinear(nn.Linear):
 
 
 class StoredConv2d(nn.Conv2d):
-    """A frozen convolution: half-precision weight, float32 bias, arithmetic in its input's precision."""
+    """A frozen convolution: half-precision weight, float32 bias, computation in the input's precision."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.requires_grad:  # peft makes an adapter's own layers of its base layer's class
+        if self.weight.requires_grad:  # peft creates an adapter's layers from the base layer's class
             return super().forward(input)
-        how: Any = self.stride, self.padding, self.dilation, self.groups
+        options: Any = self.stride, self.padding, self.dilation, self.groups
         if autocasting(input.device):
-            return F.conv2d(input, self.weight, self.bias, *how)
+            return F.conv2d(input, self.weight, self.bias, *options)
         if torch.is_grad_enabled() and input.requires_grad:
-            out: Tensor = _Conv2d.apply(input, self.weight, self.bias, how)  # type: ignore[no-untyped-call]
+            out: Tensor = _Conv2d.apply(input, self.weight, self.bias, options)  # type: ignore[no-untyped-call]
             return out
-        return F.conv2d(input, self.weight.to(input.dtype), self.bias, *how)
+        return F.conv2d(input, self.weight.to(input.dtype), self.bias, *options)
 
 
 def store(network: nn.Module) -> None:
-    """Make the frozen `network` compute as above, in place; what is in float32 is left as it is.
+    """Make a frozen half-precision network compute in its input's precision, in place.
 
-    The layer that owns the first parameter becomes float32 too: diffusers takes a network's dtype from there, and some
-    networks cast their time embedding to it.
+    Layers in float32 do not change. The layer with the first parameter becomes float32 too, because diffusers takes a
+    network's dtype from that parameter and some networks cast their time embedding to it.
+
+    Args:
+        network: The frozen network.
     """
-    halves = set()
+    stored = set()
     first = next(network.parameters(), None)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if type(child) not in (nn.Linear, nn.Conv2d) or child.weight is first:
                 continue
             if child.weight.dtype in (torch.float16, torch.bfloat16):
-                kept = _like(child, StoredLinear, StoredConv2d)
-                kept.weight, kept.bias = child.weight, child.bias
-                setattr(module, name, kept.requires_grad_(False))
-                halves.add(id(child.weight))
+                layer = _like(child, StoredLinear, StoredConv2d)
+                layer.weight, layer.bias = child.weight, child.bias
+                setattr(module, name, layer.requires_grad_(False))
+                stored.add(id(child.weight))
     for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in halves:
+        if tensor.is_floating_point() and id(tensor) not in stored:
             tensor.data = tensor.data.float()
 
 
 @torch.no_grad()
 def plain_layer(layer: Any, change: Tensor | None = None) -> nn.Module:
-    """An ordinary float32 copy of `layer`, a linear or a convolution, with `change` added to its weight."""
-    usual = _like(layer, nn.Linear, nn.Conv2d)
+    """Copy a linear layer or convolution as `nn.Linear` or `nn.Conv2d` in float32.
+
+    Args:
+        layer: The layer.
+        change: Is added to the weight, shape of the weight.
+
+    Returns:
+        The frozen copy.
+    """
+    copied = _like(layer, nn.Linear, nn.Conv2d)
     weight = layer.weight.float().clone() if change is None else layer.weight.float() + change
-    usual.weight = nn.Parameter(weight, requires_grad=False)
+    copied.weight = nn.Parameter(weight, requires_grad=False)
     if layer.bias is not None:
-        usual.bias = nn.Parameter(layer.bias.float().clone(), requires_grad=False)
-    return usual
+        copied.bias = nn.Parameter(layer.bias.float().clone(), requires_grad=False)
+    return copied
 
 
 def _like(layer: nn.Module, linear: type[nn.Linear], convolution: type[nn.Conv2d]) -> Any:
-    """An empty layer of one of the two classes, in the shape of `layer`."""
+    """A layer of one of the two classes on the meta device, with the shape of `layer`."""
     made: nn.Module
     if isinstance(layer, nn.Conv2d):
         shape: Any = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding

@@ -1,8 +1,9 @@
-"""The embedded default: a complete text-to-image Stable Diffusion pipeline that fits in a pocket.
+"""The pocket teacher: a complete, very small Stable Diffusion pipeline that is part of this package.
 
-Real CLIP tokenizer and text model, `AutoencoderKL`, `UNet2DConditionModel` and SD 1.5's noise schedule, all tiny,
-trained on real photographs of clothing (Fashion-MNIST) by `python -m benchmarks.pocket.make`. Beside the pipeline lie the
-classifier that judges it, statistics of the real test images, and a few thousand real latents to distil from.
+It has a CLIP tokenizer and text model, an `AutoencoderKL`, a `UNet2DConditionModel` and the noise schedule of Stable
+Diffusion 1.5. It was trained on photographs of clothing (Fashion-MNIST) with `python -m benchmarks.pocket.make`. The
+weights folder also contains a classifier for evaluation, statistics of the real test images, and a few thousand latents
+of real training images.
 """
 
 from pathlib import Path
@@ -15,28 +16,28 @@ from teachers.pocket.classifier import Classifier, load_classifier
 
 FOLDER = Path(__file__).parent / "weights"
 PIPELINE = FOLDER / "pipeline"
-GUIDANCE = 2.0  # what the 50-step teacher is judged at
+GUIDANCE = 2.0  # guidance scale of the 50-step teacher in evaluations
 
 
 def classifier() -> Classifier:
-    """The classifier that ships with the pocket teacher."""
+    """The pocket teacher's classifier, frozen and in eval mode."""
     return load_classifier(FOLDER / "classifier.safetensors")
 
 
 def examples() -> tuple[Tensor, Tensor]:
-    """Real training latents (N, 4, 8, 8) in float32 and their labels (N,)."""
+    """Latents of real training images, (N, 4, 8, 8) in float32, and their classes (N,)."""
     stored = load_file(FOLDER / "latents.safetensors")
     return stored["latents"].float(), stored["labels"].long()
 
 
 def reference() -> tuple[Tensor, Tensor]:
-    """Mean (64,) and covariance (64, 64) of the classifier's features over all real test images, in float64."""
+    """Mean (64,) and covariance (64, 64), in float64, of the classifier's features of all real test images."""
     stored = load_file(FOLDER / "reference.safetensors")
     return stored["mean"], stored["covariance"]
 
 
 def reference_features() -> Tensor | None:
-    """The classifier's features (5000, 64) of real test images in float32; None where the weights came without them."""
+    """The classifier's features of real test images, (5000, 64) in float32; None if the weights lack them."""
     stored = load_file(FOLDER / "reference.safetensors")
     return stored["features"].float() if "features" in stored else None
 

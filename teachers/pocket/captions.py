@@ -1,4 +1,4 @@
-"""The pocket teacher's language: ten kinds of clothing, several names each, several ways to ask."""
+"""Captions of the pocket teacher: ten classes of clothing, several names for each, several templates."""
 
 import re
 
@@ -39,23 +39,23 @@ def _with_article(name: str) -> str:
 
 
 def captions(label: int) -> list[str]:
-    """Every phrasing that asks for class `label` (0..9)."""
+    """All captions of class `label` (0..9)."""
     return [t.format(name, _with_article(name)) for name in CLASS_NAMES[label] for t in TEMPLATES]
 
 
 def all_captions() -> list[str]:
-    """Every prompt that the pocket teacher was trained on, class by class."""
+    """All captions that the pocket teacher was trained on, class by class."""
     return [caption for label in range(len(CLASS_NAMES)) for caption in captions(label)]
 
 
 def balanced_prompts(count: int) -> list[str]:
-    """`count` prompts that go round the ten classes, and round each class's phrasings, in a fixed order."""
-    phrasings = [captions(label) for label in range(len(CLASS_NAMES))]
-    classes = len(phrasings)
-    return [phrasings[i % classes][(i // classes) % len(phrasings[i % classes])] for i in range(count)]
+    """`count` prompts that cycle through the ten classes and through each class's captions, in a fixed order."""
+    by_class = [captions(label) for label in range(len(CLASS_NAMES))]
+    classes = len(by_class)
+    return [by_class[i % classes][(i // classes) % len(by_class[i % classes])] for i in range(count)]
 
 
 def label_of(prompt: str) -> int | None:
-    """The class that `prompt` asks for, or None where it names none."""
+    """The class (0..9) of the first class name in `prompt`; None if it contains none."""
     match = _PATTERN.search(prompt)
     return _LABELS[match.group(1).lower()] if match else None

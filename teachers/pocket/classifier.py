@@ -1,7 +1,7 @@
-"""A small clothing classifier: the offline judge of prompt agreement, and the offline feature extractor.
+"""A small clothing classifier: measures prompt agreement and extracts features without a network connection.
 
-Trained by `benchmarks.pocket.make` on real photographs. Its 64 penultimate features stand in for Inception's where no
-Inception weights are at hand; figures made with it say so in their name ("pocket").
+It was trained on real photographs by `benchmarks.pocket.make`. Its 64 penultimate features replace those of Inception
+if there are no Inception weights; metrics that use it have "pocket" in their name.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-FEATURES = 64
+FEATURES = 64  # dimension of the features
 
 
 def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -20,7 +20,7 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """Images (B, 3, 32, 32) in [0, 1] -> logits (B, 10); `features` stops one layer earlier at (B, 64)."""
+    """Classifies images (B, 3, 32, 32) in [0, 1] into ten classes of clothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,25 +31,38 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, 10)
 
     def features(self, images: Tensor) -> Tensor:
+        """Penultimate features.
+
+        Args:
+            images: RGB images in [0, 1], (B, 3, 32, 32).
+
+        Returns:
+            Features, (B, 64).
+
+        Raises:
+            ValueError: If the images have another size.
+        """
         if images.shape[1:] != (3, 32, 32):
             raise ValueError(
-                f"the pocket classifier judges RGB images of 32 x 32 pixels, not {tuple(images.shape[1:])}; "
+                f"the pocket classifier takes images of shape (3, 32, 32), got {tuple(images.shape[1:])}; "
                 "choose another feature extractor for this pipeline"
             )
         grey = images.mean(dim=1, keepdim=True) * 2 - 1
         return torch.relu(self.project(self.body(grey).mean(dim=(2, 3))))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+        """Logits (B, 10) of images (B, 3, 32, 32) in [0, 1]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
 
 
 def load_classifier(path: Path) -> Classifier:
-    """The trained classifier at `path` (safetensors, half precision) in float32, frozen and in eval mode."""
+    """Load the classifier from safetensors in half precision, as a frozen float32 module in eval mode."""
     classifier = Classifier()
     classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     return classifier.eval().requires_grad_(False)
 
 
 def rgb01(images: Tensor) -> Tensor:
-    """Grey images (B, 1, H, W) in [-1, 1] -> RGB in [0, 1]."""
+    """Convert grey images (B, 1, H, W) in [-1, 1] to RGB images (B, 3, H, W) in [0, 1]."""
     return ((images + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""The pocket teacher's parts before training: autoencoder, tokenizer, text encoder, UNet, schedule."""
+"""The untrained components of the pocket teacher: autoencoder, tokenizer, text encoder, UNet and scheduler."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from teachers.pocket.captions import all_captions
 
-LENGTH = 16  # tokens of a caption, padding included
+LENGTH = 16  # tokens of a caption with padding
 
 
 def make_autoencoder(channels: tuple[int, int, int]) -> AutoencoderKL:
+    """An autoencoder with a compression factor of 4 and 4 latent channels; `channels` are the widths of its blocks."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -29,7 +30,14 @@ def make_autoencoder(channels: tuple[int, int, int]) -> AutoencoderKL:
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer (byte-level BPE, end-of-word suffix) whose merges are learned from the captions alone."""
+    """A CLIP tokenizer (byte-level BPE with an end-of-word suffix) that is trained on the captions.
+
+    Args:
+        folder: Where it is saved.
+
+    Returns:
+        The tokenizer, loaded from `folder`.
+    """
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
@@ -46,6 +54,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text model with two layers for `tokenizer`."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -63,6 +72,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def make_unet() -> UNet2DConditionModel:
+    """A UNet with two levels for latents (4, 8, 8)."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -78,7 +88,7 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def sd15_scheduler() -> DDIMScheduler:
-    """Stable Diffusion 1.5's noise schedule, sampled by the deterministic DDIM from its noisiest step."""
+    """A DDIM scheduler with the noise schedule of Stable Diffusion 1.5 and trailing timesteps."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -87,6 +97,6 @@ def sd15_scheduler() -> DDIMScheduler:
         prediction_type="epsilon",
         clip_sample=False,
         set_alpha_to_one=False,
-        steps_offset=1,  # unused by trailing spacing; diffusers asks every Stable Diffusion for it
+        steps_offset=1,  # unused with trailing spacing, but diffusers warns about other values
         timestep_spacing="trailing",
     )

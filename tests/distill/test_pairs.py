@@ -67,7 +67,7 @@ def test_what_exists_is_kept_and_what_is_damaged_is_made_again(ready):
     first, second = sorted(cache.glob("pairs-*/*.safetensors"))
     stamp = first.stat().st_mtime_ns
     second.write_bytes(second.read_bytes()[:40])  # a disk that filled up
-    (second.parent / "000001.999.tmp").write_bytes(b"killed while writing")
+    (second.parent / ".000001.safetensors.999.tmp").write_bytes(b"killed while writing")
     assert all(torch.equal(a, b) for a, b in zip(before, everything(build()), strict=True))
     assert first.stat().st_mtime_ns == stamp
     more = everything(build(count=9))

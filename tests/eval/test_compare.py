@@ -208,7 +208,7 @@ def test_a_kill_loses_only_the_row_being_made(make_run, tmp_path, measured, monk
 
     def killed(cache_folder, name, result, original=cache.save):
         if len(measured) == 2:
-            (cache_folder / f"{name}.partial").mkdir()
+            (cache_folder / f".{name}.tmp").mkdir()
             raise KeyboardInterrupt
         original(cache_folder, name, result)
 
@@ -219,7 +219,7 @@ def test_a_kill_loses_only_the_row_being_made(make_run, tmp_path, measured, monk
     assert not (out / "report.html").exists()
     compare([one], out, samples=4)
     assert len(measured) == 2 + 3
-    assert not list((out / "cache").glob("*.partial"))
+    assert not list((out / "cache").glob(".*.tmp"))
 
 
 def test_a_damaged_row_is_made_again(make_run, tmp_path, measured):

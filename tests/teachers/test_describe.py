@@ -1,4 +1,4 @@
-"""`python -m teachers`: every family is recognised and described from its configuration alone."""
+"""`fewstep describe` and `fewstep families`: families are found and described from configuration alone."""
 
 import json
 import shutil
@@ -29,20 +29,20 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sketch_is_the_teacher_without_its_weights(name, tiny):
+def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny):
     family, folder = tiny(name)
     assert family_of(str(folder)) == family
     cls = find(TEACHERS, family)
-    drawn, loaded = sketch(str(folder), cls), cls.load(str(folder), CPU)
-    assert drawn.shape == loaded.shape
-    assert drawn.image_size == loaded.image_size
-    assert drawn.denoiser.path.t_max == loaded.denoiser.path.t_max
-    assert drawn.denoiser.prediction == loaded.denoiser.prediction == NAMES[name]
-    assert parameters(drawn.denoiser.network) == parameters(loaded.denoiser.network)
-    assert next(drawn.denoiser.network.parameters()).is_meta
+    sketched, loaded = sketch(str(folder), cls), cls.load(str(folder), CPU)
+    assert sketched.shape == loaded.shape
+    assert sketched.image_size == loaded.image_size
+    assert sketched.denoiser.path.t_max == loaded.denoiser.path.t_max
+    assert sketched.denoiser.prediction == loaded.denoiser.prediction == NAMES[name]
+    assert parameters(sketched.denoiser.network) == parameters(loaded.denoiser.network)
+    assert next(sketched.denoiser.network.parameters()).is_meta
 
 
-def test_the_description_needs_no_weights(tiny, tmp_path):
+def test_description_needs_no_weights(tiny, tmp_path):
     folder = tmp_path / "pipeline"
     shutil.copytree(tiny("Stable Diffusion XL")[1], folder, ignore=shutil.ignore_patterns("*.safetensors"))
     text = describe(str(folder))
@@ -50,33 +50,33 @@ def test_the_description_needs_no_weights(tiny, tmp_path):
         assert part in text
 
 
-def held(distiller) -> int:
-    """Bytes that training holds at its peak, by counting tensors: one turn at a time, as the loop does."""
+def training_bytes(distiller) -> int:
+    """Bytes of all tensors at the peak of a step, with one phase at a time as in the training loop."""
     networks = [distiller.teacher.denoiser, distiller]
-    optimizers, most = [], 0
+    optimizers, largest = [], 0
     for modules in distiller.networks().values():
         weights = [p for module in modules for p in module.parameters()]
         optimizer = torch.optim.AdamW(weights, fused=True)
         for weight in weights:
             weight.grad = torch.zeros_like(weight)
         optimizer.step()
-        most = max(most, sum(p.grad.nbytes for p in weights))
+        largest = max(largest, sum(p.grad.nbytes for p in weights))
         optimizer.zero_grad(set_to_none=True)
         optimizers.append(optimizer)
     moments = [t for o in optimizers for state in o.state.values() for t in state.values() if t.ndim]
-    average = sum(p.nbytes for p in distiller.student.parameters())
-    return sum(p.nbytes for n in networks for p in n.parameters()) + sum(t.nbytes for t in moments) + most + average
+    ema = sum(p.nbytes for p in distiller.student.parameters())
+    return sum(p.nbytes for n in networks for p in n.parameters()) + sum(t.nbytes for t in moments) + largest + ema
 
 
-def test_the_memory_that_it_names_is_what_training_holds(tiny):
+def test_described_memory_equals_the_tensors_of_training(tiny):
     family, folder = tiny("Stable Diffusion 1.5")
     teacher = find(TEACHERS, family).load(str(folder), CPU)
     size = parameters(teacher.denoiser)
-    assert held(DMD(teacher, 1.0, DMDOptions())) == size * DMD_BYTES
-    assert held(SCM(teacher, 1.0, SCMOptions())) == size * SCM_BYTES
+    assert training_bytes(DMD(teacher, 1.0, DMDOptions())) == size * DMD_BYTES
+    assert training_bytes(SCM(teacher, 1.0, SCMOptions())) == size * SCM_BYTES
 
 
-def test_an_unknown_pipeline_lists_the_known_ones_and_how_to_add_one(tmp_path, capsys):
+def test_unknown_pipeline_raises_an_error_with_the_known_families(tmp_path, capsys):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KolorsPipeline"}))
     assert fewstep("describe", str(tmp_path)) == 2
     error = capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_an_unknown_pipeline_lists_the_known_ones_and_how_to_add_one(tmp_path, c
         assert part in error
 
 
-def test_the_commands(capsys):
+def test_commands_print_families_and_descriptions(capsys):
     assert fewstep("families") == 0
     assert "flux                   FluxPipeline" in capsys.readouterr().out
     assert fewstep("describe", "pocket") == 0

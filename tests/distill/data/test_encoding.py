@@ -75,7 +75,7 @@ def test_a_second_run_reads_and_does_not_load_the_text_encoder(ready):
     assert all(torch.equal(everything(second.cond)[k], v) for k, v in everything(first.cond).items())
     assert teacher.stock.text_encoder is None and teacher.stock.tokenizer is None
     teacher.null_condition(everything(second.cond))  # and guidance does not need it either
-    assert teacher._words is None
+    assert not teacher.text_encoders_loaded
 
 
 def test_prompts_that_are_added_are_all_that_is_encoded(ready):
@@ -88,7 +88,7 @@ def test_prompts_that_are_added_are_all_that_is_encoded(ready):
 def test_another_encoder_makes_other_shards(ready, change, text_pipeline, tmp_path, monkeypatch):
     before = everything(ready()[0].cond)["encoder_hidden_states"]
     if change == "weights":
-        monkeypatch.setattr(encode, "contents", lambda path, parts: "another")
+        monkeypatch.setattr(encode, "components_hash", lambda path, parts: "another")
         assert ready()[2] == 4
     else:
         after = ready(precision="bfloat16")
@@ -116,7 +116,7 @@ def test_kills_lose_one_shard_at_most(text_pipeline, tmp_path, monkeypatch):
     """SIGKILL at random moments, in writes too: each life goes on from all but the shard that the last was making."""
     monkeypatch.setattr(encode, "SHARD", 2)
     teacher, engine, cache = StableDiffusion.load(str(text_pipeline), CPU), Accelerator(cpu=True), tmp_path / "cache"
-    teacher.encoders()
+    teacher.text_pipeline()
     captions, make = [f"a bag, {i}" for i in range(60)], Encoder._conditions
 
     def work() -> None:
@@ -303,7 +303,7 @@ def test_a_shard_of_other_inputs_or_too_few_rows_does_not_count(tmp_path):
 
 def test_a_full_disk_is_one_sentence_and_what_a_killed_life_left_goes_with_the_next(tmp_path, monkeypatch):
     file = tmp_path / "a.safetensors"
-    (tmp_path / "a.999999.tmp").write_bytes(b"half a shard")
+    (tmp_path / ".a.safetensors.999999.tmp").write_bytes(b"half a shard")
     write(file, "key", {"x": torch.ones(3)})
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -48,7 +48,7 @@ def ported(tmp_path_factory) -> tuple[Path, torch.nn.Module]:
 @pytest.fixture
 def trusted(monkeypatch):
     """Files of the tests pass for the real weights."""
-    monkeypatch.setattr(module, "sha256", lambda path: next(iter(module.SHA256)))
+    monkeypatch.setattr(module, "weights_sha256", lambda path: next(iter(module.SHA256)))
 
 
 @torch.no_grad()

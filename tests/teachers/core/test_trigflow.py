@@ -1,4 +1,4 @@
-"""Canonical time against closed forms and against diffusers' own solver."""
+"""TrigFlow and noise schedules against closed forms and the DDIM solver of diffusers."""
 
 import math
 
@@ -7,14 +7,14 @@ import torch
 from diffusers import DDIMScheduler
 
 from teachers.core.denoiser import Denoiser
-from teachers.core.trigflow import Flow, VariancePreserving, add_noise, integrate, rotate, to_noise, to_velocity, to_x0
+from teachers.core.trigflow import Flow, VariancePreserving, add_noise, integrate, rotate, to_velocity, to_x0
 from teachers.families.analytic import Analytic, checkerboard, eight_gaussians
 from teachers.pocket.parts import make_unet, sd15_scheduler
 
 SD15 = sd15_scheduler().alphas_cumprod
 
 
-def test_algebra_round_trips():
+def test_x0_and_rotation_invert_the_forward_process():
     torch.manual_seed(0)
     x0, z, t = (
         torch.randn(5, 3, dtype=torch.float64),
@@ -23,14 +23,14 @@ def test_algebra_round_trips():
     )
     x, v = add_noise(x0, z, t), to_velocity(x0, z, t)
     assert torch.allclose(to_x0(x, v, t), x0, atol=1e-12)
-    assert torch.allclose(to_noise(x, v, t), z, atol=1e-12)
+    assert torch.allclose(rotate(x, v, t, torch.full_like(t, math.pi / 2)), z, atol=1e-12)
     s = torch.rand(5).double()
     assert torch.allclose(rotate(x, v, t, s), add_noise(x0, z, s), atol=1e-12)
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0, 1.7])
 def test_every_prediction_type_gives_the_same_trajectory(sigma_data):
-    """The same mixture as epsilon, v, x0 and flow, on two different native schedules: ends agree to 1e-9 in float64."""
+    """The endpoints of one mixture as epsilon, v, x0 and flow on two schedules agree to 1e-9 in float64."""
     z = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ends = []
     for prediction, path in [
@@ -51,8 +51,8 @@ ZERO_SNR = torch.cat([SD15[:-1], torch.zeros(1)])
 
 @pytest.mark.parametrize("sigma_data", [1.0, 0.5, 1.7])
 @pytest.mark.parametrize("table", [SD15, ZERO_SNR], ids=["SD 1.5", "zero terminal SNR"])
-def test_shortcuts_are_what_the_table_says(table, sigma_data):
-    """Coefficients, scale and angle without the table agree with those through it, and so does their slope in t."""
+def test_closed_form_coefficients_equal_those_of_the_table(table, sigma_data):
+    """Coefficients, scale, angle and the derivative in t are equal with and without the table."""
     path = VariancePreserving(table, sigma_data)
     t = torch.linspace(path.t_min, path.t_max, 300, dtype=torch.float64).clamp(path.t_min, path.t_max)
     for one, two in zip(path.native(t), path.coefficients(path.timestep(t)), strict=True):
@@ -75,14 +75,14 @@ def test_shortcuts_are_what_the_table_says(table, sigma_data):
 
 
 @pytest.mark.parametrize("path", [VariancePreserving(SD15), VariancePreserving(SD15, 0.5), Flow(sigma_data=1.3)])
-def test_path_inverts_and_its_slope_is_its_derivative(path):
+def test_timestep_inverts_angle_and_has_the_right_derivative(path):
     angles = torch.linspace(path.t_min + 0.01, path.t_max - 0.01, 200, dtype=torch.float64)
     assert torch.allclose(path.angle(path.timestep(angles)), angles, atol=1e-9)
     inner = angles[5:-5].clone().requires_grad_()
     (slope,) = torch.autograd.grad(path.timestep(inner).sum(), inner)
     h = 1e-7
     numeric = (path.timestep(inner.detach() + h) - path.timestep(inner.detach() - h)) / (2 * h)
-    away_from_knots = (slope - numeric).abs() < 1e-3 * slope.abs()  # a knot inside the difference mixes two slopes
+    away_from_knots = (slope - numeric).abs() < 1e-3 * slope.abs()  # a knot within the difference mixes two slopes
     assert away_from_knots.float().mean() > 0.95
 
 
@@ -102,8 +102,8 @@ def test_zero_terminal_snr_reaches_pure_noise():
     assert path.t_max == pytest.approx(math.pi / 2, abs=1e-6)
 
 
-def test_a_table_that_does_not_fall_is_refused():
-    with pytest.raises(ValueError, match="falling"):
+def test_increasing_alphas_cumprod_raise_an_error():
+    with pytest.raises(ValueError, match="decreasing"):
         VariancePreserving(torch.tensor([0.5, 0.6, 0.1]))
 
 
@@ -123,8 +123,8 @@ def test_second_order_solver_converges_faster():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_integration_lands_where_ddim_lands(prediction):
-    """A wrapped UNet, followed in canonical time, against diffusers' DDIM: equal on the same grid, and converging."""
+def test_integration_in_canonical_time_equals_ddim(prediction):
+    """The ODE of a UNet against DDIM of diffusers: equal at the same timesteps, and both converge."""
     torch.manual_seed(0)
     unet = make_unet().eval()
     scheduler = DDIMScheduler.from_config(sd15_scheduler().config, prediction_type=prediction)

@@ -1,17 +1,15 @@
-"""Families against the pipelines that they wrap: condition, guidance, latents, exports that stock diffusers runs."""
-
-import subprocess
-import sys
+"""Stable Diffusion and unconditional teachers against stock pipelines: condition, guidance, latents, exports."""
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 
-from teachers.core.few_step import refit_time_embedding
 from teachers.core.sampling import sample
 from teachers.core.teacher import save_pipeline
+from teachers.core.time_embedding import refit_time_embedding
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.families.unconditional import Unconditional
+from tests.teachers.standalone import run_standalone
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a coat", "an ankle boot"]
@@ -24,7 +22,7 @@ def teacher(text_pipeline):
 
 @pytest.fixture(scope="module")
 def v_pipeline(text_pipeline, tmp_path_factory):
-    """The same weights as a v-prediction model with zero terminal SNR, as Stable Diffusion 2.x variants have it."""
+    """The same weights as a v-prediction model with zero terminal SNR, as in some variants of Stable Diffusion 2."""
     folder = tmp_path_factory.mktemp("v")
     pipe = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None)
     config = dict(pipe.scheduler.config) | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
@@ -33,17 +31,17 @@ def v_pipeline(text_pipeline, tmp_path_factory):
     return folder / "pipeline"
 
 
-def test_condition_and_guidance_are_the_pipelines_own(teacher, text_pipeline):
-    """Intercept what the stock pipeline feeds its UNet and what it hands its scheduler."""
+def test_condition_and_guidance_equal_those_of_the_pipeline(teacher, text_pipeline):
+    """Compares with the inputs of the stock pipeline's UNet and of its scheduler."""
     pipe = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    seen, guided = [], []
-    pipe.unet.register_forward_hook(lambda m, args, kwargs, out: seen.append((args, kwargs)), with_kwargs=True)
+    inputs, guided = [], []
+    pipe.unet.register_forward_hook(lambda m, args, kwargs, out: inputs.append((args, kwargs)), with_kwargs=True)
     step = pipe.scheduler.step
     pipe.scheduler.step = lambda output, *args, **kwargs: (guided.append(output), step(output, *args, **kwargs))[1]
     latents = torch.randn(2, 4, 8, 8)
     pipe(PROMPTS, num_inference_steps=3, guidance_scale=3.0, latents=latents)
-    (args, kwargs), epsilon = seen[0], guided[0]
+    (args, kwargs), epsilon = inputs[0], guided[0]
     cond = teacher.condition(PROMPTS)
     without, with_prompt = kwargs["encoder_hidden_states"].chunk(2)
     assert torch.allclose(cond["encoder_hidden_states"], with_prompt, atol=1e-6)
@@ -54,7 +52,7 @@ def test_condition_and_guidance_are_the_pipelines_own(teacher, text_pipeline):
     assert torch.allclose(sin * latents + cos * velocity, epsilon, atol=1e-4)
 
 
-def test_latents_round_trip_as_the_pipeline_decodes(teacher):
+def test_latents_are_encoded_and_decoded_as_in_the_pipeline(teacher):
     latents = torch.randn(2, 4, 8, 8)
     vae = teacher.stock.vae
     assert torch.allclose(teacher.decode(latents), vae.decode(latents / vae.config.scaling_factor).sample, atol=1e-5)
@@ -62,7 +60,7 @@ def test_latents_round_trip_as_the_pipeline_decodes(teacher):
     assert torch.allclose(teacher.encode(images), vae.encode(images).latent_dist.mean, atol=1e-5)
 
 
-def test_a_student_that_was_never_trained_is_the_teacher(teacher):
+def test_untrained_student_equals_the_teacher(teacher):
     student = teacher.student()
     x, t, cond = torch.randn(2, 4, 8, 8), torch.tensor([0.4, 1.2]), teacher.condition(PROMPTS)
     assert torch.equal(student.velocity(x, t, cond), teacher.velocity(x, t, cond))
@@ -70,10 +68,7 @@ def test_a_student_that_was_never_trained_is_the_teacher(teacher):
     assert not any(p.requires_grad for p in teacher.denoiser.parameters())
 
 
-LOAD = """
-import sys
-for name in ("distill", "teachers", "eval"):
-    sys.modules[name] = None  # an import of ours now fails
+SAMPLE = """
 import torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
@@ -81,48 +76,45 @@ pipe.set_progress_bar_config(disable=True)
 inputs = torch.load(sys.argv[2], weights_only=True)
 images = {}
 for steps in (1, 2):
-    draw = torch.Generator().manual_seed(7)
+    rng = torch.Generator().manual_seed(7)
     images[steps] = pipe(
-        inputs["prompts"], num_inference_steps=steps, latents=inputs["noise"], generator=draw, output_type="pt"
+        inputs["prompts"], num_inference_steps=steps, latents=inputs["noise"], generator=rng, output_type="pt"
     ).images
 torch.save(images, sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "gentle clock", "gentle clock and ceiling"])
-def test_export_runs_unpatched_in_a_process_without_this_project(kind, text_pipeline, v_pipeline, tmp_path):
-    """One and two steps, default guidance: stock diffusers gives the student's images to 1e-3, and refuses 50 steps."""
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "rescaled time", "rescaled time and max_angle"])
+def test_export_runs_in_a_process_without_this_project(kind, text_pipeline, v_pipeline, tmp_path):
+    """Stock diffusers gives the student's images to 1e-3 in one and two steps, and raises an error for 50 steps."""
     teacher = StableDiffusion.load(str(v_pipeline if kind == "v_prediction" else text_pipeline), CPU)
     student = teacher.student()
     with torch.no_grad():
         for p in student.parameters():
             p.add_(0.02 * torch.randn_like(p))
-    if kind.startswith("gentle clock"):
+    if kind.startswith("rescaled time"):
         refit_time_embedding(student, 8.0)
-    if kind.endswith("ceiling"):
+    if kind.endswith("max_angle"):
         student.max_angle = 1.2
     times = [teacher.denoiser.path.t_max, 0.83]
     save_pipeline(teacher.pipeline(student, times), tmp_path / "pipeline")
     noise = torch.randn(2, 4, 8, 8)
     torch.save({"prompts": PROMPTS, "noise": noise}, tmp_path / "in.pt")
-    (tmp_path / "load.py").write_text(LOAD)
-    command = [sys.executable, "load.py", "pipeline", "in.pt", "out.pt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_standalone(SAMPLE, "pipeline", "in.pt", "out.pt", folder=tmp_path)
     images = torch.load(tmp_path / "out.pt", weights_only=True)
     cond = teacher.condition(PROMPTS)
     for steps in (1, 2):
-        draw = torch.Generator().manual_seed(7)
+        rng = torch.Generator().manual_seed(7)
         with torch.no_grad():
-            x0 = sample(student, noise, times[:steps], cond, lambda draw=draw: torch.randn(noise.shape, generator=draw))
-            wanted = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1)
-        assert (images[steps] - wanted).abs().max() < 1e-3
+            x0 = sample(student, noise, times[:steps], cond, lambda rng=rng: torch.randn(noise.shape, generator=rng))
+            expected = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1)
+        assert (images[steps] - expected).abs().max() < 1e-3
     with pytest.raises(ValueError, match="num_inference_steps"):
         DiffusionPipeline.from_pretrained(tmp_path / "pipeline")(PROMPTS)
 
 
-def test_unconditional_round_trip_and_export(unconditional_pipeline, tmp_path):
-    """DDPMPipeline with sigma_data 0.5: the exported folder reproduces the student, noise scale included."""
+def test_unconditional_teacher_encodes_decodes_and_exports(unconditional_pipeline, tmp_path):
+    """DDPMPipeline with sigma_data 0.5: the exported pipeline gives the student's images."""
     teacher = Unconditional.load(str(unconditional_pipeline), CPU, sigma_data=0.5)
     student = teacher.student()
     images = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -135,30 +127,30 @@ def test_unconditional_round_trip_and_export(unconditional_pipeline, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     assert isinstance(pipe.scheduler, LCMScheduler)
     for steps in (1, 2):
-        got = pipe(
+        images = pipe(
             batch_size=2, num_inference_steps=steps, generator=torch.Generator().manual_seed(3), output_type="np"
         ).images
-        draw = torch.Generator().manual_seed(3)
-        noise = torch.randn(2, 3, 16, 16, generator=draw)
+        rng = torch.Generator().manual_seed(3)
+        noise = torch.randn(2, 3, 16, 16, generator=rng)
         with torch.no_grad():
-            x0 = sample(student, noise, times[:steps], {}, lambda draw=draw: torch.randn(2, 3, 16, 16, generator=draw))
-        wanted = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        assert (torch.from_numpy(got) - wanted).abs().max() < 1e-3
+            x0 = sample(student, noise, times[:steps], {}, lambda rng=rng: torch.randn(2, 3, 16, 16, generator=rng))
+        expected = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        assert (torch.from_numpy(images) - expected).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c", "word"])
-def test_a_pipeline_that_is_not_there_is_one_sentence(path):
+def test_missing_pipeline_raises_an_error(path):
     with pytest.raises(ValueError, match="there is no pipeline folder"):
         StableDiffusion.locate(path)
 
 
-def test_a_folder_that_is_no_pipeline_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"no model_index\.json"):
+def test_folder_without_index_raises_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"without model_index\.json"):
         StableDiffusion.locate(str(tmp_path))
 
 
-def test_times_off_the_schedule_are_refused(teacher):
-    with pytest.raises(ValueError, match="have to fall"):
+def test_invalid_times_raise_an_error(teacher):
+    with pytest.raises(ValueError, match="must be decreasing"):
         teacher.pipeline(teacher.student(), [0.5, 0.9])
-    with pytest.raises(ValueError, match="have to lie in"):
+    with pytest.raises(ValueError, match="must be in"):
         teacher.pipeline(teacher.student(), [1.57])

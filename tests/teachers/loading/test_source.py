@@ -1,4 +1,4 @@
-"""Where weights come from, and the one sentence for each way in which they do not come."""
+"""Loading weights from folders, single files and the Hub, and the one-line error of each failure."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ from teachers.loading.source import load_pipeline
 
 CPU = torch.device("cpu")
 
-# What the original Stable Diffusion files call what diffusers calls otherwise, at the tiny pipeline's size.
+# Names of weights in diffusers and in the original Stable Diffusion files, for the tiny pipeline.
 UNET = {
     r"^time_embedding\.linear_1": "time_embed.0",
     r"^time_embedding\.linear_2": "time_embed.2",
@@ -74,7 +74,7 @@ def pipe(tiny):
 
 @pytest.fixture
 def single_file(pipe, tmp_path):
-    """The tiny pipeline as one file in the original layout."""
+    """The tiny pipeline as one file with the original names."""
     tensors = {}
     for key, value in pipe.unet.state_dict().items():
         name = renamed(key, UNET, RESNET) if "resnets" in key else renamed(key, UNET)
@@ -86,60 +86,59 @@ def single_file(pipe, tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def lay_configuration_beside(file, folder):
+def copy_configuration(file, folder):
+    """Copy the pipeline in `folder` without weights next to the single file `file`."""
     shutil.copytree(folder, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
 
 
-def test_a_single_file_gives_the_weights_of_the_folder(single_file, pipe, tiny):
-    lay_configuration_beside(single_file, tiny("Stable Diffusion 1.5")[1])
+def test_single_file_has_the_weights_of_the_folder(single_file, pipe, tiny):
+    copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     teacher = StableDiffusion.load(str(single_file), CPU)
-    parts = {"unet": teacher.stock, "vae": teacher.stock, "text_encoder": teacher.encoders()}
+    parts = {"unet": teacher.stock, "vae": teacher.stock, "text_encoder": teacher.text_pipeline()}
     for name, stock in parts.items():
-        got, wanted = stock.components[name].state_dict(), pipe.components[name].state_dict()
-        assert got.keys() == wanted.keys()
-        assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+        actual, expected = stock.components[name].state_dict(), pipe.components[name].state_dict()
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
-def sentence(error):
-    """The message of a caught error, which has to be one line."""
+def check_one_line(error):
     text = str(error.value)
     assert "\n" not in text
     assert len(text) < 400
-    return text
 
 
-def test_a_single_file_of_another_family_is_refused(single_file, tiny):
-    lay_configuration_beside(single_file, tiny("Stable Diffusion 1.5")[1])
+def test_single_file_of_another_family_raises_an_error(single_file, tiny):
+    copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     with pytest.raises(ValueError, match="StableDiffusionPipeline; this family takes PixArt") as error:
         PixArt.load(str(single_file), CPU)
-    sentence(error)
+    check_one_line(error)
 
 
-def test_a_family_that_has_no_single_files_says_so(single_file, tiny):
-    lay_configuration_beside(single_file, tiny("DiT")[1])
-    with pytest.raises(ValueError, match="no DiTPipeline from a single file") as error:
+def test_single_file_of_a_family_without_support_raises_an_error(single_file, tiny):
+    copy_configuration(single_file, tiny("DiT")[1])
+    with pytest.raises(ValueError, match="DiTPipeline cannot be loaded from a single file") as error:
         DiT.load(str(single_file), CPU)
-    sentence(error)
+    check_one_line(error)
 
 
-def test_a_single_file_without_a_part_says_which_it_lacks(single_file, tiny):
-    lay_configuration_beside(single_file, tiny("Stable Diffusion 1.5")[1])
+def test_incomplete_single_file_raises_an_error_with_its_name(single_file, tiny):
+    copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, single_file)
     with pytest.raises(ValueError, match=re.escape(str(single_file))) as error:
         StableDiffusion.load(str(single_file), CPU)
-    sentence(error)
+    check_one_line(error)
 
 
-def test_corrupt_weights_are_named(tiny, tmp_path):
+def test_corrupt_weights_raise_an_error_with_the_file(tiny, tmp_path):
     folder = tmp_path / "pipeline"
     shutil.copytree(tiny("Stable Diffusion 1.5")[1], folder)
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])  # a download that was cut short
+    file.write_bytes(file.read_bytes()[:-100])  # an incomplete download
     with pytest.raises(
-        ValueError, match=r"unet/diffusion_pytorch_model\.safetensors are corrupt or cut short"
+        ValueError, match=r"unet/diffusion_pytorch_model\.safetensors are corrupt or incomplete"
     ) as error:
         StableDiffusion.load(str(folder), CPU)
-    sentence(error)
+    check_one_line(error)
 
 
 def test_pickled_weights_are_not_loaded(tiny, tmp_path):
@@ -147,25 +146,25 @@ def test_pickled_weights_are_not_loaded(tiny, tmp_path):
     shutil.copytree(tiny("Stable Diffusion 1.5")[1], folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(ValueError, match="lacks a file of safetensors weights") as error:
+    with pytest.raises(ValueError, match="has no safetensors weights") as error:
         StableDiffusion.load(str(folder), CPU)
-    sentence(error)
-    with pytest.raises(ValueError, match="of a kind that is not loaded"):
+    check_one_line(error)
+    with pytest.raises(ValueError, match="got another kind of file"):
         StableDiffusion.locate(str(folder / "unet" / "diffusion_pytorch_model.bin"))
 
 
-def test_a_broken_index_is_one_sentence(tmp_path):
+def test_invalid_index_raises_an_error(tmp_path):
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(ValueError, match="not a valid JSON") as error:
         StableDiffusion.load(str(tmp_path), CPU)
-    sentence(error)
+    check_one_line(error)
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not say which pipeline"):
+    with pytest.raises(ValueError, match="has no _class_name"):
         StableDiffusion.load(str(tmp_path), CPU)
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub that has nothing, and keeps what belongs to `gated` behind its terms."""
+    """A Hub without repositories; those of the owner `gated` require accepting terms."""
 
     def do_HEAD(self):
         gated = self.path.startswith("/gated/")
@@ -184,40 +183,40 @@ class Hub(BaseHTTPRequestHandler):
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    place(monkeypatch, server.server_address[1])
+    use_hub_port(monkeypatch, server.server_address[1])
     yield
     server.shutdown()
     server.server_close()
 
 
-def place(monkeypatch, port):
-    """Let the client of the hub look for it on a port of this machine."""
+def use_hub_port(monkeypatch, port):
+    """Make the Hub client connect to a port of this machine."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     template = f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.mark.parametrize(
-    ("name", "match"), [("gated/model", "gated: accept its terms"), ("nobody/nothing", "the hub has no nobody/nothing")]
+    ("name", "match"), [("gated/model", "gated: accept its terms"), ("nobody/nothing", "the Hub has no nobody/nothing")]
 )
-def test_what_the_hub_refuses_is_one_sentence(hub, name, match):
+def test_errors_of_the_hub_are_one_line(hub, name, match):
     with pytest.raises(ValueError, match=match) as error:
         load_pipeline((StableDiffusionPipeline,), name)
-    sentence(error)
+    check_one_line(error)
 
 
-def test_no_network_is_one_sentence(monkeypatch):
-    place(monkeypatch, 9)  # nothing listens there
+def test_missing_network_is_a_one_line_error(monkeypatch):
+    use_hub_port(monkeypatch, 9)  # nothing listens there
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client tries five times
     with pytest.raises(
-        ValueError, match="the hub cannot be reached and there is no complete copy of some/model"
+        ValueError, match="the Hub cannot be reached and there is no complete copy of some/model"
     ) as error:
         load_pipeline((StableDiffusionPipeline,), "some/model")
-    sentence(error)
+    check_one_line(error)
 
 
-def test_no_network_for_a_lone_single_file_names_what_to_lay_beside_it(single_file, monkeypatch):
-    place(monkeypatch, 9)
-    with pytest.raises(ValueError, match="no configuration beside it") as error:
+def test_missing_network_for_a_single_file_names_the_configuration_folder(single_file, monkeypatch):
+    use_hub_port(monkeypatch, 9)
+    with pytest.raises(ValueError, match="there is no configuration folder") as error:
         StableDiffusion.load(str(single_file), CPU)
-    sentence(error)
+    check_one_line(error)

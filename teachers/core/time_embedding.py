@@ -1,0 +1,164 @@
+"""Edits of a student's time embedding: baked timesteps for export, rescaled time for sCM, embedded guidance.
+
+- `bake_timesteps` edits the first layer of the time embedding so that the network computes at a scheduler's timesteps
+  what the student computes at its angles. It is a minimum-norm edit: there are few equations and many weights.
+- `refit_time_embedding` switches a student to rescaled time.
+- `add_guidance_embedding` and `ignore_guidance` add an input for the guidance scale to a UNet.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import TimestepEmbedding
+from torch import Tensor, nn
+
+from teachers.core.denoiser import Denoiser
+from teachers.core.few_step import lcm_timesteps
+from teachers.networks.adapters import active_network, merged_copy
+
+
+def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbedding]]:
+    """The time embeddings of a diffusers network: one in most networks, one for each block in DiT.
+
+    Args:
+        network: A diffusers network.
+
+    Returns:
+        Pairs of the sinusoidal features and the layers that follow them.
+
+    Raises:
+        ValueError: If the network has no time embedding of diffusers.
+    """
+    found: list[tuple[nn.Module, TimestepEmbedding]] = []
+    for module in network.modules():
+        parts = dict(module.named_children())
+        embedding = parts.get("time_embedding", parts.get("timestep_embedder"))
+        if "time_proj" in parts and isinstance(embedding, TimestepEmbedding):
+            found.append((parts["time_proj"], embedding))
+    if not found:
+        raise ValueError(
+            f"{type(network).__name__} has no time embedding that can be refitted; "
+            "train it on its native timesteps (sCM: method.adaptation_steps=0)"
+        )
+    return found
+
+
+@torch.no_grad()
+def bake_timesteps(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor | None = None) -> nn.Module:
+    """Copy the student's network so that it computes at a scheduler's timesteps what the student computes at `times`.
+
+    With e the sinusoidal features, W' e(timesteps) = W e(timestep_input(times)) for the smallest change of W, the first
+    linear layer of the time embedding.
+
+    Args:
+        denoiser: The student.
+        times: Angles in radians, N of them.
+        timesteps: The scheduler's timesteps, (N,); by default those of `LCMScheduler`.
+
+    Returns:
+        An ordinary diffusers network that shares no weights with the student's.
+    """
+    network = merged_copy(denoiser.network)
+    device = next(network.parameters()).device
+    trained = denoiser.timestep_input(torch.tensor(times, dtype=torch.float64, device=device))
+    timesteps = torch.tensor(lcm_timesteps(denoiser.path, len(times))) if timesteps is None else timesteps
+    timesteps = timesteps.to(device, torch.float32)
+    if torch.allclose(trained, timesteps, rtol=0, atol=1e-4):
+        return network
+    for project, embedding in time_embeddings(network):
+        target, features = (project(steps).double() for steps in (trained, timesteps))  # (N, features)
+        layer, guidance_layer = embedding.linear_1, embedding.cond_proj
+        weight = layer.weight.double()
+        change, inputs = weight @ (target - features).T, features.T  # (hidden, N) at (features, N)
+        if guidance_layer is not None:  # no change along the inputs that an embedded guidance scale adds
+            change = torch.cat([change, change.new_zeros(len(change), guidance_layer.in_features)], dim=1)
+            inputs = torch.cat([inputs, guidance_layer.weight.double()], dim=1)
+        layer.weight.copy_(weight + change @ torch.linalg.pinv(inputs))
+    return network
+
+
+def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
+    """Sinusoidal features of guidance scales, as diffusers' pipelines compute them for a UNet.
+
+    Args:
+        guidance: Guidance scales, (B,); 1.0 means none. The features are those of 1000 (guidance - 1).
+        width: Number of features.
+
+    Returns:
+        Features (B, width) in float32.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
+    phase = 1000.0 * (guidance.float() - 1)[:, None] * frequencies
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def guidance_width(network: UNet2DConditionModel) -> int:
+    """Width of the guidance embedding: half that of the time embedding, rounded down to an even number."""
+    return int(network.time_embedding.linear_1.in_features) // 4 * 2
+
+
+@torch.no_grad()
+def add_guidance_embedding(network: UNet2DConditionModel) -> None:
+    """Add a trainable input for the guidance scale to a UNet, in place; its weight is zero at first.
+
+    It is narrower than the input of the time embedding, so that `bake_timesteps` can keep it unchanged.
+    """
+    ignore_guidance(network, guidance_width(network))
+    network.time_embedding.cond_proj.requires_grad_(True)
+
+
+@torch.no_grad()
+def ignore_guidance(network: UNet2DConditionModel, width: int = 4) -> None:
+    """Add a guidance embedding with zero weight to a UNet, in place, so that pipelines never apply guidance.
+
+    Stock pipelines apply classifier-free guidance if `guidance_scale > 1 and unet.config.time_cond_proj_dim is None`.
+    Their default scale is 7.5, which a distilled student must not be called with.
+
+    Args:
+        network: The UNet.
+        width: Number of input features of the embedding.
+    """
+    features = network.time_embedding.linear_1.in_features
+    projection = nn.Linear(width, features, bias=False).to(network.time_embedding.linear_1.weight)
+    projection.weight.zero_()
+    network.time_embedding.cond_proj = projection
+    network.register_to_config(time_cond_proj_dim=width)
+
+
+@torch.no_grad()
+def refit_time_embedding(denoiser: Denoiser, time_scale: float, ridge: float = 1e-3) -> None:
+    """Switch a student to the rescaled time `time_scale * t` and refit its time embedding, in place.
+
+    The first layer of the time embedding is solved by ridge regression over the whole range of angles, so that the
+    embedding of the rescaled time approximates the embedding of the native timestep. Training corrects the remaining
+    error, which comes from the fast features of native timesteps.
+
+    Args:
+        denoiser: The student.
+        time_scale: The factor of the rescaled time, in 1 / radians.
+        ridge: Strength of the regularisation.
+    """
+    path = denoiser.path
+    angles = torch.linspace(path.t_min, path.t_max, 1000, dtype=torch.float64)
+    timesteps = denoiser.timestep_input(angles)
+    denoiser.time_scale = time_scale
+    rescaled = denoiser.timestep_input(angles)
+    with active_network(denoiser.network) as network:
+        for project, embedding in time_embeddings(network):
+            _refit(project, embedding.linear_1, timesteps, rescaled, ridge)
+
+
+def _refit(project: nn.Module, layer: nn.Linear, timesteps: Tensor, rescaled: Tensor, ridge: float) -> None:
+    """Change `layer` so that its outputs at `rescaled` (N,) approximate its former outputs at `timesteps` (N,)."""
+    native, features = (project(steps.to(layer.weight.device)).double() for steps in (timesteps, rescaled))
+    ones = native.new_ones(len(native), 1)
+    affine = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()
+    target = torch.cat([native, ones], dim=1) @ affine.T
+    inputs = torch.cat([features, ones], dim=1)
+    gram = inputs.T @ inputs + ridge * torch.eye(inputs.shape[1]).to(inputs)
+    solution = torch.linalg.solve(gram, inputs.T @ target).T
+    layer.weight.copy_(solution[:, :-1])
+    layer.bias.copy_(solution[:, -1])

@@ -1,0 +1,38 @@
+"""Fixtures of the families' tests: teachers, and students after two steps of sCM."""
+
+import functools
+
+import pytest
+import torch
+
+from distill.config.registry import TEACHERS, find
+from distill.methods.scm import SCM, SCMOptions
+from tests.teachers.families.training import step
+
+
+@pytest.fixture(scope="module")
+def load(tiny):
+    """Function load(name) -> the teacher; each is loaded once."""
+
+    @functools.cache
+    def teacher(name):
+        family, folder = tiny(name)
+        return find(TEACHERS, family).load(str(folder), torch.device("cpu"))
+
+    return teacher
+
+
+@pytest.fixture(scope="module")
+def trained(load):
+    """Function trained(name) -> an sCM distiller after one step of adaptation and one step with its tangent."""
+
+    @functools.cache
+    def train(name):
+        torch.manual_seed(0)
+        teacher = load(name)
+        distiller = SCM(teacher, 2.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))
+        for number in (0, 1):
+            step(distiller, "student", teacher, name, number)
+        return distiller
+
+    return train

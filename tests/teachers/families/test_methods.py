@@ -1,0 +1,50 @@
+"""DMD and sCM on the real architecture of every family."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from distill.methods.dmd import DMD, DMDOptions
+from tests.teachers.families.stock import NAMES, difference
+from tests.teachers.families.training import batch_of, step
+
+every_family = pytest.mark.parametrize("name", NAMES)
+
+
+def forward_mode(function, primals, tangents):
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
+        return torch.func.jvp(function, primals, tangents)
+
+
+@every_family
+def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load, record):
+    """The fake score equals the teacher at first, so DMD's gradient is zero."""
+    teacher = load(name)
+    guidance = 3.5 if name == "Flux.1 dev" else 1.0  # a student of Flux receives the default guidance scale
+    torch.manual_seed(0)
+    distiller = DMD(teacher, guidance, DMDOptions())
+    batch = batch_of(teacher, name)
+    with torch.no_grad():
+        x = distiller.generate(batch)
+    gradient, _ = distiller.gradient(x, x + 0.5 * torch.randn_like(x), torch.tensor([0.4, 1.2]), batch.cond)
+    record(name, "DMD step", gradient.abs().max().item())
+    assert gradient.abs().max() < 1e-4
+    distiller = DMD(teacher, 2.0, DMDOptions())
+    for phase in ("fake_score", "student"):
+        step(distiller, phase, teacher, name)
+
+
+@every_family
+def test_scm_target_equals_that_of_torch_func_jvp(name, load, trained, record):
+    teacher, distiller = load(name), trained(name)
+    batch = batch_of(teacher, name, 5)
+    t = torch.tensor([0.5, 1.1])
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1))
+    drift = teacher.velocity(x, t, batch.cond, 2.0)
+    ours, _ = distiller.target(x, t, drift, batch.cond, 1.0)
+    distiller.tangent, tangent = forward_mode, distiller.tangent
+    expected, _ = distiller.target(x, t, drift, batch.cond, 1.0)
+    distiller.tangent = tangent
+    error = difference(ours, expected)
+    record(name, "sCM step", error)
+    assert error < 1e-3

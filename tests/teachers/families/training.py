@@ -1,0 +1,26 @@
+"""Batches and optimizer steps for distilling tiny teachers."""
+
+import torch
+
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
+from tests.teachers.families.stock import prompts_of
+
+
+def batch_of(teacher, name, seed=0):
+    latents = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(seed))
+    return Batch(teacher.condition(prompts_of(name)), BatchRandom((seed,), 0, 2, 2, torch.device("cpu")), latents)
+
+
+def step(distiller, phase, teacher, name, number=0):
+    """One optimizer step of one phase; most weights change, and all stay finite."""
+    parameters = [p for module in distiller.networks()[phase] for p in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0)
+    before = [p.detach().clone() for p in parameters]
+    loss, _ = distiller(phase, batch_of(teacher, name, number), number)
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p).all() for p in parameters)
+    moved = sum(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    assert moved > 0.6 * len(parameters)

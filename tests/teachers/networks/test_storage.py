@@ -1,0 +1,73 @@
+"""Half-precision storage of frozen weights, and computation with them on a CPU."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from torch import nn
+
+from distill.config.registry import TEACHERS, find
+from teachers.networks.storage import correct_patch_embedding, store
+
+CPU = torch.device("cpu")
+
+
+def test_autoencoder_of_a_bfloat16_teacher_stays_in_float32(tiny):
+    family, folder = tiny("Stable Diffusion 1.5")
+    teacher = find(TEACHERS, family).load(str(folder), CPU, torch.bfloat16)
+    stored = DiffusionPipeline.from_pretrained(folder).vae.state_dict()
+    assert all(torch.equal(value, stored[key]) for key, value in teacher.stock.vae.state_dict().items())
+    assert teacher.denoiser.network.dtype == torch.bfloat16
+    assert teacher.text_pipeline().text_encoder.dtype == torch.bfloat16
+
+
+def test_base_in_half_precision_computes_in_float32(load):
+    """Outputs and gradients equal those of the same weights in float32, and outputs under autocast."""
+    network = UNet2DConditionModel.from_config(load("Stable Diffusion 1.5").stock.unet.config).requires_grad_(False)
+    network.to(torch.bfloat16)
+    reference = copy.deepcopy(network).float()
+    store(network)
+    inputs = torch.randn(2, 4, 8, 8, requires_grad=True), torch.tensor([3.0, 700.0]), torch.randn(2, 5, 32)
+    one, two = (n(*inputs).sample for n in (network, reference))
+    assert one.dtype == torch.float32 and torch.allclose(one, two, atol=1e-5)
+    assert torch.allclose(*(torch.autograd.grad(out.square().sum(), inputs[0])[0] for out in (one, two)), atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(network(*inputs).sample, reference(*inputs).sample, atol=2e-2)
+    stored = sum(p.nbytes for p in network.parameters())
+    assert stored < 0.52 * sum(p.nbytes for p in reference.parameters())
+
+
+def test_no_float32_weight_is_saved_for_backward():
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 64, 3, padding=1), nn.Linear(8, 32))
+    store(network.requires_grad_(False).to(torch.bfloat16))
+    saved = []
+    x = torch.randn(1, 4, 8, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        network[1:](x)
+    assert [x.dtype for x in saved] == [torch.bfloat16] * 2
+    assert next(network.parameters()).dtype == torch.float32  # diffusers reads a network's dtype from it
+
+
+@pytest.mark.parametrize(("channels", "patch"), [(4, 2), (4, 8), (4, 16), (8, 8), (16, 4), (16, 16)])
+def test_bfloat16_patch_embeddings_on_a_cpu_are_correct(channels, patch):
+    """oneDNN 3.12 silently returns wrong results for some of them on CPUs with AMX."""
+    torch.manual_seed(0)
+    sample = torch.randn(2, channels, 64, 64).bfloat16()
+    weight = torch.randn(24, channels, patch, patch).div(channels**0.5 * patch).bfloat16()
+    expected = F.conv2d(sample.float(), weight.float(), stride=patch)
+    with correct_patch_embedding(sample, patch):
+        found = F.conv2d(sample, weight, stride=patch)
+    assert (found.float() - expected).abs().max() < 0.02 * expected.abs().max()
+    with torch.autocast("cpu", torch.bfloat16), correct_patch_embedding(sample.float(), patch):
+        found = F.conv2d(sample.float(), weight.float(), stride=patch)
+    assert (found.float() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_onednn_is_enabled_again_after_an_error():
+    enabled = torch.backends.mkldnn.enabled
+    with pytest.raises(KeyError), correct_patch_embedding(torch.zeros(1, 4, 32, 32).bfloat16(), 16):
+        assert not torch.backends.mkldnn.enabled
+        raise KeyError
+    assert torch.backends.mkldnn.enabled == enabled

@@ -1,0 +1,290 @@
+"""Builders of tiny random pipelines with the real architecture of every family."""
+
+from collections.abc import Callable
+
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+WIDTH = 32  # of every text encoder
+
+
+def autoencoder(**changes) -> AutoencoderKL:
+    """A tiny autoencoder with 4 latent channels and a compression factor of 2."""
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 16}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(latent_channels=4, mid_block_add_attention=False, **(sizes | blocks | changes))
+
+
+def clip(tokenizer, kind=CLIPTextModel):
+    """A tiny CLIP text encoder for `tokenizer`."""
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def t5(width: int = WIDTH) -> tuple[T5EncoderModel, T5Tokenizer]:
+    """A tiny T5 encoder and its tokenizer of single letters."""
+    letters = [(letter, -3.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = T5Tokenizer([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=2)
+    return T5EncoderModel(config), tokenizer
+
+
+def gemma() -> tuple[Gemma2Model, GemmaTokenizer]:
+    """A tiny Gemma model and its tokenizer of single letters."""
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = GemmaTokenizer({letter: i for i, letter in enumerate(letters)}, [])
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **sizes, **heads)), tokenizer
+
+
+def unet(**changes) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        **changes,
+    )
+
+
+def betas(kind, **changes):
+    return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **changes)
+
+
+def stable_diffusion(tokenizer, **schedule):
+    scheduler = betas(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **schedule)
+    network = unet(cross_attention_dim=WIDTH)
+    return StableDiffusionPipeline(
+        vae=autoencoder(scaling_factor=0.18),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        unet=network,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(tokenizer):
+    network = unet(
+        cross_attention_dim=2 * WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+    )
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(scaling_factor=0.13, latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 0.5, 1.5]),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=clip(tokenizer, CLIPTextModelWithProjection),
+        tokenizer_2=tokenizer,
+        unet=network,
+        scheduler=betas(EulerDiscreteScheduler, timestep_spacing="leading", steps_offset=1),
+    )
+
+
+def stable_diffusion_3(tokenizer):
+    third, tokenizer_3 = t5(2 * WIDTH)
+    network = SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=2 * WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",  # version 3.5 has it, and dual attention
+        dual_attention_layers=(0,),
+    )
+    return StableDiffusion3Pipeline(
+        transformer=network,
+        vae=autoencoder(scaling_factor=1.5, shift_factor=0.06),
+        text_encoder=clip(tokenizer, CLIPTextModelWithProjection),
+        tokenizer=tokenizer,
+        text_encoder_2=clip(tokenizer, CLIPTextModelWithProjection),
+        tokenizer_2=tokenizer,
+        text_encoder_3=third,
+        tokenizer_3=tokenizer_3,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux(tokenizer, guidance_embeds: bool):
+    second, tokenizer_2 = t5()
+    network = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return FluxPipeline(
+        transformer=network,
+        vae=autoencoder(scaling_factor=0.36, shift_factor=0.11),
+        text_encoder=clip(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=second,
+        tokenizer_2=tokenizer_2,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance_embeds),
+    )
+
+
+def pixart(tokenizer, kind, **size):
+    encoder, t5_tokenizer = t5()
+    network = PixArtTransformer2DModel(
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=24,
+        caption_channels=WIDTH,
+        **size,
+    )
+    return kind(
+        tokenizer=t5_tokenizer,
+        text_encoder=encoder,
+        vae=autoencoder(scaling_factor=0.18),
+        transformer=network,
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, solver_order=1),
+    )
+
+
+def dit(tokenizer):
+    network = DiTTransformer2DModel(
+        sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=8
+    )
+    scheduler = DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False)
+    names = {"0": "tench, Tinca tinca", "1": "goldfish"}
+    pipeline = DiTPipeline(network, autoencoder(scaling_factor=0.18), scheduler, names)
+    pipeline.register_to_config(id2label=names)  # as in the published model_index.json
+    return pipeline
+
+
+def sana(tokenizer):
+    encoder, gemma_tokenizer = gemma()
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        upsample_block_type="interpolate",
+        downsample_block_type="conv",
+        scaling_factor=0.41407,
+    )
+    network = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        sample_size=16,
+    )
+    solver = {"solver_order": 1, "use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
+    scheduler = DPMSolverMultistepScheduler(final_sigmas_type="zero", **solver)
+    return SanaPipeline(gemma_tokenizer, encoder, vae, network, scheduler)
+
+
+def unconditional(tokenizer):
+    network = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    return DDIMPipeline(network, DDIMScheduler(clip_sample=False))
+
+
+# Published models with these architectures: (family, function of a tokenizer that builds the pipeline).
+BUILDERS: dict[str, tuple[str, Callable]] = {
+    "Stable Diffusion 1.5": ("stable_diffusion", stable_diffusion),
+    "Stable Diffusion 2.1 (v, zero SNR)": (
+        "stable_diffusion",
+        lambda tokenizer: stable_diffusion(
+            tokenizer, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        ),
+    ),
+    "Stable Diffusion XL": ("stable_diffusion_xl", stable_diffusion_xl),
+    "Stable Diffusion 3.5": ("stable_diffusion_3", stable_diffusion_3),
+    "Flux.1 dev": ("flux", lambda tokenizer: flux(tokenizer, guidance_embeds=True)),
+    "Flux.1 schnell": ("flux", lambda tokenizer: flux(tokenizer, guidance_embeds=False)),
+    "PixArt-Sigma 512": ("pixart", lambda tokenizer: pixart(tokenizer, PixArtSigmaPipeline, sample_size=8)),
+    "PixArt-Alpha 1024": (
+        "pixart",
+        lambda tokenizer: pixart(tokenizer, PixArtAlphaPipeline, sample_size=128, patch_size=16),
+    ),
+    "Sana": ("sana", sana),
+    "DiT": ("dit", dit),
+    "unconditional UNet": ("unconditional", unconditional),
+}
