@@ -36,9 +36,10 @@ class Axis:
             self.high = min(value for value in rounded if value >= max(values) * (1 - 1e-9) and value > self.low)
             return
         low, high = min(0.0, *values), max(0.0, *values)
-        self.step = round_step((high - low) or 1.0)
+        high = high if high > low else 1.0
+        self.step = round_step(high - low)
         self.low = math.floor(low / self.step) * self.step
-        self.high = max(math.ceil(high / self.step) * self.step, self.low + self.step)
+        self.high = math.ceil(high / self.step) * self.step
 
     def __call__(self, value: float) -> float:
         """The position of `value`."""
