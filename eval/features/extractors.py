@@ -5,7 +5,7 @@ pocket
 clean, legacy_tensorflow, legacy_pytorch
     2048 features of Inception-v3 in the modes of clean-fid (`eval.features.inception`); "inception" means "clean".
 dinov2, clip
-    Features of a transformers model (`eval.features.transformers_models`) from the Hub, or from a folder: dinov2=FOLDER.
+    Features of a transformers model (`eval.features.transformers_models`), from the Hub or, as dinov2=FOLDER, a folder.
 pixels
     Average-pooled RGB, 8 x 8, for images of any size. It needs no weights and is not comparable to FID.
 """
