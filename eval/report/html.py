@@ -56,7 +56,7 @@ def page(report: dict[str, Any], images: Sequence[Tensor]) -> str:
     """The whole page.
 
     Args:
-        report: What report.json holds.
+        report: The content of report.json.
         images: For each row of the report, its first samples (K, 3, H, W) in [0, 1].
     """
     rows = report["rows"]

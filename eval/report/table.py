@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Column headings, each with whether the column holds prose, and rows."""
+    """Column headings, each with whether the column contains prose, and rows."""
 
     headings: list[tuple[str, bool]]
     rows: list[Row]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from gradio_client import Client
 
-from eval.demo import Demo, DemoPipeline, TimedImage, caption, page, serve_runs
+from eval.demo import caption, page, serve_runs
+from eval.pipelines.demo_pipelines import Demo, DemoPipeline, TimedImage
 from eval.pipelines.generate import arguments, images_of, load_pipeline
 from tests.commands import demo_main as main
 
@@ -73,6 +74,7 @@ def test_unconditional_pipelines_have_no_prompt(make_run, unconditional_pipeline
     assert [result.evaluations for result in demo.generate("", 0, 1, 2)] == [2, 1]
 
 
+@pytest.mark.slow
 def test_pipeline_without_distill_json_is_shown_without_a_teacher(text_pipeline):
     demo = Demo([text_pipeline], CPU, "float32")
     (result,) = demo.generate("a coat", 0, demo.student_steps[0], 0)
@@ -108,7 +110,6 @@ def test_error_without_gradio_says_what_to_install(make_run, monkeypatch, capsys
     assert 'the demo needs gradio: pip install -e ".[demo]"' in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_page_generates_images_through_its_interface(demo):
     blocks = page(demo)
     texts = json.dumps(blocks.get_config_file())

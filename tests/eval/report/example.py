@@ -1,4 +1,4 @@
-"""A comparison of four rows, as report.json holds it, with strings that need escaping."""
+"""An example of report.json's content: four rows, with strings that need escaping."""
 
 import random
 

@@ -27,7 +27,7 @@ def test_markdown_has_the_table_and_stays_text(report, written):
     for line, source in zip(cells[2:], report["rows"], strict=True):
         figure = significant(source["frechet_distance"])
         assert line[at].split()[0] == (f"**{figure}**" if source["best"] else figure)
-    assert "(0.900–2.70 tie)" in cells[4][at + 1], "an interval that holds 1 is called a tie"
+    assert "(0.900–2.70 tie)" in cells[4][at + 1], "an interval that contains 1 is a tie"
 
 
 def test_terminal_table(report):
