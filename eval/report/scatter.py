@@ -11,20 +11,21 @@ from eval.report.axes import Axis, Tick, use_log
 from eval.report.formats import significant
 
 SERIES_COLOURS = 6  # report.css defines --series-0 to --series-5
-RADIUS = 9  # of a point, with room for a number of two digits
+RADIUS, SMALL_RADIUS = 9, 7  # of a point, with room for a number of two digits
+MANY_ROWS = 10  # more rows than this have small points, which overlap less
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 12, 52  # margins around the plot, in units of the drawing
 
 
 @dataclass(frozen=True)
 class Point:
-    """A numbered point of the chart and its tooltip."""
+    """A numbered point of the chart; `values` is its latency and distance as text."""
 
     number: int
     x: float
     y: float
     series: int
     name: str
-    tooltip: str
+    values: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Scatter:
     Attributes:
         width, height: Size of the drawing.
         left, right, top, bottom: Edges of the plot inside it.
+        radius: Radius of the points.
         log_y: Whether the y axis is logarithmic; the x axis always is.
         points: One for each row, numbered from 1.
         paths: Lines between the rows of one pipeline.
@@ -54,6 +56,7 @@ class Scatter:
     right: int
     top: int
     bottom: int
+    radius: int
     log_y: bool
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -80,8 +83,9 @@ def scatter(rows: Sequence[dict[str, Any]], width: int = 760, height: int = 430)
     left, right, top, bottom = LEFT, width - RIGHT, TOP, height - BOTTOM
     latencies, distances = [row["latency_ms"] for row in rows], [row["frechet_distance"] for row in rows]
     log_y = use_log(distances)
-    x_axis = Axis(latencies, left + RADIUS + 2, right - RADIUS - 2, log=True)
-    y_axis = Axis(distances, bottom - RADIUS - 2, top + RADIUS + 2, log=log_y)
+    radius = RADIUS if len(rows) <= MANY_ROWS else SMALL_RADIUS
+    x_axis = Axis(latencies, left + radius + 2, right - radius - 2, log=True)
+    y_axis = Axis(distances, bottom - radius - 2, top + radius + 2, log=log_y)
     series = series_of(rows)
     points = [
         Point(
@@ -90,7 +94,7 @@ def scatter(rows: Sequence[dict[str, Any]], width: int = 760, height: int = 430)
             round(y_axis(row["frechet_distance"]), 1),
             series[row["method"]],
             row["name"],
-            f"{row['name']}: {significant(row['latency_ms'])} ms, {significant(row['frechet_distance'])}",
+            f"{significant(row['latency_ms'])} ms, {significant(row['frechet_distance'])}",
         )
         for number, row in enumerate(rows, start=1)
     ]
@@ -101,6 +105,7 @@ def scatter(rows: Sequence[dict[str, Any]], width: int = 760, height: int = 430)
         right=right,
         top=top,
         bottom=bottom,
+        radius=radius,
         log_y=log_y,
         x_ticks=x_axis.ticks(),
         y_ticks=y_axis.ticks(),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eval.report.axes import Axis, round_step, tick_text
+from eval.report.formats import significant
 from eval.report.html import NARROW, page
 from eval.report.scatter import pareto, scatter, series_of
 from eval.report.templating import render
@@ -65,12 +66,15 @@ def test_points_are_numbered_in_the_order_of_the_rows_and_inside_the_plot(count,
         assert y + radius <= chart.bottom
 
 
-def test_list_next_to_the_chart_names_every_number(report):
+def test_list_next_to_the_chart_has_name_and_values_of_every_number(report):
     report["rows"] = crowded_rows(14, 0)
     html = page(report, [torch.rand(1, 3, 8, 8)] * 14)
     (key,) = re.findall(r'<ol class="key">.*?</ol>', html, re.DOTALL)
-    entries = re.findall(r"<li><b[^>]*>(\d+)</b><span>([^<]*)</span>", key)
-    assert entries == [(str(i), row["name"]) for i, row in enumerate(report["rows"], start=1)]
+    entries = re.findall(r"<li><b[^>]*>(\d+)</b><span>([^<]*)</span><small>([^<]*) ms, ([^<]*)</small>", key)
+    assert entries == [
+        (str(i), row["name"], significant(row["latency_ms"]), significant(row["frechet_distance"]))
+        for i, row in enumerate(report["rows"], start=1)
+    ]
 
 
 @pytest.mark.parametrize(("width", "height"), [(760, 430), NARROW])
