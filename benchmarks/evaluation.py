@@ -31,7 +31,7 @@ from torch import Tensor
 from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, files_in, read_batches
-from eval.features.inception import SHA256, load_network, resolve_weights, sha256
+from eval.features.inception import SHA256, load_network, resolve_weights, weights_sha256
 from eval.metrics.fid import FrechetTo, frechet_distance
 from eval.metrics.fid import statistics as moments
 from eval.metrics.kid import kid
@@ -179,7 +179,7 @@ def main() -> None:
         lines = [
             "# The metrics against other libraries", "",
             f"`python -m benchmarks.evaluation DATA.npz --images {args.images}` on {args.data.name}: two folders of "
-            f"{args.images:,} real photographs each; Inception weights {SHA256[sha256(weights)]}; "
+            f"{args.images:,} real photographs each; Inception weights {SHA256[weights_sha256(weights)]}; "
             f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.", "",
             "| figure | against | ours | theirs | difference |", "| --- | --- | ---: | ---: | ---: |",
             *agreement(folders, weights), "",

@@ -91,7 +91,7 @@ def resolve_weights(explicit: Path | None = None, files: list[Path] | None = Non
     if found is None:
         found = _hub_folder() / NVIDIA_FILE
         download(URL, found)
-    if sha256(found) not in SHA256:
+    if weights_sha256(found) not in SHA256:
         raise ValueError(
             f"the Inception weights at {found} have an unknown sha256: they are damaged or not the weights of FID; "
             f"remove the file, or replace it by {URL}"
@@ -104,8 +104,8 @@ def _hub_folder() -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+def weights_sha256(path: Path) -> str:
+    """The SHA-256 of a weights file, in hexadecimal; each file is read once."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

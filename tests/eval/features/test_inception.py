@@ -25,8 +25,8 @@ from eval.features.inception import (
     packaged_weights,
     resize_tensorflow,
     resolve_weights,
-    sha256,
     weight_files,
+    weights_sha256,
 )
 
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def test_weights_are_searched_in_order(offline, tmp_path, monkeypatch):
     offline.mkdir(parents=True)
     explicit = tmp_path / "mine.pt"
     explicit.touch()
-    monkeypatch.setitem(SHA256, sha256(explicit), "an empty file")
+    monkeypatch.setitem(SHA256, weights_sha256(explicit), "an empty file")
     package = tmp_path / "package.pt"
     files = weight_files(clean_fid=tmp_path, package=package)
     names = (NVIDIA_FILE, *PYTORCH_FID_FILES)
