@@ -30,8 +30,8 @@ from torch import Tensor
 
 from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import extractor
-from eval.features.image_folder import batches, features_of_folder, files_in
-from eval.features.inception import SHA256, find_weights, sha256, unfolded
+from eval.features.image_folder import features_of_folder, files_in, read_batches
+from eval.features.inception import SHA256, load_network, resolve_weights, weights_sha256
 from eval.metrics.fid import FrechetTo, frechet_distance
 from eval.metrics.fid import statistics as moments
 from eval.metrics.kid import kid
@@ -55,7 +55,7 @@ def write_folders(data: Path, count: int, place: Path) -> tuple[Path, Path]:
 
 def state_with_classifier(weights: Path) -> dict[str, Tensor]:
     """The weights under pytorch-fid's names; its 1008-way classifier, which no feature sees, is left at zero."""
-    state = {k: v for k, v in unfolded(weights).state_dict().items() if not k.startswith("fc.")}
+    state = {k: v for k, v in load_network(weights, fuse=False).state_dict().items() if not k.startswith("fc.")}
     return {**state, "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
 
 
@@ -127,11 +127,11 @@ def _row(name: str, ours: float, others: float, who: str) -> str:
 def speed(folder: Path, weights: Path, images: int = 96, rounds: int = 3) -> list[str]:
     """Table rows of images a second; the contestants take turns, and medians count."""
     few = files_in(folder)[:images]
-    loaded = list(batches(few, BATCH))
+    loaded = list(read_batches(few, BATCH))
     ours, network = extractor("clean", CPU, weights), clean_fids_network("clean", weights)
     contestants: dict[str, Callable[[], Any]] = {
         "clean-fid, its folder function": lambda: theirs(folder, "clean", network, images),
-        "ours, from disk": lambda: [ours(batch) for batch in batches(few, BATCH)],
+        "ours, from disk": lambda: [ours(batch) for batch in read_batches(few, BATCH)],
         "ours, straight from tensors": lambda: [ours(batch) for batch in loaded],
     }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -173,13 +173,13 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write the tables to {RESULT.name}")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    weights = find_weights()
+    weights = resolve_weights()
     with tempfile.TemporaryDirectory() as place:
         folders = write_folders(args.data, args.images, Path(place))
         lines = [
             "# The metrics against other libraries", "",
             f"`python -m benchmarks.evaluation DATA.npz --images {args.images}` on {args.data.name}: two folders of "
-            f"{args.images:,} real photographs each; Inception weights {SHA256[sha256(weights)]}; "
+            f"{args.images:,} real photographs each; Inception weights {SHA256[weights_sha256(weights)]}; "
             f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.", "",
             "| figure | against | ours | theirs | difference |", "| --- | --- | ---: | ---: | ---: |",
             *agreement(folders, weights), "",

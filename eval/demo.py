@@ -1,192 +1,112 @@
-"""Teacher and students side by side in a browser: one prompt, one seed, the same noise; images and milliseconds.
+"""Generate images with a teacher and its students side by side in a browser, with the time each pipeline takes.
 
     pip install -e ".[demo]"
-    python -m eval.demo runs/pocket-dmd runs/pocket-scm
+    fewstep demo runs/pocket-dmd runs/pocket-scm
 
-The page is served to this machine only; --host 0.0.0.0 opens it to the network. A call's milliseconds are those of the
-whole pipeline, from prompt to picture, after a first call that is not counted.
+All pipelines receive the same prompt, seed and initial noise. The page is served to this machine only; --host 0.0.0.0
+opens it to the network. The time is that of the whole pipeline call, from prompt to image, after one warm-up call.
 """
 
 import html
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-
-from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
-from eval.pipelines.latency import timed
-from eval.pipelines.machine import PRECISIONS, choose_device, choose_precision
-from eval.pipelines.runs import read_run, same, teacher_folder
+from eval.pipelines.demo_pipelines import EXAMPLES, MAX_PROMPT_LENGTH, MAX_TEACHER_STEPS, Demo, TimedImage
+from eval.pipelines.machine import choose_device, choose_precision
 from teachers.support.errors import run_click
 
-LEAST = 256  # pixels of a picture's longer side on the page; smaller ones are enlarged without smoothing
-LONGEST = 1000  # letters of a prompt
-MOST = 4  # the teacher's slider goes to so many times its usual number of steps
-EXAMPLES = ("a photo of an ankle boot", "a picture of a dress", "one bag, front view")  # where the pocket teacher draws
 
-
-@dataclass(frozen=True)
-class Drawn:
-    """One picture, and what it took: steps as asked of the pipeline, evaluations of its network, milliseconds."""
-
-    image: Image.Image
-    steps: int
-    evaluations: float
-    milliseconds: float
-
-
-@dataclass(frozen=True)
-class Column:
-    """A pipeline on the page. `calls` are its call arguments by number of steps; a teacher takes any number."""
-
-    name: str
-    pipe: Pipeline
-    calls: dict[int, dict[str, Any]]
-    teacher: bool = False
-
-    def call(self, num_steps: int) -> tuple[int, dict[str, Any]]:
-        """The number of steps that comes nearest to the one asked for, and its call."""
-        if self.teacher:
-            usual = next(iter(self.calls.values()))
-            grid = {"timesteps", "sigmas"} if num_steps not in self.calls else set()  # made for the usual number
-            return num_steps, {k: v for k, v in usual.items() if k not in grid} | {"num_inference_steps": num_steps}
-        nearest = min(self.calls, key=lambda known: (abs(known - num_steps), known))
-        return nearest, self.calls[nearest]
-
-
-class Studio:
-    """The runs' teacher and the students, in memory. Raises ValueError, one sentence, where they do not fit.
-
-    A pipeline that no export of ours made is a column too; where there are only such, there is no teacher.
-    """
-
-    def __init__(self, runs: Sequence[Path], device: torch.device, precision: str) -> None:
-        students, dtype, self.device = [read_run(run) for run in runs], PRECISIONS[precision], device
-        self.columns: list[Column] = []
-        self.usual = 0  # steps of the teacher
-        usual = next((run.teacher_call for run in students if run.teacher_call is not None), None)
-        if usual is not None:
-            self.usual = usual["num_inference_steps"]
-            pipe = load_pipeline(teacher_folder(same(students, "teacher")), device, dtype)
-            self.columns.append(Column("teacher", pipe, {self.usual: usual}, teacher=True))
-        for run in students:
-            calls = {entry["num_steps"]: entry["call"] for entry in run.calls}
-            self.columns.append(Column(run.name, load_pipeline(run.folder, device, dtype), calls))
-        self.prompted = bool(parameters(type(self.columns[0].pipe)) & {"prompt", "class_labels"})
-        self.choices = sorted({steps for column in self.columns if not column.teacher for steps in column.calls})
-        self.pocket = any(run.teacher == "pocket" for run in students)
-        for column in self.columns:  # so that no visitor waits for what happens once
-            self._draw(column, EXAMPLES[0] if self.pocket else "0", 0, 1)
-
-    def draw(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[Drawn]:
-        """A picture from each column. Raises ValueError, one sentence, for what cannot be drawn."""
-        if self.prompted and not prompt.strip():
-            raise ValueError("write what to draw")
-        if len(prompt) > LONGEST:
-            raise ValueError(f"the prompt has {len(prompt):,} letters; {LONGEST:,} are the most")
-        if (self.usual and not 1 <= teacher_steps <= MOST * self.usual) or num_steps < 1:
-            raise ValueError(f"the teacher takes 1 to {MOST * self.usual} steps here, and a student 1 at least")
-        return [
-            self._draw(column, prompt.strip(), seed, teacher_steps if column.teacher else num_steps)
-            for column in self.columns
-        ]
-
-    @torch.no_grad()
-    def _draw(self, column: Column, prompt: str, seed: int, num_steps: int) -> Drawn:
-        steps, call = column.call(num_steps)
-        torch.manual_seed(seed % 2**63)  # some pipelines take the noise of later steps from here
-        asked = arguments(column.pipe, call, [prompt] if self.prompted else None, [0], seed)
-        with counted(column.pipe) as count:
-            output, seconds = timed(lambda: column.pipe(**asked), self.device)
-        pixels = (images_of(output)[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        image = Image.fromarray(pixels)
-        factor = max(1, -(-LEAST // max(image.size)))
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        return Drawn(image, steps, count.evaluations, seconds * 1000)
-
-
-def caption(drawn: Drawn, teacher: Drawn | None) -> str:
-    """What stands under a picture, as HTML."""
-    compared = teacher is not None and drawn is not teacher
-    faster = f" &middot; {teacher.milliseconds / drawn.milliseconds:.1f} times as fast" if teacher and compared else ""
+def caption(result: TimedImage, teacher: TimedImage | None) -> str:
+    """The time and cost of an image as HTML, with the speed-up over the teacher's image if there is one."""
+    speedup = ""
+    if teacher is not None and result is not teacher:
+        speedup = f" &middot; {teacher.milliseconds / result.milliseconds:.1f}&times; speed-up"
     return (
-        f"<b>{drawn.milliseconds:,.0f} ms</b>{faster}<br>{drawn.steps} step{'s' * (drawn.steps != 1)}, "
-        f"{drawn.evaluations:.0f} network evaluation{'s' * (drawn.evaluations != 1)}"
+        f"<b>{result.milliseconds:,.0f} ms</b>{speedup}<br>{result.steps} step{'s' * (result.steps != 1)}, "
+        f"{result.evaluations:.0f} network evaluation{'s' * (result.evaluations != 1)}"
     )
 
 
-def page(studio: Studio) -> Any:
-    """The page, as gradio's Blocks. ValueError where gradio is missing."""
+def page(demo: Demo) -> Any:
+    """The page as gradio Blocks.
+
+    Raises:
+        ValueError: If gradio is not installed.
+    """
     gr = _gradio()
     with gr.Blocks(title="fewstep", analytics_enabled=False) as blocks:
-        gr.HTML("<h1>One prompt, one noise</h1>The same start for every column. Milliseconds from prompt to picture.")
+        gr.HTML(
+            "<h1>Teacher and students side by side</h1>"
+            "All pipelines start from the same noise. The time is that of the whole call, from prompt to image."
+        )
         with gr.Row():
             prompt = gr.Textbox(
-                EXAMPLES[0] if studio.pocket else "",
+                EXAMPLES[0] if demo.is_pocket else "",
                 label="Prompt",
-                max_length=LONGEST,
+                max_length=MAX_PROMPT_LENGTH,
                 scale=4,
-                visible=studio.prompted,
+                visible=demo.takes_prompt,
             )
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, scale=1)
         with gr.Row():
-            steps = gr.Radio(studio.choices, value=studio.choices[0], label="Steps of the students")
+            steps = gr.Radio(demo.student_steps, value=demo.student_steps[0], label="Steps of the students")
             teacher = gr.Slider(
                 1,
-                MOST * (studio.usual or 1),
-                studio.usual or 1,
+                MAX_TEACHER_STEPS * (demo.teacher_steps or 1),
+                demo.teacher_steps or 1,
                 step=1,
                 label="Steps of the teacher",
-                visible=bool(studio.usual),
+                visible=bool(demo.teacher_steps),
             )
-        button = gr.Button("Draw", variant="primary")
-        pictures, captions = [], []
+        button = gr.Button("Generate", variant="primary")
+        images, captions = [], []
         with gr.Row():
-            for column in studio.columns:
+            for pipeline in demo.pipelines:
                 with gr.Column(min_width=200):
-                    gr.HTML(f"<h3>{html.escape(column.name)}</h3>")
-                    pictures.append(gr.Image(show_label=False, interactive=False, format="png", buttons=["download"]))
+                    gr.HTML(f"<h3>{html.escape(pipeline.name)}</h3>")
+                    images.append(gr.Image(show_label=False, interactive=False, format="png", buttons=["download"]))
                     captions.append(gr.HTML("&nbsp;"))
-        if studio.pocket:
-            gr.Examples([[words] for words in EXAMPLES], prompt)
+        if demo.is_pocket:
+            gr.Examples([[example] for example in EXAMPLES], prompt)
 
-        def draw(prompt: str, seed: float | None, steps: int, teacher: float) -> list[Any]:
+        def generate(prompt: str, seed: float | None, steps: int, teacher: float) -> list[Any]:
             try:
-                drawn = studio.draw(prompt or "", int(seed or 0), int(steps), int(teacher))
+                results = demo.generate(prompt or "", int(seed or 0), int(steps), int(teacher))
             except ValueError as error:
-                gr.Warning(html.escape(str(error)))  # an error would be painted over every picture
-                return [gr.skip() for _ in range(2 * len(studio.columns))]
-            measure = drawn[0] if studio.usual else None
-            return [each.image for each in drawn] + [caption(each, measure) for each in drawn]
+                gr.Warning(html.escape(str(error)))  # gr.Error would cover every image
+                return [gr.skip() for _ in range(2 * len(demo.pipelines))]
+            reference = results[0] if demo.teacher_steps else None
+            return [result.image for result in results] + [caption(result, reference) for result in results]
 
-        one: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "draw"}  # two at a time would time each other
-        one |= {
+        # Simultaneous calls would slow each other down and distort the times.
+        event: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}
+        event |= {
             "inputs": [prompt, seed, steps, teacher],
-            "outputs": [*pictures, *captions],
-            "show_progress_on": pictures,
+            "outputs": [*images, *captions],
+            "show_progress_on": images,
         }
-        gr.on([button.click, prompt.submit], draw, api_name="draw", **one)
-        if studio.pocket:
-            blocks.load(draw, api_visibility="private", **one)
+        gr.on([button.click, prompt.submit], generate, api_name="generate", **event)
+        if demo.is_pocket:
+            blocks.load(generate, api_visibility="private", **event)
     return blocks
 
 
-def serve(studio: Studio, host: str, port: int, share: bool) -> None:
+def serve(demo: Demo, host: str, port: int, share: bool) -> None:
     """Serve the page until the process is stopped."""
     gr = _gradio()
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none fetched from elsewhere
-    page(studio).launch(
-        server_name=host, server_port=port, share=share, theme=theme, footer_links=[], run_history=False
-    )
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # downloads no fonts
+    page(demo).launch(server_name=host, server_port=port, share=share, theme=theme, footer_links=[], run_history=False)
 
 
-def check_address(host: str, port: int) -> None:
-    """ValueError where nothing can be served at `host`:`port`: told before weights load."""
+def check_port(host: str, port: int) -> None:
+    """Check that `host`:`port` can be bound, before any weights are loaded.
+
+    Raises:
+        ValueError: If it cannot.
+    """
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -210,25 +130,26 @@ def serve_runs(
     share: bool = False,
     device: str | None = None,
     precision: str | None = None,
-    show: Callable[..., None] = serve,
+    show: Callable[[Demo, str, int, bool], None] = serve,
 ) -> None:
     """Load `runs` and serve the page until the process is stopped.
 
     Args:
-        runs: Finished runs, or pipeline folders.
-        host, port: The address to serve at.
-        share: Also serve at a public address, through gradio's servers.
-        device: A torch device; None: a GPU if there is one.
-        precision: float32, float16 or bfloat16; None: float16 on a GPU, float32 on a CPU.
-        show: Serves the loaded studio.
+        runs: Finished runs or pipeline folders.
+        host: The address to serve at.
+        port: The port to serve at.
+        share: Whether to serve at a public address too, through gradio's servers.
+        device: A torch device; None means a GPU if there is one.
+        precision: float32, float16 or bfloat16; None means float16 on a GPU and float32 on a CPU.
+        show: Serves the loaded demo.
 
     Raises:
-        ValueError: One sentence for whatever the user can fix.
+        ValueError: If gradio is missing, the port is in use, or the runs cannot be loaded.
     """
     _gradio()
-    check_address(host, port)
+    check_port(host, port)
     chosen = choose_device(device)
-    show(Studio(runs, chosen, choose_precision(precision, chosen)), host, port, share)
+    show(Demo(runs, chosen, choose_precision(precision, chosen)), host, port, share)
 
 
 if __name__ == "__main__":

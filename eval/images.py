@@ -1,9 +1,9 @@
-"""Only the metrics: two folders of images against each other, or a folder's statistics kept as a reference.
+"""Metrics of a folder of images without a pipeline, and statistics of a folder saved as a reference.
 
-    python -m eval images FOLDER_A FOLDER_B [--features clean] [--json figures.json]
-    python -m eval stats FOLDER -o ref.npz [--features clean]
+    fewstep eval images FOLDER REFERENCE [--features clean] [--json figures.json]
+    fewstep eval stats FOLDER -o ref.npz [--features clean]
 
-FOLDER_B may be whatever `--reference` of a comparison may be: an .npz, or a named statistic of clean-fid.
+REFERENCE is a folder, an .npz or a named statistic of clean-fid, as for `--reference` of a comparison.
 """
 
 from json import dumps
@@ -35,31 +35,34 @@ def compare_folders(
     batch_size: int = 32,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Print, and return, every metric of the images in `folder` against a reference.
+    """Compute, print and return every metric of the images in `folder` against a reference.
 
     Args:
-        folder: The images to judge.
+        folder: The images to evaluate.
         reference: A folder, an .npz of statistics, or clean-fid:NAME/RES/SPLIT.
-        json: A file to write the figures to.
+        json: A file to write the metrics to.
         seed: Seed of KID's random subsets.
-        size: Pixels a side that images are resized to first; None: as they are.
+        size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
         features: The name of a feature extractor (`eval.config.names.FEATURES`).
         inception_weights: A file of Inception weights.
-        batch_size: Images read at once.
-        device: A torch device; None: a GPU if there is one.
+        batch_size: Images per batch.
+        device: A torch device; None means a GPU if there is one.
+
+    Returns:
+        The metrics by name, as `compare_features` returns them, with warnings about the images added.
 
     Raises:
-        ValueError: One sentence for whatever the user can fix.
+        ValueError: If an option is invalid, or the images or the reference cannot be used.
     """
-    chosen, found = _extract(folder, size, features, inception_weights, batch_size, device)
+    chosen, sample_features = _extract(folder, size, features, inception_weights, batch_size, device)
     target = read_reference(reference, chosen, size)
-    figures = compare(Reference(*statistics(found), found), target, chosen, seed)
-    folders = [place for place in (folder, Path(reference)) if place.is_dir()]
-    figures["warnings"] += [warning for place in dict.fromkeys(folders) for warning in image_warnings(place, size)]
-    print(text(figures))
+    metrics = compare_features(Reference(*statistics(sample_features), sample_features), target, chosen, seed)
+    folders = [path for path in (folder, Path(reference)) if path.is_dir()]
+    metrics["warnings"] += [warning for path in dict.fromkeys(folders) for warning in image_warnings(path, size)]
+    print(as_text(metrics))
     if json:
-        json.write_text(dumps(figures, indent=2, allow_nan=False) + "\n")
-    return figures
+        json.write_text(dumps(metrics, indent=2, allow_nan=False) + "\n")
+    return metrics
 
 
 def save_statistics(
@@ -71,10 +74,23 @@ def save_statistics(
     batch_size: int = 32,
     device: str | None = None,
 ) -> None:
-    """Save mean, covariance and features of the images in `folder` as the .npz `out`; arguments as `compare_folders`."""
+    """Save mean, covariance and features of the images in `folder` as an .npz file.
+
+    Args:
+        folder: The images.
+        out: The file to write.
+        size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
+        features: The name of a feature extractor (`eval.config.names.FEATURES`).
+        inception_weights: A file of Inception weights.
+        batch_size: Images per batch.
+        device: A torch device; None means a GPU if there is one.
+
+    Raises:
+        ValueError: If an option is invalid, the images cannot be used, or the file cannot be written.
+    """
     chosen, found = _extract(folder, size, features, inception_weights, batch_size, device)
     save(out, Reference(*statistics(found), found), chosen, size)
-    print(f"mu, sigma and features ({chosen.name}) of {len(found):,} images are in {out}")
+    print(f"saved mu, sigma and features ({chosen.name}) of {len(found):,} images to {out}")
     for warning in image_warnings(folder, size) + too_few_samples(len(found), found.shape[1], "images"):
         print(f"warning: {warning}")
 
@@ -90,13 +106,24 @@ def _extract(
     return chosen, features_of_folder(folder, chosen, batch_size, size)
 
 
-def compare(samples: Reference, target: Reference, chosen: Extractor, seed: int = 0) -> dict[str, Any]:
-    """Every figure that the two sets allow, by name; None where the reference keeps no features."""
+def compare_features(samples: Reference, target: Reference, chosen: Extractor, seed: int = 0) -> dict[str, Any]:
+    """Every metric that can be computed for two sets of features.
+
+    Args:
+        samples: Statistics and features of the images to evaluate.
+        target: Statistics of the reference, and its features if known.
+        chosen: The extractor of both.
+        seed: Seed of KID's random subsets.
+
+    Returns:
+        Metrics by name; None for a metric that needs reference features or more samples. "warnings" is a list of
+        sentences.
+    """
     assert samples.features is not None
     count, dimensions = samples.features.shape
     measure = FrechetTo(target.mean, target.covariance)
     distance = measure.distance(samples.mean, samples.covariance)
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "name": chosen.figure(count, dimensions),
         "features": chosen.name,
         "samples": count,
@@ -111,39 +138,43 @@ def compare(samples: Reference, target: Reference, chosen: Extractor, seed: int 
     }
     if count > dimensions:
         error = standard_error(measure.influence(samples.features, samples.mean, samples.covariance))
-        figures["frechet_interval"] = interval(distance, error)
+        metrics["frechet_interval"] = interval(distance, error)
     if target.features is not None:
-        figures["warnings"] += too_few_samples(len(target.features), dimensions, "reference images")
+        metrics["warnings"] += too_few_samples(len(target.features), dimensions, "reference images")
         if chosen.name in INCEPTION_MODES:
-            figures["kid"], figures["kid_standard_error"] = kid(samples.features, target.features, seed)
+            metrics["kid"], metrics["kid_standard_error"] = kid(samples.features, target.features, seed)
         if min(count, len(target.features)) >= LEAST:
-            figures |= prdc(target.features, samples.features).figures()
-    return figures
+            metrics |= prdc(target.features, samples.features).figures()
+    return metrics
 
 
 def too_few_samples(count: int, dimensions: int, what: str) -> list[str]:
-    """A warning where a covariance lacks rank, which makes Frechet distances too large."""
+    """A warning if a sample covariance is singular, which makes Frechet distances too large; else an empty list."""
     if count > dimensions:
         return []
     return [
-        f"{count} {what} cannot fill {dimensions} dimensions: the Frechet distance is too large, and comparable only "
-        "with others of exactly these counts (KID has no such bias)."
+        f"{count} {what} are too few for {dimensions} feature dimensions: the Frechet distance is too large and "
+        "comparable only with distances from the same numbers of images (KID does not have this bias)"
     ]
 
 
-def text(figures: dict[str, Any]) -> str:
-    """The figures, one a line, as the terminal shows them."""
-    low_high = figures["frechet_interval"]
-    many, width = f"@{figures['samples']}", max(28, len(figures["name"]))
+def as_text(metrics: dict[str, Any]) -> str:
+    """The metrics as lines for the terminal."""
+    frechet_interval = metrics["frechet_interval"]
+    suffix, width = f"@{metrics['samples']}", max(28, len(metrics["name"]))
     lines = [
-        f"{figures['name']:<{width}} {figures['frechet_distance']:.4f}"
-        + (f"  (95%: {low_high[0]:.4f} to {low_high[1]:.4f}, from the samples' draw)" if low_high else "")
+        f"{metrics['name']:<{width}} {metrics['frechet_distance']:.4f}"
+        + (
+            f"  (95% interval over random samples: {frechet_interval[0]:.4f} to {frechet_interval[1]:.4f})"
+            if frechet_interval
+            else ""
+        )
     ]
-    if figures["kid"] is not None:
-        lines.append(f"{'KID-' + figures['features'] + many:<{width}} {figures['kid']:.6f}")
+    if metrics["kid"] is not None:
+        lines.append(f"{'KID-' + metrics['features'] + suffix:<{width}} {metrics['kid']:.6f}")
     for key in ("precision", "recall", "density", "coverage"):
-        if figures[key] is not None:
-            lines.append(f"{key.capitalize() + many:<{width}} {figures[key]:.4f}")
-    known = figures["reference_images"]
-    lines.append(f"{'reference images':<{width}} {'statistics only' if known is None else known}")
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in figures["warnings"])])
+        if metrics[key] is not None:
+            lines.append(f"{key.capitalize() + suffix:<{width}} {metrics[key]:.4f}")
+    count = metrics["reference_images"]
+    lines.append(f"{'reference images':<{width}} {'statistics only' if count is None else count}")
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in metrics["warnings"])])

@@ -1,1 +1,1 @@
-"""Feature extractors, and reading folders of images for them."""
+"""Feature extractors for images, and folders of images as their input."""

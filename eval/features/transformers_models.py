@@ -1,7 +1,8 @@
-"""Features of transformers' vision models: DINOv2, which agrees with people better than Inception does, and CLIP.
+"""Features of transformers' vision models: DINOv2 and CLIP.
 
-Stein et al., "Exposing flaws of generative model evaluation metrics" (arXiv 2306.04675), use DINOv2 ViT-L/14;
-Kynkäänniemi et al. (arXiv 2203.06026) CLIP. Resizing and normalisation are those of the model's own image processor.
+DINOv2 ViT-L/14 agrees better with human judgement than Inception does (Stein et al., "Exposing flaws of generative
+model evaluation metrics", arXiv 2306.04675). CLIP: Kynkäänniemi et al., arXiv 2203.06026. Images are resized and
+normalised by the model's own image processor.
 """
 
 from collections.abc import Callable
@@ -15,12 +16,22 @@ from transformers import AutoImageProcessor, AutoModel
 from eval.config.names import VISION_MODELS
 
 
-def transformer(kind: str, source: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, H, W) in [0, 1] -> features (B, D): DINOv2's normalised class token, CLIP's image embedding.
+def vision_features(kind: str, source: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Load a vision model as a feature function.
 
-    `source` is a folder or a hub id, None the family's usual one. Raises ValueError where it cannot be loaded.
+    Args:
+        kind: A key of `eval.config.names.VISION_MODELS`.
+        source: A folder or a Hub id; None means the default model of `kind`.
+        device: The model's device.
+
+    Returns:
+        A function from images (B, 3, H, W) in [0, 1] to features (B, D): the normalised class token of DINOv2, or the
+        image embedding of CLIP.
+
+    Raises:
+        ValueError: If the model cannot be loaded.
     """
-    model, processor = load(source or VISION_MODELS[kind].source, AutoImageProcessor, f"{kind}=FOLDER")
+    model, processor = load_pretrained(source or VISION_MODELS[kind].source, AutoImageProcessor, f"{kind}=FOLDER")
     model = model.to(device)
 
     def features(images: Tensor) -> Tensor:
@@ -33,10 +44,16 @@ def transformer(kind: str, source: str | None, device: torch.device) -> Callable
     return features
 
 
-def load(source: str, processor: Any, option: str) -> tuple[Any, Any]:
-    """A frozen transformers model in float32 and its `processor` class's instance, both from `source`.
+def load_pretrained(source: str, processor: Any, option: str) -> tuple[Any, Any]:
+    """Load a frozen transformers model in float32 and its processor.
 
-    Raises ValueError, which shows `option` as the way to name a folder, where that cannot be.
+    Args:
+        source: A folder or a Hub id.
+        processor: The class of the processor, such as AutoImageProcessor.
+        option: The option that selects a folder, for the error message.
+
+    Raises:
+        ValueError: If the model or the processor cannot be loaded.
     """
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
@@ -49,7 +66,7 @@ def load(source: str, processor: Any, option: str) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"transformers could not load {source} ({(str(error).splitlines() or [''])[0]}); "
-            f"name a folder that save_pretrained wrote, model and processor both, as in {option}"
+            f"use a folder with a model and its processor, both saved by save_pretrained, as in {option}"
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
@@ -57,5 +74,5 @@ def load(source: str, processor: Any, option: str) -> tuple[Any, Any]:
 
 
 def embedding(output: Any) -> Tensor:
-    """The projected embedding (B, D), which transformers 5 wraps into an output's `pooler_output`."""
+    """The projected embedding (B, D); transformers 5 returns it as an output object's `pooler_output`."""
     return output if isinstance(output, Tensor) else output.pooler_output

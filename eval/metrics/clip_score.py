@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from eval.config.names import CLIP
-from eval.features.transformers_models import embedding, load
+from eval.features.transformers_models import embedding, load_pretrained
 
 SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g", (1664, 48): "bigG"}  # width, layers
 
@@ -27,7 +27,7 @@ class ClipScore:
     """
 
     def __init__(self, source: str = CLIP, device: torch.device | str = "cpu") -> None:
-        model, processor = load(source, AutoProcessor, "--clip FOLDER")
+        model, processor = load_pretrained(source, AutoProcessor, "--clip FOLDER")
         if model.config.model_type != "clip":
             raise ValueError(
                 f"{source} is a {model.config.model_type} model; a CLIP score needs a CLIP model, such as {CLIP}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.features.extractors import Extractor
-from eval.features.resize import square
+from eval.features.resize import center_crop_resize
 from eval.metrics.clip_score import ClipScore
 from eval.metrics.diversity import Distance, pairwise, plan
 from eval.metrics.fid import statistics
@@ -63,7 +63,7 @@ class Settings:
 
     def images(self, output: Any) -> Tensor:
         """What a pipeline returned, as it is judged."""
-        return square(images_of(output), self.size)
+        return center_crop_resize(images_of(output), self.size)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.report.grid import grid, strip
+from eval.report.grid import grid
 from eval.report.html import page
 from eval.report.markdown import markdown, plain
 from eval.report.model_index import model_index
@@ -23,14 +23,13 @@ def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) ->
     """
     stream = io.BytesIO()
     picture = grid(report["rows"], images, report["prompts"]["first"])
-    strips = [strip(pictures) for pictures in images]
     picture.save(stream, format="PNG", optimize=True)
     files = {
         "grid.png": stream.getvalue(),
         # Infinity and NaN are no JSON; they would be our own mistake.
         "report.json": (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
         "report.md": markdown(report).encode(),
-        "report.html": page(report, stream.getvalue(), picture.size, strips).encode(),
+        "report.html": page(report, images).encode(),
         "model-index.yaml": model_index(report).encode(),
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
-"""The picture that people share: one column a row of the table, one line a prompt, the same noise across each line."""
+"""The grid of samples, grid.png: one column per row of the table, one line per prompt, the same noise in each line."""
 
-import io
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,74 +8,75 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-SHARPNESS = 2  # pixels of the file for one of the page, for screens with small pixels
-CELL = 96 * SHARPNESS
-GAP = 5 * SHARPNESS
-PROMPTS = 132 * SHARPNESS  # width of the column of prompts
-TEXT, LINE = 12 * SHARPNESS, 16 * SHARPNESS
-HOLD = "\N{NO-BREAK SPACE}"  # keeps a number and its unit on one line; drawn as a space, for which fonts have a glyph
-PAPER, INK, FAINT = (255, 255, 255), (23, 28, 38), (91, 101, 117)
+PIXEL_RATIO = 2  # pixels of the file per CSS pixel, for high-density displays
+CELL = 96 * PIXEL_RATIO
+GAP = 5 * PIXEL_RATIO
+PROMPT_WIDTH = 132 * PIXEL_RATIO
+FONT_SIZE, LINE_HEIGHT = 12 * PIXEL_RATIO, 16 * PIXEL_RATIO
+HEADING_LINES = 4
+NBSP = "\N{NO-BREAK SPACE}"  # keeps a number and its unit on one line; drawn as a space, which every font has
+BACKGROUND, TEXT, SECONDARY_TEXT = (255, 255, 255), (23, 28, 38), (91, 101, 117)
+
+
+def thumbnail(image: Tensor) -> Image.Image:
+    """An image (3, H, W) in [0, 1] with 8 bits, reduced to fit a cell if it is larger."""
+    small = Image.fromarray(image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    small.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)  # never enlarges
+    return small
+
+
+def magnification(image: Image.Image) -> int:
+    """The largest whole factor by which `image` still fits a cell."""
+    return max(1, CELL // max(image.size))
 
 
 def cell(image: Tensor) -> Image.Image:
-    """An image (3, H, W) in [0, 1] as it stands in the grid: whole pixels magnified, or a large image shrunk to fit."""
-    picture = Image.fromarray(image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    largest = max(picture.size)
-    if largest <= CELL:
-        factor = CELL // largest
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
-    return picture
+    """An image (3, H, W) in [0, 1] for the grid: magnified by a whole factor, or reduced to fit."""
+    small = thumbnail(image)
+    factor = magnification(small)
+    return small.resize((small.width * factor, small.height * factor), Image.Resampling.NEAREST)
 
 
 def grid(rows: Sequence[dict[str, Any]], images: Sequence[Tensor], prompts: Sequence[str] | None) -> Image.Image:
-    """The grid of `images`, one (K, 3, H, W) for each of `rows`; `prompts` are the K prompts, or None."""
-    font = ImageFont.load_default(TEXT)
-    heads = [wrapped(row["name"].replace(" step", HOLD + "step"), font, CELL, 4) for row in rows]
-    top = GAP + max(len(head) for head in heads) * LINE + GAP
-    left = GAP if prompts is None else PROMPTS + 2 * GAP
-    # A wider gap parts the teacher's columns from the students'.
+    """The grid with names above the columns and prompts to the left.
+
+    Args:
+        rows: The rows of report.json.
+        images: For each row, its samples (K, 3, H, W) in [0, 1].
+        prompts: The K prompts, or None.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+    headings = [wrap_text(row["name"].replace(" step", NBSP + "step"), font, CELL, HEADING_LINES) for row in rows]
+    top = GAP + max(len(heading) for heading in headings) * LINE_HEIGHT + GAP
+    left = GAP if prompts is None else PROMPT_WIDTH + 2 * GAP
+    # A wider gap separates the teacher's columns from the students'.
     shifts = [3 * GAP * (row["method"] != "teacher") for row in rows]
     lines = len(images[0])
-    sheet = Image.new("RGB", (left + len(rows) * (CELL + GAP) + shifts[-1], top + lines * (CELL + GAP)), PAPER)
+    sheet = Image.new("RGB", (left + len(rows) * (CELL + GAP) + shifts[-1], top + lines * (CELL + GAP)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for line in range(lines if prompts is not None else 0):
-        text = wrapped((prompts or [])[line], font, PROMPTS, CELL // LINE)
-        y = top + line * (CELL + GAP) + (CELL - len(text) * LINE) // 2
+    for line, prompt in enumerate((prompts or [])[:lines]):
+        text = wrap_text(prompt, font, PROMPT_WIDTH, CELL // LINE_HEIGHT)
+        y = top + line * (CELL + GAP) + (CELL - len(text) * LINE_HEIGHT) // 2
         for number, part in enumerate(text):
-            draw.text((GAP, y + number * LINE), part, fill=FAINT, font=font)
-    for column, (head, shift, pictures) in enumerate(zip(heads, shifts, images, strict=True)):
+            draw.text((GAP, y + number * LINE_HEIGHT), part, fill=SECONDARY_TEXT, font=font)
+    for column, (heading, shift, row_images) in enumerate(zip(headings, shifts, images, strict=True)):
         x = left + column * (CELL + GAP) + shift
-        for number, part in enumerate(head):
-            draw.text((x, top - GAP - (len(head) - number) * LINE), part, fill=INK, font=font)
-        for line, image in enumerate(pictures):
-            picture = cell(image)
-            inset = ((CELL - picture.width) // 2, (CELL - picture.height) // 2)
-            sheet.paste(picture, (x + inset[0], top + line * (CELL + GAP) + inset[1]))
+        for number, part in enumerate(heading):
+            draw.text((x, top - GAP - (len(heading) - number) * LINE_HEIGHT), part, fill=TEXT, font=font)
+        for line, image in enumerate(row_images):
+            drawn = cell(image)
+            offset = ((CELL - drawn.width) // 2, (CELL - drawn.height) // 2)
+            sheet.paste(drawn, (x + offset[0], top + line * (CELL + GAP) + offset[1]))
     return sheet
 
 
-def strip(images: Tensor, across: int = 5) -> tuple[bytes, int]:
-    """A row's pictures (K, 3, H, W), `across` a line, as a PNG for the viewer, and its width on the page in pixels."""
-    pictures = [cell(image) for image in images]
-    width, height = (max(sizes) for sizes in zip(*(picture.size for picture in pictures), strict=True))
-    lines = -(-len(pictures) // across)
-    across = min(across, len(pictures))
-    sheet = Image.new("RGB", (across * (width + GAP) - GAP, lines * (height + GAP) - GAP), PAPER)
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % across * (width + GAP), number // across * (height + GAP)))
-    stream = io.BytesIO()
-    sheet.save(stream, format="PNG", optimize=True)
-    return stream.getvalue(), sheet.width // SHARPNESS
+def wrap_text(text: str, font: Any, width: int, max_lines: int) -> list[str]:
+    """Break `text` into at most `max_lines` lines of at most `width` pixels.
 
-
-def wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
-    """`text` in at most `most` lines of at most `width` pixels; what does not fit ends in an ellipsis.
-
-    A word that is too long for a line is broken after its hyphens.
+    Text that does not fit ends in an ellipsis. A word that is too long for a line is broken after its hyphens.
     """
     lines = [""]
-    for word in text.split(" "):  # and not at a space that holds its words together
+    for word in text.split(" "):  # split() would also split at no-break spaces
         parts = [word] if font.getlength(word) <= width else re.findall("[^-]*-|[^-]+", word)
         for number, part in enumerate(parts):
             longer = f"{lines[-1]}{'' if number else ' '}{part}".strip()
@@ -84,13 +84,13 @@ def wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
                 lines[-1] = longer
             else:
                 lines.append(part)
-    if len(lines) > most:
-        lines = lines[:most]
+    if len(lines) > max_lines:
+        lines = lines[:max_lines]
         lines[-1] += " ..."
-    return [_cut(line.replace(HOLD, " "), font, width) for line in lines]
+    return [_truncate(line.replace(NBSP, " "), font, width) for line in lines]
 
 
-def _cut(line: str, font: Any, width: int) -> str:
+def _truncate(line: str, font: Any, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     line = line.removesuffix(" ...")

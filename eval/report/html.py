@@ -1,165 +1,154 @@
-"""The report as one HTML page: nothing is fetched, every string from outside is escaped, light and dark.
+"""The report as one self-contained HTML page, light and dark. It loads nothing and runs no script.
 
-Every figure stands in an element with `data-row`, `data-key` and `data-value`, the last being what report.json holds.
+This module prepares plain values; `templates/` turns them into HTML and escapes every string. Every figure is in an
+element with `data-row`, `data-key` and `data-value`, the exact value of report.json.
 """
 
 import base64
+import io
 import json
+import re
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
-from string import Template
+from dataclasses import dataclass
 from typing import Any
 
-from eval.report.columns import Column, columns, over_teacher, quality, speed
-from eval.report.grid import SHARPNESS
+from torch import Tensor
+
+from eval.report.columns import columns, over_teacher, quality, speed
+from eval.report.grid import PIXEL_RATIO, magnification, thumbnail
 from eval.report.markdown import title
-from eval.report.scatter import COLOURS, charts, series_of
-from eval.report.table import figure, name_of, table
-from eval.report.training_charts import charts as training
+from eval.report.scatter import scatter, series_of
+from eval.report.table import Figure, figure, table
+from eval.report.templating import render
+from eval.report.training_charts import training_charts
 
-CARDS = 8  # how many rows have a card at the top
+MAX_CARDS = 8  # rows with a card at the top
+NARROW = (360, 400)  # size of the scatter chart on a phone
 
 
-def page(report: dict[str, Any], picture: bytes, size: tuple[int, int], strips: Sequence[tuple[bytes, int]]) -> str:
-    """The whole page; `picture` is grid.png and `size` its width and height in pixels. `strips[i]` is a PNG of row i's
-    pictures side by side and its width on the page."""
+@dataclass(frozen=True)
+class SampleImage:
+    """An image as a data URI, with its size on the page in CSS pixels."""
+
+    uri: str
+    width: int
+    height: int
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One student's main figures. Fields that do not apply to the row are None."""
+
+    name: str
+    series: int
+    latency: Figure
+    speedup: Figure | None
+    frechet_distance: Figure
+    frechet_ratio: Figure | None
+    tie: bool
+    prompt_agreement: Figure | None
+    teacher: Figure | None
+    teacher_steps: int
+
+
+def page(report: dict[str, Any], images: Sequence[Tensor]) -> str:
+    """The whole page.
+
+    Args:
+        report: The content of report.json.
+        images: For each row of the report, its first samples (K, 3, H, W) in [0, 1].
+    """
     rows = report["rows"]
-    template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
-    data = base64.b64encode(picture).decode()
-    width, height = (side // SHARPNESS for side in size)
-    extent = f'width="{width}" height="{height}" style="min-width:{width * 3 // 4}px"'  # smaller, nobody can read it
-    described = "Samples of every row of the table, one line a prompt, drawn from the same noise"
-    return template.substitute(
-        title=escape(title(report)),
-        heading=title(report, name_of),
-        lead=_lead(report),
-        cards=_cards(report),
-        grid=f'<img src="data:image/png;base64,{data}" {extent} alt="{described}">',
-        against=_against(report) if len(rows) > 1 else "",
-        viewer=_viewer(rows, strips),
-        curves=training(report["curves"], series_of(rows)),
+    students = [i for i, row in enumerate(rows) if row["method"] != "teacher"]
+    series = series_of(rows)
+    methods = {row["method"] for row in rows}
+    return render(
+        "page.html",
+        report=report,
+        title=title(report),
+        first=rows[0],
+        lead={key: figure(0, key, report) for key in ("nfe", "latency_ms", "frechet_distance")},
+        cards=[_card(i, report) for i in students[:MAX_CARDS]],
+        more_cards=max(0, len(students) - MAX_CARDS),
+        whose="the teacher's" if over_teacher(report) else "the baseline's",
+        count_mark=_count_mark(report),
+        has_tie=any(_is_tie(row) for row in rows),
+        samples=[[_sample(image) for image in row_images] for row_images in images],
+        series=series,
+        legend={method: colour for method, colour in series.items() if method in methods},
+        scatters={"wide": scatter(rows), "narrow": scatter(rows, *NARROW)} if len(rows) > 1 else None,
+        training_charts=training_charts(report["curves"], series),
         quality=table(report, quality(report)),
         speed=table(report, speed(report)),
-        meanings=_meanings(columns(report)),
-        notes="".join(f'<p class="note">{escape(note)}</p>' for note in report["notes"]),
-        machine=_pairs({key.replace("_", " "): value for key, value in report["machine"].items()}),
-        protocol=_pairs(
-            {
-                "samples": report["samples"],
-                "batch size": report["batch_size"],
-                "seed": report["seed"],
-                "features": report["features"],
-                "reference": report["reference"] or "the teacher's own samples, other seeds",
-                "prompts": report["prompts"]["source"] or "none",
-                **_given(report),
-                "date": report["date"],
-                "taken from earlier runs": ", ".join(r["name"] for r in report["rows"] if r["from_cache"]) or "no rows",
-            }
-        ),
-        command=escape(report["command"]),
+        columns=columns(report),
+        protocol=_protocol(report),
     )
 
 
-def _given(report: dict[str, Any]) -> dict[str, Any]:
-    """The entries of the protocol that not every comparison has."""
-    teacher, size, clip = report["teacher"], report.get("size"), report.get("clip")
-    out = {"protocol": report.get("protocol"), "judged at": size and f"{size} x {size} pixels (middle square, Lanczos)"}
-    out |= {"CLIP model": clip and clip["source"], "teacher": teacher and teacher["path"]}
-    out |= {"teacher's usual call": teacher and json.dumps(teacher["call"])}
-    return {key: value for key, value in out.items() if value is not None}
-
-
-def _lead(report: dict[str, Any]) -> str:
-    machine, usual = report["machine"], report["rows"][0]
-    hardware = machine.get("gpu") or machine["cpu"]
-    takes = f"The teacher takes {usual['num_steps']} steps,"
-    return (
-        (takes if usual["method"] == "teacher" else f"{escape(usual['name'])}:")
-        + f" {figure(0, 'nfe', report)} network evaluations and {figure(0, 'latency_ms', report)} ms an image on "
-        f"{escape(str(hardware))} in {escape(str(machine['precision']))}. "
-        f"Its {escape(report['frechet_column'])} is {figure(0, 'frechet_distance', report)}."
-    )
-
-
-def _cards(report: dict[str, Any]) -> str:
-    """A card for each of the first rows that are not the teacher's."""
-    students = [i for i, row in enumerate(report["rows"]) if row["method"] != "teacher"]
-    cards = "".join(_card(i, report) for i in students[:CARDS])
-    more = len(students) - CARDS
-    rest = f'<p class="more">{more} more row{"s" * (more > 1)} in the tables below.</p>' if more > 0 else ""
-    return f'<div class="cards">{cards}</div>{rest}'
-
-
-def _card(index: int, report: dict[str, Any]) -> str:
+def _card(index: int, report: dict[str, Any]) -> Card:
     row = report["rows"][index]
-    whose = "the teacher's" if over_teacher(report) else "the baseline's"
-    base = row["name"] == report["baseline"]
-    latency = f"{figure(index, 'latency_ms', report)} ms"
-    lines = [
-        *([] if base else [f"<b>{latency}</b> an image"]),
-        f"Frechet distance <b>{figure(index, 'frechet_distance', report)}</b>",
-    ]
-    if row["frechet_ratio"] is not None and not base:
-        lines[-1] += f", {figure(index, 'frechet_ratio', report)} {whose}{_tie(row)}"
-    if row["prompt_agreement"] is not None:
-        lines.append(f"<b>{figure(index, 'prompt_agreement', report)}</b> as the prompt asked")
-    for i, other in enumerate(report["rows"][1:], start=1):
-        if other["method"] == "teacher" and other["num_steps"] == row["num_steps"]:
-            steps = f"{row['num_steps']} step" + "s" * (row["num_steps"] != 1)
-            lines.append(f"The teacher itself in {steps}: {figure(i, 'frechet_distance', report)}")
-    colour = series_of(report["rows"])[row["method"]]
-    word = "an image" if base else "faster" if row["speedup"] >= 1 else "as fast"
-    big = latency if base else figure(index, "speedup", report)
-    items = "".join(f"<li>{line}</li>" for line in lines)
-    return (
-        f'<article class="card" style="--accent:var(--series-{colour})"><h2>{name_of(row["name"])}</h2>'
-        f'<p class="big">{big} <span>{word}</span></p><ul>{items}</ul></article>'
+    is_baseline = row["name"] == report["baseline"]
+    few_step = next(
+        (
+            i
+            for i, other in enumerate(report["rows"])
+            if i > 0 and other["method"] == "teacher" and other["num_steps"] == row["num_steps"]
+        ),
+        None,
+    )
+    has_ratio = row["frechet_ratio"] is not None and not is_baseline
+    return Card(
+        name=row["name"],
+        series=series_of(report["rows"])[row["method"]],
+        latency=figure(index, "latency_ms", report),
+        speedup=None if is_baseline else figure(index, "speedup", report),
+        frechet_distance=figure(index, "frechet_distance", report),
+        frechet_ratio=figure(index, "frechet_ratio", report) if has_ratio else None,
+        tie=_is_tie(row),
+        prompt_agreement=None if row["prompt_agreement"] is None else figure(index, "prompt_agreement", report),
+        teacher=None if few_step is None else figure(few_step, "frechet_distance", report),
+        teacher_steps=row["num_steps"],
     )
 
 
-def _tie(row: dict[str, Any]) -> str:
-    known = row["frechet_ratio_interval"]
-    return " (a tie)" if known is not None and known[0] <= 1 <= known[1] else ""
+def _is_tie(row: dict[str, Any]) -> bool:
+    interval = row["frechet_ratio_interval"]
+    return interval is not None and interval[0] <= 1 <= interval[1]
 
 
-def _viewer(rows: list[dict[str, Any]], strips: Sequence[tuple[bytes, int]]) -> str:
-    """Radio buttons that put one row's pictures in another's place: no script, and the arrow keys flip."""
-    buttons, stages, rules = [], [], []
-    for i, (png, width) in enumerate(strips):
-        checked = " checked" if i == 0 else ""
-        buttons.append(f'<input type="radio" name="flip" id="flip-{i}"{checked}>')
-        data = base64.b64encode(png).decode()
-        stages.append(f'<img class="flip-{i}" src="data:image/png;base64,{data}" width="{width}" alt="">')
-        rules.append(f"#flip-{i}:checked~.stage .flip-{i}{{display:block}}")
-        rules.append(f"#flip-{i}:checked~.flips label[for=flip-{i}]{{background:var(--ink);color:var(--card)}}")
-        rules.append(f"#flip-{i}:focus-visible~.flips label[for=flip-{i}]{{outline:2px solid var(--series-1)}}")
-    labels = "".join(f'<label for="flip-{i}">{escape(row["name"])}</label>' for i, row in enumerate(rows))
-    return (
-        f"<style>{''.join(rules)}</style>{''.join(buttons)}"
-        f'<div class="flips">{labels}</div><div class="stage">{"".join(stages)}</div>'
-    )
+def _count_mark(report: dict[str, Any]) -> str:
+    """The part of the Frechet distance's name that gives the number of samples, such as "@10k"."""
+    found = re.search(r"@\w+", report["frechet_column"])
+    return found.group() if found else ""
 
 
-def _against(report: dict[str, Any]) -> str:
-    """The section that sets quality against latency."""
-    rows = report["rows"]
-    methods = {row["method"] for row in rows}
-    legend = "".join(
-        f'<span><i style="background:var(--series-{colour},{COLOURS[colour]})"></i>{escape(method)}</span>'
-        for method, colour in series_of(rows).items()
-        if method in methods
-    )
-    return (
-        "<section><h2>Quality against latency</h2><p>The lower left corner is best. The grey line is the Pareto front: "
-        "nothing else is both better and faster. Broken lines join the calls of one pipeline.</p>"
-        f'<div class="panel"><div class="legend">{legend}</div>{charts(rows, report["frechet_column"])}</div></section>'
-    )
+def _sample(image: Tensor) -> SampleImage:
+    small, stream = thumbnail(image), io.BytesIO()
+    small.save(stream, format="PNG", optimize=True)
+    factor = magnification(small)
+    width, height = (side * factor // PIXEL_RATIO for side in small.size)
+    uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return SampleImage(uri, width, height, pixelated=factor > 1)
 
 
-def _meanings(shown: list[Column]) -> str:
-    return "".join(f"<dt>{escape(c.heading)}</dt><dd>{escape(c.help)}</dd>" for c in shown if c.help)
-
-
-def _pairs(entries: dict[str, Any]) -> str:
-    return "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in entries.items())
+def _protocol(report: dict[str, Any]) -> dict[str, Any]:
+    """Names and values of the settings; settings that this comparison does not have are left out."""
+    teacher, size, clip = report["teacher"], report.get("size"), report.get("clip")
+    cached = ", ".join(row["name"] for row in report["rows"] if row["from_cache"])
+    entries = {
+        "samples": report["samples"],
+        "batch size": report["batch_size"],
+        "seed": report["seed"],
+        "features": report["features"],
+        "reference": report["reference"] or "the teacher's own samples, other seeds",
+        "prompts": report["prompts"]["source"] or "none",
+        "protocol": report.get("protocol"),
+        "evaluated at": size and f"{size} x {size} pixels (center crop, Lanczos)",
+        "CLIP model": clip and clip["source"],
+        "teacher": teacher and teacher["path"],
+        "teacher call": teacher and json.dumps(teacher["call"]),
+        "date": report["date"],
+        "rows from the cache": cached or "none",
+    }
+    return {key: value for key, value in entries.items() if value is not None}

@@ -1,7 +1,7 @@
-"""The report's tables in HTML: every figure with its exact value beside it; rows become cards on a phone."""
+"""The report's tables as plain values: the text of every figure together with its exact value."""
 
 import json
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 from eval.report.columns import BEST, DETAILS, Column, columns
@@ -10,45 +10,76 @@ from eval.report.markdown import spread
 from eval.report.scatter import series_of
 
 
-def name_of(name: str) -> str:
-    """A name whose parts each stay on one line where they can."""
-    parts = name.replace(", ", ",\n").split("\n")
-    return " ".join(f'<span class="part">{escape(part)}</span>' for part in parts)
+@dataclass(frozen=True)
+class Figure:
+    """An entry of a row of report.json: its exact value as JSON, and the text that shows it."""
+
+    row: int
+    key: str
+    value: str
+    text: str
 
 
-def _exact(value: Any) -> str:
-    return escape(json.dumps(value, ensure_ascii=False))
+@dataclass(frozen=True)
+class Cell:
+    """A figure in a table, with the small print below it: a text, or another figure."""
+
+    figure: Figure
+    heading: str
+    prose: bool
+    missing: bool
+    bold: bool
+    small_text: str
+    small_figure: Figure | None
 
 
-def table(report: dict[str, Any], shown: list[Column]) -> str:
-    """The columns `shown`, the row's name first, a line for each row of the report."""
-    head = "".join(f'<th scope="col" class="{_kind(c)}">{escape(c.heading).replace("@", "<wbr>@")}</th>' for c in shown)
-    colours, body = series_of(report["rows"]), []
-    for i, row in enumerate(report["rows"]):
-        dot = f'<i style="background:var(--series-{colours[row["method"]]})"></i>'
-        name = f'data-row="{i}" data-key="name" data-value="{_exact(row["name"])}"'
-        cells = [f'<th scope="row" {name}>{dot}{name_of(row["name"])}</th>']
-        for c in shown[1:]:
-            inner = figure(i, c.key, report)
-            if c.key == "latency_ms":
-                inner += f"<small>{spread(row)}</small>"
-            if row.get(BEST.get(c.key, "")):
-                inner = f"<b>{inner}</b>"
-            if c.key in DETAILS and row.get(DETAILS[c.key].key) is not None:
-                inner += f"<small>{figure(i, DETAILS[c.key].key, report)}</small>"
-            lacking = " lacking" if c.text(row[c.key]) == NOTHING else ""
-            cells.append(f'<td class="{_kind(c)}{lacking}" data-label="{escape(c.heading)}">{inner}</td>')
-        whose = "teacher" if row["method"] == "teacher" else "student"
-        body.append(f'<tr class="{whose}">{"".join(cells)}</tr>')
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+@dataclass(frozen=True)
+class Row:
+    """A table row, headed by the row's name in the report."""
+
+    name: Figure
+    series: int
+    is_teacher: bool
+    cells: list[Cell]
 
 
-def _kind(column: Column) -> str:
-    return "words" if column.key == "training" else "figure"
+@dataclass(frozen=True)
+class Table:
+    """Column headings, each with whether the column contains prose, and rows."""
+
+    headings: list[tuple[str, bool]]
+    rows: list[Row]
 
 
-def figure(index: int, key: str, report: dict[str, Any]) -> str:
-    """One figure of row `index`, as text, with the exact value beside it."""
-    shown = next(column for column in (*columns(report), *DETAILS.values()) if column.key == key)
+def figure(index: int, key: str, report: dict[str, Any]) -> Figure:
+    """The entry `key` of row `index`."""
+    column = next(column for column in (*columns(report), *DETAILS.values()) if column.key == key)
     value = report["rows"][index][key]
-    return f'<span data-row="{index}" data-key="{key}" data-value="{_exact(value)}">{escape(shown.text(value))}</span>'
+    return Figure(index, key, json.dumps(value, ensure_ascii=False), column.text(value))
+
+
+def table(report: dict[str, Any], shown: list[Column]) -> Table:
+    """A table of the columns `shown`, the first of which is the row's name, with every row of the report."""
+    series, rows = series_of(report["rows"]), []
+    for i, row in enumerate(report["rows"]):
+        cells = [_cell(i, column, report) for column in shown[1:]]
+        name = Figure(i, "name", json.dumps(row["name"], ensure_ascii=False), row["name"])
+        rows.append(Row(name, series[row["method"]], row["method"] == "teacher", cells))
+    return Table([(column.heading, _is_prose(column)) for column in shown], rows)
+
+
+def _cell(index: int, column: Column, report: dict[str, Any]) -> Cell:
+    row, detail = report["rows"][index], DETAILS.get(column.key)
+    return Cell(
+        figure=figure(index, column.key, report),
+        heading=column.heading,
+        prose=_is_prose(column),
+        missing=column.text(row[column.key]) == NOTHING,
+        bold=bool(row.get(BEST.get(column.key, ""))),
+        small_text=spread(row) if column.key == "latency_ms" else "",
+        small_figure=None if detail is None or row.get(detail.key) is None else figure(index, detail.key, report),
+    )
+
+
+def _is_prose(column: Column) -> bool:
+    return column.key == "training"

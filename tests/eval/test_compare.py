@@ -314,7 +314,7 @@ MISTAKES = {
     ),
     "no prompts file": (lambda make, tmp: [make()], ["--prompts", "missing.txt"], "no file of prompts"),
     "prompts wanted": (lambda make, tmp: [make()], ["--prompts", "none"], "got no prompts"),
-    "features": (lambda make, tmp: [make()], ["--features", "dino"], "no feature extractor"),
+    "features": (lambda make, tmp: [make()], ["--features", "dino"], "unknown feature extractor"),
     "reference": (lambda make, tmp: [make()], ["--reference", "missing.npz"], "there is no reference"),
     "samples": (lambda make, tmp: [make()], ["--samples", "1"], "at least 2 samples"),
     "device": (lambda make, tmp: [make()], ["--device", "abacus"], "cannot be used here"),

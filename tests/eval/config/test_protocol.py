@@ -12,8 +12,8 @@ from torchvision.transforms.functional import center_crop
 
 from eval.config.protocol import KINDS, read_protocol
 from eval.features.extractors import extractor
-from eval.features.image_folder import features_of_folder, read
-from eval.features.resize import square
+from eval.features.image_folder import features_of_folder, read_image
+from eval.features.resize import center_crop_resize
 from eval.metrics.fid import frechet_distance
 from eval.pipelines.generate import arguments, images_of, load_pipeline
 from tests.commands import eval_main as main
@@ -130,29 +130,29 @@ def test_every_option_of_a_protocol_is_one_of_the_command():
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (40, 53), (53, 40), (64, 16), (8, 9)])
-def test_square_is_pillows_crop_and_lanczos(shape):
+def test_center_crop_resize_equals_pillows_crop_and_lanczos(shape):
     image = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(square(image, 16), torch.stack([by_hand(as_picture(i), 16) for i in image]))
+    torch.testing.assert_close(center_crop_resize(image, 16), torch.stack([by_hand(as_picture(i), 16) for i in image]))
 
 
-def test_square_leaves_alone_what_fits_and_shows_what_is_broken(tmp_path):
+def test_center_crop_resize_keeps_images_of_that_size_and_marks_images_with_nan():
     image = torch.rand(3, 3, 20, 20)
-    assert square(image, None) is image
-    assert square(image, 20) is image
+    assert center_crop_resize(image, None) is image
+    assert center_crop_resize(image, 20) is image
     image[1, 0, 0, 0] = torch.nan
-    assert square(image, 8).isnan().flatten(1).all(dim=1).tolist() == [False, True, False]
+    assert center_crop_resize(image, 8).isnan().flatten(1).all(dim=1).tolist() == [False, True, False]
 
 
 def test_statistics_know_their_size(tmp_path, capsys):
     real, made = photographs(tmp_path / "real"), tmp_path / "ref.npz"
     pixels, size = ["--features", "pixels"], ["--size", "12"]
     assert main(["stats", str(real), "-o", str(made), *pixels, *size]) == 0
-    assert "6 images cannot fill 192 dimensions" in capsys.readouterr().out
+    assert "6 images are too few for 192 feature dimensions" in capsys.readouterr().out
     assert main(["images", str(real), str(made), *pixels]) == 2
     assert "choose --size 12" in capsys.readouterr().err
     assert main(["images", str(real), str(made), *pixels, *size, "--json", str(tmp_path / "f.json")]) == 0
     assert json.loads((tmp_path / "f.json").read_text())["frechet_distance"] == pytest.approx(0, abs=1e-9)
-    expected = extractor("pixels")(square(read(real / "0.png")[None], 12))
+    expected = extractor("pixels")(center_crop_resize(read_image(real / "0.png")[None], 12))
     torch.testing.assert_close(features_of_folder(real, extractor("pixels"), size=12)[:1], expected)
     assert main(["images", str(real), str(made), *pixels, "--size", "0"]) == 2
     assert "at least one pixel" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Feature extractors, the judge of prompts, and the references that features are compared with."""
+"""Feature extractors, the prompt judge, and the references that features are compared with."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def images(count: int = 4, size: int = 32) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def test_pixels_are_block_means():
+def test_pixel_features_are_block_means():
     pixels = extractor("pixels")
     batch = images(size=16)
     expected = batch.reshape(4, 3, 8, 2, 8, 2).mean(dim=(3, 5)).flatten(1)
@@ -34,37 +34,37 @@ def test_pixels_are_block_means():
     assert pixels(images(size=20)).shape == (4, 192)
 
 
-def test_pocket_features_are_the_classifiers(pocket_weights):
+def test_pocket_features_are_those_of_the_classifier(pocket_weights):
     torch.testing.assert_close(extractor("pocket")(images()), teachers.pocket.classifier().features(images()))
     with pytest.raises(ValueError, match="32 x 32"):
         extractor("pocket")(images(size=16))
 
 
-def test_pocket_without_weights_says_what_to_do(tmp_path, monkeypatch):
+def test_error_for_missing_pocket_weights_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(teachers.pocket, "FOLDER", tmp_path)
-    with pytest.raises(ValueError, match=r"teachers\.pocket\.make"):
+    with pytest.raises(ValueError, match=r"benchmarks\.pocket\.make"):
         extractor("pocket")
 
 
-def test_unknown_features_and_shapes_are_refused():
-    with pytest.raises(ValueError, match='no feature extractor "dino"'):
+def test_unknown_features_and_wrong_shapes_are_errors():
+    with pytest.raises(ValueError, match='unknown feature extractor "dino"'):
         extractor("dino")
     with pytest.raises(ValueError, match="B, 3, H, W"):
         extractor("pixels")(torch.zeros(2, 1, 8, 8))
 
 
-def test_judge_compares_the_class_seen_with_the_class_asked_for(pocket_weights):
+def test_judge_compares_the_predicted_class_with_the_class_in_the_prompt(pocket_weights):
     judge = prompt_judge("pocket")
-    seen = teachers.pocket.classifier()(images()).argmax(1).tolist()
-    names = [names[0] for names in CLASS_NAMES]
-    prompts = [f"a photo of a {names[seen[0]]}", f"a {names[(seen[1] + 1) % 10]}", "something else", names[seen[3]]]
+    predicted = teachers.pocket.classifier()(images()).argmax(1).tolist()
+    names, other = [names[0] for names in CLASS_NAMES], "something else"
+    prompts = [f"a photo of a {names[predicted[0]]}", f"a {names[(predicted[1] + 1) % 10]}", other, names[predicted[3]]]
     verdict = judge(images(), prompts)
     assert verdict[[0, 1, 3]].tolist() == [1, 0, 1]
     assert verdict[2].isnan()
     assert prompt_judge("pixels") is None
 
 
-def test_figures_are_named_after_features_and_count():
+def test_name_of_a_frechet_distance_has_features_and_count():
     def named(name, count):
         return Extractor(name, lambda images: images).figure(count)
 
@@ -76,7 +76,7 @@ def test_figures_are_named_after_features_and_count():
 
 @pytest.fixture
 def tiny_models(tmp_path):
-    """A DINOv2 and a CLIP of the real classes with random weights, saved as their authors save theirs."""
+    """A DINOv2 and a CLIP model with random weights, saved with save_pretrained."""
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
@@ -90,28 +90,28 @@ def tiny_models(tmp_path):
     return tmp_path
 
 
-def test_transformers_models_give_their_own_embeddings(tiny_models):
-    seen = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images()]
+def test_features_of_transformers_models_are_their_embeddings(tiny_models):
+    pil_images = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images()]
     found = extractor(f"clip={tiny_models / 'clip'}")
     assert found.name == "clip"
-    pixels = CLIPImageProcessor.from_pretrained(tiny_models / "clip")(seen, return_tensors="pt")
+    pixels = CLIPImageProcessor.from_pretrained(tiny_models / "clip")(pil_images, return_tensors="pt")
     with torch.no_grad():
         expected = CLIPModel.from_pretrained(tiny_models / "clip").get_image_features(**pixels).pooler_output
     assert expected.shape == (4, 12)
     torch.testing.assert_close(found(images()), expected, atol=1e-4, rtol=1e-3)
 
-    pixels = BitImageProcessor.from_pretrained(tiny_models / "dinov2")(seen, return_tensors="pt")
+    pixels = BitImageProcessor.from_pretrained(tiny_models / "dinov2")(pil_images, return_tensors="pt")
     with torch.no_grad():
         expected = Dinov2Model.from_pretrained(tiny_models / "dinov2")(**pixels).last_hidden_state[:, 0]
     torch.testing.assert_close(extractor(f"dinov2={tiny_models / 'dinov2'}")(images()), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_a_transformers_model_that_is_not_there(tmp_path):
+def test_missing_transformers_model_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"transformers could not load .*save_pretrained"):
         extractor(f"dinov2={tmp_path}")
 
 
-def test_saved_statistics_come_back_and_know_their_features(tmp_path):
+def test_saved_statistics_are_read_back_with_the_name_of_their_features(tmp_path):
     pixels, made = extractor("pixels"), Reference(torch.rand(192).double(), torch.eye(192).double(), torch.rand(5, 192))
     save(tmp_path / "new" / "ref.npz", made, pixels)
     back = reference(str(tmp_path / "new" / "ref.npz"), pixels)
@@ -125,7 +125,7 @@ def test_saved_statistics_come_back_and_know_their_features(tmp_path):
         save(tmp_path / "file" / "ref.npz", made, pixels)
 
 
-def test_statistics_as_edm_and_adm_store_them(tmp_path):
+def test_statistics_in_the_formats_of_edm_and_adm(tmp_path):
     mu, sigma = np.random.RandomState(0).rand(4).astype(np.float32), np.eye(4, dtype=np.float32)
     np.savez(tmp_path / "edm.npz", mu=mu, sigma=sigma)
     np.savez(tmp_path / "adm.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8), mu=mu, sigma=sigma, mu_s=mu, sigma_s=sigma)
@@ -135,7 +135,7 @@ def test_statistics_as_edm_and_adm_store_them(tmp_path):
         assert found.features is None
 
 
-def test_clean_fids_own_statistics(tmp_path, monkeypatch):
+def test_named_statistics_of_clean_fid(tmp_path, monkeypatch):
     import cleanfid
 
     monkeypatch.setattr(cleanfid, "__file__", str(tmp_path / "__init__.py"))
@@ -181,7 +181,7 @@ def test_reference_from_npz_folder_and_pocket(tmp_path, pocket_weights):
     torch.testing.assert_close(mean, teachers.pocket.reference()[0])
 
 
-def test_bad_references_are_refused(tmp_path, pocket_weights):
+def test_unusable_references_are_errors(tmp_path, pocket_weights):
     pixels = extractor("pixels")
     with pytest.raises(ValueError, match="choose --features pocket"):
         reference("pocket", pixels)
@@ -197,5 +197,5 @@ def test_bad_references_are_refused(tmp_path, pocket_weights):
     with pytest.raises(ValueError, match=r"want \(D,\) and \(D, D\)"):
         reference(str(tmp_path / "flat.npz"), pixels)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds 0 images"):
+    with pytest.raises(ValueError, match="contains 0 images"):
         reference(str(tmp_path / "empty"), pixels)

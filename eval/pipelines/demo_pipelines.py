@@ -1,0 +1,143 @@
+"""The pipelines of the demo: a teacher and its students, loaded together and called with the same noise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
+from eval.pipelines.latency import timed
+from eval.pipelines.machine import PRECISIONS
+from eval.pipelines.runs import read_run, same, teacher_folder
+
+MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
+MAX_PROMPT_LENGTH = 1000  # characters
+MAX_TEACHER_STEPS = 4  # times the teacher's default number of steps
+EXAMPLES = ("a photo of an ankle boot", "a picture of a dress", "one bag, front view")  # prompts of the pocket teacher
+
+
+@dataclass(frozen=True)
+class TimedImage:
+    """A generated image and its cost.
+
+    Attributes:
+        image: The image, magnified for display.
+        steps: Denoising steps of the call.
+        evaluations: Network evaluations, counted.
+        milliseconds: Time of the pipeline call.
+    """
+
+    image: Image.Image
+    steps: int
+    evaluations: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class DemoPipeline:
+    """A loaded pipeline with its call arguments.
+
+    Attributes:
+        name: The heading on the page.
+        pipe: The pipeline.
+        calls: Call arguments by number of steps.
+        is_teacher: Whether any number of steps is allowed; `calls` then has the default one.
+    """
+
+    name: str
+    pipe: Pipeline
+    calls: dict[int, dict[str, Any]]
+    is_teacher: bool = False
+
+    def call(self, num_steps: int) -> tuple[int, dict[str, Any]]:
+        """The available number of steps nearest to `num_steps`, and the call arguments for it."""
+        if self.is_teacher:
+            default = next(iter(self.calls.values()))
+            # An explicit time grid is valid for the default number of steps only.
+            dropped = {"timesteps", "sigmas"} if num_steps not in self.calls else set()
+            call = {k: v for k, v in default.items() if k not in dropped}
+            return num_steps, call | {"num_inference_steps": num_steps}
+        nearest = min(self.calls, key=lambda steps: (abs(steps - num_steps), steps))
+        return nearest, self.calls[nearest]
+
+
+class Demo:
+    """The teacher of the runs and the students, loaded and warmed up.
+
+    A pipeline without a distill.json is shown like a student. If all are such pipelines, there is no teacher.
+
+    Args:
+        runs: Finished runs or pipeline folders.
+        device: The device of all pipelines.
+        precision: A key of `PRECISIONS`.
+
+    Attributes:
+        pipelines: The teacher first, then the students.
+        teacher_steps: The teacher's default number of steps, 0 without a teacher.
+        student_steps: The numbers of steps that students were exported for.
+        takes_prompt: Whether the pipelines take a prompt or a class label.
+        is_pocket: Whether a run was distilled from the pocket teacher.
+
+    Raises:
+        ValueError: If a run cannot be read or the runs have different teachers.
+    """
+
+    def __init__(self, runs: Sequence[Path], device: torch.device, precision: str) -> None:
+        students, dtype, self.device = [read_run(run) for run in runs], PRECISIONS[precision], device
+        self.pipelines: list[DemoPipeline] = []
+        self.teacher_steps = 0
+        default = next((run.teacher_call for run in students if run.teacher_call is not None), None)
+        if default is not None:
+            self.teacher_steps = default["num_inference_steps"]
+            pipe = load_pipeline(teacher_folder(same(students, "teacher")), device, dtype)
+            self.pipelines.append(DemoPipeline("teacher", pipe, {self.teacher_steps: default}, is_teacher=True))
+        for run in students:
+            calls = {entry["num_steps"]: entry["call"] for entry in run.calls}
+            self.pipelines.append(DemoPipeline(run.name, load_pipeline(run.folder, device, dtype), calls))
+        self.takes_prompt = bool(parameters(type(self.pipelines[0].pipe)) & {"prompt", "class_labels"})
+        self.student_steps = sorted({entry["num_steps"] for run in students for entry in run.calls})
+        self.is_pocket = any(run.teacher == "pocket" for run in students)
+        for pipeline in self.pipelines:  # warm-up
+            self._generate(pipeline, EXAMPLES[0] if self.is_pocket else "0", 0, 1)
+
+    def generate(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[TimedImage]:
+        """Generate an image with each pipeline, in the order of `pipelines`.
+
+        Args:
+            prompt: The prompt; ignored if the pipelines take none.
+            seed: Seed of the noise.
+            num_steps: Steps of the students; each uses the nearest number that it supports.
+            teacher_steps: Steps of the teacher.
+
+        Raises:
+            ValueError: If the prompt is empty or too long, or a number of steps is out of range.
+        """
+        if self.takes_prompt and not prompt.strip():
+            raise ValueError("the prompt is empty; describe an image")
+        if len(prompt) > MAX_PROMPT_LENGTH:
+            raise ValueError(f"the prompt must have at most {MAX_PROMPT_LENGTH:,} characters, got {len(prompt):,}")
+        most = MAX_TEACHER_STEPS * self.teacher_steps
+        if self.teacher_steps and not 1 <= teacher_steps <= most:
+            raise ValueError(f"the teacher's steps must be from 1 to {most}, got {teacher_steps}")
+        if num_steps < 1:
+            raise ValueError(f"the students' steps must be at least 1, got {num_steps}")
+        return [
+            self._generate(pipeline, prompt.strip(), seed, teacher_steps if pipeline.is_teacher else num_steps)
+            for pipeline in self.pipelines
+        ]
+
+    @torch.no_grad()
+    def _generate(self, pipeline: DemoPipeline, prompt: str, seed: int, num_steps: int) -> TimedImage:
+        steps, call = pipeline.call(num_steps)
+        torch.manual_seed(seed % 2**63)  # some pipelines take the noise of later steps from the global generator
+        call_arguments = arguments(pipeline.pipe, call, [prompt] if self.takes_prompt else None, [0], seed)
+        with counted(pipeline.pipe) as count:
+            output, seconds = timed(lambda: pipeline.pipe(**call_arguments), self.device)
+        pixels = (images_of(output)[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        image = Image.fromarray(pixels)
+        factor = max(1, -(-MIN_DISPLAY_SIZE // max(image.size)))
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        return TimedImage(image, steps, count.evaluations, seconds * 1000)
