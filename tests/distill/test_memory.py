@@ -71,7 +71,7 @@ def test_a_checkpoint_holds_adapters_and_not_the_base(recipe):
     train(run)
     saved = checkpoint.load_newest(run.folder / "checkpoints")
     assert {name.split(".")[0] for name in saved.weights} == {"student", "fake_score", "discriminator"}
-    assert {name.split(".")[1] for name in saved.ema} == {"low_rank", "clocks"}
+    assert {name.split(".")[1] for name in saved.ema} == {"low_rank", "time_layers"}
     base = StableDiffusion.load(run.teacher.path, torch.device("cpu")).denoiser
     assert sum(x.numel() for x in saved.ema.values()) < 0.5 * sum(p.numel() for p in base.parameters())
 
