@@ -103,8 +103,8 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine, teacher: 
         engine.print(f"resuming {folder} at step {state.step}")
     else:
         state.seconds = preparing  # encoding and teacher pairs are part of the cost
-    for note in state.distiller.notes():
-        engine.print(note)
+    for message in state.distiller.startup_messages():
+        engine.print(message)
     monitor = build_monitor(recipe, teacher, dataset, engine)
     history = JsonlLog(folder / "history.jsonl", state.step)
     if settings.shard_teacher and settings.steps:

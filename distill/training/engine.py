@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill.config.recipe import TrainRecipe
-from distill.methods import compiling as compiled
+from distill.methods import compiling
 from distill.methods.base import Distiller
 from distill.training.guard import Watchdog
 from teachers.core.denoiser import Denoiser
@@ -61,7 +61,7 @@ class Engine:
         if settings.channels_last:
             self.refuse_sharding("train.channels_last=true")
         if settings.compile != "none":
-            compiled.start(self.device)
+            compiling.check_compiler(self.device)
         micro = settings.batch_size // settings.accumulation
         if micro % self.world_size:
             raise ValueError(
@@ -113,7 +113,7 @@ class Engine:
         if self._compile != "none":
             for module in (distiller.teacher.denoiser, *trained.values()):
                 if isinstance(module, Denoiser):
-                    compiled.compile_network(unwrap(module.network), self._compile)
+                    compiling.compile_network(unwrap(module.network), self._compile)
         if self.sharding is None:
             return self.accelerator.prepare(distiller)
         self._spare = copy.deepcopy(ema).cpu() if self.is_main else None

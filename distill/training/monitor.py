@@ -132,7 +132,7 @@ class Monitor:
 
         Every process that has a monitor calls it; the one that writes tells the screen and the `trackers`.
         """
-        times = distiller.candidate_times()[0]
+        times = distiller.sampling_schedules()[0]
         counts = distiller.step_counts(times)
         distances = {f"{n}": self.distance(ema, times[:n]) for n in counts}
         rows = {f"student, {n} steps": (ema, times[:n]) for n in counts}
@@ -152,7 +152,7 @@ class Monitor:
 
     def best_times(self, distiller: Distiller, ema: Denoiser) -> list[float]:
         """The candidate times with the smallest held-out distance; the first where there is no choice."""
-        candidates = distiller.candidate_times()
+        candidates = distiller.sampling_schedules()
         if len(candidates) == 1:
             return candidates[0]
         asked = tqdm(candidates, desc="choosing the second step's time", disable=not self.writes)

@@ -143,7 +143,7 @@ def test_karras_noise_levels_are_uniform_on_karras_grid():
 def test_several_steps_simulate_their_own_input():
     """At step k the student sees what it makes itself from pure noise; only the last evaluation has a gradient."""
     method = distiller(timesteps=(999, 749, 499, 249))
-    assert method.candidate_times() == [method.times] and len(method.times) == 4
+    assert method.sampling_schedules() == [method.times] and len(method.times) == 4
     depths = set()
     for key in range(40):
         inputs = []

@@ -57,7 +57,7 @@ def test_its_student_is_exported_as_scms_is(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     rcm = RCM(teacher, 2.0, RCMOptions())
     assert rcm.student.time_scale and rcm.student.max_angle and rcm.fake_score.time_scale is None
-    assert rcm.candidate_times() == SCM(teacher, 2.0, SCMOptions()).candidate_times()
+    assert rcm.sampling_schedules() == SCM(teacher, 2.0, SCMOptions()).sampling_schedules()
     assert rcm.step_counts([1.5, 0.8]) == (1, 2) and rcm.needs_latents(rcm.options)
 
 

@@ -306,7 +306,7 @@ def test_a_student_with_embedded_guidance_in_stock_diffusers(text_pipeline, tmp_
     scm = SCM(teacher, 2.0, SCMOptions(guidances=(1.5, 4.0)))
     with torch.no_grad():
         scm.student.network.time_embedding.cond_proj.weight.normal_(std=0.3)
-    times = scm.candidate_times()[0][:1]
+    times = scm.sampling_schedules()[0][:1]
     save_pipeline(teacher.pipeline(scm.student, times), tmp_path / "student")
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
     stock.set_progress_bar_config(disable=True)
