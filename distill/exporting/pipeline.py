@@ -73,7 +73,7 @@ def export_student(
     Returns:
         The pipeline's folder.
     """
-    times = monitor.best_times(state.distiller, state.ema) if monitor else []
+    times = monitor.select_schedule(state.distiller, state.ema) if monitor else []
     student = engine.unsharded(state.ema)
     if not engine.is_main:
         return recipe.folder / "pipeline"

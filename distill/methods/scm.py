@@ -163,9 +163,8 @@ class SCM(Distiller):
         """
         mean, std = self.options.proposal
         tau = mean + std * math.sqrt(2) * torch.erfinv((2 * batch.rng.uniform() - 1).clamp(-0.9999, 0.9999))
-        return torch.atan(torch.exp(tau)).clamp(
-            self.student.path.t_min + TIME_MARGIN, self.student.path.t_max - TIME_MARGIN
-        )
+        path = self.student.path
+        return torch.atan(torch.exp(tau)).clamp(path.t_min + TIME_MARGIN, path.t_max - TIME_MARGIN)
 
     def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """The consistency loss [8], or the adaptation loss in the first `adaptation_steps` steps."""

@@ -12,27 +12,27 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
     Args:
         module: The module to run in every process.
         arguments: Its command line.
-        config: accelerate's configuration file; None: its default one.
-        processes: How many processes; None: what the configuration says.
+        config: accelerate's configuration file; None: its default configuration.
+        processes: Number of processes; None: the number in the configuration.
 
     Returns:
-        The exit code: 0, 2 after an error that the processes printed, or 1.
+        The exit code: 0; 2 if a process ended with a user error; 130 after a signal; else 1.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ["PYTHONSAFEPATH"] = "1"  # nothing in the working directory shadows this package in the child processes
-    words = ["--config_file", str(config)] if config else []
-    words += ["--num_processes", str(processes)] if processes else []
-    parsed = launch_command_parser().parse_args([*words, "--quiet", "--module", module, *arguments])
+    os.environ["PYTHONSAFEPATH"] = "1"  # files in the working directory must not shadow packages
+    options = ["--config_file", str(config)] if config else []
+    options += ["--num_processes", str(processes)] if processes else []
+    parsed = launch_command_parser().parse_args([*options, "--quiet", "--module", module, *arguments])
     try:
         launch_command(parsed)
-    except ChildFailedError as error:  # the failed process has printed why
+    except ChildFailedError as error:  # the failed process has printed its error
         return 2 if any(failure.exitcode == 2 for failure in error.failures.values()) else 1
     except SignalException as error:
         print(f"stopped by {error.sigval.name}; run the same command again to continue", file=sys.stderr)
         return 130
-    except SystemExit as error:  # --quiet: a single process failed, and has printed why
+    except SystemExit as error:  # with --quiet a single failed process ends this way; it has printed its error
         return 2 if error.code else 0
     return 0
