@@ -58,7 +58,7 @@ class HFImages(Images):
         origin = digest(stamps) if files else digest(source, revision)
         self._source_key = digest(origin, self.image, self.caption, length)
         self.content_key = digest(self._source_key, limit)
-        identity = [_file_identity(file) for file in files] or [source, length]
+        identity: list[Any] = [_file_identity(file) for file in files] or [source, length]
         self.fingerprint_parts = [self.image, self.caption, limit, identity]
 
     def blocks(self, size: int) -> Iterator[Block]:
@@ -156,8 +156,8 @@ def readable_errors(source: str) -> Iterator[None]:
         names, text = {type(link).__name__ for link in chain}, " ".join(" ".join(map(str, chain)).split())
         if "DatasetNotFoundError" in names:
             raise ValueError(
-                f"data.images {source} is neither a folder nor a public dataset on the Hub: check the spelling, or log in "
-                "(hf auth login) if the dataset is private or gated"
+                f"data.images {source} is neither a folder nor a public dataset on the Hub: check the spelling, or "
+                "log in (hf auth login) if the dataset is private or gated"
             ) from error
         if not _files(source) and (any(isinstance(e, ConnectionError) for e in chain) or "connect" in text.lower()):
             raise ValueError(

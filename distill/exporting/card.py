@@ -67,8 +67,8 @@ def model_card(record: dict[str, Any], pipeline: str, scheduler: str, teacher: T
         )
     elif guidance:
         guidance_note = (
-            f"\nThe teacher's guidance {guidance:g} is part of the weights, and this pipeline class applies guidance by "
-            "default: **keep `guidance_scale=1.0` in the call**, as above.\n"
+            f"\nThe teacher's guidance {guidance:g} is part of the weights, and this pipeline class applies guidance "
+            "by default: **keep `guidance_scale=1.0` in the call**, as above.\n"
         )
     steps_note = (
         "The scheduler raises an error for more steps than the student was distilled for."

@@ -113,5 +113,5 @@ def _reason(error: Exception, name: str) -> str:
         return f"you have no permission to write to {name} on the Hub: log in with a write token (hf auth login)"
     text = re.sub(r"hf_\w+", "hf_...", " ".join(str(error).split()))
     if isinstance(error, ConnectionError | httpx.TransportError) or "connect" in text.lower():
-        return f"the Hub cannot be reached, so {name} was not uploaded; run the same command again with a network connection"
+        return f"the Hub cannot be reached, so {name} was not uploaded; run the command again with a network connection"
     return f"{name} could not be uploaded to the Hub: {type(error).__name__}: {text[:200]}"

@@ -124,8 +124,8 @@ class SCM(Distiller):
         drift, guidances = self.options.drift, self.options.guidances
         if drift == "data" and (guidances or (self.guidance != 1.0 and self.teacher.guided)):
             raise ValueError(
-                "with method.drift=data (sCT) teacher.guidance must be 1.0 and method.guidances empty, because the loss "
-                f"does not use the teacher; got {self.guidance} and {list(guidances)}"
+                "with method.drift=data (sCT) teacher.guidance must be 1.0 and method.guidances empty, because the "
+                f"loss does not use the teacher; got {self.guidance} and {list(guidances)}"
             )
         if guidances and not min(guidances) <= self.guidance <= max(guidances):
             raise ValueError(

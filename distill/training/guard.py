@@ -131,8 +131,8 @@ class NonFiniteGuard:
                 check_data = ", or check the data and the teacher" if bad_loss else ""
                 raise ValueError(
                     f"gradients of phase {phase} were not finite in {self.limit} consecutive steps (up to step {step}: "
-                    f"{reason}); the weights are unchanged since then. Lower optimizers.{phase}.lr{check_data}, and run "
-                    "again to continue from the last checkpoint"
+                    f"{reason}); none of them changed the weights. Lower optimizers.{phase}.lr{check_data}, and run again "
+                    "to continue from the last checkpoint"
                 )
         self._pending.clear()
 
