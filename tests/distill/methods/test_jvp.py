@@ -1,4 +1,4 @@
-"""`distill.methods.jvp` against float64 differences and PyTorch's forward mode, on rules and on networks of each family."""
+"""`distill.methods.jvp` against float64 differences and PyTorch's forward mode, for rules and for networks."""
 
 import sys
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distill.methods import jvp as module
-from distill.methods import jvp_rules as tangent_rules
-from distill.methods.discriminator import middle, tokens
+from distill.methods import jvp as jvp_module
+from distill.methods import jvp_rules
+from distill.methods.discriminator import middle_block, tokens
 from distill.methods.jvp import finite_difference, jvp, jvp_flash, tangent
 
 Build = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, tuple[int, ...]]]
@@ -102,7 +102,7 @@ def _build(name: str) -> tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, .
     make, shape, conditions = NETWORKS[name]
     network = make().double().eval()
     with torch.no_grad():
-        for parameter in network.parameters():  # freshly made ones end in zeros, which would hide mistakes
+        for parameter in network.parameters():  # newly initialised networks end in zeros, which would hide errors
             parameter.add_(0.2 * torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
     cond = {key: torch.randn(size).double() for key, size in conditions.items()}
     if name == "dit":
@@ -125,7 +125,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture
 def float64_inside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """diffusers embeds times and takes RMS norms in float32 whatever the network: too coarse for a difference."""
+    """Replaces diffusers' float32 time embeddings and RMS norms by float64: float32 is too coarse for a difference."""
     original = Tensor.to
 
     def to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -137,15 +137,15 @@ def float64_inside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks(name: str, float64_inside: pytest.MonkeyPatch) -> None:
+def test_derivatives_of_networks(name: str, float64_inside: pytest.MonkeyPatch) -> None:
     network, function, primals, tangents = _build(name)
     with torch.no_grad():
-        plain = function(*primals)
+        eager = function(*primals)
     value, derivative = jvp(function, primals, tangents)
     _, expected = finite_difference(function, primals, tangents, step=1e-6)
-    assert _error(value, plain) < 1e-6
+    assert _error(value, eager) < 1e-6
     assert _error(derivative, expected) < 1e-6
-    for primal in range(2):  # neither direction hides behind the other
+    for primal in range(2):  # both directions contribute
         one = tuple(d if i == primal else torch.zeros_like(d) for i, d in enumerate(tangents))
         assert jvp(function, primals, one)[1].norm() > 1e-3 * derivative.norm()
 
@@ -158,28 +158,28 @@ def test_networks(name: str, float64_inside: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_network_against_func_jvp(channels_last: bool) -> None:
+def test_network_against_torch_func(channels_last: bool) -> None:
     network, function, primals, tangents = _build("unet_condition")
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         expected = torch.func.jvp(function, primals, tangents)
     if channels_last:
         network.to(memory_format=torch.channels_last)
         primals = primals[0].to(memory_format=torch.channels_last), primals[1]
-    for found, wanted in zip(jvp(function, primals, tangents), expected, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    for actual, desired in zip(jvp(function, primals, tangents), expected, strict=True):
+        torch.testing.assert_close(actual, desired, atol=1e-6, rtol=1e-6)
 
 
-def test_old_attention_processor_and_checkpointing() -> None:
+def test_any_attention_processor_and_checkpointing_give_the_same_result() -> None:
     network, function, primals, tangents = _build("unet_condition")
     expected = jvp(function, primals, tangents)
     network.set_attn_processor({name: AttnProcessor() for name in network.attn_processors})
     network.enable_gradient_checkpointing()
     network.train()
-    for found, wanted in zip(jvp(function, primals, tangents), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+    for actual, desired in zip(jvp(function, primals, tangents), expected, strict=True):
+        torch.testing.assert_close(actual, desired)
 
 
-def test_records_no_gradient() -> None:
+def test_no_gradient_is_recorded() -> None:
     network, function, primals, tangents = _build("unet_condition")
     function(*primals).mean().backward()
     before = [p.grad.clone() for p in network.parameters() if p.grad is not None]
@@ -188,23 +188,25 @@ def test_records_no_gradient() -> None:
     assert not value.requires_grad and not derivative.requires_grad
     after = [p.grad for p in network.parameters() if p.grad is not None]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert function(*primals).requires_grad  # and the ordinary forward still does
+    assert function(*primals).requires_grad  # an ordinary forward pass still does
 
 
-def test_autocast_and_dtypes() -> None:
+def test_autocast_is_off_inside() -> None:
     network, function, primals, tangents = _build("unet_condition")
     network.float()
     primals, tangents = (tuple(x.float() for x in xs) for xs in (primals, tangents))
     expected = jvp(function, primals, tangents)
     with torch.autocast("cpu", torch.bfloat16):
-        found = jvp(function, primals, tuple(d.double() for d in tangents))  # a tangent takes its primal's type
+        found = jvp(
+            function, primals, tuple(d.double() for d in tangents)
+        )  # converted to the primal's type
         difference = finite_difference(function, primals, tangents)
-        assert function(*primals).dtype == torch.bfloat16  # autocast is back on
+        assert function(*primals).dtype == torch.bfloat16  # autocast is active again
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert difference[1].dtype == torch.float32 and _error(difference[1], expected[1]) < 1e-2
 
 
-def test_expanded_and_constant() -> None:
+def test_expanded_primals_and_constant_outputs() -> None:
     x, d = torch.tensor(2.0).expand(3), torch.tensor(0.5).expand(3)
     value, derivative = jvp(lambda a: a.clone().mul_(a), (x,), (d,))
     torch.testing.assert_close((value, derivative), (torch.full((3,), 4.0), torch.full((3,), 2.0)))
@@ -219,12 +221,12 @@ def _randn(*shape: int) -> Tensor:
 
 
 def _check(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
-    """Our forward mode against PyTorch's, on random points and directions."""
+    """Compare the rules with PyTorch's forward mode at random points and directions."""
     primals, tangents = (tuple(_randn(*shape) for shape in shapes) for _ in range(2))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         expected = torch.func.jvp(function, primals, tangents)
-    for found, wanted in zip(jvp(function, primals, tangents), expected, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
+    for actual, desired in zip(jvp(function, primals, tangents), expected, strict=True):
+        torch.testing.assert_close(actual, desired, atol=1e-10, rtol=1e-10)
 
 
 X = (2, 6, 5, 5)
@@ -257,7 +259,7 @@ def test_elementwise_rules(name: str) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("size", [3, 12])  # the weight larger than the input, then smaller: two ways to do it
+@pytest.mark.parametrize("size", [3, 12])  # a weight larger and smaller than the input, which are computed differently
 def test_affine_rules(size: int, bias: bool) -> None:
     conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=bias).double()
     wide = nn.Conv2d(6, 32, 3, padding="same", dilation=2, bias=bias).double()
@@ -284,7 +286,7 @@ def test_norm_rules() -> None:
     def strided(copy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda x: group(copy(x.transpose(2, 3))) + instance(copy(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
-    primals, tangents = (_randn(*X),), (_randn(*X),)  # PyTorch fails on these unless they are made contiguous
+    primals, tangents = (_randn(*X),), (_randn(*X),)  # PyTorch's formula needs contiguous tensors here
     ours = jvp(strided(lambda x: x), primals, tangents)
     layout = jvp(strided(lambda x: x), *((x[0].to(memory_format=torch.channels_last),) for x in (primals, tangents)))
     for found in (ours, layout):
@@ -304,10 +306,10 @@ ATTENTION: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scores", [1, 13, 45, 10**6])  # a row at a time, some rows, some heads, everything
+@pytest.mark.parametrize("scores", [1, 13, 45, 10**6])  # blocks of one row, some rows, some heads, everything
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_rule(name: str, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tangent_rules, "SCORES_CPU", scores)
+    monkeypatch.setattr(jvp_rules, "BLOCK_SCORES_CPU", scores)
     options = ATTENTION[name]
     shapes = (2, 3, 4, 6), (2, 3, 5, 6), (2, 3, 5, 7)
     q, k, v = (_randn(*shape) for shape in shapes)
@@ -321,21 +323,21 @@ def test_attention_rule(name: str, scores: int, monkeypatch: pytest.MonkeyPatch)
     _check(lambda q, k, v: attention(*(x.transpose(1, 2) for x in (q, k, v)), **options), *strided)
 
 
-def test_attention_rule_corners() -> None:
+def test_attention_rule_special_cases() -> None:
     attention, shape = F.scaled_dot_product_attention, (2, 4, 5, 6)
     _check(lambda q, k, v: attention(q, k, v, enable_gqa=True), shape, (2, 2, 3, 6), (2, 2, 3, 6))
     _check(attention, (5, 6), (4, 6), (4, 6))
     _check(attention, shape, (1, 4, 3, 6), (4, 3, 6))
-    blind = torch.ones(5, 5, dtype=torch.bool)
-    blind[2] = False
-    value, derivative = jvp(lambda q: attention(q, q, q, attn_mask=blind), (_randn(*shape),), (_randn(*shape),))
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    mask[2] = False
+    value, derivative = jvp(lambda q: attention(q, q, q, attn_mask=mask), (_randn(*shape),), (_randn(*shape),))
     assert value.isfinite().all() and derivative.isfinite().all()
     assert not value[:, :, 2].any() and not derivative[:, :, 2].any()
     with pytest.raises(ValueError, match="eval mode"):
         jvp(lambda q: attention(q, q, q, dropout_p=0.1), (_randn(*shape),), (_randn(*shape),))
 
 
-def test_dual_parameters_fall_back() -> None:
+def test_dual_parameters_use_pytorchs_formulas() -> None:
     _check(lambda x, w, b: F.conv2d(x, w, b, padding=1), X, (4, 6, 3, 3), (4,))
     _check(lambda x, w, b: F.linear(x, w, b) * F.layer_norm(x, (5,), b, b) * F.rms_norm(x, (5,), b), X, (5, 5), (5,))
     _check(lambda x, w: F.group_norm(x, 2, w, w), X, (6,))
@@ -362,9 +364,9 @@ def test_finite_difference() -> None:
     assert half[1].dtype == torch.float32 and _error(half[1], exact[1]) < 2e-3
 
 
-def test_tangent_by_name() -> None:
+def test_tangents_are_chosen_by_name() -> None:
     assert tangent()[0] is tangent("auto")[0] is jvp and tangent("finite_difference")[0] is finite_difference
-    assert "no CUDA device" in tangent()[1] and "as asked" in tangent("jvp")[1]
+    assert "no CUDA device" in tangent()[1] and "from the recipe" in tangent("jvp")[1]
     with pytest.raises(ValueError, match="finite_difference"):
         tangent("backward")
     with pytest.raises(ValueError, match="CUDA"):
@@ -372,18 +374,18 @@ def test_tangent_by_name() -> None:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_auto_takes_the_fused_kernel_where_it_is_installed(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object() if installed else None)
-    function, why = tangent("auto", "cuda")
+def test_auto_uses_the_fused_kernel_if_it_is_installed(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jvp_module.importlib.util, "find_spec", lambda name: object() if installed else None)
+    function, message = tangent("auto", "cuda")
     assert function is (jvp_flash if installed else jvp)
-    assert "jvp-flash-attention" in why
+    assert "jvp-flash-attention" in message
     if not installed:
         with pytest.raises(ValueError, match="pip install"):
             tangent("jvp_flash", "cuda")
 
 
-def test_fused_attention_is_called_where_it_fits_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel itself needs a GPU; here its calling convention is played by plain PyTorch."""
+def test_fused_attention_is_used_only_for_supported_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel needs a GPU; a PyTorch function with its signature replaces it here."""
     calls: list[tuple[int, ...]] = []
 
     class JVPAttn:
@@ -418,13 +420,13 @@ def test_fused_attention_is_called_where_it_fits_and_nowhere_else(monkeypatch: p
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_middle_of_each_network_gives_tokens_to_a_discriminator(name: str) -> None:
-    """`distill.methods.discriminator` on the same networks: (B, N, C) that follow the image, not the text alone."""
+def test_middle_block_of_each_network_gives_feature_tokens(name: str) -> None:
+    """`distill.methods.discriminator` on the same networks: tokens (B, N, C) that depend on the image."""
     network, function, (x, t), _ = _build(name)
-    found: list[Tensor] = []
-    hook = middle(network).register_forward_hook(lambda module, args, output: found.append(tokens(output)))
+    outputs: list[Tensor] = []
+    hook = middle_block(network).register_forward_hook(lambda module, args, output: outputs.append(tokens(output)))
     with torch.no_grad():
         function(x, t), function(x + 0.1, t)
     hook.remove()
-    assert found[0].ndim == 3 and found[0].shape[0] == 2
-    assert not torch.allclose(found[0], found[1])
+    assert outputs[0].ndim == 3 and outputs[0].shape[0] == 2
+    assert not torch.allclose(outputs[0], outputs[1])
