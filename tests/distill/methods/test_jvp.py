@@ -197,9 +197,7 @@ def test_autocast_is_off_inside() -> None:
     primals, tangents = (tuple(x.float() for x in xs) for xs in (primals, tangents))
     expected = jvp(function, primals, tangents)
     with torch.autocast("cpu", torch.bfloat16):
-        found = jvp(
-            function, primals, tuple(d.double() for d in tangents)
-        )  # converted to the primal's type
+        found = jvp(function, primals, tuple(d.double() for d in tangents))  # converted to the primal's type
         difference = finite_difference(function, primals, tangents)
         assert function(*primals).dtype == torch.bfloat16  # autocast is active again
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
