@@ -3,11 +3,13 @@
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 
 def run_with_kills(work: Callable[[], object], folder: Path) -> list[Path]:
@@ -28,6 +30,7 @@ def run_with_kills(work: Callable[[], object], folder: Path) -> list[Path]:
         child = os.fork()
         if not child:
             torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+            tqdm.set_lock(threading.RLock())  # the default lock is shared by processes, and a killed one may hold it
             work()
             os._exit(0)
         deadline = time.monotonic() + (0.05 * rng.random() if kills % 2 else 60)

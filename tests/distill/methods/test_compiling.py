@@ -85,6 +85,7 @@ def dit() -> DiTTransformer2DModel:
     ).eval()  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blocks", "networks"])
 def test_derivatives_and_features_of_a_compiled_network_are_those_of_the_eager_one(mode):
     """Compiled code contains neither derivative rules nor hooks, so both run without compilation."""

@@ -236,6 +236,7 @@ def test_discriminator_learns_the_log_density_ratio():
     assert (logits - torch.cos(t) * x[:, 0]).abs().mean() < 0.15
 
 
+@pytest.mark.slow
 def test_approximate_r1_is_the_squared_gradient():
     """Compared with the gradient penalty by autograd on the same discriminator."""
     method = distiller(gan_weight=1.0)
