@@ -149,7 +149,7 @@ class Watchdog(threading.Thread):
     exits or is killed. It does not notice a process that exists but does not run (suspended, or blocked in a system
     call), nor the loss of another machine; the remaining processes would then wait in a collective operation until its
     timeout. This thread covers these cases: every process increments a counter in the run's store and reads the
-    counters of the others. `tests/faults/test_processes.py` shows both.
+    counters of the others. `tests/faults/test_watchdog.py` shows both.
 
     Args:
         rank: This process.

@@ -81,14 +81,18 @@ def compare(cases: list[tuple[str, str]], steps: int, teacher: str, output: Path
     arguments = [f"{engine}-{method}" for engine, method in cases]
     command = [sys.executable, __file__, "--worker", "--steps", str(steps), "--teacher", teacher]
     command += ["--output", str(output), "--only", *arguments]
-    workers = [subprocess.Popen(command, env=os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    workers = [
+        subprocess.Popen(command, env=os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
     codes = [process.wait() for process in workers]
     if any(codes):
         raise ValueError(f"the two processes ended with {codes}")
     for method in dict.fromkeys(method for _, method in cases):
         run(f"one-{method}", method, [steps], teacher, output)
     return {
-        f"{engine}-{method}": largest_difference(losses(output / f"one-{method}"), losses(output / f"{engine}-{method}"))
+        f"{engine}-{method}": largest_difference(
+            losses(output / f"one-{method}"), losses(output / f"{engine}-{method}")
+        )
         for engine, method in cases
     }
 

@@ -49,7 +49,9 @@ def test_damaged_checkpoint_is_renamed_and_the_previous_one_used(tmp_path, name,
 def test_run_with_damaged_checkpoints_only_is_rejected(tmp_path):
     store(tmp_path, 1)
     (tmp_path / "00000001" / checkpoint.WEIGHTS).write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"00000001 is damaged \(weights.safetensors has changed since it was written\)"):
+    with pytest.raises(
+        ValueError, match=r"00000001 is damaged \(weights.safetensors has changed since it was written\)"
+    ):
         checkpoint.quarantine_damaged(tmp_path)
 
 

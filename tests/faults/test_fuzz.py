@@ -178,7 +178,9 @@ def files(folder: Path) -> set[Path]:
 def inside(sandbox):
     with pytest.MonkeyPatch.context() as patcher:
         patcher.chdir(sandbox / "a" / "b" / "inner")
-        patcher.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # a name with a slash is a dataset on the Hub
+        patcher.setattr(
+            huggingface_hub.constants, "HF_HUB_OFFLINE", True
+        )  # a name with a slash is a dataset on the Hub
         yield
 
 
