@@ -107,7 +107,7 @@ class ImageFolder(Images):
                 raise ValueError(f"{file} is not a readable image; remove it from the folder or repair it") from error
             if caption is None and captioned:
                 raise ValueError(
-                    f"{file} has no caption; write it to {caption_file.name} in the same folder or list it in metadata.jsonl"
+                    f"{file} has no caption; write it to {caption_file.name} in the same folder or to metadata.jsonl"
                 )
             self.rows.append(row)
         self.fingerprint_parts = [(row.caption, row.image) for row in self.rows]

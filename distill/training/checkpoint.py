@@ -136,7 +136,7 @@ def quarantine_damaged(folder: Path) -> None:
             shutil.rmtree(renamed, ignore_errors=True)
             path.replace(renamed)
             warnings.warn(
-                f"the checkpoint {path} is damaged ({damage}) and is renamed to {renamed.name}; the previous one is used",
+                f"the checkpoint {path} is damaged ({damage}); it becomes {renamed.name}, and the previous one is used",
                 stacklevel=2,
             )
 

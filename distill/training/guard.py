@@ -130,9 +130,9 @@ class NonFiniteGuard:
             if self._consecutive[phase] >= self.limit:
                 check_data = ", or check the data and the teacher" if bad_loss else ""
                 raise ValueError(
-                    f"gradients of phase {phase} were not finite in {self.limit} consecutive steps (up to step {step}: "
-                    f"{reason}); none of them changed the weights. Lower optimizers.{phase}.lr{check_data}, and run again "
-                    "to continue from the last checkpoint"
+                    f"gradients of phase {phase} were not finite in {self.limit} consecutive steps, up to step {step} "
+                    f"({reason}); none of them changed the weights. Lower optimizers.{phase}.lr{check_data}, and run "
+                    "again to continue from the last checkpoint"
                 )
         self._pending.clear()
 
