@@ -137,10 +137,9 @@ def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teach
         stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
         stock.register_modules(**parts)
     teacher.denoiser.to(dtype)
-    for module in (
-        resident_modules(teacher) if dtype == torch.float16 else ()
-    ):  # as in `load_pipeline`, which keeps them in float32 for bfloat16
-        nn.Module.to(module, dtype)  # diffusers' own method prints warnings
+    if dtype == torch.float16:  # as in `load_pipeline`, which keeps these modules in float32 for bfloat16
+        for module in resident_modules(teacher):
+            nn.Module.to(module, dtype)  # diffusers' own method prints warnings
     return teacher
 
 

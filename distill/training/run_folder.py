@@ -158,11 +158,11 @@ class JsonlLog:
         if not path.is_file():
             return
         lines = path.read_text(errors="replace").splitlines()
-        kept = [line for line in lines if start and _step(line) <= start]
-        self.last = max((_step(line) for line in kept), default=-1)
-        if kept != lines:
+        valid = [line for line in lines if start and _step(line) <= start]
+        self.last = max((_step(line) for line in valid), default=-1)
+        if valid != lines:
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.write_text("".join(f"{line}\n" for line in valid))
             temporary.replace(path)
 
     def append(self, record: dict[str, Any]) -> None:

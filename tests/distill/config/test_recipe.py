@@ -174,6 +174,7 @@ def test_missing_recipe_suggests_a_similar_name(recipe):
         load(recipe.with_name("recipee.yaml"))
 
 
+@pytest.mark.slow
 def test_command_prints_one_line_and_exits_with_2(recipe):
     done = subprocess.run(
         [sys.executable, "-m", "distill.train", str(recipe), "train.stepz=5"],

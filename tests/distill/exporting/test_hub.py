@@ -69,6 +69,7 @@ def test_run_folder_contains_its_recipe(recipe):
     assert load(run.folder / "recipe.yaml") == run
 
 
+@pytest.mark.slow
 def test_stopped_run_is_exported_from_its_newest_checkpoint_and_can_continue(stopped, recipe, monkeypatch):
     moved = stopped.folder.rename(stopped.folder.with_name("moved"))
     pipeline = export_run(moved)
@@ -85,6 +86,7 @@ def test_stopped_run_is_exported_from_its_newest_checkpoint_and_can_continue(sto
     assert export_run(moved / "pipeline") == moved / "pipeline"
 
 
+@pytest.mark.slow
 def test_failed_export_keeps_the_previous_pipeline(stopped, monkeypatch):
     pipeline = export_run(stopped.folder)
     train(load(stopped.folder / "recipe.yaml", ["train.steps=3"]))
@@ -147,6 +149,7 @@ def run_command(run, *, name=None, private=False, report=None):
     export_and_push(run, name, private, report)
 
 
+@pytest.mark.slow
 def test_uploaded_card_contains_the_evaluation(finished, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jobs, "FEW_STEPS", (1,))
     report = compare([finished], tmp_path / "runs" / "report", samples=4, batch_size=4, command="python -m eval")

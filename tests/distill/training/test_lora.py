@@ -32,6 +32,7 @@ def test_resumed_run_is_bitwise_identical(lora_recipe, method):
         assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
+@pytest.mark.slow
 def test_checkpoint_contains_adapters_without_the_base(lora_recipe):
     run = lora_recipe("dmd", "train.steps=2")
     train(run)
@@ -70,6 +71,7 @@ def sample_images(pipe, call):
     return torch.from_numpy(pipe("a coat", output_type="np", generator=generator, **call).images)
 
 
+@pytest.mark.slow
 def test_zero_steps_export_the_teacher(lora_recipe):
     run = lora_recipe("dmd", "train.steps=0", "teacher.precision=float32")
     exported = load_file(train(run) / "unet" / "diffusion_pytorch_model.safetensors")
