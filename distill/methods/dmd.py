@@ -160,8 +160,6 @@ class DMD(Distiller):
         sigma = (low ** (1 / rho) + fraction * (high ** (1 / rho) - low ** (1 / rho))) ** rho
         return torch.atan(sigma / path.sigma_data).clamp(path.t_min, path.t_max).float()
 
-    # --- the student --------------------------------------------------------------------------------------------------
-
     def student_phase(self, batch: Batch) -> tuple[Tensor, Logs]:
         """The student's loss: distribution matching [7], plus the optional GAN (4.3) and regression [9] losses."""
         x = self.generate(batch)
@@ -229,8 +227,6 @@ class DMD(Distiller):
         with torch.no_grad():
             target = self.teacher.decode(endpoint)
         return self.lpips(self.teacher.decode(x), target).mean()
-
-    # --- the fake score and the discriminator -------------------------------------------------------------------------
 
     def fake_score_phase(self, batch: Batch) -> tuple[Tensor, Logs]:
         """The fake score's denoising loss on the student's samples [6], plus the discriminator's loss (4.3)."""

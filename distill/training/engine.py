@@ -6,9 +6,8 @@ of accelerate's configuration. It is called directly because accelerate prepares
 """
 
 import copy
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -17,16 +16,16 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill.config.recipe import TrainRecipe
 from distill.methods import compiling
 from distill.methods.base import Distiller
 from distill.training.guard import Watchdog
+from distill.training.sharding import local_shard, shard, sharding_options, without_variable
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import unwrap
 
@@ -57,11 +56,11 @@ class Engine:
     """
 
     def __init__(self, settings: TrainRecipe, folder: Path) -> None:
-        self.sharding = _sharding(settings)
+        self.sharding = sharding_options(settings)
         # accelerate keeps the first precision, but one interpreter may train several recipes.
         AcceleratorState._reset_state()
         GradientState._reset_state()
-        with _without("ACCELERATE_USE_FSDP"):
+        with without_variable("ACCELERATE_USE_FSDP"):
             self.accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(),  # schedules are float64, which Apple's GPUs lack
                 mixed_precision=settings.precision,
@@ -153,18 +152,7 @@ class Engine:
     def shard(self, network: nn.Module) -> FSDPModule:
         """Shard `network` over all processes: each of its blocks, then the rest."""
         assert self.sharding is not None
-        names = self.sharding.transformer_cls_names_to_wrap or getattr(network, "_no_split_modules", None) or ()
-        options = {
-            "mesh": init_device_mesh(self.device.type, (self.world_size,)),
-            "reshard_after_forward": self.sharding.reshard_after_forward,
-            "offload_policy": self.sharding.cpu_offload,
-        }
-        for block in reversed(list(network.modules())):
-            if block is not network and type(block).__name__ in names:
-                fully_shard(block, **options)
-        # The root is not resharded after forward (PyTorch's default): the backward pass of a discriminator starts at
-        # features inside the network and needs the root's parameters.
-        return fully_shard(network, **(options | {"reshard_after_forward": False}))
+        return shard(network, self.sharding, init_device_mesh(self.device.type, (self.world_size,)))
 
     def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """The context of one micro-batch: gradients are synchronised in the last micro-batch of a phase only."""
@@ -221,7 +209,7 @@ class Engine:
 
     def _local(self, tensors: list[Any]) -> list[Tensor]:
         """The local shards of `tensors`, or `tensors` if networks are not sharded."""
-        return [_local_shard(tensor) for tensor in tensors] if self._roots else tensors
+        return [local_shard(tensor) for tensor in tensors] if self._roots else tensors
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -299,43 +287,3 @@ class Engine:
                 raise ValueError(
                     f"the processes do not see the same {what}: output must be a folder that all machines share"
                 )
-
-
-def _sharding(settings: TrainRecipe) -> FullyShardedDataParallelPlugin | None:
-    """FSDP2's options in accelerate's configuration, None without FSDP; ValueError for unsupported configurations."""
-    on = {name for name in ("DEEPSPEED", "MEGATRON_LM", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
-    if on & {"DEEPSPEED", "MEGATRON_LM"}:
-        raise ValueError(
-            f"{' and '.join(sorted(on))} cannot train several networks with one optimizer each; "
-            "use recipes/accelerate/fsdp2.yaml or ddp.yaml"
-        )
-    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        raise ValueError(
-            "accelerate's dynamo_config compiles the whole method, and forward-mode derivatives cannot be compiled; "
-            "remove it from the configuration and set train.compile=blocks in the recipe"
-        )
-    if settings.precision == "fp16" and (not torch.cuda.is_available() or "FSDP" in on):
-        raise ValueError(
-            "train.precision=fp16 needs a GPU and cannot be combined with FSDP2; use train.precision=bf16 or no"
-        )
-    if settings.shard_teacher and "FSDP" not in on:
-        raise ValueError("train.shard_teacher needs FSDP2: use recipes/accelerate/fsdp2.yaml, or set it to false")
-    if "FSDP" not in on:
-        return None
-    if os.environ.get("FSDP_VERSION", "2") != "2":
-        raise ValueError("FSDP version 1 is not supported; set fsdp_version: 2")
-    return FullyShardedDataParallelPlugin(fsdp_version=2)
-
-
-@contextmanager
-def _without(name: str) -> Iterator[None]:
-    value = os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[name] = value
-
-
-def _local_shard(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

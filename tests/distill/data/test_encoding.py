@@ -11,16 +11,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from pyarrow import parquet
-from safetensors import SafetensorError
 from torchvision.transforms.v2 import functional as V
 
 from distill.config.recipe import DTYPES, DataRecipe, Recipe, TeacherRecipe
 from distill.data import encoding, shards
-from distill.data.batch_random import BatchRandom
-from distill.data.dataset import Dataset, Plan, plan, prepare
+from distill.data.dataset import Plan, plan, prepare
 from distill.data.encoding import Encoder
 from distill.data.images import Block, ImageFolder, Row
-from distill.data.shards import Table, compact, is_valid, write
 from teachers.families import latent
 from teachers.families.stable_diffusion import StableDiffusion
 from tests.faults.repeated_kills import run_with_kills
@@ -245,79 +242,3 @@ def test_dataset_without_readable_images_is_rejected(ready, tmp_path):
     images.blocks = lambda size: [Block("0", lambda: [Row("a", "b", b"not an image")])]
     with pytest.raises(ValueError, match="must have at least one readable image with a caption"):
         ready(images=images)
-
-
-def test_large_table_reads_rows_from_its_shards(monkeypatch):
-    parts = [{"a": torch.randn(n, 3), "b": torch.arange(n)} for n in (4, 1, 6)]
-    rows = torch.tensor([10, 0, 4, 3, 4, 5])
-    small = Table(parts, CPU)
-    monkeypatch.setattr(shards, "RESIDENT", 0)
-    large = Table(parts, CPU)
-    assert small.resident and not large.resident and len(large) == len(small) == 11
-    assert all(torch.equal(small.gather(rows)[key], large.gather(rows)[key]) for key in ("a", "b"))
-    assert torch.equal(large.gather(rows)["a"], torch.cat([part["a"] for part in parts])[rows])
-
-
-def test_rows_in_files_are_read_one_batch_ahead(monkeypatch):
-    monkeypatch.setattr(shards, "RESIDENT", 0)
-    data = Dataset(["a"], Table([{"x": torch.randn(9, 2)}], CPU), torch.arange(9))
-    calls = []
-
-    class CountingTable(Table):
-        def gather(self, rows):
-            calls.append(rows)
-            return super().gather(rows)
-
-    data.cond.__class__ = CountingTable
-    batches = data.micro_batches(BatchRandom((0, step), 0, 4, 4, CPU) for step in range(3))
-    first = next(batches)
-    for _ in range(500):  # the second batch is read in advance, the third is not
-        if len(calls) == 2:
-            break
-        time.sleep(0.01)
-    assert len(calls) == 2
-    for step, batch in enumerate([first, *batches]):
-        assert torch.equal(batch.cond["x"], data.batch(BatchRandom((0, step), 0, 4, 4, CPU)).cond["x"])
-
-
-def test_error_while_reading_ahead_is_raised_in_the_loop(monkeypatch):
-    monkeypatch.setattr(shards, "RESIDENT", 0)
-    data = Dataset(["a"], Table([{"x": torch.randn(3, 2)}], CPU), torch.tensor([5]))  # a row that does not exist
-    batches = data.micro_batches([BatchRandom((0,), 0, 4, 4, CPU)])
-    with pytest.raises(IndexError):
-        next(batches)
-
-
-def test_half_precision_is_stored_only_without_loss():
-    exact, other = torch.tensor([1.5, 1024.0]), torch.tensor([1.5, 832.3])
-    assert compact(exact, torch.bfloat16).dtype == torch.bfloat16
-    assert compact(other, torch.bfloat16).dtype == torch.float32
-    assert compact(torch.arange(3), torch.bfloat16).dtype == torch.int64
-
-
-def test_shard_with_another_key_or_too_few_rows_is_invalid(tmp_path):
-    file = tmp_path / "a.safetensors"
-    write(file, "key", {"x": torch.ones(3, dtype=torch.bfloat16)})
-    assert is_valid(file, "key", 3) and not is_valid(file, "other") and not is_valid(file, "key", 4)
-    assert not is_valid(tmp_path / "b.safetensors", "key")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
-
-
-def test_full_disk_is_an_error_and_old_temporary_files_are_removed(tmp_path, monkeypatch):
-    file = tmp_path / "a.safetensors"
-    (tmp_path / "a.999999.tmp").write_bytes(b"half a shard")
-    write(file, "key", {"x": torch.ones(3)})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
-
-    def full(*arguments, **options):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(shards, "save_file", full)
-    with pytest.raises(ValueError, match=r"cannot be written \(Error while serializing: .*No space left"):
-        write(file, "another", {"x": torch.ones(3)})
-    write(file, "key", {"x": torch.ones(3)})  # another run has written it in the meantime
-
-
-def test_methods_of_prompts_use_the_captions_of_images(tmp_path):
-    planned = plan(DataRecipe(images=str(write_images(tmp_path / "images", 3))), False, True)
-    assert planned.images is None and planned.captions == ["number 0", "number 1", "number 2"]

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from distill.data.batch import Batch
@@ -12,8 +11,6 @@ from distill.data.batch_random import BatchRandom
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import refit_time_embedding
-from teachers.core.sampling import sample
-from teachers.core.teacher import save_pipeline, select
 from teachers.core.trigflow import HALF_PI, Flow, VariancePreserving, add_noise, to_velocity, to_x0
 from teachers.families.analytic import Analytic, ExactDenoiser, Mixture
 from teachers.families.stable_diffusion import StableDiffusion
@@ -263,19 +260,6 @@ def test_training_from_data_does_not_use_the_teacher():
 
 
 @pytest.mark.parametrize(
-    ("options", "guidance", "message"),
-    [
-        ({"drift": "data"}, 2.0, "method.drift=data"),
-        ({"guidances": (3.0, 5.0)}, 2.0, "must be within method.guidances"),
-    ],
-)
-def test_options_that_do_not_fit_the_guidance_are_rejected(text_pipeline, options, guidance, message):
-    teacher = StableDiffusion.load(str(text_pipeline), CPU)
-    with pytest.raises(ValueError, match=message):
-        SCM(teacher, guidance, SCMOptions(**options))
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"second_times": (2.0,)}, "second_times must be below 1.5708"),
@@ -288,54 +272,3 @@ def test_options_that_do_not_fit_the_guidance_are_rejected(text_pipeline, option
 def test_options_check_themselves(options, message):
     with pytest.raises(ValueError, match=message):
         SCMOptions(**options)
-
-
-def test_sampled_guidance_scales_reach_teacher_and_student(text_pipeline):
-    """Each sample is distilled at its own scale, and the scale is an input of the student."""
-    teacher = StableDiffusion.load(str(text_pipeline), CPU)
-    scm = SCM(teacher, 2.0, SCMOptions(guidances=(1.5, 2.0, 4.0), adaptation_steps=2))
-    batch = Batch(
-        teacher.condition(["a coat"] * 16), BatchRandom(("g",), 0, 16, 16, CPU), torch.randn(16, *teacher.shape)
-    )
-    scales, cond = scm.sample_guidance(batch)
-    assert set(scales.tolist()) == {1.5, 2.0, 4.0}
-    expected = teacher.stock.get_guidance_scale_embedding(scales - 1, cond["timestep_cond"].shape[1])
-    assert torch.allclose(cond["timestep_cond"], expected, atol=1e-5)
-    x, t = torch.randn(16, *teacher.shape), torch.full((16,), 0.9)
-    together = teacher.velocity(x, t, batch.cond, scales)
-    for scale in (1.5, 2.0, 4.0):
-        rows = (scales == scale).nonzero()[:, 0]
-        alone = teacher.velocity(x[rows], t[rows], select(batch.cond, rows), scale)
-        assert torch.allclose(together[rows], alone, atol=1e-4)
-    for step in (0, 5):
-        loss, _ = scm("student", batch, step)
-        loss.backward()
-    assert scm.student.network.time_embedding.cond_proj.weight.grad.abs().max() > 0
-
-
-def test_a_student_with_embedded_guidance_in_stock_diffusers(text_pipeline, tmp_path):
-    """The exported pipeline gives the same samples as this project's sampler for every scale."""
-    torch.manual_seed(0)
-    teacher = StableDiffusion.load(str(text_pipeline), CPU)
-    scm = SCM(teacher, 2.0, SCMOptions(guidances=(1.5, 4.0)))
-    with torch.no_grad():
-        scm.student.network.time_embedding.cond_proj.weight.normal_(std=0.3)
-    times = scm.sampling_schedules()[0][:1]
-    save_pipeline(teacher.pipeline(scm.student, times), tmp_path / "student")
-    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "student")
-    stock.set_progress_bar_config(disable=True)
-    noise = torch.randn(2, *teacher.shape)
-    images = {}
-    for scale in (1.5, 4.0):
-        prompts = ["a coat", "a bag"]
-        images[scale] = stock(
-            prompts, num_inference_steps=1, guidance_scale=scale, latents=noise, output_type="latent"
-        ).images
-        cond = {
-            **teacher.condition(prompts),
-            **teacher.guidance_condition(scm.student, torch.tensor([scale, scale])),
-        }
-        with torch.no_grad():
-            ours = sample(scm.student, noise, times, cond, lambda: noise)
-        assert torch.allclose(images[scale], ours, atol=1e-3 * ours.abs().max().item())
-    assert not torch.allclose(images[1.5], images[4.0], atol=1e-2)
