@@ -1,10 +1,10 @@
 """Pairs of noise and the endpoint of the teacher's ODE from it, for methods with a regression loss.
 
 Pairs are stored in shards in the run's cache. Each shard is written atomically, so interrupted work continues, and more
-pairs can be added later. Pair i depends on the seed, on i, and on nothing else: neither on the number of pairs or
-processes nor on which shards exist already. This holds bit for bit on the same hardware with the same micro-batch size:
-the rounding of convolutions and matrix products depends on the batch size and on a row's position, so pair i is always
-computed in a batch of the same size at the same position; incomplete batches are padded.
+pairs can be added later. Pair i depends on the teacher, the captions, the seed and i. It does not depend on the number
+of pairs or processes, nor on which shards exist already. This holds bit for bit on the same hardware with the same
+micro-batch size: the rounding of convolutions and matrix products depends on the batch size and on a row's position, so
+pair i is always computed in a batch of the same size at the same position, and incomplete batches are padded.
 """
 
 import math
