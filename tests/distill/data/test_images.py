@@ -1,8 +1,6 @@
-"""Prompts and images in all supported file formats: the same rows from each, and error messages."""
+"""Images in all supported file formats: the same rows from each, and error messages."""
 
-import csv
 import io
-import json
 import sys
 import tarfile
 
@@ -17,7 +15,6 @@ from distill.config.recipe import DataRecipe
 from distill.data.dataset import open_images, plan
 from distill.data.hf_datasets import HFImages, is_hf_source
 from distill.data.images import ImageFolder
-from teachers.loading.prompts import read_prompts
 
 WORDS = ["a coat", "an \u00e9legant bag", "a shoe", "a boot", "a dress"]
 
@@ -32,84 +29,6 @@ def encoded(number, kind="PNG"):
     file = io.BytesIO()
     Image.new("RGB", (40, 32), (50 * number, 20, 90)).save(file, kind)
     return file.getvalue()
-
-
-def write_prompts(file, column="prompt"):
-    rows = [{"id": i, column: word} for i, word in enumerate(WORDS)]
-    if file.suffix == ".txt":
-        file.write_text("\n\n".join(WORDS), encoding="utf-8")
-    elif file.suffix == ".jsonl":
-        file.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    elif file.suffix == ".parquet":
-        parquet.write_table(pa.Table.from_pylist([row | {"image": {"bytes": b"", "path": ""}} for row in rows]), file)
-    else:
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            table = csv.DictWriter(stream, ["id", column], delimiter="\t" if file.suffix == ".tsv" else ",")
-            table.writeheader()
-            table.writerows(rows)
-    return str(file)
-
-
-TABLES = [".jsonl", ".csv", ".tsv", ".parquet"]
-
-
-@pytest.mark.parametrize("ending", [".txt", *TABLES])
-def test_prompts_are_the_same_in_every_format(tmp_path, ending):
-    assert read_prompts(write_prompts(tmp_path / f"prompts{ending}")) == WORDS
-
-
-@pytest.mark.parametrize("ending", TABLES)
-def test_missing_column_is_an_error_with_the_existing_columns(tmp_path, ending):
-    file = write_prompts(tmp_path / f"prompts{ending}", "words")
-    assert read_prompts(file, "words") == WORDS
-    with pytest.raises(
-        ValueError, match=r"no column called text, prompt or caption; its columns are id, words: .*data"
-    ):
-        read_prompts(file)
-    with pytest.raises(ValueError, match=r"no column 'wrods'; its columns are id, words"):
-        read_prompts(file, "wrods")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("a.jsonl", b'{"text": "a"}\n{"text', "line 2: this is not JSON"),
-        ("a.jsonl", b'"a coat"\n', "line 1: every line"),
-        ("a.jsonl", b'{"text": "\xff"}', "not UTF-8"),
-        ("a.csv", b"text\n\xff\n", "not UTF-8"),
-        ("a.csv", b"text\n\n", "holds no prompts"),
-        ("a.csv", b"", "holds no prompts"),
-        ("a.parquet", b"PAR1 but not really", "not readable as parquet"),
-    ],
-)
-def test_unreadable_tables_are_errors_of_one_line(tmp_path, name, content, sentence):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=sentence) as error:
-        read_prompts(str(tmp_path / name))
-    assert "\n" not in str(error.value)
-
-
-def test_nested_column(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"meta": {"caption": "a coat"}}\n{"meta": {"caption": null}}\n')
-    assert read_prompts(str(tmp_path / "a.jsonl"), "meta.caption") == ["a coat"]
-
-
-def test_byte_order_marks_and_line_breaks_are_removed_from_prompts(tmp_path):
-    (tmp_path / "a.csv").write_text('id,caption\n1,a bag\n2,\n3,"a\ncoat"\n')
-    (tmp_path / "a.tsv").write_text("\ufeffprompt\tid\na bag\t1\na coat\t2\n", encoding="utf-8")
-    (tmp_path / "a.txt").write_text("\ufeffa bag\n\n  a coat \n", encoding="utf-8")
-    assert {tuple(read_prompts(str(tmp_path / f"a.{kind}"))) for kind in ("csv", "tsv", "txt")} == {("a bag", "a coat")}
-
-
-def test_missing_pyarrow_is_an_error_with_the_command_to_install_it(tmp_path, monkeypatch):
-    file = write_prompts(tmp_path / "a.parquet")
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ValueError, match=r'needs the package pyarrow: pip install -e "\.\[data\]"'):
-        read_prompts(file)
-    assert read_prompts(write_prompts(tmp_path / "a.csv")) == WORDS
-
-
-# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def write_images(folder, kind):
@@ -173,7 +92,7 @@ def test_paths_in_a_dataset_are_not_opened(tmp_path, streaming):
 
 
 @pytest.mark.parametrize(
-    ("table", "recipe", "sentence"),
+    ("table", "recipe", "message"),
     [
         ({"image": [{"bytes": b"", "path": ""}], "words": ["a"]}, {}, "no column called text, prompt or caption; its"),
         (
@@ -184,9 +103,9 @@ def test_paths_in_a_dataset_are_not_opened(tmp_path, streaming):
         ({"pixels": [1], "text": ["a"]}, {}, "must have a column of images; its columns are pixels, text"),
     ],
 )
-def test_missing_columns_are_errors_with_the_existing_columns(tmp_path, table, recipe, sentence):
+def test_missing_columns_are_errors_with_the_existing_columns(tmp_path, table, recipe, message):
     parquet.write_table(pa.table(table), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         plan(DataRecipe(images=str(tmp_path / "a.parquet"), **recipe), True, True)
 
 
