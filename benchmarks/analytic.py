@@ -108,7 +108,7 @@ def train(distiller: Distiller, teacher: Analytic, budget: Budget, seed: int, wh
 
 def judge(name: str, student: Denoiser, distiller: Distiller, teacher: Analytic, exact: Map) -> dict[str, Any]:
     """A row for each number of steps; a second step's time is chosen on draws of its own, as in training."""
-    times = min(distiller.candidate_times(), key=lambda ts: distance(student, teacher, ts, 100, 2))
+    times = min(distiller.sampling_schedules(), key=lambda ts: distance(student, teacher, ts, 100, 2))
     rows = {}
     for count in distiller.step_counts(times):
         used = times[:count]

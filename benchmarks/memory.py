@@ -61,7 +61,7 @@ class Case:
 @torch.no_grad()
 def filled(teacher: Teacher, device: torch.device) -> Teacher:
     """`teacher`, which is on paper, with small random weights on `device`."""
-    for module in (teacher.denoiser.network, *paper.modules_beside(teacher)):
+    for module in (teacher.denoiser.network, *paper.resident_modules(teacher)):
         module.to_empty(device=device)
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
@@ -101,11 +101,11 @@ def measure(case: Case, folder: Path, device: torch.device, precision: str) -> d
         optimizer.zero_grad(set_to_none=True)
     for step in range(3 if cuda else 1):  # the last is timed
         begun = time.perf_counter()
-        for number, phase in enumerate(distiller.phases(memory.LATE)):
+        for number, phase in enumerate(distiller.phases(memory.LATE_STEP)):
             rng = BatchRandom((0, step, number), 0, case.batch, case.batch, device)
             batch = Batch(cond, rng, latents, lambda: Pairs(latents, latents, cond))
             with torch.autocast(device.type, half, enabled=precision != "no"):
-                loss, _ = distiller(phase, batch, memory.LATE)
+                loss, _ = distiller(phase, batch, memory.LATE_STEP)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(networks[phase], 1.0)
             optimizers[phase].step()

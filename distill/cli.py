@@ -147,9 +147,9 @@ def sample(**options: Any) -> None:
     Example:
       fewstep sample runs/pocket-scm --prompt "a photo of an ankle boot" --num-steps 2 --out boot.png
     """
-    from distill.sample import draw_to_file
+    from distill.sample import sample_to_file
 
-    draw_to_file(**options)
+    sample_to_file(**options)
 
 
 @fewstep.command()

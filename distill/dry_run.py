@@ -89,7 +89,7 @@ def _evaluations(
     small = dataclasses.replace(small, train=dataclasses.replace(small.train, evaluate_samples=max(2, count)))
     monitor, making = _timed(lambda: build_monitor(small, teacher, dataset, engine))
     assert monitor is not None
-    times = state.distiller.candidate_times()
+    times = state.distiller.sampling_schedules()
     _, judging = _timed(lambda: monitor.distance(state.ema, times[0]))
     scale = settings.evaluate_samples / max(2, count)
     rounds = settings.steps // settings.evaluate_every + 1

@@ -2,8 +2,8 @@
 
     fewstep export RUN [--push-to-hub OWNER/NAME [--private]] [--report runs/report]
 
-A finished run has its pipeline already. For a run that was stopped this exports the newest checkpoint; training can
-continue afterwards. If `fewstep eval` has judged the pipeline, its figures go into the model card.
+A finished run already has its pipeline. For a stopped run this command exports the newest checkpoint; training can
+continue afterwards. If `fewstep eval` has evaluated the pipeline, the results are added to the model card.
 """
 
 import dataclasses
@@ -21,32 +21,32 @@ from distill.training.state import TrainState
 
 
 def export_run(run: Path) -> Path:
-    """The pipeline of a run, exported from its newest checkpoint where that is newer than the pipeline.
+    """Export the newest checkpoint of a run, unless its pipeline is as new.
 
     Args:
-        run: A run's folder, or the folder of an exported pipeline, which is returned as it is.
+        run: A run's folder, or the folder of an exported pipeline, which is returned unchanged.
 
     Returns:
         The pipeline's folder.
 
     Raises:
-        ValueError: Where there is nothing to export.
+        ValueError: If there is nothing to export.
     """
     if (run / "model_index.json").is_file():
         return run
     if not run.is_dir():
-        raise ValueError(f"there is no run {run}; name the folder of a run")
+        raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
     newest = checkpoint.newest_meta(run / "checkpoints")
     record = run / "pipeline" / "distill.json"
     if record.is_file() and (newest is None or json.loads(record.read_text())["cost"]["steps"] >= newest["step"]):
         return record.parent
     if newest is None:
-        raise ValueError(f"{run} holds neither a pipeline nor a checkpoint; train first, or name another run")
+        raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")
     if not (run / SAVED).is_file():
-        raise ValueError(f"{run} has no {SAVED}, so its checkpoint cannot be exported; train the recipe to its end")
-    recipe, place = load(run / SAVED), run.resolve()
+        raise ValueError(f"{run} has no {SAVED}, so its checkpoint cannot be exported; finish the training instead")
+    recipe, folder = load(run / SAVED), run.resolve()
     settings = dataclasses.replace(recipe.train, tracker="none", shard_teacher=False)
-    recipe = dataclasses.replace(recipe, output=str(place.parent), name=place.name, train=settings)
+    recipe = dataclasses.replace(recipe, output=str(folder.parent), name=folder.name, train=settings)
     plan = plan_data(recipe)
     with lock_run_folder(recipe.folder), Engine(recipe.train, recipe.folder) as engine:
         check_same_run(newest, recipe, fingerprint(recipe, plan))
@@ -57,12 +57,22 @@ def export_run(run: Path) -> Path:
 
 
 def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: Path | None) -> None:
-    """Export `run`, put its evaluation into the model card, and upload it where `push_to_hub` names a model."""
+    """Export a run, add its evaluation to the model card, and upload the pipeline if requested.
+
+    Args:
+        run: A run's folder, or the folder of an exported pipeline.
+        push_to_hub: The model on the Hugging Face Hub, as owner/name; None: no upload.
+        private: Create the model as a private one.
+        report: The folder of the report; None: search near the run.
+
+    Raises:
+        ValueError: If there is nothing to export, the report does not fit, or the upload fails.
+    """
     pipeline = export_run(run)
-    found, readme = find_report(pipeline, report), pipeline / CARD
-    readme.write_text(add_evaluation(readme.read_text(), found))
-    print(f"the student's pipeline: {pipeline}")
-    print("its card shows the report's figures" if found else f"its card shows no figures: run fewstep eval {run}")
+    evaluation, card = find_report(pipeline, report), pipeline / CARD
+    card.write_text(add_evaluation(card.read_text(), evaluation))
+    print(f"pipeline: {pipeline}")
+    print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
     if push_to_hub:
         print(f"uploaded without {PROMPTS}: {push(pipeline, push_to_hub, private)}")
 

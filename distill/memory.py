@@ -1,4 +1,4 @@
-"""Print what a recipe will hold in memory, before any of it is allocated.
+"""Print the memory plan of a recipe before anything is allocated.
 
 fewstep memory sdxl_dmd2_lora [key=value ...]
 """
@@ -10,7 +10,7 @@ from distill.training.memory_plan import plan_lines
 
 
 def print_memory(recipe: Recipe) -> None:
-    """Print the memory plan of both tiers for one process, and whether each fits into the memory that is free now."""
+    """Print the memory plans of both tiers for one process, and whether each fits into the free memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print("\n".join(plan_lines(recipe, recipe.train.batch_size // recipe.train.accumulation, device)))
 

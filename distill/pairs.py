@@ -1,9 +1,9 @@
-"""Make a recipe's teacher pairs ahead of time, on any number of processes.
+"""Make a recipe's teacher pairs before training, on any number of processes.
 
     fewstep pairs RECIPE [key=value ...]
     accelerate launch -m distill.pairs RECIPE [key=value ...]
 
-Training makes missing pairs itself; this command makes the same ones. Run it again after an interruption to continue.
+Training makes missing pairs itself; this command makes the same pairs. Run it again to continue after an interruption.
 """
 
 from contextlib import nullcontext
@@ -14,33 +14,33 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from distill.config.recipe import Recipe, method_options
 from distill.data import dataset as data
 from distill.data import shards, teacher_pairs
-from distill.training.engine import PATIENCE
+from distill.training.engine import COLLECTIVE_TIMEOUT
 from distill.training.run_folder import lock_run_folder
 from distill.training.setup import load_teacher, plan_data
 
 
 def make_pairs(recipe: Recipe) -> None:
-    """Make the teacher pairs that `recipe` needs and that its cache lacks.
+    """Make the teacher pairs that `recipe` needs and that are not in its cache.
 
     Raises:
-        ValueError: Where the recipe's method uses no teacher pairs.
+        ValueError: If the recipe's method uses no teacher pairs.
     """
     cls, options = method_options(recipe)
-    wanted = cls.pairs(options)
-    if not wanted[0]:
+    count, steps = cls.pairs(options)
+    if not count:
         raise ValueError(
-            f"the method of {recipe.name} uses no teacher pairs as configured (DMD does with "
-            "method.regression_weight above 0)"
+            f"the method of {recipe.name} uses no teacher pairs with these options (DMD uses them if "
+            "method.regression_weight is above 0)"
         )
     plan = plan_data(recipe)
-    timeout = InitProcessGroupKwargs(timeout=PATIENCE)  # some processes make one shard more than others
+    timeout = InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)  # some processes make one shard more than others
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
     with lock_run_folder(recipe.folder) if accelerator.is_main_process else nullcontext():
         teacher = load_teacher(recipe, accelerator.device)
         dataset = data.prepare(plan, teacher, recipe, accelerator)
-        made = teacher_pairs.make(recipe, teacher, dataset.captions, dataset.cond, wanted, accelerator)
-        files = -(-len(made) // shards.SHARD)
-        accelerator.print(f"{len(made):,} pairs in {files} shards in {recipe.folder / 'cache'}")
+        pairs = teacher_pairs.make(recipe, teacher, dataset.captions, dataset.cond, (count, steps), accelerator)
+        files = -(-len(pairs) // shards.SHARD)
+        accelerator.print(f"{len(pairs):,} pairs in {files} shards in {recipe.folder / 'cache'}")
 
 
 if __name__ == "__main__":

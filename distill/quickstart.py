@@ -1,9 +1,9 @@
-"""The main job on the embedded default: one teacher, two students, one report. About ten minutes on two CPU cores.
+"""Distil the embedded teacher with two methods and compare the students, in about ten minutes on two CPU cores.
 
-    python -m distill.quickstart
+    fewstep quickstart
 
-Trains recipes/pocket/dmd.yaml and recipes/pocket/scm.yaml and compares both with their teacher. Run it again after an
-interruption and it goes on; run it again after it ended and it reuses what is there.
+Trains the recipes pocket/dmd and pocket/scm and compares both students with their teacher. Run it again to continue
+after an interruption; finished parts are reused.
 """
 
 import os
@@ -17,8 +17,17 @@ from distill.train import train
 
 
 def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
-    """Train both students into `output`, write `output/report`, print the table."""
-    begun = time.perf_counter()
+    """Train both students and write a report.
+
+    Args:
+        output: The folder of both runs; the report is written to its subfolder `report`.
+        samples: Number of samples for each row of the report.
+        overrides: `key=value` overrides for both recipes.
+
+    Raises:
+        ValueError: If a recipe is wrong or the comparison fails.
+    """
+    start = time.perf_counter()
     runs = []
     for number, name in enumerate(("dmd", "scm"), start=1):
         recipe = load(f"pocket/{name}", [f"output={output}", *overrides])
@@ -28,8 +37,8 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
         )
         train(recipe)
         runs.append(recipe.folder)
-    print(f"\n[3/3] comparing both students with the teacher, {samples:,} samples a row")
-    # A process of its own, so that what training left in memory is not counted as the pipelines' peak.
+    print(f"\n[3/3] comparing both students with the teacher, {samples:,} samples for each row")
+    # In another process, so that the memory of the training is not part of the pipelines' peak.
     command = [
         sys.executable,
         "-m",
@@ -41,11 +50,11 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
         str(samples),
     ]
     if subprocess.run(command, check=False, env=os.environ | {"PYTHONSAFEPATH": "1"}).returncode:
-        raise ValueError("the comparison failed, see above; run the same command again to go on from there")
+        raise ValueError("the comparison failed, see above; run the same command again to continue")
     print(f"\nThe report:     {output / 'report' / 'report.html'}")
     for run in runs:
         print(f"The pipeline:   {run / 'pipeline'}")
-    print(f"This took {(time.perf_counter() - begun) / 60:.1f} minutes.")
+    print(f"This took {(time.perf_counter() - start) / 60:.1f} minutes.")
 
 
 if __name__ == "__main__":

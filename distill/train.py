@@ -1,9 +1,9 @@
-"""THE training loop, for every method and teacher. Read it from top to bottom.
+"""The training loop of every method and teacher.
 
     fewstep train pocket/dmd [key=value ...]
     accelerate launch -m distill.train recipes/pocket/dmd.yaml [key=value ...]
 
-Run the same command again to resume. The run's folder receives checkpoints, sample grids, `history.jsonl` (held-out
+Run the same command again to resume. The run's folder contains checkpoints, sample grids, `history.jsonl` (held-out
 Frechet distance against training time), `log.jsonl` (losses against training time), tracker logs, and at the end
 `pipeline/`, an ordinary diffusers pipeline.
 """
@@ -43,68 +43,68 @@ def train(
     latents: Tensor | None = None,
     captions: Sequence[str] | None = None,
 ) -> Path:
-    """Run `recipe` to its end, or continue it from its newest checkpoint.
+    """Train by `recipe` until its last step, starting from its newest checkpoint if there is one.
 
     Args:
         recipe: A checked recipe.
-        teacher: A teacher that is in memory already; by default the recipe's own is loaded.
+        teacher: A teacher in memory; by default the recipe's teacher is loaded.
         latents: Native latents (N, *teacher.shape) to learn from, instead of the recipe's `data`.
-        captions: A caption for each of the latents, where the teacher takes prompts.
+        captions: A caption for each of the latents, for teachers with prompts.
 
     Returns:
         The folder of the exported pipeline.
 
     Raises:
-        ValueError: One sentence for whatever the user can fix.
-        SystemExit: Code 0 after a signal asked the run to stop; run it again to continue.
+        ValueError: If the recipe or the data cannot be used, with what would be right.
+        SystemExit: With code 0 after SIGINT or SIGTERM; run it again to continue.
     """
     if teacher is None and recipe.teacher.path is None:
-        raise ValueError("teacher.path must name a teacher, or a teacher must be passed to train")
+        raise ValueError("teacher.path must be set, or a teacher must be passed to train")
     if teacher is None:
         check_exports(recipe)
         find(TEACHERS, recipe.teacher.family).locate(recipe.teacher.path)
     plan = plan_data(recipe, teacher, latents, captions)
     is_main = os.environ.get("RANK", "0") == "0"
     with lock_run_folder(recipe.folder) if is_main else nullcontext():
-        mark = fingerprint(recipe, plan, teacher)
-        if finished(recipe, mark):
+        identity = fingerprint(recipe, plan, teacher)
+        if finished(recipe, identity):
             final = recipe.folder / "pipeline"
             if is_main:
                 print(
                     f"{recipe.name} is finished: {final} "
-                    "(train longer with train.steps=..., start over with another name=...)"
+                    "(train longer with train.steps=..., start again with another name=...)"
                 )
             return final
         if is_main:
             save(recipe)
         with Engine(recipe.train, recipe.folder) as engine:
-            return distil(recipe, plan, mark, engine, teacher)
+            return distil(recipe, plan, identity, engine, teacher)
 
 
-def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine, teacher: Teacher | None = None) -> Path:
-    """One run on every process of `engine`: prepare, resume, train, evaluate, export.
+def distil(recipe: Recipe, plan: data.Plan, identity: str, engine: Engine, teacher: Teacher | None = None) -> Path:
+    """One run: prepare, resume, train, evaluate, export. Every process calls it.
 
     Args:
         recipe: A checked recipe.
         plan: The data, from `plan_data`.
-        mark: The run's fingerprint, stored in its checkpoints.
+        identity: The run's fingerprint, stored in its checkpoints.
         engine: The processes, devices and precision.
-        teacher: A teacher that is in memory already.
+        teacher: A teacher in memory; by default the recipe's teacher is loaded.
 
     Returns:
         The folder of the exported pipeline.
     """
     settings, folder = recipe.train, recipe.folder
-    began = time.perf_counter()
+    start = time.perf_counter()
     teacher, dataset = prepare(recipe, plan, engine, teacher)
-    preparing = time.perf_counter() - began
+    preparation = time.perf_counter() - start
     state = TrainState.build(recipe, teacher, engine)
     if state.resume(checkpoints_folder(recipe), engine):
         engine.print(f"resuming {folder} at step {state.step}")
     else:
-        state.seconds = preparing  # encoding and teacher pairs are part of the cost
-    for note in state.distiller.notes():
-        engine.print(note)
+        state.seconds = preparation  # encoding and teacher pairs are part of the cost
+    for message in state.distiller.startup_messages():
+        engine.print(message)
     monitor = build_monitor(recipe, teacher, dataset, engine)
     history = JsonlLog(folder / "history.jsonl", state.step)
     if settings.shard_teacher and settings.steps:
@@ -122,24 +122,24 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine, teacher: 
     if _due(settings.evaluate_every, state.step, settings.steps) and history.last < state.step:
         evaluate()
     batches = dataset.micro_batches(batch_rngs(recipe, engine, state.distiller, state.step))
-    stopping, clock = False, time.perf_counter()
+    stopping, last = False, time.perf_counter()
     while state.step < settings.steps and not stopping:
         log.add(train_step(state, batches, engine, recipe))
         bar.update()
         stopping = stop.agreed()
         saving = stopping or state.step % settings.checkpoint_every == 0 or state.step == settings.steps
         logging = state.step % settings.log_every == 0
-        state.seconds, clock = state.seconds + time.perf_counter() - clock, time.perf_counter()
+        state.seconds, last = state.seconds + time.perf_counter() - last, time.perf_counter()
         if logging or saving:
             state.guard.read(bar.write if engine.is_main else _ignore, engine.group)
         if logging:
-            log.flush(state.step, state.seconds, state.guard.take())
+            log.flush(state.step, state.seconds, state.guard.take_counts())
         if saving:
-            _save(state, recipe, engine, mark, must=stopping)
+            _save(state, recipe, engine, identity, required=stopping)
         if _due(settings.evaluate_every, state.step, settings.steps) and (not stopping or state.step == settings.steps):
-            state.seconds += time.perf_counter() - clock
+            state.seconds += time.perf_counter() - last
             evaluate()
-            clock = time.perf_counter()  # evaluations are not part of the cost
+            last = time.perf_counter()  # evaluations are not part of the cost
     stop.restore()
     bar.close()
     if settings.tracker != "none":
@@ -154,16 +154,16 @@ def distil(recipe: Recipe, plan: data.Plan, mark: str, engine: Engine, teacher: 
 
 
 def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, recipe: Recipe) -> Metrics:
-    """One step: every phase of the method in order, then the moving average.
+    """One training step: every phase of the method in order, then the EMA.
 
     Args:
-        state: What trains; changed in place.
-        batches: One micro-batch for each phase and accumulation index, as `batch_rngs` counts them.
+        state: The state of the run; changed in place.
+        batches: Micro-batches in the order of `batch_rngs`; one is used for each phase and accumulation index.
         engine: Gradient synchronisation, precision, clipping.
-        recipe: Its `train` section is read.
+        recipe: The recipe; its `train` section is read.
 
     Returns:
-        "phase/name" to one detached scalar for each micro-batch, on the device.
+        The metrics by "phase/name": one detached scalar on the device for each micro-batch.
     """
     settings = recipe.train
     metrics: dict[str, list[Tensor]] = defaultdict(list)
@@ -181,13 +181,17 @@ def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, reci
         metrics[f"{phase}/gradient_norm"].append(norm)
         state.guard.check(optimizer, phase, index, state.step, norm, loss)
         engine.update(optimizer)
-    engine.update_ema(*state.averaged, min(settings.ema, (1 + state.step) / (10 + state.step)))
+    engine.update_ema(*state.ema_pairs, min(settings.ema, (1 + state.step) / (10 + state.step)))
     state.step += 1
     return metrics
 
 
 def batch_rngs(recipe: Recipe, engine: Engine, distiller: Distiller, start: int) -> Iterator[BatchRandom]:
-    """The random numbers of every micro-batch of this process, from step `start` on; no two processes share a row."""
+    """The random numbers of every micro-batch of this process, from step `start` on.
+
+    Every process uses other rows of the global batch, so the numbers do not depend on the number of processes or
+    micro-batches.
+    """
     settings = recipe.train
     for step in range(start, settings.steps):
         for index in range(len(distiller.phases(step))):
@@ -197,15 +201,15 @@ def batch_rngs(recipe: Recipe, engine: Engine, distiller: Distiller, start: int)
                 yield BatchRandom(key, row, row + engine.local_batch_size, settings.batch_size, engine.device)
 
 
-def _save(state: TrainState, recipe: Recipe, engine: Engine, mark: str, must: bool) -> None:
-    """Save a checkpoint; a failure ends the run if the recipe says so, or if it is the last save (`must`)."""
+def _save(state: TrainState, recipe: Recipe, engine: Engine, identity: str, required: bool) -> None:
+    """Save a checkpoint. A failure ends the run if train.on_failed_save is "stop" or the save is `required`."""
     settings = recipe.train
     try:
-        state.save(checkpoints_folder(recipe), engine, mark, settings.keep_checkpoints, settings.keep_every)
+        state.save(checkpoints_folder(recipe), engine, identity, settings.keep_checkpoints, settings.keep_every)
     except ValueError as error:
-        if must or settings.on_failed_save == "stop":
+        if required or settings.on_failed_save == "stop":
             raise
-        tqdm.write(f"warning: {error}; training continues (train.on_failed_save=stop would end the run here)")
+        tqdm.write(f"warning: {error}; training continues (set train.on_failed_save=stop to end the run instead)")
 
 
 def _due(every: int, step: int, steps: int) -> bool:
@@ -217,7 +221,7 @@ def _ignore(message: str) -> None:
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups as dotted keys, with values that trackers accept."""
+    """Nested groups with dotted keys and values that trackers accept."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

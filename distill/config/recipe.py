@@ -1,6 +1,6 @@
-"""A recipe: everything that one run is made from. Read from YAML with `load`, or made in Python.
+"""Recipes: the complete configuration of a run. Read from YAML with `load`, or created in Python.
 
-Every dataclass checks itself when it is made, so a recipe from Python is checked as strictly as one from a file.
+Every dataclass checks itself when it is created, so a recipe from Python is checked as strictly as one from a file.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class TeacherRecipe(Checked):
 
     path: str | None = option(
         None,
-        'The teacher: a pipeline folder, a Hub id, a .safetensors file, or "pocket". null: passed to `train` in Python.',
+        'The teacher: a pipeline folder, a Hub id, a .safetensors file, or "pocket". null: given to `train` in Python.',
     )
     family: str = option("auto", "The teacher family; auto finds the one that takes the pipeline at `path`.")
     guidance: float = option(1.0, "Classifier-free guidance scale that goes into the student; 1.0 means none.")
@@ -111,7 +111,7 @@ class TrainRecipe(Checked):
 
 @dataclass
 class MemoryRecipe(Checked):
-    """`memory:` in a recipe: what is traded for memory."""
+    """`memory:` in a recipe: settings that reduce memory use."""
 
     tier: Literal["full", "lora"] = option(
         "full", "full: a whole network each for student and fake score; lora: LoRA adapters on the teacher's network."
@@ -137,7 +137,7 @@ class MemoryRecipe(Checked):
 
 @dataclass
 class EvaluationRecipe(Checked):
-    """`evaluation:` in a recipe: how the run's pipeline is judged by default."""
+    """`evaluation:` in a recipe: how the run's pipeline is evaluated by default."""
 
     features: str = option(
         "auto", f'Features: {", ".join(FEATURES)}; auto: "pocket" for the pocket teacher, else "pixels".'
@@ -169,7 +169,9 @@ class Recipe(Checked):
 
     name: str = option(help="Name of the run; its folder is output/name.")
     teacher: TeacherRecipe = option(help="The teacher.")
-    method: dict[str, Any] = option(help="`name`: dmd, scm, rcm or an installed plug-in, beside that method's options.")
+    method: dict[str, Any] = option(
+        help="`name`: dmd, scm, rcm or an installed plug-in; the other keys are the method's options."
+    )
     output: str = option("runs", "The folder of all runs.")
     seed: int = option(0, "Seed of every random number of the run.")
     data: DataRecipe = option(factory=DataRecipe, help="What the student learns from.")
@@ -248,7 +250,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_exports(recipe: Recipe) -> None:
-    """ValueError where students of the recipe's teacher family cannot become a pipeline."""
+    """Raise ValueError if students of the recipe's teacher family cannot be exported as a pipeline."""
     if not find(TEACHERS, recipe.teacher.family).exports:
         raise ValueError(
             f"teacher.family {recipe.teacher.family!r} has no diffusers pipeline, so its students cannot be exported; "

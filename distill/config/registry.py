@@ -1,6 +1,6 @@
-"""Names to classes, through entry points: built-in and foreign methods and families come through the same door.
+"""Methods and teacher families by name, registered as entry points by this package and by others.
 
-A recipe names an installed plug-in and nothing else, so that a YAML file from a stranger cannot run code.
+A recipe can only name an installed plug-in, so an untrusted YAML file cannot execute code.
 """
 
 from importlib.metadata import EntryPoint, entry_points
@@ -18,11 +18,15 @@ def installed(group: str) -> dict[str, EntryPoint]:
 
 
 def find(group: str, name: str) -> type[Any]:
-    """The class registered as `name`; ValueError with the known names where there is none."""
+    """The class that is registered as `name` in an entry-point group.
+
+    Raises:
+        ValueError: If there is none, with the registered names.
+    """
     known = installed(group)
     kind = "method" if group == DISTILLERS else "teacher family"
     if not known:
-        raise ValueError(f"no {kind} is installed at all; install the project first: pip install -e .")
+        raise ValueError(f"no {kind} is installed; install the project first: pip install -e .")
     if name not in known:
         raise ValueError(
             f"there is no {kind} {name!r}{suggest(name, known)}; installed are {', '.join(sorted(known))} "

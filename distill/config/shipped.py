@@ -19,7 +19,7 @@ def recipe_file(source: str | Path) -> Path:
     """The file of a recipe, given by its path or by the name of a shipped one.
 
     Raises:
-        ValueError: Where there is neither, with the closest name that exists.
+        ValueError: If there is neither, with the closest existing name.
     """
     path, name = Path(source), str(source)
     if path.is_file():
@@ -33,7 +33,7 @@ def recipe_file(source: str | Path) -> Path:
 
 
 def description(file: Path) -> str:
-    """The comment at the top of a recipe, without the command line that it may begin with."""
+    """The comment at the top of a recipe, without its command line."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -46,7 +46,7 @@ def option(
     below: float | None = None,
     infinite: bool = False,
 ) -> Any:
-    """A dataclass field with its documentation and bounds, the only place where both are written.
+    """A dataclass field with its documentation and bounds.
 
     Args:
         default: The default value; without one (and without `factory`) the key is required.
@@ -70,7 +70,7 @@ class Checked:
         self.check()
 
     def check(self) -> None:
-        """Check what types and bounds cannot say. Raises InvalidOption; override where options depend on each other."""
+        """Check how options depend on each other. Override it and raise InvalidOption for invalid combinations."""
 
 
 def check_fields(instance: Any) -> None:
@@ -103,7 +103,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
     Args:
         cls: A dataclass, checked by `check_fields` whether or not it inherits from `Checked`.
         values: A dict of its fields.
-        path: The dotted key at which the values stand, "" at the top level.
+        path: The dotted key of the values, "" at the top level.
 
     Raises:
         ValueError: With the full key, for an unknown or missing key or a value that cannot be used.
@@ -131,7 +131,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
-    """`value` as the annotation `kind`; InvalidOption or ValueError with the key `path` where it is of another type."""
+    """`value` converted to the annotation `kind`; ValueError with the key `path` if it has another type."""
     if isinstance(value, str) and "${" in value:
         raise InvalidOption(path, f"holds an interpolation ({value!r}); recipes take plain values only")
     if kind is Any:

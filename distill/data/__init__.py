@@ -1,1 +1,1 @@
-"""What a student learns from: prompts, images, encoded shards, random draws and teacher pairs."""
+"""The data of a run: prompts, images, encoded shards, random numbers and teacher pairs."""

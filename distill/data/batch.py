@@ -1,4 +1,4 @@
-"""What a method sees of the data: one micro-batch, and teacher pairs where it asks for them."""
+"""The data that a method receives: one micro-batch, with teacher pairs if the method requests them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,13 @@ from teachers.core.denoiser import Condition
 
 
 class Pairs(NamedTuple):
-    """Noise and the teacher's ODE endpoint from it, both (B, C, H, W), under the endpoint's own condition."""
+    """Teacher pairs.
+
+    Attributes:
+        noise: Standard normal noise (B, ...).
+        endpoint: The endpoint of the teacher's ODE from that noise, unit variance, the shape of `noise`.
+        cond: The conditions of the endpoints, B rows.
+    """
 
     noise: Tensor
     endpoint: Tensor
@@ -20,12 +26,19 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch. `latents` (B, C, H, W) of unit variance, or None where the method needs prompts only."""
+    """One micro-batch of B samples.
+
+    Attributes:
+        cond: Conditions, B rows.
+        rng: Random numbers of these samples; the only source of randomness for a method.
+        latents: Unit-variance latents (B, ...), or None if the method learns from prompts only.
+        pairs: Reads B random teacher pairs, if `Distiller.pairs` requests any.
+    """
 
     cond: Condition
     rng: BatchRandom
     latents: Tensor | None = None
-    pairs: Callable[[], Pairs] | None = None  # reads as many pairs as there are rows, where the method asked for them
+    pairs: Callable[[], Pairs] | None = None
 
     def __len__(self) -> int:
         return len(self.rng)

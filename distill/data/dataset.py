@@ -1,7 +1,7 @@
-"""What a student learns from: prompts, images with captions, and the teacher pairs of `distill.pairs`.
+"""The dataset of a run: prompts, images with captions, and teacher pairs.
 
-`plan` opens and checks everything that a recipe names before any weights load; `prepare` encodes it once and keeps it
-(`distill.data.encoding`). Batches are drawn with replacement by `BatchRandom`, so that there is no position to lose on resume.
+`plan` opens and checks the data before any weights are loaded. `prepare` encodes it once and stores the result
+(`distill.data.encoding`). Batches are sampled with replacement by `BatchRandom`, so resuming needs no position.
 """
 
 from collections import deque
@@ -21,8 +21,8 @@ from distill.data import shards
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.data.encoding import Encoder
-from distill.data.hf_datasets import DataSet, is_data_set
-from distill.data.images import Folder, Images
+from distill.data.hf_datasets import HFImages, is_hf_source
+from distill.data.images import ImageFolder, Images
 from distill.data.shards import Table
 from teachers import pocket
 from teachers.core.denoiser import Condition
@@ -34,15 +34,22 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Plan:
-    """Checked sources: captions, one a row; or images that bring theirs; or the pocket's ready-made latents."""
+    """Checked data that is not encoded yet.
+
+    Attributes:
+        captions: One caption for each row; empty if `images` is set.
+        images: Images with captions.
+        pocket: Use the latents that ship with the pocket teacher.
+        latents: Unit-variance latents (N, ...) in memory, one for each caption.
+    """
 
     captions: Sequence[str] = ()
     images: Images | None = None
     pocket: bool = False
-    latents: Tensor | None = None  # (N, *shape) of unit variance, a row for each caption
+    latents: Tensor | None = None
 
     def summary(self) -> str:
-        """What there is to learn from, in a few words."""
+        """A short description of the data."""
         if self.images is not None:
             return "captioned images"
         kind = (
@@ -53,7 +60,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`prompt` (N,) points each row at its row of `cond`, with one row a distinct caption; latents as "x"."""
+    """Encoded data with N rows.
+
+    Attributes:
+        captions: The distinct captions.
+        cond: The conditions of the distinct captions, one row for each.
+        prompt: For each data row the index (N,) of its caption in `captions`.
+        latents: Unit-variance latents as "x", N rows; None if there are prompts only.
+        pairs: Teacher pairs, if the method requests any.
+    """
 
     captions: Sequence[str]
     cond: Table
@@ -62,97 +77,144 @@ class Dataset:
     pairs: Table | None = None
 
     def batch(self, rng: BatchRandom) -> Batch:
+        """A micro-batch of rows that are sampled with replacement by `rng`."""
         rows = rng.rows(len(self.prompt), CPU)
-        latents = None if self.latents is None else self.latents.take(rows)["x"]
-        return Batch(self.cond.take(self.prompt[rows]), rng, latents, partial(self._read_pairs, rng))
+        latents = None if self.latents is None else self.latents.gather(rows)["x"]
+        return Batch(self.cond.gather(self.prompt[rows]), rng, latents, partial(self._read_pairs, rng))
 
     def _read_pairs(self, rng: BatchRandom) -> Pairs:
         if self.pairs is None:
-            raise ValueError("this method asked for no teacher pairs (Distiller.pairs), so there are none to read")
-        numbers = rng.rows(len(self.pairs), CPU)
-        rows, cond = self.pairs.take(numbers), self.cond.take(caption_rows(numbers, len(self.captions)))
+            raise ValueError("there are no teacher pairs: Distiller.pairs of this method must return their number")
+        indices = rng.rows(len(self.pairs), CPU)
+        rows, cond = self.pairs.gather(indices), self.cond.gather(caption_rows(indices, len(self.captions)))
         return Pairs(rows["noise"], rows["endpoint"], cond)
 
     def micro_batches(self, rng: Iterable[BatchRandom]) -> Iterator[Batch]:
-        """The batch of each of `rng`. Rows that lie in files are read one batch ahead, by a thread of its own."""
+        """A batch for each element of `rng`. If rows are read from files, a thread reads one batch ahead."""
         if all(table is None or table.resident for table in (self.cond, self.latents)):
             yield from map(self.batch, rng)
             return
-        card = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_initialized() else (None, ())
-        with ThreadPoolExecutor(1, "read-ahead", *card) as reader:
-            ahead: deque[Future[Batch]] = deque()
-            for following in rng:
-                ahead.append(reader.submit(self.batch, following))
-                if len(ahead) > 1:
-                    yield ahead.popleft().result()  # and nothing here holds on to it
-            while ahead:
-                yield ahead.popleft().result()
+        use_gpu = torch.cuda.is_initialized()
+        initializer = (torch.cuda.set_device, (torch.cuda.current_device(),)) if use_gpu else (None, ())
+        with ThreadPoolExecutor(1, "read-ahead", *initializer) as reader:
+            pending: deque[Future[Batch]] = deque()
+            for numbers in rng:
+                pending.append(reader.submit(self.batch, numbers))
+                if len(pending) > 1:
+                    yield pending.popleft().result()  # no local variable, which would keep the batch in memory
+            while pending:
+                yield pending.popleft().result()
 
     def held_out(self, count: int) -> Callable[[Tensor], Condition]:
-        """Of `count` prompts, spread evenly over the rows: the conditions of those with the numbers (N,)."""
+        """Conditions for evaluations.
+
+        Args:
+            count: Number of prompts, which are spread evenly over the rows.
+
+        Returns:
+            A function from indices (N,) in [0, count) to N conditions.
+        """
         rows = torch.arange(count) * max(1, len(self.prompt) // count) % len(self.prompt)
-        return lambda numbers: self.cond.take(self.prompt[rows[numbers]])
+        return lambda indices: self.cond.gather(self.prompt[rows[indices]])
 
 
 def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
-    """Open and check everything that the recipe names, without a teacher. ValueError names the culprit."""
+    """Open and check a recipe's data, without a teacher.
+
+    Args:
+        recipe: The recipe's `data` section.
+        needs_latents: Whether the method learns from images.
+        guided: Whether the teacher takes prompts.
+
+    Returns:
+        The checked data.
+
+    Raises:
+        ValueError: If the data is missing or cannot be used, with the key.
+    """
     if recipe.images == "pocket":
-        draw = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         _, labels = pocket.examples()
         phrasings = [pocket.captions(label) for label in range(10)]
-        chosen = torch.randint(1 << 30, (len(labels),), generator=draw).tolist()
+        chosen = torch.randint(1 << 30, (len(labels),), generator=generator).tolist()
         return Plan(
             [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)], pocket=True
         )
     if recipe.images is not None:
         images = open_images(recipe, guided)
-        return Plan(images=images) if needs_latents else Plan([words or "" for words in images.captions()])
+        return Plan(images=images) if needs_latents else Plan([caption or "" for caption in images.captions()])
     if needs_latents:
-        raise ValueError("this method learns from images: give data.images, a folder of images with captions")
+        raise ValueError("data.images must be set for this method, for example to a folder of images with captions")
     if recipe.prompts is None:
         if guided:
-            raise ValueError("this teacher takes prompts: give data.prompts, a text file with one prompt a line")
+            raise ValueError(
+                "data.prompts must be set for this teacher, for example to a text file with one prompt per line"
+            )
         return Plan([""])
     return Plan(read_prompts(recipe.prompts, recipe.column)[: recipe.limit or None])
 
 
 def open_images(recipe: DataRecipe, guided: bool) -> Images:
-    """The images that the recipe names, opened and checked as far as that goes without reading them all."""
+    """The images of a recipe, opened and checked without reading all of them.
+
+    Args:
+        recipe: The recipe's `data` section, with `images`.
+        guided: Whether captions are needed.
+
+    Raises:
+        ValueError: If they cannot be opened, or have no captions.
+    """
     assert recipe.images is not None
-    if is_data_set(recipe.images):
-        return DataSet(recipe.images, guided, recipe.column, recipe.streaming, recipe.limit)
+    if is_hf_source(recipe.images):
+        return HFImages(recipe.images, guided, recipe.column, recipe.streaming, recipe.limit)
     if recipe.streaming or recipe.column:
         raise ValueError(
-            "data.streaming and data.column are for .parquet and .tar files and data sets on the hub; "
-            f"data.images is {recipe.images}"
+            "data.streaming and data.column need .parquet files, .tar files or a dataset on the Hub, "
+            f"got data.images {recipe.images}"
         )
-    return Folder(Path(recipe.images), guided, recipe.limit)
+    return ImageFolder(Path(recipe.images), guided, recipe.limit)
 
 
-def prepare(plan: Plan, teacher: Teacher, recipe: Recipe, engine: Accelerator) -> Dataset:
-    """Encode captions, and images, or find them encoded; then the encoders leave memory. Every process calls it."""
-    encoder = Encoder(teacher, recipe.cache, engine, recipe.teacher.path or teacher.digest())
+def prepare(plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerator) -> Dataset:
+    """Encode captions and images, or read them from the cache, and unload the text encoders. Every process calls it.
+
+    Args:
+        plan: The data, from `plan`.
+        teacher: The run's teacher, whose encoders are used.
+        recipe: The run's recipe.
+        accelerator: The processes and the device.
+
+    Raises:
+        ValueError: If no image is readable, or the cache cannot be written.
+    """
+    encoder = Encoder(teacher, recipe.cache, accelerator, recipe.teacher.path or teacher.digest())
     captions, latents = plan.captions, None
     if plan.pocket:
-        latents = Table([{"x": pocket.examples()[0]}], engine.device)
+        latents = Table([{"x": pocket.examples()[0]}], accelerator.device)
     elif plan.latents is not None:
-        latents = Table([{"x": plan.latents.float()}], engine.device)
+        latents = Table([{"x": plan.latents.float()}], accelerator.device)
     elif plan.images is not None:
-        captions, latents = encoder.latents(plan.images)
+        captions, latents = encoder.encode_images(plan.images)
     distinct = list(dict.fromkeys(captions))
     row = {caption: i for i, caption in enumerate(distinct)}
-    cond = encoder.words(distinct)
+    cond = encoder.encode_captions(distinct)
     teacher.unload_encoders()
     return Dataset(distinct, cond, torch.tensor([row[caption] for caption in captions]), latents)
 
 
-def caption_rows(numbers: Tensor, captions: int) -> Tensor:
-    """The captions' rows (N,) of the teacher pairs with these numbers (N,): captions take turns."""
-    return numbers % captions
+def caption_rows(indices: Tensor, captions: int) -> Tensor:
+    """The caption index (N,) of the teacher pairs with `indices` (N,): captions are used cyclically."""
+    return indices % captions
 
 
 def cached(path: Path, key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors at `path` where they were built for this `key` and are sound, else `build()`, which is kept there."""
+    """Tensors that are computed once.
+
+    Args:
+        path: The file.
+        key: Everything that the tensors depend on.
+        build: Computes them if the file is missing, damaged or has another key.
+    """
     if not shards.is_valid(path, shards.digest(key)):
         shards.write(path, shards.digest(key), build())
     return load_file(path)

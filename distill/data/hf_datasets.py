@@ -1,9 +1,9 @@
-"""Captioned images through the `datasets` library: parquet files, webdataset shards (.tar), data sets on the hub.
+"""Captioned images through the `datasets` library: parquet files, webdataset shards (.tar), datasets on the Hub.
 
     pip install -e ".[data]"
 
-As data only: no code of theirs is run, and no path that they name is opened. With `streaming` they are read once from
-front to back, and no copy of them is made.
+Datasets are read as data only: no code of a dataset is executed, and no path that it contains is opened. With
+`streaming` a dataset is read once from front to back, without a local copy.
 """
 
 from collections.abc import Iterator
@@ -19,15 +19,23 @@ from distill.data.images import Block, Images, Row
 from distill.data.shards import digest
 from teachers.loading.prompts import COLUMNS, MISSING, cell, choose_column, import_optional
 
-TABLES = {".parquet": "parquet", ".tar": "webdataset"}  # endings, and the builders of `datasets` that read them
-UNDECLARED = ("image", "img", "jpg", "jpeg", "png", "webp")  # columns of images in tables that do not say so
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # names of image columns in tables without column types
 
 
-class DataSet(Images):
-    """What `datasets` reads: .parquet or .tar files, or the training split of a data set on the hub.
+class HFImages(Images):
+    """Images of .parquet or .tar files, or of the training split of a dataset on the Hub.
 
-    `column` holds the captions, by default the first of those that prompts are looked for in, or a .txt of a tar.
-    Raises ValueError, one sentence, where it cannot be opened or lacks a column of images or of captions.
+    Args:
+        source: A file, a pattern of files, a folder of files, or a dataset's name on the Hub.
+        captioned: Whether captions are needed.
+        column: The column of captions; by default the first of `teachers.loading.prompts.COLUMNS` that exists, or the
+            .txt files of a .tar.
+        streaming: Read the dataset once, without a local copy.
+        limit: Use the first so many rows; 0: all.
+
+    Raises:
+        ValueError: If the dataset cannot be opened, or has no column of images or captions.
     """
 
     def __init__(self, source: str, captioned: bool, column: str | None, streaming: bool, limit: int) -> None:
@@ -35,78 +43,79 @@ class DataSet(Images):
         files = _files(source)
         self.source, self.limit, self.streaming = source, limit, streaming
         revision = None if files else _revision(source)
-        with explained(source):
-            kind = TABLES[files[0].suffix.lower()] if files else source
-            asked: dict[str, Any] = {"data_files": list(map(str, files))} if files else {"revision": revision}
-            data = library.load_dataset(kind, split="train", streaming=streaming, **asked)
+        with readable_errors(source):
+            kind = BUILDERS[files[0].suffix.lower()] if files else source
+            selection: dict[str, Any] = {"data_files": list(map(str, files))} if files else {"revision": revision}
+            data = library.load_dataset(kind, split="train", streaming=streaming, **selection)
             features = data.features or dict.fromkeys(next(iter(data)))
             self.image = _image_column(source, features, library.Image)
             self.caption = _caption_column(source, features, column) if captioned else None
             data = data.cast_column(self.image, library.Image(decode=False))
         self._root = self.caption if self.caption in features else (self.caption or "").partition(".")[0]
         self.data = data.select_columns([self.image, *([self._root] if self._root else [])])
-        many = None if streaming else len(data)
+        length = None if streaming else len(data)
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        where = digest(stamps) if files else digest(source, revision)
-        self._rows_of = digest(where, self.image, self.caption, many)
-        self.mark = digest(self._rows_of, limit)
-        self.contents = [self.image, self.caption, limit, [_ends(file) for file in files] or [source, many]]
+        origin = digest(stamps) if files else digest(source, revision)
+        self._source_key = digest(origin, self.image, self.caption, length)
+        self.content_key = digest(self._source_key, limit)
+        identity: list[Any] = [_file_identity(file) for file in files] or [source, length]
+        self.fingerprint_parts = [self.image, self.caption, limit, identity]
 
     def blocks(self, size: int) -> Iterator[Block]:
         if self.streaming:
             rows, first = self._rows(islice(self.data, self.limit or None)), 0
             while read := list(islice(rows, size)):
-                yield Block(digest(self._rows_of, first, first + len(read)), read.copy)
+                yield Block(digest(self._source_key, first, first + len(read)), read.copy)
                 first += len(read)
             return
         count = min(len(self.data), self.limit or len(self.data))
         for first in range(0, count, size):
             last = min(first + size, count)
-            yield Block(digest(self._rows_of, first, last), partial(self._read, first, last))
+            yield Block(digest(self._source_key, first, last), partial(self._read, first, last))
 
     def captions(self) -> Iterator[str | None]:
-        words = self.data.select_columns([self._root or self.image])
-        return (self._words(record) for record in islice(words, self.limit or None))
+        records = self.data.select_columns([self._root or self.image])
+        return (self._caption(record) for record in islice(records, self.limit or None))
 
     def _read(self, first: int, last: int) -> list[Row]:
         return list(self._rows((self.data[i] for i in range(first, last)), first))
 
     def _rows(self, records: Iterator[dict[str, Any]], first: int = 0) -> Iterator[Row]:
-        with explained(self.source):
+        with readable_errors(self.source):
             for number, record in enumerate(records, start=first):
                 image = record[self.image] or {}
-                yield Row(f"row {number} of {self.source}", self._words(record), image.get("bytes"))
+                yield Row(f"row {number} of {self.source}", self._caption(record), image.get("bytes"))
 
-    def _words(self, record: dict[str, Any]) -> str | None:
-        words = None if self.caption is None else cell(record, self.caption)
-        return None if words is None or words is MISSING else str(words).strip()
+    def _caption(self, record: dict[str, Any]) -> str | None:
+        caption = None if self.caption is None else cell(record, self.caption)
+        return None if caption is None or caption is MISSING else str(caption).strip()
 
 
-def is_data_set(source: str) -> bool:
-    """Whether `source` is for `DataSet`: files by their ending (a pattern too), a folder of such, or a hub's name."""
-    place = Path(source)
-    named = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not place.exists()
-    return bool(place.suffix.lower() in TABLES or _files(source) or (named and all(source.split("/"))))
+def is_hf_source(source: str) -> bool:
+    """Whether `HFImages` reads `source`: a file or pattern with a known extension, a folder of them, or a Hub name."""
+    path = Path(source)
+    is_name = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.exists()
+    return bool(path.suffix.lower() in BUILDERS or _files(source) or (is_name and all(source.split("/"))))
 
 
 def _files(source: str) -> list[Path]:
-    place = Path(source)
-    if place.is_dir():
-        return sorted(file for file in place.iterdir() if file.suffix.lower() in TABLES)
-    if place.suffix.lower() not in TABLES:
+    path = Path(source)
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix.lower() in BUILDERS)
+    if path.suffix.lower() not in BUILDERS:
         return []
-    found = [place] if place.is_file() else sorted(place.parent.glob(place.name)) if place.name else []
-    if not found:
-        raise ValueError(f"there is no file of images {source}")
-    return found
+    files = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.name else []
+    if not files:
+        raise ValueError(f"the file of images {source} does not exist")
+    return files
 
 
 def _image_column(source: str, features: Any, kind: type) -> str:
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    found += [name for name in UNDECLARED if name in features]
-    if not found:
-        raise ValueError(f"{source} has no column of images; its columns are {', '.join(features)}")
-    return "image" if "image" in found else found[0]
+    columns = [name for name, feature in features.items() if isinstance(feature, kind)]
+    columns += [name for name in IMAGE_COLUMNS if name in features]
+    if not columns:
+        raise ValueError(f"{source} must have a column of images; its columns are {', '.join(features)}")
+    return "image" if "image" in columns else columns[0]
 
 
 def _caption_column(source: str, features: Any, column: str | None) -> str:
@@ -114,20 +123,20 @@ def _caption_column(source: str, features: Any, column: str | None) -> str:
     if column is None:
         return "txt" if "txt" in known and not set(known) & set(COLUMNS) else choose_column(source, known)
     if column.partition(".")[0] not in known and column not in known:
-        raise ValueError(f"{source} has no column {column!r} (data.column); its columns are {', '.join(known)}")
+        raise ValueError(f"data.column must be a column of {source} ({', '.join(known)}), got {column!r}")
     return column
 
 
 def _revision(name: str) -> str | None:
-    """The newest commit of a data set on the hub; None where it cannot be asked, and a copy on this machine must do."""
+    """The newest commit of a dataset on the Hub, or None if the Hub cannot be reached; a local copy is then used."""
     try:
         return HfApi().dataset_info(name).sha
-    except Exception:  # the client raises whatever its many layers do; what is fatal, loading will tell
+    except Exception:  # the client raises many types; a fatal problem is reported when the dataset is loaded
         return None
 
 
-def _ends(file: Path, size: int = 2**16) -> tuple[int, str]:
-    """What tells a large file from another: its length, its beginning and its end (of parquet, the statistics)."""
+def _file_identity(file: Path, size: int = 2**16) -> tuple[int, str]:
+    """The length of a large file and a hash of its first and last bytes, where parquet stores its statistics."""
     length = file.stat().st_size
     with file.open("rb") as stream:
         first = stream.read(size)
@@ -136,22 +145,24 @@ def _ends(file: Path, size: int = 2**16) -> tuple[int, str]:
 
 
 @contextmanager
-def explained(source: str) -> Iterator[None]:
-    """The many failures of `datasets` as a ValueError of one sentence."""
+def readable_errors(source: str) -> Iterator[None]:
+    """A context that converts the errors of `datasets` to a ValueError with one sentence."""
     try:
         yield
     except Exception as error:
         chain: list[BaseException] = [error]
         while cause := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(cause)
-        names, words = {type(link).__name__ for link in chain}, " ".join(" ".join(map(str, chain)).split())
+        names, text = {type(link).__name__ for link in chain}, " ".join(" ".join(map(str, chain)).split())
         if "DatasetNotFoundError" in names:
             raise ValueError(
-                f"there is no folder {source}, and the hub has no such data set, or it is private or gated: check the "
-                "spelling, or log in (hf auth login)"
+                f"data.images {source} is neither a folder nor a public dataset on the Hub: check the spelling, or "
+                "log in (hf auth login) if the dataset is private or gated"
             ) from error
-        if not _files(source) and (any(isinstance(e, ConnectionError) for e in chain) or "connect" in words.lower()):
-            raise ValueError(f"there is no folder {source}, and the hub cannot be reached for a data set") from error
+        if not _files(source) and (any(isinstance(e, ConnectionError) for e in chain) or "connect" in text.lower()):
+            raise ValueError(
+                f"data.images {source} is not a folder, and the Hub cannot be reached to look for a dataset"
+            ) from error
         if type(error) is ValueError and len(chain) == 1:
-            raise  # a sentence of our own
-        raise ValueError(f"the data set {source} cannot be read: {words[:200]}") from error
+            raise  # raised in this module
+        raise ValueError(f"the dataset {source} cannot be read: {text[:200]}") from error

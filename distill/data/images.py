@@ -1,6 +1,6 @@
-"""Captioned images from where a recipe says they are, in a fixed order and never all in memory.
+"""Captioned images of a recipe, in a fixed order and never all in memory.
 
-A folder of image files needs nothing but Pillow; the rest comes through `distill.data.hf_datasets`.
+This module reads folders of image files with Pillow; `distill.data.hf_datasets` reads other sources.
 """
 
 import io
@@ -15,79 +15,103 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distill.data.shards import digest
 
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What Pillow raises for files that are damaged or not images.
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image: a file or the bytes of one. `caption` is None where there is none."""
+    """One image with its caption.
+
+    Attributes:
+        name: The name for messages.
+        caption: The caption, or None.
+        image: An image file, the contents of one, or None.
+    """
 
     name: str
     caption: str | None
     image: Path | bytes | None
 
-    def picture(self) -> Image.Image:
-        """The image in RGB, upright. One of BROKEN where it cannot be read whole."""
+    def load(self) -> Image.Image:
+        """The decoded image in RGB, with its EXIF rotation applied. Raises one of `UNREADABLE` if it is damaged."""
         if self.image is None:
-            raise ValueError(f"{self.name} holds no bytes of an image")
+            raise ValueError(f"{self.name} has no image data")
         with Image.open(io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring rows: what they are (for the key of what is made from them), and how to read them."""
+    """Consecutive rows.
+
+    Attributes:
+        identity: A hash that identifies the rows, for the key of their shard.
+        read: Reads the rows.
+    """
 
     identity: str
     read: Callable[[], Sequence[Row]]
 
 
 class Images(ABC):
-    """A source of captioned images. `mark` changes when its rows do; `contents` is what tells it from other data."""
+    """A source of captioned images.
 
-    mark: str
-    contents: Sequence[Any]
+    Attributes:
+        content_key: A cheap hash of the rows that changes when they change, for the key of their latents.
+        fingerprint_parts: Values and files that identify the data independently of its location, for the run's
+            fingerprint.
+    """
+
+    content_key: str
+    fingerprint_parts: Sequence[Any]
 
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:
-        """All rows in order, `size` at a time."""
+        """All rows in order, in blocks of `size` rows."""
 
     @abstractmethod
     def captions(self) -> Iterator[str | None]:
-        """All captions in order, without reading images."""
+        """All captions in order, without reading the images."""
 
 
-class Folder(Images):
-    """Image files with captions from metadata.jsonl (file_name, text) or from a .txt of the same name.
+class ImageFolder(Images):
+    """Image files with captions in metadata.jsonl (keys file_name and text) or in .txt files of the same name.
 
-    Raises ValueError, which names the file, for one that is no image or has no caption though `captioned`.
+    Args:
+        folder: The folder.
+        captioned: Whether every image must have a caption.
+        limit: Use the first so many files; 0: all.
+
+    Raises:
+        ValueError: If the folder has no images, or a file is not a readable image or has no caption.
     """
 
     def __init__(self, folder: Path, captioned: bool, limit: int = 0) -> None:
         if not folder.is_dir():
-            raise ValueError(f"there is no folder of images {folder}")
+            raise ValueError(f"the folder of images {folder} does not exist")
         files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix != ".txt" and p.name != "metadata.jsonl")
         if not files:
-            raise ValueError(f"the folder {folder} holds no images")
-        known = _metadata(folder / "metadata.jsonl")
+            raise ValueError(f"the folder {folder} contains no images")
+        captions = _metadata(folder / "metadata.jsonl")
         self.rows = []
         for file in files[: limit or None]:
-            beside = file.with_suffix(".txt")
-            caption = known.get(file.name, beside.read_text(encoding="utf-8").strip() if beside.is_file() else None)
+            caption_file = file.with_suffix(".txt")
+            caption = captions.get(
+                file.name, caption_file.read_text(encoding="utf-8").strip() if caption_file.is_file() else None
+            )
             row = Row(str(file), caption, file)
             try:
-                row.picture()  # decoding is what finds a truncated file
-            except BROKEN as error:
-                raise ValueError(
-                    f"{file} is not an image that can be read; take it out of the folder or repair it"
-                ) from error
+                row.load()  # only decoding detects a truncated file
+            except UNREADABLE as error:
+                raise ValueError(f"{file} is not a readable image; remove it from the folder or repair it") from error
             if caption is None and captioned:
                 raise ValueError(
-                    f"{file} has no caption; write it to {beside.name} beside it, or list it in metadata.jsonl"
+                    f"{file} has no caption; write it to {caption_file.name} in the same folder or to metadata.jsonl"
                 )
             self.rows.append(row)
-        self.contents = [(row.caption, row.image) for row in self.rows]
-        self.mark = digest([_stamp(row) for row in self.rows])
+        self.fingerprint_parts = [(row.caption, row.image) for row in self.rows]
+        self.content_key = digest([_stamp(row) for row in self.rows])
 
     def blocks(self, size: int) -> Iterator[Block]:
         for first in range(0, len(self.rows), size):
@@ -105,13 +129,11 @@ def _stamp(row: Row) -> tuple[str, int, int, str | None]:
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    known: dict[str, str] = {}
+    captions: dict[str, str] = {}
     for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], start=1):
         try:
             row = json.loads(line)
-            known[row["file_name"]] = row["text"]
+            captions[row["file_name"]] = row["text"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{file}, line {number}: every line has to read {{"file_name": ..., "text": ...}}'
-            ) from error
-    return known
+            raise ValueError(f'{file}, line {number}: every line must be {{"file_name": ..., "text": ...}}') from error
+    return captions

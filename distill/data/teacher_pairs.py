@@ -1,9 +1,13 @@
-"""Pairs of noise and the teacher's ODE endpoint from it, for methods that regress on them.
+"""Pairs of noise and the endpoint of the teacher's ODE from it, for methods with a regression loss.
 
-Pairs are stored in the run's cache as shards, each written atomically, so interrupted work continues. Pair i has its
-own random seed, whichever process makes it: no pair is made twice, and more can be added later.
+Pairs are stored in shards in the run's cache. Each shard is written atomically, so interrupted work continues, and more
+pairs can be added later. Pair i depends on the teacher, the captions, the seed and i. It does not depend on the number
+of pairs or processes, nor on which shards exist already. This holds bit for bit on the same hardware with the same
+micro-batch size: the rounding of convolutions and matrix products depends on the batch size and on a row's position, so
+pair i is always computed in a batch of the same size at the same position, and incomplete batches are padded.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,34 +26,49 @@ from teachers.core.teacher import Teacher
 
 
 def make(
-    recipe: Recipe, teacher: Teacher, captions: Sequence[str], cond: Table, wanted: tuple[int, int], engine: Accelerator
+    recipe: Recipe,
+    teacher: Teacher,
+    captions: Sequence[str],
+    cond: Table,
+    requested: tuple[int, int],
+    accelerator: Accelerator,
 ) -> Table:
-    """`wanted` pairs (how many, the teacher's steps for each); those that exist are kept, the processes share the rest.
+    """Make the pairs that are missing in the run's cache. Every process calls it; each makes a part of the shards.
 
-    `cond` has one row for each of `captions`, which take turns. Raises nothing of its own: a shard that is damaged or
-    from other settings is made again.
+    Shards that are damaged or have other settings are made again.
+
+    Args:
+        recipe: The run's recipe.
+        teacher: The run's teacher.
+        captions: The captions; pair i has caption i modulo their number.
+        cond: The conditions of the captions, one row for each.
+        requested: Number of pairs, and the teacher's ODE steps for each.
+        accelerator: The processes and the device.
+
+    Returns:
+        The pairs: "noise" and "endpoint", both (pairs, ...).
     """
-    count, steps = wanted
+    count, steps = requested
     key = digest(recipe.teacher, recipe.seed, steps, list(captions))
     folder = recipe.folder / "cache" / f"pairs-{key[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = torch.arange(count).split(shards.SHARD)
-    files = [folder / f"{number:06d}.safetensors" for number in range(len(seeds))]
-    mine = range(engine.process_index, len(files), engine.num_processes)
-    missing = [number for number in mine if not shards.is_valid(files[number], key, len(seeds[number]))]
-    total = sum(len(seeds[number]) for number in missing)
-    bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (missing and engine.is_main_process))
+    indices = torch.arange(count).split(shards.SHARD)
+    files = [folder / f"{number:06d}.safetensors" for number in range(len(indices))]
+    own = range(accelerator.process_index, len(files), accelerator.num_processes)
+    missing = [number for number in own if not shards.is_valid(files[number], key, len(indices[number]))]
+    total = sum(len(indices[number]) for number in missing)
+    bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (missing and accelerator.is_main_process))
     for number in missing:
-        shard = make_shard(seeds[number], recipe, teacher, len(captions), cond, steps, bar, engine.device)
+        shard = make_shard(indices[number], recipe, teacher, len(captions), cond, steps, bar, accelerator.device)
         shards.write(files[number], key, shard)
     bar.close()
-    engine.wait_for_everyone()
-    return shards.load(files, engine.device, count)
+    accelerator.wait_for_everyone()
+    return shards.load(files, accelerator.device, count)
 
 
 @torch.no_grad()
 def make_shard(
-    seeds: Tensor,
+    indices: Tensor,
     recipe: Recipe,
     teacher: Teacher,
     captions: int,
@@ -58,23 +77,49 @@ def make_shard(
     bar: tqdm,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    prompt = caption_rows(seeds, captions)
+    """The pairs with the given indices, which start at a multiple of the shard size.
+
+    Args:
+        indices: Indices (N,) of the pairs.
+        recipe: The run's recipe.
+        teacher: The run's teacher.
+        captions: Number of captions.
+        cond: The conditions of the captions.
+        steps: The teacher's ODE steps.
+        bar: A progress bar, updated by the number of finished pairs.
+        device: The teacher's device.
+
+    Returns:
+        "noise" and "endpoint", both (N, ...) on the CPU.
+    """
+    cpu = torch.device("cpu")
     noise = torch.cat(
-        [
-            BatchRandom((recipe.seed, "pair", i), 0, 1, 1, torch.device("cpu")).normal(*teacher.shape)
-            for i in seeds.tolist()
-        ]
+        [BatchRandom((recipe.seed, "pair", i), 0, 1, 1, cpu).normal(*teacher.shape) for i in indices.tolist()]
     )
-    ends = []
-    size = max(1, recipe.train.batch_size // recipe.train.accumulation)  # what fits in training fits here
-    for z, rows in zip(noise.split(size), prompt.split(size), strict=True):
-        ends.append(teacher_endpoint(teacher, z.to(device), cond.take(rows), steps, recipe.teacher.guidance).cpu())
+    prompts = caption_rows(indices, captions)
+    size = batch_size(recipe)
+    endpoints = []
+    for z, rows in zip(noise.split(size), prompts.split(size), strict=True):
+        padded = torch.arange(size) % len(z)  # the same batch size for every pair, see the module's docstring
+        x = teacher_endpoint(teacher, z[padded].to(device), cond.gather(rows[padded]), steps, recipe.teacher.guidance)
+        endpoints.append(x[: len(z)].cpu())
         bar.update(len(z))
-    return {"noise": noise, "endpoint": torch.cat(ends)}
+    return {"noise": noise, "endpoint": torch.cat(endpoints)}
 
 
-def attach(dataset: Dataset, recipe: Recipe, teacher: Teacher, wanted: tuple[int, int], engine: Accelerator) -> Dataset:
-    """`dataset` with the pairs that the method wants; itself where it wants none."""
-    if not wanted[0]:
+def batch_size(recipe: Recipe) -> int:
+    """The number of pairs that are computed together.
+
+    At most the run's micro-batch size, which fits into memory in training, such that a shard has equal batches.
+    """
+    limit = max(1, recipe.train.batch_size // recipe.train.accumulation)
+    return math.ceil(shards.SHARD / math.ceil(shards.SHARD / limit))
+
+
+def attach(
+    dataset: Dataset, recipe: Recipe, teacher: Teacher, requested: tuple[int, int], accelerator: Accelerator
+) -> Dataset:
+    """`dataset` with the pairs that the method requests; see `make` for the arguments."""
+    if not requested[0]:
         return dataset
-    return replace(dataset, pairs=make(recipe, teacher, dataset.captions, dataset.cond, wanted, engine))
+    return replace(dataset, pairs=make(recipe, teacher, dataset.captions, dataset.cond, requested, accelerator))

@@ -1,1 +1,1 @@
-"""A trained student as a diffusers pipeline: the folder, its model card, and the Hugging Face Hub."""
+"""Exporting a trained student: the diffusers pipeline, its model card, and the upload to the Hugging Face Hub."""

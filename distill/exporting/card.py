@@ -1,4 +1,4 @@
-"""The model card of an exported pipeline: what it is, and the call that draws with it."""
+"""The model card of an exported pipeline."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,12 @@ from teachers.core.teacher import Teacher
 
 
 def call_lines(calls: Sequence[dict[str, Any]], prompts: bool) -> str:
-    """Python that draws with each of the calls."""
+    """Python code that samples with each of the calls, one line for each.
+
+    Args:
+        calls: Number of steps and call arguments of each, as in `distill.json`.
+        prompts: Whether the pipeline takes prompts.
+    """
     rows = []
     for entry in calls:
         arguments = [repr("a photo of ...")] if prompts else []
@@ -17,9 +22,16 @@ def call_lines(calls: Sequence[dict[str, Any]], prompts: bool) -> str:
 
 
 def lora_section(record: dict[str, Any], pipeline: str, scheduler: str, prompts: bool) -> str:
-    """How to use the LoRA file that lies beside the pipeline."""
+    """The section on the LoRA file of the student.
+
+    Args:
+        record: The contents of `distill.json`.
+        pipeline: Class name of the teacher's pipeline.
+        scheduler: Class name of the student's scheduler.
+        prompts: Whether the pipeline takes prompts.
+    """
     return f"""
-`{record["lora"]["folder"]}/` is the same student as a LoRA file for its teacher's pipeline:
+`{record["lora"]["folder"]}/` is the same student as a LoRA file for the teacher's pipeline:
 
 ```python
 from diffusers import {pipeline}, {scheduler}
@@ -33,26 +45,37 @@ pipe.load_lora_weights("path/to/this/folder/{record["lora"]["folder"]}")
 
 
 def model_card(record: dict[str, Any], pipeline: str, scheduler: str, teacher: Teacher) -> str:
-    """The exported folder's README: what it is and the call that gives its images."""
+    """The README of an exported pipeline, with its description and the calls that sample from it.
+
+    Args:
+        record: The contents of `distill.json`.
+        pipeline: Class name of the pipeline.
+        scheduler: Class name of its scheduler.
+        teacher: The teacher.
+    """
     prompts, calls = teacher.guided, call_lines(record["calls"], teacher.guided)
     cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
-    baked = ""
+    guidance_note = ""
     if scales := record["options"].get("guidances"):
         listed = ", ".join(f"{scale:g}" for scale in scales)
-        baked = f"\n`guidance_scale` is an input of the student, trained at {listed}: stay within these.\n"
-    elif guidance and teacher.ignores_guidance:
-        baked = f"\nThe teacher's guidance {guidance:g} is in the weights: `guidance_scale` has no effect here.\n"
-    elif guidance:
-        baked = (
-            f"\nThe teacher's guidance {guidance:g} is in the weights, and this class of pipelines would apply its own "
-            "on top: **keep `guidance_scale=1.0` in the call**, as above.\n"
+        guidance_note = (
+            f"\n`guidance_scale` is an input of the student. It was trained at {listed}; use values in this range.\n"
         )
-    refused = (
-        "More steps than it was distilled for are refused by the scheduler."
+    elif guidance and teacher.ignores_guidance:
+        guidance_note = (
+            f"\nThe teacher's guidance {guidance:g} is part of the weights; `guidance_scale` has no effect.\n"
+        )
+    elif guidance:
+        guidance_note = (
+            f"\nThe teacher's guidance {guidance:g} is part of the weights, and this pipeline class applies guidance "
+            "by default: **keep `guidance_scale=1.0` in the call**, as above.\n"
+        )
+    steps_note = (
+        "The scheduler raises an error for more steps than the student was distilled for."
         if teacher.refuses_steps
-        else "It draws well with the numbers of steps above only; this class of pipelines does not refuse others."
+        else "Use the numbers of steps above only; this pipeline class accepts others, but they give poor samples."
     )
-    low_rank = lora_section(record, pipeline, scheduler, prompts) if "lora" in record else ""
+    lora = lora_section(record, pipeline, scheduler, prompts) if "lora" in record else ""
     steps = " or ".join(str(c["num_steps"]) for c in record["calls"])
     distilled = f"distilled with {record['method']} by fewstep {record['version']}"
     return f"""---
@@ -71,8 +94,8 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 {calls}
 ```
-{baked}{low_rank}
-{refused} `distill.json` holds the same for machines.
+{guidance_note}{lora}
+{steps_note} `distill.json` has the same information in machine-readable form.
 
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
 Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.

@@ -1,4 +1,4 @@
-"""A pipeline's model card with its evaluation, and uploading the folder to the Hugging Face Hub."""
+"""The evaluation in a pipeline's model card, and the upload to the Hugging Face Hub."""
 
 import json
 import re
@@ -20,68 +20,98 @@ SECTION = "\n## Evaluation\n"
 
 
 def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
-    """What a report says of `pipeline` alone, or None where none does. Looks in `report`, else beside and in the run.
+    """The newest evaluation of `pipeline`.
 
-    ValueError where `report` was asked for and does not hold it, or holds figures of an earlier export.
+    Args:
+        pipeline: The folder of an exported pipeline.
+        report: The folder of a report; None: search in the run and in the folders above it.
+
+    Returns:
+        The contents of `report.json` with the runs of this pipeline only, or None if there is none.
+
+    Raises:
+        ValueError: If `report` is given and has no evaluation of this pipeline, or is older than the pipeline.
     """
     run = pipeline.parent
-    places = [report] if report else [run / "report", run.parent / "report", run.parent.parent / "report"]
-    for place in places:
-        file = place / "report.json"
+    folders = [report] if report else [run / "report", run.parent / "report", run.parent.parent / "report"]
+    for folder in folders:
+        file = folder / "report.json"
         try:
             stored = json.loads(file.read_text())
             runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        old = file.stat().st_mtime < (pipeline / "distill.json").stat().st_mtime
-        if runs and not old:
+        outdated = file.stat().st_mtime < (pipeline / "distill.json").stat().st_mtime
+        if runs and not outdated:
             return stored | {"runs": runs}
         if runs and report:
-            raise ValueError(f"{file} is older than the pipeline; judge it again with python -m eval {run}")
+            raise ValueError(f"{file} is older than the pipeline; evaluate it again with fewstep eval {run}")
     if report:
-        raise ValueError(f"{report} holds no report on {pipeline}; judge it with python -m eval {run} --out {report}")
+        raise ValueError(
+            f"{report} contains no evaluation of {pipeline}; evaluate it with fewstep eval {run} --out {report}"
+        )
     return None
 
 
 def add_evaluation(text: str, report: dict[str, Any] | None) -> str:
-    """The model card `text` with the figures of `report` in its front matter and as tables; without, as it is."""
+    """Add an evaluation to a model card, in its front matter and as tables; an earlier evaluation is replaced.
+
+    Args:
+        text: The model card.
+        report: The result of `find_report`.
+
+    Returns:
+        The new model card.
+    """
     _, front, body = text.split("---\n", 2)
     values = yaml.safe_load(front)
     values.pop("model-index", None)
     body = body.split(SECTION)[0]
     if report is not None:
         values |= yaml.safe_load(model_index(report))
-        mine = [row for row in report["rows"] if row["pipeline"] == report["runs"][0]["folder"]]
-        shown = [row for row in report["rows"] if row["method"] == "teacher" and not row["solver"]] + mine
+        own = [row for row in report["rows"] if row["pipeline"] == report["runs"][0]["folder"]]
+        shown = [row for row in report["rows"] if row["method"] == "teacher" and not row["solver"]] + own
         tables = ("\n".join(table(columns, {"rows": shown})) for columns in (quality(report), speed(report)))
-        how = f"{report['samples']:,} samples a row, seed {report['seed']}, the same prompts and noise for every row"
-        body += "\n\n".join([SECTION.rstrip(), *tables, f"{how}; measured {report['date']} by `python -m eval`.\n"])
+        how = f"{report['samples']:,} samples for each row, seed {report['seed']}, the same prompts and noise"
+        body += "\n\n".join([SECTION.rstrip(), *tables, f"{how}; measured {report['date']} by `fewstep eval`.\n"])
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
 def push(pipeline: Path, name: str, private: bool) -> str:
-    """Upload the folder as the model `name` (made where there is none); its address. ValueError, one sentence."""
+    """Upload a pipeline to the Hugging Face Hub. The model is created if it does not exist.
+
+    Args:
+        pipeline: The folder of an exported pipeline. Its training prompts are not uploaded.
+        name: The model, as owner/name.
+        private: Create the model as a private one.
+
+    Returns:
+        The model's URL.
+
+    Raises:
+        ValueError: If the upload fails, with the reason.
+    """
     try:
         api = HfApi()
-        place = api.create_repo(name, private=private or None, exist_ok=True)
+        repository = api.create_repo(name, private=private or None, exist_ok=True)
         api.upload_folder(
-            repo_id=place.repo_id,
+            repo_id=repository.repo_id,
             folder_path=pipeline,
-            ignore_patterns=[PROMPTS],  # whoever trained may not want to publish them
+            ignore_patterns=[PROMPTS],  # they may be confidential
             commit_message="A few-step student",
         )
-        return str(place)
-    except Exception as error:  # the client raises whatever its many layers do
-        raise ValueError(_why(error, name)) from None  # whose trace could show a request's headers
+        return str(repository)
+    except Exception as error:  # the client raises many types
+        raise ValueError(_reason(error, name)) from None  # a traceback could show request headers
 
 
-def _why(error: Exception, name: str) -> str:
+def _reason(error: Exception, name: str) -> str:
     if isinstance(error, HFValidationError):
-        return f"{name!r} is no name for a model on the hub; write owner/name"
+        return f"a model on the Hub must be named owner/name, got {name!r}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
-        return f"the hub does not let you write to {name}: log in with a token that may write (hf auth login)"
+        return f"you have no permission to write to {name} on the Hub: log in with a write token (hf auth login)"
     text = re.sub(r"hf_\w+", "hf_...", " ".join(str(error).split()))
     if isinstance(error, ConnectionError | httpx.TransportError) or "connect" in text.lower():
-        return f"the hub cannot be reached, so {name} was not uploaded; run the same command where there is a network"
-    return f"{name} could not be uploaded to the hub: {type(error).__name__}: {text[:200]}"
+        return f"the Hub cannot be reached, so {name} was not uploaded; run the command again with a network connection"
+    return f"{name} could not be uploaded to the Hub: {type(error).__name__}: {text[:200]}"

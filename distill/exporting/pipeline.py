@@ -1,4 +1,4 @@
-"""Write a student as a diffusers pipeline: the folder, `distill.json` and the model card."""
+"""Export a student as a diffusers pipeline with `distill.json` and a model card."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from teachers.networks.adapters import Adapted
 from teachers.support.files import atomic_write
 
 PROMPTS = "training_prompts.txt"  # in the pipeline's folder
-LORA = "lora"  # there too, where the student is an adapter
+LORA = "lora"  # in the pipeline's folder, if the student is a LoRA adapter
 
 
 def export(
@@ -32,10 +32,18 @@ def export(
     record: dict[str, Any],
     captions: Sequence[str],
 ) -> Path:
-    """Write `run`/pipeline: `student` at the falling angles `times` (radians) as a stock pipeline. Atomic.
+    """Write a student as a stock diffusers pipeline, atomically.
 
-    `record` is what `describe` says of it. The distinct `captions` of the training travel along, for the report to draw
-    with where the recipe names no others.
+    Args:
+        run: The run's folder; the pipeline is written to its subfolder `pipeline`.
+        teacher: The teacher, which builds the pipeline.
+        student: The student.
+        times: Decreasing angles of its sampling steps, in radians.
+        record: The contents of `distill.json`, from `describe`.
+        captions: The distinct training captions. They are stored if the recipe has no other prompts for evaluation.
+
+    Returns:
+        The pipeline's folder.
     """
     final = run / "pipeline"
     pipeline = teacher.pipeline(student, times)
@@ -58,25 +66,25 @@ def export(
 def export_student(
     recipe: Recipe, state: TrainState, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
 ) -> Path:
-    """Choose the student's sampling times, and export its moving average. Every process calls it.
+    """Choose the student's sampling schedule and export its EMA. Every process calls it.
 
     Args:
         recipe: The run's recipe.
-        state: What was trained.
+        state: The trained state.
         teacher: The run's teacher, which builds the pipeline.
-        dataset: The run's data; its captions are stored beside the pipeline.
-        monitor: Scores candidate times on held-out samples; None on processes that do not evaluate.
+        dataset: The run's data, for its captions.
+        monitor: Evaluates candidate schedules on held-out samples; None on processes that do not evaluate.
         engine: The run's engine.
 
     Returns:
         The pipeline's folder.
     """
-    times = monitor.best_times(state.distiller, state.ema) if monitor else []
+    times = monitor.select_schedule(state.distiller, state.ema) if monitor else []
     student = engine.unsharded(state.ema)
     if not engine.is_main:
         return recipe.folder / "pipeline"
     if state.step == 0:
-        student = teacher.student()  # untrained: the teacher itself, without what the method changed for training
+        student = teacher.student()  # untrained: an unchanged copy of the teacher
     cost = {
         "steps": state.step,
         "seconds": round(state.seconds, 1),
@@ -90,7 +98,7 @@ def export_student(
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU with its number of threads."""
+    """The GPU's name, or "cpu" with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
@@ -105,10 +113,20 @@ def describe(
     cost: dict[str, Any],
     features: str,
 ) -> dict[str, Any]:
-    """What `distill.json` says: how to call the pipeline, what it came from, how to judge it, what it cost."""
-    source, used = recipe.teacher, recipe.data.prompts or recipe.data.images
-    scale = {"guidance_scale": source.guidance} if student.defaults else {}  # a student that is told its guidance
-    prompts = recipe.evaluation.prompts or ("pocket" if used == "pocket" else PROMPTS)
+    """The contents of `distill.json`: how to call the pipeline, its origin, its evaluation and its cost.
+
+    Args:
+        recipe: The run's recipe.
+        teacher: The run's teacher.
+        distiller: The method.
+        student: The student.
+        times: Decreasing angles of its sampling steps, in radians.
+        cost: Training steps, seconds, samples and device.
+        features: The features of the evaluation.
+    """
+    source, data = recipe.teacher, recipe.data.prompts or recipe.data.images
+    scale = {"guidance_scale": source.guidance} if student.defaults else {}  # guidance is an input of the student
+    prompts = recipe.evaluation.prompts or ("pocket" if data == "pocket" else PROMPTS)
     return {
         "format": 1,
         "version": __version__,

@@ -1,1 +1,1 @@
-"""Distillation methods and the parts that they share: losses, tangents, discriminators, compilation."""
+"""Distillation methods and the parts that they share: losses, Jacobian-vector products, discriminators, compilation."""

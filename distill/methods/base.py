@@ -1,7 +1,7 @@
-"""Distiller: the contract of a method.
+"""Distiller: the base class of every distillation method.
 
-A method is one class: its options, its networks, the order in which they train, and a loss for each turn. It never sees
-an optimizer, an accelerator or a pipeline. Register it under the entry-point group `distill.distillers`.
+A method is one class: its options, its networks, the order in which they train, and a loss for each phase. It never
+sees an optimizer, an accelerator or a pipeline. Register it under the entry-point group `distill.distillers`.
 """
 
 from abc import ABC, abstractmethod
@@ -16,13 +16,26 @@ from distill.data.batch import Batch
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 
-Logs = dict[str, Tensor]  # scalars, detached, averaged over the log interval
+Logs = dict[str, Tensor]  # detached scalars, averaged over the log interval
 
 
 class Distiller(nn.Module, ABC):
-    """Owns the student and the auxiliary networks as submodules; the teacher is frozen and is no submodule.
+    """A distillation method: the student, the auxiliary networks and their losses.
 
-    `Options` is a dataclass of the keys that `method:` takes in a recipe. `PHASES` are the keys of `optimizers:`.
+    The student and the auxiliary networks are submodules. The teacher is frozen and is not a submodule.
+
+    Args:
+        teacher: The loaded teacher.
+        guidance: Classifier-free guidance scale of the teacher, in diffusers' convention (1.0: none).
+        options: An instance of `Options`.
+        student: The student, if several methods share one; by default a trainable copy of the teacher's network.
+
+    Attributes:
+        Options: A dataclass of the keys that `method:` accepts in a recipe. If it inherits from
+            `distill.config.typed.Checked`, its fields carry bounds and help texts, and its `check` method tests how
+            options depend on each other. A plain dataclass also works.
+        PHASES: Names of the phases. Each phase has one optimizer; the names are the keys of `optimizers:` in a recipe.
+        student: The network that is distilled.
     """
 
     Options: ClassVar[type[Any]]
@@ -31,7 +44,6 @@ class Distiller(nn.Module, ABC):
     student: Denoiser
 
     def __init__(self, teacher: Teacher, guidance: float, options: Any, student: Denoiser | None = None) -> None:
-        """`student` is given where methods are composed and share one; otherwise it is a copy of the teacher."""
         super().__init__()
         self.teacher = teacher
         self.guidance = guidance
@@ -40,56 +52,83 @@ class Distiller(nn.Module, ABC):
 
     @classmethod
     def needs_latents(cls, options: Any) -> bool:
-        """Whether the method learns from images (real, or the teacher's) and not from prompts alone."""
+        """Whether the method learns from images (real images or the teacher's samples), not from prompts alone."""
         return False
 
     @classmethod
     def pairs(cls, options: Any) -> tuple[int, int]:
-        """How many teacher pairs the method wants made ahead of time (0: none), and the teacher's steps for each."""
+        """The teacher pairs that the method needs before training.
+
+        Returns:
+            The number of pairs (0: none), and the number of the teacher's ODE steps for each pair.
+        """
         return 0, 0
 
     @abstractmethod
     def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
-        """The mean loss of one micro-batch for one turn, with a graph to that turn's networks, and what to log."""
+        """The loss of one micro-batch.
+
+        Args:
+            phase: One of `PHASES`.
+            batch: Conditions, random numbers, and latents if `needs_latents` returns True.
+            step: Number of completed training steps.
+
+        Returns:
+            The mean loss, a scalar with gradients to the networks of `phase`, and the values to log.
+        """
 
     def angles(self, timesteps: Sequence[int]) -> list[float]:
-        """The falling angles at which a student is told native `timesteps`; none given means pure noise at t_max.
+        """The TrigFlow angles of the student's sampling steps.
 
-        The first need not be the last of the schedule: pure noise may be declared an earlier timestep, as DMD2's
-        one-step SDXL does (399 of 1000, arXiv 2405.14867). That matters to epsilon networks, whose
-        x0 = (x - sin t z) / cos t multiplies every error by 1 / cos t, 15 at the end of Stable Diffusion's schedule.
+        The first timestep may be lower than the end of the schedule: pure noise is then passed to the network with an
+        earlier timestep, as in DMD2's one-step SDXL (399 of 1000, arXiv 2405.14867). This matters for epsilon
+        networks, whose x0 = (x - sin t z) / cos t multiplies every error by 1 / cos t, which is 15 at the end of
+        Stable Diffusion's schedule.
+
+        Args:
+            timesteps: Native timesteps in decreasing order; empty for one step at `t_max`.
+
+        Returns:
+            The angles in radians, one for each timestep, in decreasing order.
+
+        Raises:
+            ValueError: If the timesteps do not decrease or are outside the teacher's schedule.
         """
         path = self.student.path
         if not timesteps:
             return [path.t_max]
         last = path.num_train_timesteps - 1
         if any(b >= a for a, b in pairwise(timesteps)) or timesteps[0] > last or timesteps[-1] < 1:
-            raise ValueError(f"method.timesteps are {list(timesteps)}; they have to fall and to lie in 1..{last}")
+            raise ValueError(f"method.timesteps must decrease within 1..{last}, got {list(timesteps)}")
         return path.angle(torch.tensor(timesteps)).tolist()
 
     def phases(self, step: int) -> tuple[str, ...]:
-        """Which networks train at this step, in order; a name may come several times.
+        """The phases of one training step, in order; a phase may occur several times.
 
-        A function of `step` alone: it is asked several times, and ahead of the step.
+        The result must depend on `step` only: the training loop calls this method several times for each step, also
+        in advance.
         """
         return self.PHASES
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
-        """The modules that each turn's optimizer updates."""
+        """The modules that the optimizer of each phase updates."""
         return {"student": [self.student]}
 
-    def candidate_times(self) -> list[list[float]]:
-        """Falling angles (radians) at which the student may be sampled; the best on held-out samples is exported."""
+    def sampling_schedules(self) -> list[list[float]]:
+        """Candidate schedules of the student's sampling steps, each a list of decreasing angles in radians.
+
+        The export uses the schedule with the smallest held-out Frechet distance.
+        """
         return [[self.student.path.t_max]]
 
     def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
-        """The numbers of steps for which the exported student is meant, each a row of the report."""
+        """The numbers of sampling steps that the exported student supports, given its schedule `times`."""
         return (len(times),)
 
     def preview_models(self) -> Mapping[str, Denoiser]:
-        """Other denoisers worth a line in the sample grid, sampled in one step as the student is."""
+        """Additional denoisers for the sample grid, by name; each is sampled in one step."""
         return {}
 
-    def notes(self) -> Sequence[str]:
-        """Choices that the method made by itself, a sentence each, printed when a run starts."""
+    def startup_messages(self) -> Sequence[str]:
+        """Messages about automatic choices of the method, printed when a run starts."""
         return ()

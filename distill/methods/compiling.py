@@ -1,11 +1,12 @@
-"""`torch.compile` for the networks of a run (the recipe's `train.compile`), in place: no name of a weight changes.
+"""`torch.compile` for the networks of a run (the recipe's `train.compile`), in place: parameter names do not change.
 
-"blocks" compiles the blocks that a network repeats, each kind once (diffusers' regional compilation); a network without
-any is compiled whole. "networks" compiles every network whole: more is fused, and the start takes minutes. Shapes are
-those of the run, so nothing is compiled for shapes in general.
+"blocks" compiles the repeated blocks of a network, each kind once (diffusers' regional compilation); a network without
+repeated blocks is compiled as a whole. "networks" compiles every network as a whole, which fuses more operations but
+takes minutes at the start. Shapes are static.
 
-What must see a network's inside runs it as it is (`eager`): the exact tangent, which replaces operations by its own
-rules, the features that a discriminator reads through a hook, and evaluations, whose batches have sizes of their own.
+Code that depends on a network's inner operations runs it without compilation (`eager`): the exact JVP, which replaces
+operations by its own rules; a discriminator, which reads features through a hook; and evaluations, which use other
+batch sizes.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -16,35 +17,40 @@ from torch import nn
 
 from teachers.support.private_api import compiler_is_loaded, raise_recompile_limit, repeated_blocks
 
-How = Literal["none", "blocks", "networks"]
+CompileMode = Literal["none", "blocks", "networks"]
 BACKEND = "inductor"
 LAYERS = ("transformer_blocks", "layers")
-VARIANTS = 64  # of one block: by width, batch, and whether a gradient is wanted; PyTorch's own limit of 8 is soon met
+RECOMPILE_LIMIT = 64  # variants of one block (width, batch size, gradient mode); PyTorch's default of 8 is too small
 
 
 def eager() -> AbstractContextManager[Any]:
-    """Within this context compiled networks run uncompiled. Not for use in what is being compiled itself."""
-    if not compiler_is_loaded():
+    """A context in which compiled networks run without compilation. Do not use it in code that is compiled itself."""
+    if not compiler_is_loaded():  # nothing is compiled, and importing the compiler takes seconds
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
-def compile_network(network: nn.Module, how: How) -> None:
-    """Compile `network` in place, at its first calls."""
-    for module in _regions(network) if how == "blocks" else [network]:
+def compile_network(network: nn.Module, mode: CompileMode) -> None:
+    """Compile `network` in place. Compilation happens at its first calls."""
+    for module in _regions(network) if mode == "blocks" else [network]:
         module.compile(backend=BACKEND, dynamic=False)
 
 
-def start(device: torch.device) -> None:
-    """Make the compiler ready; ValueError in a sentence where this machine lacks what it needs."""
+def check_compiler(device: torch.device) -> None:
+    """Configure the compiler and compile a small function.
+
+    Raises:
+        ValueError: If compilation fails on this machine, with the reason and what to install.
+    """
     try:
-        raise_recompile_limit(VARIANTS)
+        raise_recompile_limit(RECOMPILE_LIMIT)
         torch.compile(_probe, backend=BACKEND)(torch.zeros(4, device=device))
-    except Exception as error:  # a missing compiler, Python's headers, Triton: each fails in its own way
-        why = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:200] or repr(error)
+    except Exception as error:  # a missing compiler, missing Python headers and missing Triton raise different types
+        reason = " ".join(str(error).partition("Set TORCHDYNAMO_VERBOSE")[0].split())[:200] or repr(error)
         needs = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
         raise ValueError(
-            f"train.compile needs {needs}, and a trial on this machine failed ({why}); "
+            f"train.compile needs {needs}, and a test compilation failed on this machine ({reason}); "
             "install it, or set train.compile=none"
         ) from error
 
@@ -54,8 +60,8 @@ def _probe(x: torch.Tensor) -> torch.Tensor:
 
 
 def _regions(network: nn.Module) -> list[nn.Module]:
-    """The blocks that `network` repeats: those that diffusers names, else a transformer's layers; else the whole."""
+    """The repeated blocks of `network`: those that diffusers lists, else a transformer's layers, else the network."""
     names = repeated_blocks(network)
-    found = [module for module in network.modules() if type(module).__name__ in names]
+    blocks = [module for module in network.modules() if type(module).__name__ in names]
     layers = [module for name, child in network.named_children() if name in LAYERS for module in child.children()]
-    return found or layers or [network]
+    return blocks or layers or [network]

@@ -1,7 +1,8 @@
-"""Telling real from fake by the features of a diffusion network: the GAN half of DMD2 (arXiv 2405.14867, section 4.3).
+"""A discriminator on the features of a diffusion network: the GAN loss of DMD2 (arXiv 2405.14867, section 4.3).
 
-A small head reads what the middle of a UNet or transformer makes of a noisy sample (a "diffusion GAN": both sides are
-noised before they are judged). The network is the fake score, which the head's loss then trains too, or the teacher.
+A small head reads the features of a UNet's or transformer's middle block at a noisy sample (a "diffusion GAN": real and
+generated samples are noised before classification). The network is the fake score, which the head's loss then trains
+too, or the frozen teacher.
 """
 
 from collections.abc import Iterator
@@ -16,16 +17,22 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.networks.adapters import unwrap
 from teachers.networks.storage import without_autocast
 
-MIDDLES = ("mid_block", "transformer_blocks", "layers")  # UNets; DiT, PixArt, SD3, Flux, Sana; the analytic perceptron
+# Names of the children that hold the middle block: UNets; DiT, PixArt, SD3, Flux and Sana; the analytic perceptron.
+MIDDLE_BLOCKS = ("mid_block", "transformer_blocks", "layers")
+
+NoisySample = tuple[Tensor, Tensor, Condition]  # x_t (B, ...), t (B,), cond
 
 
 class Discriminator(nn.Module):
-    """Logits (B,) that a sample is real: a perceptron on each token of the middle's features, averaged.
+    """Classifies noisy samples as real or generated: a perceptron on each feature token, averaged over tokens.
 
-    `example` is one sample (1, ...), its angle and condition, from which the number of features is read.
+    Args:
+        denoiser: The network whose middle features are read.
+        example: One sample x_t (1, ...), its angle t (1,) and its condition; determines the number of channels.
+        width: Hidden width of the perceptron.
     """
 
-    def __init__(self, denoiser: Denoiser, example: tuple[Tensor, Tensor, Condition], width: int = 128) -> None:
+    def __init__(self, denoiser: Denoiser, example: NoisySample, width: int = 128) -> None:
         super().__init__()
         with torch.no_grad():
             channels = features(denoiser, *example).shape[-1]
@@ -34,51 +41,67 @@ class Discriminator(nn.Module):
         ).to(example[0].device)
 
     def forward(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        found = features(denoiser, x_t, t, cond)
-        with without_autocast(found.device):  # logits of half precision would be steps, not a slope
-            logits: Tensor = self.head(found)
+        """Logits (B,) that the samples are real.
+
+        Args:
+            denoiser: The network whose features are read.
+            x_t: Noisy samples (B, ...) of unit variance.
+            t: Angles (B,) in radians.
+            cond: Conditions with B rows.
+        """
+        hidden = features(denoiser, x_t, t, cond)
+        with without_autocast(hidden.device):  # half-precision logits are too coarse to train on
+            logits: Tensor = self.head(hidden)
         return logits.flatten(1).mean(1)
 
 
 def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """What the middle of the network makes of x_t (B, ...) at angles t (B,): tokens (B, N, C), float32."""
-    found: list[Tensor] = []
-    network = middle(unwrap(denoiser.network))
-    hook = network.register_forward_hook(lambda module, args, output: found.append(tokens(output)))
+    """Features of the network's middle block at x_t (B, ...) and angles t (B,): tokens (B, N, C), float32."""
+    outputs: list[Tensor] = []
+    block = middle_block(unwrap(denoiser.network))
+    hook = block.register_forward_hook(lambda module, args, output: outputs.append(tokens(output)))
     try:
-        with eager():  # a compiled network would not call the hook
+        with eager():  # a compiled network does not call the hook
             denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
-    return found[0]
+    return outputs[0]
 
 
-def middle(network: nn.Module) -> nn.Module:
-    """The block halfway through `network`; ValueError for an architecture that this does not know."""
+def middle_block(network: nn.Module) -> nn.Module:
+    """The block halfway through `network`.
+
+    Raises:
+        ValueError: If the architecture is not supported.
+    """
     children = dict(network.named_children())
-    for name in MIDDLES:
+    for name in MIDDLE_BLOCKS:
         block = children.get(name)
         if isinstance(block, nn.ModuleList):
             return block[len(block) // 2]
         if block is not None:
             return block
     raise ValueError(
-        f"a GAN reads the middle of the network, and {type(network).__name__} has none of {', '.join(MIDDLES)}; "
-        "set method.gan_weight to 0"
+        f"method.gan_weight must be 0 for this teacher: {type(network).__name__} has no child named "
+        f"{', '.join(MIDDLE_BLOCKS)} whose features a discriminator could read"
     )
 
 
 def tokens(output: Any) -> Tensor:
-    """A UNet's (B, C, H, W), a transformer's (B, N, C), or the image stream, the last of several outputs, as tokens."""
-    found: Tensor = output if isinstance(output, Tensor) else output[-1]
-    if found.ndim == 4:
-        return found.flatten(2).mT.float()
-    return (found if found.ndim == 3 else found[:, None]).float()
+    """A block's output as float32 tokens (B, N, C).
+
+    Accepts a UNet's (B, C, H, W), a transformer's (B, N, C), vectors (B, C), or a tuple whose last element is the
+    image stream.
+    """
+    value: Tensor = output if isinstance(output, Tensor) else output[-1]
+    if value.ndim == 4:
+        return value.flatten(2).mT.float()
+    return (value if value.ndim == 3 else value[:, None]).float()
 
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Record no gradient for the parameters of `modules`; gradients still flow through them to their inputs."""
+    """A context in which parameters of `modules` get no gradient; gradients still flow through them to their inputs."""
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -89,20 +112,27 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def approximate_r1(
-    discriminator: Discriminator,
-    denoiser: Denoiser,
-    real: tuple[Tensor, Tensor, Condition],
-    noise: Tensor,
-) -> Tensor:
-    """R1, E|dD/dx|^2 at `real` samples (x_t, t, cond), as E|D(x + sigma n) - D(x)|^2 / sigma^2; a scalar.
+def approximate_r1(discriminator: Discriminator, denoiser: Denoiser, real: NoisySample, noise: Tensor) -> Tensor:
+    """The R1 penalty E|dD/dx|^2 on real samples, approximated by E|D(x + sigma n) - D(x)|^2 / sigma^2.
 
-    Lin et al. 2025 (arXiv 2501.08316, section 3.4): for small sigma and n ~ N(0, I) its mean is R1 itself (Mescheder et
-    al. 2018), without the second derivative that fused attention does not have. Both logits are made without autocast,
-    and sigma is 0.01 for a float32 network and 0.1 for one in half precision, which would not see less.
+    For small sigma and n ~ N(0, I) the expectation of the approximation is R1 itself (Mescheder et al. 2018, arXiv
+    1801.04406). It needs no second derivative, which fused attention does not have. Both logits are computed without
+    autocast; sigma is 0.01 for a float32 network and 0.1 for a half-precision one, whose rounding hides smaller steps.
+
+    Source: Lin et al. 2025, arXiv 2501.08316, section 3.4.
+
+    Args:
+        discriminator: D.
+        denoiser: The network whose features D reads.
+        real: Noisy real samples: x_t (B, ...), angles t (B,) and conditions.
+        noise: n, standard normal, the shape of x_t.
+
+    Returns:
+        The penalty, a scalar.
     """
     x_t, t, cond = real
     sigma = 0.01 if next(denoiser.parameters(), x_t).dtype == torch.float32 else 0.1
     with without_autocast(x_t.device):
-        here, there = (discriminator(denoiser, x, t, cond) for x in (x_t, x_t + sigma * noise))
-    return ((there - here) / sigma).square().mean()
+        logits, perturbed = (discriminator(denoiser, x, t, cond) for x in (x_t, x_t + sigma * noise))
+    penalty: Tensor = ((perturbed - logits) / sigma).square().mean()
+    return penalty

@@ -1,22 +1,24 @@
 """Distribution Matching Distillation: DMD (Yin et al. 2023, arXiv 2311.18828) and DMD2 (Yin et al. 2024, 2405.14867).
 
-A student G of one or a few steps is pushed along the difference of two scores at a noisy copy of its own sample: the
-teacher's (real) and that of a fake-score network, which learns the student's distribution by denoising it. Around that,
-each an option: regression on teacher pairs (DMD), a GAN on the fake score's features and several steps (DMD2). Equation
-numbers in brackets are DMD's, section numbers DMD2's.
+A student G of one or a few steps is trained with the difference of two scores at a noisy copy of its own sample: the
+teacher's (real) score and the score of a fake-score network, which learns the student's distribution by denoising its
+samples. Optional additions: a regression loss on teacher pairs (DMD), a GAN loss on the fake score's features and
+several sampling steps (DMD2). Equation numbers in brackets are DMD's, section numbers are DMD2's.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.config.typed import Checked, InvalidOption, option
 from distill.data.batch import Batch
 from distill.methods.base import Distiller, Logs
-from distill.methods.discriminator import Discriminator, approximate_r1, frozen
+from distill.methods.discriminator import Discriminator, NoisySample, approximate_r1, frozen
 from eval.metrics.perceptual import Lpips
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
@@ -25,31 +27,76 @@ from teachers.core.trigflow import add_noise, expand, to_velocity, to_x0
 
 KARRAS = (0.002, 80.0, 7.0)  # sigma_min, sigma_max, rho (Karras et al. 2022, arXiv 2206.00364, equation 5)
 
-DROPPED = 0.1  # share of prompts left out for a guided fake score
+PROMPT_DROPOUT = 0.1  # probability of the null condition in the training of a guided fake score
 
 
 @dataclass
-class DMDOptions:
-    timesteps: tuple[int, ...] = ()  # native timesteps that the student is told, one a step; none: one step, the last
-    fake_score_updates: int = 2  # updates of the fake score for one of the student (two time scales, 4.2)
-    noise_levels: Literal["timesteps", "karras"] = "timesteps"  # uniform in the teacher's timesteps, or on Karras' grid
-    noise_range: tuple[float, float] = (0.02, 0.98)  # of those, from clean (0) to pure noise (1)
-    weighting: Literal["dmd", "karras", "uniform"] = "dmd"  # of the gradient, see `DMD.gradient`
-    fake_score_loss: Literal["velocity", "epsilon", "sample"] = "velocity"
-    fake_score_guidance: float = 1.0
-    regression_weight: float = 0.0  # of the regression on teacher pairs [9]; DMD took 0.25, DMD2 drops it
-    regression_distance: Literal["lpips", "latent"] = "lpips"  # LPIPS of decoded images, or mean squares of latents
-    regression_pairs: int = 2000
-    regression_teacher_steps: int = 20
-    gan_weight: float = 0.0  # of the student's adversarial loss (4.3; DMD2 took 1e-3 to 5e-3); needs images
-    discriminator_weight: float = 0.01  # of the discriminator's loss beside the fake score's
-    gan_features: Literal["fake_score", "teacher"] = "fake_score"
-    gan_noise_range: tuple[float, float] = (0.0, 1.0)
-    r1_weight: float = 0.0  # of the discriminator's gradient penalty on real images
+class DMDOptions(Checked):
+    """`method:` in a recipe with `name: dmd`."""
+
+    timesteps: tuple[int, ...] = option(
+        (), "Native timesteps of the student's steps, decreasing; []: one step at the end of the schedule.", at_least=1
+    )
+    fake_score_updates: int = option(2, "Fake-score updates for each student update.", at_least=1)
+    noise_levels: Literal["timesteps", "karras"] = option(
+        "timesteps", "Noise levels of the losses: uniform in the teacher's timesteps, or on Karras' sigma grid."
+    )
+    noise_range: tuple[float, float] = option(
+        (0.02, 0.98),
+        "The part of the noise levels that is used, from 0 (clean) to 1 (pure noise).",
+        at_least=0,
+        at_most=1,
+    )
+    weighting: Literal["dmd", "karras", "uniform"] = option(
+        "dmd", "Weight of the gradient: dmd: 1 / mean|x - x0_real| of each sample; karras: 1 / sin^2 t; uniform: 1."
+    )
+    fake_score_loss: Literal["velocity", "epsilon", "sample"] = option(
+        "velocity", "The prediction whose squared error trains the fake score."
+    )
+    fake_score_guidance: float = option(1.0, "Classifier-free guidance scale of the fake score; 1.0 means none.")
+    regression_weight: float = option(
+        0.0, "Weight of the regression loss on teacher pairs; 0: none. DMD uses 0.25, DMD2 none.", at_least=0
+    )
+    regression_distance: Literal["lpips", "latent"] = option(
+        "lpips", "Distance of the regression loss: LPIPS of decoded images, or mean squared error of latents."
+    )
+    regression_pairs: int = option(2000, "Number of teacher pairs of the regression loss.", at_least=0)
+    regression_teacher_steps: int = option(20, "The teacher's ODE steps for each pair.", at_least=1)
+    gan_weight: float = option(
+        0.0, "Weight of the student's GAN loss; 0: none. DMD2 uses 1e-3 to 5e-3. Needs data.images.", at_least=0
+    )
+    discriminator_weight: float = option(
+        0.01, "Weight of the discriminator's loss relative to the fake score's.", at_least=0
+    )
+    gan_features: Literal["fake_score", "teacher"] = option(
+        "fake_score", "The network whose features the discriminator reads."
+    )
+    gan_noise_range: tuple[float, float] = option(
+        (0.0, 1.0), "Noise levels of the discriminator's inputs, as noise_range.", at_least=0, at_most=1
+    )
+    r1_weight: float = option(0.0, "Weight of the R1 penalty on real images; 0: none. Needs gan_weight.", at_least=0)
+
+    def check(self) -> None:
+        if any(b >= a for a, b in pairwise(self.timesteps)):
+            raise InvalidOption("timesteps", f"must decrease, got {list(self.timesteps)}")
+        for name in ("noise_range", "gan_noise_range"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise InvalidOption(name, f"must increase, got {[low, high]}")
+        if self.regression_weight and self.regression_pairs < 1:
+            raise InvalidOption("regression_pairs", "must be at least 1 if method.regression_weight is above 0, got 0")
+        if self.r1_weight and not self.gan_weight:
+            raise InvalidOption(
+                "r1_weight", f"must be 0 without a discriminator (method.gan_weight is 0), got {self.r1_weight}"
+            )
 
 
 class DMD(Distiller):
-    """One step, or as many as `timesteps`. Needs prompts only, with a GAN images too."""
+    """Distribution Matching Distillation: a student of one step, or of as many as `timesteps`.
+
+    Needs prompts only; with a GAN loss also images. See the module's docstring for sources, and
+    `distill.methods.base.Distiller` for the arguments.
+    """
 
     Options = DMDOptions
     PHASES = ("fake_score", "student")
@@ -57,22 +104,10 @@ class DMD(Distiller):
 
     def __init__(self, teacher: Teacher, guidance: float, options: DMDOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
-        if options.fake_score_updates < 1:
-            raise ValueError(
-                f"method.fake_score_updates is {options.fake_score_updates}; the fake score needs 1 at least"
-            )
-        for name in ("noise_range", "gan_noise_range"):
-            low, high = getattr(options, name)
-            if not 0 <= low < high <= 1:
-                raise ValueError(f"method.{name} is {(low, high)}; it has to rise within [0, 1]")
-        if options.regression_weight and options.regression_pairs < 1:
-            raise ValueError("method.regression_pairs is 0 while method.regression_weight is not; make 1 pair at least")
-        if options.r1_weight and not options.gan_weight:
-            raise ValueError("method.r1_weight penalises a discriminator, and there is none: set method.gan_weight too")
         self.times = self.angles(options.timesteps)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher (DMD, section 3.2)
         self.discriminator = Discriminator(self._features(), self._example()) if options.gan_weight else None
-        self.lpips = Lpips(self._device()) if self._by_lpips() else None
+        self.lpips = Lpips(self._device()) if self._uses_lpips() else None
 
     @classmethod
     def needs_latents(cls, options: DMDOptions) -> bool:
@@ -86,10 +121,10 @@ class DMD(Distiller):
         return ("fake_score",) * self.options.fake_score_updates + ("student",)
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
-        judge = [self.discriminator] if self.discriminator else []
-        return {"fake_score": [self.fake_score, *judge], "student": [self.student]}
+        discriminator = [self.discriminator] if self.discriminator else []
+        return {"fake_score": [self.fake_score, *discriminator], "student": [self.student]}
 
-    def candidate_times(self) -> list[list[float]]:
+    def sampling_schedules(self) -> list[list[float]]:
         return [self.times]
 
     def preview_models(self) -> Mapping[str, Denoiser]:
@@ -99,9 +134,9 @@ class DMD(Distiller):
         return self.fake_score_phase(batch) if phase == "fake_score" else self.student_phase(batch)
 
     def generate(self, batch: Batch) -> Tensor:
-        """x = G(z), (B, C, H, W): the student's answer at one of its steps, drawn for the whole batch.
+        """x = G(z), (B, ...): the student's output after a random number of its steps, the same for the whole batch.
 
-        Its input there is what it makes itself from pure noise, not noisy data ("backward simulation", 4.5).
+        The input of the last step is the student's own earlier output, not noisy data ("backward simulation", 4.5).
         """
         last = batch.rng.pick(len(self.times))
         noise = batch.rng.normal(*self.teacher.shape)
@@ -110,29 +145,33 @@ class DMD(Distiller):
         )
 
     def noise_level(self, batch: Batch, limits: tuple[float, float] | None = None) -> Tensor:
-        """Angles (B,), uniform within `limits` (default: noise_range) of timesteps (DMD, 3.2) or of Karras' grid."""
+        """Random angles (B,) in radians, uniform in timesteps (DMD, section 3.2) or on Karras' grid.
+
+        Args:
+            batch: Supplies the random numbers.
+            limits: The part of the noise levels that is used, within [0, 1]; default: `noise_range`.
+        """
         low, high = self.options.noise_range if limits is None else limits
-        share = low + (high - low) * batch.rng.uniform().double()
+        fraction = low + (high - low) * batch.rng.uniform().double()
         path = self.student.path
         if self.options.noise_levels == "timesteps":
-            return path.angle(share * (path.num_train_timesteps - 1)).float()
-        least, most, rho = KARRAS
-        sigma = (least ** (1 / rho) + share * (most ** (1 / rho) - least ** (1 / rho))) ** rho
+            return path.angle(fraction * (path.num_train_timesteps - 1)).float()
+        low, high, rho = KARRAS
+        sigma = (low ** (1 / rho) + fraction * (high ** (1 / rho) - low ** (1 / rho))) ** rho
         return torch.atan(sigma / path.sigma_data).clamp(path.t_min, path.t_max).float()
 
-    # --- the student --------------------------------------------------------------------------------------------------
-
     def student_phase(self, batch: Batch) -> tuple[Tensor, Logs]:
+        """The student's loss: distribution matching [7], plus the optional GAN (4.3) and regression [9] losses."""
         x = self.generate(batch)
         t = self.noise_level(batch)
         x_t = add_noise(x.detach(), batch.rng.normal(*x.shape[1:]), t)  # q_t(x_t | x) [3]
-        gradient, spread = self.gradient(x.detach(), x_t, t, batch.cond)
-        # [7]: the gradient of 0.5 |x - stop(x - gradient)|^2 with respect to x is `gradient`.
+        gradient, residual = self.gradient(x.detach(), x_t, t, batch.cond)
+        # [7]: the gradient of 0.5 |x - stopgrad(x - gradient)|^2 with respect to x is `gradient`.
         loss = 0.5 * (x - (x.detach() - gradient)).square().mean()
-        logs = {"dmd_gradient": gradient.abs().mean(), "real_residual": spread.mean(), "loss": loss.detach()}
+        logs = {"dmd_gradient": gradient.abs().mean(), "real_residual": residual.mean(), "loss": loss.detach()}
         if self.discriminator is not None:
             with frozen(self.fake_score, self.discriminator):
-                adversarial = F.softplus(-self.judge(batch, x)[0]).mean()  # -log D(F(G(z), t)) (4.3)
+                adversarial = F.softplus(-self.noisy_logits(batch, x)[0]).mean()  # -log D(F(G(z), t)) (4.3)
             loss = loss + self.options.gan_weight * adversarial
             logs["adversarial"] = adversarial.detach()
         if self.options.regression_weight:
@@ -143,50 +182,63 @@ class DMD(Distiller):
 
     @torch.no_grad()
     def gradient(self, x: Tensor, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
-        """w (x0_fake - x0_real), (B, C, H, W), and each sample's mean |x - x0_real|, (B,).
+        """The distribution matching gradient w (x0_fake - x0_real) with respect to the student's sample.
 
-        [7] and [8] with each score s = (cos t x0 - x_t) / sin^2 t: the difference of scores is that of denoised samples
-        times cos t / sin^2 t, and the paper's weight w_t = (sin^2 t / cos t) CS / |x - x0_real|_1 cancels that factor.
-        (The paper prints w_t with an alpha_t that leaves a factor cos t; no public code has it, nor have we.) What is
-        left is w = 1 / mean|x - x0_real| ("dmd"), per sample, never over the batch. "uniform" is w = 1, and "karras"
-        EDM's w = 1 / sigma^2 + 1 / sigma_d^2 = 1 / sin^2 t at unit variance.
+        This is [7] and [8] with the scores s = (cos t x0 - x_t) / sin^2 t: the difference of scores is the difference
+        of denoised samples times cos t / sin^2 t, and the paper's weight w_t = (sin^2 t / cos t) CS / |x - x0_real|_1
+        cancels that factor. (The paper prints w_t with an alpha_t that leaves a factor cos t; public implementations
+        do not have it, and neither does this one.) What remains is w = 1 / mean|x - x0_real| ("dmd") for each sample,
+        not over the batch. "uniform" is w = 1, and "karras" is EDM's w = 1 / sigma^2 + 1 / sigma_d^2 = 1 / sin^2 t at
+        unit variance.
+
+        Args:
+            x: The student's samples (B, ...).
+            x_t: Noisy copies of them, the shape of x.
+            t: Angles (B,) in radians.
+            cond: Conditions with B rows.
+
+        Returns:
+            The gradient, the shape of x, and the mean |x - x0_real| of each sample, (B,).
         """
         real = self.teacher.velocity(x_t, t, cond, self.guidance)
         fake = self.fake_score.velocity(x_t, t, cond)
         if self.options.fake_score_guidance != 1.0 and self.teacher.guided:
-            without = self.fake_score.velocity(x_t, t, self.teacher.null_condition(cond))
-            fake = without + self.options.fake_score_guidance * (fake - without)
-        spread = (x - to_x0(x_t, real, t)).abs().flatten(1).mean(1).clamp_min(1e-5)
+            null = self.fake_score.velocity(x_t, t, self.teacher.null_condition(cond))
+            fake = null + self.options.fake_score_guidance * (fake - null)
+        residual = (x - to_x0(x_t, real, t)).abs().flatten(1).mean(1).clamp_min(1e-5)
         sin = expand(torch.sin(t), x)
         difference = sin * (real - fake)  # x0_fake - x0_real
         if self.options.weighting == "dmd":
-            difference = difference / expand(spread, x)
+            difference = difference / expand(residual, x)
         elif self.options.weighting == "karras":
             difference = difference / sin.square().clamp_min(1e-4)
-        return difference, spread
+        return difference, residual
 
     def regression(self, batch: Batch) -> Tensor:
-        """E l(G(z), y) on pairs of noise z and the teacher's endpoint y [9], by the first step of several."""
+        """The regression loss E l(G(z), y) on pairs of noise z and the teacher's endpoint y [9], a scalar.
+
+        A student of several steps is evaluated at its first step.
+        """
         assert batch.pairs is not None
         noise, endpoint, cond = batch.pairs()
-        made = sample(self.student, noise, self.times[:1], cond, lambda: noise)
+        x = sample(self.student, noise, self.times[:1], cond, lambda: noise)
         if self.lpips is None:
-            return (made - endpoint).square().mean()
+            return (x - endpoint).square().mean()
         with torch.no_grad():
-            wanted = self.teacher.decode(endpoint)
-        return self.lpips(self.teacher.decode(made), wanted).mean()
-
-    # --- the fake score and the discriminator -------------------------------------------------------------------------
+            target = self.teacher.decode(endpoint)
+        return self.lpips(self.teacher.decode(x), target).mean()
 
     def fake_score_phase(self, batch: Batch) -> tuple[Tensor, Logs]:
+        """The fake score's denoising loss on the student's samples [6], plus the discriminator's loss (4.3)."""
         with torch.no_grad():
             x = self.generate(batch)
         t = self.noise_level(batch)
         noise = batch.rng.normal(*x.shape[1:])
-        velocity = self.fake_score.velocity(add_noise(x, noise, t), t, self._dropped(batch))
+        velocity = self.fake_score.velocity(add_noise(x, noise, t), t, self._drop_prompts(batch))
         error = (velocity - to_velocity(x, noise, t)).square().flatten(1).mean(1)
-        # [6] weighs the denoising loss. A velocity error is EDM's weight (1 / sigma^2 + 1 / sigma_d^2) on x0's, and is
-        # epsilon's error over cos t and x0's over sin t.
+        # The weight in [6]: the squared velocity error is the squared x0 error with EDM's weight
+        # 1 / sigma^2 + 1 / sigma_d^2.
+        # The velocity error is the epsilon error divided by cos t, or the x0 error divided by sin t.
         if self.options.fake_score_loss == "epsilon":
             error = torch.cos(t).square() * error
         elif self.options.fake_score_loss == "sample":
@@ -194,48 +246,47 @@ class DMD(Distiller):
         loss = error.mean()
         logs = {"loss": loss.detach()}
         if self.discriminator is not None:
-            adversarial, judged = self.discriminate(batch, x)
+            adversarial, details = self.discriminator_loss(batch, x)
             loss = loss + self.options.discriminator_weight * adversarial
-            logs |= judged
+            logs |= details
         return loss, logs
 
-    def discriminate(self, batch: Batch, x: Tensor) -> tuple[Tensor, Logs]:
-        """The discriminator's loss -log D(real) - log(1 - D(x)) (4.3), with R1 on the real side; and what to log."""
+    def discriminator_loss(self, batch: Batch, x: Tensor) -> tuple[Tensor, Logs]:
+        """The discriminator's loss -log D(real) - log(1 - D(x)) (4.3) with the optional R1 penalty on real samples."""
         assert self.discriminator is not None and batch.latents is not None
-        fake, _ = self.judge(batch, x)
-        real, place = self.judge(batch, batch.latents)
+        fake, _ = self.noisy_logits(batch, x)
+        real, noisy = self.noisy_logits(batch, batch.latents)
         loss = F.softplus(fake).mean() + F.softplus(-real).mean()
         logs = {"real_logit": real.mean().detach(), "fake_logit": fake.mean().detach()}
         if self.options.r1_weight:
             noise = batch.rng.normal(*x.shape[1:])
-            penalty = approximate_r1(self.discriminator, self._features(), place, noise)
+            penalty = approximate_r1(self.discriminator, self._features(), noisy, noise)
             loss = loss + self.options.r1_weight * penalty
             logs["r1"] = penalty.detach()
         return loss, logs | {"discriminator": loss.detach()}
 
-    def judge(self, batch: Batch, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Condition]]:
-        """Logits (B,) of noisy copies of x (B, C, H, W), and those copies with their angles and conditions."""
+    def noisy_logits(self, batch: Batch, x: Tensor) -> tuple[Tensor, NoisySample]:
+        """The discriminator's logits (B,) at noisy copies of x (B, ...), and these copies with angle and condition."""
         assert self.discriminator is not None
         t = self.noise_level(batch, self.options.gan_noise_range)
-        place = add_noise(x, batch.rng.normal(*x.shape[1:]), t), t, batch.cond
-        return self.discriminator(self._features(), *place), place
+        noisy = add_noise(x, batch.rng.normal(*x.shape[1:]), t), t, batch.cond
+        return self.discriminator(self._features(), *noisy), noisy
 
-    def _dropped(self, batch: Batch) -> Condition:
-        """The batch's condition; where the fake score is guided, some rows lose their prompt, so that its unguided
-        branch follows the student too."""
+    def _drop_prompts(self, batch: Batch) -> Condition:
+        """The batch's condition; for a guided fake score some rows are null, which trains its unconditional branch."""
         if self.options.fake_score_guidance == 1.0 or not self.teacher.guided:
             return batch.cond
-        drop, empty = batch.rng.uniform() < DROPPED, self.teacher.null_condition(batch.cond)
-        return {key: torch.where(expand(drop, value), empty[key], value) for key, value in batch.cond.items()}
+        drop, null = batch.rng.uniform() < PROMPT_DROPOUT, self.teacher.null_condition(batch.cond)
+        return {key: torch.where(expand(drop, value), null[key], value) for key, value in batch.cond.items()}
 
     def _features(self) -> Denoiser:
         if self.options.gan_features == "fake_score":
             return self.fake_score
         if self.teacher.offloaded is not None:
-            raise ValueError("method.gan_features=teacher needs the teacher at hand: set memory.offload_teacher=false")
+            raise ValueError("memory.offload_teacher must be false with method.gan_features=teacher")
         return self.teacher.denoiser
 
-    def _example(self) -> tuple[Tensor, Tensor, Condition]:
+    def _example(self) -> NoisySample:
         device = self._device()
         t = torch.full((1,), self.times[0], device=device)
         return torch.zeros(1, *self.teacher.shape, device=device), t, self.teacher.null_row()
@@ -243,5 +294,5 @@ class DMD(Distiller):
     def _device(self) -> torch.device:
         return next(self.student.parameters()).device
 
-    def _by_lpips(self) -> bool:
+    def _uses_lpips(self) -> bool:
         return self.options.regression_weight > 0 and self.options.regression_distance == "lpips"

@@ -1,14 +1,13 @@
-"""The derivative of a network along a trajectory, which continuous-time consistency distillation (sCM) needs.
+"""The derivative of a network along a trajectory, for continuous-time consistency distillation (sCM).
 
     value, derivative = jvp(lambda x, t: student.velocity(x, t, cond), (x_t, t), (dx_dt, torch.ones_like(t)))
 
-`jvp` is exact: forward-mode automatic differentiation over `torch.autograd.forward_ad`, with tangent rules of its own
-for the expensive operations (`distill.methods.jvp_rules`); whatever has none goes through PyTorch's. It asks nothing of
-the network: any attention processor, any memory format. `finite_difference` is approximate, costs two forwards and
-needs float32.
+`jvp` is exact: forward-mode automatic differentiation with `torch.autograd.forward_ad`. Expensive operations have their
+own rules (`distill.methods.jvp_rules`); all others use PyTorch's formulas. It supports any attention processor and any
+memory format. `finite_difference` is approximate, needs two forward passes and float32.
 
-Source: Lu and Song 2024 (arXiv 2410.11081): the JVP of the rearranged tangent, and an attention that carries its own
-tangent because fused kernels have none (theirs is fused; here scores are formed, a block at a time).
+Source: Lu and Song 2024 (arXiv 2410.11081): the JVP of the rearranged tangent, and an attention that computes its own
+derivative because fused kernels have none. Their attention is fused; this one computes scores in blocks.
 """
 
 import importlib.util
@@ -29,27 +28,37 @@ from teachers.networks.storage import without_autocast
 def jvp(
     function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], flash: bool = False
 ) -> Pair:
-    """`function(*primals)` and its derivative along `tangents` (each the shape of its primal), exact and in one pass.
+    """`function(*primals)` and its derivative along `tangents`, exact and in one forward pass.
 
-    No gradient is recorded, whatever the caller does: take the tangent first, then an ordinary forward for the loss.
-    Autocast is off inside, so a float32 network gives a float32 tangent. Dropout draws its own mask: use eval mode.
-    Parameters are constants. Networks that are compiled in place run as they are. Not for use inside another
-    forward-mode derivative, nor under `torch.inference_mode`.
+    No gradient is recorded, whatever the grad mode of the caller: compute the tangent first, then the loss with an
+    ordinary forward pass. Autocast is off inside, so a float32 network gives a float32 derivative. Dropout uses a new
+    mask, so use eval mode. Parameters are constants. Networks that are compiled in place run without compilation. Not
+    for use inside another forward-mode derivative.
 
-    With `flash`, self-attention on CUDA runs in the fused kernel of the package jvp-flash-attention where that fits
-    (`tangent_rules.flash_fits`): no scores in memory, and the rounding of its matrix products (TF32 for float32).
+    Args:
+        function: Takes as many tensors as there are primals and returns one tensor.
+        primals: The point at which the derivative is computed.
+        tangents: The direction: one tensor for each primal, of the same shape.
+        flash: Compute self-attention on CUDA with the fused kernel of the package jvp-flash-attention where it is
+            applicable (`jvp_rules.flash_fits`). The kernel stores no scores and multiplies float32 matrices in TF32.
+
+    Returns:
+        The value and the derivative, both of the shape of the function's output.
+
+    Raises:
+        ValueError: Under `torch.inference_mode`, which disables forward-mode differentiation.
     """
     compiling = torch.compiler.is_compiling()
     if not compiling and torch.is_inference_mode_enabled():
-        raise ValueError("torch.inference_mode switches forward-mode differentiation off: use torch.no_grad")
-    as_they_are = nullcontext() if compiling else eager()
-    with as_they_are, torch.no_grad(), without_autocast(primals[0].device), forward_ad.dual_level():
-        # Clones: an expanded tensor has no dual, and the function may write into its arguments.
+        raise ValueError("torch.inference_mode disables forward-mode differentiation: use torch.no_grad instead")
+    uncompiled = nullcontext() if compiling else eager()
+    with uncompiled, torch.no_grad(), without_autocast(primals[0].device), forward_ad.dual_level():
+        # Clones, because an expanded tensor cannot be dual and the function may write to its arguments.
         duals = [
             forward_ad.make_dual(p.detach().clone(), t.detach().to(p.dtype).clone())
             for p, t in zip(primals, tangents, strict=True)
         ]
-        with _Rules(FLASH_RULES if flash else RULES):
+        with RuleMode(FLASH_RULES if flash else RULES):
             output = function(*duals)
         value, derivative = forward_ad.unpack_dual(output)
         return value, torch.zeros_like(value) if derivative is None else derivative
@@ -62,13 +71,22 @@ def finite_difference(
     step: float = 1e-4,
     exact_value: bool = False,
 ) -> Pair:
-    """Value and derivative as `jvp` gives them, by a central difference over `primals +- step * tangents`.
+    """`function(*primals)` and its derivative along `tangents`, by a central difference.
 
-    The value is the mean of the two ends, off by step^2 / 2 times the second derivative, which float32 seldom sees:
-    two forwards in all. With `exact_value` it is `function(*primals)`, a third forward. The derivative's rounding error
-    falls with the step and its truncation error grows as step^2: for t in [0, 1] and a network that embeds 1000 t,
-    1e-4 misses by 0.1% in float32, 1e-3 by 10% and 1e-2 is useless. Half precision is useless at any step, so halves
-    are raised to float32 and autocast is off inside.
+    The two ends are `primals +- step * tangents`.
+
+    The rounding error of the derivative falls with the step, and the truncation error grows as step^2. For t in [0, 1]
+    and a network that embeds 1000 t the error is 0.1% at a step of 1e-4 in float32 and 10% at 1e-3; 1e-2 is unusable.
+    Half precision is unusable at any step: half-precision primals are converted to float32, and autocast is off inside.
+
+    Args:
+        function, primals, tangents: As for `jvp`.
+        step: The step of the difference.
+        exact_value: Compute the value by a third forward pass. By default the value is the mean of the two ends, whose
+            error is step^2 / 2 times the second derivative, usually below float32's rounding.
+
+    Returns:
+        The value and the derivative, both of the shape of the function's output.
     """
     with torch.no_grad(), without_autocast(primals[0].device):
         points = [p.float() if p.dtype in (torch.float16, torch.bfloat16) else p for p in primals]
@@ -80,7 +98,7 @@ def finite_difference(
 
 
 def jvp_flash(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Pair:
-    """`jvp` with `flash`."""
+    """`jvp` with `flash=True`."""
     return jvp(function, primals, tangents, flash=True)
 
 
@@ -92,29 +110,37 @@ TANGENTS: dict[str, Callable[..., Pair]] = {
 
 
 def tangent(kind: str = "auto", device: torch.device | str = "cpu") -> tuple[Callable[..., Pair], str]:
-    """The function of that name, and a sentence on which it is and why.
+    """Choose how derivatives are computed.
 
-    "auto" is exact on every family: `jvp_flash` on CUDA where the package jvp-flash-attention is installed, else `jvp`.
-    ValueError for an unknown name, or where "jvp_flash" is asked for and cannot be had.
+    Args:
+        kind: "jvp", "jvp_flash", "finite_difference", or "auto": `jvp_flash` on CUDA if the package
+            jvp-flash-attention is installed, else `jvp`. Both are exact for every teacher family.
+        device: Where the network runs.
+
+    Returns:
+        The function, and a message with the choice and its reason.
+
+    Raises:
+        ValueError: For an unknown kind, or for "jvp_flash" without CUDA or without the package.
     """
     if kind not in ("auto", *TANGENTS):
-        raise ValueError(f"no tangent called {kind!r}: choose one of auto, {', '.join(TANGENTS)}")
+        raise ValueError(f"method.tangent must be one of auto, {', '.join(TANGENTS)}, got {kind!r}")
     cuda, installed = torch.device(device).type == "cuda", importlib.util.find_spec("jvp_flash_attention") is not None
     if kind == "jvp_flash" and not (cuda and installed):
-        lacking = "pip install jvp-flash-attention" if cuda else "it needs a CUDA device"
-        raise ValueError(f"the tangent jvp_flash cannot be had here ({lacking}); choose jvp, which is exact everywhere")
+        missing = "the package jvp-flash-attention (pip install jvp-flash-attention)" if cuda else "a CUDA device"
+        raise ValueError(f"method.tangent=jvp_flash needs {missing}; jvp is exact on every device")
     if kind != "auto":
-        return TANGENTS[kind], f"tangent: {kind}, as asked"
+        return TANGENTS[kind], f"tangent: {kind} (from the recipe)"
     if cuda and installed:
-        return jvp_flash, "tangent: jvp_flash (exact forward mode, jvp-flash-attention's fused kernel is installed)"
-    reason = "no CUDA device to fuse attention on" if not cuda else "jvp-flash-attention, which fuses it, is missing"
-    return jvp, f"tangent: jvp (exact forward mode, attention a block at a time: {reason})"
+        return jvp_flash, "tangent: jvp_flash (exact forward mode with jvp-flash-attention's fused kernel)"
+    reason = "jvp-flash-attention is not installed" if cuda else "no CUDA device for fused attention"
+    return jvp, f"tangent: jvp (exact forward mode, attention in blocks: {reason})"
 
 
-class _Rules(TorchFunctionMode):
-    """While active, a function in `RULES` follows its rule and every other runs as it is; within a rule, none do.
+class RuleMode(TorchFunctionMode):
+    """While active, a function in `rules` is computed by its rule; all other functions run unchanged.
 
-    A rule returns a value and its tangent, or None to leave the call to PyTorch.
+    A rule returns the value and its derivative, or None to use PyTorch's formula. Inside a rule the mode is inactive.
     """
 
     def __init__(self, rules: dict[Any, Callable[..., Pair | None]]) -> None:

@@ -1,10 +1,12 @@
-"""Tangents of the expensive operations, for `distill.methods.jvp`: each rule gives a value and its derivative in one go.
+"""Forward-mode derivatives of expensive operations, for `distill.methods.jvp`.
 
-Why they are faster than PyTorch's formulas:
-- Those materialise and compute with a zero tangent for whatever is constant: a convolution's weight costs a second
-  convolution, `x / 2` costs eleven times its forward.
-- A function whose Jacobian is symmetric (element-wise ones, softmax, a normalisation before its affine part) has
-  J v = J^T v: its fused backward kernel is its forward derivative, in one pass.
+A rule takes the arguments of a function, some of them dual tensors, and returns the value and its derivative, or None
+if PyTorch's own formula should be used. The rules are faster than PyTorch's formulas for two reasons:
+
+- PyTorch's formulas allocate a zero tangent for every constant and compute with it: a convolution's constant weight
+  costs a second convolution, and `x / 2` costs eleven times its forward pass.
+- A function with a symmetric Jacobian (element-wise functions, softmax, a normalisation before its affine part) has
+  J v = J^T v, so its fused backward kernel also computes the forward-mode derivative, in one pass.
 """
 
 import math
@@ -22,12 +24,12 @@ Pair = tuple[Tensor, Tensor]
 
 aten = torch.ops.aten
 
-# Attention scores held at once, in numbers (three such buffers live together): on a CPU they should stay in its cache.
-SCORES, SCORES_CPU = 2**25, 2**17
+# Number of attention scores in one block. Three such buffers exist at a time; on a CPU they should fit into its cache.
+BLOCK_SCORES, BLOCK_SCORES_CPU = 2**25, 2**17
 
 
 def _split(x: Any) -> tuple[Any, Any]:
-    """A value and its tangent, or None: what is no tensor, or not dual, is constant."""
+    """The value and the tangent of `x`; the tangent of a constant (not a tensor, or not dual) is None."""
     return forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None)
 
 
@@ -36,17 +38,17 @@ def _constant(*values: Any) -> bool:
 
 
 def _sum(function: Any, *args: Any, **kwargs: Any) -> Pair | None:
-    """x + c and x - c."""
+    """x + c and x - c with a constant c."""
     if kwargs or len(args) != 2 or not _constant(args[1]) or _constant(args[0]):
         return None
     x, dx = _split(args[0])
     value = function(x, args[1])
-    # A copy even where the shapes agree: two duals that share a tangent would share later writes into it.
+    # Always a copy: two dual tensors with the same tangent would share later in-place changes.
     return value, torch.empty_like(value).copy_(dx)
 
 
 def _product(function: Any, *args: Any, **kwargs: Any) -> Pair | None:
-    """Whatever is linear in either of two operands."""
+    """Functions that are linear in each of two operands."""
     if kwargs or len(args) != 2 or _constant(*args):
         return None
     (x, dx), (y, dy) = _split(args[0]), _split(args[1])
@@ -56,18 +58,19 @@ def _product(function: Any, *args: Any, **kwargs: Any) -> Pair | None:
 
 
 def _quotient(function: Any, *args: Any, **kwargs: Any) -> Pair | None:
-    """x / c."""
+    """x / c with a constant c."""
     return _product(function, *args, **kwargs) if len(args) == 2 and _constant(args[1]) else None
 
 
 def _affine(function: Any, input: Tensor, weight: Tensor, bias: Any = None, *args: Any, **kwargs: Any) -> Pair | None:
-    """F.linear and F.conv2d: the tangent goes through the same weight, without the bias."""
+    """F.linear and F.conv2d with constant parameters: the derivative uses the same weight without the bias."""
     x, dx = _split(input)
     if dx is None or not _constant(weight, bias):
         return None
     if weight.numel() <= x.numel() or x.dim() < weight.dim():
         return function(x, weight, bias, *args, **kwargs), function(dx, weight, None, *args, **kwargs)
-    # Here reading the weight dominates: one call for both. A dual's two halves need layouts alike, hence the copies.
+    # Reading the weight dominates here, so one call computes both. A dual tensor needs the same layout for value and
+    # tangent, hence the copies.
     value, derivative = function(torch.cat((x, dx)), weight, None, *args, **kwargs).chunk(2)
     value = value.clone() if bias is None else value + bias.view(-1, *(1,) * (weight.dim() - 2))
     return value, derivative.clone()
@@ -141,12 +144,12 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Pair | None:
-    """softmax(scale Q K' + mask) V. Rows of scores are independent, so they are formed a block at a time."""
+    """softmax(scale Q K^T + mask) V. Rows of scores are independent, so they are computed in blocks."""
     pairs: Any = [_split(query), _split(key), _split(value)]
     if _constant(query, key, value) or not _constant(attn_mask) or (is_causal and attn_mask is not None):
         return None
     if dropout_p:
-        raise ValueError("attention with dropout has no tangent here: put the network in eval mode")
+        raise ValueError("attention dropout must be 0 in a JVP: put the network in eval mode")
     if enable_gqa:
         heads = query.size(-3)
         pairs = [tuple(None if x is None else x.repeat_interleave(heads // x.size(-3), -3) for x in p) for p in pairs]
@@ -171,7 +174,7 @@ def _attention(
         block = head, row
         if attn_mask is None:
             p = torch.softmax(torch.bmm(q[block], k[head]), -1)
-        else:  # "safe": a row that may look at nothing is 0, as in the fused kernels
+        else:  # "safe": the output of a fully masked row is 0, as in the fused kernels
             p = safe_softmax(torch.baddbmm(attn_mask[block], q[block], k[head]), -1)
         output[block] = torch.bmm(p, v[head])
         ds = None if dq is None else torch.bmm(dq[block], k[head])
@@ -188,10 +191,10 @@ def _attention(
 def _flash_attention(
     function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> Pair | None:
-    """Self-attention in the fused kernel of jvp-flash-attention; whatever does not fit it goes the ordinary way."""
+    """Self-attention with the fused kernel of jvp-flash-attention, or `_attention` if the kernel is not applicable."""
     if not flash_fits(query, key, value) or args or set(kwargs) - {"scale", "is_causal"}:
         return _attention(function, query, key, value, *args, **kwargs)
-    from jvp_flash_attention.jvp_attention import JVPAttn  # Triton: imported where there is a GPU only
+    from jvp_flash_attention.jvp_attention import JVPAttn  # needs Triton, so it is imported on GPUs only
 
     (q, dq), (k, dk), (v, dv) = ((x.contiguous(), dx.contiguous()) for x, dx in map(_split, (query, key, value)))
     causal, scale = kwargs.get("is_causal", False), kwargs.get("scale")
@@ -200,7 +203,10 @@ def _flash_attention(
 
 
 def flash_fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """What the kernel takes: four dimensions, one shape for all, heads of powers of two, an even number of rows."""
+    """Whether the fused kernel supports these inputs.
+
+    It needs dual tensors (B, H, L, E) of one shape, an even L of at least 32, and E a power of two from 16 to 256.
+    """
     rows, size = query.shape[-2:]
     shapes = query.ndim == 4 and query.shape == key.shape == value.shape
     return (
@@ -213,8 +219,11 @@ def flash_fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def _blocks(heads: int, rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Some heads with all their rows, or some rows of one head. A compiler unrolls them: fewer for it."""
-    scores = SCORES_CPU if device.type == "cpu" and not torch.compiler.is_compiling() else SCORES
+    """Slices of heads and rows: several whole heads, or several rows of one head.
+
+    A compiler unrolls the loop over blocks, so blocks are larger while compiling.
+    """
+    scores = BLOCK_SCORES_CPU if device.type == "cpu" and not torch.compiler.is_compiling() else BLOCK_SCORES
     some_heads = max(1, scores // (rows * columns))
     some_rows = max(1, scores // columns) if some_heads == 1 else rows
     for head in range(0, heads, some_heads):

@@ -1,15 +1,16 @@
-"""rCM: sCM with DMD as its regulariser (Zheng et al. 2025, "Large Scale Diffusion Distillation via Score-Regularized
-Continuous-Time Consistency", arXiv 2510.08431), by composing the two methods of this project around one student.
+"""rCM: sCM with DMD as a regulariser (Zheng et al. 2025, "Large Scale Diffusion Distillation via Score-Regularized
+Continuous-Time Consistency", arXiv 2510.08431). It combines this project's two methods on one student.
 
-sCM follows the teacher's trajectories (forward divergence: it covers every mode and errs by blur), DMD sharpens the
-student's own samples (reverse divergence: high quality, fewer modes). The student minimises the sum of both losses.
+sCM follows the teacher's trajectories (forward divergence: all modes, but blurred samples). DMD improves the student's
+own samples (reverse divergence: sharp samples, but fewer modes). The student minimises the weighted sum of both losses.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from distill.config.typed import Checked, InvalidOption, option
 from distill.data.batch import Batch
 from distill.methods.base import Distiller, Logs
 from distill.methods.dmd import DMD, DMDOptions
@@ -19,14 +20,29 @@ from teachers.core.teacher import Teacher
 
 
 @dataclass
-class RCMOptions:
-    dmd_weight: float = 10.0  # of DMD's loss, a mean over elements, beside sCM's, a sum over them
-    scm: SCMOptions = field(default_factory=SCMOptions)
-    dmd: DMDOptions = field(default_factory=DMDOptions)
+class RCMOptions(Checked):
+    """`method:` in a recipe with `name: rcm`."""
+
+    dmd_weight: float = option(
+        10.0, "Weight of DMD's loss (a mean over elements) relative to sCM's loss (a sum over elements).", above=0
+    )
+    scm: SCMOptions = option(factory=SCMOptions, help="Options of the sCM loss.")
+    dmd: DMDOptions = option(factory=DMDOptions, help="Options of the DMD loss.")
+
+    def check(self) -> None:
+        if self.scm.guidances:
+            raise InvalidOption(
+                "scm.guidances",
+                f"must be empty, because the fake score supports one guidance scale, got {list(self.scm.guidances)}",
+            )
 
 
 class RCM(Distiller):
-    """One or two steps, as sCM. Needs latents with their captions."""
+    """Score-regularised consistency model: a student of one or two steps.
+
+    Needs latents with their captions. See the module's docstring for the source, and
+    `distill.methods.base.Distiller` for the arguments.
+    """
 
     Options = RCMOptions
     PHASES = ("fake_score", "student")
@@ -34,11 +50,7 @@ class RCM(Distiller):
 
     def __init__(self, teacher: Teacher, guidance: float, options: RCMOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
-        if options.dmd_weight <= 0:
-            raise ValueError(f"method.dmd_weight is {options.dmd_weight}; it has to be positive (without DMD, use scm)")
-        if options.scm.guidances:
-            raise ValueError("method.scm.guidances has to be empty: rcm's fake score knows one guidance scale only")
-        # Not submodules: what they own beside the student is registered below, once.
+        # A tuple, not submodules: the student and the networks below are registered only once.
         self.parts = (
             SCM(teacher, guidance, options.scm, self.student),
             DMD(teacher, guidance, options.dmd, self.student),
@@ -55,7 +67,7 @@ class RCM(Distiller):
         return DMD.pairs(options.dmd)
 
     def phases(self, step: int) -> tuple[str, ...]:
-        """sCM's student adapts alone; then the two time scales of DMD."""
+        """sCM's phases during its adaptation steps, then DMD's phases."""
         scm, dmd = self.parts
         return scm.phases(step) if step < self.options.scm.adaptation_steps else dmd.phases(step)
 
@@ -66,15 +78,16 @@ class RCM(Distiller):
     def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         scm, dmd = self.parts
         if phase == "fake_score":
-            return dmd(phase, batch, step)
-        loss, logs = scm(phase, batch, step)
+            return dmd.forward(phase, batch, step)
+        loss, logs = scm.forward(phase, batch, step)
         if step < self.options.scm.adaptation_steps:
             return loss, logs
-        regulariser, more = dmd(phase, batch, step)
-        return loss + self.options.dmd_weight * regulariser, logs | {f"dmd_{key}": value for key, value in more.items()}
+        regulariser, dmd_logs = dmd.forward(phase, batch, step)
+        logs |= {f"dmd_{key}": value for key, value in dmd_logs.items()}
+        return loss + self.options.dmd_weight * regulariser, logs
 
-    def candidate_times(self) -> list[list[float]]:
-        return self.parts[0].candidate_times()
+    def sampling_schedules(self) -> list[list[float]]:
+        return self.parts[0].sampling_schedules()
 
     def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
         return self.parts[0].step_counts(times)
@@ -82,5 +95,5 @@ class RCM(Distiller):
     def preview_models(self) -> Mapping[str, Denoiser]:
         return self.parts[1].preview_models()
 
-    def notes(self) -> Sequence[str]:
-        return self.parts[0].notes()
+    def startup_messages(self) -> Sequence[str]:
+        return self.parts[0].startup_messages()

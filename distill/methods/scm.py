@@ -1,10 +1,11 @@
 """Continuous-time consistency models: sCD and sCT (Lu & Song 2024, "Simplifying, Stabilizing and Scaling
-Continuous-Time Consistency Models", arXiv 2410.11081). Paper equations are in brackets; here data has unit variance
+Continuous-Time Consistency Models", arXiv 2410.11081). Paper equations are in brackets; data has unit variance here
 (sigma_d = 1).
 
-The student is a consistency function f(x_t, t) = cos t x_t - sin t F(x_t, t) [5] that should be constant along a
-probability-flow ODE: its total derivative df/dt along the trajectory is driven to zero. The trajectory's slope dx/dt is
-the teacher's velocity (distillation, sCD) or cos t z - sin t x0 of the sample at hand (training from data, sCT).
+The student is a consistency function f(x_t, t) = cos t x_t - sin t F(x_t, t) [5]. It should be constant along a
+trajectory of the probability-flow ODE: the loss drives its total derivative df/dt along the trajectory to zero. The
+slope dx/dt of the trajectory is the teacher's velocity (distillation, sCD) or cos t z - sin t x0 of the training sample
+(training from data, sCT).
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distill.config.typed import Checked, InvalidOption, option
 from distill.data.batch import Batch
 from distill.methods.base import Distiller, Logs
 from distill.methods.jvp import tangent
@@ -22,28 +24,66 @@ from teachers.core.denoiser import SOFT_WIDTH, Condition, Denoiser
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import HALF_PI, add_noise, expand, to_velocity
 
-EDGE = 1e-4  # radians; more than a finite difference's step
+TIME_MARGIN = 1e-4  # radians; larger than the step of a finite difference
 
 
 @dataclass
-class SCMOptions:
-    drift: Literal["teacher", "data"] = "teacher"  # dx/dt: the teacher's velocity (sCD), or the sample's own (sCT)
-    guidances: tuple[float, ...] = ()  # train at scales drawn from these, which the student is told; none: one, fixed
-    proposal: tuple[float, float] = (0.3, 1.4)  # log tan t ~ N(mean, std^2); add log 2 to means quoted for sigma_d 0.5
-    tangent: Literal["auto", "jvp", "jvp_flash", "finite_difference"] = "auto"
-    tangent_warmup: int = 200  # H: steps over which the tangent's unstable half is switched on (section 4.2)
-    tangent_offset: float = 1.0  # c in g / (|g| + c), |g| the L2 norm over a whole sample (SANA's and rCM's meaning)
-    learned_weighting: bool = False  # the adaptive log-variance weighting w_phi(t) (section 4.2, from EDM2)
-    adaptation_steps: int = 200  # first steps, in which the student gets used to clock and ceiling; 0: neither
-    time_scale: float = 8.0  # the gentle clock: the network is told time_scale * t instead of its native timestep
-    max_angle: float = (
-        1.2  # radians; where an epsilon student's output is read near the end of time (`Denoiser.max_angle`)
+class SCMOptions(Checked):
+    """`method:` in a recipe with `name: scm`."""
+
+    drift: Literal["teacher", "data"] = option(
+        "teacher", "The slope dx/dt: the teacher's velocity (sCD), or the training sample's own (sCT)."
     )
-    second_times: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # candidates for the second step's angle, radians
+    guidances: tuple[float, ...] = option(
+        (), "Guidance scales to sample from; the scale is then an input of the student. []: one fixed scale."
+    )
+    proposal: tuple[float, float] = option(
+        (0.3, 1.4), "Mean and standard deviation of log tan t. Add log 2 to means that are stated for sigma_d = 0.5."
+    )
+    tangent: Literal["auto", "jvp", "jvp_flash", "finite_difference"] = option(
+        "auto", "How the derivative along the trajectory is computed."
+    )
+    tangent_warmup: int = option(
+        200, "Steps over which the unstable part of the tangent is scaled from 0 to 1 (section 4.2).", at_least=1
+    )
+    tangent_offset: float = option(
+        1.0, "c in the normalised tangent g / (|g| + c), with |g| the L2 norm of one sample.", at_least=0
+    )
+    learned_weighting: bool = option(False, "The adaptive weighting w_phi(t) of noise levels (section 4.2).")
+    adaptation_steps: int = option(
+        200, "First steps, in which the student adapts to time_scale and max_angle; 0: neither is used.", at_least=0
+    )
+    time_scale: float = option(
+        8.0, "Scale of the student's time input: time_scale * t instead of the native timestep.", above=0
+    )
+    max_angle: float = option(
+        1.2,
+        "Angle in radians that limits where an epsilon student's output is evaluated near the end of time.",
+        above=SOFT_WIDTH,
+    )
+    second_times: tuple[float, ...] = option(
+        (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        "Candidate angles in radians of the second step; the best on held-out samples is exported.",
+        above=0,
+        below=HALF_PI,
+    )
+
+    def check(self) -> None:
+        if self.proposal[1] <= 0:
+            raise InvalidOption("proposal", f"must have a standard deviation above 0, got {list(self.proposal)}")
+        if not self.second_times:
+            raise InvalidOption("second_times", "must have at least one angle, got []")
 
 
 class LogVariance(nn.Module):
-    """w_phi(t): a linear layer on Fourier features of the angle, zero at first."""
+    """The adaptive weighting w_phi(t) (section 4.2): a linear layer on Fourier features of the angle, zero at first.
+
+    The loss is e^w |error|^2 / D - w, so e^-w learns the mean squared error at t (EDM2, Karras et al. 2024, arXiv
+    2312.02696).
+
+    Args:
+        features: Number of frequencies.
+    """
 
     def __init__(self, features: int = 16) -> None:
         super().__init__()
@@ -53,20 +93,26 @@ class LogVariance(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, t: Tensor) -> Tensor:
+        """w_phi (B,) at angles t (B,)."""
         phase = t[:, None] * self.get_buffer("frequencies")
-        return self.linear(torch.cat([phase.sin(), phase.cos()], dim=1)).flatten()
+        weight: Tensor = self.linear(torch.cat([phase.sin(), phase.cos()], dim=1))
+        return weight.flatten()
 
 
 class SCM(Distiller):
-    """One or two steps. Needs latents (real, or the teacher's) with their captions."""
+    """A continuous-time consistency model: a student of one or two steps.
+
+    Needs latents (of real images, or of the teacher's samples) with their captions. See the module's docstring for the
+    source, and `distill.methods.base.Distiller` for the arguments.
+    """
 
     Options = SCMOptions
     options: SCMOptions
 
     def __init__(self, teacher: Teacher, guidance: float, options: SCMOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
-        self._check()
-        self.tangent, self._why = tangent(options.tangent, next(self.student.parameters()).device)
+        self._check_guidance()
+        self.tangent, self._message = tangent(options.tangent, next(self.student.parameters()).device)
         self.log_variance = LogVariance() if options.learned_weighting else None
         if options.guidances:
             teacher.embed_guidance(self.student, guidance)
@@ -74,66 +120,61 @@ class SCM(Distiller):
             teacher.refit_time_embedding(self.student, options.time_scale)
             self.student.max_angle = options.max_angle
 
-    def _check(self) -> None:
-        options, guidances = self.options, self.options.guidances
-        if options.adaptation_steps < 0 or options.tangent_warmup < 1:
-            raise ValueError("method.adaptation_steps has to be at least 0, and method.tangent_warmup at least 1")
-        if any(not 0 < time < HALF_PI for time in options.second_times) or not options.second_times:
-            raise ValueError(f"method.second_times are {options.second_times}; each has to be an angle in (0, pi/2)")
-        if options.max_angle <= SOFT_WIDTH or options.time_scale <= 0 or options.proposal[1] <= 0:
+    def _check_guidance(self) -> None:
+        drift, guidances = self.options.drift, self.options.guidances
+        if drift == "data" and (guidances or (self.guidance != 1.0 and self.teacher.guided)):
             raise ValueError(
-                f"method.max_angle has to be above {SOFT_WIDTH} rad, method.time_scale and the proposal's spread positive"
-            )
-        if options.drift == "data" and (guidances or (self.guidance != 1.0 and self.teacher.guided)):
-            raise ValueError(
-                f"method.drift is 'data' (sCT), which sees no guided teacher, but teacher.guidance is {self.guidance} "
-                f"and method.guidances {list(guidances)}; set 1.0 and none, or method.drift=teacher"
+                "with method.drift=data (sCT) teacher.guidance must be 1.0 and method.guidances empty, because the "
+                f"loss does not use the teacher; got {self.guidance} and {list(guidances)}"
             )
         if guidances and not min(guidances) <= self.guidance <= max(guidances):
             raise ValueError(
-                f"teacher.guidance {self.guidance}, at which the student is judged, has to lie within "
-                f"method.guidances {list(guidances)}"
+                f"teacher.guidance, at which the student is evaluated, must be within method.guidances "
+                f"{list(guidances)}, got {self.guidance}"
             )
 
     @classmethod
     def needs_latents(cls, options: SCMOptions) -> bool:
         return True
 
-    def notes(self) -> Sequence[str]:
-        return (self._why,)
+    def startup_messages(self) -> Sequence[str]:
+        return (self._message,)
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         return {"student": [self.student] + ([self.log_variance] if self.log_variance else [])}
 
-    def candidate_times(self) -> list[list[float]]:
-        path, student = self.student.path, self.student
-        usable = [
-            a
-            for a in self.options.second_times
-            if path.t_min < a < path.t_max and student.output_angle(torch.tensor(a)) == a
+    def sampling_schedules(self) -> list[list[float]]:
+        path, output_angle = self.student.path, self.student.output_angle
+        second_times = [
+            angle
+            for angle in self.options.second_times
+            if path.t_min < angle < path.t_max and output_angle(torch.tensor(angle)) == angle
         ]
-        return [[path.t_max, angle] for angle in usable] or [[path.t_max]]
+        return [[path.t_max, angle] for angle in second_times] or [[path.t_max]]
 
     def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
         return tuple(range(1, len(times) + 1))
 
     def noise_level(self, batch: Batch) -> Tensor:
-        """t = arctan(e^tau), tau ~ N(P_mean, P_std^2) (section 4.2), kept just within the teacher's schedule.
+        """Random angles t = arctan(e^tau) (B,), tau ~ N(P_mean, P_std^2) (section 4.2), in radians.
 
-        At its very ends the schedule's table stops, and a derivative in time would see the stop.
+        They stay `TIME_MARGIN` inside the teacher's schedule: the schedule's table is constant beyond its ends, which
+        would change a derivative with respect to time.
         """
         mean, std = self.options.proposal
         tau = mean + std * math.sqrt(2) * torch.erfinv((2 * batch.rng.uniform() - 1).clamp(-0.9999, 0.9999))
-        return torch.atan(torch.exp(tau)).clamp(self.student.path.t_min + EDGE, self.student.path.t_max - EDGE)
+        path = self.student.path
+        return torch.atan(torch.exp(tau)).clamp(path.t_min + TIME_MARGIN, path.t_max - TIME_MARGIN)
 
     def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
+        """The consistency loss [8], or the adaptation loss in the first `adaptation_steps` steps."""
         assert batch.latents is not None
         x0, z = batch.latents, batch.rng.normal(*batch.latents.shape[1:])
         adapting = step < self.options.adaptation_steps
-        t = self._everywhere(batch) if adapting else self.noise_level(batch)
+        t = self._uniform_angles(batch) if adapting else self.noise_level(batch)
         x_t = add_noise(x0, z, t)
-        guidance, cond = self._guidance(batch)
-        with torch.no_grad():  # dx/dt: the teacher's velocity (sCD), or in its stead an unbiased sample of it (sCT)
+        guidance, cond = self.sample_guidance(batch)
+        with torch.no_grad():  # dx/dt: the teacher's velocity (sCD), or an unbiased estimate of it (sCT)
             drift = (
                 self.teacher.velocity(x_t, t, batch.cond, guidance)
                 if self.options.drift == "teacher"
@@ -141,21 +182,20 @@ class SCM(Distiller):
             )
         if adapting:
             return self.adapt(x_t, t, drift, cond)
-        warm = min(1.0, (step - self.options.adaptation_steps + 1) / self.options.tangent_warmup)
-        g, frozen = self.target(x_t, t, drift, cond, warm)
+        warmup = min(1.0, (step - self.options.adaptation_steps + 1) / self.options.tangent_warmup)
+        g, frozen = self.target(x_t, t, drift, cond, warmup)
         norm = g.flatten(1).norm(dim=1)
         finite = torch.isfinite(norm) & torch.isfinite(frozen.flatten(1).sum(1))
         g = torch.where(expand(finite, g), g / expand(norm + self.options.tangent_offset, g), 0.0)
-        # [8]: |F - stop(F) - g|^2: the step that turns f, along the trajectory, towards a constant.
+        # [8]: |F - stopgrad(F) - g|^2. Its gradient reduces the change of f along the trajectory.
         velocity = self.student.velocity(x_t, t, cond)
-        velocity = torch.where(expand(finite, g), velocity, 0.0)  # before it is used: 0 times NaN is NaN in backward
+        velocity = torch.where(expand(finite, g), velocity, 0.0)  # masked here because 0 * NaN is NaN in backward
         error = (velocity - velocity.detach() - g).square().flatten(1).sum(1)
-        error = (
-            error / self.student.velocity_scale(t).square()
-        )  # counted in the network's output, so that no end of time rules
+        # The error of the network's output, not of the velocity: no part of the time interval dominates the loss.
+        error = error / self.student.velocity_scale(t).square()
         logs = {
             "tangent_norm": torch.where(finite, norm, 0.0).mean(),
-            "masked_share": (~finite).float().mean(),  # of the samples, left out because they are not finite
+            "masked_share": (~finite).float().mean(),  # fraction of samples that are excluded as not finite
             "tangent_agreement": (velocity.detach() - frozen).abs().mean(),
         }
         if self.log_variance is None:
@@ -166,34 +206,47 @@ class SCM(Distiller):
         return loss, logs | {"loss": loss.detach()}
 
     @torch.no_grad()
-    def target(self, x_t: Tensor, t: Tensor, drift: Tensor, cond: Condition, warm: float) -> tuple[Tensor, Tensor]:
-        """g = cos t df/dt, (B, C, H, W), and the student's own velocity F at the same points, in float32.
+    def target(self, x_t: Tensor, t: Tensor, drift: Tensor, cond: Condition, warmup: float) -> tuple[Tensor, Tensor]:
+        """The tangent g = cos t df/dt and the student's velocity F at the same points, in float32.
 
-        df/dt = -cos t (F - dx/dt) - sin t (x_t + dF/dt) [6], dx/dt the `drift`; `warm` in (0, 1] scales the second half
-        (section 4.2). The prior weight 1 / tan t (section 4.2) times sin t is the cos t in front. The tangent is taken
-        along cos t sin t (dx/dt, 1), which cannot overflow (section 5.1, JVP rearrangement).
+        df/dt = -cos t (F - dx/dt) - sin t (x_t + dF/dt) [6]. The prior weight 1 / tan t (section 4.2) times sin t gives
+        the factor cos t. The derivative of F is taken along cos t sin t (dx/dt, 1), which cannot overflow (section 5.1,
+        JVP rearrangement).
+
+        Args:
+            x_t: Noisy samples (B, ...).
+            t: Angles (B,) in radians.
+            drift: dx/dt, the shape of x_t.
+            cond: Conditions with B rows.
+            warmup: Scale in (0, 1] of the second term of df/dt (tangent warmup, section 4.2).
+
+        Returns:
+            g and F, the shape of x_t.
         """
         sin, cos = (expand(f(t), x_t) for f in (torch.sin, torch.cos))
         along = sin * cos
         velocity, slope = self.tangent(
             lambda x, time: self.student.velocity(x, time, cond), (x_t, t), (along * drift, along.flatten())
         )
-        return -(cos**2) * (velocity - drift) - warm * (along * x_t + slope), velocity
+        return -(cos**2) * (velocity - drift) - warmup * (along * x_t + slope), velocity
 
     def adapt(self, x_t: Tensor, t: Tensor, drift: Tensor, cond: Condition) -> tuple[Tensor, Logs]:
-        """Regress the student, on its gentle clock, onto the velocity that it will be differentiated along."""
+        """Regress the student with its rescaled time input onto the drift; returns the loss and the values to log."""
         error = (self.student.velocity(x_t, t, cond) - drift).square().flatten(1).mean(1)
         loss = (error / self.student.velocity_scale(t).square()).mean()
         return loss, {"adaptation_loss": loss.detach()}
 
-    def _everywhere(self, batch: Batch) -> Tensor:
-        """Angles (B,) uniform over the schedule: noise levels of every size."""
+    def _uniform_angles(self, batch: Batch) -> Tensor:
+        """Random angles (B,), uniform over the schedule."""
         low, high = self.student.path.t_min, self.student.path.t_max
         return low + (high - low) * batch.rng.uniform()
 
-    def _guidance(self, batch: Batch) -> tuple[float | Tensor, Condition]:
-        """The teacher's guidance, one scale or one a sample (B,), and the student's condition, which names the scale
-        where it varies (Meng et al. 2022, arXiv 2210.03142; SANA-Sprint's embedded guidance)."""
+    def sample_guidance(self, batch: Batch) -> tuple[float | Tensor, Condition]:
+        """The teacher's guidance, one scale or (B,), and the student's condition.
+
+        With several scales the condition includes the scale (Meng et al. 2022, arXiv 2210.03142; SANA-Sprint's guidance
+        embedding, arXiv 2503.09641).
+        """
         if not self.options.guidances:
             return self.guidance, batch.cond
         scales = torch.tensor(self.options.guidances, device=batch.rng.device)

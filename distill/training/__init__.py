@@ -1,1 +1,1 @@
-"""What the training loop is made of: state, engine, checkpoints, guards, optimizers, monitoring."""
+"""Parts of the training loop: state, engine, checkpoints, guards, optimizers, monitoring."""

@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, the newest sound one found again, no pickle ever executed.
+"""Checkpoints: written atomically, verified when they are read, and loaded without executing pickles.
 
-A checkpoint is a folder `checkpoints/00000200` made under a temporary name and renamed when every file is on disk, so a
-folder with its final name is complete. `manifest.json` has each file's SHA-256: what a disk has damaged since is set
-aside, and the checkpoint before is taken. Weights are safetensors; optimizer states are read with `weights_only`.
-What is stored does not depend on the number of processes: tensors are whole, on the CPU.
+A checkpoint is a folder `checkpoints/00000200`. It is written under a temporary name and renamed when every file is on
+disk, so a folder with its final name is complete. `manifest.json` has the SHA-256 of each file: a checkpoint that was
+damaged later is renamed, and the previous one is used. Weights are safetensors; optimizer states are loaded with
+`weights_only`. The contents do not depend on the number of processes: tensors are unsharded and on the CPU.
 """
 
 import json
@@ -27,59 +27,75 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on: trained weights, their average, optimizers by turn, and the meta record."""
+    """Everything that a run needs to resume.
+
+    Attributes:
+        weights: State of the distiller: student and auxiliary networks.
+        ema: State of the student's EMA.
+        optimizers: The optimizer state of each phase, and the gradient scaler's as "scaler" if there is one.
+        meta: step, seconds of training so far, and the fingerprint of recipe and data.
+    """
 
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
-    optimizers: dict[
-        str, Any
-    ]  # "turn": its optimizer's state_dict; "scaler": the gradient scaler's, where there is one
-    meta: dict[str, Any]  # step, seconds of training so far, the recipe's fingerprint
+    optimizers: dict[str, Any]
+    meta: dict[str, Any]
 
 
-class Damaged(Exception):
-    """A checkpoint whose files are not what its manifest says."""
+class DamagedCheckpoint(Exception):
+    """The files of a checkpoint do not match its manifest."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> Path:
-    """Write `checkpoint` as folder/STEP atomically, then drop all but the newest `keep` and every `keep_every`th step.
+    """Write `checkpoint` as folder/STEP atomically, then remove old checkpoints.
 
-    ValueError where it cannot be written (a full disk): what was there before is still there, and the half is gone.
+    Args:
+        folder: The folder of the run's checkpoints.
+        checkpoint: The state to write.
+        keep: How many of the newest checkpoints are kept.
+        keep_every: Checkpoints whose step this divides are kept too; 0: none.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        ValueError: If it cannot be written, such as on a full disk. Earlier checkpoints are then unchanged, and the
+            incomplete one is removed.
     """
     final = folder / f"{checkpoint.meta['step']:08d}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(final) as temporary:
-            temporary.mkdir(parents=True)
-            save_file(_plain(checkpoint.weights), temporary / WEIGHTS)
-            save_file(_plain(checkpoint.ema), temporary / EMA)
+            temporary.mkdir()
+            save_file(_contiguous(checkpoint.weights), temporary / WEIGHTS)
+            save_file(_contiguous(checkpoint.ema), temporary / EMA)
             torch.save(checkpoint.optimizers, temporary / OPTIMIZERS)
             (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2))
             files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in temporary.iterdir()}
             (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
-        before = steps(folder)
-        kept = f"the checkpoint of step {before[-1]} is kept" if before else "there is no earlier one"
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, also in torch's and safetensors' types
+        earlier = steps(folder)
+        kept = f"the checkpoint of step {earlier[-1]} is kept" if earlier else "there is no earlier checkpoint"
         free = shutil.disk_usage(folder).free // 2**20 if folder.is_dir() else 0
         raise ValueError(
             f"the checkpoint of step {checkpoint.meta['step']} could not be written to {folder} "
             f"({' '.join(str(error).split())[:200]}; {free} MB are free); {kept}"
         ) from error
-    found = steps(folder)
-    for old in found[:-keep]:
+    for old in steps(folder)[:-keep]:
         if not (keep_every and old % keep_every == 0):
             remove_folder(folder / f"{old:08d}")
     return final
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the complete checkpoints in `folder`, rising."""
+    """The steps of the complete checkpoints in `folder`, in increasing order."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
 
 
 def newest_meta(folder: Path) -> dict[str, Any] | None:
-    """The meta record of the newest checkpoint that has one to read, or None. Nothing else of it is looked at."""
+    """The meta record of the newest checkpoint whose record is readable, or None. Other files are not read."""
     for step in reversed(steps(folder)):
         try:
             return json.loads((folder / f"{step:08d}" / META).read_text())
@@ -89,39 +105,46 @@ def newest_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def quarantine_damaged(folder: Path) -> None:
-    """Clear what killed saves left, and set damaged checkpoints newer than the newest sound one aside, with a warning.
+    """Remove incomplete checkpoints, and rename damaged ones to `damaged-STEP` with a warning.
 
-    ValueError, with the folder's name, for what is no checkpoint of this version, or where every one is damaged.
+    Checkpoints are verified from the newest on, up to the first valid one.
+
+    Raises:
+        ValueError: If every checkpoint is damaged, or if a folder is not a checkpoint of this version.
     """
-    for left in folder.glob(".*.tmp") if folder.is_dir() else []:
-        shutil.rmtree(left, ignore_errors=True)
-    found = steps(folder)
-    for step in reversed(found):
+    for incomplete in folder.glob(".*.tmp") if folder.is_dir() else []:
+        shutil.rmtree(incomplete, ignore_errors=True)
+    present = steps(folder)
+    for step in reversed(present):
         path = folder / f"{step:08d}"
         try:
             _verify(path)
             return
-        except Damaged as damage:
-            if step == found[0]:
+        except DamagedCheckpoint as damage:
+            if step == present[0]:
                 raise ValueError(
-                    f"the checkpoint {path} is damaged ({damage}), and there is no sound one before it; "
-                    f"remove {folder} to start afresh"
+                    f"the checkpoint {path} is damaged ({damage}), and there is no earlier valid one; "
+                    f"remove {folder} to start again"
                 ) from damage
-            aside = folder / f"damaged-{path.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            path.replace(aside)
+            renamed = folder / f"damaged-{path.name}"
+            shutil.rmtree(renamed, ignore_errors=True)
+            path.replace(renamed)
             warnings.warn(
-                f"the checkpoint {path} is damaged ({damage}): set aside as {aside.name}; going on from the one before",
+                f"the checkpoint {path} is damaged ({damage}); it becomes {renamed.name}, and the previous one is used",
                 stacklevel=2,
             )
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint, on the CPU, or None where there is none. ValueError where it is damaged: `quarantine_damaged` first."""
-    found = steps(folder)
-    if not found:
+    """The newest checkpoint with tensors on the CPU, or None if there is none. Call `quarantine_damaged` first.
+
+    Raises:
+        ValueError: If its files cannot be read.
+    """
+    present = steps(folder)
+    if not present:
         return None
-    newest = folder / f"{found[-1]:08d}"
+    newest = folder / f"{present[-1]:08d}"
     try:
         return Checkpoint(
             load_file(newest / WEIGHTS),
@@ -129,43 +152,43 @@ def load_newest(folder: Path) -> Checkpoint | None:
             torch.load(newest / OPTIMIZERS, map_location="cpu", weights_only=True),
             json.loads((newest / META).read_text()),
         )
-    except Exception as error:  # torn files make each reader fail in its own way
+    except Exception as error:  # readers raise different types for damaged files
         raise ValueError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error})") from error
 
 
 def _verify(path: Path) -> None:
-    """Damaged where a file is not what the manifest says; ValueError where this is no checkpoint of ours."""
+    """Raise DamagedCheckpoint if a file differs from the manifest, ValueError for a folder of another format."""
     try:
         text = (path / MANIFEST).read_text()
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(
-                f"{path} has no {MANIFEST}: it is not a checkpoint that this version wrote; "
+                f"{path} has no {MANIFEST}, so it is not a checkpoint of this version; "
                 "remove it, or give this run another name (name=...)"
             ) from error
-        raise Damaged(f"{MANIFEST}: {error}") from error
+        raise DamagedCheckpoint(f"{MANIFEST}: {error}") from error
     try:
         manifest = json.loads(text)
         version, files = manifest["format"], dict(manifest["files"])
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{MANIFEST} is not readable") from error
+        raise DamagedCheckpoint(f"{MANIFEST} is not readable") from error
     if version != FORMAT:
         raise ValueError(
-            f"{path} is a checkpoint of format {version}, this version writes {FORMAT}; "
+            f"{path} must be a checkpoint of format {FORMAT}, got {version}; "
             "resume with the version that wrote it, or give this run another name (name=...)"
         )
     for name in (WEIGHTS, EMA, OPTIMIZERS, META):
         file = path / name
         if name not in expected or not file.is_file():
-            raise Damaged(f"{name} is missing")
+            raise DamagedCheckpoint(f"{name} is missing")
         if file.stat().st_size != expected[name][0] or sha256_file(file) != expected[name][1]:
-            raise Damaged(f"{name} is not what was written")
+            raise DamagedCheckpoint(f"{name} has changed since it was written")
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """CPU tensors that share no memory, as safetensors wants them; no copy where there need be none."""
-    plain: dict[str, Tensor] = {}
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors without shared memory, which safetensors requires; copied only if necessary."""
+    separate: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in tensors.items():
         tensor = value.detach().cpu().contiguous()
@@ -173,5 +196,5 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
-        plain[name] = tensor
-    return plain
+        separate[name] = tensor
+    return separate

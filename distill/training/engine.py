@@ -1,14 +1,13 @@
-"""What the loop asks of accelerate and torch.distributed: processes, precision, sharded networks, whole tensors.
+"""The engine: processes, devices, precision and sharding, on top of accelerate and torch.distributed.
 
 One process, DDP and FSDP2 run the same loop; `recipes/accelerate/` has a configuration for each. FSDP2 is PyTorch's
-`fully_shard` on each network that trains (and on its average, and where the recipe says so on the teacher), with the
-options that accelerate's configuration gives: accelerate itself prepares one model with all its optimizers at a time.
+`fully_shard`, applied to each trained network, to the EMA, and if the recipe says so to the teacher, with the options
+of accelerate's configuration. It is called directly because accelerate prepares one model with all its optimizers.
 """
 
 import copy
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -16,30 +15,50 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill.config.recipe import TrainRecipe
-from distill.methods import compiling as compiled
+from distill.methods import compiling
 from distill.methods.base import Distiller
 from distill.training.guard import Watchdog
+from distill.training.sharding import local_shard, shard, sharding_options, without_variable
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import unwrap
-from teachers.support.private_api import reset_accelerate, unsplittable_blocks
+from teachers.support.private_api import reset_accelerate
 
-PATIENCE = timedelta(hours=12)  # one process may encode a data set while others wait; the watchdog finds the dead ones
+# Timeout of collective operations: one process may encode a dataset while others wait. The watchdog detects processes
+# that do not respond.
+COLLECTIVE_TIMEOUT = timedelta(hours=12)
 
 
 class Engine:
-    """The processes of one run. Use as a context: leaving it tells the others how this one ended."""
+    """The processes of one run, their device, precision and synchronisation. Use it as a context manager.
+
+    Args:
+        settings: The recipe's `train` section.
+        folder: The run's folder; trackers write into it.
+
+    Attributes:
+        accelerator: accelerate's Accelerator.
+        device: The device of this process.
+        is_main: Whether this process prints, writes files and exports.
+        rank, world_size: Index of this process and number of processes.
+        local_batch_size: Samples of one micro-batch on this process.
+        scaler: The gradient scaler with train.precision=fp16, else None.
+        sharding: FSDP2's options, or None if networks are not sharded.
+        group: A gloo process group for small CPU tensors; None for one process.
+
+    Raises:
+        ValueError: If accelerate's configuration, the batch size or the machine does not fit the recipe.
+    """
 
     def __init__(self, settings: TrainRecipe, folder: Path) -> None:
-        self.sharding = _sharding(settings)
-        reset_accelerate()  # one process may train several recipes with different precisions
-        with _without("ACCELERATE_USE_FSDP"):
+        self.sharding = sharding_options(settings)
+        reset_accelerate()  # accelerate keeps the first precision, but one process may train several recipes
+        with without_variable("ACCELERATE_USE_FSDP"):
             self.accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(),  # schedules are float64, which Apple's GPUs lack
                 mixed_precision=settings.precision,
@@ -47,8 +66,8 @@ class Engine:
                 project_dir=str(folder),
                 kwargs_handlers=[
                     DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
-                    InitProcessGroupKwargs(timeout=PATIENCE),
-                ],  # a turn uses some networks only
+                    InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+                ],  # a phase uses some of the networks only, so other parameters get no gradient
             )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -59,19 +78,20 @@ class Engine:
         if settings.channels_last:
             self.refuse_sharding("train.channels_last=true")
         if settings.compile != "none":
-            compiled.start(self.device)
+            compiling.check_compiler(self.device)
         micro = settings.batch_size // settings.accumulation
         if micro % self.world_size:
             raise ValueError(
-                f"train.batch_size / train.accumulation is {micro}, which does not divide over {self.world_size} processes"
+                f"train.batch_size / train.accumulation must be a multiple of the number of processes "
+                f"({self.world_size}), got {micro}"
             )
         self.local_batch_size = micro // self.world_size
-        self.group: Any = None  # for words between hosts, which no device has to wait for
+        self.group: Any = None  # gloo, so that no device has to be synchronised
         self._watchdog: Watchdog | None = None
         self._roots: list[FSDPModule] = []
-        self._spare: Denoiser | None = None
+        self._unsharded_ema: Denoiser | None = None
         if self.world_size > 1:
-            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self.group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
             self._watchdog = Watchdog(self.rank, self.world_size)
             dist.barrier(self.group)
             self._watchdog.start()
@@ -82,11 +102,11 @@ class Engine:
         return self.accelerator.trackers
 
     def print(self, message: str) -> None:
-        """Print on the main process."""
+        """Print `message` on the main process."""
         self.accelerator.print(message)
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this method."""
         self.accelerator.wait_for_everyone()
 
     def __enter__(self) -> Self:
@@ -94,63 +114,70 @@ class Engine:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._watchdog:
-            leaving = error is None or (isinstance(error, SystemExit) and not error.code)
-            self._watchdog.end(None if leaving else error)
+            self._watchdog.stop(finished=error is None or (isinstance(error, SystemExit) and not error.code))
 
     # --- networks -----------------------------------------------------------------------------------------------------
 
     def to_channels_last(self, *networks: nn.Module) -> None:
-        """Put convolutions into the memory order that the recipe asks for."""
+        """Convert `networks` to channels-last memory format if train.channels_last is true."""
         if self._channels_last:
             for network in networks:
                 network.to(memory_format=torch.channels_last)
 
     def prepare(self, distiller: Distiller, ema: Denoiser) -> nn.Module:
-        """The callable that the loop trains: the distiller, in DDP or with its networks and `ema` sharded."""
+        """Compile and distribute the networks.
+
+        Args:
+            distiller: The method; its networks are compiled and sharded in place as the recipe says.
+            ema: The student's EMA, sharded in place.
+
+        Returns:
+            The module that the loop calls: the distiller, wrapped by DDP if there are several unsharded processes.
+        """
         trained = {id(module): module for modules in distiller.networks().values() for module in modules}
         if self._compile != "none":
             for module in (distiller.teacher.denoiser, *trained.values()):
                 if isinstance(module, Denoiser):
-                    compiled.compile_network(unwrap(module.network), self._compile)
+                    compiling.compile_network(unwrap(module.network), self._compile)
         if self.sharding is None:
             return self.accelerator.prepare(distiller)
-        self._spare = copy.deepcopy(ema).cpu() if self.is_main else None
+        self._unsharded_ema = copy.deepcopy(ema).cpu() if self.is_main else None
         for module in trained.values():
             self._roots.append(self.shard(module.network if isinstance(module, Denoiser) else module))
         self.shard(ema.network)
         return distiller
 
     def shard(self, network: nn.Module) -> FSDPModule:
-        """Shard `network` over all processes, its blocks one by one."""
+        """Shard `network` over all processes: each of its blocks, then the rest."""
         assert self.sharding is not None
-        names = self.sharding.transformer_cls_names_to_wrap or unsplittable_blocks(network)
-        options = {
-            "mesh": init_device_mesh(self.device.type, (self.world_size,)),
-            "reshard_after_forward": self.sharding.reshard_after_forward,
-            "offload_policy": self.sharding.cpu_offload,
-        }
-        for block in reversed(list(network.modules())):
-            if block is not network and type(block).__name__ in names:
-                fully_shard(block, **options)
-        # The root stays whole between forward and backward (PyTorch's own default): a discriminator reads features from
-        # within, and a backward that starts there would find the root's parameters away.
-        return fully_shard(network, **(options | {"reshard_after_forward": False}))
+        return shard(network, self.sharding, init_device_mesh(self.device.type, (self.world_size,)))
 
     def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged in a step's last micro-batch only."""
+        """The context of one micro-batch: gradients are synchronised in the last micro-batch of a phase only."""
         for root in self._roots:
             root.set_requires_gradient_sync(last)
         return nullcontext() if last or self._roots else self.accelerator.no_sync(model)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision, where the recipe asks for it."""
+        """The autocast context of train.precision."""
         return self.accelerator.autocast() if self._mixed else nullcontext()
 
     def clip(self, optimizer: Any, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-        """Have the gradients scaled down to `max_norm` at most; their norm, (), on the device."""
+        """Clip the norm of the gradients.
+
+        The fused AdamW divides by the clipping factor itself; for other optimizers the gradients are changed in place.
+
+        Args:
+            optimizer: The optimizer of `parameters`.
+            parameters: The parameters of one phase.
+            max_norm: The largest norm.
+
+        Returns:
+            The norm before clipping, a scalar on the device.
+        """
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        gradients = self._own([p.grad for p in parameters if p.grad is not None])
+        gradients = self._local([p.grad for p in parameters if p.grad is not None])
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self._roots:
             squared = norm.square()
@@ -159,12 +186,13 @@ class Engine:
         excess = ((norm.float() + 1e-6) / max_norm).clamp(min=1.0)
         fused = self.scaler is None and isinstance(optimizer, torch.optim.AdamW)
         if fused:
-            optimizer.grad_scale = excess  # what the fused kernel divides by
+            optimizer.grad_scale = excess  # the fused kernel divides the gradients by this
         else:
             torch._foreach_div_(gradients, excess)
         return norm
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """One optimizer step; the gradients are then set to None."""
         if self.scaler is None:
             optimizer.step()
         else:
@@ -174,17 +202,20 @@ class Engine:
 
     @torch.no_grad()
     def update_ema(self, ema: list[nn.Parameter], student: list[nn.Parameter], decay: float) -> None:
-        """average <- decay average + (1 - decay) student, each process its own part."""
-        torch._foreach_lerp_(self._own(ema), self._own(student), 1 - decay)
+        """ema <- decay ema + (1 - decay) student, in place; each process updates its own shards."""
+        torch._foreach_lerp_(self._local(ema), self._local(student), 1 - decay)
 
-    def _own(self, tensors: list[Any]) -> list[Tensor]:
-        """What this process has of `tensors`, all of them unless they are sharded."""
-        return [_local(tensor) for tensor in tensors] if self._roots else tensors
+    def _local(self, tensors: list[Any]) -> list[Tensor]:
+        """The local shards of `tensors`, or `tensors` if networks are not sharded."""
+        return [local_shard(tensor) for tensor in tensors] if self._roots else tensors
 
     # --- state --------------------------------------------------------------------------------------------------------
 
     def full_state(self, state: Any) -> Any:
-        """`state` (nested dicts and lists) with whole tensors on the CPU, for the chief. Every process calls it."""
+        """`state` (nested dicts and lists) with unsharded tensors on the CPU. Every process calls it.
+
+        On processes other than the main one tensors are replaced by None.
+        """
         if isinstance(state, Mapping):
             return {key: self.full_state(value) for key, value in state.items()}
         if isinstance(state, list):
@@ -196,14 +227,17 @@ class Engine:
 
     @torch.no_grad()
     def load_full_state(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Load what `full_state` returned of a module, sharded or not. Every process calls it.
+        """Load the result of `full_state` into a module, sharded or not. Every process calls it.
 
         Raises:
-            ValueError: Where names or shapes differ from the module's.
+            ValueError: If names or shapes differ from the module's.
         """
         own = module.state_dict()
         if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
-            raise ValueError(f"the checkpoint does not fit {type(module).__name__}: its tensors are others")
+            raise ValueError(
+                f"the tensors of the checkpoint must have the names and shapes of {type(module).__name__}; "
+                "it was written for another network"
+            )
         if self.sharding is None:
             module.load_state_dict(state)
             return
@@ -214,7 +248,10 @@ class Engine:
             tensor.copy_(value)
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Load what `full_state` gave of an optimizer, on however many processes; moments lie in memory as parameters do."""
+        """Load the result of `full_state` into an optimizer, for any number of processes.
+
+        Moments get the memory format and the sharding of their parameters.
+        """
         optimizer.load_state_dict(state)
         for parameter, entries in optimizer.state.items():
             for key, value in entries.items():
@@ -226,65 +263,25 @@ class Engine:
                     entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def unsharded(self, ema: Denoiser) -> Denoiser:
-        """`ema` as an ordinary module, on the chief. Every process calls it."""
+        """`ema` as an unsharded module; complete on the main process only. Every process calls it."""
         if self.sharding is None:
             return ema.to(memory_format=torch.contiguous_format) if self._channels_last else ema
         state = self.full_state(ema.state_dict())
-        if self._spare is not None:
-            self._spare.load_state_dict(state)
-        return self._spare or ema
+        if self._unsharded_ema is not None:
+            self._unsharded_ema.load_state_dict(state)
+        return self._unsharded_ema or ema
 
-    def refuse_sharding(self, what: str) -> None:
-        """ValueError where networks are sharded and `what` cannot be."""
+    def refuse_sharding(self, setting: str) -> None:
+        """Raise ValueError if networks are sharded, because `setting` cannot be combined with FSDP2."""
         if self.sharding is not None:
-            raise ValueError(f"{what} runs on one process or in DDP, not in FSDP2: use recipes/accelerate/ddp.yaml")
+            raise ValueError(f"{setting} cannot be combined with FSDP2: use recipes/accelerate/ddp.yaml")
 
     def check_same(self, number: int, what: str) -> None:
-        """ValueError where processes disagree on `number`."""
+        """Raise ValueError if `number`, which is derived from files, differs between processes."""
         if self.group is not None:
             ends = torch.tensor([number, -number])
             dist.all_reduce(ends, dist.ReduceOp.MIN, group=self.group)
             if ends[0] != -ends[1]:
                 raise ValueError(
-                    f"the processes do not see the same {what}: output= has to be a folder all machines share"
+                    f"the processes do not see the same {what}: output must be a folder that all machines share"
                 )
-
-
-def _sharding(settings: TrainRecipe) -> FullyShardedDataParallelPlugin | None:
-    """FSDP2's options from accelerate's configuration, None without; ValueError for engines that cannot run this."""
-    on = {name for name in ("DEEPSPEED", "MEGATRON_LM", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
-    if on & {"DEEPSPEED", "MEGATRON_LM"}:
-        raise ValueError(
-            f"{' and '.join(sorted(on))} cannot train several networks with an optimizer each; "
-            "use recipes/accelerate/fsdp2.yaml or ddp.yaml instead"
-        )
-    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        raise ValueError(
-            "accelerate's dynamo_config compiles what is trained as a whole, tangents too, which cannot be; "
-            "take it out of the configuration and set train.compile=blocks in the recipe"
-        )
-    if settings.precision == "fp16" and (not torch.cuda.is_available() or "FSDP" in on):
-        raise ValueError(
-            "train.precision=fp16 needs a GPU and works on one process or in DDP; use train.precision=bf16 or no"
-        )
-    if settings.shard_teacher and "FSDP" not in on:
-        raise ValueError("train.shard_teacher needs FSDP2; launch with recipes/accelerate/fsdp2.yaml, or leave it out")
-    if "FSDP" not in on:
-        return None
-    if os.environ.get("FSDP_VERSION", "2") != "2":
-        raise ValueError("FSDP version 1 wraps modules in ways that methods would see; set fsdp_version: 2")
-    return FullyShardedDataParallelPlugin(fsdp_version=2)
-
-
-@contextmanager
-def _without(name: str) -> Iterator[None]:
-    value = os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[name] = value
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

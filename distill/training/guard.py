@@ -1,4 +1,4 @@
-"""What stands between a long run and its accidents: signals, gradients that are not finite, processes that die."""
+"""Protection of long runs: signals, non-finite gradients, and processes that stop responding."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -13,164 +14,204 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-SAME_REQUEST = 3.0  # seconds: a terminal's and a launcher's signal for the same wish arrive together
-BEAT, SILENCE = 3.0, 30.0  # seconds between signs of life, and without one before a process counts as dead
+SAME_REQUEST = 3.0  # seconds; a terminal and a launcher both send a signal when the user presses Ctrl-C
+HEARTBEAT = 3.0  # seconds between two heartbeats of a process
+TIMEOUT = 30.0  # seconds without a heartbeat after which a process counts as not responding
 
 
 class Stop:
-    """SIGINT and SIGTERM ask the loop to save and leave after the step at hand; a second one does not wait.
+    """Ends the training loop after the current step on SIGINT or SIGTERM; a second signal acts immediately.
 
-    With several processes one that was asked asks all, through a reduction that nobody waits for: it is started after
-    one step and read after the next, so that all leave after the same step and no step is slowed.
+    With several processes, a signal to one of them stops all of them after the same step. The processes exchange their
+    state by an asynchronous reduction that starts after one step and is read after the next, so no step is slowed.
+
+    Args:
+        group: A process group for CPU tensors; None for one process.
     """
 
     def __init__(self, group: Any = None) -> None:
-        self._asked: float | None = None
+        self._requested_at: float | None = None
         self._group = group
         self._flag = torch.zeros(1)
         self._pending: Any = None
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not in the main thread (a notebook's worker): the signal stays with its owner
+                self._previous_handlers[number] = signal.signal(number, self._handle)
+            except ValueError:  # not in the main thread (a notebook's worker): leave signal handling unchanged
                 return
 
-    def _ask(self, number: int, frame: object) -> None:
-        if self._asked is None:
-            self._asked = time.monotonic()
-        elif time.monotonic() - self._asked > SAME_REQUEST:
+    def _handle(self, number: int, frame: object) -> None:
+        if self._requested_at is None:
+            self._requested_at = time.monotonic()
+        elif time.monotonic() - self._requested_at > SAME_REQUEST:
             self.restore()
             signal.raise_signal(number)
 
     def agreed(self) -> bool:
-        """Whether to leave now; every process calls this once a step, and all get the same answer."""
+        """Whether to stop now. Every process calls this once after each step; all receive the same answer."""
         if self._group is None:
-            return self._asked is not None
+            return self._requested_at is not None
         answer = False
         if self._pending is not None:
             self._pending.wait()
             answer = bool(self._flag.item())
-        self._flag = torch.tensor([float(self._asked is not None)])
+        self._flag = torch.tensor([float(self._requested_at is not None)])
         self._pending = None if answer else dist.all_reduce(
             self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
         )  # fmt: skip
         return answer
 
     def restore(self) -> None:
+        """Restore the previous signal handlers."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
 
 class NonFiniteGuard:
-    """Steps without a finite gradient: left out by the optimizer itself, counted, told at the next log.
+    """Skips optimizer steps with non-finite gradients, counts them and reports them at the next log.
 
-    The host does not wait for the device: `check` hands the verdict to the fused optimizer as `found_inf`, as PyTorch's
-    gradient scaler does, and `read` fetches all verdicts since the last time at once. So weights never take in such a
-    gradient, and what comes late is only the word of it.
+    `check` passes the result to the fused optimizer as `found_inf`, as PyTorch's gradient scaler does, so the host does
+    not wait for the device. `read` fetches all results since its last call at once. Non-finite gradients are never
+    applied; only the log message is delayed.
+
+    Args:
+        seed: The run's seed, for the log message.
+        limit: Consecutive skipped steps of one phase after which `read` raises an error.
     """
 
-    def __init__(self, seed: int, most: int) -> None:
-        self.seed, self.most = seed, most
-        self._pending: list[tuple[str, int, int, Tensor, Tensor]] = []  # and the gradient's norm and the loss
-        self._row: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
+    def __init__(self, seed: int, limit: int) -> None:
+        self.seed, self.limit = seed, limit
+        self._pending: list[tuple[str, int, int, Tensor, Tensor]] = []  # phase, index, step, gradient norm, loss
+        self._consecutive: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
 
-    def check(self, optimizer: Any, phase: str, number: int, step: int, norm: Tensor, loss: Tensor) -> None:
-        """Have `optimizer` leave this step out where the gradient's norm is not finite."""
+    def check(self, optimizer: Any, phase: str, index: int, step: int, norm: Tensor, loss: Tensor) -> None:
+        """Make `optimizer` skip its next step if the gradient norm is not finite.
+
+        Args:
+            optimizer: The optimizer of `phase`.
+            phase: The name of the phase.
+            index: The position of the phase in the step; part of the key of the batch's random numbers.
+            step: The training step.
+            norm: Norm of the gradient, a scalar on the device.
+            loss: The loss, a scalar on the device.
+        """
         optimizer.found_inf = (~torch.isfinite(norm)).float()
-        self._pending.append((phase, number, step, norm, loss.detach()))
+        self._pending.append((phase, index, step, norm, loss.detach()))
 
-    def read(self, tell: Any, group: Any = None) -> None:
-        """Fetch the verdicts since the last time; `tell` prints each skipped step with its batch's seeds.
+    def read(self, report: Callable[[str], object], group: Any = None) -> None:
+        """Fetch the results since the last call. Every process calls it.
 
-        Every process calls it. ValueError with a diagnosis where `most` in a row were skipped.
+        Args:
+            report: Receives a message for each skipped step, with the key of its batch's random numbers.
+            group: A process group for CPU tensors; None for one process.
+
+        Raises:
+            ValueError: After `limit` consecutive skipped steps, with the likely reason.
         """
         if not self._pending:
             return
-        figures = torch.stack([torch.stack([norm, loss.float()]) for *_, norm, loss in self._pending])
-        verdicts = (~torch.isfinite(figures)).float().cpu()
+        values = torch.stack([torch.stack([norm, loss.float()]) for *_, norm, loss in self._pending])
+        nonfinite = (~torch.isfinite(values)).float().cpu()
         if group is not None:
-            dist.all_reduce(verdicts, dist.ReduceOp.MAX, group=group)
-        for (phase, number, step, *_), (bad, loss) in zip(self._pending, verdicts.tolist(), strict=True):
-            self._row[phase] = self._row[phase] + 1 if bad else 0
-            if not bad:
+            dist.all_reduce(nonfinite, dist.ReduceOp.MAX, group=group)
+        for (phase, index, step, *_), (skipped, bad_loss) in zip(self._pending, nonfinite.tolist(), strict=True):
+            self._consecutive[phase] = self._consecutive[phase] + 1 if skipped else 0
+            if not skipped:
                 continue
-            self._counts[phase] += 1
-            what = "the loss is not finite" if loss else "the loss is finite, its gradient is not"
-            tell(f"step {step}, turn {phase}: skipped, {what} (its batch: Draws(({self.seed}, {step}, {number}), ...))")
-            if self._row[phase] >= self.most:
+            self._skipped[phase] += 1
+            reason = "the loss is not finite" if bad_loss else "the loss is finite, but its gradient is not"
+            key = f"BatchRandom(({self.seed}, {step}, {index}), ...)"
+            report(f"step {step}, phase {phase}: skipped, {reason} (random numbers of the batch: {key})")
+            if self._consecutive[phase] >= self.limit:
+                check_data = ", or check the data and the teacher" if bad_loss else ""
                 raise ValueError(
-                    f"{self.most} steps in a row had gradients that are not finite (up to step {step}, turn {phase}: "
-                    f"{what}); none of them changed a weight. Lower optimizers.{phase}.lr"
-                    f"{', or check the data and the teacher' if loss else ''}, "
-                    "and run again from the last checkpoint"
+                    f"gradients of phase {phase} were not finite in {self.limit} consecutive steps, up to step {step} "
+                    f"({reason}); none of them changed the weights. Lower optimizers.{phase}.lr{check_data}, and run "
+                    "again to continue from the last checkpoint"
                 )
         self._pending.clear()
 
-    def take(self) -> dict[str, float]:
-        """Steps skipped since the last call, by turn, for the log."""
-        counts, self._counts = self._counts, Counter()
+    def take_counts(self) -> dict[str, float]:
+        """The number of skipped steps by phase since the last call, with the keys of the log."""
+        counts, self._skipped = self._skipped, Counter()
         return {f"{phase}/skipped": float(count) for phase, count in counts.items()}
 
 
 class Watchdog(threading.Thread):
-    """Ends this process when another of the run has died, however it died and whatever this one is waiting for.
+    """Ends this process if another process of the run stops responding without exiting.
 
-    Each process leaves signs of life in the run's store (counters: no clock is compared) and reads the others'.
+    torchrun's agent, which accelerate's launcher also uses, stops the run within seconds if a process of its machine
+    exits or is killed. It does not notice a process that exists but does not run (suspended, or blocked in a system
+    call), nor the loss of another machine; the remaining processes would then wait in a collective operation until its
+    timeout. This thread covers these cases: every process increments a counter in the run's store and reads the
+    counters of the others. `tests/faults/test_watchdog.py` shows both.
+
+    Args:
+        rank: This process.
+        world_size: Number of processes.
+        heartbeat: Seconds between two increments.
+        timeout: Seconds without an increment after which a process counts as not responding.
     """
 
-    rounds = 0  # runs of this process so far: each has its own keys
+    runs = 0  # number of runs in this process; each run has its own keys in the store
 
-    def __init__(self, rank: int, world: int, beat: float = BEAT, silence: float = SILENCE) -> None:
+    def __init__(self, rank: int, world_size: int, heartbeat: float = HEARTBEAT, timeout: float = TIMEOUT) -> None:
         super().__init__(daemon=True, name="watchdog")
-        self.rank, self.world, self.beat, self.silence = rank, world, beat, silence
-        self._over = threading.Event()
+        self.rank, self.heartbeat, self.timeout = rank, heartbeat, timeout
+        self._finished = threading.Event()
         self._store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
-            timeout=timedelta(seconds=silence),
+            timeout=timedelta(seconds=timeout),
         )
-        self._keys = [f"fewstep/{Watchdog.rounds}/{other}" for other in range(world)]
-        Watchdog.rounds += 1
+        self._keys = [f"fewstep/{Watchdog.runs}/{other}" for other in range(world_size)]
+        Watchdog.runs += 1
         self._store.set(self._keys[rank], "0")
 
     def run(self) -> None:
-        seen = [("", time.monotonic())] * self.world
+        """Send and read heartbeats until `stop` is called."""
+        last = [("", time.monotonic())] * len(self._keys)
         count = 0
-        while not self._over.wait(self.beat):
+        while not self._finished.wait(self.heartbeat):
             count += 1
             try:
                 self._store.set(self._keys[self.rank], str(count))
-                words = [value.decode() for value in self._store.multi_get(self._keys)]
-            except Exception:  # the store went with the process that kept it
-                words = None
-            if words is None:
-                self._die("the run's first process is gone")
-                continue
+                values = [value.decode() for value in self._store.multi_get(self._keys)]
+            except Exception:  # the machine of the store does not respond; its processes then time out below
+                values = [value for value, _ in last]
             now = time.monotonic()
-            for other, word in enumerate(words):
-                if word.startswith("failed"):
-                    self._die(f"process {other} {word}")
-                if word != seen[other][0]:
-                    seen[other] = (word, now)
-                elif word != "done" and now - seen[other][1] > self.silence:
-                    self._die(f"process {other} has given no sign of life for {self.silence:.0f} seconds")
+            for other, value in enumerate(values):
+                if value != last[other][0]:
+                    last[other] = (value, now)
+                elif value != "done" and now - last[other][1] > self.timeout:
+                    self._exit(other)
 
-    def _die(self, why: str) -> None:
-        if self._over.wait(self.beat):  # the run has ended meanwhile, as it should
+    def _exit(self, other: int) -> None:
+        if self._finished.is_set():
             return
-        print(f"error: process {self.rank} stops: {why}; the last checkpoint is whole", file=sys.stderr, flush=True)
+        print(
+            f"error: process {other} has not responded for {self.timeout:.0f} seconds; process {self.rank} stops. "
+            "Run the same command again to continue from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)
 
-    def end(self, failure: BaseException | None) -> None:
-        """The last word of this process."""
-        self._over.set()
-        try:
-            self._store.set(self._keys[self.rank], f"failed: {failure}" if failure else "done")
-        except Exception:
-            return
+    def stop(self, finished: bool) -> None:
+        """Stop the thread.
+
+        Args:
+            finished: Whether this process is done. Otherwise the others stop when its heartbeats are missing.
+        """
+        self._finished.set()
+        if finished:
+            try:
+                self._store.set(self._keys[self.rank], "done")
+            except Exception:  # the process of the store has already exited
+                return

@@ -15,11 +15,11 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
     Args:
         module: The module to run in every process.
         arguments: Its command line.
-        config: accelerate's configuration file; None: its default one.
-        processes: How many processes; None: what the configuration says.
+        config: accelerate's configuration file; None: its default configuration.
+        processes: Number of processes; None: the number in the configuration.
 
     Returns:
-        The exit code: 0, 2 after an error that the processes printed, or 1.
+        The exit code: 0; 2 if a process ended with a user error; 130 after a signal; else 1.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -38,7 +38,7 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
             return EXIT_ERROR  # the process has printed its error
         for failure in failures:
             ended = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with exit code {failure.exitcode}"
-            print(f"error: process {failure.rank} ended {ended}; see its output above", file=sys.stderr)
+            print(f"error: process {failure.local_rank} ended {ended}; see its output above", file=sys.stderr)
         return 1
     except SignalException as error:
         print(f"stopped by {error.sigval.name}; run the same command again to continue", file=sys.stderr)

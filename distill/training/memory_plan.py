@@ -1,8 +1,8 @@
-"""The memory plan of a run: what it will hold, counted before any of it is allocated.
+"""The memory plan of a run: its memory use, computed before anything is allocated.
 
-The run's own networks, losses and backward passes run on the meta device, where tensors have shapes but no contents,
-and live bytes are counted there (`distill.training.meta_device`). The plan therefore covers every method, option and
-tier. It leaves out the libraries' scratch space and the allocator's fragmentation.
+The run's networks, losses and backward passes run on the meta device, where tensors have shapes but no data, and the
+bytes of live tensors are counted (`distill.training.meta_device`). The plan therefore covers every method, option and
+tier. It does not include libraries' workspaces and the allocator's fragmentation.
 """
 
 import copy
@@ -18,74 +18,107 @@ from distill.config.registry import TEACHERS, find
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.methods.base import Distiller
-from distill.training.meta_device import META, MemoryTracker, build_on_meta, configured, modules_beside, patch_meta_ops
-from distill.training.optimizers import moments
+from distill.training.meta_device import (
+    META,
+    MemoryTracker,
+    build_on_meta,
+    config_source,
+    patch_meta_ops,
+    resident_modules,
+)
+from distill.training.optimizers import moment_bytes
 from distill.training.state import build_distiller
 from teachers.core.teacher import Teacher
 from teachers.loading.sketch import DMD_BYTES, sketch
 from teachers.networks.adapters import unwrap
 
-LATE = 10**9  # a step at which every warm-up is over
+LATE_STEP = 10**9  # after every warm-up
 GIB = 2**30
-SMALL = GIB  # bytes; runs whose networks take less are not planned
+MIN_PLANNED = GIB  # bytes of networks below which no plan is printed
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Bytes, by what they are for."""
+    """Bytes by purpose.
 
-    weights: int  # of the teacher's network and of those that train
-    ema: int  # of the student
+    Attributes:
+        weights: The teacher's network and the trained networks.
+        ema: The student's EMA.
+        optimizer: Moments.
+        gradients: Gradients of the phase with the largest memory use.
+        activations: All other tensors that are live at the peak of that phase.
+        decoder: The autoencoder and other networks that stay in memory.
+    """
+
+    weights: int
+    ema: int
     optimizer: int
-    gradients: int  # in the fullest turn
-    activations: int  # and whatever else is alive at its fullest moment
-    beside: int  # the autoencoder
+    gradients: int
+    activations: int
+    decoder: int
 
     @property
     def total(self) -> int:
+        """The sum of all."""
         return sum(dataclasses.astuple(self))
 
 
 def plan(recipe: Recipe, samples: int) -> Plan:
-    """What `recipe` takes on one process that works on `samples` samples at a time. Reads configurations only."""
+    """The memory plan of one process. Reads configurations only, no weights.
+
+    Args:
+        recipe: A checked recipe.
+        samples: Samples of one micro-batch.
+    """
     family = find(TEACHERS, recipe.teacher.family)
     teacher = build_on_meta(family, family.locate(recipe.teacher.path), DTYPES[recipe.teacher.precision])
-    distiller = build_distiller(recipe, teacher, META, note=lambda _: None)
+    distiller = build_distiller(recipe, teacher, META, report=lambda _: None)
     ema = copy.deepcopy(distiller.student).requires_grad_(False)
     trained = {phase: _parameters(*modules) for phase, modules in distiller.networks().items()}
-    peak, gradients = fullest_phase(teacher, distiller, trained, samples, recipe.train.precision)
-    others = _parameters(*modules_beside(teacher))
+    peak, gradients = peak_phase(teacher, distiller, trained, samples, recipe.train.precision)
+    others = _parameters(*resident_modules(teacher))
     network = _parameters(unwrap(teacher.denoiser.network), distiller)
-    averaged = _parameters(ema)
+    ema_parameters = _parameters(ema)
     return Plan(
-        weights=_bytes(network - averaged - others),
-        ema=_bytes(averaged),
-        optimizer=sum(moments(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
+        weights=_bytes(network - ema_parameters - others),
+        ema=_bytes(ema_parameters),
+        optimizer=sum(moment_bytes(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
         gradients=gradients,
         activations=peak - gradients,
-        beside=_bytes(others - network),
+        decoder=_bytes(others - network),
     )
 
 
-def fullest_phase(
+def peak_phase(
     teacher: Teacher, distiller: Distiller, trained: dict[str, set[nn.Parameter]], samples: int, precision: str
 ) -> tuple[int, int]:
-    """Bytes that the fullest turn adds to what is always there, at its fullest moment, and its gradients' share."""
+    """The memory of the phase with the largest peak.
+
+    Args:
+        teacher: The teacher on the meta device.
+        distiller: The method on the meta device.
+        trained: The trained parameters of each phase.
+        samples: Samples of one micro-batch.
+        precision: The recipe's train.precision.
+
+    Returns:
+        Bytes that the phase allocates at its peak, and the part of them that are gradients.
+    """
     cond = {key: value.expand(samples, *value.shape[1:]) for key, value in teacher.condition([""]).items()}
     if teacher.guided:
-        teacher.null_condition(cond)  # kept by the teacher from here on
+        teacher.null_condition(cond)  # the teacher caches it
     latents = torch.empty(samples, *teacher.shape, device=META)
-    fullest = (0, 0)
-    for phase in dict.fromkeys(distiller.phases(LATE)):
+    largest = (0, 0)
+    for phase in dict.fromkeys(distiller.phases(LATE_STEP)):
         rng = BatchRandom((phase,), 0, samples, samples, META)
         batch = Batch(cond, rng, latents, lambda: Pairs(latents, latents, cond))
         known = [*distiller.parameters(), *unwrap(teacher.denoiser.network).parameters(), latents, *cond.values()]
-        with MemoryTracker(known) as live, patch_meta_ops(precision):
-            loss, _ = distiller(phase, batch, LATE)
+        with MemoryTracker(known) as tracker, patch_meta_ops(precision):
+            loss, _ = distiller(phase, batch, LATE_STEP)
             loss.backward()
-        fullest = max(fullest, (live.peak, _bytes(p for p in trained[phase] if p.grad is not None)))
+        largest = max(largest, (tracker.peak, _bytes(p for p in trained[phase] if p.grad is not None)))
         distiller.zero_grad(set_to_none=True)
-    return fullest
+    return largest
 
 
 def _parameters(*modules: nn.Module) -> set[nn.Parameter]:
@@ -97,46 +130,55 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now: the card's, or this machine's."""
+    """Free memory of `device` in bytes: the GPU's, or this machine's."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def plan_lines(recipe: Recipe, samples: int, device: torch.device) -> list[str]:
-    """The plan of both tiers as a table, and which of them the memory holds that is free on `device`."""
+    """The memory plans of both tiers as a table, and whether each fits into the free memory of `device`.
+
+    Args:
+        recipe: A checked recipe.
+        samples: Samples of one micro-batch.
+        device: The device whose free memory is read.
+
+    Returns:
+        Lines of text.
+    """
     free = free_bytes(device)
     names = [field.name for field in dataclasses.fields(Plan)]
-    found = {tier: plan(in_tier(recipe, tier), samples) for tier in ("full", "lora")}
+    plans = {tier: plan(in_tier(recipe, tier), samples) for tier in ("full", "lora")}
     out = [
         f"memory plan in GiB, {samples} sample{'s' * (samples > 1)} at a time; {free / GIB:.1f} free on {device.type}",
         "  ".join([f"{'tier':<8}", *(f"{name:>11}" for name in names), f"{'total':>8}"]),
     ]
-    for tier, entry in found.items():
+    for tier, entry in plans.items():
         cells = [f"{size / GIB:>11.2f}" for size in dataclasses.astuple(entry)]
-        mark = " (this run)" if tier == recipe.memory.tier else ""
-        verdict = "fits" if entry.total <= free else "does not fit"
-        out.append("  ".join([f"{tier:<8}", *cells, f"{entry.total / GIB:>8.2f}", f"{verdict}{mark}"]))
-    if found[recipe.memory.tier].total > free:
-        out.append(f"this run may not fit: {advice(recipe, samples, found['lora'].total <= free)}")
+        own = " (this run)" if tier == recipe.memory.tier else ""
+        result = "fits" if entry.total <= free else "does not fit"
+        out.append("  ".join([f"{tier:<8}", *cells, f"{entry.total / GIB:>8.2f}", f"{result}{own}"]))
+    if plans[recipe.memory.tier].total > free:
+        out.append(f"this run may not fit: {advice(recipe, samples, plans['lora'].total <= free)}")
     return out
 
 
 def fits(recipe: Recipe, samples: int, device: torch.device) -> bool:
-    """Whether the plan of `recipe` is within the memory that is free on `device` now."""
+    """Whether the plan of `recipe` fits into the free memory of `device`; see `plan_lines`."""
     return plan(recipe, samples).total <= free_bytes(device)
 
 
 def advice(recipe: Recipe, samples: int, lora_fits: bool) -> str:
-    """What to change, the least first."""
-    ways = [] if recipe.memory.activation_checkpointing else ["memory.checkpointing=true"]
+    """Settings that reduce memory use, in the order in which they should be tried."""
+    settings = [] if recipe.memory.activation_checkpointing else ["memory.checkpointing=true"]
     if samples > 1:
-        ways.append("a larger train.accumulation")
+        settings.append("a larger train.accumulation")
     if recipe.memory.tier == "full":
-        ways.append(f"memory.tier=lora{' (fits)' if lora_fits else ''}")
-    return "try " + ", ".join(ways) if ways else "a smaller teacher or a larger card is needed"
+        settings.append(f"memory.tier=lora{' (fits)' if lora_fits else ''}")
+    return "try " + ", ".join(settings) if settings else "a smaller teacher or a larger GPU is needed"
 
 
 def in_tier(recipe: Recipe, tier: str) -> Recipe:
-    """`recipe` in that tier, its teacher in the tier's own precision unless it is in this one."""
+    """`recipe` with another memory tier and, if the tier changes, the tier's default teacher precision."""
     if tier == recipe.memory.tier:
         return recipe
     memory = dataclasses.replace(recipe.memory, tier=tier)  # type: ignore[arg-type]
@@ -144,14 +186,20 @@ def in_tier(recipe: Recipe, tier: str) -> Recipe:
     return dataclasses.replace(recipe, memory=memory, teacher=teacher)
 
 
-def print_plan(recipe: Recipe, world: int, device: torch.device) -> None:
-    """Print the plan, unless the run is small. It is advice: where it cannot be made, the run goes on without it."""
+def print_plan(recipe: Recipe, world_size: int, device: torch.device) -> None:
+    """Print the memory plan of a run, unless its networks are small. If the plan fails, print why and continue.
+
+    Args:
+        recipe: A checked recipe.
+        world_size: Number of processes.
+        device: The device of the run.
+    """
     try:
         family = find(TEACHERS, recipe.teacher.family)
         path = family.locate(recipe.teacher.path)
-        trained = sketch(configured(path), family).denoiser.parameters()
-        if DMD_BYTES * sum(p.numel() for p in trained) >= SMALL:
-            samples = recipe.train.batch_size // recipe.train.accumulation // world
+        trained = sketch(config_source(path), family).denoiser.parameters()
+        if DMD_BYTES * sum(p.numel() for p in trained) >= MIN_PLANNED:
+            samples = recipe.train.batch_size // recipe.train.accumulation // world_size
             print("\n".join(plan_lines(recipe, max(1, samples), device)))
     except Exception as error:
-        print(f"no memory plan for this run ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+        print(f"the memory plan of this run failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})")

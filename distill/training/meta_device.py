@@ -1,4 +1,4 @@
-"""Running networks on paper: on the meta device, where tensors have shapes and no contents, counting what is alive."""
+"""Networks on the meta device, where tensors have shapes but no data, and counting the bytes of live tensors."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,16 @@ META = torch.device("meta")
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts the bytes of a device's tensors that are alive at once, but for those `known` from before."""
+    """A context that counts the bytes of live tensors on a device.
+
+    Args:
+        known: Tensors that exist already and are not counted.
+        device: The device.
+
+    Attributes:
+        now: Bytes of the tensors that are live now.
+        peak: The maximum of `now`.
+    """
 
     def __init__(self, known: Iterable[Tensor], device: torch.device = META) -> None:
         super().__init__()
@@ -52,12 +61,15 @@ class MemoryTracker(TorchDispatchMode):
 
 
 class FusedAttention(torch.autograd.Function):
-    """What a fused kernel keeps: its inputs, its output and one number a row. Shapes only: (B, H, L, E) each."""
+    """Attention that saves what a fused kernel saves for backward: inputs, output and one number for each row.
+
+    Computes shapes only; all tensors are (B, H, L, E).
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, heads, rows = query.shape[:3]
-        output = query.new_empty(batch, rows, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it out
+        output = query.new_empty(batch, rows, heads, value.shape[-1]).transpose(1, 2)  # the kernels' memory layout
         ctx.save_for_backward(query, key, value, output, query.new_empty(batch, heads, rows, dtype=torch.float32))
         return output
 
@@ -68,9 +80,13 @@ class FusedAttention(torch.autograd.Function):
 
 @contextmanager
 def patch_meta_ops(precision: str) -> Iterator[None]:
-    """Where the meta device lacks them, fused attention and autocast's choice of precision (not in tangents).
+    """A context that adds fused attention and autocast to the meta device, except in forward-mode derivatives.
 
-    The functions themselves are replaced: a mode of PyTorch's would not be on where backward computes blocks again.
+    It replaces the functions themselves, because a `TorchFunctionMode` is not active when activation checkpointing
+    computes blocks again in the backward pass.
+
+    Args:
+        precision: The recipe's train.precision.
     """
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     kinds = {"linear": half, "conv2d": half, "scaled_dot_product_attention": half}
@@ -79,7 +95,7 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
     def replace(name: str, kind: torch.dtype | None) -> Any:
         function = getattr(F, name)
 
-        def stand_in(*args: Any, **kwargs: Any) -> Any:
+        def replacement(*args: Any, **kwargs: Any) -> Any:
             tensors = [x for x in args if isinstance(x, Tensor)]
             if all(x.device != META for x in tensors) or any(unpack_dual(x)[1] is not None for x in tensors):
                 return function(*args, **kwargs)
@@ -89,7 +105,7 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
                 return FusedAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
             return function(*args, **kwargs)
 
-        return stand_in
+        return replacement
 
     with ExitStack() as stack:
         for name, kind in kinds.items():
@@ -98,8 +114,14 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
 
 
 def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
-    """The teacher at `path` on the meta device, text encoders too, so that it says what its condition looks like."""
-    source = configured(path)
+    """The teacher at `path` on the meta device, with its text encoders, which define the shapes of conditions.
+
+    Args:
+        family: The teacher's family.
+        path: A pipeline's folder, a Hub id or a .safetensors file.
+        dtype: The precision of the frozen weights.
+    """
+    source = config_source(path)
     teacher = sketch(source, family)
     parts: dict[str, Any] = {}
     for name, value in DiffusionPipeline.load_config(source).items():
@@ -115,18 +137,19 @@ def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teach
         stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
         stock.register_modules(**parts)
     teacher.denoiser.to(dtype)
-    for module in modules_beside(teacher) if dtype == torch.float16 else ():  # `load_pipeline`: never in bfloat16
-        nn.Module.to(module, dtype)  # diffusers' own warns of what it does not know
+    if dtype == torch.float16:  # as in `load_pipeline`, which keeps these modules in float32 for bfloat16
+        for module in resident_modules(teacher):
+            nn.Module.to(module, dtype)  # diffusers' own method prints warnings
     return teacher
 
 
-def configured(path: str) -> str:
-    """The folder or hub id at which the configuration of the teacher at `path` is found."""
+def config_source(path: str) -> str:
+    """The folder or Hub id with the configuration of the teacher at `path`."""
     return str(configuration(path)) if path.endswith(".safetensors") else path
 
 
-def modules_beside(teacher: Teacher) -> list[nn.Module]:
-    """The networks beside the one that denoises, as far as they stay in memory while a student trains."""
+def resident_modules(teacher: Teacher) -> list[nn.Module]:
+    """The teacher's networks that stay in memory during training, other than its denoising network."""
     stock = vars(teacher).get("stock")
     parts = {name: part for name, part in stock.components.items() if isinstance(part, nn.Module)} if stock else {}
     network = unwrap(teacher.denoiser.network)

@@ -1,4 +1,4 @@
-"""Metrics of a run: gathered over processes, shown in the progress bar, sent to trackers, written to log.jsonl."""
+"""Metrics of a run: averaged over processes, shown in the progress bar, sent to trackers, written to log.jsonl."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ Metrics = Mapping[str, Sequence[Tensor]]  # "phase/name": one scalar for each mi
 
 
 class MetricLog:
-    """Collects the metrics of steps on the device; `flush` is the only place where the host waits for them.
+    """Collects the metrics of steps on the device. Only `flush` waits for the device.
 
     Args:
         engine: The run's engine.
-        path: The JSONL file, one record a flush.
-        start: The step that the run resumes from; later records of an earlier process are dropped.
+        path: The JSONL file, one record for each flush.
+        start: The step that the run resumes from; later records of an interrupted run are removed.
         bar: A tqdm progress bar that shows the student's losses.
     """
 
@@ -30,17 +30,17 @@ class MetricLog:
         self._values: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, metrics: Metrics) -> None:
-        """Keep the metrics of one step."""
+        """Add the metrics of one step."""
         for key, values in metrics.items():
             self._values[key].extend(values)
 
     def flush(self, step: int, seconds: float, skipped: Mapping[str, float]) -> None:
-        """Log the means since the last flush, over finite values. Every process calls it.
+        """Log the means of finite values since the last flush. Every process calls it.
 
         Args:
-            step: Steps done.
+            step: Number of completed steps.
             seconds: Training time so far.
-            skipped: Skipped steps by phase, from `NonFiniteGuard.take`.
+            skipped: Skipped steps by phase, from `NonFiniteGuard.take_counts`.
         """
         values = self._means()
         if not values:

@@ -1,4 +1,4 @@
-"""A run and its folder: whose it is, who works in it now, what was finished in it, and the journals that it keeps."""
+"""The folder of a run: its fingerprint, its lock, whether it is finished, and its JSONL logs."""
 
 import dataclasses
 import json
@@ -22,17 +22,26 @@ from teachers.support.files import atomic_write, sha256, tensor_bytes
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock there
+except ImportError:  # Windows has no fcntl; folders are not locked there
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-FIXED = ("batch_size", "max_norm", "ema", "precision")  # of train: what changes the weights that a step gives
+FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
 
 def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> str:
-    """What must not change between a checkpoint and its resumption: seed, teacher, method, rates, the data's contents.
+    """A hash of everything that must not change when a run is resumed.
 
-    Where the data lies may change, and so may how a batch is split over processes and micro-batches.
+    It covers the seed, teacher, method, optimizers and the contents of the data. It does not cover the location of the
+    data, the number of processes or the number of micro-batches.
+
+    Args:
+        recipe: The run's recipe.
+        plan: The run's data.
+        teacher: A teacher in memory, whose weights are then part of the hash.
+
+    Returns:
+        A SHA-256 in hexadecimal digits.
     """
     fixed = dataclasses.asdict(recipe)
     for key in ("name", "output", "evaluation", "data"):
@@ -51,9 +60,9 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> s
 
 
 def _parts(value: Any) -> Iterator[bytes | memoryview | Path]:
-    """What is hashed of a plan's value: files by their content, not by their names."""
+    """What is hashed of a data plan's value: files by their contents, not by their names."""
     if isinstance(value, Images):
-        yield from _parts(value.contents)
+        yield from _parts(value.fingerprint_parts)
     elif isinstance(value, Path) and value.is_file():
         yield from (value.stat().st_size.to_bytes(8, "big"), value)
     elif isinstance(value, Tensor):
@@ -65,35 +74,47 @@ def _parts(value: Any) -> Iterator[bytes | memoryview | Path]:
         yield f"{value!r}\n".encode()
 
 
-def check_same_run(meta: dict[str, Any], recipe: Recipe, mark: str) -> None:
-    if meta.get("fingerprint") != mark:
+def check_same_run(meta: dict[str, Any], recipe: Recipe, expected: str) -> None:
+    """Raise ValueError if a checkpoint's meta record has another fingerprint than `expected`."""
+    if meta.get("fingerprint") != expected:
         raise ValueError(
             f"{recipe.folder} holds checkpoints of another recipe or of other data; "
             f"give this run another name (name=...) or remove {recipe.folder / 'checkpoints'}"
         )
 
 
-def finished(recipe: Recipe, mark: str) -> bool:
-    """Whether the run's folder already holds what this recipe would give."""
+def finished(recipe: Recipe, expected: str) -> bool:
+    """Whether the run's folder already has the result of this recipe.
+
+    Args:
+        recipe: The run's recipe.
+        expected: The run's fingerprint.
+
+    Raises:
+        ValueError: If the folder's checkpoints are of another recipe or of other data.
+    """
     meta = checkpoint.newest_meta(recipe.folder / "checkpoints")
     if meta is None:
         return False
-    check_same_run(meta, recipe, mark)
+    check_same_run(meta, recipe, expected)
     return meta["step"] >= recipe.train.steps and (recipe.folder / "pipeline" / "distill.json").is_file()
 
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Make the run's folder and keep it for this process, or say why that is impossible; before any weights load.
+    """Create the run's folder and lock it for this process.
 
-    The lock is the kernel's: it ends with the process, however that ends, so a dead run never blocks the next one.
+    The operating system releases the lock when the process ends, so a killed run never blocks the next one.
+
+    Raises:
+        ValueError: If the folder cannot be written, or is locked by another run.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a+")
     except OSError as error:
         raise ValueError(
-            f"the run's folder {folder} cannot be written ({error.strerror}); choose another with output=..."
+            f"the run's folder {folder} cannot be written ({error.strerror}); choose another one with output=..."
         ) from error
     with lock:
         if fcntl is not None:
@@ -102,11 +123,11 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 lock.seek(0)
                 raise ValueError(
-                    f"{folder} is in use by another run ({lock.read().strip() or 'of unknown process'}); "
-                    "wait until it ends, or give this one another name (name=...)"
+                    f"{folder} is in use by another run ({lock.read().strip() or 'unknown process'}); "
+                    "wait until it ends, or give this run another name (name=...)"
                 ) from error
-            except OSError:  # some network file systems have no locks
-                warnings.warn(f"{folder} cannot be locked: start no second run in it", stacklevel=2)
+            except OSError:  # some network file systems do not support locks
+                warnings.warn(f"{folder} cannot be locked; do not start a second run in it", stacklevel=2)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
@@ -114,32 +135,38 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
 
 
 class JsonlLog:
-    """A file of one JSON record a line, each with its `step`: appended to, however long the run.
+    """A log file with one JSON record, with the key `step`, in each line.
 
-    Whatever a killed run wrote after the checkpoint that this one resumes from, a torn last line too, is cut off first.
+    Args:
+        path: The file.
+        start: The step that the run resumes from. Later records, which an interrupted run wrote after its last
+            checkpoint, and an incomplete last line are removed.
+
+    Attributes:
+        last: The step of the last record; -1 if there is none.
     """
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
-        self.last: float = -1  # the step of the last record
+        self.last: float = -1
         if not path.is_file():
             return
         lines = path.read_text(errors="replace").splitlines()
-        kept = [line for line in lines if start and _step(line) <= start]
-        self.last = max((_step(line) for line in kept), default=-1)
-        if kept != lines:
+        valid = [line for line in lines if start and _step(line) <= start]
+        self.last = max((_step(line) for line in valid), default=-1)
+        if valid != lines:
             with atomic_write(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept))
+                temporary.write_text("".join(f"{line}\n" for line in valid))
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line. A number that is not finite becomes null; a full disk costs the line, not the run."""
+        """Append `record`. Non-finite numbers become null. If the disk is full, the record is lost with a warning."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         size = self.path.stat().st_size if self.path.is_file() else 0
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(finite) + "\n")
         except OSError as error:
-            warnings.warn(f"no line could be added to {self.path} ({error.strerror})", stacklevel=2)
+            warnings.warn(f"a record could not be written to {self.path} ({error.strerror})", stacklevel=2)
             if self.path.is_file():
                 os.truncate(self.path, size)
         self.last = record["step"]
@@ -149,4 +176,4 @@ def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return math.inf  # torn by a kill
+        return math.inf  # an incomplete line

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: the teacher, the encoded data, and the monitor that judges the student."""
+"""Preparation of a run before its first step: the teacher, the encoded data, and the monitor."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,29 +31,32 @@ def plan_data(
         latents: Native latents (N, *teacher.shape) in memory; they need a `teacher` in memory.
         captions: A caption for each of the latents.
 
+    Returns:
+        The checked data.
+
     Raises:
-        ValueError: Where the data cannot be used.
+        ValueError: If the data cannot be used.
     """
     cls, options = method_options(recipe)
     family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
     if latents is None:
         return data.plan(recipe.data, cls.needs_latents(options), family.guided)
     if teacher is None:
-        raise ValueError("latents in memory need a teacher in memory: pass both to train")
+        raise ValueError("latents need a teacher in memory: pass both to train")
     if tuple(latents.shape[1:]) != tuple(teacher.shape):
         raise ValueError(
             f"latents must have the shape (N, {', '.join(map(str, teacher.shape))}), got {tuple(latents.shape)}"
         )
     if not bool(latents.isfinite().all()):
-        raise ValueError("latents must be finite; some are NaN or infinite")
-    words = [""] * len(latents) if captions is None else list(captions)
-    if len(words) != len(latents):
-        raise ValueError(f"captions must be as many as latents ({len(latents)}), got {len(words)}")
-    return data.Plan(words, latents=latents.float() / teacher.denoiser.path.sigma_data)
+        raise ValueError("latents must be finite, got NaN or infinite values")
+    captions = [""] * len(latents) if captions is None else list(captions)
+    if len(captions) != len(latents):
+        raise ValueError(f"captions must have the length of latents ({len(latents)}), got {len(captions)}")
+    return data.Plan(captions, latents=latents.float() / teacher.denoiser.path.sigma_data)
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
-    """The recipe's teacher on `device`, in the recipe's precision. Its text encoders load when they are first used."""
+    """Load the recipe's teacher to `device` in the recipe's precision. Text encoders are loaded at their first use."""
     assert recipe.teacher.path is not None
     family = find(TEACHERS, recipe.teacher.family)
     dtype = DTYPES[recipe.teacher.precision]
@@ -83,7 +86,7 @@ def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | 
 
 
 def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine) -> Monitor | None:
-    """The run's monitor; None on processes that do not take part in evaluations. Every process calls it."""
+    """Make the run's monitor; None on processes that do not take part in evaluations. Every process calls it."""
     with engine.accelerator.main_process_first():
         if not engine.is_main and engine.sharding is None:
             return None
@@ -91,5 +94,5 @@ def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: En
 
 
 def checkpoints_folder(recipe: Recipe) -> Path:
-    """Where the run's checkpoints lie."""
+    """The folder of the run's checkpoints."""
     return recipe.folder / "checkpoints"

@@ -1,4 +1,4 @@
-"""What trains in a run, built once and resumable: networks, their moving average, optimizers, and the step."""
+"""The state of a run that training changes: networks, the student's EMA, optimizers, and the step."""
 
 import copy
 from collections.abc import Callable
@@ -26,7 +26,7 @@ MAX_NONFINITE_STEPS_FP16 = 40  # the gradient scaler finds its scale by overflow
 
 
 def build_distiller(
-    recipe: Recipe, teacher: Teacher, device: torch.device, note: Callable[[str], None] = print
+    recipe: Recipe, teacher: Teacher, device: torch.device, report: Callable[[str], None] = print
 ) -> Distiller:
     """The method of `recipe` around `teacher`, with the recipe's memory settings applied to the teacher's network.
 
@@ -34,7 +34,7 @@ def build_distiller(
         recipe: A checked recipe.
         teacher: The loaded teacher. It is changed in place: LoRA and activation checkpointing are enabled on it.
         device: Where the method's networks go.
-        note: Receives messages about settings that do not apply.
+        report: Receives messages about settings that have no effect.
 
     Returns:
         The distiller, on `device`.
@@ -45,7 +45,7 @@ def build_distiller(
     if memory.activation_checkpointing and not checkpoint_activations(
         teacher.denoiser.network, memory.checkpointing is True
     ):
-        note("memory.checkpointing is off: this architecture does not support it")
+        report("memory.checkpointing has no effect: this architecture does not support activation checkpointing")
     cls, options = method_options(recipe)
     distiller: Distiller = cls(teacher, recipe.teacher.guidance, options)
     return distiller.to(device)
@@ -57,12 +57,12 @@ class TrainState:
 
     Attributes:
         distiller: The method with the networks that train.
-        model: What the loop calls: the distiller, wrapped for distributed training where needed.
+        model: The module that the loop calls: the distiller, wrapped for distributed training if necessary.
         ema: The exponential moving average of the student, which is evaluated and exported.
         optimizers: One for each phase.
         rates: Each phase's learning rate and schedule.
-        guard: Finds steps whose gradients are not finite.
-        step: Steps done.
+        guard: Skips steps with non-finite gradients.
+        step: Number of completed steps.
         seconds: Training time so far, over all resumptions.
     """
 
@@ -80,7 +80,7 @@ class TrainState:
             phase: [p for module in modules for p in module.parameters()]
             for phase, modules in self.distiller.networks().items()
         }
-        self.averaged = list(self.ema.parameters()), list(self.distiller.student.parameters())
+        self.ema_pairs = list(self.ema.parameters()), list(self.distiller.student.parameters())
 
     @classmethod
     def build(
@@ -92,10 +92,10 @@ class TrainState:
             recipe: A checked recipe.
             teacher: The loaded teacher; see `build_distiller` for what changes in it.
             engine: The processes, devices and precision of the run.
-            distiller: The method, where it is not the recipe's own.
+            distiller: The method; by default the recipe's.
 
         Raises:
-            ValueError: Where a setting cannot be combined with sharded networks.
+            ValueError: If a setting cannot be combined with sharded networks.
         """
         memory = recipe.memory
         for setting, on in {
@@ -124,10 +124,10 @@ class TrainState:
         """Load the newest valid checkpoint in `folder`. Every process calls it.
 
         Returns:
-            False where there is no checkpoint; the state is then unchanged.
+            False if there is no checkpoint; the state is then unchanged.
 
         Raises:
-            ValueError: Where every checkpoint is damaged, or the processes see different checkpoints.
+            ValueError: If every checkpoint is damaged, or the processes see different checkpoints.
         """
         if engine.is_main:
             checkpoint.quarantine_damaged(folder)
@@ -152,20 +152,20 @@ class TrainState:
             folder: The run's folder of checkpoints.
             engine: The run's engine.
             fingerprint: Identifies the recipe and the data (`run_folder.fingerprint`).
-            keep: How many of the newest checkpoints stay.
-            keep_every: Checkpoints of steps that this divides stay too; 0 means none.
+            keep: How many of the newest checkpoints are kept.
+            keep_every: Checkpoints whose step this divides are kept too; 0: none.
 
         Raises:
-            ValueError: Where it cannot be written; earlier checkpoints are unchanged.
+            ValueError: If it cannot be written; earlier checkpoints are then unchanged.
         """
         states = {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()}
         if engine.scaler is not None:
             states["scaler"] = engine.scaler.state_dict()
-        made = Checkpoint(
+        state = Checkpoint(
             engine.full_state(self.distiller.state_dict()),
             engine.full_state(self.ema.state_dict()),
             engine.full_state(states),
             {"step": self.step, "seconds": self.seconds, "fingerprint": fingerprint},
         )
         if engine.is_main:
-            checkpoint.save(folder, made, keep, keep_every)
+            checkpoint.save(folder, state, keep, keep_every)

@@ -1,10 +1,10 @@
-"""`python -m distill.sample`: the export's own call, the same picture twice, one sentence for a mistake."""
+"""`fewstep sample`: the call arguments of the export, reproducible images, error messages."""
 
 import pytest
 import torch
 from PIL import Image
 
-from distill.sample import draw
+from distill.sample import sample_images
 from tests.commands import fewstep
 
 CPU = torch.device("cpu")
@@ -16,16 +16,16 @@ def run(make_run):
     return make_run(calls=calls)
 
 
-def test_a_seed_is_a_picture_and_other_steps_another(run):
-    one = draw(run, ["a coat"], 2, None, 0, CPU)
+def test_images_depend_on_seed_and_steps_only(run):
+    one = sample_images(run, ["a coat"], 2, None, 0, CPU)
     assert one.shape == (2, 3, 32, 32)
-    assert torch.equal(one, draw(run / "pipeline", ["a coat"], 2, 1, 0, CPU))
-    assert not torch.equal(one, draw(run, ["a coat"], 2, 2, 0, CPU))
-    assert not torch.equal(one, draw(run, ["a coat"], 2, 1, 1, CPU))
+    assert torch.equal(one, sample_images(run / "pipeline", ["a coat"], 2, 1, 0, CPU))
+    assert not torch.equal(one, sample_images(run, ["a coat"], 2, 2, 0, CPU))
+    assert not torch.equal(one, sample_images(run, ["a coat"], 2, 1, 1, CPU))
     assert not torch.equal(one[0], one[1])
 
 
-def test_the_command_writes_a_grid(run, tmp_path, capsys):
+def test_command_writes_a_grid(run, tmp_path, capsys):
     out = tmp_path / "new" / "x.png"
     assert fewstep("sample", run, "--prompt", "a coat", "--prompt", "a bag", "--count", 3, "--out", out) == 0
     assert Image.open(out).size == (3 * 32, 2 * 32)
@@ -35,17 +35,17 @@ def test_the_command_writes_a_grid(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--prompt", "a coat", "--num-steps", "50"], "takes 1 or 2 steps, not 50"),
-        ([], "give --prompt"),
+        (["--prompt", "a coat", "--num-steps", "50"], "--num-steps must be 1 or 2 for this student, got 50"),
+        ([], "--prompt is required for StableDiffusionPipeline"),
         (["--prompt", "a coat", "--count", "0"], "--count must be at least 1, got 0"),
         (["--prompt", "a coat", "--out", "x.txt"], "--out must end in .png, .jpg or .webp, got x.txt"),
     ],
 )
-def test_mistakes_are_sentences(run, capsys, arguments, match):
+def test_wrong_arguments_are_errors(run, capsys, arguments, match):
     assert fewstep("sample", run, *arguments) == 2
     assert match in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run_is_a_sentence(tmp_path):
+def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no distill\.json"):
-        draw(tmp_path, ["a coat"], 1, 1, 0, CPU)
+        sample_images(tmp_path, ["a coat"], 1, 1, 0, CPU)

@@ -1,4 +1,4 @@
-"""The loop: resuming is exact, micro-batches do not matter, zero steps change nothing, interruptions lose nothing."""
+"""The training loop: exact resuming, micro-batches, zero steps, interruptions, evaluations."""
 
 import json
 import signal
@@ -53,8 +53,9 @@ def distance(one, two):
     return sum((one[key] - two[key]).square().sum() for key in one).sqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(recipes, method):
+def test_resumed_run_is_bitwise_identical(recipes, method):
     whole = load(recipes[method], [*FAST, "train.steps=4", "name=whole"])
     train(whole)
     train(load(recipes[method], [*FAST, "train.steps=2", "name=parts"]))
@@ -64,15 +65,16 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(recipes, method):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
-def test_reading_ahead_changes_no_bit(recipes, method, monkeypatch):
-    """Rows in files are read by a thread, one micro-batch ahead: the same rows, resumed in the middle too."""
+def test_reading_rows_ahead_from_files_gives_bitwise_the_same_run(recipes, method, monkeypatch):
+    """Rows in files are read by a thread, one micro-batch ahead, in a resumed run too."""
     settings = [*FAST, "train.accumulation=2", "train.steps=4"]
     whole, files = (load(recipes[method], [*settings, f"name={name}"]) for name in ("whole", "files"))
     train(whole)
     readers = set()
     monkeypatch.setattr(shards, "RESIDENT", 0)
-    monkeypatch.setattr(shards.Table, "take", _noting(shards.Table.take, readers))
+    monkeypatch.setattr(shards.Table, "gather", record_threads(shards.Table.gather, readers))
     train(replace(files, train=replace(files.train, steps=2)))
     train(files)
     assert any(name.startswith("read-ahead") for name in readers)
@@ -80,16 +82,17 @@ def test_reading_ahead_changes_no_bit(recipes, method, monkeypatch):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
-def test_channels_last_gives_the_same_student_and_resumes_bit_for_bit(recipes, method, monkeypatch):
-    """Also from a checkpoint of the usual layout; a moment in another order than its weight would be nonsense."""
+def test_channels_last_gives_the_same_student_and_resumes_bitwise(recipes, method, monkeypatch):
+    """Also when resuming a contiguous checkpoint; moments must have the memory format of their parameters."""
     layouts = []
-    monkeypatch.setattr(engine.Engine, "update", _looking(engine.Engine.update, layouts))
-    usual, whole, parts, mixed = (
+    monkeypatch.setattr(engine.Engine, "update", record_layouts(engine.Engine.update, layouts))
+    contiguous, whole, parts, mixed = (
         load(recipes[method], [*FAST, "train.steps=4", f"train.channels_last={last}", f"name={name}"])
-        for name, last in (("usual", False), ("whole", True), ("parts", True), ("mixed", True))
+        for name, last in (("contiguous", False), ("whole", True), ("parts", True), ("mixed", True))
     )
-    train(usual)
+    train(contiguous)
     assert not any(layouts)
     layouts.clear()
     train(whole)
@@ -98,56 +101,60 @@ def test_channels_last_gives_the_same_student_and_resumes_bit_for_bit(recipes, m
     train(replace(mixed, train=replace(mixed.train, steps=2, channels_last=False)))
     assert any(layouts)
     train(mixed)
-    ends = {recipe.name: ema(recipe.folder) for recipe in (usual, whole, parts, mixed)}
+    ends = {recipe.name: ema(recipe.folder) for recipe in (contiguous, whole, parts, mixed)}
     assert all(torch.equal(value, ends["parts"][key]) for key, value in ends["whole"].items())
-    start = StableDiffusion.load(usual.teacher.path, torch.device("cpu")).student().state_dict()
-    moved = distance(start, ends["usual"])
+    start = StableDiffusion.load(contiguous.teacher.path, torch.device("cpu")).student().state_dict()
+    moved = distance(start, ends["contiguous"])
     assert moved > 0
-    assert all(distance(ends[name], ends["usual"]) < 1e-2 * moved for name in ("whole", "mixed"))
+    assert all(distance(ends[name], ends["contiguous"]) < 1e-2 * moved for name in ("whole", "mixed"))
     exported = load_file(whole.folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(value.is_contiguous() for value in exported.values())
     DiffusionPipeline.from_pretrained(whole.folder / "pipeline")
 
 
 @pytest.mark.parametrize("memory", ["memory.tier=full", "memory.tier=lora", "memory.offload_teacher=true"])
-def test_channels_last_reaches_every_network(recipes, memory, monkeypatch):
-    kept = []
+def test_channels_last_converts_every_network(recipes, memory, monkeypatch):
+    distillers = []
     prepare = engine.Engine.prepare
-    monkeypatch.setattr(engine.Engine, "prepare", lambda *given: kept.append(given[1]) or prepare(*given))
+    monkeypatch.setattr(engine.Engine, "prepare", lambda *args: distillers.append(args[1]) or prepare(*args))
     train(load(recipes["dmd"], [*FAST, "train.steps=2", "train.channels_last=true", memory]))
-    (distiller,) = kept
+    (distiller,) = distillers
     for network in (unwrap(distiller.teacher.denoiser.network), distiller.student, distiller.fake_score):
-        weights = [p for name, p in network.named_parameters() if "lora" not in name]  # a base holds all adapters
+        weights = [
+            p for name, p in network.named_parameters() if "lora" not in name
+        ]  # LoRA matrices are not convolutions
         spatial = [p for p in weights if p.ndim == 4 and p.shape[-1] > 1 and p.shape[1] > 1]
         assert spatial and all(p.is_contiguous(memory_format=torch.channels_last) for p in spatial)
 
 
-def _looking(update, layouts):
-    """Notes whether convolutions are channels-last, and that their moments are where they are."""
+def record_layouts(update, layouts):
+    """`update`, which also records whether parameters are channels-last and checks the layout of their moments."""
 
-    def looking(self, optimizer):
+    def recording(self, optimizer):
         update(self, optimizer)
         for parameter, state in optimizer.state.items():
             assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
             layouts.append(not parameter.is_contiguous())
 
-    return looking
+    return recording
 
 
-def _noting(take, readers):
-    def noting(self, rows):
-        readers.add(threading.current_thread().name)
-        return take(self, rows)
+def record_threads(gather, names):
+    """`gather`, which also adds the name of the calling thread to `names`."""
 
-    return noting
+    def recording(self, rows):
+        names.add(threading.current_thread().name)
+        return gather(self, rows)
+
+    return recording
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(recipes, method):
-    """Two micro-batches a turn, several optimizers: the same weights as one batch, to rounding.
+    """Two micro-batches for each phase give the weights of one batch, up to rounding.
 
-    With a large epsilon Adam's step is linear in the gradient, so that rounding is not blown up where a gradient is
-    tiny.
+    With a large epsilon Adam's step is linear in the gradient, so rounding of small gradients is not amplified.
     """
     phases = ("student", "fake_score") if method == "dmd" else ("student",)
     linear = [f"optimizers.{phase}.{key}" for phase in phases for key in ("eps=10.0", "lr=1.0", "weight_decay=0.0")]
@@ -166,46 +173,49 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(recipes, method):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_zero_steps_export_the_teacher_itself(recipes, channels_last):
+def test_zero_steps_export_the_teacher(recipes, channels_last):
     recipe = load(recipes["dmd"], [*FAST, "train.steps=0", f"train.channels_last={channels_last}"])
     folder = train(recipe)
-    trained = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    exported = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     teacher = StableDiffusion.load(recipe.teacher.path, torch.device("cpu")).denoiser.network.state_dict()
-    assert all(torch.equal(trained[key], teacher[key]) for key in teacher)
+    assert all(torch.equal(exported[key], teacher[key]) for key in teacher)
     record = json.loads((folder / "distill.json").read_text())
     assert record["calls"] == [{"num_steps": 1, "call": {"num_inference_steps": 1, "guidance_scale": 1.0}}]
     assert "num_inference_steps=1, guidance_scale=1.0" in (folder / "README.md").read_text()
 
 
-def test_zero_steps_of_scm_export_the_teacher_too(recipes):
+def test_zero_steps_of_scm_export_the_teacher(recipes):
     folder = train(load(recipes["scm"], [*FAST, "train.steps=0"]))
-    trained = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    exported = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     teacher = StableDiffusion.load(load(recipes["scm"]).teacher.path, torch.device("cpu")).denoiser.network.state_dict()
-    other = {key for key in teacher if not torch.equal(trained[key], teacher[key])}
-    assert other <= {"time_embedding.linear_1.weight"}  # edited, so that the export's grid gives the student's times
+    changed = {key for key in teacher if not torch.equal(exported[key], teacher[key])}
+    assert changed <= {"time_embedding.linear_1.weight"}  # adapted to the timesteps of the export's scheduler
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_teacher_in_half_precision(recipes, precision):
+def test_half_precision_teacher(recipes, precision):
     folder = train(load(recipes["scm"], [*FAST, "train.steps=3", f"teacher.precision={precision}"]))
     pipe = DiffusionPipeline.from_pretrained(folder)
     assert pipe("a coat", num_inference_steps=1, output_type="pt").images.isfinite().all()
 
 
-def test_a_student_of_an_image_folder_carries_its_prompts(recipes):
+def test_export_stores_the_captions_of_an_image_folder(recipes):
     folder = train(load(recipes["scm"], [*FAST, "train.steps=2"]))
     assert read_run(folder).prompts == str(folder / "training_prompts.txt")
     assert (folder / "training_prompts.txt").read_text() == "a coat\n"
 
 
-def test_gradients_that_stay_not_finite_stop_the_run_with_a_sentence(recipes, monkeypatch):
+def test_persistent_nonfinite_gradients_end_the_run(recipes, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "velocity", lambda self, x, *a: x * float("nan"))
     monkeypatch.setattr(setup, "Monitor", lambda *a: None)
-    with pytest.raises(ValueError, match="gradients that are not finite"):
+    with pytest.raises(
+        ValueError,
+        match=r"phase student were not finite in 10 consecutive steps.*Lower optimizers\.student\.lr",
+    ):
         train(load(recipes["dmd"], [*FAST, "train.steps=30"]))
 
 
-def test_scm_chooses_the_second_time_and_writes_curve_and_grid(recipes):
+def test_scm_selects_the_second_time_and_writes_history_and_grid(recipes):
     recipe = load(recipes["scm"], [*FAST, "train.steps=4", "train.evaluate_every=2", "train.tracker=tensorboard"])
     folder = train(recipe)
     record = json.loads((folder / "distill.json").read_text())
@@ -219,12 +229,12 @@ def test_scm_chooses_the_second_time_and_writes_curve_and_grid(recipes):
     assert list(recipe.folder.rglob("events.out.tfevents*"))
 
 
-def test_a_resumed_run_leaves_one_line_an_interval_in_log_and_history(recipes):
+def test_resumed_run_has_one_record_per_interval_in_log_and_history(recipes):
     every = [*FAST, "train.log_every=1", "train.evaluate_every=2"]
     recipe = load(recipes["dmd"], [*every, "train.steps=2"])
     train(recipe)
     log = recipe.folder / "log.jsonl"
-    with log.open("a") as file:  # what a run killed at step 3 leaves
+    with log.open("a") as file:  # left by a run that was killed in step 4
         file.write('{"step": 3, "seconds": 9.0, "student/loss": null}\n{"step": 4, "sec')
     train(load(recipes["dmd"], [*every, "train.steps=4"]))
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -236,7 +246,7 @@ def test_a_resumed_run_leaves_one_line_an_interval_in_log_and_history(recipes):
     assert [entry["step"] for entry in history] == [0, 2, 4]
 
 
-def test_a_finished_run_is_not_run_again(recipes, capsys):
+def test_finished_run_is_not_repeated(recipes, capsys):
     recipe = load(recipes["dmd"], [*FAST, "train.steps=2"])
     folder = train(recipe)
     before = (folder / "distill.json").stat().st_mtime_ns
@@ -245,7 +255,7 @@ def test_a_finished_run_is_not_run_again(recipes, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
-def test_another_recipe_in_the_same_folder_is_refused(recipes):
+def test_another_recipe_in_the_same_folder_is_rejected(recipes):
     train(load(recipes["dmd"], [*FAST, "train.steps=2"]))
     with pytest.raises(ValueError, match="checkpoints of another recipe"):
         train(load(recipes["dmd"], [*FAST, "train.steps=4", "method.fake_score_updates=1"]))
@@ -260,40 +270,19 @@ def test_regression_on_teacher_pairs(recipes):
     assert load_file(shard)["noise"].shape == (6, 4, 8, 8)
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(recipes, tmp_path):
+@pytest.mark.slow
+def test_sigterm_saves_a_checkpoint(recipes, tmp_path):
     arguments = [sys.executable, "-m", "distill.train", str(recipes["dmd"]), *FAST, "train.steps=100000"]
     arguments += ["train.checkpoint_every=100000"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "runs" / "dmd"
-    seen = ""
-    while "/100000 [" not in seen or " 0/100000" in seen[-90:]:  # until the bar has moved
-        seen += process.stderr.read(1)
-        assert process.poll() is None, seen
+    output = ""
+    while "/100000 [" not in output or " 0/100000" in output[-90:]:  # until the progress bar has moved
+        output += process.stderr.read(1)
+        assert process.poll() is None, output
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "run the same command again" in out
     assert checkpoint.steps(folder / "checkpoints")
-
-
-def checkpoints(folder, steps, **save):
-    state = checkpoint.Checkpoint({"a": torch.ones(2)}, {"b": torch.ones(2)}, {"student": {"x": 1}}, {"seconds": 1.0})
-    for step in steps:
-        state.meta["step"] = step
-        checkpoint.save(folder, state, **save)
-
-
-def test_the_newest_checkpoints_stay_and_every_nth_for_good(tmp_path):
-    checkpoints(tmp_path, range(1, 8), keep=2, keep_every=3)
-    assert checkpoint.steps(tmp_path) == [3, 6, 7]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "00000006", "00000007"]
-
-
-def test_checkpoints_are_whole_or_absent(tmp_path):
-    checkpoints(tmp_path, (1, 2, 3), keep=2)
-    assert checkpoint.steps(tmp_path) == [2, 3]
-    (tmp_path / ".00000009.tmp").mkdir()  # what a kill in the middle of a save leaves
-    checkpoint.quarantine_damaged(tmp_path)
-    assert not (tmp_path / ".00000009.tmp").exists()
-    assert checkpoint.load_newest(tmp_path).meta["step"] == 3

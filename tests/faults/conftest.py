@@ -1,4 +1,4 @@
-"""The smallest run that goes through every part of the loop: a tiny pipeline, the pocket's prompts and latents."""
+"""The smallest run that uses every part of the loop: a tiny pipeline with the pocket teacher's prompts and latents."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ FAST = [
 
 @pytest.fixture
 def recipe(text_pipeline, tmp_path) -> Callable[..., Recipe]:
-    """recipe("key=value", ..., name=...): a DMD run of its own name in the test's folder."""
+    """recipe("key=value", ..., name=..., method=...): a recipe whose run is in the test's folder."""
 
     def make(*overrides: str, name: str = "run", method: str = "dmd") -> Recipe:
         fixed = [f"output={tmp_path / 'runs'}", f"teacher.path={text_pipeline}", f"name={name}"]

@@ -1,10 +1,10 @@
-"""Kill a run again and again, in the middle of saves too, and compare its end with that of an undisturbed one.
+"""Kill a run repeatedly, also while it saves, and compare its result with that of an uninterrupted run.
 
     python -m tests.faults.kill [--kills 50] [--teacher pocket] [--seed 0]
 
-Each life is a fork of one interpreter that has imported everything, so that lives are short; it runs `train` until it
-ends or SIGKILL comes: after a random number of steps, or (every other time) as soon as a checkpoint is being written,
-after a random few milliseconds. Prints one line of JSON; exit code 1 unless the weights are bitwise the same.
+Each process is a fork of one interpreter that has imported everything, so processes start fast. It runs `train` until
+the run ends or the process gets SIGKILL: after a random number of steps, or (every other time) a few random
+milliseconds after the start of a save. Prints one line of JSON; exit code 1 unless the weights are bitwise the same.
 """
 
 import argparse
@@ -14,10 +14,12 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from distill.config.recipe import Recipe, load
 from distill.train import train
@@ -36,24 +38,25 @@ SETTINGS = [
 ]
 
 
-def live(recipe: Recipe) -> int:
-    """A life of the run: the child's process number."""
+def start(recipe: Recipe) -> int:
+    """Train in a child process; returns its process id."""
     child = os.fork()
     if child:
         return child
     try:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        tqdm.set_lock(threading.RLock())  # the default lock is shared by processes, and a killed one may hold it
         train(recipe)
         os._exit(0)
     except BaseException as error:
-        (recipe.folder / "died.txt").write_text(repr(error))
+        (recipe.folder / "error.txt").write_text(repr(error))
         os._exit(1)
 
 
-def reached(folder: Path) -> int:
-    """The last step that the run's log tells of."""
+def logged(folder: Path) -> int:
+    """The last step in the run's log."""
     log = folder / "log.jsonl"
     lines = log.read_text().splitlines() if log.is_file() else []
     for line in reversed(lines):
@@ -65,51 +68,54 @@ def reached(folder: Path) -> int:
 
 
 def saved(folder: Path) -> int:
+    """The step of the newest checkpoint."""
     return max(checkpoint.steps(folder / "checkpoints"), default=0)
 
 
 def saving(folder: Path) -> bool:
+    """Whether a checkpoint is being written."""
     return any((folder / "checkpoints").glob(".*.tmp"))
 
 
 def ended(child: int) -> bool:
+    """Whether the child has finished the run; RuntimeError if it failed."""
     pid, status = os.waitpid(child, os.WNOHANG)
     if pid and status:
-        raise RuntimeError(f"a life ended with status {status} by itself")
+        raise RuntimeError(f"a process failed with status {status}")
     return bool(pid)
 
 
-def kill_often(recipe: Recipe, kills: int, draw: random.Random) -> dict[str, float]:
-    """Run `recipe` to its end through `kills` kills (fewer only if it ends before): what happened."""
+def train_with_kills(recipe: Recipe, kills: int, rng: random.Random) -> dict[str, float]:
+    """Train until the end with `kills` kills, or fewer if the run ends earlier; returns what happened."""
     folder, done, in_saves, lost = recipe.folder, 0, 0, []
     while True:
-        child, begin = live(recipe), saved(folder)
+        child, first = start(recipe), saved(folder)
         if done == kills:
             while not ended(child):
                 time.sleep(0.05)
             break
-        in_save, target = done % 2 == 0, begin + draw.randint(1, 5)
-        over = False
-        while not (over := ended(child)):
-            if in_save and reached(folder) > begin and saving(folder):
-                time.sleep(draw.random() * 0.03)
+        in_save, target = done % 2 == 0, first + rng.randint(1, 5)
+        finished = False
+        while not (finished := ended(child)):
+            if in_save and logged(folder) > first and saving(folder):
+                time.sleep(rng.random() * 0.03)
                 break
-            if not in_save and reached(folder) >= target:
+            if not in_save and logged(folder) >= target:
                 break
             time.sleep(0.001)
-        if over:
+        if finished:
             break
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         done += 1
         in_saves += saving(folder)
-        lost.append(reached(folder) - saved(folder))
+        lost.append(logged(folder) - saved(folder))
     return {"kills": done, "recovered": done, "while saving": in_saves, "most steps lost": max(lost, default=0),
             "mean steps lost": round(sum(lost) / max(1, len(lost)), 2)}  # fmt: skip
 
 
 def same(one: Path, two: Path) -> bool:
-    """Whether two runs ended with the same weights, averages and optimizer states, bit for bit."""
+    """Whether two runs have bitwise the same weights, EMA and optimizer states."""
     ends = [checkpoint.load_newest(folder / "checkpoints") for folder in (one, two)]
     assert ends[0] is not None and ends[1] is not None
     return ends[0].meta["step"] == ends[1].meta["step"] and all(
@@ -128,23 +134,23 @@ def _equal(one: object, two: object) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="of the run (default: 4 a kill)")
+    parser.add_argument("--steps", type=int, help="steps of the run (default: 4 for each kill)")
     parser.add_argument("--method", default="dmd", choices=["dmd", "scm"])
-    parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline of its shape')
-    parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline with the same shapes')
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         common = [*SETTINGS, f"output={temporary}", f"train.steps={args.steps or 4 * args.kills}"]
         common.append(f"teacher.path={args.teacher}")
-        calm, hunted = (load(RECIPES / f"{args.method}.yaml", [*common, f"name={n}"]) for n in ("calm", "hunted"))
-        found = kill_often(hunted, args.kills, random.Random(args.seed))
-        child = live(calm)
+        whole, killed = (load(RECIPES / f"{args.method}.yaml", [*common, f"name={n}"]) for n in ("whole", "killed"))
+        result = train_with_kills(killed, args.kills, random.Random(args.seed))
+        child = start(whole)
         while not ended(child):
             time.sleep(0.05)
-        identical = same(calm.folder, hunted.folder)
-    print(json.dumps(found | {"bitwise the undisturbed run": identical}))
-    sys.exit(int(not identical or found["kills"] < args.kills))
+        identical = same(whole.folder, killed.folder)
+    print(json.dumps(result | {"bitwise identical": identical}))
+    sys.exit(int(not identical or result["kills"] < args.kills))
 
 
 if __name__ == "__main__":

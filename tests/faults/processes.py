@@ -1,10 +1,9 @@
-"""Two processes against one: the same losses for DDP and FSDP2, accumulation 2, resumed in the middle.
+"""Compare two processes with one: the same losses for DDP and FSDP2, with accumulation, resumed in the middle.
 
     python -m tests.faults.processes [--steps 50] [--teacher pocket] [--only fsdp2-scm]
 
-The methods: DMD, DMD with a GAN and R1 on it ("gan"), sCM with its learned weighting, and rCM.
-
-Prints the largest relative difference of any logged value of the losses, a line a case. Exit code 1 above 1e-4.
+The methods are DMD, DMD with a GAN and R1 ("gan"), sCM with its adaptive weighting, and rCM. Prints the largest
+relative difference of any logged loss, one line for each case. Exit code 1 if it is above 1e-4.
 """
 
 import argparse
@@ -34,8 +33,8 @@ SETTINGS = [
     "train.precision=no",
 ]
 CONSTANT = ["optimizers.student.schedule=constant", "optimizers.fake_score.schedule=constant"]
-SOON = ["adaptation_steps=4", "tangent_warmup=4", "second_times=[0.5]"]  # every stage of sCM within few steps
-METHODS = {  # the recipe, and what it takes besides
+SOON = ["adaptation_steps=4", "tangent_warmup=4", "second_times=[0.5]"]  # every stage of sCM in few steps
+METHODS = {  # the recipe and its overrides
     "dmd": ("dmd", CONSTANT),
     "gan": (
         "dmd",
@@ -48,7 +47,7 @@ LOSSES = ("loss", "adversarial", "discriminator")
 
 
 def run(name: str, method: str, steps: list[int], teacher: str, output: Path) -> None:
-    """Train to each of `steps` in turn: every one but the first resumes."""
+    """Train until each of `steps`; all but the first resume."""
     for until in steps:
         extra = [f"name={name}", f"output={output}", f"teacher.path={teacher}", f"train.steps={until}"]
         recipe, overrides = METHODS[method]
@@ -60,8 +59,8 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if key.endswith(LOSSES)} for line in lines]
 
 
-def apart(one: list[dict[str, float]], two: list[dict[str, float]]) -> float:
-    """The largest relative difference of values under the same step and key."""
+def largest_difference(one: list[dict[str, float]], two: list[dict[str, float]]) -> float:
+    """The largest relative difference of values with the same step and key."""
     assert [set(a) for a in one] == [set(b) for b in two] and one
     return max(abs(a[key] - b[key]) / (abs(a[key]) + 1e-6) for a, b in zip(one, two, strict=True) for key in a)
 
@@ -73,23 +72,27 @@ def worker(cases: list[tuple[str, str]], steps: int, teacher: str, output: Path)
 
 
 def compare(cases: list[tuple[str, str]], steps: int, teacher: str, output: Path) -> dict[str, float]:
-    """The differences by case; ValueError where the two processes fail."""
+    """The differences by case; ValueError if the processes fail."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    shared |= {"FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
+    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    variables |= {"FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
     arguments = [f"{engine}-{method}" for engine, method in cases]
     command = [sys.executable, __file__, "--worker", "--steps", str(steps), "--teacher", teacher]
     command += ["--output", str(output), "--only", *arguments]
-    workers = [subprocess.Popen(command, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    workers = [
+        subprocess.Popen(command, env=os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
     codes = [process.wait() for process in workers]
     if any(codes):
         raise ValueError(f"the two processes ended with {codes}")
     for method in dict.fromkeys(method for _, method in cases):
         run(f"one-{method}", method, [steps], teacher, output)
     return {
-        f"{engine}-{method}": apart(losses(output / f"one-{method}"), losses(output / f"{engine}-{method}"))
+        f"{engine}-{method}": largest_difference(
+            losses(output / f"one-{method}"), losses(output / f"{engine}-{method}")
+        )
         for engine, method in cases
     }
 
@@ -98,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [f"{engine}-{method}" for engine, method in CASES]
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline of its shape')
+    parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline with the same shapes')
     parser.add_argument("--output", type=Path, help="default: a temporary folder")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -108,11 +111,11 @@ def main() -> None:
         worker(cases, args.steps, args.teacher, args.output)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        found = compare(cases, args.steps, args.teacher, args.output or Path(temporary))
+        differences = compare(cases, args.steps, args.teacher, args.output or Path(temporary))
     print(f"two processes against one, {args.steps} steps, accumulation 2, resumed at {args.steps // 2}:")
-    for name, difference in found.items():
+    for name, difference in differences.items():
         print(f"  {name}: largest relative difference of a loss {difference:.1e}")
-    sys.exit(int(max(found.values()) > 1e-4))
+    sys.exit(int(max(differences.values()) > 1e-4))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""One of two launched processes is killed, or gets SIGTERM, or their recipe is wrong: what the launcher's user sees.
+"""Kill, stop or suspend one of two launched processes, or give them a wrong recipe, and check what the user sees.
 
-    python -m tests.faults.ranks [--only killed asked mistaken] [--teacher pocket]
+    python -m tests.faults.ranks [--only killed stopped suspended mistaken] [--teacher pocket]
 
-Launches recipes/accelerate/two_cpu.yaml through accelerate, does it to the second process in the middle of training,
-and lets one process go on from what is left. A line of JSON a case; exit code 1 where one is not as it should be.
+Launches recipes/accelerate/two_cpu.yaml through accelerate, acts on the second process in the middle of training, and
+continues with one process. Prints one line of JSON for each case; exit code 1 if a case fails.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from distill.training import checkpoint
 from tests.faults import kill
 from tests.settings import ROOT
 
-SETTINGS = [*kill.SETTINGS, "name=run", "train.batch_size=4"]  # the later one counts
+SETTINGS = [*kill.SETTINGS, "name=run", "train.batch_size=4"]  # the last value counts
+
+SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGTERM, "suspended": signal.SIGSTOP}
 
 
 def launch(overrides: list[str]) -> subprocess.Popen[str]:
@@ -37,13 +39,13 @@ def launch(overrides: list[str]) -> subprocess.Popen[str]:
 
 
 def second(launcher: subprocess.Popen[str]) -> psutil.Process:
-    """The launched process of rank 1."""
+    """The process of rank 1."""
     children = psutil.Process(launcher.pid).children(recursive=True)
     return next(child for child in children if child.environ().get("RANK") == "1")
 
 
 def case(name: str, teacher: str, output: Path) -> tuple[dict[str, object], bool]:
-    """What happened, and whether it should have."""
+    """Run one case; returns what happened, and whether it is correct."""
     common = [*SETTINGS, f"output={output}", f"teacher.path={teacher}"]
     wrong = ["train.stepz=5"] if name == "mistaken" else []
     launcher = launch([*common, *wrong, "train.steps=100000"])
@@ -53,36 +55,39 @@ def case(name: str, teacher: str, output: Path) -> tuple[dict[str, object], bool
             time.sleep(0.1)
             if launcher.poll() is not None:
                 raise ValueError(launcher.communicate()[0])
-        second(launcher).send_signal(signal.SIGKILL if name == "killed" else signal.SIGTERM)
-    begun = time.monotonic()
-    said = launcher.communicate()[0]
-    seconds = round(time.monotonic() - begun, 1)
-    found: dict[str, object] = {"case": name, "exit code": launcher.returncode, "ended after": f"{seconds} s"}
+        second(launcher).send_signal(SIGNALS[name])
+    start = time.monotonic()
+    output_text = launcher.communicate()[0]
+    seconds = round(time.monotonic() - start, 1)
+    result: dict[str, object] = {"case": name, "exit code": launcher.returncode, "ended after": f"{seconds} s"}
     if wrong:
-        found["told"] = said.strip().splitlines()[-2].strip()
-        return found, "unknown key 'train.stepz'" in said and "unknown key 'train.stepz'" in str(found["told"])
+        result["message"] = output_text.strip().splitlines()[-2].strip()
+        return result, "unknown key 'train.stepz'" in str(result["message"])
     steps = checkpoint.steps(output / "run" / "checkpoints")
-    reached = json.loads(log.read_text().splitlines()[-1])["step"]
+    last = json.loads(log.read_text().splitlines()[-1])["step"]
     train(load(ROOT / "recipes" / "pocket" / "dmd.yaml", [*common, f"train.steps={steps[-1] + 2}"]))
-    found |= {"reached": reached, "steps lost": reached - steps[-1], "went on with one process": True}
-    if name == "asked":
-        return found | {"told": f"stopped at step {reached}" in said}, launcher.returncode == 0 and reached == steps[-1]
-    return found, launcher.returncode != 0 and seconds < 60
+    result |= {"last step": last, "steps lost": last - steps[-1], "continued with one process": True}
+    if name == "stopped":
+        printed = f"stopped at step {last}" in output_text
+        return result | {"message printed": printed}, launcher.returncode == 0 and last == steps[-1]
+    if name == "suspended":  # the watchdog's timeout, then the agent's before it kills a suspended process
+        return result, launcher.returncode != 0 and "process 1 has not responded" in output_text and seconds < 120
+    return result, launcher.returncode != 0 and seconds < 60
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline of its shape')
-    names = ["killed", "asked", "mistaken"]
+    parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline with the same shapes')
+    names = [*SIGNALS, "mistaken"]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     args = parser.parse_args()
-    good = True
+    all_correct = True
     for name in args.only:
         with tempfile.TemporaryDirectory() as temporary:
-            found, right = case(name, args.teacher, Path(temporary))
-        good &= right
-        print(json.dumps(found | {"as it should be": right}), flush=True)
-    sys.exit(int(not good))
+            result, correct = case(name, args.teacher, Path(temporary))
+        all_correct &= correct
+        print(json.dumps(result | {"correct": correct}), flush=True)
+    sys.exit(int(not all_correct))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Train the pocket teacher for a while and watch the memory: it should stay flat.
+"""Train for a long time and measure the memory, which should stay constant.
 
     python -m tests.faults.soak [--minutes 60] [--method dmd] [--write] [key=value ...]
 
-Samples the resident memory of a training process every second from its first checkpoint on, evaluations and checkpoints
-included, and ends it with SIGTERM. What counts is the second half of the time (of an hour, the last half hour): the
-straight line through its samples by least squares, which no single sample bends, and beside it the mean of its last
-fifth over that of its first, which sees a step that a line would soften. Prints one line of JSON; exit code 1 where
-either rises by 1%.
+Samples the resident memory of a training process every second from its first checkpoint on, including evaluations and
+checkpoints, and ends it with SIGTERM. Two numbers of the second half of the samples are checked: the rise of the
+least-squares line, which single samples hardly change, and the mean of the last fifth over the mean of the first fifth,
+which shows a step that a line would smooth. Prints one line of JSON; exit code 1 if either rises by 1%.
 """
 
 import argparse
@@ -24,24 +23,24 @@ import psutil
 from tests.settings import ROOT
 
 RESULT = ROOT / "benchmarks" / "results" / "soak.json"
-MOST = 0.01
+MAX_GROWTH = 0.01
 
 
 def watch(process: subprocess.Popen[bytes], minutes: float) -> list[float]:
-    """Resident MB, a sample a second; ValueError where the run ends by itself."""
-    inside, samples = psutil.Process(process.pid), []
+    """Resident memory in MB, one sample per second; ValueError if the run ends."""
+    training, samples = psutil.Process(process.pid), []
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise ValueError(f"the run ended by itself with exit code {process.returncode}")
-        samples.append(inside.memory_info().rss / 2**20)
+            raise ValueError(f"the run ended with exit code {process.returncode}")
+        samples.append(training.memory_info().rss / 2**20)
         time.sleep(1)
     return samples
 
 
 def growth(samples: list[float]) -> tuple[float, float]:
-    """Of the second half of `samples`, as fractions: the rise of its least-squares line, and of its last fifth over its
-    first."""
+    """The growth in the second half of `samples`, as fractions: of the least-squares line, and of the last fifth over
+    the first fifth."""
     half = samples[len(samples) // 2 :]
     fifth = max(1, len(half) // 5)
     slope, start = statistics.linear_regression(range(len(half)), half)
@@ -52,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--method", default="dmd", choices=["dmd", "scm"])
-    parser.add_argument("--write", action="store_true", help=f"keep the line in {RESULT.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the result to {RESULT.name}")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -67,26 +66,26 @@ def main() -> None:
             samples = watch(process, args.minutes)
             process.send_signal(signal.SIGTERM)
             code = process.wait()
-        finally:  # where this one is ended itself, it leaves no training behind
+        finally:  # if this process is ended, the training ends too
             process.kill()
             process.wait()
         steps = max(int(path.name) for path in checkpoints.glob("0*"))
     line, ends = growth(samples)
-    found = {
+    result = {
         "command": f"python -m tests.faults.soak --minutes {args.minutes:g} --method {args.method}",
         "steps": steps,
         "exit code": code,
-        "resident MB at half time": round(samples[len(samples) // 2]),
+        "resident MB after half of the time": round(samples[len(samples) // 2]),
         "at the end": round(samples[-1]),
-        "most": round(max(samples)),
+        "largest": round(max(samples)),
         "second half, rise of its line": f"{line:.2%}",
         "second half, last fifth over first": f"{ends:.2%}",
-        "MB by the minute": [round(statistics.mean(samples[i : i + 60])) for i in range(0, len(samples), 60)],
+        "MB for each minute": [round(statistics.mean(samples[i : i + 60])) for i in range(0, len(samples), 60)],
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
     if args.write:
-        RESULT.write_text(json.dumps(found) + "\n")
-    sys.exit(int(code != 0 or max(line, ends) > MOST))
+        RESULT.write_text(json.dumps(result) + "\n")
+    sys.exit(int(code != 0 or max(line, ends) > MAX_GROWTH))
 
 
 if __name__ == "__main__":

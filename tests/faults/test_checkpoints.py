@@ -1,4 +1,4 @@
-"""Checkpoints that a disk has damaged, that are somebody else's, that do not fit on the disk."""
+"""Damaged checkpoints, checkpoints of other formats, and full disks."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from distill.train import train
 from distill.training import checkpoint
 
 FILES = (checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZERS, checkpoint.META, checkpoint.MANIFEST)
-NO_MANIFEST = (checkpoint.MANIFEST, "gone")  # then it is no checkpoint of ours: a test of its own
+NO_MANIFEST = (checkpoint.MANIFEST, "gone")  # a folder without manifest is not a checkpoint; it has its own test
 
 
 def store(folder, *steps):
@@ -30,48 +30,50 @@ def store(folder, *steps):
 @pytest.mark.parametrize(
     ("name", "damage"), [case for case in product(FILES, ("flip", "cut", "gone")) if case != NO_MANIFEST]
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path, name, damage):
+def test_damaged_checkpoint_is_renamed_and_the_previous_one_used(tmp_path, name, damage):
     store(tmp_path, 1, 2)
     file = tmp_path / "00000002" / name
-    whole = file.read_bytes()
-    middle = whole.index(b"1") if name == checkpoint.MANIFEST else len(whole) // 2
+    content = file.read_bytes()
+    position = content.index(b"1") if name == checkpoint.MANIFEST else len(content) // 2
     if damage == "gone":
         file.unlink()
     else:
-        rest = bytes([whole[middle] ^ 0xFF]) + whole[middle + 1 :] if damage == "flip" else b""
-        file.write_bytes(whole[:middle] + rest)
-    with pytest.warns(UserWarning, match=r"00000002 is damaged .* going on from the one before"):
+        rest = bytes([content[position] ^ 0xFF]) + content[position + 1 :] if damage == "flip" else b""
+        file.write_bytes(content[:position] + rest)
+    with pytest.warns(UserWarning, match=r"00000002 is damaged .* the previous one is used"):
         checkpoint.quarantine_damaged(tmp_path)
     assert checkpoint.load_newest(tmp_path).meta["step"] == 1
     assert (tmp_path / "damaged-00000002").is_dir()
 
 
-def test_where_every_checkpoint_is_damaged_the_run_is_refused(tmp_path):
+def test_run_with_damaged_checkpoints_only_is_rejected(tmp_path):
     store(tmp_path, 1)
-    (tmp_path / "00000001" / checkpoint.WEIGHTS).write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"00000001 is damaged \(weights.safetensors is not what was written\)"):
+    (tmp_path / "00000001" / checkpoint.WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(
+        ValueError, match=r"00000001 is damaged \(weights.safetensors has changed since it was written\)"
+    ):
         checkpoint.quarantine_damaged(tmp_path)
 
 
 @pytest.mark.parametrize("manifest", [None, {"format": 99, "files": {}}])
-def test_a_foreign_checkpoint_is_refused_by_name(tmp_path, manifest):
+def test_checkpoint_of_another_format_is_rejected(tmp_path, manifest):
     store(tmp_path, 1, 2)
     file = tmp_path / "00000002" / checkpoint.MANIFEST
     file.unlink() if manifest is None else file.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"00000002 (has no manifest|is a checkpoint of format 99)"):
+    with pytest.raises(ValueError, match=r"00000002 (has no manifest|must be a checkpoint of format 1, got 99)"):
         checkpoint.quarantine_damaged(tmp_path)
 
 
-class Bomb:
+class Exploit:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
 
 
-def test_no_pickle_is_executed_even_with_a_matching_manifest(tmp_path, monkeypatch):
+def test_pickles_are_not_executed_even_with_a_valid_manifest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store(tmp_path, 1)
     file = tmp_path / "00000001" / checkpoint.OPTIMIZERS
-    torch.save({"student": Bomb()}, file)
+    torch.save({"student": Exploit()}, file)
     manifest = file.with_name(checkpoint.MANIFEST)
     values = json.loads(manifest.read_text())
     values["files"][file.name] = {
@@ -88,39 +90,40 @@ def test_no_pickle_is_executed_even_with_a_matching_manifest(tmp_path, monkeypat
 
 
 @contextmanager
-def room_for(size: int):
-    """No file of this process may grow beyond `size` bytes: the kernel refuses the write, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+def limited_file_size(size: int):
+    """No file of this process can grow beyond `size` bytes; larger writes fail, as on a full disk."""
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, previous[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("size", [100_000, 3_600_000])  # in the first file, and in the optimizers'
-def test_a_full_disk_keeps_the_checkpoint_before_and_the_run_goes_on(recipe, monkeypatch, capsys, size):
+@pytest.mark.parametrize("size", [100_000, 3_600_000])  # fails in the first file, and in the optimizers' file
+@pytest.mark.slow
+def test_full_disk_keeps_the_previous_checkpoint_and_training_continues(recipe, monkeypatch, capsys, size):
     save = checkpoint.save
-    refused = []
+    errors = []
 
-    def in_need(folder, state, *args):
+    def save_with_limit(folder, state, *args):
         if state.meta["step"] != 2:
             return save(folder, state, *args)
-        with room_for(size):
+        with limited_file_size(size):
             try:
                 return save(folder, state, *args)
             except ValueError as error:
-                refused.append(str(error))
+                errors.append(str(error))
                 assert checkpoint.steps(folder) == [1]
                 assert not list(folder.glob(".*"))
                 raise
 
-    monkeypatch.setattr(checkpoint, "save", in_need)
+    monkeypatch.setattr(checkpoint, "save", save_with_limit)
     run = recipe("train.steps=3")
     train(run)
-    assert len(refused) == 1 and "the checkpoint of step 1 is kept" in refused[0]
+    assert len(errors) == 1 and "the checkpoint of step 1 is kept" in errors[0]
     assert checkpoint.steps(run.folder / "checkpoints") == [1, 3]
     stopping = recipe("train.steps=3", "train.on_failed_save=stop", name="stopping")
     with pytest.raises(ValueError, match="checkpoint of step 2 could not be written"):

@@ -1,7 +1,8 @@
-"""What strangers and accidents might do through a run: execute, write elsewhere, read elsewhere, tell secrets.
+"""Security of runs: no execution of data, no writes or reads outside of their folders, no secrets in outputs.
 
-Beside these: plug-ins (tests/distill/config/test_plugins.py), pickles in checkpoints (test_checkpoints.py), mutated recipes
-(test_fuzz.py), members of .tar data sets (tests/distill/data/test_images.py), HTML in reports (tests/eval/report/test_report.py).
+See also: plug-ins (tests/distill/config/test_plugins.py), pickles in checkpoints (test_checkpoints.py), mutated recipes
+(test_fuzz.py), members of .tar datasets (tests/distill/data/test_images.py), and HTML in reports
+(tests/eval/report/test_report.py).
 """
 
 import json
@@ -12,10 +13,10 @@ import torch
 from PIL import Image
 
 from distill.config.recipe import load
-from distill.data.images import Folder
+from distill.data.images import ImageFolder
 from distill.train import train
 from distill.training import checkpoint
-from tests.commands import eval_main as judge
+from tests.commands import eval_main
 
 SECRETS = {
     "HF_TOKEN": "hf_canaryCanaryCanary",
@@ -33,22 +34,23 @@ OBJECTS = [
 
 @pytest.mark.parametrize("value", OBJECTS)
 @pytest.mark.parametrize("where", ["name", "method", "notes"])
-def test_a_recipe_makes_no_python_objects(tmp_path, monkeypatch, value, where):
+def test_recipes_create_no_python_objects(tmp_path, monkeypatch, value, where):
     monkeypatch.chdir(tmp_path)
     values = {"name": "x", "teacher": "{family: stable_diffusion, path: pocket}", "method": "{name: dmd}"} | {
         where: value
     }
     (tmp_path / "recipe.yaml").write_text("".join(f"{key}: {text}\n" for key, text in values.items()))
-    with pytest.raises(ValueError, match=r"recipe\.yaml is not readable as YAML: .*python/"):
+    with pytest.raises(ValueError, match=r"recipe\.yaml is not valid YAML: .*python/"):
         load("recipe.yaml")
     assert not (tmp_path / "exploded").exists()
 
 
-def everything(folder: Path) -> set[Path]:
+def all_files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_and_its_report_write_into_their_folders_and_tell_no_secrets(recipe, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_run_and_report_write_only_into_their_folders_and_no_secrets(recipe, tmp_path, monkeypatch, capsys):
     for key, value in SECRETS.items():
         monkeypatch.setenv(key, value)
     for name in ("work", "home"):
@@ -58,19 +60,19 @@ def test_a_run_and_its_report_write_into_their_folders_and_tell_no_secrets(recip
     run = recipe("train.steps=1", "train.evaluate_every=1", "train.tracker=tensorboard", "teacher.num_steps=2")
     train(run)
     report = tmp_path / "runs" / "report"
-    assert judge([str(run.folder), "--samples", "2", "--batch-size", "2", "--out", str(report)]) == 0
-    files = everything(tmp_path)
-    homes = (run.folder, run.cache, report)
-    assert not {file for file in files if not any(home in file.parents for home in homes)}
+    assert eval_main([str(run.folder), "--samples", "2", "--batch-size", "2", "--out", str(report)]) == 0
+    files = all_files(tmp_path)
+    folders = (run.folder, run.cache, report)
+    assert not {file for file in files if not any(folder in file.parents for folder in folders)}
     assert (report / "report.html") in files and (run.folder / "log.jsonl") in files
-    told = capsys.readouterr()
-    contents = {str(file): file.read_bytes() for file in files} | {"the screen": (told.out + told.err).encode()}
+    output = capsys.readouterr()
+    contents = {str(file): file.read_bytes() for file in files} | {"output": (output.out + output.err).encode()}
     for secret in SECRETS.values():
         assert not [name for name, content in contents.items() if secret.encode() in content]
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "{absolute}", "sub/../../secret.png"])
-def test_a_list_of_images_names_nothing_outside_its_folder(tmp_path, name):
+def test_metadata_cannot_add_images_outside_the_folder(tmp_path, name):
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for file in (tmp_path / "secret.png", folder / "a.png"):
@@ -78,13 +80,13 @@ def test_a_list_of_images_names_nothing_outside_its_folder(tmp_path, name):
     named = name.format(absolute=tmp_path / "secret.png")
     rows = [{"file_name": named, "text": "a secret"}, {"file_name": "a.png", "text": "a coat"}]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = Folder(folder, True)
-    assert [Path(row.image).name for row in found.rows] == ["a.png"]
-    assert list(found.captions()) == ["a coat"]
+    images = ImageFolder(folder, True)
+    assert [Path(row.image).name for row in images.rows] == ["a.png"]
+    assert list(images.captions()) == ["a coat"]
 
 
-def test_a_manifest_points_at_nothing_outside_its_checkpoint(tmp_path):
-    """Only the four files that a checkpoint has are looked at, whatever else a manifest names."""
+def test_manifest_cannot_add_files_outside_the_checkpoint(tmp_path):
+    """Only the files of a checkpoint are read, whatever a manifest lists."""
     state = checkpoint.Checkpoint({"a": torch.ones(4)}, {"b": torch.ones(4)}, {"student": {}}, {"step": 1})
     checkpoint.save(tmp_path / "c", state, keep=1)
     manifest = tmp_path / "c" / "00000001" / checkpoint.MANIFEST

@@ -1,4 +1,4 @@
-"""A method and a teacher family from another installed package train, export and appear in the report."""
+"""A method and a teacher family of another installed package: training, export and report."""
 
 import json
 import os
@@ -13,19 +13,20 @@ from tests.settings import PLUGIN
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """The plug-in installed for real, with its entry points, into a folder of its own on the path."""
+    """An environment in which the plug-in is installed with its entry points."""
     target = tmp_path_factory.mktemp("site")
     copy = tmp_path_factory.mktemp("source") / "plugin"
-    subprocess.run(["cp", "-r", str(PLUGIN), str(copy)], check=True)  # building leaves files beside the source
+    subprocess.run(["cp", "-r", str(PLUGIN), str(copy)], check=True)  # building writes files next to the source
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(copy)]
     subprocess.run(command, check=True, capture_output=True)
     return os.environ | {"PYTHONPATH": str(target)}
 
 
-def test_a_foreign_method_and_family_go_all_the_way(environment, text_pipeline, tmp_path):
+@pytest.mark.slow
+def test_plugin_method_and_family_train_export_and_are_reported(environment, text_pipeline, tmp_path):
     (tmp_path / "prompts.txt").write_text("a coat\na dress\n")
     (tmp_path / "recipe.yaml").write_text(
-        f"""name: foreign
+        f"""name: plugin
 output: {tmp_path / "runs"}
 teacher: {{family: negative_prompt, path: {text_pipeline}, guidance: 2.0, num_steps: 2}}
 data: {{prompts: {tmp_path / "prompts.txt"}}}
@@ -43,15 +44,15 @@ train: {{steps: 2, batch_size: 4, evaluate_every: 0, evaluate_samples: 4, evalua
         return done
 
     python("distill.train", str(tmp_path / "recipe.yaml"))
-    assert (tmp_path / "runs/foreign/pipeline/model_index.json").is_file()
+    assert (tmp_path / "runs/plugin/pipeline/model_index.json").is_file()
     python(
-        "eval", str(tmp_path / "runs/foreign"), "--out", str(tmp_path / "report"), "--samples", "4", "--batch-size", "4"
+        "eval", str(tmp_path / "runs/plugin"), "--out", str(tmp_path / "report"), "--samples", "4", "--batch-size", "4"
     )
     rows = json.loads((tmp_path / "report/report.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["teacher"] * 5 + ["regression"]
 
 
-def test_a_plug_in_that_is_not_installed_is_not_imported(text_pipeline, tmp_path):
+def test_module_that_is_not_a_plugin_is_not_imported(text_pipeline, tmp_path):
     from distill.config.recipe import load
 
     file = tmp_path / "r.yaml"
@@ -60,8 +61,8 @@ def test_a_plug_in_that_is_not_installed_is_not_imported(text_pipeline, tmp_path
         load(file)
 
 
-def test_the_readme_shows_the_plug_in_whole():
+def test_readme_contains_the_plugin():
     readme = Path("README.md").read_text()
     method = (PLUGIN / "fewstep_plugin" / "regression.py").read_text()
-    assert method in readme, "the README's method and tests/plugin have to be the same text"
+    assert method in readme, "README.md must contain the text of tests/plugin/fewstep_plugin/regression.py"
     assert len(method.splitlines()) < 40

@@ -1,29 +1,27 @@
-"""Prompts and images from every kind of file: the same rows whatever holds them; a sentence where there are none."""
+"""Images in all supported file formats: the same rows from each, and error messages."""
 
-import csv
 import io
-import json
 import sys
 import tarfile
 
 import datasets
 import pyarrow as pa
 import pytest
+from huggingface_hub import HfApi
 from PIL import Image
 from pyarrow import parquet
 
 from distill.config.recipe import DataRecipe
 from distill.data.dataset import open_images, plan
-from distill.data.hf_datasets import DataSet, is_data_set
-from distill.data.images import Folder
-from teachers.loading.prompts import read_prompts
+from distill.data.hf_datasets import HFImages, is_hf_source
+from distill.data.images import ImageFolder
 
 WORDS = ["a coat", "an \u00e9legant bag", "a shoe", "a boot", "a dress"]
 
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path_factory, monkeypatch):
-    """What `datasets` copies goes to a folder of the tests."""
+    """The cache of `datasets` is a folder of the tests."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
@@ -31,84 +29,6 @@ def encoded(number, kind="PNG"):
     file = io.BytesIO()
     Image.new("RGB", (40, 32), (50 * number, 20, 90)).save(file, kind)
     return file.getvalue()
-
-
-def write_prompts(file, column="prompt"):
-    rows = [{"id": i, column: word} for i, word in enumerate(WORDS)]
-    if file.suffix == ".txt":
-        file.write_text("\n\n".join(WORDS), encoding="utf-8")
-    elif file.suffix == ".jsonl":
-        file.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    elif file.suffix == ".parquet":
-        parquet.write_table(pa.Table.from_pylist([row | {"image": {"bytes": b"", "path": ""}} for row in rows]), file)
-    else:
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            table = csv.DictWriter(stream, ["id", column], delimiter="\t" if file.suffix == ".tsv" else ",")
-            table.writeheader()
-            table.writerows(rows)
-    return str(file)
-
-
-TABLES = [".jsonl", ".csv", ".tsv", ".parquet"]
-
-
-@pytest.mark.parametrize("ending", [".txt", *TABLES])
-def test_prompts_are_the_same_from_every_kind_of_file(tmp_path, ending):
-    assert read_prompts(write_prompts(tmp_path / f"prompts{ending}")) == WORDS
-
-
-@pytest.mark.parametrize("ending", TABLES)
-def test_a_column_is_asked_for_by_name_and_its_absence_lists_those_there(tmp_path, ending):
-    file = write_prompts(tmp_path / f"prompts{ending}", "words")
-    assert read_prompts(file, "words") == WORDS
-    with pytest.raises(
-        ValueError, match=r"no column called text, prompt or caption; its columns are id, words: .*data"
-    ):
-        read_prompts(file)
-    with pytest.raises(ValueError, match=r"no column 'wrods'; its columns are id, words"):
-        read_prompts(file, "wrods")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("a.jsonl", b'{"text": "a"}\n{"text', "line 2: this is not JSON"),
-        ("a.jsonl", b'"a coat"\n', "line 1: every line"),
-        ("a.jsonl", b'{"text": "\xff"}', "not UTF-8"),
-        ("a.csv", b"text\n\xff\n", "not UTF-8"),
-        ("a.csv", b"text\n\n", "holds no prompts"),
-        ("a.csv", b"", "holds no prompts"),
-        ("a.parquet", b"PAR1 but not really", "not readable as parquet"),
-    ],
-)
-def test_tables_that_cannot_be_read_are_one_sentence(tmp_path, name, content, sentence):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=sentence) as error:
-        read_prompts(str(tmp_path / name))
-    assert "\n" not in str(error.value)
-
-
-def test_a_column_within_a_column(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"meta": {"caption": "a coat"}}\n{"meta": {"caption": null}}\n')
-    assert read_prompts(str(tmp_path / "a.jsonl"), "meta.caption") == ["a coat"]
-
-
-def test_a_byte_order_mark_and_line_breaks_within_a_prompt_are_no_part_of_it(tmp_path):
-    (tmp_path / "a.csv").write_text('id,caption\n1,a bag\n2,\n3,"a\ncoat"\n')
-    (tmp_path / "a.tsv").write_text("\ufeffprompt\tid\na bag\t1\na coat\t2\n", encoding="utf-8")
-    (tmp_path / "a.txt").write_text("\ufeffa bag\n\n  a coat \n", encoding="utf-8")
-    assert {tuple(read_prompts(str(tmp_path / f"a.{kind}"))) for kind in ("csv", "tsv", "txt")} == {("a bag", "a coat")}
-
-
-def test_without_pyarrow_a_table_of_parquet_says_what_to_install(tmp_path, monkeypatch):
-    file = write_prompts(tmp_path / "a.parquet")
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ValueError, match=r'needs the package pyarrow: pip install -e "\.\[data\]"'):
-        read_prompts(file)
-    assert read_prompts(write_prompts(tmp_path / "a.csv")) == WORDS
-
-
-# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def write_images(folder, kind):
@@ -141,18 +61,18 @@ def rows_of(images, size=2):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_data_sets_hold_the_rows_of_the_folder(tmp_path, kind, streaming):
-    folder = Folder(tmp_path / "images", True) if write_images(tmp_path / "images", "folder") else None
+def test_datasets_have_the_rows_of_the_folder(tmp_path, kind, streaming):
+    folder = ImageFolder(tmp_path / "images", True) if write_images(tmp_path / "images", "folder") else None
     before = {path for path in tmp_path.rglob("*")}
     source = write_images(tmp_path / "set", kind)
     images = open_images(DataRecipe(images=source, streaming=streaming), True)
-    assert isinstance(images, DataSet)
-    for got, wanted in zip(rows_of(images), rows_of(folder), strict=True):
-        assert got.caption == wanted.caption
-        assert got.picture().tobytes() == wanted.picture().tobytes()
+    assert isinstance(images, HFImages)
+    for actual, expected in zip(rows_of(images), rows_of(folder), strict=True):
+        assert actual.caption == expected.caption
+        assert actual.load().tobytes() == expected.load().tobytes()
     assert list(images.captions()) == WORDS
     identities = [block.identity for block in images.blocks(2)]
-    assert len(set(identities)) == 3  # and the next time they are the same:
+    assert len(set(identities)) == 3  # and they do not change:
     again = open_images(DataRecipe(images=source, streaming=streaming), True)
     assert identities == [block.identity for block in again.blocks(2)]
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "set", *(tmp_path / "set").iterdir()}  # nothing unpacked
@@ -161,62 +81,68 @@ def test_data_sets_hold_the_rows_of_the_folder(tmp_path, kind, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_path_that_a_data_set_names_is_not_opened(tmp_path, streaming):
-    """A table may claim that its images are files of this machine: only bytes are taken."""
+def test_paths_in_a_dataset_are_not_opened(tmp_path, streaming):
+    """A table can contain paths of files on this machine; only stored bytes are used."""
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     table = pa.table({"image": [{"bytes": None, "path": str(tmp_path / "secret.png")}], "text": ["a coat"]})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
     (row,) = rows_of(open_images(DataRecipe(images=str(tmp_path / "a.parquet"), streaming=streaming), True))
-    with pytest.raises(ValueError, match="holds no bytes of an image"):
-        row.picture()
+    with pytest.raises(ValueError, match="has no image data"):
+        row.load()
 
 
 @pytest.mark.parametrize(
-    ("table", "recipe", "sentence"),
+    ("table", "recipe", "message"),
     [
         ({"image": [{"bytes": b"", "path": ""}], "words": ["a"]}, {}, "no column called text, prompt or caption; its"),
-        ({"image": [{"bytes": b"", "path": ""}], "words": ["a"]}, {"column": "x"}, "no column 'x'"),
-        ({"pixels": [1], "text": ["a"]}, {}, "no column of images; its columns are pixels, text"),
+        (
+            {"image": [{"bytes": b"", "path": ""}], "words": ["a"]},
+            {"column": "x"},
+            r"data\.column must be a column of .*\(image, words\), got 'x'",
+        ),
+        ({"pixels": [1], "text": ["a"]}, {}, "must have a column of images; its columns are pixels, text"),
     ],
 )
-def test_data_sets_without_a_column_list_those_there(tmp_path, table, recipe, sentence):
+def test_missing_columns_are_errors_with_the_existing_columns(tmp_path, table, recipe, message):
     parquet.write_table(pa.table(table), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         plan(DataRecipe(images=str(tmp_path / "a.parquet"), **recipe), True, True)
 
 
-def test_words_may_lie_in_a_column_of_another_name(tmp_path):
+def test_caption_column_can_be_chosen(tmp_path):
     table = {"image": [{"bytes": encoded(1), "path": ""}], "words": ["a coat"]}
     parquet.write_table(pa.table(table), tmp_path / "a.parquet")
     recipe = DataRecipe(images=str(tmp_path / "a.parquet"), column="words")
     assert plan(recipe, False, True).captions == ["a coat"]
-    assert plan(DataRecipe(images=str(tmp_path / "a.parquet")), False, False).captions == [""]  # nobody asks for words
+    assert plan(DataRecipe(images=str(tmp_path / "a.parquet")), False, False).captions == [
+        ""
+    ]  # without prompts no column is needed
 
 
 @pytest.mark.parametrize("source", ["gone.parquet", "gone/*.tar"])
-def test_files_that_are_not_there(tmp_path, source):
-    with pytest.raises(ValueError, match="there is no file of images"):
+def test_missing_files_are_errors(tmp_path, source):
+    with pytest.raises(ValueError, match=r"the file of images .* does not exist"):
         plan(DataRecipe(images=str(tmp_path / source)), True, True)
 
 
-def test_a_file_that_is_no_table(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"the data set .*a\.parquet cannot be read"):
+def test_file_that_is_not_a_table(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"not a table")
+    with pytest.raises(ValueError, match=r"the dataset .*a\.parquet cannot be read"):
         plan(DataRecipe(images=str(tmp_path / "a.parquet")), True, True)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+def test_unreachable_hub_is_an_error(monkeypatch):
     def unreachable(*arguments, **options):
         assert "trust_remote_code" not in options
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr("distill.data.hf_datasets.HfApi.dataset_info", unreachable)
-    with pytest.raises(ValueError, match="there is no folder someone/pictures, and the hub cannot be reached"):
-        plan(DataRecipe(images="someone/pictures"), True, True)
+    monkeypatch.setattr(HfApi, "dataset_info", unreachable)
+    with pytest.raises(ValueError, match=r"data\.images someone/photos is not a folder, and the Hub cannot be reached"):
+        plan(DataRecipe(images="someone/photos"), True, True)
 
 
-def test_without_datasets_a_sentence_says_what_to_install_and_folders_still_work(tmp_path, monkeypatch):
+def test_missing_datasets_library_is_an_error_but_folders_work(tmp_path, monkeypatch):
     source, folder = write_images(tmp_path / "set", "parquet"), write_images(tmp_path / "images", "folder")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r'needs the package datasets: pip install -e "\.\[data\]"'):
@@ -228,21 +154,21 @@ def test_without_datasets_a_sentence_says_what_to_install_and_folders_still_work
     ("source", "known"),
     [("owner/name", True), ("./owner/name", False), ("gone", False), ("a/b/c", False), ("/a/b", False), ("a/", False)],
 )
-def test_what_counts_as_a_name_on_the_hub(source, known):
-    assert is_data_set(source) == known
+def test_names_on_the_hub_are_recognised(source, known):
+    assert is_hf_source(source) == known
 
 
-def test_streaming_a_folder_is_refused_with_a_sentence(tmp_path):
+def test_streaming_a_folder_is_rejected(tmp_path):
     folder = write_images(tmp_path / "images", "folder")
-    with pytest.raises(ValueError, match=r"data\.streaming and data\.column are for"):
+    with pytest.raises(ValueError, match=r"data\.streaming and data\.column need"):
         plan(DataRecipe(images=folder, streaming=True), True, True)
 
 
-def test_a_picture_lying_on_its_side_is_set_upright(tmp_path):
+def test_exif_rotation_is_applied(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (40, 20)).save(folder / "a.jpg", exif=exif)
-    (row,) = Folder(folder, False).rows
-    assert row.picture().size == (20, 40)
+    (row,) = ImageFolder(folder, False).rows
+    assert row.load().size == (20, 40)

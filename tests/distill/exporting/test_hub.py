@@ -1,4 +1,4 @@
-"""Exporting by hand: stopped runs, cards that carry their evaluation, and the way to the hub."""
+"""The export command: stopped runs, model cards with an evaluation, and uploads to the Hub."""
 
 import json
 import os
@@ -7,17 +7,18 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard, RepoUrl
+from huggingface_hub import HfApi, ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from safetensors.torch import load_file
 
 from distill import export as export_module
 from distill.config.recipe import load
 from distill.export import export_and_push, export_run
-from distill.exporting import hub as publish
+from distill.exporting import hub as hub_module
 from distill.train import train
 from distill.training import checkpoint
 from eval.compare import compare
+from eval.pipelines import jobs
 
 FAST = ["train.batch_size=2", "train.evaluate_every=0", "train.evaluate_samples=2", "train.evaluate_teacher_steps=1"]
 
@@ -62,13 +63,14 @@ def stopped(recipe, monkeypatch):
     return run
 
 
-def test_a_run_keeps_its_recipe(recipe):
+def test_run_folder_contains_its_recipe(recipe):
     run = recipe("train.steps=1", "method.timesteps=[700]", "optimizers.student.lr=3e-5")
     train(run)
     assert load(run.folder / "recipe.yaml") == run
 
 
-def test_a_stopped_run_is_exported_from_its_newest_checkpoint_and_goes_on(stopped, recipe, monkeypatch):
+@pytest.mark.slow
+def test_stopped_run_is_exported_from_its_newest_checkpoint_and_can_continue(stopped, recipe, monkeypatch):
     moved = stopped.folder.rename(stopped.folder.with_name("moved"))
     pipeline = export_run(moved)
     record = json.loads((pipeline / "distill.json").read_text())
@@ -79,16 +81,17 @@ def test_a_stopped_run_is_exported_from_its_newest_checkpoint_and_goes_on(stoppe
     assert DiffusionPipeline.from_pretrained(pipeline).text_encoder is not None
     train(load(moved / "recipe.yaml", ["name=moved", "train.steps=3"]))
     assert json.loads((pipeline / "distill.json").read_text())["cost"]["steps"] == 3
-    monkeypatch.setattr(export_module, "prepare", lambda *a: pytest.fail("it is finished"))
+    monkeypatch.setattr(export_module, "prepare", lambda *a: pytest.fail("the run is finished"))
     assert export_run(moved) == moved / "pipeline"
     assert export_run(moved / "pipeline") == moved / "pipeline"
 
 
-def test_an_export_that_fails_leaves_the_earlier_one(stopped, monkeypatch):
+@pytest.mark.slow
+def test_failed_export_keeps_the_previous_pipeline(stopped, monkeypatch):
     pipeline = export_run(stopped.folder)
     train(load(stopped.folder / "recipe.yaml", ["train.steps=3"]))
     record = pipeline / "distill.json"
-    record.write_text(record.read_text().replace('"steps": 3', '"steps": 2'))  # of an earlier time
+    record.write_text(record.read_text().replace('"steps": 3', '"steps": 2'))  # as of an earlier export
 
     def fails(*args):
         raise ValueError("no room")
@@ -100,19 +103,19 @@ def test_an_export_that_fails_leaves_the_earlier_one(stopped, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("make", "message"),
     [
-        (lambda run: None, "there is no run"),
-        (lambda run: run.mkdir(), "holds neither a pipeline nor a checkpoint"),
+        (lambda run: None, "RUN must be the folder of a run"),
+        (lambda run: run.mkdir(), "RUN must have a pipeline or a checkpoint"),
         (
             lambda run: (run / "checkpoints" / "00000002").mkdir(parents=True),
-            "holds neither a pipeline nor a checkpoint",
+            "RUN must have a pipeline or a checkpoint",
         ),
     ],
 )
-def test_runs_with_nothing_to_export(tmp_path, make, sentence):
+def test_runs_without_anything_to_export(tmp_path, make, message):
     make(tmp_path / "run")
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         export_run(tmp_path / "run")
 
 
@@ -127,36 +130,37 @@ def finished(make_run):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stands in for the hub's client and records what it is asked."""
-    asked = {}
+    """Replaces the Hub's client and records its calls."""
+    calls = {}
 
     class Recorder:
         def create_repo(self, name, **options):
-            asked["create_repo"] = (name, options)
+            calls["create_repo"] = (name, options)
             return RepoUrl(f"https://huggingface.co/me/{name.split('/')[-1]}")
 
         def upload_folder(self, **options):
-            asked["upload_folder"] = options
+            calls["upload_folder"] = options
 
-    monkeypatch.setattr(publish, "HfApi", Recorder)
-    return asked
+    monkeypatch.setattr(hub_module, "HfApi", Recorder)
+    return calls
 
 
 def run_command(run, *, name=None, private=False, report=None):
     export_and_push(run, name, private, report)
 
 
-def test_the_uploaded_card_carries_the_evaluation(finished, hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("eval.pipelines.jobs.FEW_STEPS", (1,))
+@pytest.mark.slow
+def test_uploaded_card_contains_the_evaluation(finished, hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "FEW_STEPS", (1,))
     report = compare([finished], tmp_path / "runs" / "report", samples=4, batch_size=4, command="python -m eval")
-    for _ in range(2):  # again, and the card does not grow
+    for _ in range(2):  # the second time the evaluation is replaced
         run_command(finished, name="me/student", private=True)
     assert hub["create_repo"] == ("me/student", {"private": True, "exist_ok": True})
-    sent = hub["upload_folder"]
-    assert sent["repo_id"] == "me/student" and sent["folder_path"] == finished / "pipeline"
-    assert sent["ignore_patterns"] == ["training_prompts.txt"]
+    upload = hub["upload_folder"]
+    assert upload["repo_id"] == "me/student" and upload["folder_path"] == finished / "pipeline"
+    assert upload["ignore_patterns"] == ["training_prompts.txt"]
     out = capsys.readouterr().out
-    assert "huggingface.co/me/student" in out and "shows the report's figures" in out
+    assert "huggingface.co/me/student" in out and "the model card contains the evaluation" in out
     text = (finished / "pipeline" / "README.md").read_text()
     card = ModelCard(text)
     assert card.data.library_name == "diffusers" and card.data.tags == ["distillation", "dmd"]
@@ -167,43 +171,43 @@ def test_the_uploaded_card_carries_the_evaluation(finished, hub, tmp_path, monke
     assert text.count("## Evaluation") == 1 and "| student, 1 step" in text and "| teacher, 3 steps" in text
 
 
-def test_figures_of_an_earlier_pipeline_do_not_go_into_the_card(finished, hub, tmp_path, monkeypatch, capsys):
+def test_evaluation_of_an_earlier_export_is_not_used(finished, hub, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "runs" / "report"
     folder.mkdir()
     old = {"runs": [{"folder": str(finished / "pipeline"), "name": "student"}], "rows": []}
     (folder / "report.json").write_text(json.dumps(old))
     os.utime(folder / "report.json", (1e9, 1e9))
     run_command(finished)
-    assert "shows no figures" in capsys.readouterr().out and "upload_folder" not in hub
-    with pytest.raises(ValueError, match="is older than the pipeline; judge it again"):
+    assert "no evaluation yet" in capsys.readouterr().out and "upload_folder" not in hub
+    with pytest.raises(ValueError, match="is older than the pipeline; evaluate it again"):
         run_command(finished, report=folder)
-    with pytest.raises(ValueError, match="holds no report on"):
+    with pytest.raises(ValueError, match="contains no evaluation of"):
         run_command(finished, report=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("error", "sentence"),
+    ("error", "message"),
     [
-        (ConnectionError("Failed to resolve host"), "the hub cannot be reached, so me/x was not uploaded"),
-        (httpx.ConnectError("[Errno -2] Name or service not known"), "the hub cannot be reached, so me/x"),
-        (LocalTokenNotFoundError("Token is required"), r"log in with a token that may write \(hf auth login\)"),
+        (ConnectionError("Failed to resolve host"), "the Hub cannot be reached, so me/x was not uploaded"),
+        (httpx.ConnectError("[Errno -2] Name or service not known"), "the Hub cannot be reached, so me/x"),
+        (LocalTokenNotFoundError("Token is required"), r"log in with a write token \(hf auth login\)"),
         (
             HfHubHTTPError("403", response=SimpleNamespace(status_code=403, headers={}, request=None)),
-            "does not let you",
+            "no permission to write to me/x",
         ),
         (RuntimeError("bad hf_abcdefSECRET token"), r"RuntimeError: bad hf_\.\.\. token"),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence_without_a_token(finished, monkeypatch, error, sentence):
+def test_upload_errors_have_one_line_without_tokens(finished, monkeypatch, error, message):
     def refuse(self, *args, **options):
         raise error
 
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
-    with pytest.raises(ValueError, match=sentence) as caught:
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    with pytest.raises(ValueError, match=message) as caught:
         run_command(finished, name="me/x")
     assert "SECRET" not in str(caught.value) and caught.value.__cause__ is None and "\n" not in str(caught.value)
 
 
-def test_a_name_that_is_none_is_told(finished, monkeypatch):
-    with pytest.raises(ValueError, match="is no name for a model on the hub"):
+def test_invalid_model_name_is_rejected(finished, monkeypatch):
+    with pytest.raises(ValueError, match="a model on the Hub must be named owner/name, got 'not/a/name'"):
         run_command(finished, name="not/a/name")

@@ -1,6 +1,6 @@
-"""torch.compile as a recipe's key: the same losses, the same checkpoints, and a word where it cannot be had.
+"""train.compile: the same losses and checkpoints as without it, and an error message without a compiler.
 
-On "aot_eager", which traces and differentiates ahead of time as the real backend does but needs no C++ compiler.
+The tests use the backend "aot_eager", which traces and differentiates like the real backend but needs no C++ compiler.
 """
 
 import copy
@@ -12,7 +12,7 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch._dynamo.utils import counters
 
 from distill.config.recipe import load
-from distill.methods import compiling as compiled
+from distill.methods import compiling
 from distill.methods.discriminator import features
 from distill.methods.jvp import jvp
 from distill.train import train
@@ -39,7 +39,7 @@ METHODS = {
 
 @pytest.fixture(autouse=True)
 def no_compiler_needed(monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
     yield
     torch._dynamo.reset()
 
@@ -56,22 +56,21 @@ def losses(folder):
     return [value for line in lines for key, value in sorted(line.items()) if key.endswith("loss")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "pipeline", "hows"),
+    ("method", "pipeline", "modes"),
     [
         ("scm", "text_pipeline", ("none", "blocks")),
-        ("dmd", "unconditional_pipeline", ("networks", "none")),  # a few channels: quick to compile
+        ("dmd", "unconditional_pipeline", ("networks", "none")),  # few channels compile quickly
     ],
 )
-def test_compiled_networks_have_the_losses_of_eager_ones_and_resume_each_other(
-    request, tmp_path, method, pipeline, hows
-):
+def test_compiled_and_eager_runs_have_the_same_losses_and_resume_each_other(request, tmp_path, method, pipeline, modes):
     teacher = request.getfixturevalue(pipeline)
     eager = run(teacher, tmp_path, "eager", method, 10)
     graphs = counters["stats"]["unique_graphs"]
-    run(teacher, tmp_path, "mixed", method, 5, f"train.compile={hows[0]}")
-    mixed = run(teacher, tmp_path, "mixed", method, 10, f"train.compile={hows[1]}")
-    assert counters["stats"]["unique_graphs"] > graphs  # it was compiled
+    run(teacher, tmp_path, "mixed", method, 5, f"train.compile={modes[0]}")
+    mixed = run(teacher, tmp_path, "mixed", method, 10, f"train.compile={modes[1]}")
+    assert counters["stats"]["unique_graphs"] > graphs  # something was compiled
     assert losses(mixed) == pytest.approx(losses(eager), rel=1e-5)
     one, two = (checkpoint.load_newest(folder / "checkpoints") for folder in (eager, mixed))
     assert one.weights.keys() == two.weights.keys() and one.ema.keys() == two.ema.keys()
@@ -86,9 +85,10 @@ def dit() -> DiTTransformer2DModel:
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["blocks", "networks"])
-def test_tangents_and_features_see_the_inside_of_a_compiled_network(how):
-    """Both would come out wrong, or not at all: rules and hooks are not part of what was compiled."""
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["blocks", "networks"])
+def test_derivatives_and_features_of_a_compiled_network_are_those_of_the_eager_one(mode):
+    """Compiled code contains neither derivative rules nor hooks, so both run without compilation."""
     denoiser = Denoiser(dit(), Flow(), "flow_prediction")
     cond = {"class_labels": torch.tensor([1, 2])}
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([0.3, 1.1])
@@ -97,46 +97,46 @@ def test_tangents_and_features_see_the_inside_of_a_compiled_network(how):
         return denoiser.velocity(x, t, cond)
 
     with torch.no_grad():
-        plain = velocity(x, t)
-    tangent, found = jvp(velocity, (x, t), (torch.ones_like(x), t))[1], features(denoiser, x, t, cond)
-    compiled.compile_network(denoiser.network, how)
+        eager = velocity(x, t)
+    derivative, hidden = jvp(velocity, (x, t), (torch.ones_like(x), t))[1], features(denoiser, x, t, cond)
+    compiling.compile_network(denoiser.network, mode)
     with torch.no_grad():
-        assert torch.allclose(velocity(x, t), plain, atol=1e-6)
-    assert torch.equal(jvp(velocity, (x, t), (torch.ones_like(x), t))[1], tangent)
-    assert torch.equal(features(denoiser, x, t, cond), found)
+        assert torch.allclose(velocity(x, t), eager, atol=1e-6)
+    assert torch.equal(jvp(velocity, (x, t), (torch.ones_like(x), t))[1], derivative)
+    assert torch.equal(features(denoiser, x, t, cond), hidden)
 
 
-def test_what_is_compiled():
-    """Blocks where a network repeats any, by diffusers' names or by its own lists; else the whole. Names stay."""
+def test_compiles_repeated_blocks_or_the_whole_network():
+    """Repeated blocks are found by diffusers' names or by the network's module lists. Parameter names do not change."""
     network = dit()
     names = list(network.state_dict())
-    compiled.compile_network(network, "blocks")
-    done = [m for m in network.modules() if m._compiled_call_impl is not None]
-    assert done == list(network.transformer_blocks)
+    compiling.compile_network(network, "blocks")
+    compiled = [m for m in network.modules() if m._compiled_call_impl is not None]
+    assert compiled == list(network.transformer_blocks)
     assert list(network.state_dict()) == names
     assert copy.deepcopy(network)._compiled_call_impl is None
     whole = UNet2DModel(
         sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    compiled.compile_network(whole, "blocks")
+    compiling.compile_network(whole, "blocks")
     assert [m for m in whole.modules() if m._compiled_call_impl is not None] == [whole]
     unet = make_unet()
-    compiled.compile_network(unet, "blocks")
+    compiling.compile_network(unet, "blocks")
     assert {type(m).__name__ for m in unet.modules() if m._compiled_call_impl is not None} == {"BasicTransformerBlock"}
 
 
 def broken(graph, inputs):
-    raise RuntimeError("No working C++ compiler found\nin a long story")
+    raise RuntimeError("No working C++ compiler found\nand more lines")
 
 
-def test_a_machine_without_a_compiler_says_so_before_anything_loads(text_pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "BACKEND", broken)
+def test_missing_compiler_is_an_error_before_anything_is_loaded(text_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", broken)
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler .*No working C\+\+ compiler found.*compile=none"):
         run(text_pipeline, tmp_path, "broken", "dmd", 1, "train.compile=blocks")
 
 
-def test_accelerates_own_compilation_is_refused(text_pipeline, tmp_path, monkeypatch):
+def test_compilation_by_accelerate_is_refused(text_pipeline, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     with pytest.raises(ValueError, match=r"dynamo_config .* set train.compile=blocks"):
         run(text_pipeline, tmp_path, "whole", "dmd", 1)

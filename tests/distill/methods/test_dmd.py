@@ -8,7 +8,8 @@ import torch
 
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
-from distill.methods.discriminator import approximate_r1, features, middle
+from distill.methods import dmd
+from distill.methods.discriminator import approximate_r1, features, middle_block
 from distill.methods.dmd import DMD, DMDOptions
 from teachers.core.sampling import sample
 from teachers.core.trigflow import VariancePreserving, add_noise, to_x0
@@ -29,7 +30,7 @@ def batch(count=16, key=("test",)) -> Batch:
 
 
 def test_gradient_is_zero_when_the_fake_score_is_the_teacher():
-    """The same distribution's exact score in another tongue: epsilon on a variance-preserving path."""
+    """The exact score of the same distribution in another parametrisation: epsilon on a variance-preserving path."""
     method = distiller()
     other = Analytic(eight_gaussians(), VariancePreserving(sd15_scheduler().alphas_cumprod), "epsilon")
     method.fake_score = other.denoiser
@@ -40,7 +41,7 @@ def test_gradient_is_zero_when_the_fake_score_is_the_teacher():
 
 
 def test_gradient_is_the_analytic_difference_of_scores():
-    """Student distribution known (another mixture): w_t alpha_t (s_fake - s_real), scores by Tweedie, in float64."""
+    """For a known student distribution, w_t alpha_t (s_fake - s_real) with scores by Tweedie's formula, in float64."""
     method = distiller()
     student_mixture = Mixture(torch.zeros(1, 2), 0.7)
     path = method.teacher.denoiser.path
@@ -64,8 +65,8 @@ def test_gradient_is_the_analytic_difference_of_scores():
     assert torch.allclose(gradient, weight[:, None] * (fake - real), atol=1e-9)
 
 
-def test_the_normaliser_is_per_sample():
-    """One far-away sample must not change the gradient of its neighbours."""
+def test_gradient_is_normalised_per_sample():
+    """An outlier does not change the gradients of the other samples."""
     method = distiller()
     x, z, t = torch.randn(8, 2), torch.randn(8, 2), torch.full((8,), 0.8)
     alone, _ = method.gradient(x[:1], add_noise(x, z, t)[:1], t[:1], {})
@@ -74,24 +75,24 @@ def test_the_normaliser_is_per_sample():
     assert torch.allclose(alone[0], together[0], atol=1e-6)
 
 
-def test_the_loss_has_the_gradient_that_it_says():
+def test_student_loss_has_the_distribution_matching_gradient():
     method = distiller()
     rng = batch()
     loss, _ = method.student_phase(rng)
     loss.backward()
-    got = [p.grad.clone() for p in method.student.parameters()]
+    actual = [p.grad.clone() for p in method.student.parameters()]
     method.zero_grad()
     again = batch()
     x = method.generate(again)
     t = method.noise_level(again)
     gradient, _ = method.gradient(x.detach(), add_noise(x.detach(), again.rng.normal(2), t), t, {})
     x.backward(gradient / x.numel())
-    for one, two in zip(got, method.student.parameters(), strict=True):
+    for one, two in zip(actual, method.student.parameters(), strict=True):
         assert torch.allclose(one, two.grad, atol=1e-7)
     assert all(p.grad is None for p in method.fake_score.parameters())
 
 
-def test_each_turn_trains_its_own_network_only():
+def test_each_phase_trains_only_its_own_network():
     method = distiller(fake_score_updates=3)
     assert method.phases(0) == ("fake_score",) * 3 + ("student",)
     loss, _ = method("fake_score", batch(), 0)
@@ -100,22 +101,22 @@ def test_each_turn_trains_its_own_network_only():
     assert all(p.grad is not None for p in method.fake_score.parameters())
 
 
-def test_weightings_differ_by_the_factors_that_they_say():
+def test_weightings_have_their_documented_factors():
     x, t = torch.randn(16, 2), torch.linspace(0.2, 1.4, 16)
     x_t = add_noise(x, torch.randn(16, 2), t)
     gradients = {}
     for weighting in ("dmd", "uniform", "karras"):
         method = distiller(weighting=weighting)
-        gradients[weighting], spread = method.gradient(x, x_t, t, {})
+        gradients[weighting], residual = method.gradient(x, x_t, t, {})
     difference = method.fake_score.denoise(x_t, t, {}) - method.teacher.denoiser.denoise(x_t, t, {})
     assert torch.allclose(gradients["uniform"], difference, atol=1e-5)
-    assert torch.allclose(gradients["dmd"] * spread[:, None], difference, atol=1e-5)
+    assert torch.allclose(gradients["dmd"] * residual[:, None], difference, atol=1e-5)
     sigma = torch.tan(t)[:, None]  # EDM's weight at unit variance
     assert torch.allclose(gradients["karras"], (1 / sigma**2 + 1) * difference, rtol=1e-4, atol=1e-5)
 
 
 def test_fake_score_losses_are_errors_of_velocity_epsilon_and_sample():
-    """At one noise level: |error|^2 of v, of the noise z and of x0, and v's is EDM's weight times x0's."""
+    """At one noise level: |error|^2 of v, z and x0; the error of v is EDM's weight times the error of x0."""
     level = (0.499999, 0.5)
     losses = {
         kind: distiller(noise_range=level, fake_score_loss=kind).fake_score_phase(batch())[0]
@@ -136,15 +137,15 @@ def test_fake_score_losses_are_errors_of_velocity_epsilon_and_sample():
 def test_karras_noise_levels_are_uniform_on_karras_grid():
     method = distiller(noise_levels="karras", noise_range=(0.0, 1.0))
     sigma = torch.tan(method.noise_level(batch(20000)).double())
-    share = (sigma ** (1 / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) - 0.002 ** (1 / 7))
-    share = share.sort().values
-    assert (share - torch.linspace(0, 1, 20000).double()).abs().max() < 1e-3
+    fraction = (sigma ** (1 / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) - 0.002 ** (1 / 7))
+    fraction = fraction.sort().values
+    assert (fraction - torch.linspace(0, 1, 20000).double()).abs().max() < 1e-3
 
 
-def test_several_steps_simulate_their_own_input():
-    """At step k the student sees what it makes itself from pure noise; only the last evaluation has a gradient."""
+def test_multi_step_students_train_on_their_own_outputs():
+    """The input of step k is the student's output from pure noise; only the last evaluation has a gradient."""
     method = distiller(timesteps=(999, 749, 499, 249))
-    assert method.candidate_times() == [method.times] and len(method.times) == 4
+    assert method.sampling_schedules() == [method.times] and len(method.times) == 4
     depths = set()
     for key in range(40):
         inputs = []
@@ -169,9 +170,25 @@ def test_several_steps_simulate_their_own_input():
 
 
 @pytest.mark.parametrize("timesteps", [(1000,), (300, 500), (500, 0)])
-def test_timesteps_that_cannot_be_are_named(timesteps):
-    with pytest.raises(ValueError, match=r"method\.timesteps"):
+def test_invalid_timesteps_are_rejected(timesteps):
+    with pytest.raises(ValueError, match=r"timesteps(\[1\])? must"):
         distiller(timesteps=timesteps)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fake_score_updates": 0}, "fake_score_updates must be at least 1, got 0"),
+        ({"noise_range": (0.5, 0.5)}, "noise_range must increase"),
+        ({"gan_noise_range": (0.0, 1.5)}, "gan_noise_range must be at most 1"),
+        ({"regression_weight": 0.25, "regression_pairs": 0}, "regression_pairs must be at least 1"),
+        ({"r1_weight": 1.0}, "r1_weight must be 0 without a discriminator"),
+        ({"weighting": "edm"}, "weighting must be one of dmd, karras, uniform, got 'edm'"),
+    ],
+)
+def test_options_check_themselves(options, message):
+    with pytest.raises(ValueError, match=message):
+        DMDOptions(**options)
 
 
 def with_images(count=16, key=("gan",)) -> Batch:
@@ -180,16 +197,16 @@ def with_images(count=16, key=("gan",)) -> Batch:
 
 
 @pytest.mark.parametrize("features", ["fake_score", "teacher"])
-def test_the_gan_trains_each_side_in_its_own_turn(features):
+def test_gan_trains_student_and_discriminator_in_their_own_phases(features):
     method = distiller(gan_weight=0.5, r1_weight=1.0)
-    if features == "teacher":  # the exact teacher has no features: a network that stands for it has
+    if features == "teacher":  # the exact teacher has no network with features, so one is put in its place
         method.teacher.denoiser = copy.deepcopy(method.fake_score).requires_grad_(False)
         method.options.gan_features = "teacher"
     loss, logs = method("student", with_images(), 0)
     loss.backward()
     assert logs["adversarial"] > 0 and all(p.grad is not None for p in method.student.parameters())
     assert all(p.grad is None for m in (method.fake_score, method.discriminator) for p in m.parameters())
-    assert all(p.requires_grad for p in method.fake_score.parameters())  # frozen while it judged, not after
+    assert all(p.requires_grad for p in method.fake_score.parameters())  # frozen for this loss only
     method.zero_grad()
     loss, logs = method("fake_score", with_images(), 0)
     loss.backward()
@@ -198,8 +215,9 @@ def test_the_gan_trains_each_side_in_its_own_turn(features):
     assert logs["r1"] > 0 and method.needs_latents(method.options) and not DMD.needs_latents(DMDOptions())
 
 
-def test_the_discriminator_learns_the_log_density_ratio():
-    """Optimal logits are log p_real - log p_fake, here of two Gaussians: linear in x with a known slope."""
+@pytest.mark.slow
+def test_discriminator_learns_the_log_density_ratio():
+    """The optimal logits are log p_real - log p_fake; for two Gaussians they are linear in x with a known slope."""
     torch.manual_seed(0)
     method = distiller(gan_weight=1.0, gan_noise_range=(0.3, 0.300001), discriminator_weight=1.0)
     head = method.discriminator
@@ -207,7 +225,7 @@ def test_the_discriminator_learns_the_log_density_ratio():
     for step in range(250):
         rng = BatchRandom(("ratio", step), 0, 256, 256, CPU)
         real, fake = rng.normal(2) + torch.tensor([0.5, 0.0]), rng.normal(2) - torch.tensor([0.5, 0.0])
-        loss, _ = method.discriminate(Batch({}, rng, real), fake)
+        loss, _ = method.discriminator_loss(Batch({}, rng, real), fake)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -215,12 +233,13 @@ def test_the_discriminator_learns_the_log_density_ratio():
     x = torch.stack([torch.linspace(-1, 1, 200), torch.zeros(200)], dim=1)
     with torch.no_grad():
         logits = head(method.fake_score, x, t, {})
-    # x_t ~ N(cos t mu, I) on both sides, mu = +-0.5: the ratio's log is 2 cos t mu x.
+    # x_t ~ N(cos t mu, I) with mu = +-0.5, so the log ratio is 2 cos t mu x.
     assert (logits - torch.cos(t) * x[:, 0]).abs().mean() < 0.15
 
 
+@pytest.mark.slow
 def test_approximate_r1_is_the_squared_gradient():
-    """Against autograd's gradient penalty on the same discriminator."""
+    """Compared with the gradient penalty by autograd on the same discriminator."""
     method = distiller(gan_weight=1.0)
     x = torch.randn(4, 2, requires_grad=True)
     t = torch.full((4,), 0.9)
@@ -228,10 +247,10 @@ def test_approximate_r1_is_the_squared_gradient():
     (slope,) = torch.autograd.grad(logits.sum(), x)
     exact = slope.square().sum(1).mean()
     rows = torch.arange(4).repeat_interleave(20000)
-    place = x.detach()[rows], t[rows], {}
+    noisy = x.detach()[rows], t[rows], {}
     with torch.no_grad():
-        found = approximate_r1(method.discriminator, method.fake_score, place, torch.randn(80000, 2))
-    assert torch.allclose(found, exact, rtol=0.03)
+        approximation = approximate_r1(method.discriminator, method.fake_score, noisy, torch.randn(80000, 2))
+    assert torch.allclose(approximation, exact, rtol=0.03)
 
 
 def test_features_of_a_unet_are_tokens(text_pipeline):
@@ -241,11 +260,11 @@ def test_features_of_a_unet_are_tokens(text_pipeline):
     width = teacher.denoiser.network.config.block_out_channels[-1]
     assert tokens.shape[0] == 2 and tokens.shape[2] == width
     with pytest.raises(ValueError, match="gan_weight"):
-        middle(torch.nn.Linear(2, 2))
+        middle_block(torch.nn.Linear(2, 2))
 
 
 def test_regression_by_lpips_and_by_latents(text_pipeline, monkeypatch):
-    """The weight multiplies a distance between the student's first step and the endpoint, decoded for LPIPS."""
+    """The distance between the student's first step and the endpoint; both are decoded for LPIPS."""
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     cond = teacher.condition(["a coat"] * 2)
     noise = torch.randn(2, *teacher.shape)
@@ -255,7 +274,7 @@ def test_regression_by_lpips_and_by_latents(text_pipeline, monkeypatch):
         seen.append((one, two))
         return (one - two).abs().flatten(1).mean(1)
 
-    monkeypatch.setattr("distill.methods.dmd.Lpips", lambda device: distance)
+    monkeypatch.setattr(dmd, "Lpips", lambda device: distance)
     for kind in ("lpips", "latent"):
         options = DMDOptions(timesteps=(700,), regression_weight=0.25, regression_distance=kind)
         method = DMD(teacher, 2.0, options)

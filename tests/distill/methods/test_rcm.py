@@ -1,4 +1,4 @@
-"""rCM is sCM plus DMD and nothing else."""
+"""rCM is the weighted sum of sCM and DMD on one student."""
 
 import pytest
 import torch
@@ -25,17 +25,17 @@ def batch() -> Batch:
     )
 
 
-def test_the_loss_is_the_weighted_sum():
+def test_loss_is_the_weighted_sum():
     rcm = method(dmd_weight=3.0)
-    together, logs = rcm("student", batch(), 100)
-    same = batch()  # both parts draw from one stream, in this order
+    total, logs = rcm("student", batch(), 100)
+    same = batch()  # both losses use one stream of random numbers, in this order
     scm, _ = SCM.forward(rcm.parts[0], "student", same, 100)
     dmd, _ = DMD.forward(rcm.parts[1], "student", same, 100)
-    assert torch.allclose(together, scm + 3 * dmd)
+    assert torch.allclose(total, scm + 3 * dmd)
     assert {"tangent_norm", "dmd_real_residual"} <= set(logs)
 
 
-def test_one_student_is_shared_and_saved_once():
+def test_student_is_shared_and_saved_once():
     rcm = method()
     assert rcm.parts[0].student is rcm.parts[1].student is rcm.student
     names = {name.split(".")[0] for name in rcm.state_dict()}
@@ -46,23 +46,23 @@ def test_one_student_is_shared_and_saved_once():
     assert all(p.grad is None for p in rcm.fake_score.parameters())
 
 
-def test_the_student_adapts_before_the_fake_score_moves():
+def test_student_adapts_before_the_fake_score_trains():
     rcm = method(dmd=DMDOptions(fake_score_updates=3))
     assert rcm.phases(4) == ("student",)
     assert rcm.phases(5) == ("fake_score",) * 3 + ("student",)
     assert "adaptation_loss" in rcm("student", batch(), 0)[1]
 
 
-def test_its_student_is_exported_as_scms_is(text_pipeline):
+def test_student_is_exported_like_that_of_scm(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     rcm = RCM(teacher, 2.0, RCMOptions())
     assert rcm.student.time_scale and rcm.student.max_angle and rcm.fake_score.time_scale is None
-    assert rcm.candidate_times() == SCM(teacher, 2.0, SCMOptions()).candidate_times()
+    assert rcm.sampling_schedules() == SCM(teacher, 2.0, SCMOptions()).sampling_schedules()
     assert rcm.step_counts([1.5, 0.8]) == (1, 2) and rcm.needs_latents(rcm.options)
 
 
-def test_options_that_cannot_be_are_named():
-    with pytest.raises(ValueError, match="dmd_weight"):
+def test_options_check_themselves():
+    with pytest.raises(ValueError, match="dmd_weight must be above 0, got 0"):
         method(dmd_weight=0.0)
-    with pytest.raises(ValueError, match="guidances"):
-        RCM(Analytic(eight_gaussians()), 1.0, RCMOptions(scm=SCMOptions(guidances=(1.0,))))
+    with pytest.raises(ValueError, match=r"scm\.guidances must be empty"):
+        RCMOptions(scm=SCMOptions(guidances=(1.0,)))

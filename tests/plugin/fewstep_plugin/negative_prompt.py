@@ -1,4 +1,4 @@
-"""Stable Diffusion guided away from a fixed negative prompt instead of the empty one."""
+"""Stable Diffusion with a fixed negative prompt instead of the empty prompt in classifier-free guidance."""
 
 from teachers.families.stable_diffusion import StableDiffusion
 

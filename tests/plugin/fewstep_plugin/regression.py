@@ -1,4 +1,4 @@
-"""Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388): regress one step onto the teacher's ODE endpoint."""
+"""Knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388): regression of one step on the teacher's samples."""
 
 from dataclasses import dataclass
 
@@ -22,6 +22,6 @@ class Regression(Distiller):
 
     def forward(self, phase: str, batch: Batch, step: int):
         noise, endpoint, cond = batch.pairs()
-        made = sample(self.student, noise, [self.student.path.t_max], cond, batch.rng.normal)
-        loss = (made - endpoint).square().mean()
+        x = sample(self.student, noise, [self.student.path.t_max], cond, batch.rng.normal)
+        loss = (x - endpoint).square().mean()
         return loss, {"loss": loss.detach()}

@@ -1,0 +1,67 @@
+"""The memory plan against allocations on real tensors, and its output."""
+
+import pytest
+import torch
+
+from distill.config.recipe import DTYPES, method_options
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
+from distill.training import memory_plan
+from distill.training.meta_device import MemoryTracker
+from teachers.families.stable_diffusion import StableDiffusion
+from teachers.networks.adapters import unwrap
+from teachers.networks.checkpointing import checkpoint_activations
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize("tier", ["full", "lora"])
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointing):
+    """The peak of live tensors on the CPU, counted in the same way, to 5%, because kernels allocate buffers too."""
+    plain = ["method.gan_weight=0", "method.r1_weight=0", "method.regression_weight=0"] if method == "dmd" else []
+    run = lora_recipe(method, *plain, f"memory.tier={tier}", f"memory.checkpointing={checkpointing}")
+    planned = memory_plan.plan(run, 4)
+    teacher = StableDiffusion.load(run.teacher.path, CPU, DTYPES[run.teacher.precision])
+    if tier == "lora":
+        teacher.enable_lora(run.memory.rank)
+    if checkpointing == "true":
+        checkpoint_activations(teacher.denoiser.network)
+    cls, options = method_options(run)
+    distiller = cls(teacher, 2.0, options)
+    cond = {key: value.float() for key, value in teacher.condition(["a coat"] * 4).items()}
+    teacher.null_condition(cond)
+    latents = torch.randn(4, *teacher.shape)
+    peaks = []
+    for phase in dict.fromkeys(distiller.phases(memory_plan.LATE_STEP)):
+        known = [*distiller.parameters(), *unwrap(teacher.denoiser.network).parameters(), latents, *cond.values()]
+        with MemoryTracker(known, CPU) as tracker:
+            batch = Batch(cond, BatchRandom((phase,), 0, 4, 4, CPU), latents)
+            distiller(phase, batch, memory_plan.LATE_STEP)[0].backward()
+        peaks.append(tracker.peak)
+        distiller.zero_grad(set_to_none=True)
+    assert planned.gradients + planned.activations == pytest.approx(max(peaks), rel=0.05)
+    trained = {p for modules in distiller.networks().values() for m in modules for p in m.parameters()}
+    assert planned.optimizer == 8 * sum(p.numel() for p in trained)
+    network = {*unwrap(teacher.denoiser.network).parameters(), *distiller.parameters()}
+    assert planned.weights == sum(p.nbytes for p in network)
+
+
+def test_printed_plan_shows_which_tier_fits(lora_recipe, monkeypatch, capsys):
+    run = lora_recipe("dmd", "memory.tier=full")
+    sizes = {"full": 30, "lora": 10}
+    monkeypatch.setattr(memory_plan, "plan", lambda r, n: memory_plan.Plan(sizes[r.memory.tier] << 30, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 20 << 30)
+    memory_plan.print_plan(run, 1, CPU)
+    assert not capsys.readouterr().out  # no plan for small networks
+    monkeypatch.setattr(memory_plan, "MIN_PLANNED", 0)
+    memory_plan.print_plan(run, 1, CPU)
+    title, _, full, lora, advice = capsys.readouterr().out.splitlines()
+    assert "4 samples at a time; 20.0 free" in title
+    assert full.endswith("30.00  does not fit (this run)") and lora.endswith("10.00  fits")
+    assert "memory.checkpointing=true" in advice and "memory.tier=lora (fits)" in advice
+    monkeypatch.setattr(memory_plan, "plan", lambda *a: 1 / 0)
+    memory_plan.print_plan(run, 1, CPU)
+    assert "the memory plan of this run failed (ZeroDivisionError" in capsys.readouterr().out

@@ -1,0 +1,129 @@
+"""What torchrun's agent handles when a process of a run dies, what it misses, and what the watchdog adds."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """\
+import os, sys, time
+import torch.distributed as dist
+from distill.training.guard import Watchdog
+case, rank = sys.argv[1], int(os.environ["RANK"])
+dist.init_process_group("gloo")
+watchdog = None if case.startswith("agent") else Watchdog(rank, 2, heartbeat=0.2, timeout=1.0)
+dist.barrier()
+if watchdog:
+    watchdog.start()
+print("started", flush=True)
+if case == "finished":
+    time.sleep(1.5 * rank)
+    watchdog.stop(finished=True)
+    time.sleep(1.5)
+    sys.exit(0)
+if case == "failed" and rank == 1:
+    watchdog.stop(finished=False)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    file = tmp_path / "run.py"
+    file.write_text(SCRIPT)
+    return file
+
+
+def launch(script, case):
+    """Two processes under torchrun, as accelerate's launcher starts them; returns torchrun and the second process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    agent = subprocess.Popen(
+        [*command, str(script), case],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert [agent.stdout.readline() for _ in "01"] == ["started\n", "started\n"]
+    children = psutil.Process(agent.pid).children(recursive=True)
+    return agent, children, next(child for child in children if child.environ().get("RANK") == "1")
+
+
+def kill_all(agent, children):
+    for process in (*children, agent):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    agent.communicate()
+
+
+def test_agent_ends_the_run_if_a_process_is_killed(script):
+    agent, children, second = launch(script, "agent")
+    try:
+        second.kill()
+        assert agent.wait(timeout=30) != 0
+        assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    finally:
+        kill_all(agent, children)
+
+
+def test_agent_does_not_notice_a_suspended_process(script):
+    agent, children, second = launch(script, "agent")
+    try:
+        second.suspend()
+        time.sleep(10)
+        assert agent.poll() is None
+    finally:
+        kill_all(agent, children)
+
+
+def test_watchdog_ends_the_run_if_a_process_is_suspended(script):
+    """The agent then ends the suspended process with SIGKILL, 30 seconds after its SIGTERM."""
+    agent, children, second = launch(script, "watched")
+    try:
+        second.suspend()
+        _, errors = agent.communicate(timeout=90)
+        assert agent.returncode != 0
+        assert "process 1 has not responded for 1 seconds; process 0 stops" in errors
+    finally:
+        kill_all(agent, children)
+
+
+@pytest.mark.parametrize("case", ["suspended", "failed", "finished"])
+def test_watchdog_without_an_agent(script, case):
+    """Processes that a cluster's scheduler starts have no agent."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    variables = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, str(script), case],
+            env=variables | {"RANK": rank, "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    try:
+        assert [process.stdout.readline() for process in (first, second)] == ["started\n", "started\n"]
+        if case == "suspended":
+            second.send_signal(signal.SIGSTOP)
+        _, errors = first.communicate(timeout=30)
+        if case == "finished":
+            assert first.returncode == 0 and second.wait(timeout=30) == 0
+        else:
+            assert first.returncode == 1 and "process 1 has not responded" in errors
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
