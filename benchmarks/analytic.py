@@ -236,8 +236,8 @@ def main() -> None:
     away = ", ".join(f"{name} {cells[name]['away']:.0%}" for name in MIXTURES if name in cells)
     measures = (closed_forms.__doc__ or "").partition(":")[2]
     TABLE.write_text(
-        "# Comparison with closed forms\n\n`python -m benchmarks.analytic`: students of exact Gaussian-mixture teachers "
-        f"(torch {torch.__version__}, {torch.get_num_threads()} CPU thread(s)).\n\n"
+        "# Comparison with closed forms\n\n`python -m benchmarks.analytic`: students of exact Gaussian-mixture teachers"
+        f" (torch {torch.__version__}, {torch.get_num_threads()} CPU thread(s)).\n\n"
         f"Measures:{measures}\nNoise away from the boundaries: {away}.\n\n{table(cells)}\n\n"
         f"![densities](results/{DENSITIES.name})\n"
     )

@@ -229,8 +229,8 @@ def report(stored: dict[str, list[dict[str, Any]]]) -> str:
     """memory.md from the contents of memory.json."""
     sections = [f"## {key}\n\n{table(found)}\n\n{ratios(found)}" for key, found in stored.items()]
     return (
-        "# Memory\n\n`python -m benchmarks.memory`: full-size networks with random weights, in GiB. The planned columns "
-        "are what a run prints before it allocates; the measured column is the peak of an optimizer step in its own "
+        "# Memory\n\n`python -m benchmarks.memory`: full-size networks with random weights, in GiB. The planned columns"
+        " are what a run prints before it allocates; the measured column is the peak of an optimizer step in its own "
         "process (in brackets: the plan's deviation from it).\n\n" + "\n\n".join(sections) + "\n"
     )
 

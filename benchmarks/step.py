@@ -39,7 +39,7 @@ def now() -> float:
     return time.process_time()
 
 
-def bare(distiller: Distiller, method: str, batch: int) -> Callable[[], None]:
+def network_calls(distiller: Distiller, method: str, batch: int) -> Callable[[], None]:
     """The network calls of one step, on random inputs of the same shapes."""
     device = next(distiller.parameters()).device
     teacher = distiller.teacher
@@ -100,7 +100,7 @@ def measure(method: str, repeats: int, *more: str) -> dict[str, list[float]]:
     batch = BATCHES[method]
     script, _ = plain.METHODS[method](batch)
     with training(method, repeats + WARM, *more) as (distiller, step):
-        work = {"calls": bare(distiller, method, batch), "plain": script, "step": step}
+        work = {"calls": network_calls(distiller, method, batch), "plain": script, "step": step}
         for _ in range(repeats + WARM):
             for name, run in work.items():
                 start = now()
