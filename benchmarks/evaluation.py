@@ -164,7 +164,8 @@ def distances(dimensions: int = 2048) -> list[str]:
     return [
         f"| eigenvalues | {ours:.8f} | {taken:.2f} |",
         f"| clean-fid | {expected:.8f} | {their_time:.2f} |",
-        f"\nRelative difference {abs(ours - expected) / expected:.1e}; {their_time / taken:.1f} times as fast as clean-fid.",
+        f"\nRelative difference {abs(ours - expected) / expected:.1e}; "
+        f"{their_time / taken:.1f} times as fast as clean-fid.",
     ]
 
 
