@@ -43,6 +43,8 @@ def write_card(staged: Path, classifier: Classifier, images: dict[str, Tensor], 
         "autoencoder_psnr_db": psnr,
         "samples": samples,
     }
+    halves = figures["frechet_two_halves_of_the_real_test_images"]
+    rebuilt_distance = figures["frechet_autoencoder_reconstructions_against_real"]
     rows = []
     for guidance in (1.0, GUIDANCE):
         features, agree = [], 0
@@ -73,7 +75,7 @@ boot". It was trained on the photographs of Fashion-MNIST (MIT licence) with cap
 this project's own stratified split, so the numbers are not comparable with published tables. Its purpose is to try out
 distillation on a laptop.
 
-Noise schedule: that of Stable Diffusion 1.5. Prediction: epsilon. Evaluated at guidance {GUIDANCE:g} with 50 DDIM steps.
+Noise schedule: that of Stable Diffusion 1.5. Prediction: epsilon. Evaluation: guidance {GUIDANCE:g}, 50 DDIM steps.
 
 ## Held-out evaluation
 
@@ -83,8 +85,8 @@ Frechet distances use the 64 features of the classifier that is shipped with the
 | | |
 | --- | --- |
 | accuracy of the classifier on real test images | {accuracy:.1%} |
-| Frechet distance, two halves of the real test images | {figures["frechet_two_halves_of_the_real_test_images"]:.2f} |
-| Frechet distance, reconstructions by the autoencoder | {figures["frechet_autoencoder_reconstructions_against_real"]:.2f} |
+| Frechet distance, two halves of the real test images | {halves:.2f} |
+| Frechet distance, reconstructions by the autoencoder | {rebuilt_distance:.2f} |
 | autoencoder PSNR | {psnr:.1f} dB |
 
 | guidance | Frechet distance, 50 steps | prompt agreement |

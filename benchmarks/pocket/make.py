@@ -2,8 +2,8 @@
 
     python -m benchmarks.pocket.make ../shared/data/fashion_mnist.npz
 
-Takes about 50 minutes on two CPU cores. Each finished stage is saved in `--work`, the diffusion stage every 1,000 steps,
-and the same command continues after an interruption.
+Takes about 50 minutes on two CPU cores. Each finished stage is saved in `--work`, the diffusion stage every 1,000
+steps, and the same command continues after an interruption.
 """
 
 import argparse
