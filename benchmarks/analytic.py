@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import closed_forms
-from benchmarks.closed_forms import REPEATS, Map, distance, draw, floor, mode_error
+from benchmarks.closed_forms import REPEATS, Map, distance, floor, mode_error, sample_student
 from distill.config.recipe import OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch, Pairs
 from distill.methods.base import Distiller
@@ -123,7 +123,7 @@ def evaluate(name: str, student: Denoiser, distiller: Distiller, teacher: Analyt
     rows = {}
     for count in distiller.step_counts(times):
         used = times[:count]
-        samples = torch.cat([draw(student, teacher.shape[0], used, seed) for seed in range(REPEATS)])
+        samples = torch.cat([sample_student(student, teacher.shape[0], used, seed) for seed in range(REPEATS)])
         rows[str(count)] = {
             "times": used,
             "energy": distance(student, teacher, used),
@@ -148,7 +148,7 @@ def save_densities(cells: dict[str, Any]) -> None:
             for steps, row in cells[f"{name}/{kind}/0"]["rows"].items():
                 student = teacher.perceptron(*SIZES[name])
                 student.load_state_dict(load_file(weights(name, kind, 0)))
-                shown.append((f"{kind}, {steps} step(s)", draw(student, 2, row["times"], 1, count)))
+                shown.append((f"{kind}, {steps} step(s)", sample_student(student, 2, row["times"], 1, count)))
         canvas = Image.new("L", (size * len(shown), size + top), 255)
         for i, (label, points) in enumerate(shown):
             counts = torch.histogramdd(points.float(), [size, size], range=[-edge, edge] * 2).hist.T.flip(0)

@@ -31,7 +31,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def draw(student: Denoiser, dim: int, times: list[float], seed: int, count: int = SAMPLES) -> Tensor:
+def sample_student(student: Denoiser, dim: int, times: list[float], seed: int, count: int = SAMPLES) -> Tensor:
     """Samples (count, dim) of `student` at the angles `times`, float64."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, dim, generator=generator)
@@ -43,7 +43,7 @@ def distance(student: Denoiser, teacher: Analytic, times: list[float], first: in
     mean = 0.0
     for seed in range(first, first + repeats):
         exact = teacher.mixture.sample(SAMPLES, torch.Generator().manual_seed(10_000 + seed))
-        mean += energy_distance(draw(student, teacher.shape[0], times, seed), exact) / repeats
+        mean += energy_distance(sample_student(student, teacher.shape[0], times, seed), exact) / repeats
     return mean
 
 
