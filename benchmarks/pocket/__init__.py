@@ -1,1 +1,1 @@
-"""Making the embedded pocket teacher from photographs. Not in the installed package."""
+"""Makes the pocket teacher from photographs. Not part of the installed package."""

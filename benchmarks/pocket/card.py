@@ -1,4 +1,4 @@
-"""The pocket teacher's model card: what its weights score on held-out photographs."""
+"""The pocket teacher's model card, with its evaluation on held-out photographs."""
 
 import json
 import math
@@ -10,17 +10,14 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from eval.metrics.fid import frechet_distance
 from teachers.pocket import GUIDANCE
 from teachers.pocket.captions import CLASS_NAMES, balanced_prompts
 from teachers.pocket.classifier import Classifier, rgb01
 
 
 def write_card(staged: Path, classifier: Classifier, images: dict[str, Tensor], samples: int = 5000) -> None:
-    """Judge the half-precision pipeline as shipped, on held-out images, and write what came out beside it."""
-    from eval.metrics.fid import (
-        frechet_distance,  # a script may look at both sides; the package itself never imports eval
-    )
-
+    """Evaluate the half-precision pipeline in `staged` on held-out images; write figures.json and the model card."""
     with torch.no_grad():
         test = rgb01(images["test"])
         real = torch.cat([classifier.features(batch) for batch in test.split(500)])
@@ -38,7 +35,7 @@ def write_card(staged: Path, classifier: Classifier, images: dict[str, Tensor], 
     pipeline = StableDiffusionPipeline.from_pretrained(staged / "pipeline", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     prompts = balanced_prompts(samples)
-    wanted = torch.arange(samples) % len(CLASS_NAMES)
+    classes = torch.arange(samples) % len(CLASS_NAMES)
     figures: dict[str, object] = {
         "classifier_accuracy_on_real_test_images": accuracy,
         "frechet_two_halves_of_the_real_test_images": frechet_distance(one, two),
@@ -46,17 +43,19 @@ def write_card(staged: Path, classifier: Classifier, images: dict[str, Tensor], 
         "autoencoder_psnr_db": psnr,
         "samples": samples,
     }
+    halves = figures["frechet_two_halves_of_the_real_test_images"]
+    rebuilt_distance = figures["frechet_autoencoder_reconstructions_against_real"]
     rows = []
     for guidance in (1.0, GUIDANCE):
         features, agree = [], 0
-        draw = torch.Generator().manual_seed(0)
-        for i in tqdm(range(0, samples, 250), desc=f"judging, guidance {guidance}"):
+        rng = torch.Generator().manual_seed(0)
+        for i in tqdm(range(0, samples, 250), desc=f"evaluating, guidance {guidance}"):
             batch = pipeline(
-                prompts[i : i + 250], num_inference_steps=50, guidance_scale=guidance, generator=draw, output_type="pt"
+                prompts[i : i + 250], num_inference_steps=50, guidance_scale=guidance, generator=rng, output_type="pt"
             ).images
             with torch.no_grad():
                 features.append(classifier.features(batch))
-                agree += (classifier(batch).argmax(1) == wanted[i : i + 250]).sum().item()
+                agree += (classifier(batch).argmax(1) == classes[i : i + 250]).sum().item()
         made = torch.cat(features)
         rows.append({"guidance": guidance, "frechet": frechet_distance(made, two), "agreement": agree / samples})
     figures["guided_50_steps"] = rows
@@ -71,29 +70,30 @@ library_name: diffusers
 
 # The pocket teacher
 
-A complete Stable Diffusion pipeline in miniature: 32 x 32 pictures of clothing from prompts such as "a photo of an
-ankle boot". Trained on Fashion-MNIST's photographs (MIT licence; this project's own stratified split, so the figures
-are not comparable with published tables) with captions made from the labels. Its use is to be distilled on a laptop.
+A complete, very small Stable Diffusion pipeline: 32 x 32 images of clothing from prompts such as "a photo of an ankle
+boot". It was trained on the photographs of Fashion-MNIST (MIT licence) with captions made from the labels. The split is
+this project's own stratified split, so the numbers are not comparable with published tables. Its purpose is to try out
+distillation on a laptop.
 
-Noise schedule: Stable Diffusion 1.5's. Prediction: epsilon. Guidance it is judged at: {GUIDANCE:g}, 50 DDIM steps.
+Noise schedule: that of Stable Diffusion 1.5. Prediction: epsilon. Evaluation: guidance {GUIDANCE:g}, 50 DDIM steps.
 
 ## Held-out evaluation
 
-Frechet distances in the 64 features of the classifier that ships beside it, {samples:,} samples against {samples:,}
-held-out real images.
+Frechet distances use the 64 features of the classifier that is shipped with the pipeline, {samples:,} samples against
+{samples:,} held-out real images.
 
 | | |
 | --- | --- |
-| classifier's accuracy on real test images | {accuracy:.1%} |
-| Frechet distance, two halves of the real test images | {figures["frechet_two_halves_of_the_real_test_images"]:.2f} |
-| Frechet distance, autoencoder's reconstructions | {figures["frechet_autoencoder_reconstructions_against_real"]:.2f} |
+| accuracy of the classifier on real test images | {accuracy:.1%} |
+| Frechet distance, two halves of the real test images | {halves:.2f} |
+| Frechet distance, reconstructions by the autoencoder | {rebuilt_distance:.2f} |
 | autoencoder PSNR | {psnr:.1f} dB |
 
 | guidance | Frechet distance, 50 steps | prompt agreement |
 | --- | --- | --- |
 {table}
 
-Made by `python -m benchmarks.pocket.make`, which writes this page.
+Made by `python -m benchmarks.pocket.make`, which also writes this page.
 """
     )
     print(json.dumps(figures, indent=2))

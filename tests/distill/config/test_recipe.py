@@ -188,10 +188,14 @@ def test_command_prints_one_line_and_exits_with_2(recipe):
 
 
 @pytest.mark.parametrize("file", sorted(Path("recipes").rglob("*.yaml")), ids=str)
-def test_every_recipe_starts_with_its_launch_command_and_is_valid(file):
+def test_every_recipe_starts_with_its_command_and_is_valid(file):
     first = file.read_text().splitlines()[0]
-    launch = "# python -m eval " if "eval" in file.parts else "# accelerate launch "
-    assert first.startswith(launch) and str(file) in first
+    if "eval" in file.parts:
+        assert first == f"# fewstep eval RUN --protocol {file}"
+    elif "accelerate" in file.parts:
+        assert first.startswith(f"# accelerate launch --config_file {file} ")
+    else:
+        assert first == f"# fewstep train {file.relative_to('recipes').with_suffix('').as_posix()}"
     if "eval" in file.parts:
         assert read_protocol(file)
         return

@@ -1,0 +1,24 @@
+"""Training runs of the pocket recipes, each in its own process, and their records."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def train(recipe: str, folder: Path, *overrides: str) -> None:
+    """Train the shipped recipe pocket/`recipe` in `folder`, resume it, or return at once if it is finished."""
+    command = [sys.executable, "-m", "distill", "train", f"pocket/{recipe}"]
+    subprocess.run([*command, f"name={folder.name}", f"output={folder.parent}", *overrides], check=True)
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's held-out evaluations, in order of steps."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def exported(folder: Path) -> dict[str, Any]:
+    """The record of the distillation, which is stored with the exported pipeline."""
+    record: dict[str, Any] = json.loads((folder / "pipeline" / "distill.json").read_text())
+    return record
