@@ -21,7 +21,7 @@ from PIL import Image
 from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
 from eval.pipelines.latency import timed
 from eval.pipelines.machine import PRECISIONS, choose_device, choose_precision
-from eval.pipelines.runs import read_run, same, teacher_folder
+from eval.pipelines.runs import read_run, shared_setting, teacher_folder
 from teachers.support.errors import run_click
 
 LEAST = 256  # pixels of a picture's longer side on the page; smaller ones are enlarged without smoothing
@@ -72,7 +72,7 @@ class Studio:
         usual = next((run.teacher_call for run in students if run.teacher_call is not None), None)
         if usual is not None:
             self.usual = usual["num_inference_steps"]
-            pipe = load_pipeline(teacher_folder(same(students, "teacher")), device, dtype)
+            pipe = load_pipeline(teacher_folder(shared_setting(students, "teacher")), device, dtype)
             self.columns.append(Column("teacher", pipe, {self.usual: usual}, teacher=True))
         for run in students:
             calls = {entry["num_steps"]: entry["call"] for entry in run.calls}

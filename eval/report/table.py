@@ -4,7 +4,7 @@ import json
 from html import escape
 from typing import Any
 
-from eval.report.columns import BEST, DETAILS, Column, columns
+from eval.report.columns import Column, columns, intervals
 from eval.report.formats import NOTHING
 from eval.report.markdown import spread
 from eval.report.scatter import series_of
@@ -32,10 +32,10 @@ def table(report: dict[str, Any], shown: list[Column]) -> str:
             inner = figure(i, c.key, report)
             if c.key == "latency_ms":
                 inner += f"<small>{spread(row)}</small>"
-            if row.get(BEST.get(c.key, "")):
+            if c.is_best(row):
                 inner = f"<b>{inner}</b>"
-            if c.key in DETAILS and row.get(DETAILS[c.key].key) is not None:
-                inner += f"<small>{figure(i, DETAILS[c.key].key, report)}</small>"
+            if c.interval is not None and row.get(c.interval.key) is not None:
+                inner += f"<small>{figure(i, c.interval.key, report)}</small>"
             lacking = " lacking" if c.text(row[c.key]) == NOTHING else ""
             cells.append(f'<td class="{_kind(c)}{lacking}" data-label="{escape(c.heading)}">{inner}</td>')
         whose = "teacher" if row["method"] == "teacher" else "student"
@@ -49,6 +49,6 @@ def _kind(column: Column) -> str:
 
 def figure(index: int, key: str, report: dict[str, Any]) -> str:
     """One figure of row `index`, as text, with the exact value beside it."""
-    shown = next(column for column in (*columns(report), *DETAILS.values()) if column.key == key)
+    shown = next(column for column in (*columns(report), *intervals(report)) if column.key == key)
     value = report["rows"][index][key]
     return f'<span data-row="{index}" data-key="{key}" data-value="{_exact(value)}">{escape(shown.text(value))}</span>'
