@@ -15,7 +15,8 @@ def csv_table(report: dict[str, Any]) -> str:
     """The text of report.csv.
 
     The columns are those of the report's tables, by their keys in report.json. The interval of the figure KEY is in
-    KEY_low and KEY_high, throughput at batch size N in images_per_second_at_N. Unknown values are empty.
+    KEY_low and KEY_high (if any row has it), throughput at batch size N in images_per_second_at_N. Unknown values are
+    empty.
     """
     lines = [dict(_cells(row, report)) for row in report["rows"]]
     headings = list(dict.fromkeys(key for line in lines for key in line))
@@ -41,7 +42,7 @@ def _cells(row: dict[str, Any], report: dict[str, Any]) -> Iterator[tuple[str, A
             yield column.key, _plain(value)
         if column.key == "latency_ms":
             yield from (("latency_ms_p5", row["latency_ms_p5"]), ("latency_ms_p95", row["latency_ms_p95"]))
-        if column.interval is not None:
+        if column.interval is not None and any(each.get(column.interval.key) for each in report["rows"]):
             low, high = row.get(column.interval.key) or (None, None)
             yield from ((f"{column.key}_low", low), (f"{column.key}_high", high))
 

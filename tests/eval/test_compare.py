@@ -52,9 +52,7 @@ def cached_rows(out: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_rows_figures_and_files_of_a_comparison(
-    make_run, pocket_weights, tmp_path, text_pipeline, compare_quickly
-):
+def test_rows_figures_and_files_of_a_comparison(make_run, pocket_weights, tmp_path, text_pipeline, compare_quickly):
     runs = [make_run("one", evaluation=POCKET), make_run("two", method="scm", evaluation=POCKET, calls=TWO_CALLS)]
     report = compare_quickly(runs, tmp_path / "out", samples=11, batch_size=4, few_steps=(1, 2, 4, 8))
     rows = report["rows"]

@@ -28,7 +28,10 @@ def plugin(tmp_path, monkeypatch):
     info = tmp_path / "site" / "fewstep_plugin-0.0.1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fewstep-plugin\nVersion: 0.0.1\n")
-    points = ("mean_brightness = fewstep_plugin.mean_brightness:MeanBrightness", "sharpness = fewstep_plugin.gone:Sharp")
+    points = (
+        "mean_brightness = fewstep_plugin.mean_brightness:MeanBrightness",
+        "sharpness = fewstep_plugin.gone:Sharp",
+    )
     (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *points]) + "\n")
     monkeypatch.syspath_prepend(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path / "site")
@@ -66,9 +69,7 @@ def test_a_plugin_metric_is_in_every_file_of_the_report(make_run, text_pipeline,
     assert [float(line[key]) for key in keys] == [value, low, high]
     (document,) = yaml.safe_load_all((out / "model-index.yaml").read_text())
     (metric,) = [
-        metric
-        for metric in document["model-index"][0]["results"][0]["metrics"]
-        if metric["type"] == "mean_brightness"
+        metric for metric in document["model-index"][0]["results"][0]["metrics"] if metric["type"] == "mean_brightness"
     ]
     assert metric == {"name": "Brightness, 1 step", "type": "mean_brightness", "value": value}
 

@@ -24,7 +24,9 @@ def test_figures_of_a_set_against_itself():
     features = normal(1500, 16, seed=0)
     figures = prdc(features, features.clone())
     assert (figures.precision, figures.recall, figures.coverage) == (1, 1, 1)
-    assert figures.density == pytest.approx(1, abs=1e-3)  # a point lies exactly on the surface of each ball, up to rounding
+    assert figures.density == pytest.approx(
+        1, abs=1e-3
+    )  # a point lies exactly on the surface of each ball, up to rounding
 
 
 def test_missing_classes_lower_recall_and_coverage_but_not_precision():
