@@ -119,7 +119,6 @@ def test_without_a_reference_rows_are_compared_with_the_teachers_samples(
     assert report["rows"][0]["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-3)
 
 
-@pytest.mark.slow
 def test_unconditional_pipelines(make_run, unconditional_pipeline, tmp_path, compare_quickly):
     run = make_run(
         pipeline=unconditional_pipeline,
@@ -372,7 +371,6 @@ def test_prompts_from_a_file_are_repeated(make_run, tmp_path, quick):
     assert report["prompts"]["first"] == ["a bag", "a <b>coat</b>", "a bag", "a <b>coat</b>", "a bag"]
 
 
-@pytest.mark.slow
 def test_different_usual_calls_are_noted(make_run, tmp_path, text_pipeline, quick):
     other = {"path": str(text_pipeline), "call": {"num_inference_steps": 3, "guidance_scale": 5.0}}
     report = compare([make_run("one"), make_run("two", teacher=other)], tmp_path / "out", samples=4, **quick)
@@ -398,7 +396,6 @@ def test_ratios_to_a_baseline_and_intervals(make_run, pocket_weights, tmp_path, 
         compare_quickly(runs[:1], tmp_path / "out", samples=80, batch_size=40, baseline=tmp_path)
 
 
-@pytest.mark.slow
 def test_help_and_usage_from_a_shell():
     text = subprocess.run([sys.executable, "-m", "eval", "--help"], capture_output=True, text=True, check=True).stdout
     for option in (
@@ -424,7 +421,6 @@ def test_eval_never_imports_distill():
             assert not line.strip().startswith(("import distill", "from distill")), f"{file}: {line}"
 
 
-@pytest.mark.slow
 def test_options_are_checked_without_importing_torch():
     code = "import sys, eval.config.options, eval.config.protocol; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

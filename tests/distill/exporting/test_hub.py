@@ -146,9 +146,9 @@ def run_command(run, *, name=None, private=False, report=None):
     export_and_push(run, name, private, report)
 
 
-def test_the_uploaded_card_carries_the_evaluation(finished, hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("eval.pipelines.jobs.FEW_STEPS", (1,))
-    report = compare([finished], tmp_path / "runs" / "report", samples=4, batch_size=4, command="python -m eval")
+def test_the_uploaded_card_carries_the_evaluation(finished, hub, tmp_path, capsys):
+    options = {"samples": 4, "batch_size": 4, "command": "python -m eval", "few_steps": (1,)}
+    report = compare([finished], tmp_path / "runs" / "report", **options)
     for _ in range(2):  # again, and the card does not grow
         run_command(finished, name="me/student", private=True)
     assert hub["create_repo"] == ("me/student", {"private": True, "exist_ok": True})

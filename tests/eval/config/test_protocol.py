@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import center_crop
 
 from eval.__main__ import evaluate
+from eval.compare import compare
 from eval.config.protocol import KINDS, read_protocol
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read
@@ -41,25 +42,25 @@ def test_the_coco_recipe_is_the_published_protocol():
 
 
 @pytest.mark.slow
-def test_a_small_substitute_of_the_coco_protocol(make_run, tmp_path, text_pipeline):
+def test_a_small_substitute_of_the_coco_protocol(make_run, tmp_path, text_pipeline, quick):
     """Captions as .jsonl and the .npz of real images of several shapes are next to the protocol's file."""
     stored = yaml.safe_load(COCO.read_text()) | {"samples": 5, "size": 16, "features": "pixels", "batch_size": 3}
     del stored["clip"]  # its weights are not on every machine
-    place = tmp_path / "protocols"
-    place.mkdir()
-    (place / "small.yaml").write_text(yaml.safe_dump(stored))
-    run, command = make_run(), ["--protocol", str(place / "small.yaml"), "--out", str(tmp_path / "out")]
-
-    (place / "coco30k.jsonl").write_text("".join(json.dumps({"id": 7, "caption": c}) + "\n" for c in CAPTIONS))
+    folder, out = tmp_path / "protocols", tmp_path / "out"
+    folder.mkdir()
+    protocol = folder / "small.yaml"
+    protocol.write_text(yaml.safe_dump(stored))
+    (folder / "coco30k.jsonl").write_text("".join(json.dumps({"id": 7, "caption": c}) + "\n" for c in CAPTIONS))
     real = photographs(tmp_path / "val2014")
     options = ["--size", "16", "--features", "pixels"]
-    assert main(["stats", str(real), "-o", str(place / "coco_val2014.npz"), *options]) == 0
-    assert main([str(run), *command]) == 0
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["protocol"] == str(place / "small.yaml")
+    assert main(["stats", str(real), "-o", str(folder / "coco_val2014.npz"), *options]) == 0
+
+    run, fixed = make_run(), read_protocol(protocol)
+    report = compare([run], out, protocol=protocol, **fixed, **quick)
+    assert report["protocol"] == str(protocol)
     assert (report["samples"], report["size"], report["prompts"]["first"]) == (5, 16, CAPTIONS)
     assert not any("prompts are repeated" in note for note in report["notes"])
-    assert "16 x 16 pixels" in (tmp_path / "out/report.html").read_text()
+    assert "16 x 16 pixels" in (out / "report.html").read_text()
 
     # The same figures with Pillow, image by image.
     pipe = load_pipeline(text_pipeline, torch.device("cpu"), torch.float32)
@@ -70,10 +71,17 @@ def test_a_small_substitute_of_the_coco_protocol(make_run, tmp_path, text_pipeli
     expected = frechet_distance(features, real_features)
     assert report["rows"][0]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
 
-    assert main([str(run), *command, "--samples", "7", "--size", "16"]) == 0, "the command line overrides the protocol"
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["samples"] == 7
+    report = compare([run], out, protocol=protocol, **fixed | quick | {"samples": 7})
     assert any("5 prompts for 7 samples" in note for note in report["notes"])
+
+
+def test_the_command_line_overrides_the_protocol(make_run, tmp_path, capsys):
+    (tmp_path / "p.yaml").write_text("samples: 1\nsize: 0\n")
+    command = [str(make_run()), "--protocol", str(tmp_path / "p.yaml"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "--samples must be at least 2, got 1" in capsys.readouterr().err
+    assert main([*command, "--samples", "4"]) == 2
+    assert "--size must be at least 1, got 0" in capsys.readouterr().err
 
 
 def to_pillow(image: torch.Tensor) -> Image.Image:
