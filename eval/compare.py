@@ -18,7 +18,7 @@ import torch
 
 from eval.config.options import Options
 from eval.features.extractors import extractor, prompt_judge
-from eval.metrics.base import MetricContext, Reference
+from eval.metrics.context import MetricContext, Reference
 from eval.metrics.perceptual import load_lpips
 from eval.metrics.reference import check_dimensions
 from eval.metrics.reference import reference as read_reference
@@ -28,7 +28,8 @@ from eval.pipelines.cached import MeasuredRow, measure_rows
 from eval.pipelines.inputs import Inputs, read_inputs
 from eval.pipelines.jobs import REFERENCE_NAME
 from eval.pipelines.machine import choose_device, choose_precision, describe_machine, load_average
-from eval.pipelines.measure import SHOWN_IMAGES, Settings, shrunk
+from eval.pipelines.measure import SHOWN_IMAGES, shrunk
+from eval.pipelines.settings import Settings
 from eval.report import write_report
 from eval.report.notes import notes
 from eval.report.rows import rows
@@ -52,7 +53,7 @@ def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
     """
     comparison = Comparison.load(Options(runs, out, **options))
     folder, settings = comparison.options.out, comparison.settings
-    machine = {**describe_machine(settings.device, settings.precision)}
+    machine: dict[str, Any] = dict(describe_machine(settings.device, settings.precision))
     busy = load_average()
     try:
         folder.mkdir(parents=True, exist_ok=True)

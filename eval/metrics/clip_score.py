@@ -17,7 +17,8 @@ from transformers import AutoProcessor
 
 from eval.config.names import CLIP
 from eval.features.transformers_models import embedding, load
-from eval.metrics.base import MetricContext, SampleMetric
+from eval.metrics.base import SampleMetric
+from eval.metrics.context import MetricContext
 from eval.pipelines.cache import content
 
 SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g", (1664, 48): "bigG"}  # width, layers

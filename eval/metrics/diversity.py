@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eval.metrics.base import Distance, Figure, GroupMetric, Row
+from eval.metrics.base import Figure, GroupMetric
+from eval.metrics.context import Distance, Row
 
 PROMPTS, SAMPLES_PER_PROMPT = 8, 8  # at most
 

@@ -12,7 +12,8 @@ use float64.
 import torch
 from torch import Tensor
 
-from eval.metrics.base import Figure, Metric, MetricContext, Row
+from eval.metrics.base import Figure, Metric
+from eval.metrics.context import MetricContext, Row
 from eval.metrics.intervals import interval, standard_error
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.metrics.base import Figure, Metric, MetricContext, Row
+from eval.metrics.base import Figure, Metric
+from eval.metrics.context import MetricContext, Row
 from eval.metrics.fid import finite
 
 SUBSETS, LARGEST = 100, 1000  # number of subsets and their size, as in clean-fid

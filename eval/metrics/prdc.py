@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from eval.metrics.base import Figure, Metric, MetricContext, Row
+from eval.metrics.base import Figure, Metric
+from eval.metrics.context import MetricContext, Row
 from eval.metrics.fid import finite
 
 LEAST = 10  # with fewer images nearest neighbours are not meaningful

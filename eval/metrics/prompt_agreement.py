@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.metrics.base import Figure, Row, SampleMetric
+from eval.metrics.base import Figure, SampleMetric
+from eval.metrics.context import Row
 from eval.metrics.intervals import share_interval
 
 

@@ -10,7 +10,7 @@ from cleanfid.features import get_reference_statistics
 from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import Extractor
 from eval.features.image_folder import features_of_folder
-from eval.metrics.base import Reference
+from eval.metrics.context import Reference
 from eval.metrics.fid import statistics
 from teachers import pocket
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 
-from eval.metrics.base import NEEDS, Metric, MetricContext
+from eval.metrics.base import Metric
+from eval.metrics.context import NEEDS, MetricContext
 
 GROUP = "distill.metrics"
 

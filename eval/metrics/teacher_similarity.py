@@ -5,7 +5,8 @@ PSNR = -10 log10(MSE) dB for images in [0, 1]
 
 from torch import Tensor
 
-from eval.metrics.base import Figure, Metric, Row
+from eval.metrics.base import Figure, Metric
+from eval.metrics.context import Row
 
 SMALLEST_ERROR = 1e-10  # mean squared error; caps PSNR at 100 dB
 

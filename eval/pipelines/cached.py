@@ -10,7 +10,8 @@ from eval.metrics.base import ScoredMetric
 from eval.pipelines import cache
 from eval.pipelines.cache import Result
 from eval.pipelines.jobs import Job
-from eval.pipelines.measure import Loader, Settings, measure
+from eval.pipelines.measure import measure
+from eval.pipelines.settings import Loader, Settings
 
 
 @dataclass(frozen=True)

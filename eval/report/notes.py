@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eval.metrics.base import MetricContext
+from eval.metrics.context import MetricContext
 from eval.pipelines.inputs import Inputs
 
 LPIPS_MISSING = (

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from eval.metrics.base import Figure, Metric, Reference, Row
+from eval.metrics.base import Figure, Metric
+from eval.metrics.context import Reference, Row
 from eval.metrics.intervals import ratio_interval, tied
 from eval.metrics.prdc import compared_images
 from eval.pipelines.cached import MeasuredRow

@@ -11,12 +11,13 @@ import yaml
 
 from eval.compare import compare
 from eval.features.extractors import extractor
-from eval.metrics.base import MetricContext, SampleMetric
+from eval.metrics.base import SampleMetric
+from eval.metrics.context import MetricContext
 from eval.metrics.registry import GROUP, installed_metrics
 from eval.pipelines.cached import row_key
 from eval.pipelines.generate import arguments, images_of, load_pipeline
 from eval.pipelines.jobs import Job
-from eval.pipelines.measure import Settings
+from eval.pipelines.settings import Settings
 from tests.settings import PLUGIN
 
 CPU = torch.device("cpu")

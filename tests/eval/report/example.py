@@ -5,7 +5,7 @@ import random
 import torch
 
 from eval.features.extractors import Extractor
-from eval.metrics.base import MetricContext, Reference
+from eval.metrics.context import MetricContext, Reference
 from eval.metrics.registry import installed_metrics
 
 UNSAFE = '<script>alert("1")</script> & | `x`'
