@@ -95,7 +95,7 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
 
 @dataclass
 class _Samples:
-    """What is kept of each batch of a row's samples."""
+    """Features, scores and the first images of a row's samples, one entry per batch."""
 
     features: list[Tensor] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
@@ -117,9 +117,9 @@ def _generate(samples: _Samples, calls: _Calls, batches: list[list[int]]) -> Non
             samples.features.append(settings.extractor(images).cpu())
             for metric in metrics:
                 samples.scores.setdefault(metric.key, []).append(_score(metric, images, calls.prompts(indices)))
-            kept = max(SHOWN_IMAGES, min(KEPT_IMAGES, KEPT_PIXELS // (images.shape[2] * images.shape[3])))
-            if indices[0] < kept:
-                samples.images.append(images[: kept - indices[0]].cpu())
+            limit = max(SHOWN_IMAGES, min(KEPT_IMAGES, KEPT_PIXELS // (images.shape[2] * images.shape[3])))
+            if indices[0] < limit:
+                samples.images.append(images[: limit - indices[0]].cpu())
             bar.update(len(indices))
 
 

@@ -47,14 +47,16 @@ def test_influence_is_the_derivative_by_a_samples_weight(target):
 
 
 def test_standard_error_equals_that_of_repeated_sampling_and_of_the_bootstrap(target):
-    draws = [normal(400, seed) @ MIX + SHIFT for seed in range(150)]
-    found = [measured(target, draw) for draw in draws]
+    samples = [normal(400, seed) @ MIX + SHIFT for seed in range(150)]
+    found = [measured(target, features) for features in samples]
     repeated = torch.tensor([value for value, _ in found]).std().item()
     claimed = sum(standard_error(influence) for _, influence in found) / len(found)
     assert claimed == pytest.approx(repeated, rel=0.15)
 
-    draw, again = draws[0], torch.Generator().manual_seed(5)
-    resampled = [target.distance(*statistics(draw[torch.randint(400, (400,), generator=again)])) for _ in range(150)]
+    features, random = samples[0], torch.Generator().manual_seed(5)
+    resampled = [
+        target.distance(*statistics(features[torch.randint(400, (400,), generator=random)])) for _ in range(150)
+    ]
     assert standard_error(found[0][1]) == pytest.approx(torch.tensor(resampled).std().item(), rel=0.2)
 
 
@@ -80,8 +82,8 @@ def test_pairing_makes_ratio_intervals_narrower(target):
 
 
 def test_rows_of_equal_quality_are_tied(target):
-    draws = [normal(500, 0) @ MIX + SHIFT, normal(500, 1) @ MIX + SHIFT, (normal(500, 2) @ MIX + SHIFT) * 3]
-    values, influences = zip(*(measured(target, draw) for draw in draws), strict=True)
+    samples = [normal(500, 0) @ MIX + SHIFT, normal(500, 1) @ MIX + SHIFT, (normal(500, 2) @ MIX + SHIFT) * 3]
+    values, influences = zip(*(measured(target, features) for features in samples), strict=True)
     assert tied(values, influences) == [True, True, False]
     assert tied([2.0, 1.0, 1.0], [None, None, None]) == [False, True, True]
 

@@ -33,7 +33,7 @@ def words(tmp_path):
 
 def test_the_pocket_pipeline_saved_by_diffusers(tmp_path, real, words, capsys):
     """The command of the documentation, on a folder that only diffusers wrote."""
-    folder, out = tmp_path / "somebody" / "fast-clothes", tmp_path / "out"
+    folder, out = tmp_path / "someone" / "fast-clothes", tmp_path / "out"
     pipe = StableDiffusionPipeline.from_pretrained(pocket.PIPELINE, safety_checker=None)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(folder)
@@ -65,21 +65,23 @@ def test_the_pocket_pipeline_saved_by_diffusers(tmp_path, real, words, capsys):
 
 
 def test_an_external_pipeline_next_to_a_student(make_run, text_pipeline, tmp_path, quick):
-    ours, theirs = make_run("ours"), tmp_path / "theirs"
-    shutil.copytree(text_pipeline, theirs)
-    report = compare([ours, theirs], tmp_path / "out", samples=4, steps="1,2", guidance=1.0, **quick)
+    student, external = make_run("student"), tmp_path / "external"
+    shutil.copytree(text_pipeline, external)
+    report = compare([student, external], tmp_path / "out", samples=4, steps="1,2", guidance=1.0, **quick)
     rows = report["rows"]
     assert [(row["name"], row["method"], row["nfe"]) for row in rows[-3:]] == [
-        ("ours, 1 step", "dmd", 1),
-        ("theirs, 1 step", "external pipeline", 1),
-        ("theirs, 2 steps", "external pipeline", 2),
+        ("student, 1 step", "dmd", 1),
+        ("external, 1 step", "external pipeline", 1),
+        ("external, 2 steps", "external pipeline", 2),
     ]
     assert report["teacher"]["path"] == str(text_pipeline)
     assert rows[-2]["frechet_distance"] == rows[-3]["frechet_distance"], "equal weights and call"
     assert rows[-2]["psnr_to_teacher"] > 5
-    assert title(report) == "ours and theirs against the teacher"
-    base = compare([ours, theirs], tmp_path / "out", samples=4, steps="1,2", guidance=1.0, baseline=theirs, **quick)
-    assert base["baseline"] == "theirs, 1 step"
+    assert title(report) == "student and external against the teacher"
+    base = compare(
+        [student, external], tmp_path / "out", samples=4, steps="1,2", guidance=1.0, baseline=external, **quick
+    )
+    assert base["baseline"] == "external, 1 step"
     assert base["rows"][-2]["frechet_ratio"] == 1
 
 
@@ -99,7 +101,7 @@ def hub(monkeypatch, text_pipeline):
 
     def download(name, **_):
         requested.append(name)
-        if name != "somebody/clothes":
+        if name != "owner/clothes":
             raise OSError("no route\nto the hub")
         return str(text_pipeline)
 
@@ -110,19 +112,19 @@ def hub(monkeypatch, text_pipeline):
 def test_hub_ids_are_downloaded(hub, real, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ["--prompts", words, "--reference", real, "--features", "pixels", "--samples", "4", "--steps", "1"]
-    assert main(["somebody/clothes", *options, "--out", "out", "--baseline", "somebody/clothes"]) == 0
-    assert hub == ["somebody/clothes"]
-    assert "somebody/clothes, 1 step" in capsys.readouterr().out
+    assert main(["owner/clothes", *options, "--out", "out", "--baseline", "owner/clothes"]) == 0
+    assert hub == ["owner/clothes"]
+    assert "owner/clothes, 1 step" in capsys.readouterr().out
 
-    assert main(["somebody/else", *options, "--out", "out2"]) == 2
+    assert main(["owner/else", *options, "--out", "out2"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: somebody/else is not a folder and cannot be downloaded from the Hub: ")
+    assert message.startswith("error: owner/else is not a folder and cannot be downloaded from the Hub: ")
     assert message.endswith("no route\n")
     # A misspelled folder name is not a Hub id.
     (tmp_path / "runs").mkdir()
     assert main(["runs/clothse", *options, "--out", "out2"]) == 2
     assert "runs/clothse does not exist" in capsys.readouterr().err
-    assert hub[1:] == ["somebody/else"]
+    assert hub[1:] == ["owner/else"]
 
 
 MISTAKES = {

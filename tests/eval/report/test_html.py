@@ -16,19 +16,19 @@ VOID = ("img", "meta", "line", "circle", "polyline", "br", "input")
 
 
 class Reader(HTMLParser):
-    """Collects elements with data-value and the text inside them, and everything that would be fetched."""
+    """Collects elements with data-value and the text inside them, and everything that would be loaded."""
 
     def __init__(self) -> None:
         super().__init__()
         self.figures: list[tuple[dict, str]] = []
         self.tags: list[str] = []
-        self.fetched: list[str] = []
+        self.loaded: list[str] = []
         self._open: list[int | None] = []
 
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         self.tags.append(tag)
-        self.fetched += [v for k, v in attrs if k in ("src", "href", "srcset") and not v.startswith("data:")]
+        self.loaded += [v for k, v in attrs if k in ("src", "href", "srcset") and not v.startswith("data:")]
         if tag in VOID:
             return
         self._open.append(len(self.figures) if "data-value" in given else None)
@@ -59,8 +59,8 @@ def test_every_figure_of_the_page_is_that_of_the_json(report, written):
         assert json.loads(given["data-value"]) == value
         assert " ".join(text.split()) == " ".join((shown | details)[key].text(value).split())
         seen.add((index, key))
-    wanted = {(i, key) for i in range(len(stored["rows"])) for key in shown}
-    assert seen == wanted | {(i, key) for i, row in enumerate(stored["rows"]) for key in details if row.get(key)}
+    expected = {(i, key) for i in range(len(stored["rows"])) for key in shown}
+    assert seen == expected | {(i, key) for i, row in enumerate(stored["rows"]) for key in details if row.get(key)}
     assert {"frechet_interval", "psnr_to_teacher", "throughput", "load_seconds"} <= {key for _, key in seen}
     assert not {"kid", "joules_per_image", "latency_compiled_ms"} & set(shown), "what no row has is no column"
 
@@ -69,7 +69,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(written):
     reader = Reader()
     page = (written / "report.html").read_text()
     reader.feed(page)
-    assert reader.fetched == []
+    assert reader.loaded == []
     assert not {"script", "link", "iframe", "object"} & set(reader.tags)
     assert "url(" not in page
     assert "@import" not in page
@@ -107,7 +107,7 @@ class Tables(HTMLParser):
 
 
 def test_every_cell_that_is_seen_is_the_jsons_figure_in_its_column(report, written):
-    """Blind to the exact values that stand beside the figures: what is read off the page is what is compared."""
+    """Reads only the visible text, not the exact values in attributes."""
     report["rows"][0] |= {"kid": 0.00123, "joules_per_image": 3.5, "latency_compiled_ms": 7.77}
     write_report(report, [torch.rand(3, 3, 8, 8) for _ in report["rows"]], written)
     stored = json.loads((written / "report.json").read_text())
