@@ -1,190 +1,170 @@
-"""Compare pipelines, students with their teacher or anybody's: draw, measure, and write one report.
+"""Compare pipelines, for example students with their teacher, and write one report.
 
-    report = compare([Path("runs/pocket-dmd"), Path("runs/pocket-scm")], Path("runs/report"))
+    report = compare([Path("runs/pocket-dmd"), Path("runs/pocket-scm")], Path("runs/report"), samples=5000)
 
-Every row gets the same prompts and the same initial noise. Rows that an earlier comparison finished on this machine are
-taken from `out/cache/`.
+All rows use the same prompts and the same initial noise. Rows that were measured before on this machine are read from
+`out/cache/`.
 """
 
-import dataclasses
 import datetime
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from eval.config.options import Options
 from eval.features.extractors import extractor, prompt_judge
-from eval.metrics.clip_score import ClipScore
-from eval.metrics.diversity import perceptual
-from eval.metrics.reference import Reference
+from eval.metrics.context import MetricContext, Reference
+from eval.metrics.perceptual import load_lpips
+from eval.metrics.reference import check_dimensions
 from eval.metrics.reference import reference as read_reference
+from eval.metrics.registry import InstalledMetrics, installed_metrics
 from eval.pipelines import cache
-from eval.pipelines.jobs import baseline_of, jobs_of
-from eval.pipelines.machine import choose_device, choose_precision, describe, load
-from eval.pipelines.measure import PICTURES, Job, Loader, Settings, measure, shrunk
-from eval.pipelines.runs import prompts_for, read_run, same, step_counts
+from eval.pipelines.cached import MeasuredRow, measure_rows
+from eval.pipelines.inputs import Inputs, read_inputs
+from eval.pipelines.jobs import REFERENCE_NAME
+from eval.pipelines.machine import choose_device, choose_precision, describe_machine, load_average
+from eval.pipelines.measure import SHOWN_IMAGES, shrunk
+from eval.pipelines.settings import Settings
 from eval.report import write_report
 from eval.report.notes import notes
 from eval.report.rows import rows
 from eval.report.training_log import curves
+from teachers import pocket
 
 
-def compare(
-    runs: Sequence[Path],
-    out: Path,
-    samples: int = 1000,
-    batch_size: int = 32,
-    seed: int = 0,
-    device: str | None = None,
-    precision: str | None = None,
-    features: str | None = None,
-    reference: str | None = None,
-    prompts: str | None = None,
-    inception_weights: Path | None = None,
-    baseline: Path | None = None,
-    compiled: bool = False,
-    steps: str | None = None,
-    guidance: float | None = None,
-    size: int | None = None,
-    clip: str | None = None,
-    protocol: Path | None = None,
-    command: str | None = None,
-) -> dict[str, Any]:
-    """Write report.html, report.md, report.json and grid.png into `out`, and return what report.json holds.
+def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
+    """Measure pipelines and write a report with tables, charts and images into `out`.
 
-    `features`, `reference` and `prompts` stand in for what the runs' distill.json say; reference "teacher" means the
-    teacher's own samples from other seeds, prompts "none" means none. Ratios are over the teacher's usual call, or over
-    the first row of the run `baseline`, or where there is neither over the very first row. `compiled` adds latencies
-    under torch.compile. `steps` ("4" or "1,4") and `guidance` are for pipelines without a distill.json. `size` brings
-    images to that many pixels a side before they are judged (`eval.features.resize`), `clip` adds that model's CLIP score
-    (`eval.metrics.clip_score`). `protocol` is only told in the report. `device` and `precision` default to a GPU in float16
-    where there is one, else the CPU in float32. `command` defaults to the process's own command line. Raises
-    ValueError, one sentence, for whatever a user can mend; then nothing is written but rows that were finished before.
+    Args:
+        runs: Folders of finished runs, folders of diffusers pipelines, or Hub ids.
+        out: The folder of the report.
+        **options: Further fields of `eval.config.options.Options`, such as samples=5000 or reference="photos/".
+
+    Returns:
+        The contents of report.json.
+
+    Raises:
+        ValueError: An option or a run is not valid. Nothing is written then except rows that were measured before.
     """
-    if samples < 2 or batch_size < 1:
-        raise ValueError("a comparison needs at least 2 samples, in batches of at least 1; ask for more")
-    if not runs:
-        raise ValueError("there is nothing to compare; name at least one run")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; name a folder for the report with --out")
-    if size is not None and size < 1:
-        raise ValueError(f"images have at least one pixel a side, not {size}; mend --size")
-    pipelines = [read_run(Path(run), step_counts(steps), guidance) for run in runs]
-    if (steps is not None or guidance is not None) and all(run.teacher_call is not None for run in pipelines):
-        raise ValueError(
-            "--steps and --guidance are for pipelines without a distill.json, and all of these say themselves how they "
-            "are called; leave them out"
-        )
-    teacher, on = same(pipelines, "teacher"), choose_device(device)
-    source = prompts or same(pipelines, "prompts")
-    judged_by = features or same(pipelines, "features") or "clean"
-    against = reference or same(pipelines, "reference")
-    if teacher is None and against in (None, "teacher"):
-        raise ValueError(
-            f"{pipelines[0].name} has no teacher to be compared with; name real images with --reference (a folder, an "
-            ".npz, or clean-fid:NAME/RES/SPLIT)"
-        )
-    wanted, known = prompts_for(None if source == "none" else source, samples)
-    if clip is not None and wanted is None:
-        raise ValueError("a CLIP score is of a picture and its prompt, and there are no prompts; leave out --clip")
-    jobs = jobs_of(pipelines, teacher, wanted is not None)
-    base = 0 if baseline is None else baseline_of(jobs, Path(baseline))
-    settings = Settings(
-        samples=samples,
-        batch_size=batch_size,
-        seed=seed,
-        device=on,
-        precision=choose_precision(precision, on),
-        prompts=wanted,
-        extractor=extractor(judged_by, on, inception_weights),
-        judge=prompt_judge(judged_by, on),
-        distance=perceptual(on),
-        compiled=compiled,
-        size=size,
-        clip=None if clip is None else ClipScore(clip, on),
-    )
-    dimensions = settings.extractor(torch.zeros(1, 3, 32, 32)).shape[1]
-    target = None if against in (None, "teacher") else read_reference(against, settings.extractor, size)
-    if target is not None and len(target.mean) != dimensions:
-        raise ValueError(
-            f'the reference "{against}" has {len(target.mean)} dimensions and the features "{judged_by}" have '
-            f"{dimensions}; choose the features that it was made with"
-        )
-
-    machine, busy = describe(on, settings.precision), load()
+    comparison = Comparison.load(Options(runs, out, **options))
+    folder, settings = comparison.options.out, comparison.settings
+    machine: dict[str, Any] = dict(describe_machine(settings.device, settings.precision))
+    busy = load_average()
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"the report's folder {out} cannot be made ({error.strerror}); choose another with --out"
-        ) from error
-    results, kept = [], []
-    if target is None:
-        own = dataclasses.replace(jobs[0], name="the teacher's reference samples", stream="reference")
-        jobs.insert(1, own)
-    weights = [cache.content(name) for name in (judged_by.partition("=")[2] or None, clip)]
-    loader, prints = Loader(settings), {folder: cache.fingerprint(folder) for folder in {job.folder for job in jobs}}
-    for job in jobs:
-        name = _key(job, settings, prints[job.folder], machine, weights)
-        result = cache.load(out / "cache", name)
-        kept.append(result is not None)
-        if result is None:
-            cache.save(out / "cache", name, measure(job, loader, settings))
-            result = cache.load(out / "cache", name)
-            assert result is not None, "a row that was just written can be read"
-        else:
-            print(f"{job.name}: measured before, taken from {out / 'cache' / name}", file=sys.stderr)
-        results.append(result)
-    if target is None:
-        _, _, result = jobs.pop(1), kept.pop(1), results.pop(1)
-        target = Reference(result.mean, result.covariance, result.features)
-
-    made = rows(jobs, results, kept, target, settings.extractor, settings.distance, seed, base)
-    report = {
-        "format": 1,
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": command or shlex.join(sys.orig_argv),
-        "protocol": None if protocol is None else str(protocol),
-        "teacher": None if teacher is None else {"path": teacher, "call": jobs[0].call},
-        "runs": [{"folder": str(run.folder), "name": run.name, "method": run.method} for run in pipelines],
-        "samples": samples,
-        "batch_size": batch_size,
-        "seed": seed,
-        "size": size,
-        "features": settings.extractor.name,
-        "clip": settings.clip and {"source": clip, "figure": settings.clip.figure(samples)},
-        "reference": None if against == "teacher" else against,
-        "prompts": {"source": source, "first": settings.prompts and settings.prompts[:PICTURES]},
-        "frechet_column": settings.extractor.figure(samples, dimensions)
-        + (", to the teacher's own samples" if against in (None, "teacher") else ""),
-        "baseline": made[base]["name"],
-        "memory_column": "Peak MB (GPU)" if on.type == "cuda" else "Peak MB (process)",
-        "machine": {**machine, "load_before": busy},
-        "notes": notes(pipelines, settings, dimensions, against, known),
-        "curves": curves(pipelines),
-        "rows": made,
-    }  # fmt: skip
-    write_report(report, [shrunk(result.images[:PICTURES]) for result in results], out)
+        raise ValueError(f"--out {folder} cannot be created ({error.strerror}); choose another folder") from error
+    measured, reference = comparison.measure(machine)
+    report = comparison.report(measured, reference, {**machine, "load_before": busy})
+    write_report(report, [shrunk(row.result.images[:SHOWN_IMAGES]) for row in measured], folder)
     return report
 
 
-def _key(job: Job, settings: Settings, fingerprint: str, machine: dict[str, Any], weights: list[str | None]) -> str:
-    return cache.key(
-        pipeline=fingerprint,
-        call=job.call,
-        solver=job.solver,
-        stream=job.stream,
-        seed=settings.seed,
-        samples=settings.samples,
-        batch_size=settings.batch_size,
-        prompts=settings.prompts,
-        features=settings.extractor.name,
-        weights=weights,
-        size=settings.size,
-        lpips=settings.distance is not None,
-        compiled=settings.compiled,
-        machine=machine,
-    )
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that is ready to be measured.
+
+    Attributes:
+        options: The checked options.
+        inputs: Runs, prompts and rows.
+        installed: All installed metrics.
+        context: What metrics read.
+        settings: What measurements read.
+    """
+
+    options: Options
+    inputs: Inputs
+    installed: InstalledMetrics
+    context: MetricContext
+    settings: Settings
+
+    @classmethod
+    def load(cls, options: Options) -> "Comparison":
+        """Read the runs and load the feature extractor, the reference and the networks of the metrics."""
+        inputs, installed = read_inputs(options), installed_metrics()
+        device = choose_device(options.device)
+        precision = choose_precision(options.precision, device)
+        features = extractor(inputs.features, device, options.inception_weights)
+        dimensions = features(torch.zeros(1, 3, 32, 32)).shape[1]
+        reference = None
+        if inputs.reference is not None:
+            reference = read_reference(inputs.reference, features, options.size)
+            check_dimensions(inputs.reference, reference, features, dimensions)
+        context = MetricContext(
+            samples=options.samples,
+            seed=options.seed,
+            device=device,
+            extractor=features,
+            dimensions=dimensions,
+            prompts=inputs.prompts,
+            reference=reference,
+            has_teacher=inputs.teacher is not None,
+            lpips=load_lpips(device) if options.lpips == "auto" else options.lpips,
+            prompt_classifier=prompt_judge(inputs.features, device),
+            clip=options.clip,
+        )
+        settings = Settings(
+            samples=options.samples,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            device=device,
+            precision=precision,
+            prompts=inputs.prompts,
+            extractor=features,
+            metrics=installed.build(context),
+            compiled=options.compiled,
+            size=options.size,
+            timing=options.timing,
+        )
+        return cls(options, inputs, installed, context, settings)
+
+    def measure(self, machine: dict[str, Any]) -> tuple[list[MeasuredRow], Reference]:
+        """The measured rows and the reference, which the teacher generates if there is no other."""
+        jobs, features = list(self.inputs.jobs), self.inputs.features
+        # Local weights of the features are identified by their content, Hub ids by their name.
+        own_weights = pocket.FOLDER / "classifier.safetensors" if features == "pocket" else features.partition("=")[2]
+        if self.context.reference is None:  # next to the row of the same call, while the pipeline is loaded
+            jobs.insert(1, replace(jobs[0], name=REFERENCE_NAME, is_reference=True))
+        measured = measure_rows(
+            jobs, self.settings, self.options.out / "cache", machine, cache.content(own_weights or None)
+        )
+        if self.context.reference is not None:
+            return measured, self.context.reference
+        generated = measured.pop(1).result
+        return measured, Reference(generated.mean, generated.covariance, generated.features)
+
+    def report(self, measured: list[MeasuredRow], reference: Reference, machine: dict[str, Any]) -> dict[str, Any]:
+        """The contents of report.json."""
+        options, inputs, settings = self.options, self.inputs, self.settings
+        table = rows(measured, reference, self.installed.classes, settings.metrics, options.seed, inputs.baseline)
+        headings = {metric.key: metric.heading for metric in settings.metrics}
+        prompts = None if inputs.prompts is None else inputs.prompts[:SHOWN_IMAGES]
+        return {
+            "format": 1,
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": options.command or shlex.join(sys.orig_argv),
+            "protocol": None if options.protocol is None else str(options.protocol),
+            "teacher": None if inputs.teacher is None else {"path": inputs.teacher, "call": inputs.jobs[0].call},
+            "runs": [{"folder": str(run.folder), "name": run.name, "method": run.method} for run in inputs.runs],
+            "samples": options.samples,
+            "batch_size": options.batch_size,
+            "seed": options.seed,
+            "size": options.size,
+            "features": settings.extractor.name,
+            "clip": None if options.clip is None else {"source": options.clip, "figure": headings.get("clip_score")},
+            "reference": inputs.reference,
+            "prompts": {"source": inputs.prompt_source, "first": prompts},
+            "frechet_column": headings["frechet_distance"],
+            "baseline": table[inputs.baseline]["name"],
+            "memory_column": "Peak MB (GPU)" if settings.device.type == "cuda" else "Peak MB (process)",
+            "machine": machine,
+            "notes": notes(inputs, self.context, options.size, self.installed.problems),
+            "curves": curves(inputs.runs),
+            "metrics": [metric.describe() for metric in settings.metrics],
+            "rows": table,
+        }

@@ -23,6 +23,7 @@ from teachers.core.teacher import save_pipeline
 from teachers.pocket import FOLDER
 from teachers.pocket.classifier import Classifier, rgb01
 from teachers.pocket.parts import make_tokenizer, sd15_scheduler
+from teachers.support.files import atomic_write
 
 TRAINING_LATENTS = 8000  # real latents that are shipped with the pipeline
 REFERENCE_FEATURES = 5000  # real test images whose features are shipped, for precision and recall

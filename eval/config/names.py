@@ -1,14 +1,19 @@
-"""Names of features and models, for command lines and recipes. Imports no torch, so that `--help` is fast."""
+"""Names of feature extractors and models, for command lines and recipes. Nothing here imports torch."""
 
 from dataclasses import dataclass
 
-CLIP = "openai/clip-vit-base-patch16"  # what --clip alone means
-INCEPTION_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")  # clean-fid's, each with its own resizing
+CLIP = "openai/clip-vit-base-patch16"  # the model of --clip without a value
+INCEPTION_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")  # clean-fid's modes, which differ in resizing
 
 
 @dataclass(frozen=True)
 class VisionModel:
-    """A family of vision models: its name in figures, and the checkpoint that is used unless another is named."""
+    """A family of vision models.
+
+    Attributes:
+        label: Its name in figures.
+        source: Its default checkpoint.
+    """
 
     label: str
     source: str

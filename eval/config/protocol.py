@@ -1,12 +1,11 @@
-"""A protocol: one YAML file with the options of `python -m eval` that a published evaluation fixes.
+"""Evaluation protocols: YAML files with the options that a published evaluation fixes.
 
     python -m eval RUN --protocol recipes/eval/coco30k.yaml
 
-Its keys are the options' names. What the command line says outright wins, and the report names both. Files that a
-protocol names are looked for from here, then from the protocol's own folder.
+The keys of a protocol are names of options. Options on the command line override it. Files named in a protocol are
+looked up relative to the current folder, then relative to the protocol's folder.
 """
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+from teachers.support.errors import suggest
 
 KINDS: Mapping[str, type] = {
     "prompts": str,
@@ -29,24 +30,33 @@ FILES = ("prompts", "reference", "clip")
 
 
 def read_protocol(path: Path) -> dict[str, Any]:
-    """The options that the protocol at `path` sets. Raises ValueError, one sentence, for whatever is wrong in it."""
+    """Read the options of a protocol.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        Values by option name.
+
+    Raises:
+        ValueError: The file is missing, is not YAML, or has an unknown option or a value of the wrong type.
+    """
     if not path.is_file():
-        raise ValueError(f"there is no protocol {path}; name a YAML file such as recipes/eval/coco30k.yaml")
+        raise ValueError(f"--protocol must be a YAML file such as recipes/eval/coco30k.yaml, there is no {path}")
     try:
         stored = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(stored, dict) or not stored:
-        raise ValueError(f"{path} has to hold options and their values, such as samples: 30000")
-    out: dict[str, Any] = {}
+        raise ValueError(f"{path} must contain options and their values, such as samples: 30000")
+    options: dict[str, Any] = {}
     for key, value in ((str(k), v) for k, v in stored.items()):
         kind = KINDS.get(key)
         if kind is None:
-            close = difflib.get_close_matches(key, KINDS, n=1)
-            meant = f', did you mean "{close[0]}"?' if close else ";"
-            raise ValueError(f'{path} has the unknown option "{key}"{meant} known are {", ".join(KINDS)}')
+            raise ValueError(f"{path} has the unknown option {key!r}{suggest(key, KINDS)}; known: {', '.join(KINDS)}")
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{path} sets {key} to {value!r}; it has to be {'a number' if kind is int else 'a text'}")
-        near = path.parent / str(value)
-        out[key] = str(near) if key in FILES and not Path(str(value)).exists() and near.exists() else value
-    return out
+            raise ValueError(f"{key} in {path} must be {'a number' if kind is int else 'text'}, got {value!r}")
+        relative = path.parent / str(value)
+        use_relative = key in FILES and not Path(str(value)).exists() and relative.exists()
+        options[key] = str(relative) if use_relative else value
+    return options

@@ -1,1 +1,1 @@
-"""Metrics, one file each, with their confidence intervals."""
+"""Metrics, one file each, their confidence intervals, and the interface for metrics of other packages (`base`)."""

@@ -1,13 +1,15 @@
-"""CLIP score: how well a picture fits its prompt, as the cosine of CLIP's two embeddings.
+"""CLIP score: how well an image matches its prompt, as the cosine similarity of CLIP's two embeddings.
 
     score = 100 max(cos(image, text), 0)
 
-Hessel et al., "CLIPScore" (arXiv 2104.08718), with the scale of 100 that text-to-image papers report instead of theirs
-of 2.5, and with the prompt as it is, without "A photo depicts" before it. Scores of different models cannot be
-compared, so the model's name goes into the figure, such as CLIP-ViT-B/16@5000.
+Source: Hessel et al., "CLIPScore" (arXiv 2104.08718), equation 1, with the factor 100 that text-to-image papers report
+instead of 2.5, and with the prompt itself, without the prefix "A photo depicts". Scores of different CLIP models cannot
+be compared, so the model's name is part of the figure's name, such as CLIP-ViT-B/16@5000.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,49 +17,103 @@ from transformers import AutoProcessor
 
 from eval.config.names import CLIP
 from eval.features.transformers_models import embedding, load_pretrained
+from eval.metrics.base import SampleMetric
+from eval.metrics.context import MetricContext
+from eval.pipelines.cache import content
 
 SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g", (1664, 48): "bigG"}  # width, layers
 
 
-class ClipScore:
-    """Images (B, 3, H, W) in [0, 1] and their B prompts -> scores (B,) in [0, 100], on the CPU.
+class ClipModel:
+    """A CLIP model that scores images and prompts.
 
-    `source` is a folder that save_pretrained wrote (model and processor) or a hub id. ValueError, one sentence, where
-    it cannot be loaded or is no CLIP model.
+    Attributes:
+        name: The name of figures made with it, such as "CLIP-ViT-B/16".
+        longest: The number of tokens at which prompts are cut.
     """
 
     def __init__(self, source: str = CLIP, device: torch.device | str = "cpu") -> None:
+        """
+        Args:
+            source: A folder written by save_pretrained (model and processor) or a Hub id.
+            device: The model's device.
+
+        Raises:
+            ValueError: The model cannot be loaded or is not a CLIP model.
+        """
         model, processor = load_pretrained(source, AutoProcessor, "--clip FOLDER")
         if model.config.model_type != "clip":
             raise ValueError(
-                f"{source} is a {model.config.model_type} model; a CLIP score needs a CLIP model, such as {CLIP}"
+                f"--clip must name a CLIP model such as {CLIP}; {source} is a {model.config.model_type} model"
             )
-        self.name = f"CLIP-{_size(model.config.vision_config) or Path(source).name}"
+        self.name = f"CLIP-{architecture_name(model.config.vision_config) or Path(source).name}"
         self.longest = int(model.config.text_config.max_position_embeddings)
         self.model, self.processor, self.device = model.to(device), processor, device
 
-    def figure(self, count: int) -> str:
-        """What a mean of `count` scores is called, such as "CLIP-ViT-B/16@5000"."""
-        return f"{self.name}@{count}"
-
     @torch.no_grad()
-    def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Prompts are cut at the model's length (77 tokens)."""
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score images.
+
+        Args:
+            images: Images (B, 3, H, W) in [0, 1].
+            prompts: Their B prompts, cut at `longest` tokens.
+
+        Returns:
+            Scores (B,) in [0, 100], on the CPU.
+        """
         eight_bit = list(images.clamp(0, 1).mul(255).round().byte().cpu())
         pixels = self.processor.image_processor(images=eight_bit, return_tensors="pt").to(self.device)
         tokens = self.processor.tokenizer(
-            prompts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
+            list(prompts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         ).to(self.device)
-        seen = embedding(self.model.get_image_features(pixel_values=pixels["pixel_values"]))
-        asked = embedding(
+        image = embedding(self.model.get_image_features(pixel_values=pixels["pixel_values"]))
+        text = embedding(
             self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         )
-        return 100 * torch.cosine_similarity(seen.float(), asked.float()).clamp(min=0).cpu()
+        return 100 * torch.cosine_similarity(image.float(), text.float()).clamp(min=0).cpu()
 
 
-def _size(vision) -> str | None:
-    """ "ViT-B/16" from the vision tower's sizes; None for one that has no such name."""
+def architecture_name(vision: Any) -> str | None:
+    """The usual name of a vision tower's sizes, such as "ViT-B/16"; None if the sizes have no such name.
+
+    Args:
+        vision: The vision configuration (`transformers.CLIPVisionConfig`).
+    """
     letter = SIZES.get((vision.hidden_size, vision.num_hidden_layers))
     if letter is None:
         return None
     return f"ViT-{letter}/{vision.patch_size}" + (f"-{vision.image_size}" if vision.image_size != 224 else "")
+
+
+class ClipScore(SampleMetric):
+    """Mean CLIP score over all samples."""
+
+    key = "clip_score"
+    heading = "CLIP score"
+    help = (
+        "Higher is better. 100 max(cos, 0) of CLIP's embeddings of image and prompt: the mean over all samples and its "
+        "95% interval. Bold: the highest mean and all that are tied with it in a paired test on the same samples. "
+        "Other CLIP models give other scores."
+    )
+    higher_is_better = True
+    needs = frozenset({"images", "prompts", "clip"})
+    position = 70
+    marks_best = True
+    lowest = 0.0
+    interval_key, best_key = "clip_interval", "clip_best"
+
+    def __init__(self, context: MetricContext) -> None:
+        super().__init__(context)
+        assert context.clip is not None
+        self.source = context.clip
+        self.model = ClipModel(context.clip, context.device)
+        self.heading = f"{self.model.name}@{context.samples}"
+
+    def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+        """The CLIP score of each image."""
+        assert prompts is not None
+        return self.model(images, prompts)
+
+    def cache_key(self) -> list[Any]:
+        """The scores depend on the model's weights."""
+        return [*super().cache_key(), content(self.source)]

@@ -1,28 +1,38 @@
-"""The Frechet distance between two sets of features, each taken for a Gaussian.
+"""The Frechet distance between two sets of features, each modelled as a Gaussian.
 
     d^2 = |mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr((S1^{1/2} S2 S1^{1/2})^{1/2})
 
 Source: Heusel et al., "GANs trained by a two time-scale update rule" (arXiv 1706.08500), equation 6, where the last
-trace is written tr((S1 S2)^{1/2}); the products have the same eigenvalues, and so has L^T S2 L for any S1 = L L^T. So
-eigenvalues of one symmetric matrix are enough: several times faster than a matrix square root, and a covariance that
-lacks rank (fewer samples than features) is no trouble. Everything here runs in float64.
+trace is written tr((S1 S2)^{1/2}). S1 S2, S1^{1/2} S2 S1^{1/2} and L^T S2 L (for any S1 = L L^T) have the same
+eigenvalues. The eigenvalues of one symmetric matrix are therefore sufficient, which is several times faster than a
+matrix square root and also works for a covariance without full rank (fewer samples than features). All computations
+use float64.
 """
 
 import torch
 from torch import Tensor
 
+from eval.metrics.base import Figure, Metric
+from eval.metrics.context import MetricContext, Row
+from eval.metrics.intervals import interval, standard_error
+
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (N, D) -> their mean (D,) and unbiased covariance (D, D), both float64 on the CPU.
+    """The mean and covariance of a set of features.
 
-    Raises ValueError for fewer than two samples, another shape, or values that are not finite.
+    Args:
+        features: Features (N, D), N at least 2.
+
+    Returns:
+        The mean (D,) and the unbiased covariance (D, D), both float64 on the CPU.
+
+    Raises:
+        ValueError: Another shape, fewer than two samples, or values that are not finite.
     """
     if features.ndim != 2:
-        raise ValueError(
-            f"features have the shape (samples, dimensions), not {tuple(features.shape)}; flatten each image's to a row"
-        )
+        raise ValueError(f"features must have the shape (samples, dimensions), got {tuple(features.shape)}")
     if len(features) < 2:
-        raise ValueError(f"a covariance needs at least two samples, and there is {len(features)}; draw more samples")
+        raise ValueError(f"a covariance needs at least two samples, got {len(features)}")
     features = finite(features)
     mean = features.mean(dim=0)
     centred = features - mean
@@ -30,58 +40,78 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finite(features: Tensor) -> Tensor:
-    """Features (N, D) in float64 on the CPU. Raises ValueError where some are NaN or infinite."""
+    """Features (N, D) in float64 on the CPU. Raises ValueError if some are NaN or infinite."""
     features = features.detach().cpu().double()
     bad = int((~features.isfinite()).any(dim=1).sum())
     if bad:
         raise ValueError(
             f"{bad} of {len(features)} samples have features that are NaN or infinite; "
-            "the pipeline produced broken images, so try float32 or look at its training"
+            "the pipeline generated broken images, try --precision float32 or check its training"
         )
     return features
 
 
 class FrechetTo:
-    """Distances to one set of statistics: mean (D,) and covariance (D, D), which is factorised once."""
+    """Frechet distances to one Gaussian, whose covariance is factorized once."""
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        """Raises ValueError where the shapes do not go together or a value is not finite."""
+        """
+        Args:
+            mean: Mean (D,).
+            covariance: Covariance (D, D).
+
+        Raises:
+            ValueError: The shapes do not fit together or a value is not finite.
+        """
         self.mean, self.covariance = _checked(mean, covariance)
         self._factor, failed = torch.linalg.cholesky_ex(self.covariance)
-        if failed:  # it lacks rank; rounding's tiny negative eigenvalues count as zero
+        if failed:  # not full rank; small negative eigenvalues from rounding count as zero
             values, vectors = torch.linalg.eigh((self.covariance + self.covariance.T) / 2)
             self._factor = vectors * values.clamp(min=0).sqrt()
 
     def distance(self, mean: Tensor, covariance: Tensor) -> float:
-        """The Frechet distance (squared, as everybody reports it) to N(mean, covariance)."""
-        mean, covariance = self._alike(mean, covariance)
+        """The squared Frechet distance d^2 to N(mean, covariance), which is what papers report as FID.
+
+        Raises:
+            ValueError: The dimensions differ or a value is not finite.
+        """
+        mean, covariance = self._same_dimensions(mean, covariance)
         cross = torch.linalg.eigvalsh(self._inner(covariance)).clamp(min=0).sqrt().sum()
         distance = (mean - self.mean).square().sum() + covariance.trace() + self.covariance.trace() - 2 * cross
-        return max(0.0, distance.item())  # rounding can leave -1e-12 for identical sets
+        return max(0.0, float(distance))  # rounding can give -1e-12 for identical sets
 
     def influence(self, features: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-        """How much each of the samples (N, D), whose statistics are given, moves the distance: (N,), of mean zero.
+        """The influence function of the distance at each sample.
 
-        The derivative of the distance in the direction of one sample more (Jaeckel's infinitesimal jackknife, which the
-        bootstrap becomes to first order): std / sqrt(N) is the distance's standard error, and differences between two
-        sets of samples of the same noise are compared pair by pair. With A = L (L^T S L)^{-1/2} L^T, L L^T the
-        reference's covariance and y = x - mean, it is 2 (mean - mean_ref) . y + y (I - A) y - tr((I - A) S). It takes
-        more samples than dimensions.
+        It is the derivative of the distance when the weight of one sample grows (Jaeckel, "The infinitesimal
+        jackknife", 1972). std / sqrt(N) is the standard error of the distance, equal to the bootstrap's to first
+        order. With the covariance S of the samples, L L^T the reference's, A = L (L^T S L)^{-1/2} L^T and
+        y = x - mean:
+
+            2 (mean - mean_ref) . y + y (I - A) y - tr((I - A) S)
+
+        Args:
+            features: The samples' features (N, D), N larger than D.
+            mean: Their mean (D,).
+            covariance: Their covariance (D, D).
+
+        Returns:
+            The influence of each sample (N,), with mean zero.
         """
-        mean, covariance = self._alike(mean, covariance)
+        mean, covariance = self._same_dimensions(mean, covariance)
         values, vectors = torch.linalg.eigh(self._inner(covariance))
         inverse = torch.where(values > values.max() * 1e-12, values.clamp(min=0).rsqrt(), 0)
-        turned = self._factor @ (vectors * inverse.sqrt())  # A = turned turned^T
-        offloaded = finite(features) - mean
-        quadratic = offloaded.square().sum(dim=1) - (offloaded @ turned).square().sum(dim=1)
-        first = 2 * offloaded @ (mean - self.mean) + quadratic
-        return first - first.mean()
+        root = self._factor @ (vectors * inverse.sqrt())  # A = root root^T
+        centred = finite(features) - mean
+        quadratic = centred.square().sum(dim=1) - (centred @ root).square().sum(dim=1)
+        influence: Tensor = 2 * centred @ (mean - self.mean) + quadratic
+        return influence - influence.mean()
 
     def _inner(self, covariance: Tensor) -> Tensor:
-        inner = self._factor.T @ covariance @ self._factor
+        inner: Tensor = self._factor.T @ covariance @ self._factor
         return (inner + inner.T) / 2
 
-    def _alike(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def _same_dimensions(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
         mean, covariance = _checked(mean, covariance)
         if mean.shape != self.mean.shape:
             raise ValueError(
@@ -95,24 +125,68 @@ def _checked(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     mean, covariance = mean.detach().cpu().double(), covariance.detach().cpu().double()
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
-            f"a mean (D,) goes with a covariance (D, D), not {tuple(mean.shape)} with {tuple(covariance.shape)}"
+            f"mean and covariance must have the shapes (D,) and (D, D), got {tuple(mean.shape)} and "
+            f"{tuple(covariance.shape)}"
         )
     if not bool(mean.isfinite().all() and covariance.isfinite().all()):
-        raise ValueError("the statistics hold NaN or infinite values; compute them again from finite features")
+        raise ValueError("the statistics contain NaN or infinite values; compute them again from finite features")
     return mean, covariance
 
 
 def frechet_from_statistics(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
-    """The Frechet distance between N(mean1, covariance1) and N(mean2, covariance2).
+    """The squared Frechet distance between N(mean1, covariance1) and N(mean2, covariance2).
 
-    Means are (D,), covariances (D, D). Raises ValueError where the dimensions differ or a value is not finite.
+    Args:
+        mean1: Mean (D,).
+        covariance1: Covariance (D, D).
+        mean2: Mean (D,).
+        covariance2: Covariance (D, D).
+
+    Raises:
+        ValueError: The dimensions differ or a value is not finite.
     """
     return FrechetTo(mean2, covariance2).distance(mean1, covariance1)
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """The Frechet distance between two sets of features (N, D) and (M, D); N and M may differ.
+    """The squared Frechet distance between two sets of features (N, D) and (M, D).
 
-    Raises ValueError for fewer than two samples, different D, or values that are not finite.
+    Raises:
+        ValueError: Fewer than two samples, different D, or values that are not finite.
     """
     return frechet_from_statistics(*statistics(features_a), *statistics(features_b))
+
+
+class FrechetDistance(Metric):
+    """The Frechet distance to the reference, its ratio to the baseline's, and ties with the lowest."""
+
+    key = "frechet_distance"
+    heading = "Frechet distance"
+    help = "Lower is better."
+    higher_is_better = False
+    needs = frozenset({"features", "reference"})
+    position = 10
+    marks_best = True
+    interval_key, best_key, ratio_key = "frechet_interval", "best", "frechet_ratio"
+
+    def __init__(self, context: MetricContext) -> None:
+        super().__init__(context)
+        self.heading = context.extractor.figure(context.samples, context.dimensions)
+        if context.reference is None:
+            self.heading += ", to the teacher's own samples"
+        self.help = (
+            f"Lower is better. Computed from the features “{context.extractor.name}” of {context.samples:,} samples; "
+            "do not compare it with distances of other features or sample counts. Below it the 95% interval over the "
+            "random samples. Bold: the lowest distance and all that are tied with it in a paired test on equal noise."
+        )
+        self._target: FrechetTo | None = None
+
+    def compute(self, row: Row) -> Figure:
+        """The distance; its interval needs more samples than dimensions."""
+        if self._target is None:
+            self._target = FrechetTo(row.reference.mean, row.reference.covariance)
+        distance = self._target.distance(row.mean, row.covariance)
+        if len(row.features) <= row.features.shape[1]:
+            return Figure(distance)
+        influence = self._target.influence(row.features, row.mean, row.covariance)
+        return Figure(distance, interval(distance, standard_error(influence)), influence)

@@ -1,12 +1,13 @@
-"""Finished rows, kept so that running a comparison again costs only what changed.
+"""A cache of measured rows, so a repeated comparison measures only rows that changed.
 
-A row lies in `cache/KEY/`: `figures.json`, `features.safetensors` (features, mean, covariance, scores) and
-`images.png` (its first samples, one above the other). It is written beside its place and moved there whole, so a kill
-loses at most the row being made.
+A row is the folder `cache/KEY/` with `figures.json`, `features.safetensors` (features, mean, covariance and scores) and
+`images.png` (its first images, one above the other). It is written under a temporary name and then renamed, so an
+interruption loses at most the current row.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +19,87 @@ from torch import Tensor
 
 from teachers.support.files import atomic_write, sha256
 
-FORMAT = 3  # raise it whenever the same inputs would give other figures
+FORMAT = 4  # increase it when the same inputs give other figures
 NOT_WEIGHTS = {"distill.json", "README.md", ".gitattributes"}
+SCORES = "scores/"  # prefix of the tensors of scores; the rest is the metric's key
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row as measured: figures, features (N, D), their mean and covariance, images (K, 3, H, W) in [0, 1], and CLIP
-    scores (N,) where they were asked for."""
+    """One measured row.
+
+    Attributes:
+        figures: Measurements by name, as JSON values.
+        features: Features of the samples (N, D).
+        mean: Mean of the features (D,), float64.
+        covariance: Covariance of the features (D, D), float64.
+        images: The first images (K, 3, H, W) in [0, 1].
+        scores: Scores by metric key.
+    """
 
     figures: dict[str, Any]
     features: Tensor
     mean: Tensor
     covariance: Tensor
     images: Tensor
-    scores: Tensor | None = None
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over the names and contents of a pipeline's weights and configs; its card and notes do not count."""
-    parts: list[bytes | memoryview | Path] = []
-    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name not in NOT_WEIGHTS):
-        parts += [f"{file.relative_to(folder)}\n{file.stat().st_size}\n".encode(), file]
-    return sha256(parts)
+    """SHA-256 of the names and contents of a pipeline's weights and configurations, without its model card."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name not in NOT_WEIGHTS)
+    return sha256(part for file in files for part in _parts(file, str(file.relative_to(folder))))
 
 
-def content(source: str | None) -> str | None:
-    """What stands for the weights that `source` names: a local folder's fingerprint, otherwise the name itself."""
-    return fingerprint(Path(source)) if source and Path(source).is_dir() else source
+def content(source: str | Path | None) -> str | None:
+    """Identifies weights by content: the fingerprint of a local folder or file, otherwise the name itself."""
+    if source is None or not Path(source).exists():
+        return None if source is None else str(source)
+    path = Path(source)
+    return fingerprint(path) if path.is_dir() else sha256(_parts(path, path.name))
+
+
+def _parts(file: Path, name: str) -> tuple[bytes, Path]:
+    return f"{name}\n{file.stat().st_size}\n".encode(), file
 
 
 def key(**parts: Any) -> str:
-    """A folder's name for everything that a row depends on."""
+    """The name of a row's folder.
+
+    Args:
+        **parts: Everything that the row depends on, as JSON values.
+    """
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
     return sha256([text.encode()])[:24]
 
 
 def load(cache: Path, name: str) -> Result | None:
-    """The finished row called `name`, or None where there is none (or a part of it cannot be read)."""
+    """The row called `name`, or None if it does not exist or cannot be read."""
     folder = cache / name
     try:
         figures = json.loads((folder / "figures.json").read_text())
         stored = load_file(folder / "features.safetensors")
-        with Image.open(folder / "images.png") as picture:
-            strip = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-            width, height = picture.size
+        with Image.open(folder / "images.png") as sheet:
+            pixels = torch.frombuffer(bytearray(sheet.convert("RGB").tobytes()), dtype=torch.uint8)
+            width, height = sheet.size
             count = figures["images"]
-            images = strip.view(count, height // count, width, 3).permute(0, 3, 1, 2).float() / 255
+            images = pixels.view(count, height // count, width, 3).permute(0, 3, 1, 2).float() / 255
         features, mean, covariance = (stored[name] for name in ("features", "mean", "covariance"))
-        return Result(figures, features, mean, covariance, images, stored.get("scores"))
+        scores = {name.removeprefix(SCORES): value for name, value in stored.items() if name.startswith(SCORES)}
+        return Result(figures, features, mean, covariance, images, scores)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
-        return None  # a damaged row is no row: it is made again
+        return None  # a damaged row is measured again
 
 
 def save(cache: Path, name: str, result: Result) -> None:
-    """Keep a finished row under `name`."""
+    """Write a measured row as `name`."""
+    cache.mkdir(parents=True, exist_ok=True)
     count = len(result.images)
     tensors = {"features": result.features, "mean": result.mean, "covariance": result.covariance}
-    if result.scores is not None:
-        tensors["scores"] = result.scores
+    tensors |= {f"{SCORES}{metric}": scores for metric, scores in result.scores.items()}
     rows = result.images.mul(255).round().byte().permute(0, 2, 3, 1)
     with atomic_write(cache / name) as temporary:
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         (temporary / "figures.json").write_text(json.dumps({**result.figures, "images": count}, indent=2) + "\n")
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "features.safetensors")
         Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(temporary / "images.png")

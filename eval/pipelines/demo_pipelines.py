@@ -11,7 +11,7 @@ from PIL import Image
 from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
 from eval.pipelines.latency import timed
 from eval.pipelines.machine import PRECISIONS
-from eval.pipelines.runs import read_run, same, teacher_folder
+from eval.pipelines.runs import read_run, shared_setting, teacher_folder
 
 MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
 MAX_PROMPT_LENGTH = 1000  # characters
@@ -92,7 +92,7 @@ class Demo:
         default = next((run.teacher_call for run in students if run.teacher_call is not None), None)
         if default is not None:
             self.teacher_steps = default["num_inference_steps"]
-            pipe = load_pipeline(teacher_folder(same(students, "teacher")), device, dtype)
+            pipe = load_pipeline(teacher_folder(shared_setting(students, "teacher")), device, dtype)
             self.pipelines.append(DemoPipeline("teacher", pipe, {self.teacher_steps: default}, is_teacher=True))
         for run in students:
             calls = {entry["num_steps"]: entry["call"] for entry in run.calls}

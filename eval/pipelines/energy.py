@@ -1,7 +1,7 @@
-"""What drawing took in joules, where the driver keeps a counter: NVIDIA's (Volta and later) or Intel and AMD's RAPL.
+"""Energy in joules, from NVIDIA's energy counter (Volta and later) or from RAPL (Intel and AMD processors).
 
-The counters are of the whole GPU or of the processor packages, whoever uses them. NVIDIA's is read through `pynvml`
-where that is installed, RAPL through /sys/class/powercap, which most systems let only root read.
+The counters cover the whole GPU or all processor packages, including other processes. NVIDIA's counter is read through
+`pynvml` if that is installed, RAPL through /sys/class/powercap, which only root can read on most systems.
 """
 
 from pathlib import Path
@@ -13,33 +13,42 @@ RAPL = Path("/sys/class/powercap")
 
 
 class Energy:
-    """The energy used inside a `with` block, afterwards in `.joules`; None where nothing reports it."""
+    """Measures the energy that a `with` block uses.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Attributes:
+        joules: The energy, or None if no counter is available or a counter overflowed.
+    """
+
+    def __init__(self, device: torch.device, rapl: Path = RAPL) -> None:
+        """
+        Args:
+            device: The device whose energy is measured.
+            rapl: The folder of the RAPL counters.
+        """
+        self.device, self.rapl = device, rapl
         self.joules: float | None = None
         self._before: dict[str, float] = {}
 
     def __enter__(self) -> "Energy":
-        self._before = counters(self.device)
+        self._before = counters(self.device, self.rapl)
         return self
 
     def __exit__(self, *error: object) -> None:
-        after = counters(self.device)
+        after = counters(self.device, self.rapl)
         if self._before and after.keys() == self._before.keys():
             used = [after[name] - self._before[name] for name in after]
-            if min(used) >= 0:  # RAPL's counters start again when they are full
+            if min(used) >= 0:  # RAPL counters overflow and restart at zero
                 self.joules = sum(used)
 
 
-def counters(device: torch.device) -> dict[str, float]:
-    """The counters that concern `device`, in joules; empty where none can be read."""
+def counters(device: torch.device, rapl: Path = RAPL) -> dict[str, float]:
+    """The energy counters of `device` in joules, by name; empty if none can be read."""
     if device.type == "cuda":
         return _nvidia(device.index or 0)
     if device.type != "cpu":
         return {}
     out = {}
-    for file in sorted(RAPL.glob("*-rapl:?/energy_uj")):
+    for file in sorted(rapl.glob("*-rapl:?/energy_uj")):
         try:
             out[file.parent.name] = int(file.read_text()) / 1e6
         except (OSError, ValueError):

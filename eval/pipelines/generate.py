@@ -1,9 +1,8 @@
-"""Calling any diffusers pipeline the same way: same prompts, same noise, images in [0, 1], network evaluations counted.
+"""Calls any diffusers pipeline in the same way: equal prompts, equal noise, images in [0, 1], counted evaluations.
 
-What a pipeline takes is read from the signature of its `__call__`: text-to-image pipelines take prompts and latents,
-class-to-image ones (`DiTPipeline`) class labels, and `DDPMPipeline` neither. Noise belongs to a sample, not to a batch:
-sample number i has its own generators, so neither the batch size nor the pipeline's number of steps changes what it
-starts from.
+The signature of a pipeline's `__call__` determines its inputs: prompts and latents for text-to-image pipelines, class
+labels for `DiTPipeline`, neither for `DDPMPipeline`. Each sample has its own random generators, so its noise depends
+neither on the batch size nor on the number of steps.
 """
 
 import hashlib
@@ -21,13 +20,19 @@ import transformers
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor
 
-Pipeline: TypeAlias = Any  # a DiffusionPipeline; which parts and arguments it has, only its own class declares
+Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
 
 
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """The pipeline in `folder`, silent, on `device`, without the safety checker that would blacken images.
+    """Load a pipeline without progress bars and without a safety checker, which would replace images by black ones.
 
-    Raises ValueError where diffusers cannot load it.
+    Args:
+        folder: The pipeline's folder.
+        device: Where its networks go.
+        dtype: The precision of its weights.
+
+    Raises:
+        ValueError: diffusers cannot load it.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -45,52 +50,68 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
 
 
 def parameters(kind: type[DiffusionPipeline]) -> set[str]:
-    """The names of the arguments that the `__call__` of a class of pipelines takes."""
+    """The names of the arguments of a pipeline class's `__call__`."""
     return set(inspect.signature(kind.__call__).parameters)
 
 
 def check_call(kind: type[DiffusionPipeline], call: Mapping[str, Any], prompted: bool) -> None:
-    """Raise ValueError where `call` names an argument that the class lacks, or prompts are missing or not wanted."""
+    """Check a call before any weights are loaded.
+
+    Args:
+        kind: The pipeline class.
+        call: Call arguments by name.
+        prompted: Whether the samples have prompts.
+
+    Raises:
+        ValueError: The class has no such argument, needs prompts, or takes none.
+    """
     takes = parameters(kind)
-    strangers = sorted(set(call) - takes)
-    if strangers:
-        raise ValueError(f'{kind.__name__} takes no argument "{strangers[0]}"; mend the call in distill.json')
+    unknown = sorted(set(call) - takes)
+    if unknown:
+        raise ValueError(f'{kind.__name__} takes no argument "{unknown[0]}"; correct the call in distill.json')
     if prompted and not takes & {"prompt", "class_labels"}:
-        raise ValueError(f"{kind.__name__} draws without text; evaluate it without prompts (--prompts none)")
+        raise ValueError(f"{kind.__name__} takes no prompts; evaluate it with --prompts none")
     if not prompted and "prompt" in takes:
-        raise ValueError(f"{kind.__name__} draws from text and got no prompts; name a file of them with --prompts")
+        raise ValueError(f"{kind.__name__} needs prompts; name a file of prompts with --prompts")
 
 
 def pipeline_class(folder: Path) -> type[DiffusionPipeline] | None:
-    """The class that a pipeline folder names, read without loading weights; None where diffusers has no such class.
+    """The class named in a pipeline's model_index.json, or None if diffusers has no such class.
 
-    Raises ValueError where model_index.json cannot be read.
+    Raises:
+        ValueError: model_index.json cannot be read.
     """
     file = folder / "model_index.json"
     try:
         name = json.loads(file.read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no index of a diffusers pipeline; save the pipeline again ({error})") from error
+        raise ValueError(
+            f"{file} is not the index of a diffusers pipeline; save the pipeline again ({error})"
+        ) from error
     return getattr(diffusers, str(name), None)
 
 
 def network(pipe: Pipeline) -> Any:
-    """The network that the pipeline calls step by step: its `transformer` or its `unet`."""
+    """The denoising network: the pipeline's `transformer` or `unet`. Raises ValueError if it has neither."""
     for name in ("transformer", "unet"):
         found = pipe.components.get(name)
         if isinstance(found, torch.nn.Module):
             return found
-    raise ValueError(
-        f"{type(pipe).__name__} has neither a unet nor a transformer, so eval cannot count its evaluations"
-    )
+    raise ValueError(f"{type(pipe).__name__} must have a unet or a transformer to be evaluated")
 
 
 def use_modern_solver(pipe: Pipeline) -> str | None:
-    """Give the pipeline what a user would otherwise pick for few steps, and return its name; None leaves it as it was.
+    """Replace a pipeline's scheduler by the usual choice for few steps.
 
-    DPM-Solver++ (2M) (Lu et al., arXiv 2211.01095) with trailing timesteps and a first-order last step. Flow-matching
-    and other schedulers that are not built from betas stay. Every argument is given outright: `from_config` would
-    forget betas that the old scheduler took from its class's defaults.
+    The solver is DPM-Solver++ (2M) (Lu et al., arXiv 2211.01095) with trailing timesteps and a first-order last step.
+    Every argument is passed explicitly, because `from_config` loses betas that the old scheduler took from the defaults
+    of its class.
+
+    Args:
+        pipe: The pipeline, changed in place.
+
+    Returns:
+        The solver's name, or None if the scheduler stays: flow matching and others without betas.
     """
     old = pipe.scheduler.config
     if "trained_betas" not in old:
@@ -113,13 +134,20 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
 
 
 def generators(indices: Sequence[int], seed: int, stream: str) -> list[torch.Generator]:
-    """One CPU generator a sample, from (seed, stream, sample number); torch keeps 32 bits of a CPU seed."""
+    """One CPU generator per sample.
+
+    Args:
+        indices: The numbers of the samples.
+        seed: The comparison's seed.
+        stream: The name of an independent random stream.
+    """
     digests = (hashlib.sha256(f"{seed}/{stream}/{i}".encode()).digest() for i in indices)
+    # A CPU generator uses 32 bits of its seed.
     return [torch.Generator().manual_seed(int.from_bytes(digest[:4], "little")) for digest in digests]
 
 
 def latent_shape(pipe: Pipeline, call: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """(channels, height, width) of the pipeline's latents; None where its network does not tell (packed latents)."""
+    """(channels, height, width) of a pipeline's latents, or None if its network has no sample size (packed latents)."""
     config = network(pipe).config
     size = config.get("sample_size")
     if size is None:
@@ -140,9 +168,18 @@ def arguments(
     seed: int = 0,
     stream: str = "samples",
 ) -> dict[str, Any]:
-    """Everything to call `pipe` with for samples number `indices`, whose prompts are `prompts` (None: unconditional).
+    """The call arguments that generate a batch of samples.
 
-    Raises ValueError as `check_call` does.
+    Args:
+        pipe: The pipeline.
+        call: Its call arguments apart from prompts and noise.
+        prompts: A prompt for each sample, or None.
+        indices: The numbers of the samples, which determine their noise.
+        seed: The comparison's seed.
+        stream: The name of an independent random stream.
+
+    Raises:
+        ValueError: See `check_call`.
     """
     check_call(type(pipe), call, prompts is not None)
     takes = parameters(type(pipe))
@@ -160,9 +197,9 @@ def arguments(
     if "latents" in takes:
         shape = latent_shape(pipe, call)
         if shape is not None:
-            draws = [torch.randn(shape, generator=g) for g in generators(indices, seed, stream + "/initial")]
+            noise = [torch.randn(shape, generator=g) for g in generators(indices, seed, stream + "/initial")]
             parameter = next(network(pipe).parameters())
-            out["latents"] = torch.stack(draws).to(parameter.device, parameter.dtype)
+            out["latents"] = torch.stack(noise).to(parameter.device, parameter.dtype)
     out["output_type"] = "pt" if "prompt" in takes else "np"
     return out
 
@@ -174,7 +211,7 @@ def _label(pipe: Pipeline, prompt: str) -> int:
 
 
 def images_of(output: Any) -> Tensor:
-    """A pipeline's output -> images (B, 3, H, W), float32, in [0, 1]."""
+    """The images of a pipeline's output, (B, 3, H, W), float32, in [0, 1]."""
     images = output.images
     if not isinstance(images, Tensor):
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -184,14 +221,14 @@ def images_of(output: Any) -> Tensor:
 
 @dataclass
 class Count:
-    """How many samples went through the network, calls weighted by their batch."""
+    """Network evaluations, one for each element of the batch of a call."""
 
     evaluations: int = 0
 
 
 @contextmanager
 def counted(pipe: Pipeline) -> Iterator[Count]:
-    """Count network evaluations inside the block; classifier-free guidance's doubled batch counts twice."""
+    """Count network evaluations inside the block; the doubled batch of classifier-free guidance counts twice."""
     count = Count()
 
     def hook(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:

@@ -1,26 +1,66 @@
-"""Which rows a comparison has: the teacher's usual call, the teacher with few steps, and every call of every run."""
+"""The rows of a comparison: the teacher's usual call, the teacher with few steps, and every call of every run."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.pipelines.generate import check_call, pipeline_class
-from eval.pipelines.measure import Job
 from eval.pipelines.runs import Run, teacher_folder
 
-FEW_STEPS = (1, 2, 4, 8)
+REFERENCE_NAME = "the teacher's reference samples"
 
 
-def jobs_of(runs: list[Run], teacher: str | None, prompted: bool) -> list[Job]:
-    """The rows to measure, in the report's order; without a teacher only the runs' own.
+@dataclass(frozen=True)
+class Job:
+    """One row to measure.
 
-    Raises ValueError where there is no such teacher, or a pipeline does not take its call (weights are not read).
+    Attributes:
+        name: The row's name.
+        method: The distillation method, or "teacher".
+        num_steps: Denoising steps of the call.
+        folder: The pipeline's folder.
+        call: The call's arguments apart from prompts and noise.
+        fast_solver: Whether the pipeline's solver is replaced by a modern one for few steps.
+        is_reference: Whether the samples are the teacher's own reference samples, which have other noise than the rows.
+        training: The cost of training.
     """
-    jobs = [] if teacher is None else _teachers(runs, teacher_folder(teacher))
+
+    name: str
+    method: str
+    num_steps: int
+    folder: Path
+    call: dict[str, Any]
+    fast_solver: bool = False
+    is_reference: bool = False
+    training: dict[str, Any] | None = None
+
+    @property
+    def stream(self) -> str:
+        """The name of the random stream of the samples' noise."""
+        return "reference" if self.is_reference else "samples"
+
+
+def jobs_of(runs: list[Run], teacher: str | None, prompted: bool, few_steps: Sequence[int]) -> list[Job]:
+    """The rows to measure, in the order of the report. No weights are read.
+
+    Args:
+        runs: The runs.
+        teacher: Their teacher, or None: then there are only the rows of the runs.
+        prompted: Whether the samples have prompts.
+        few_steps: Numbers of steps that the teacher is also evaluated at.
+
+    Raises:
+        ValueError: The teacher does not exist, or a pipeline does not accept its call.
+    """
+    jobs = [] if teacher is None else _teacher_jobs(runs, teacher_folder(teacher), few_steps)
     names = [run.name for run in runs]
     for run in runs:
         name = run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder})"
         for entry in run.calls:
-            often = entry["num_steps"]
-            jobs.append(Job(f"{name}, {steps(often)}", run.method, often, run.folder, entry["call"], training=run.cost))
+            num_steps = entry["num_steps"]
+            full_name = f"{name}, {steps(num_steps)}"
+            jobs.append(Job(full_name, run.method, num_steps, run.folder, entry["call"], training=run.cost))
     for job in jobs:
         kind = pipeline_class(job.folder)
         if kind is not None:
@@ -29,26 +69,26 @@ def jobs_of(runs: list[Run], teacher: str | None, prompted: bool) -> list[Job]:
 
 
 def steps(count: int) -> str:
-    """ "1 step", "2 steps"."""
+    """The number of steps in words, such as "1 step" or "2 steps"."""
     return f"{count} step" + "s" * (count != 1)
 
 
-def _teachers(runs: list[Run], folder: Path) -> list[Job]:
+def _teacher_jobs(runs: list[Run], folder: Path, few_steps: Sequence[int]) -> list[Job]:
     usual = next(run.teacher_call for run in runs if run.teacher_call is not None)
-    often = usual["num_inference_steps"]
-    jobs = [Job(f"teacher, {steps(often)}", "teacher", often, folder, usual)]
-    # A fixed grid of times belongs to the usual number of steps.
-    free = {k: v for k, v in usual.items() if k not in ("timesteps", "sigmas")}
-    for few in FEW_STEPS:
-        call = {**free, "num_inference_steps": few}
-        jobs.append(Job(f"teacher, {steps(few)}", "teacher", few, folder, call, solver=True))
+    usual_steps = usual["num_inference_steps"]
+    jobs = [Job(f"teacher, {steps(usual_steps)}", "teacher", usual_steps, folder, usual)]
+    # A fixed grid of timesteps fits the usual number of steps only.
+    without_grid = {k: v for k, v in usual.items() if k not in ("timesteps", "sigmas")}
+    for count in few_steps:
+        call = {**without_grid, "num_inference_steps": count}
+        jobs.append(Job(f"teacher, {steps(count)}", "teacher", count, folder, call, fast_solver=True))
     return jobs
 
 
 def baseline_of(jobs: list[Job], run: Path) -> int:
-    """The number of the first row of the run or pipeline folder `run`. Raises ValueError where it has none."""
-    places = {folder.resolve() for folder in (run, run / "pipeline")}
-    for number, job in enumerate(jobs):
-        if (job.folder.resolve() in places or job.name.startswith(f"{run}, ")) and not job.solver:
-            return number
-    raise ValueError(f"the baseline {run} is none of the runs compared, nor their teacher; name it among the runs too")
+    """The index of the first row of a run or pipeline folder. Raises ValueError if it has no row."""
+    folders = {folder.resolve() for folder in (run, run / "pipeline")}
+    for index, job in enumerate(jobs):
+        if (job.folder.resolve() in folders or job.name.startswith(f"{run}, ")) and not job.fast_solver:
+            return index
+    raise ValueError(f"--baseline must be one of the compared runs or their teacher, got {run}")

@@ -1,4 +1,4 @@
-"""Measuring time and memory so that the figures can be repeated: warm-up first, device synchronised, medians."""
+"""Repeatable measurements of time and memory: warm-up calls, device synchronization, medians."""
 
 import functools
 import statistics
@@ -7,35 +7,38 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 import torch
 
+from eval.config.options import Timing
 from eval.pipelines.generate import network
 
+T = TypeVar("T")
 
-def synchronise(device: torch.device) -> None:
-    """Wait for the device's queue, without which a clock sees only how fast work was handed over."""
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work; kernels run asynchronously on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def timed(function: Callable[[], object], device: torch.device) -> tuple[object, float]:
-    """What `function()` returns, and how long it took in seconds."""
-    synchronise(device)
+def timed(function: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """The result of `function()`, and the seconds that it took."""
+    synchronize(device)
     start = time.perf_counter()
     value = function()
-    synchronise(device)
+    synchronize(device)
     return value, time.perf_counter() - start
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a call, and how many calls the figures rest on."""
+    """Milliseconds per call: median, 5th and 95th percentile, and the number of timed calls."""
 
     median: float
     p5: float
@@ -43,28 +46,43 @@ class Latency:
     repeats: int
 
 
-def latency(
-    function: Callable[[], object], device: torch.device, repeats: int = 20, seconds: float = 6.0, least: int = 3
-) -> Latency:
-    """Time `function()` up to `repeats` times, stopping after `seconds` in all once `least` calls are in.
+def latency(function: Callable[[], object], device: torch.device, timing: Timing | None = None) -> Latency:
+    """Time calls of a function.
 
-    Two calls warm up (one, where the first alone took a third of the time allowed) and are not counted.
+    Two calls are warm-up and are not counted; only one if the first takes a third of the allowed time.
+
+    Args:
+        function: The function.
+        device: The device that it uses.
+        timing: How many calls are timed.
     """
+    timing = timing or Timing()
     began = time.perf_counter()
     _, first = timed(function, device)
-    if first < seconds / 3:
+    if first < timing.seconds / 3:
         timed(function, device)
     times: list[float] = []
-    while len(times) < least or (len(times) < repeats and time.perf_counter() - began < seconds):
+    while len(times) < timing.min_repeats or (
+        len(times) < timing.repeats and time.perf_counter() - began < timing.seconds
+    ):
         times.append(timed(function, device)[1] * 1000)
     p5, median, p95 = np.percentile(times, [5, 50, 95]).tolist()
     return Latency(median, p5, p95, len(times))
 
 
 def parts(pipe: Any, call: Callable[[], object], device: torch.device, repeats: int = 3) -> dict[str, float | None]:
-    """Milliseconds that one `call()` spends in the pipeline's network and in its decoder: medians of `repeats`.
+    """The time of a call that is spent in the pipeline's network and in its decoder.
 
-    The rest is text encoding, the scheduler and Python. `decoder_ms` is None where the pipeline has no decoder.
+    The remaining time is text encoding, the scheduler and Python.
+
+    Args:
+        pipe: The pipeline.
+        call: Calls the pipeline.
+        device: The pipeline's device.
+        repeats: Number of calls.
+
+    Returns:
+        Medians in milliseconds as "denoiser_ms" and "decoder_ms"; the latter is None for a pipeline without a decoder.
     """
     spent: dict[str, list[float]] = {"denoiser_ms": [], "decoder_ms": []}
     decoder = pipe.components.get("vae")
@@ -81,23 +99,23 @@ def parts(pipe: Any, call: Callable[[], object], device: torch.device, repeats: 
 
 @contextmanager
 def _stopwatch(module: Any, method: str, device: torch.device) -> Iterator[list[float]]:
-    """The seconds of each call of `module.method` inside the block; nothing where there is no module."""
-    taken: list[float] = []
+    """The seconds of each call of `module.method` inside the block; empty if `module` is None."""
+    seconds_per_call: list[float] = []
     if module is None:
-        yield taken
+        yield seconds_per_call
         return
     original = getattr(module, method)
 
     @functools.wraps(original)
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def timed_method(*args: Any, **kwargs: Any) -> Any:
         value, seconds = timed(lambda: original(*args, **kwargs), device)
-        taken.append(seconds)
+        seconds_per_call.append(seconds)
         return value
 
-    before = {k: v for k, v in vars(module).items() if k == method}  # where something else has put its own already
-    vars(module)[method] = watched
+    before = {k: v for k, v in vars(module).items() if k == method}  # an override set by other code
+    vars(module)[method] = timed_method
     try:
-        yield taken
+        yield seconds_per_call
     finally:
         del vars(module)[method]
         vars(module).update(before)
@@ -106,22 +124,31 @@ def _stopwatch(module: Any, method: str, device: torch.device) -> Iterator[list[
 def throughput(
     prepare: Callable[[int], Callable[[], object]], largest: int, device: torch.device
 ) -> list[dict[str, float]]:
-    """Images a second at batches of 1, 4, 16, ... and `largest`; `prepare(n)` gives the call for a batch of n."""
+    """Images per second at several batch sizes: 1, 4, 16, ... and `largest`.
+
+    Args:
+        prepare: Returns the call for a batch of a given size.
+        largest: The largest batch size.
+        device: The device that the calls use.
+    """
     sizes = [4**i for i in range(10) if 4**i < largest] + [largest]
     out = []
     for size in sizes:
         call = prepare(size)
-        if size > 1:  # single images have been timed before
+        if size > 1:  # single images were timed before, so size 1 needs no warm-up
             timed(call, device)
         out.append({"batch_size": size, "images_per_second": size / timed(call, device)[1]})
     return out
 
 
 class PeakMemory:
-    """The most memory in use inside a `with` block, in MB of 2^20 bytes, afterwards in `.megabytes`.
+    """Measures the peak memory of a `with` block.
 
-    On CUDA: what torch had allocated (`max_memory_allocated`). Elsewhere: the resident memory of the whole process,
-    Python and torch included, looked at every 10 ms by a thread.
+    On CUDA it is the memory that torch allocated (`max_memory_allocated`). Elsewhere it is the resident memory of the
+    whole process, Python and torch included, sampled every 10 ms by a thread.
+
+    Attributes:
+        megabytes: The peak in MB of 2^20 bytes, after the block.
     """
 
     def __init__(self, device: torch.device) -> None:

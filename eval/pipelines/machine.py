@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Device, precision, and the description of the machine that figures were measured on."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": to
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called `name`; None takes a GPU where there is one. Raises ValueError for one that is not there."""
+    """The torch device `name`; None: a GPU if there is one. Raises ValueError if it is not available."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -20,21 +20,21 @@ def choose_device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or ["no such device"])[0]
-        raise ValueError(f'the device "{name}" cannot be used here ({reason}); try --device cpu') from error
+        raise ValueError(f'--device "{name}" is not available here ({reason}); try --device cpu') from error
     return device
 
 
 def choose_precision(name: str | None, device: torch.device) -> str:
-    """`name`, or what people run on this device: float16 on a GPU, float32 on a CPU. Raises ValueError for others."""
+    """The precision `name`; None: float16 on a GPU, float32 on a CPU. Raises ValueError for an unknown name."""
     if name is None:
         return "float16" if device.type == "cuda" else "float32"
     if name not in PRECISIONS:
-        raise ValueError(f'there is no precision "{name}"; choose one of {", ".join(PRECISIONS)}')
+        raise ValueError(f'--precision must be one of {", ".join(PRECISIONS)}, got "{name}"')
     return name
 
 
-def describe(device: torch.device, precision: str) -> dict[str, str | int | float]:
-    """The machine, for the report and for the cache's keys: the same on each run of one machine."""
+def describe_machine(device: torch.device, precision: str) -> dict[str, str | int | float]:
+    """Hardware and versions, for the report and for cache keys: equal for all comparisons on one machine."""
     out: dict[str, str | int | float] = {
         "device": device.type,
         "cpu": _cpu(),
@@ -52,8 +52,8 @@ def describe(device: torch.device, precision: str) -> dict[str, str | int | floa
     return out
 
 
-def load() -> float | None:
-    """How many processes wanted a core over the last minute, this one included; None where the system does not tell."""
+def load_average() -> float | None:
+    """The system's load average over the last minute, this process included; None on Windows."""
     return round(os.getloadavg()[0], 2) if platform.system() != "Windows" else None
 
 

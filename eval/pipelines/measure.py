@@ -1,11 +1,10 @@
-"""Measuring one row of the comparison: draw its samples, time them, and keep what the report needs."""
+"""Measures one row of a comparison: generates its samples, scores them, and times the pipeline."""
 
 import datetime
 import functools
 import statistics as median_of
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,187 +12,170 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.features.extractors import Extractor
-from eval.features.resize import center_crop_resize
-from eval.metrics.clip_score import ClipScore
-from eval.metrics.diversity import Distance, pairwise, plan
+from eval.metrics.base import GroupMetric, SampleMetric
+from eval.metrics.diversity import prompt_groups
 from eval.metrics.fid import statistics
 from eval.pipelines.cache import Result
 from eval.pipelines.energy import Energy
-from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, network, use_modern_solver
+from eval.pipelines.generate import Pipeline, arguments, counted, network
+from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
-from eval.pipelines.machine import PRECISIONS
+from eval.pipelines.settings import Loader, Settings
 
-KEPT = 64  # how many of a row's first samples are kept, to be compared with the teacher's
-PIXELS = 2**26  # but no more pixels than these in all, and never fewer than the report shows
-PICTURES = 10  # how many of them the report shows
-LARGEST = 192  # pixels; larger pictures are shown smaller
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row to measure: which pipeline, called how. `stream` tells a reference's seeds from those of the rows."""
-
-    name: str
-    method: str
-    num_steps: int
-    folder: Path
-    call: dict[str, Any]
-    solver: bool = False  # sampled with a modern few-step solver instead of the pipeline's own
-    stream: str = "samples"
-    training: dict[str, Any] | None = None
+KEPT_IMAGES = 64  # of each row, for metrics that compare images with the teacher's
+KEPT_PIXELS = 2**26  # at most, except for the images that the report shows
+SHOWN_IMAGES = 10  # of each row, in the report
+SHOWN_SIZE = 192  # pixels; larger images are shown smaller
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What all rows of one comparison share. `prompts` is one prompt a sample, or None."""
+class _Calls:
+    """The calls of one row's pipeline."""
 
-    samples: int
-    batch_size: int
-    seed: int
-    device: torch.device
-    precision: str
-    prompts: list[str] | None
-    extractor: Extractor
-    judge: Callable[[Tensor, list[str]], Tensor] | None
-    distance: Distance | None = None  # LPIPS, where its weights are at hand
-    compiled: bool = False
-    size: int | None = None  # pixels a side that images are brought to before anything judges them
-    clip: ClipScore | None = None
+    def __init__(self, pipe: Pipeline, job: Job, settings: Settings) -> None:
+        self.pipe, self.job, self.settings = pipe, job, settings
 
-    def images(self, output: Any) -> Tensor:
-        """What a pipeline returned, as it is judged."""
-        return center_crop_resize(images_of(output), self.size)
+    def prompts(self, indices: Sequence[int]) -> list[str] | None:
+        prompts = self.settings.prompts
+        return None if prompts is None else [prompts[i % self.settings.samples] for i in indices]
 
+    def prepare(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The arguments that generate the samples `indices`."""
+        return arguments(self.pipe, self.job.call, self.prompts(indices), indices, self.settings.seed, self.job.stream)
 
-@dataclass
-class Loader:
-    """The pipeline in use: rows that share one follow each other, so one at a time is held."""
+    def run(self, ready: dict[str, Any]) -> Any:
+        with torch.inference_mode():
+            return self.pipe(**ready)
 
-    settings: Settings
-    _held: tuple[Path, bool] | None = None
-    _pipe: Pipeline | None = field(default=None, repr=False)
-    solver: str | None = None
-    seconds: float = 0.0  # what loading took
-
-    def __call__(self, job: Job) -> Pipeline:
-        if self._held != (job.folder, job.solver):
-            self.forget()
-            dtype = PRECISIONS[self.settings.precision]
-            self._pipe, self.seconds = timed(
-                lambda: load_pipeline(job.folder, self.settings.device, dtype), self.settings.device
-            )
-            self.solver = use_modern_solver(self._pipe) if job.solver else None
-            self._held = (job.folder, job.solver)
-        assert self._pipe is not None
-        return self._pipe
-
-    def forget(self) -> None:
-        """Free the pipeline, before another is loaded or because this one was changed."""
-        self._held, self._pipe, self.solver = None, None, None
+    def batch_of(self, count: int) -> Callable[[], Any]:
+        """A function that generates the first `count` samples."""
+        return functools.partial(self.run, self.prepare(range(count)))
 
 
 def measure(job: Job, load: Loader, settings: Settings) -> Result:
-    """Draw `settings.samples` images as the job says; throughput comes from those batches, latency from calls of one.
+    """Measure one row.
 
-    Raises ValueError, naming the row, where the images are broken.
+    Throughput comes from the batches that generate the samples, latency from calls with one sample.
+
+    Args:
+        job: The row.
+        load: Loads pipelines.
+        settings: What all rows share.
+
+    Raises:
+        ValueError: The images are broken; the message begins with the row's name.
     """
-    pipe, device, size = load(job), settings.device, settings.batch_size
-    features, verdicts, scores, speeds, pictures = [], [], [], [], []
-
-    def prepared(indices: list[int]) -> tuple[list[str] | None, dict[str, Any]]:
-        prompts = None if settings.prompts is None else [settings.prompts[i % settings.samples] for i in indices]
-        return prompts, arguments(pipe, job.call, prompts, indices, settings.seed, job.stream)
-
-    def batch_of(count: int) -> Callable[[], Any]:
-        return functools.partial(_call, pipe, prepared(list(range(count)))[1])
-
+    calls, size = _Calls(load(job), job, settings), settings.batch_size
     batches = [list(range(i, min(i + size, settings.samples))) for i in range(0, settings.samples, size)]
-    if len(batches) < 3:  # else the first batch is the warm-up, and is not timed
-        _call(pipe, prepared(batches[0])[1])
-    with (
-        PeakMemory(device) as memory,
-        Energy(device) as energy,
-        counted(pipe) as count,
-        tqdm(total=settings.samples, desc=job.name, unit="img") as bar,
-    ):
-        for number, indices in enumerate(batches):
-            prompts, ready = prepared(indices)
-            output, seconds = timed(functools.partial(_call, pipe, ready), device)
-            images = settings.images(output)
-            if len(batches) < 3 or (number > 0 and len(indices) == size):
-                speeds.append(len(indices) / seconds)
-            features.append(settings.extractor(images).cpu())
-            if settings.judge is not None and prompts is not None:
-                verdicts.append(settings.judge(images, prompts))
-            if settings.clip is not None and prompts is not None:
-                scores.append(settings.clip(images, prompts))
-            kept = max(PICTURES, min(KEPT, PIXELS // (images.shape[2] * images.shape[3])))
-            if number * size < kept:
-                pictures.append(images[: kept - number * size].cpu())
-            bar.update(len(indices))
-    drawn = torch.cat(features)
+    if len(batches) < 3:  # otherwise the first batch is the warm-up and is not timed
+        calls.run(calls.prepare(batches[0]))
+    samples = _Samples()
+    with PeakMemory(settings.device) as memory, Energy(settings.device) as energy, counted(calls.pipe) as count:
+        _generate(samples, calls, batches)
+    features = torch.cat(samples.features)
     try:
-        mean, covariance = statistics(drawn)
+        mean, covariance = statistics(features)
     except ValueError as error:
         raise ValueError(f"{job.name}: {error}") from error
-    judged = torch.cat(verdicts) if verdicts else torch.empty(0)
-    known = judged[~judged.isnan()].double()
     figures: dict[str, Any] = {
         "solver": load.solver,
         "measured": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "nfe": count.evaluations / settings.samples,
-        "images_per_second": median_of.median(speeds),
+        "images_per_second": median_of.median(samples.speeds),
         "peak_memory_mb": memory.megabytes,
         "joules_per_image": None if energy.joules is None else energy.joules / settings.samples,
         "load_seconds": load.seconds,
-        "prompt_agreement": known.mean().item() if len(known) else None,
-        "prompts_judged": len(known),
         "samples": settings.samples,
     }
-    if job.stream == "samples":
-        figures["diversity_lpips"] = _diversity(pipe, job, settings)
-        # A user of one image passes neither noise nor generator, and pays for drawing both.
-        single = {k: v for k, v in prepared([0])[1].items() if k not in ("latents", "generator")}
-        times = latency(lambda: _call(pipe, single), device)
-        figures |= {
-            "latency_ms": times.median,
-            "latency_ms_p5": times.p5,
-            "latency_ms_p95": times.p95,
-            "latency_repeats": times.repeats,
-            **parts(pipe, lambda: _call(pipe, single), device),
-            "throughput": throughput(batch_of, min(size, settings.samples), device),
-            "latency_compiled_ms": None,
-        }
-        if settings.compiled:
-            network(pipe).compile()
-            figures["latency_compiled_ms"] = latency(lambda: _call(pipe, single), device).median
-            load.forget()
-    return Result(figures, drawn, mean, covariance, torch.cat(pictures), torch.cat(scores) if scores else None)
+    scores = {key: torch.cat(batch_scores) for key, batch_scores in samples.scores.items()}
+    if not job.is_reference:
+        scores |= _score_groups(calls)
+        figures |= _latencies(calls, load)
+    return Result(figures, features, mean, covariance, torch.cat(samples.images), scores)
 
 
-def _diversity(pipe: Pipeline, job: Job, settings: Settings) -> float | None:
-    """Mean LPIPS between samples of the same prompt, drawn for this; None without LPIPS."""
-    if settings.distance is None:
-        return None
-    prompts, groups = plan(settings.prompts, settings.samples)
-    drawn = []
-    for at in range(0, len(groups), settings.batch_size):
-        indices = list(range(at, min(at + settings.batch_size, len(groups))))
-        some = None if prompts is None else [prompts[i] for i in indices]
-        ready = arguments(pipe, job.call, some, indices, settings.seed, "diversity")
-        drawn.append(settings.images(_call(pipe, ready)).cpu())
-    return pairwise(torch.cat(drawn), groups, settings.distance)
+@dataclass
+class _Samples:
+    """Features, scores and the first images of a row's samples, one entry per batch."""
+
+    features: list[Tensor] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    scores: dict[str, list[Tensor]] = field(default_factory=dict)
+    speeds: list[float] = field(default_factory=list)  # images per second
 
 
-def _call(pipe: Pipeline, ready: dict[str, Any]) -> Any:
-    with torch.inference_mode():
-        return pipe(**ready)
+def _generate(samples: _Samples, calls: _Calls, batches: list[list[int]]) -> None:
+    """Generate and score all samples of a row."""
+    settings, job = calls.settings, calls.job
+    metrics = [] if job.is_reference else [m for m in settings.metrics if isinstance(m, SampleMetric)]
+    with tqdm(total=settings.samples, desc=job.name, unit="img") as bar:
+        for number, indices in enumerate(batches):
+            ready = calls.prepare(indices)
+            output, seconds = timed(functools.partial(calls.run, ready), settings.device)
+            images = settings.images(output)
+            if len(batches) < 3 or (number > 0 and len(indices) == settings.batch_size):
+                samples.speeds.append(len(indices) / seconds)
+            samples.features.append(settings.extractor(images).cpu())
+            for metric in metrics:
+                samples.scores.setdefault(metric.key, []).append(_score(metric, images, calls.prompts(indices)))
+            limit = max(SHOWN_IMAGES, min(KEPT_IMAGES, KEPT_PIXELS // (images.shape[2] * images.shape[3])))
+            if indices[0] < limit:
+                samples.images.append(images[: limit - indices[0]].cpu())
+            bar.update(len(indices))
+
+
+def _score(metric: SampleMetric, images: Tensor, prompts: list[str] | None) -> Tensor:
+    scores = metric.score(images, prompts)
+    if scores.shape != images.shape[:1]:
+        raise ValueError(
+            f'the metric "{metric.key}" must return one score per image, got the shape {tuple(scores.shape)} for '
+            f"{len(images)} images"
+        )
+    return scores.float().cpu()
+
+
+def _score_groups(calls: _Calls) -> dict[str, Tensor]:
+    """Generate several samples of each of a few prompts and score them, if a metric needs them."""
+    settings = calls.settings
+    metrics = [metric for metric in settings.metrics if isinstance(metric, GroupMetric)]
+    if not metrics:
+        return {}
+    prompts, groups = prompt_groups(settings.prompts, settings.samples)
+    batches = []
+    for first in range(0, len(groups), settings.batch_size):
+        indices = list(range(first, min(first + settings.batch_size, len(groups))))
+        batch_prompts = None if prompts is None else [prompts[i] for i in indices]
+        ready = arguments(calls.pipe, calls.job.call, batch_prompts, indices, settings.seed, "diversity")
+        batches.append(settings.images(calls.run(ready)).cpu())
+    images = torch.cat(batches)
+    return {metric.key: metric.score_groups(images, groups).float().cpu() for metric in metrics}
+
+
+def _latencies(calls: _Calls, load: Loader) -> dict[str, Any]:
+    """Latency of one sample, its parts, and throughput at several batch sizes."""
+    settings, device = calls.settings, calls.settings.device
+    # A user who generates one image passes neither noise nor a generator, so their cost is not part of the latency.
+    single = {k: v for k, v in calls.prepare([0]).items() if k not in ("latents", "generator")}
+    call = functools.partial(calls.run, single)
+    times = latency(call, device, settings.timing)
+    figures: dict[str, Any] = {
+        "latency_ms": times.median,
+        "latency_ms_p5": times.p5,
+        "latency_ms_p95": times.p95,
+        "latency_repeats": times.repeats,
+        **parts(calls.pipe, call, device, settings.timing.part_repeats),
+        "throughput": throughput(calls.batch_of, min(settings.batch_size, settings.samples), device),
+        "latency_compiled_ms": None,
+    }
+    if settings.compiled:
+        network(calls.pipe).compile()
+        figures["latency_compiled_ms"] = latency(call, device, settings.timing).median
+        load.unload()
+    return figures
 
 
 def shrunk(images: Tensor) -> Tensor:
-    """Images (K, 3, H, W), smaller where they are larger than the grid needs."""
-    scale = LARGEST / max(images.shape[2:])
+    """Images (K, 3, H, W), reduced to the size that the report shows if they are larger."""
+    scale = SHOWN_SIZE / max(images.shape[2:])
     if scale >= 1:
         return images
     return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)

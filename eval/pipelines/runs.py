@@ -1,6 +1,6 @@
-"""Reading what a run left behind: a diffusers pipeline and the `distill.json` that says how to call and judge it.
+"""Reads runs: a diffusers pipeline and its `distill.json`, which contains its calls and evaluation settings.
 
-A diffusers pipeline without one is a stranger's: it is judged too, called as its class or the command line says.
+An external pipeline has no distill.json. It is called with the defaults of its class or the command line's options.
 """
 
 import inspect
@@ -18,13 +18,24 @@ from teachers.loading.prompts import read_prompts
 from teachers.loading.source import loading_errors
 
 FORMAT = 1
+EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.json
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pipeline: `folder` is where it lies, the rest is its distill.json. Relative paths were resolved on reading.
+    """A pipeline and the contents of its distill.json. An external pipeline has no teacher and no settings.
 
-    A pipeline that came without one has no teacher, and says nothing of prompts, features or a reference.
+    Attributes:
+        folder: The pipeline's folder.
+        name: The run's name.
+        method: The distillation method.
+        teacher: The teacher: "pocket", a folder or a Hub id.
+        teacher_call: Arguments of the teacher's usual call.
+        calls: The pipeline's calls, each with "num_steps" and "call", the arguments.
+        prompts: The source of prompts.
+        features: The feature extractor.
+        reference: The reference.
+        cost: The cost of training, as the run recorded it.
     """
 
     folder: Path
@@ -39,30 +50,32 @@ class Run:
     cost: dict[str, Any] | None
 
 
-def read_run(path: Path, often: Sequence[int] = (), guidance: float | None = None) -> Run:
-    """The run at `path`: a folder with `pipeline/` in it, a diffusers pipeline's folder, or a hub id.
+def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None = None) -> Run:
+    """Read a run. Relative paths in its distill.json are resolved.
 
-    `often` and `guidance` say how a pipeline without a distill.json is called: in how many steps, a row for each
-    number, and with which guidance_scale; its class's defaults stand in for them. Raises ValueError, one sentence,
-    where the folder, its distill.json or an entry of that is missing or wrong.
+    Args:
+        path: A folder with `pipeline/` in it, a diffusers pipeline's folder, or a Hub id.
+        step_counts: The numbers of steps that an external pipeline is called with; empty: the default of its class.
+        guidance: The guidance_scale that an external pipeline is called with; None: the default of its class.
+
+    Raises:
+        ValueError: The folder, its distill.json or one of its entries is missing or invalid.
     """
     folder = pipeline_folder(path)
     file = folder / "distill.json"
     if not file.is_file():
-        return _external_pipeline(path, folder, often, guidance)
+        return _external_pipeline(path, folder, step_counts, guidance)
     try:
         stored = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); export the pipeline again") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise ValueError(
-            f"{file} is not of format {FORMAT}, the one that this version reads; export the pipeline again"
-        )
+        raise ValueError(f"{file} must have format {FORMAT}; export the pipeline again with this version")
     teacher = _entry(stored, "teacher", dict, file)
-    judged = _entry(stored, "evaluation", dict, file)
+    evaluation = _entry(stored, "evaluation", dict, file)
     calls = _entry(stored, "calls", list, file)
     if not calls:
-        raise ValueError(f'{file} lists no calls; give at least one, such as {{"num_steps": 1, "call": {{...}}}}')
+        raise ValueError(f'{file} must list at least one call, such as {{"num_steps": 1, "call": {{...}}}}')
     for call in calls:
         _entry(call, "num_steps", int, file)
         _entry(call, "call", dict, file)
@@ -72,59 +85,75 @@ def read_run(path: Path, often: Sequence[int] = (), guidance: float | None = Non
         folder=folder,
         name=_entry(stored, "name", str, file),
         method=_entry(stored, "method", str, file),
-        teacher=_near(_entry(teacher, "path", str, file), folder),
+        teacher=_resolve(_entry(teacher, "path", str, file), folder),
         teacher_call=teacher_call,
         calls=calls,
-        prompts=None if judged.get("prompts") is None else _near(_entry(judged, "prompts", str, file), folder),
-        features=judged.get("features") or "pixels",
-        reference=None if judged.get("reference") is None else _near(_entry(judged, "reference", str, file), folder),
+        prompts=None
+        if evaluation.get("prompts") is None
+        else _resolve(_entry(evaluation, "prompts", str, file), folder),
+        features=evaluation.get("features") or "pixels",
+        reference=None
+        if evaluation.get("reference") is None
+        else _resolve(_entry(evaluation, "reference", str, file), folder),
         cost=stored.get("cost"),
     )
 
 
 def pipeline_folder(path: Path) -> Path:
-    """Where the pipeline of a run lies; a hub id is fetched into the hub's cache. Raises ValueError where none is."""
+    """The folder of a run's pipeline; that of a Hub id is downloaded. Raises ValueError if there is no pipeline."""
     folder = next((f for f in (path / "pipeline", path) if (f / "model_index.json").is_file()), None)
     if folder is not None:
         return folder
     if path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parent.exists() or str(path)[0] in ".~":
-        what = "holds no pipeline" if path.is_dir() else "does not exist"
+        problem = "contains no pipeline" if path.is_dir() else "does not exist"
         raise ValueError(
-            f"{path} {what}; name a finished run's folder (with pipeline/ in it), a diffusers pipeline's folder, or "
-            "the hub id of one"
+            f"{path} {problem}; a run must be a folder with pipeline/ in it, a diffusers pipeline's folder, or a Hub id"
         )
-    return fetched(str(path), f"{path} is no folder here, and as a hub id it could not be fetched")
+    return download_pipeline(str(path), f"{path} is not a folder and cannot be downloaded from the Hub")
 
 
-def fetched(path: str, otherwise: str) -> Path:
-    """The folder of a pipeline from the hub. Raises ValueError that begins with `otherwise` where that fails."""
+def download_pipeline(hub_id: str, problem: str) -> Path:
+    """Download a pipeline into the Hub's cache.
+
+    Args:
+        hub_id: Its Hub id.
+        problem: The beginning of the error message.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ValueError: The download failed.
+    """
     try:
-        with loading_errors(path):
-            return Path(DiffusionPipeline.download(path))
-    except Exception as error:  # the hub's client raises whatever its many layers do
-        raise ValueError(f"{otherwise}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        with loading_errors(hub_id):
+            return Path(DiffusionPipeline.download(hub_id))
+    except Exception as error:  # the Hub's client raises exceptions of many libraries
+        raise ValueError(f"{problem}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
-def _external_pipeline(path: Path, folder: Path, often: Sequence[int], guidance: float | None) -> Run:
-    """A pipeline that no export of ours made. Its weights are not read."""
+def _external_pipeline(path: Path, folder: Path, step_counts: Sequence[int], guidance: float | None) -> Run:
+    """A pipeline without a distill.json. Its weights are not read."""
     kind = pipeline_class(folder)
     if kind is None:
-        raise ValueError(f"{folder}/model_index.json names a class that this version of diffusers lacks; upgrade it")
+        raise ValueError(
+            f"{folder}/model_index.json names a class that is not in this version of diffusers; upgrade it"
+        )
     takes = inspect.signature(kind.__call__).parameters
-    usual = takes["num_inference_steps"].default if "num_inference_steps" in takes else None
-    if not isinstance(usual, int):
-        raise ValueError(f"{kind.__name__} takes no number of steps, so eval cannot call it alike; judge its images")
+    default_steps = takes["num_inference_steps"].default if "num_inference_steps" in takes else None
+    if not isinstance(default_steps, int):
+        raise ValueError(f"{kind.__name__} takes no number of steps; evaluate its images with python -m eval images")
     if guidance is not None and "guidance_scale" not in takes:
-        raise ValueError(f"{kind.__name__} takes no guidance_scale; leave out --guidance")
+        raise ValueError(f"{kind.__name__} takes no guidance_scale; omit --guidance")
     more = {} if guidance is None else {"guidance_scale": guidance}
     local = path.resolve()
     return Run(
         folder=folder,
         name=(local.parent if local.name == "pipeline" else local).name if path.exists() else str(path),
-        method="other pipeline",
+        method=EXTERNAL,
         teacher=None,
         teacher_call=None,
-        calls=[{"num_steps": n, "call": {"num_inference_steps": n} | more} for n in often or (usual,)],
+        calls=[{"num_steps": n, "call": {"num_inference_steps": n} | more} for n in step_counts or (default_steps,)],
         prompts=None,
         features=None,
         reference=None,
@@ -134,70 +163,73 @@ def _external_pipeline(path: Path, folder: Path, often: Sequence[int], guidance:
 
 def _entry(mapping: Any, key: str, kind: type, file: Path) -> Any:
     if not isinstance(mapping, dict) or not isinstance(mapping.get(key), kind):
-        raise ValueError(f'{file} lacks the entry "{key}" ({kind.__name__}); export the pipeline again')
+        raise ValueError(f'{file} must have the entry "{key}" ({kind.__name__}); export the pipeline again')
     return mapping[key]
 
 
-def _near(path: str, folder: Path) -> str:
-    """A path as written where it leads somewhere from here, else as seen from the pipeline, else as written."""
+def _resolve(path: str, folder: Path) -> str:
+    """A path relative to the pipeline's folder if it exists only there, otherwise unchanged."""
     if path != "pocket" and not Path(path).exists() and (folder / path).exists():
         return str(folder / path)
     return path
 
 
-def same(runs: list[Run], what: str) -> Any:
-    """The value of field `what` that all runs of one teacher share; None where no run has a teacher.
+def shared_setting(runs: list[Run], name: str) -> Any:
+    """The value of a setting that all runs with a teacher must agree on.
 
-    Raises ValueError where they differ.
+    Args:
+        runs: The runs.
+        name: The name of an attribute of `Run`.
+
+    Returns:
+        The value; None if no run has a teacher.
+
+    Raises:
+        ValueError: The values differ.
     """
-    ours = [run for run in runs if run.teacher is not None]
-    for run in ours[1:]:
-        first = ours[0]
-        one, two = getattr(first, what), getattr(run, what)
+    distilled = [run for run in runs if run.teacher is not None]
+    for run in distilled[1:]:
+        first = distilled[0]
+        one, two = getattr(first, name), getattr(run, name)
         if one == two:
             continue
-        if what == "teacher":
+        if name == "teacher":
             raise ValueError(
-                f'{first.name} was distilled from "{one}" and {run.name} from "{two}"; '
-                "compare runs of one teacher at a time"
+                f'all runs of a comparison must have one teacher, {first.name} has "{one}" and {run.name} "{two}"'
             )
-        raise ValueError(
-            f'{first.name} asks for {what} "{one}" and {run.name} for "{two}"; say which to use with --{what}'
-        )
-    return getattr(ours[0], what) if ours else None
+        raise ValueError(f'{first.name} has {name} "{one}" and {run.name} "{two}"; select one with --{name}')
+    return getattr(distilled[0], name) if distilled else None
 
 
 def teacher_folder(path: str) -> Path:
-    """Where the teacher's pipeline lies: "pocket", a folder, or a hub id that is fetched into the hub's cache.
+    """The folder of the teacher's pipeline.
 
-    Raises ValueError where there is no pipeline.
+    Args:
+        path: "pocket", a folder, or a Hub id, which is downloaded.
+
+    Raises:
+        ValueError: There is no pipeline.
     """
     folder = pocket.PIPELINE if path == "pocket" else Path(path)
     if (folder / "model_index.json").is_file():
         return folder
     if path == "pocket":
-        raise ValueError(f'the pocket teacher is not in {folder}; make it with "python -m benchmarks.pocket.make"')
+        raise ValueError(f'the pocket teacher is not in {folder}; create it with "python -m benchmarks.pocket.make"')
     if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise ValueError(f'the teacher "{path}" is no diffusers pipeline; mend teacher.path in distill.json')
-    return fetched(path, f'the teacher "{path}" is not on this machine and could not be fetched')
-
-
-def step_counts(words: str | None) -> list[int]:
-    """ "4" or "1,2,4" as numbers; None is no number. Raises ValueError for other words."""
-    if words is None:
-        return []
-    try:
-        counts = [int(word) for word in words.split(",")]
-    except ValueError:
-        counts = [0]
-    if min(counts) < 1:
-        raise ValueError(f'--steps takes whole numbers from 1 on, such as 4 or 1,2,4, and not "{words}"')
-    return list(dict.fromkeys(counts))
+        raise ValueError(f'teacher.path in distill.json must be a diffusers pipeline, got "{path}"')
+    return download_pipeline(path, f'the teacher "{path}" is not on this machine and cannot be downloaded')
 
 
 def prompts_for(source: str | None, count: int) -> tuple[list[str] | None, int]:
-    """`count` prompts of `source`, gone round again where there are fewer, and how many it holds; None and 0 without a
-    source."""
+    """`count` prompts, repeated from the first if the source has fewer.
+
+    Args:
+        source: A source of prompts (`teachers.loading.prompts`), or None.
+        count: The number of samples.
+
+    Returns:
+        The prompts, and how many the source has; None and 0 without a source.
+    """
     if source is None:
         return None, 0
     prompts = read_prompts(source)

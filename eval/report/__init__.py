@@ -1,41 +1,58 @@
-"""Writing a comparison down: report.html (one file, nothing fetched), report.md, report.json, model-index.yaml and
-grid.png."""
+"""Writes a report: report.html, report.md, report.json, report.csv, model-index.yaml and grid.png."""
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from eval.report.csv_table import csv_table
 from eval.report.grid import grid
 from eval.report.html import page
 from eval.report.markdown import markdown, plain
 from eval.report.model_index import model_index
-from teachers.support.files import atomic_write
 
 
 def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) -> None:
-    """Write `report` (what report.json holds) and its pictures, `images[i]` (K, 3, H, W) for row i, into `out`.
+    """Write all files of a report.
 
-    Everything is made before anything is written, and each file appears whole.
+    - report.html: a page with tables, charts and images that loads no other file
+    - report.md: tables, notes and the command, as GitHub Markdown
+    - report.json: `report` itself
+    - report.csv: one line per row with every figure unrounded; the interval of KEY is in KEY_low and KEY_high
+    - model-index.yaml: the figures for model cards on the Hugging Face Hub
+    - grid.png: the first images of every row
+
+    All contents are prepared before the first file is written, and each file is written under a temporary name and then
+    renamed.
+
+    Args:
+        report: The contents of report.json, as `eval.compare.compare` returns them.
+        images: The images (K, 3, H, W) of each row.
+        out: The folder.
+
+    Raises:
+        ValueError: A figure is NaN or infinite.
     """
     stream = io.BytesIO()
-    picture = grid(report["rows"], images, report["prompts"]["first"])
-    picture.save(stream, format="PNG", optimize=True)
+    sheet = grid(report["rows"], images, report["prompts"]["first"])
+    sheet.save(stream, format="PNG", optimize=True)
     files = {
         "grid.png": stream.getvalue(),
-        # Infinity and NaN are no JSON; they would be our own mistake.
         "report.json": (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
         "report.md": markdown(report).encode(),
         "report.html": page(report, images).encode(),
+        "report.csv": csv_table(report).encode(),
         "model-index.yaml": model_index(report).encode(),
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with atomic_write(out / name) as temporary:
-            temporary.write_bytes(content)
+        partial = out / f".{name}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, out / name)
 
 
 __all__ = ["plain", "write_report"]

@@ -1,12 +1,13 @@
-"""Figures as text: one way for HTML, Markdown and terminal."""
+"""Figures as text, the same in HTML, Markdown and the terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
 NOTHING = "–"
 
 
 def significant(value: float | None) -> str:
-    """About three significant digits, without exponents: 0.123, 1.23, 12.3, 1,235."""
+    """About three significant digits without exponents: 0.123, 1.23, 12.3, 1,235."""
     if value is None:
         return NOTHING
     size = abs(value)
@@ -19,20 +20,44 @@ def significant(value: float | None) -> str:
     return f"{value:#.3g}" if size >= 1e-3 else f"{value:.1g}" if value else "0"
 
 
+def formatted(value: float | None, spec: str = "", scale: float = 1) -> str:
+    """A figure as text.
+
+    Args:
+        value: The figure, or None.
+        spec: A format specification such as ".3f" or ".1%"; "" means three significant digits.
+        scale: A factor.
+    """
+    if value is None:
+        return NOTHING
+    return format(value * scale, spec) if spec else significant(value * scale)
+
+
+def between(value: Sequence[float] | None, spec: str = "", scale: float = 1) -> str:
+    """The two ends of an interval; arguments as for `formatted`."""
+    if value is None:
+        return NOTHING
+    low, high = (formatted(end, spec, scale) for end in value)
+    return f"{low.removesuffix('%')}–{high}"
+
+
+def ratio_between(value: Sequence[float] | None) -> str:
+    """The interval of a ratio; it is called a tie if it contains 1."""
+    return between(value) + (" tie" if contains_one(value) else "")
+
+
+def contains_one(interval: Sequence[float] | None) -> bool:
+    """Whether the interval of a ratio contains 1."""
+    return interval is not None and interval[0] <= 1 <= interval[1]
+
+
 def times(value: float | None) -> str:
+    """A ratio, such as "2.50×"."""
     return NOTHING if value is None else significant(value) + "×"
 
 
-def share(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
-
-
-def percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{value * 100:.1f}%"
-
-
 def duration(seconds: float) -> str:
-    """Seconds in the unit a person would choose."""
+    """A duration in seconds, minutes or hours."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -40,7 +65,7 @@ def duration(seconds: float) -> str:
 
 
 def training(cost: dict[str, Any] | None) -> str:
-    """What making the student took, from the parts of its cost that are known."""
+    """The cost of training: steps, time and device, as far as they are known."""
     if not cost:
         return NOTHING
     parts = []
@@ -51,20 +76,6 @@ def training(cost: dict[str, Any] | None) -> str:
     if cost.get("device"):
         parts.append(str(cost["device"]))
     return ", ".join(parts) or NOTHING
-
-
-def between(value: list[float] | None) -> str:
-    """An interval's two ends."""
-    return NOTHING if value is None else f"{significant(value[0])}–{significant(value[1])}"
-
-
-def ratio_between(value: list[float] | None) -> str:
-    """A ratio's interval, and whether it holds 1."""
-    return between(value) + (" tie" if value is not None and value[0] <= 1 <= value[1] else "")
-
-
-def percent_between(value: list[float] | None) -> str:
-    return NOTHING if value is None else f"{value[0] * 100:.1f}–{value[1] * 100:.1f}%"
 
 
 def at_batches(value: list[dict[str, float]] | None) -> str:

@@ -1,14 +1,14 @@
-"""The report as GitHub Markdown, and its table as plain text for the terminal."""
+"""The report as GitHub Markdown, and a summary table as plain text for the terminal."""
 
 from collections.abc import Callable
 from typing import Any
 
-from eval.report.columns import BEST, DETAILS, Column, columns, quality, speed
+from eval.report.columns import Column, columns, quality, speed
 from eval.report.formats import significant
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """report.md: the table, the pictures, and everything needed to repeat the figures."""
+    """The text of report.md: tables, notes, images, and everything needed to reproduce the figures."""
     machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report["machine"].items())
     meanings = [f"- **{_escape(column.heading)}**: {_escape(column.help)}" for column in columns(report) if column.help]
     return "\n".join(
@@ -20,7 +20,7 @@ def markdown(report: dict[str, Any]) -> str:
             *table(speed(report), report),
             "",
             *[f"> {_escape(note)}\n" for note in report["notes"]],
-            "![Samples: one column a row of the table, one line a prompt, the same noise across](grid.png)",
+            "![Samples: one column per row of the table, one line per prompt, the same noise in a line](grid.png)",
             "",
             *meanings,
             "",
@@ -35,26 +35,34 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def table(shown: list[Column], report: dict[str, Any]) -> list[str]:
-    """The lines of a table with the columns `shown`, a row each of the report's."""
+    """The lines of a Markdown table.
+
+    Args:
+        shown: Its columns.
+        report: The report, of which only `rows` is used.
+    """
     head = "| " + " | ".join(_escape(column.heading) for column in shown) + " |"
     rule = "| " + " | ".join("---" if column.key in ("name", "training") else "---:" for column in shown) + " |"
     return [head, rule, *("| " + " | ".join(_cell(c, row) for c in shown) + " |" for row in report["rows"])]
 
 
 def _cell(column: Column, row: dict[str, Any]) -> str:
-    """A figure, bold where it is the best or tied with it, its interval behind it in brackets."""
+    """A figure and its interval in parentheses; bold if it is the best or tied with it."""
     text = _escape(column.text(row[column.key]))
-    if row.get(BEST.get(column.key, "")):
+    if column.is_best(row):
         text = f"**{text}**"
-    detail = DETAILS.get(column.key)
-    known = None if detail is None else row.get(detail.key)
-    return text if detail is None or known is None else f"{text} ({_escape(detail.text(known))})"
+    interval = column.interval_text(row)
+    return text if interval is None else f"{text} ({_escape(interval)})"
 
 
 def title(report: dict[str, Any], written: Callable[[str], str] = str, most: int = 3, longest: int = 48) -> str:
-    """What the report compares, in a line: `most` names of at most `longest` letters, and how many more there are.
+    """The report's title: the names of the runs.
 
-    `written` makes HTML or whatever of each name.
+    Args:
+        report: The report.
+        written: Formats a name, for instance as HTML.
+        most: At most so many names; the others are counted.
+        longest: Longer names are cut to so many characters.
     """
     names = list(dict.fromkeys(run["name"] for run in report["runs"]))
     shown = [written(name if len(name) <= longest else name[: longest - 1] + "…") for name in names[:most]]
@@ -63,23 +71,12 @@ def title(report: dict[str, Any], written: Callable[[str], str] = str, most: int
     listed = shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
     if any(row["method"] == "teacher" for row in report["rows"]):
         return f"{listed} against the teacher"
-    return f"{listed}, side by side" if len(names) > 1 else f"{listed}: quality and speed"
+    return f"Comparison of {listed}" if len(names) > 1 else f"{listed}: quality and speed"
 
 
 def plain(report: dict[str, Any]) -> str:
-    """The figures that matter most, in columns of equal width."""
-    wanted = [
-        "name",
-        "nfe",
-        "frechet_distance",
-        "frechet_ratio",
-        "precision",
-        "recall",
-        "prompt_agreement",
-        "clip_score",
-    ]
-    wanted += ["latency_ms", "speedup", "images_per_second"]
-    shown = [c for c in columns(report) if c.key in wanted]
+    """The summary columns as a table of equal column widths, for the terminal."""
+    shown = [column for column in columns(report) if column.summary]
     cells = [[c.heading for c in shown]] + [[c.text(row[c.key]) for c in shown] for row in report["rows"]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
     lines = [
@@ -97,9 +94,9 @@ def spread(row: dict[str, Any]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that stays text in a Markdown table: no cell breaks, no HTML, no emphasis, no links."""
-    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        text = text.replace(sign, safe)
-    for sign in "\\|*_`[]":
-        text = text.replace(sign, "\\" + sign)
+    """Text without the characters that Markdown interprets: cell breaks, HTML, emphasis, links."""
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(character, entity)
+    for character in "\\|*_`[]":
+        text = text.replace(character, "\\" + character)
     return " ".join(text.split())

@@ -1,17 +1,20 @@
-"""The figures as Hugging Face's `model-index`, to paste into a student's model card.
+"""The figures as Hugging Face's `model-index`, for a student's model card.
 
-Source: https://huggingface.co/docs/hub/model-cards#evaluation-results. One YAML document a student; JSON strings are
-YAML, so every string from outside is quoted as JSON.
+Source: https://huggingface.co/docs/hub/model-cards#evaluation-results. There is one YAML document per student. JSON
+strings are valid YAML, so all strings are quoted as JSON.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-METRICS = ("precision", "recall", "density", "coverage", "diversity_lpips", "prompt_agreement", "latency_ms", "nfe")
+from eval.pipelines.jobs import steps
+
+MEASUREMENTS = ("latency_ms", "nfe")
 
 
 def model_index(report: dict[str, Any]) -> str:
-    """YAML with one `model-index` document for each run, one result a row of that run."""
+    """YAML with one `model-index` document per run, one result for each of its rows, and all metrics in each."""
     documents = []
     for run in report["runs"]:
         rows = [row for row in report["rows"] if row["pipeline"] == run["folder"]]
@@ -21,26 +24,30 @@ def model_index(report: dict[str, Any]) -> str:
 
 
 def _result(row: dict[str, Any], report: dict[str, Any]) -> str:
-    prompted = report["prompts"]["source"] is not None
-    data = report["reference"] or "the teacher's own samples"
+    prompted = report["prompts"]["source"] not in (None, "none")
+    dataset = report["reference"] or "the teacher's own samples"
     lines = [
         "",
         "  - task:",
         f"      type: {'text-to-image' if prompted else 'unconditional-image-generation'}",
         "    dataset:",
-        f"      name: {json.dumps(str(data))}",
-        f"      type: {json.dumps(str(data))}",
+        f"      name: {json.dumps(str(dataset))}",
+        f"      type: {json.dumps(str(dataset))}",
         "    metrics:",
     ]
-    figures = {report["frechet_column"]: row["frechet_distance"]} | {key: row[key] for key in METRICS}
-    if row.get("clip_score") is not None:
-        figures[report["clip"]["figure"]] = row["clip_score"]
-    kinds = {report["frechet_column"]: "frechet_distance", (report.get("clip") or {}).get("figure"): "clip_score"}
-    for name, value in figures.items():
+    for kind, name, value in _figures(row, report):
         if value is not None:
             lines += [
-                f"    - name: {json.dumps(name + ', ' + str(row['num_steps']) + ' steps')}",
-                f"      type: {json.dumps(kinds.get(name, name))}",
+                f"    - name: {json.dumps(name + ', ' + steps(row['num_steps']))}",
+                f"      type: {json.dumps(kind)}",
                 f"      value: {json.dumps(value)}",
             ]
     return "\n".join(lines)
+
+
+def _figures(row: dict[str, Any], report: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Type, name and value of each figure."""
+    for metric in report["metrics"]:
+        yield metric["key"], metric["heading"], row.get(metric["key"])
+    for key in MEASUREMENTS:
+        yield key, key, row[key]

@@ -1,50 +1,43 @@
-"""From what was measured to the rows of the report: distances, their intervals, ties, and likeness to the teacher."""
+"""The rows of report.json: measurements, and every metric's figure with its interval, ratio and ties."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from eval.config.names import INCEPTION_MODES
-from eval.features.extractors import Extractor
-from eval.metrics.diversity import Distance, psnr
-from eval.metrics.fid import FrechetTo
-from eval.metrics.intervals import interval, ratio_interval, share_interval, standard_error, tied
-from eval.metrics.kid import kid
-from eval.metrics.prdc import LEAST, prdc
-from eval.metrics.reference import Reference
-from eval.pipelines.cache import Result
+from eval.metrics.base import Figure, Metric
+from eval.metrics.context import Reference, Row
+from eval.metrics.intervals import ratio_interval, tied
+from eval.metrics.prdc import compared_images
+from eval.pipelines.cached import MeasuredRow
 from eval.pipelines.jobs import steps
-from eval.pipelines.measure import Job
 
 
 def rows(
-    jobs: list[Job],
-    results: list[Result],
-    kept: list[bool],
-    target: Reference,
-    extractor: Extractor,
-    distance: Distance | None,
+    measured: Sequence[MeasuredRow],
+    reference: Reference,
+    classes: Sequence[type[Metric]],
+    metrics: Sequence[Metric],
     seed: int,
-    base: int = 0,
+    baseline: int = 0,
 ) -> list[dict[str, Any]]:
-    """What report.json says of each row. Ratios and the speed-up are over row `base`; row 0 is the teacher's usual
-    one, where there is a teacher.
+    """The entries of report.json for all rows.
 
-    `kept[i]` tells that row i came from an earlier run. `distance` is LPIPS, or None.
+    Args:
+        measured: The rows; the first is the teacher's usual call, if there is a teacher.
+        reference: What samples are compared with.
+        classes: All installed metrics. Those that are not in `metrics` have empty entries.
+        metrics: The metrics of this comparison.
+        seed: Seed of the noise.
+        baseline: The index of the row that ratios and speed-ups are relative to.
+
+    Raises:
+        ValueError: A metric has the key of a measurement.
     """
-    measure = FrechetTo(target.mean, target.covariance)
-    distances = [measure.distance(result.mean, result.covariance) for result in results]
-    influences = [
-        measure.influence(result.features, result.mean, result.covariance)
-        if len(result.features) > result.features.shape[1]
-        else None
-        for result in results
-    ]
-    best, fitting = tied(distances, influences), _best_scores(results)
-    teacher = results[0] if jobs[0].method == "teacher" else None
+    inputs = _metric_inputs(measured, reference)
+    base_latency = measured[baseline].result.figures["latency_ms"]
     out = []
-    for i, (job, result) in enumerate(zip(jobs, results, strict=True)):
-        figures = {k: v for k, v in result.figures.items() if k not in ("images", "prompts_judged")}
-        solver, influence, base_influence = figures["solver"], influences[i], influences[base]
-        enough = influence is not None and base_influence is not None and i != base and min(distances) > 0
+    for row, data in zip(measured, inputs, strict=True):
+        job, figures = row.job, {k: v for k, v in row.result.figures.items() if k != "images"}
+        solver = figures["solver"]
         out.append(
             {
                 "name": f"teacher, {solver}, {steps(job.num_steps)}" if solver else job.name,
@@ -52,71 +45,86 @@ def rows(
                 "num_steps": job.num_steps,
                 **figures,
                 "seed": seed,
-                "speedup": results[base].figures["latency_ms"] / figures["latency_ms"],
-                "frechet_distance": distances[i],
-                "frechet_interval": None if influence is None else interval(distances[i], standard_error(influence)),
-                "frechet_ratio": distances[i] / distances[base] if distances[base] > 0 else None,
-                "frechet_ratio_interval": ratio_interval(distances[i], influence, distances[base], base_influence)
-                if enough and influence is not None and base_influence is not None
-                else None,
-                "best": best[i],
-                **_kid(target, result, extractor, seed),
-                **_precision_recall(target, result),
-                **_likeness(None if i == 0 else teacher, result, distance),
-                **_clip(result, fitting[i]),
-                "prompt_agreement_interval": _agreement_interval(result),
+                "speedup": base_latency / figures["latency_ms"],
+                "real_images": compared_images(data),
                 "training": job.training,
                 "call": job.call,
                 "pipeline": str(job.folder),
-                "from_cache": kept[i],
+                "from_cache": row.from_cache,
             }
+        )
+    built = {metric.key: metric for metric in metrics}
+    for cls in classes:
+        metric = built.get(cls.key)
+        found = [None if metric is None else _figure(metric, data) for data in inputs]
+        for entries, new in zip(out, metric_entries(cls, found, baseline), strict=True):
+            clash = sorted(set(entries) & set(new))
+            if clash:
+                raise ValueError(f'the metric "{cls.key}" writes the entry "{clash[0]}", which already exists')
+            entries.update(new)
+    return out
+
+
+def _metric_inputs(measured: Sequence[MeasuredRow], reference: Reference) -> list[Row]:
+    first = measured[0]
+    teacher = first.result.images if first.job.method == "teacher" else None
+    out = []
+    for index, result in enumerate(row.result for row in measured):
+        comparable = index > 0 and teacher is not None and teacher.shape[2:] == result.images.shape[2:]
+        images = teacher if comparable else None
+        out.append(
+            Row(result.features, result.mean, result.covariance, result.images, result.scores, reference, images)
         )
     return out
 
 
-def _agreement_interval(result: Result) -> list[float] | None:
-    share, count = result.figures["prompt_agreement"], result.figures["prompts_judged"]
-    return None if share is None else share_interval(share, count)
+def _figure(metric: Metric, row: Row) -> Figure | None:
+    if "teacher_images" in metric.needs and row.teacher_images is None:
+        return None
+    return metric.compute(row)
 
 
-def _kid(target: Reference, result: Result, extractor: Extractor, seed: int) -> dict[str, Any]:
-    """The kernel Inception distance, for Inception's features and where the reference keeps its own."""
-    if target.features is None or extractor.name not in INCEPTION_MODES:
-        return {"kid": None}
-    return {"kid": kid(result.features, target.features, seed)[0]}
+def metric_entries(metric: type[Metric], figures: Sequence[Figure | None], baseline: int = 0) -> list[dict[str, Any]]:
+    """A metric's entries in report.json.
+
+    Args:
+        metric: The metric.
+        figures: Its figure for each row, or None.
+        baseline: The index of the row that ratios are relative to.
+
+    Returns:
+        For each row its value, and its interval, mark and ratio where the metric has them.
+    """
+    best = best_rows(figures, metric.higher_is_better is True) if metric.marks_best else []
+    out = []
+    for index, figure in enumerate(figures):
+        interval = None if figure is None or figure.interval is None else list(figure.interval)
+        entries: dict[str, Any] = {metric.key: None if figure is None else figure.value, metric.interval_key: interval}
+        if metric.marks_best:
+            entries[metric.best_key] = best[index]
+        if metric.ratio_key is not None:
+            values = [each.value for each in figures if each is not None]
+            paired = index != baseline and min(values, default=0) > 0
+            entries |= _ratio(metric.ratio_key, figure, figures[baseline], paired)
+        out.append(entries)
+    return out
 
 
-def _precision_recall(target: Reference, result: Result) -> dict[str, Any]:
-    """The four figures against as many real images as there are samples; None each where features or samples lack."""
-    count = 0 if target.features is None else min(len(target.features), len(result.features))
-    if target.features is None or count < LEAST:
-        return dict.fromkeys(("precision", "recall", "density", "coverage", "real_images"))
-    figures = prdc(target.features[:count], result.features[:count]).figures()
-    return {**figures, "real_images": count}
+def best_rows(figures: Sequence[Figure | None], higher_is_better: bool) -> list[bool]:
+    """Which rows have the best value or are tied with it; none if a row has no value."""
+    known = [figure for figure in figures if figure is not None]
+    if len(known) < len(figures):
+        return [False] * len(figures)
+    sign = -1 if higher_is_better else 1
+    influences = [None if figure.influence is None else sign * figure.influence for figure in known]
+    return tied([sign * figure.value for figure in known], influences)
 
 
-def _likeness(teacher: Result | None, result: Result, distance: Distance | None) -> dict[str, Any]:
-    """PSNR and LPIPS to the teacher's pictures of the same noise; None where sizes differ, and for the teacher."""
-    if teacher is None or teacher.images.shape[2:] != result.images.shape[2:]:
-        return {"psnr_to_teacher": None, "lpips_to_teacher": None}
-    count = min(len(teacher.images), len(result.images))
-    one, two = teacher.images[:count], result.images[:count]
-    lpips = None if distance is None else distance(one, two).double().mean().item()
-    return {"psnr_to_teacher": psnr(one, two), "lpips_to_teacher": lpips}
-
-
-def _clip(result: Result, best: bool) -> dict[str, Any]:
-    """The mean CLIP score and its interval over the draw of the samples; None each without scores."""
-    if result.scores is None:
-        return {"clip_score": None, "clip_interval": None, "clip_best": False}
-    scores = result.scores.double()
-    mean = scores.mean().item()
-    return {"clip_score": mean, "clip_interval": interval(mean, standard_error(scores)), "clip_best": best}
-
-
-def _best_scores(results: list[Result]) -> list[bool]:
-    """Which rows have the highest mean CLIP score, or cannot be told from it on the same prompts and noise."""
-    scores = [None if result.scores is None else -result.scores.double() for result in results]
-    if any(score is None for score in scores):
-        return [False] * len(results)
-    return tied([score.mean().item() for score in scores if score is not None], scores)
+def _ratio(key: str, figure: Figure | None, base: Figure | None, paired: bool) -> dict[str, Any]:
+    """The ratio to the baseline's value, and its interval for paired samples."""
+    out: dict[str, Any] = {key: None, f"{key}_interval": None}
+    if figure is not None and base is not None:
+        out[key] = figure.value / base.value if base.value > 0 else None
+        if paired and figure.influence is not None and base.influence is not None:
+            out[f"{key}_interval"] = ratio_interval(figure.value, figure.influence, base.value, base.influence)
+    return out

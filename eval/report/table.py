@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from eval.report.columns import BEST, DETAILS, Column, columns
+from eval.report.columns import Column, columns, intervals
 from eval.report.formats import NOTHING
 from eval.report.markdown import spread
 from eval.report.scatter import series_of
@@ -53,7 +53,7 @@ class Table:
 
 def figure(index: int, key: str, report: dict[str, Any]) -> Figure:
     """The entry `key` of row `index`."""
-    column = next(column for column in (*columns(report), *DETAILS.values()) if column.key == key)
+    column = next(column for column in (*columns(report), *intervals(report)) if column.key == key)
     value = report["rows"][index][key]
     return Figure(index, key, json.dumps(value, ensure_ascii=False), column.text(value))
 
@@ -69,15 +69,15 @@ def table(report: dict[str, Any], shown: list[Column]) -> Table:
 
 
 def _cell(index: int, column: Column, report: dict[str, Any]) -> Cell:
-    row, detail = report["rows"][index], DETAILS.get(column.key)
+    row, interval = report["rows"][index], column.interval
     return Cell(
         figure=figure(index, column.key, report),
         heading=column.heading,
         prose=_is_prose(column),
         missing=column.text(row[column.key]) == NOTHING,
-        bold=bool(row.get(BEST.get(column.key, ""))),
+        bold=column.is_best(row),
         small_text=spread(row) if column.key == "latency_ms" else "",
-        small_figure=None if detail is None or row.get(detail.key) is None else figure(index, detail.key, report),
+        small_figure=None if interval is None or row.get(interval.key) is None else figure(index, interval.key, report),
     )
 
 

@@ -1,7 +1,7 @@
-"""A run's training curves, read from what its training left beside the pipeline.
+"""Training curves of a run, read from the logs next to its pipeline.
 
-`history.jsonl` has lines of step, seconds and the held-out Frechet distance by number of steps; `log.jsonl`, where it
-is there, lines of step, seconds and whatever the method logs. Nothing here knows the training's code.
+Each line of `history.jsonl` has a step, seconds, and the held-out Frechet distance by number of steps. Each line of
+`log.jsonl` has a step, seconds, and the values that the method logs. Both files are optional.
 """
 
 import json
@@ -13,40 +13,40 @@ from eval.pipelines.runs import Run
 
 HISTORY, LOG = "history.jsonl", "log.jsonl"
 LOGGED = {"fake_score/loss": "Fake score's loss", "student/tangent_norm": "Tangent's norm"}
-MOST = 200  # points kept of a curve
+MOST = 200  # points of a curve
 
 
 def curves(runs: list[Run]) -> list[dict[str, Any]]:
-    """One entry a curve: `figure`, `run`, `method`, `seconds` and `values`; empty where the runs left none."""
+    """The training curves of `runs`, each with `figure`, `run`, `method`, `seconds` and `values`."""
     return [curve for run in runs for curve in _curves(run)]
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
     for entry in _lines(run.folder.parent / HISTORY):
-        for often, value in (entry.get("held_out_frechet") or {}).items():
-            name = f"{run.name}, {often} step" + "s" * (often != "1")
+        for num_steps, value in (entry.get("held_out_frechet") or {}).items():
+            name = f"{run.name}, {num_steps} step" + "s" * (num_steps != "1")
             found.setdefault(("Held-out Frechet distance", name), []).append((entry.get("seconds"), value))
     for entry in _lines(run.folder.parent / LOG):
         for key, title in LOGGED.items():
             found.setdefault((title, run.name), []).append((entry.get("seconds"), entry.get(key)))
     out = []
     for (figure, name), points in found.items():
-        good = [(s, v) for s, v in points if _number(s) and _number(v)]
-        good = good[:: max(1, math.ceil(len(good) / MOST))]
-        if len(good) > 1:
-            seconds, values = zip(*good, strict=True)
+        valid = [(s, v) for s, v in points if _is_finite(s) and _is_finite(v)]
+        valid = valid[:: max(1, math.ceil(len(valid) / MOST))]
+        if len(valid) > 1:
+            seconds, values = zip(*valid, strict=True)
             curve = {"figure": figure, "run": name, "method": run.method}
             out.append(curve | {"seconds": list(seconds), "values": list(values)})
     return out
 
 
-def _number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The file's lines; none where it is missing, and without those that a kill cut short."""
+    """The valid lines of a file; an interrupted run can leave an incomplete one. Empty if there is no file."""
     out = []
     try:
         text = path.read_text().splitlines()

@@ -1,17 +1,20 @@
-"""What makes whole comparisons quick where a test is not about their rows or their timings."""
+"""Options that make whole comparisons fast in tests that are not about their rows or timings."""
 
-import functools
+from typing import Any
 
 import pytest
 
-import eval.pipelines.measure
+from eval.config.options import Timing
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """One few-step row of the teacher, no LPIPS, latencies from a call or two."""
-    monkeypatch.setattr("eval.pipelines.jobs.FEW_STEPS", (1,))
-    monkeypatch.setattr("eval.compare.perceptual", lambda device: None)
-    once = functools.partial(eval.pipelines.measure.latency, repeats=2, least=1, seconds=0.1)
-    monkeypatch.setattr(eval.pipelines.measure, "latency", once)
-    monkeypatch.setattr(eval.pipelines.measure, "parts", functools.partial(eval.pipelines.measure.parts, repeats=1))
+def quick() -> dict[str, Any]:
+    """One few-step row of the teacher, no LPIPS, latencies from one or two calls."""
+    timing = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
+    return {"few_steps": (1,), "lpips": None, "timing": timing}
+
+
+@pytest.fixture
+def quick_with_lpips(quick) -> dict[str, Any]:
+    """The same with a substitute for LPIPS, whose weights are not on every machine: the mean absolute difference."""
+    return quick | {"lpips": lambda one, two: (one - two).abs().mean(dim=(1, 2, 3))}

@@ -1,6 +1,6 @@
-"""The whole comparison on tiny pipelines: rows and their order, figures, the cache, and what users can get wrong."""
+"""Whole comparisons of tiny pipelines: rows and their order, figures, the cache, and users' mistakes."""
 
-import functools
+import csv
 import json
 import math
 import shutil
@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import eval.pipelines.measure
+import eval.compare
 import teachers.pocket
 from eval.compare import compare
+from eval.config.options import Options
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_distance, frechet_from_statistics, statistics
 from eval.pipelines import cache
@@ -28,51 +29,32 @@ KEYS = {
     "peak_memory_mb", "frechet_distance", "samples", "prompt_agreement", "frechet_ratio", "training",
     "frechet_interval", "frechet_ratio_interval", "best", "precision", "recall", "density", "coverage", "real_images",
     "kid", "psnr_to_teacher", "lpips_to_teacher", "diversity_lpips", "denoiser_ms", "decoder_ms", "throughput",
-    "load_seconds", "joules_per_image", "latency_compiled_ms", "prompt_agreement_interval", "seed",
+    "load_seconds", "joules_per_image", "latency_compiled_ms", "prompt_agreement_interval", "seed", "clip_score",
+    "clip_interval", "clip_best", "speedup", "call", "pipeline", "from_cache", "solver", "measured", "latency_repeats",
 }  # fmt: skip
 POCKET = {"prompts": "pocket", "features": "pocket", "reference": "pocket"}
 TWO_CALLS = [{"num_steps": n, "call": {"num_inference_steps": n, "guidance_scale": 1.0}} for n in (1, 2)]
 
 
-@pytest.fixture(autouse=True)
-def few_repeats(monkeypatch):
-    monkeypatch.setattr(
-        eval.pipelines.measure,
-        "latency",
-        functools.partial(eval.pipelines.measure.latency, repeats=3, least=1, seconds=0.1),
-    )
-
-
-@pytest.fixture(autouse=True)
-def cheap_lpips(monkeypatch):
-    """A stand-in for LPIPS, whose weights are not everywhere."""
-    monkeypatch.setattr(
-        "eval.compare.perceptual", lambda device: lambda one, two: (one - two).abs().mean(dim=(1, 2, 3))
-    )
-
-
 @pytest.fixture
-def two_teacher_rows(monkeypatch):
-    """Only the usual call and one step, where a test is not about the rows."""
-    monkeypatch.setattr("eval.pipelines.jobs.FEW_STEPS", (1,))
+def compare_quickly(quick_with_lpips):
+    """`compare` with one few-step row of the teacher and few timed calls."""
+
+    def run(runs, out, **options):
+        return compare(runs, out, **quick_with_lpips | options)
+
+    return run
 
 
-@pytest.fixture
-def measured(monkeypatch, two_teacher_rows) -> list[str]:
-    """The names of the rows that were measured and not taken from the cache."""
-    names = []
-
-    def spy(job, *rest, original=eval.pipelines.measure.measure):
-        names.append(job.name)
-        return original(job, *rest)
-
-    monkeypatch.setattr("eval.compare.measure", spy)
-    return names
+def cached_rows(out: Path) -> set[str]:
+    """The keys of the rows in a report's cache."""
+    return {folder.name for folder in (out / "cache").iterdir()}
 
 
-def test_end_to_end(make_run, pocket_weights, tmp_path, text_pipeline):
+@pytest.mark.slow
+def test_rows_figures_and_files_of_a_comparison(make_run, pocket_weights, tmp_path, text_pipeline, compare_quickly):
     runs = [make_run("one", evaluation=POCKET), make_run("two", method="scm", evaluation=POCKET, calls=TWO_CALLS)]
-    report = compare(runs, tmp_path / "out", samples=11, batch_size=4)
+    report = compare_quickly(runs, tmp_path / "out", samples=11, batch_size=4, few_steps=(1, 2, 4, 8))
     rows = report["rows"]
     assert [(row["method"], row["num_steps"], row["nfe"]) for row in rows] == [
         ("teacher", 3, 6), ("teacher", 1, 2), ("teacher", 2, 4), ("teacher", 4, 8), ("teacher", 8, 16),
@@ -93,7 +75,7 @@ def test_end_to_end(make_run, pocket_weights, tmp_path, text_pipeline):
         assert row["decoder_ms"] > 0
         assert [entry["batch_size"] for entry in row["throughput"]] == [1, 4]
         assert row["diversity_lpips"] > 0
-        assert row["frechet_interval"] is None, "11 samples cannot tell in 64 dimensions"
+        assert row["frechet_interval"] is None, "11 samples are too few in 64 dimensions"
     assert rows[0]["psnr_to_teacher"] is None
     assert rows[5]["psnr_to_teacher"] > 5
     assert sum(row["best"] for row in rows) >= 1
@@ -101,10 +83,13 @@ def test_end_to_end(make_run, pocket_weights, tmp_path, text_pipeline):
     assert rows[5]["training"]["steps"] == 600
     stored = json.loads((tmp_path / "out/report.json").read_text())
     assert stored == json.loads(json.dumps(report))
-    with Image.open(tmp_path / "out/grid.png") as picture:
-        assert picture.width > 8 * 96
+    with Image.open(tmp_path / "out/grid.png") as grid:
+        assert grid.width > 8 * 96
+    with (tmp_path / "out/report.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["frechet_distance"]) for line in lines] == [row["frechet_distance"] for row in rows]
 
-    # The distance again, by hand: the usual row's images, drawn in one batch.
+    # The distance again, from images of the usual call in a single batch.
     pipe = load_pipeline(text_pipeline, torch.device("cpu"), torch.float32)
     prompts = teachers.pocket.balanced_prompts(11)
     images = images_of(pipe(**arguments(pipe, rows[0]["call"], prompts, range(11))))
@@ -113,26 +98,28 @@ def test_end_to_end(make_run, pocket_weights, tmp_path, text_pipeline):
     assert rows[0]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.usefixtures("two_teacher_rows")
-def test_without_a_reference_the_teachers_own_samples_are_it(make_run, tmp_path, text_pipeline):
-    report = compare([make_run()], tmp_path / "out", samples=6, batch_size=4)
+@pytest.mark.slow
+def test_without_a_reference_rows_are_compared_with_the_teachers_samples(
+    make_run, tmp_path, text_pipeline, compare_quickly
+):
+    report = compare_quickly([make_run()], tmp_path / "out", samples=6, batch_size=4)
     assert (
         report["frechet_column"]
         == "Frechet distance (pixels@6), biased (<192 dimensions), to the teacher's own samples"
     )
-    assert any("drawn from other seeds" in note for note in report["notes"])
+    assert any("from other noise" in note for note in report["notes"])
     assert any("cannot fill 192 dimensions" in note for note in report["notes"])
     assert report["rows"][0]["prompt_agreement"] is None
     pipe = load_pipeline(text_pipeline, torch.device("cpu"), torch.float32)
     prompts, call = teachers.pocket.balanced_prompts(6), report["rows"][0]["call"]
-    drawn = [
+    features = [
         extractor("pixels")(images_of(pipe(**arguments(pipe, call, prompts, range(6), stream=stream))))
         for stream in ("samples", "reference")
     ]
-    assert report["rows"][0]["frechet_distance"] == pytest.approx(frechet_distance(*drawn), rel=1e-3)
+    assert report["rows"][0]["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-3)
 
 
-def test_unconditional_pipelines(make_run, unconditional_pipeline, tmp_path):
+def test_unconditional_pipelines(make_run, unconditional_pipeline, tmp_path, compare_quickly):
     run = make_run(
         pipeline=unconditional_pipeline,
         teacher={"family": "unconditional", "path": str(unconditional_pipeline), "call": {"num_inference_steps": 3}},
@@ -140,114 +127,121 @@ def test_unconditional_pipelines(make_run, unconditional_pipeline, tmp_path):
         evaluation={"prompts": None, "features": "pixels", "reference": None},
         cost=None,
     )
-    report = compare([run], tmp_path / "out", samples=5, batch_size=2)
+    report = compare_quickly([run], tmp_path / "out", samples=5, batch_size=2, few_steps=(1, 2, 4, 8))
     assert [row["nfe"] for row in report["rows"]] == [3, 1, 2, 4, 8, 1]
     assert report["rows"][1]["solver"] == "DPM-Solver++"
     assert report["prompts"] == {"source": None, "first": None}
     assert "Distilled in" not in (tmp_path / "out/report.md").read_text()
 
 
-def test_a_second_run_measures_only_what_changed(make_run, tmp_path, measured, capsys):
+@pytest.mark.slow
+def test_a_repeated_comparison_measures_only_changed_rows(make_run, tmp_path, capsys, compare_quickly):
     one, out = make_run("one"), tmp_path / "out"
-    first = compare([one], out, samples=4)
-    count = len(measured)
-    assert count == 4, "two of the teacher, its reference, one of the student"
+    first = compare_quickly([one], out, samples=4)
+    before = cached_rows(out)
+    assert len(before) == 4, "two rows of the teacher, its reference samples, one row of the student"
 
-    again = compare([one], out, samples=4)
-    assert len(measured) == count
-    assert "measured before" in capsys.readouterr().err
-    drop = ("from_cache",)
-    assert [{k: v for k, v in row.items() if k not in drop} for row in again["rows"]] == [
-        {k: v for k, v in row.items() if k not in drop} for row in first["rows"]
-    ]
-    assert (tmp_path / "out/grid.png").exists()
+    again = compare_quickly([one], out, samples=4)
+    assert cached_rows(out) == before
+    assert capsys.readouterr().err.count("measured before") == 4
+    assert all(row.pop("from_cache") for row in again["rows"])
+    assert not any(row.pop("from_cache") for row in first["rows"])
+    assert again["rows"] == first["rows"]
+    assert (out / "grid.png").exists()
 
-    compare([one, make_run("two", calls=TWO_CALLS)], out, samples=4)
-    assert measured[count:] == ["two, 2 steps"], "the same weights called the same way are the same row"
+    third = compare_quickly([one, make_run("two", calls=TWO_CALLS)], out, samples=4)
+    assert [row["name"] for row in third["rows"] if not row["from_cache"]] == ["two, 2 steps"], "equal calls share rows"
+    assert len(cached_rows(out)) == 4 + 1
 
-    compare([one], out, samples=4, seed=1)
-    assert len(measured) == count + 1 + 4
+    compare_quickly([one], out, samples=4, seed=1)
+    assert len(cached_rows(out)) == 4 + 1 + 4
 
 
-def test_adding_a_run_measures_that_run(make_run, tmp_path, measured, text_pipeline):
-    """A student with weights of its own beside one that was measured: its rows, and no other's."""
+@pytest.mark.slow
+def test_adding_a_run_measures_only_that_run(make_run, tmp_path, text_pipeline, compare_quickly):
     one, out = make_run("one"), tmp_path / "out"
-    compare([one], out, samples=4)
-    before = len(measured)
+    compare_quickly([one], out, samples=4)
     trained = tmp_path / "trained"
     shutil.copytree(text_pipeline, trained)
     weights = trained / "unet/diffusion_pytorch_model.safetensors"
     save_file({k: v * 1.01 for k, v in load_file(weights).items()}, weights)
     teacher = {"path": str(text_pipeline), "call": {"num_inference_steps": 3, "guidance_scale": 2.0}}
     two = make_run("two", pipeline=trained, teacher=teacher, calls=TWO_CALLS)
-    report = compare([one, two], out, samples=4)
-    assert measured[before:] == ["two, 1 step", "two, 2 steps"]
+    report = compare_quickly([one, two], out, samples=4)
     assert [row["from_cache"] for row in report["rows"]] == [True] * 3 + [False] * 2
     assert report["rows"][2]["frechet_distance"] != report["rows"][3]["frechet_distance"]
 
     moved = tmp_path / "elsewhere"
     shutil.copytree(two, moved)
-    compare([one, moved], out, samples=4)
-    assert len(measured) == before + 2, "what counts is what a folder holds, not where it lies"
+    again = compare_quickly([one, moved], out, samples=4)
+    assert all(row["from_cache"] for row in again["rows"]), "a row depends on a pipeline's content, not on its folder"
 
 
-def test_weights_of_features_count_by_their_content(tmp_path):
+def test_weights_are_identified_by_their_content(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/weights").write_text("1")
     first = cache.content(str(tmp_path / "model"))
     shutil.copytree(tmp_path / "model", tmp_path / "copy")
     assert cache.content(str(tmp_path / "copy")) == first
+    file = cache.content(tmp_path / "model/weights")
     (tmp_path / "model/weights").write_text("2")
     assert cache.content(str(tmp_path / "model")) != first
+    assert cache.content(tmp_path / "model/weights") != file
     assert cache.content("owner/name") == "owner/name"
     assert cache.content(None) is None
 
 
-def test_a_kill_loses_only_the_row_being_made(make_run, tmp_path, measured, monkeypatch):
-    one, out = make_run(), tmp_path / "out"
+@pytest.mark.slow
+def test_an_interruption_loses_only_the_current_row(make_run, tmp_path, compare_quickly):
+    run, out, calls = make_run(), tmp_path / "out", []
 
-    def killed(cache_folder, name, result, original=cache.save):
-        if len(measured) == 2:
-            (cache_folder / f".{name}.tmp").mkdir()
+    def interrupted(one, two):
+        calls.append(len(one))
+        if len(calls) == 2:  # in the second row with a diversity
             raise KeyboardInterrupt
-        original(cache_folder, name, result)
+        return (one - two).abs().mean(dim=(1, 2, 3))
 
-    with monkeypatch.context() as patched:
-        patched.setattr(cache, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            compare([one], out, samples=4)
+    with pytest.raises(KeyboardInterrupt):
+        compare_quickly([run], out, samples=4, lpips=interrupted)
     assert not (out / "report.html").exists()
-    compare([one], out, samples=4)
-    assert len(measured) == 2 + 3
-    assert not list((out / "cache").glob(".*.tmp"))
+    finished = cached_rows(out)
+    assert len(finished) == 2, "the teacher's row and its reference samples"
+    (out / "cache" / "0123.partial").mkdir()
+    report = compare_quickly([run], out, samples=4)
+    assert [row["from_cache"] for row in report["rows"]] == [True, False, False]
+    assert finished < cached_rows(out)
 
 
-def test_a_damaged_row_is_made_again(make_run, tmp_path, measured):
+@pytest.mark.slow
+def test_a_damaged_row_is_measured_again(make_run, tmp_path, compare_quickly):
     out = tmp_path / "out"
-    compare([make_run()], out, samples=4)
-    for number, file in enumerate(sorted((out / "cache").glob("*/*"))[:2]):
-        file.write_bytes(b"\0" * number)
-    before = len(measured)
-    compare([tmp_path / "runs/student"], out, samples=4)
-    assert before < len(measured) <= before + 2
+    compare_quickly([make_run()], out, samples=4)
+    before = cached_rows(out)
+    for number, name in enumerate(sorted(before)[:2]):
+        next(iter(sorted((out / "cache" / name).iterdir()))).write_bytes(b"\0" * number)
+        assert cache.load(out / "cache", name) is None
+    compare_quickly([tmp_path / "runs/student"], out, samples=4)
+    assert cached_rows(out) == before
+    assert all(cache.load(out / "cache", name) for name in before)
 
 
-def test_changed_weights_are_another_row(text_pipeline, tmp_path):
+def test_changed_weights_change_the_fingerprint(text_pipeline, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(text_pipeline, folder)
-    print_ = cache.fingerprint(folder)
+    before = cache.fingerprint(folder)
     (folder / "README.md").write_text("a card")
     (folder / "distill.json").write_text("{}")
-    assert cache.fingerprint(folder) == print_
+    assert cache.fingerprint(folder) == before
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    assert cache.fingerprint(folder) != print_
+    assert cache.fingerprint(folder) != before
 
 
-def test_the_cache_gives_back_what_it_got(tmp_path):
+def test_the_cache_returns_what_was_saved(tmp_path):
     images = (torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5) % 256).float() / 255
+    scores = {"clip_score": torch.rand(5), "prompt_agreement": torch.tensor([0, 1, torch.nan])}
     result = cache.Result(
-        {"nfe": 0.1 + 0.2}, torch.rand(5, 3), torch.rand(3).double(), torch.rand(3, 3).double(), images
+        {"nfe": 0.1 + 0.2}, torch.rand(5, 3), torch.rand(3).double(), torch.rand(3, 3).double(), images, scores
     )
     cache.save(tmp_path, "row", result)
     back = cache.load(tmp_path, "row")
@@ -256,24 +250,33 @@ def test_the_cache_gives_back_what_it_got(tmp_path):
     assert torch.equal(back.mean, result.mean)
     assert torch.equal(back.covariance, result.covariance)
     torch.testing.assert_close(back.images, images)
+    torch.testing.assert_close(back.scores, scores, equal_nan=True, rtol=0, atol=0)
     assert cache.load(tmp_path, "other") is None
 
 
-def test_broken_images_are_named(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.pipelines.measure.images_of", lambda output: torch.full((4, 3, 8, 8), math.nan))
+@pytest.fixture
+def broken_run(make_run, text_pipeline, tmp_path):
+    """A run whose teacher and student generate NaN."""
+    folder = tmp_path / "broken"
+    shutil.copytree(text_pipeline, folder)
+    weights = folder / "vae/diffusion_pytorch_model.safetensors"
+    save_file({k: torch.full_like(v, math.nan) for k, v in load_file(weights).items()}, weights)
+    return make_run(pipeline=folder)
+
+
+def test_broken_images_end_the_comparison_with_the_rows_name(broken_run, tmp_path, quick):
     with pytest.raises(ValueError, match=r"^teacher, 3 steps: 4 of 4 samples have features that are NaN"):
-        compare([make_run()], tmp_path / "out", samples=4)
+        compare([broken_run], tmp_path / "out", samples=4, **quick)
 
 
-def test_broken_images_end_the_command(make_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("eval.pipelines.measure.images_of", lambda output: torch.full((4, 3, 8, 8), math.nan))
-    assert main([str(make_run()), "--out", str(tmp_path / "out"), "--samples", "4", "--size", "6"]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("error: teacher, 3 steps: 4 of 4 samples have features that are NaN or infinite")
+def test_broken_images_end_the_command(broken_run, tmp_path, capsys):
+    assert main([str(broken_run), "--out", str(tmp_path / "out"), "--samples", "4", "--size", "6"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: teacher, 3 steps: 4 of 4 samples have features that are NaN or infinite")
     assert not (tmp_path / "out/report.html").exists()
 
 
-@pytest.mark.usefixtures("two_teacher_rows")
+@pytest.mark.slow
 def test_command(make_run, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([str(make_run()), "--out", str(out), "--samples", "4", "--reference", "teacher"]) == 0
@@ -282,43 +285,39 @@ def test_command(make_run, tmp_path, capsys):
     assert str(out / "report.html") in printed
 
 
-def spoil(run: Path, **changes) -> Path:
-    file = run / "pipeline/distill.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    return run
-
-
 MISTAKES = {
     "no folder": (lambda make, tmp: [tmp / "nowhere"], [], "does not exist"),
-    "no pipeline": (lambda make, tmp: [tmp], [], "holds no pipeline"),
-    "other format": (lambda make, tmp: [make(format=7)], [], "not of format 1"),
-    "no calls": (lambda make, tmp: [make(calls=[])], [], "lists no calls"),
-    "no method": (lambda make, tmp: [make(method=None)], [], 'lacks the entry "method"'),
+    "no pipeline": (lambda make, tmp: [tmp], [], "contains no pipeline"),
+    "other format": (lambda make, tmp: [make(format=7)], [], "must have format 1"),
+    "no calls": (lambda make, tmp: [make(calls=[])], [], "must list at least one call"),
+    "no method": (lambda make, tmp: [make(method=None)], [], 'must have the entry "method"'),
     "no steps": (
-        lambda make, tmp: [make(teacher={"path": "x", "call": {}})], [], 'lacks the entry "num_inference_steps"',
+        lambda make, tmp: [make(teacher={"path": "x", "call": {}})], [], 'must have the entry "num_inference_steps"',
     ),
-    "teacher gone": (
+    "teacher missing": (
         lambda make, tmp: [make(teacher={"path": str(tmp), "call": {"num_inference_steps": 2}})], [],
-        "no diffusers pipeline",
+        "must be a diffusers pipeline",
     ),
     "two teachers": (
         lambda make, tmp: [make("a"), make("b", teacher={"path": "x", "call": {"num_inference_steps": 2}})], [],
-        "runs of one teacher at a time",
+        "all runs of a comparison must have one teacher",
     ),
     "two features": (
         lambda make, tmp: [make("a"), make("b", evaluation={"prompts": "pocket", "features": "inception"})], [],
-        "say which to use with --features",
+        "select one with --features",
     ),
-    "stranger in a call": (
+    "unknown argument in a call": (
         lambda make, tmp: [make(calls=[{"num_steps": 1, "call": {"steps": 1}}])], [], 'takes no argument "steps"',
     ),
-    "no prompts file": (lambda make, tmp: [make()], ["--prompts", "missing.txt"], "no file of prompts"),
-    "prompts wanted": (lambda make, tmp: [make()], ["--prompts", "none"], "got no prompts"),
-    "features": (lambda make, tmp: [make()], ["--features", "dino"], "unknown feature extractor"),
+    "no prompts file": (lambda make, tmp: [make()], ["--prompts", "missing.txt"], "missing.txt"),
+    "prompts needed": (lambda make, tmp: [make()], ["--prompts", "none"], "needs prompts"),
+    "features": (lambda make, tmp: [make()], ["--features", "dino"], "feature extractor"),
     "reference": (lambda make, tmp: [make()], ["--reference", "missing.npz"], "there is no reference"),
-    "samples": (lambda make, tmp: [make()], ["--samples", "1"], "at least 2 samples"),
-    "device": (lambda make, tmp: [make()], ["--device", "abacus"], "cannot be used here"),
-    "precision": (lambda make, tmp: [make()], ["--precision", "int4"], "there is no precision"),
+    "samples": (lambda make, tmp: [make()], ["--samples", "1"], "--samples must be at least 2, got 1"),
+    "batch size": (lambda make, tmp: [make()], ["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+    "size": (lambda make, tmp: [make()], ["--size", "0"], "--size must be at least 1, got 0"),
+    "device": (lambda make, tmp: [make()], ["--device", "abacus"], "is not available here"),
+    "precision": (lambda make, tmp: [make()], ["--precision", "int4"], "--precision must be one of"),
 }  # fmt: skip
 
 
@@ -327,10 +326,10 @@ def test_mistakes_are_one_sentence_and_exit_code_2(mistake, make_run, tmp_path, 
     runs, options, sentence = MISTAKES[mistake]
     out = tmp_path / "out"
     assert main([*map(str, runs(make_run, tmp_path)), "--out", str(out), *options]) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
     assert not out.exists()
 
 
@@ -341,7 +340,7 @@ def test_mistakes_in_files(make_run, tmp_path, capsys):
     assert 'has 3 dimensions and the features "pixels" have 192' in capsys.readouterr().err
     (tmp_path / "empty.txt").write_text("\n \n")
     assert main([str(run), "--prompts", str(tmp_path / "empty.txt"), *out]) == 2
-    assert "holds no prompts" in capsys.readouterr().err
+    assert "empty.txt" in capsys.readouterr().err
     (run / "pipeline/distill.json").write_text("{")
     assert main([str(run), *out]) == 2
     assert "not valid JSON" in capsys.readouterr().err
@@ -351,26 +350,37 @@ def test_mistakes_in_files(make_run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("two_teacher_rows")
-def test_prompts_from_a_file_go_round(make_run, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"runs": []}, "needs at least one run, got none"),
+        ({"few_steps": (1, 0)}, "few_steps must be at least 1, got 0"),
+        ({"steps": "1,x"}, '--steps must be whole numbers of at least 1, such as 4 or 1,2,4, got "1,x"'),
+    ],
+)
+def test_options_made_in_python_are_checked(options, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        Options(**{"runs": ["x"], "out": tmp_path} | options)
+
+
+@pytest.mark.slow
+def test_prompts_from_a_file_are_repeated(make_run, tmp_path, quick):
     (tmp_path / "prompts.txt").write_text("a bag\n\n  a <b>coat</b>  \n")
-    report = compare(
-        [make_run()], tmp_path / "out", samples=5, prompts=str(tmp_path / "prompts.txt"), reference="teacher"
-    )
+    prompts = str(tmp_path / "prompts.txt")
+    report = compare([make_run()], tmp_path / "out", samples=5, prompts=prompts, reference="teacher", **quick)
     assert report["prompts"]["first"] == ["a bag", "a <b>coat</b>", "a bag", "a <b>coat</b>", "a bag"]
 
 
-@pytest.mark.usefixtures("two_teacher_rows")
-def test_another_usual_call_is_noted(make_run, tmp_path, text_pipeline):
+def test_different_usual_calls_are_noted(make_run, tmp_path, text_pipeline, quick):
     other = {"path": str(text_pipeline), "call": {"num_inference_steps": 3, "guidance_scale": 5.0}}
-    report = compare([make_run("one"), make_run("two", teacher=other)], tmp_path / "out", samples=4)
-    assert any(note.startswith("two names another usual call") for note in report["notes"])
+    report = compare([make_run("one"), make_run("two", teacher=other)], tmp_path / "out", samples=4, **quick)
+    assert any(note.startswith("two has another usual call") for note in report["notes"])
 
 
-@pytest.mark.usefixtures("two_teacher_rows")
-def test_ratios_over_a_baseline_and_intervals(make_run, pocket_weights, tmp_path):
+@pytest.mark.slow
+def test_ratios_to_a_baseline_and_intervals(make_run, pocket_weights, tmp_path, compare_quickly):
     runs = [make_run("one", evaluation=POCKET), make_run("two", evaluation=POCKET, calls=TWO_CALLS)]
-    report = compare(runs, tmp_path / "out", samples=80, batch_size=40, baseline=runs[1])
+    report = compare_quickly(runs, tmp_path / "out", samples=80, batch_size=40, baseline=runs[1])
     rows, base = report["rows"], next(row for row in report["rows"] if row["name"] == "two, 1 step")
     assert report["baseline"] == "two, 1 step"
     assert base["frechet_ratio"] == base["speedup"] == 1
@@ -380,14 +390,14 @@ def test_ratios_over_a_baseline_and_intervals(make_run, pocket_weights, tmp_path
         assert row["frechet_ratio"] == pytest.approx(row["frechet_distance"] / base["frechet_distance"])
         if row is not base:
             assert row["frechet_ratio_interval"][0] <= row["frechet_ratio"] <= row["frechet_ratio_interval"][1]
-    same = next(row for row in rows if row["name"] == "one, 1 step")
-    assert same["best"] == base["best"], "the same weights, called the same way, on the same noise"
-    with pytest.raises(ValueError, match="is none of the runs compared"):
-        compare(runs[:1], tmp_path / "out", samples=80, batch_size=40, baseline=tmp_path)
+    equal = next(row for row in rows if row["name"] == "one, 1 step")
+    assert equal["best"] == base["best"], "equal weights, call and noise"
+    with pytest.raises(ValueError, match="must be one of the compared runs"):
+        compare_quickly(runs[:1], tmp_path / "out", samples=80, batch_size=40, baseline=tmp_path)
 
 
 def test_help_and_usage_from_a_shell():
-    told = subprocess.run([sys.executable, "-m", "eval", "--help"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([sys.executable, "-m", "eval", "--help"], capture_output=True, text=True, check=True).stdout
     for option in (
         "--out",
         "--samples",
@@ -401,11 +411,16 @@ def test_help_and_usage_from_a_shell():
         "--compile",
         "--inception-weights",
     ):
-        assert option in told
+        assert option in text
     assert subprocess.run([sys.executable, "-m", "eval"], capture_output=True, check=False).returncode == 2
 
 
 def test_eval_never_imports_distill():
-    for file in Path(eval.pipelines.measure.__file__).parents[1].rglob("*.py"):
+    for file in Path(eval.compare.__file__).parent.rglob("*.py"):
         for line in file.read_text().splitlines():
             assert not line.strip().startswith(("import distill", "from distill")), f"{file}: {line}"
+
+
+def test_options_are_checked_without_importing_torch():
+    code = "import sys, eval.config.options, eval.config.protocol; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,7 +18,6 @@ from distill.exporting import hub as hub_module
 from distill.train import train
 from distill.training import checkpoint
 from eval.compare import compare
-from eval.pipelines import jobs
 
 FAST = ["train.batch_size=2", "train.evaluate_every=0", "train.evaluate_samples=2", "train.evaluate_teacher_steps=1"]
 
@@ -150,9 +149,9 @@ def run_command(run, *, name=None, private=False, report=None):
 
 
 @pytest.mark.slow
-def test_uploaded_card_contains_the_evaluation(finished, hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "FEW_STEPS", (1,))
-    report = compare([finished], tmp_path / "runs" / "report", samples=4, batch_size=4, command="python -m eval")
+def test_uploaded_card_contains_the_evaluation(finished, hub, tmp_path, capsys):
+    options = {"samples": 4, "batch_size": 4, "command": "python -m eval", "few_steps": (1,)}
+    report = compare([finished], tmp_path / "runs" / "report", **options)
     for _ in range(2):  # the second time the evaluation is replaced
         run_command(finished, name="me/student", private=True)
     assert hub["create_repo"] == ("me/student", {"private": True, "exist_ok": True})

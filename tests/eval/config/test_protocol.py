@@ -1,4 +1,4 @@
-"""Protocols: the one of COCO on a stand-in of the same form, one size for all images, and what can be wrong in one."""
+"""Protocols: COCO's on a small substitute of the same form, resizing of images, and mistakes in protocols."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,8 @@ import yaml
 from PIL import Image
 from torchvision.transforms.functional import center_crop
 
+from eval.__main__ import evaluate
+from eval.compare import compare
 from eval.config.protocol import KINDS, read_protocol
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read_image
@@ -19,73 +21,81 @@ from eval.pipelines.generate import arguments, images_of, load_pipeline
 from tests.commands import eval_main as main
 from tests.settings import ROOT
 
-pytestmark = pytest.mark.usefixtures("quick")
 COCO = ROOT / "recipes/eval/coco30k.yaml"
 CAPTIONS = ["a bag", "a coat", "a dress", "an ankle boot", "trousers"]
 
 
 def photographs(place: Path, count: int = 6) -> Path:
-    """A folder of pictures of several shapes, as COCO's are."""
-    draw = np.random.RandomState(0)
+    """A folder of images of several shapes, as in COCO."""
+    random = np.random.RandomState(0)
     place.mkdir()
     for i in range(count):
-        array = draw.randint(0, 256, (40 + 3 * i, 52 - 2 * i, 3)).astype(np.uint8)
+        array = random.randint(0, 256, (40 + 3 * i, 52 - 2 * i, 3)).astype(np.uint8)
         Image.fromarray(array).save(place / f"{i}.png")
     return place
 
 
-def test_the_recipe_is_the_published_protocol():
+def test_the_coco_recipe_is_the_published_protocol():
     protocol = read_protocol(COCO)
     assert (protocol["samples"], protocol["size"], protocol["features"]) == (30_000, 256, "clean")
     assert protocol["clip"] == "openai/clip-vit-base-patch16"
 
 
-def test_a_stand_in_of_the_same_form(make_run, tmp_path, text_pipeline):
-    """Captions as .jsonl, real pictures of several shapes -> .npz at the size, both beside the protocol's file."""
+@pytest.mark.slow
+def test_a_small_substitute_of_the_coco_protocol(make_run, tmp_path, text_pipeline, quick):
+    """Captions as .jsonl and the .npz of real images of several shapes are next to the protocol's file."""
     stored = yaml.safe_load(COCO.read_text()) | {"samples": 5, "size": 16, "features": "pixels", "batch_size": 3}
-    del stored["clip"]  # no weights here
-    place = tmp_path / "protocols"
-    place.mkdir()
-    (place / "small.yaml").write_text(yaml.safe_dump(stored))
-    run, command = make_run(), ["--protocol", str(place / "small.yaml"), "--out", str(tmp_path / "out")]
-
-    (place / "coco30k.jsonl").write_text("".join(json.dumps({"id": 7, "caption": c}) + "\n" for c in CAPTIONS))
+    del stored["clip"]  # its weights are not on every machine
+    folder, out = tmp_path / "protocols", tmp_path / "out"
+    folder.mkdir()
+    protocol = folder / "small.yaml"
+    protocol.write_text(yaml.safe_dump(stored))
+    (folder / "coco30k.jsonl").write_text("".join(json.dumps({"id": 7, "caption": c}) + "\n" for c in CAPTIONS))
     real = photographs(tmp_path / "val2014")
     options = ["--size", "16", "--features", "pixels"]
-    assert main(["stats", str(real), "-o", str(place / "coco_val2014.npz"), *options]) == 0
-    assert main([str(run), *command]) == 0
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["protocol"] == str(place / "small.yaml")
-    assert (report["samples"], report["size"], report["prompts"]["first"]) == (5, 16, CAPTIONS)
-    assert not any("go round again" in note for note in report["notes"])
-    assert "16 x 16 pixels" in (tmp_path / "out/report.html").read_text()
+    assert main(["stats", str(real), "-o", str(folder / "coco_val2014.npz"), *options]) == 0
 
-    # The same by hand, image by image, with Pillow alone.
+    run, fixed = make_run(), read_protocol(protocol)
+    report = compare([run], out, protocol=protocol, **fixed, **quick)
+    assert report["protocol"] == str(protocol)
+    assert (report["samples"], report["size"], report["prompts"]["first"]) == (5, 16, CAPTIONS)
+    assert not any("prompts are repeated" in note for note in report["notes"])
+    assert "16 x 16 pixels" in (out / "report.html").read_text()
+
+    # The same figures with Pillow, image by image.
     pipe = load_pipeline(text_pipeline, torch.device("cpu"), torch.float32)
     call = report["rows"][0]["call"]
-    drawn = images_of(pipe(**arguments(pipe, call, CAPTIONS, range(5))))
-    seen = extractor("pixels")(torch.stack([by_hand(as_picture(image), 16) for image in drawn]))
-    known = extractor("pixels")(torch.stack([by_hand(Image.open(file), 16) for file in sorted(real.iterdir())]))
-    assert report["rows"][0]["frechet_distance"] == pytest.approx(frechet_distance(seen, known), rel=1e-3)
+    images = images_of(pipe(**arguments(pipe, call, CAPTIONS, range(5))))
+    features = extractor("pixels")(torch.stack([with_pillow(to_pillow(image), 16) for image in images]))
+    real_features = extractor("pixels")(torch.stack([with_pillow(Image.open(f), 16) for f in sorted(real.iterdir())]))
+    expected = frechet_distance(features, real_features)
+    assert report["rows"][0]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
 
-    assert main([str(run), *command, "--samples", "7", "--size", "16"]) == 0, "the command line wins"
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["samples"] == 7
+    report = compare([run], out, protocol=protocol, **fixed | quick | {"samples": 7})
     assert any("5 prompts for 7 samples" in note for note in report["notes"])
 
 
-def as_picture(image: torch.Tensor) -> Image.Image:
+def test_the_command_line_overrides_the_protocol(make_run, tmp_path, capsys):
+    (tmp_path / "p.yaml").write_text("samples: 1\nsize: 0\n")
+    command = [str(make_run()), "--protocol", str(tmp_path / "p.yaml"), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "--samples must be at least 2, got 1" in capsys.readouterr().err
+    assert main([*command, "--samples", "4"]) == 2
+    assert "--size must be at least 1, got 0" in capsys.readouterr().err
+
+
+def to_pillow(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def by_hand(picture: Image.Image, size: int) -> torch.Tensor:
-    side = min(picture.size)
-    small = center_crop(picture, [side, side]).resize((size, size), Image.Resampling.LANCZOS)
+def with_pillow(image: Image.Image, size: int) -> torch.Tensor:
+    side = min(image.size)
+    small = center_crop(image, [side, side]).resize((size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
 
 
 @pytest.mark.parametrize("missing", ["prompts", "reference", "clip"])
-def test_missing_files_are_refused_before_anything_is_drawn(missing, make_run, tmp_path, capsys):
+def test_missing_files_are_refused_before_generation(missing, make_run, tmp_path, capsys):
     stored = yaml.safe_load(COCO.read_text()) | {"samples": 4, "features": "pixels"}
     here = {"prompts": tmp_path / "captions.txt", "reference": tmp_path / "ref.npz"}
     here["prompts"].write_text("a bag\n")
@@ -96,23 +106,23 @@ def test_missing_files_are_refused_before_anything_is_drawn(missing, make_run, t
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(stored))
     out = tmp_path / "out"
     assert main([str(make_run()), "--protocol", str(tmp_path / "p.yaml"), "--out", str(out)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert str(tmp_path / "missing") in told
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert str(tmp_path / "missing") in message
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("sampels: 4", 'unknown option "sampels", did you mean "samples"'),
-        ("samples: many", "sets samples to 'many'; it has to be a number"),
-        ("samples: true", "it has to be a number"),
-        ("features: 3", "it has to be a text"),
-        ("- a list", "has to hold options"),
-        ("", "has to hold options"),
-        ("a: [", "not readable as YAML"),
+        ("sampels: 4", "unknown option 'sampels', did you mean 'samples'"),
+        ("samples: many", "must be a number, got 'many'"),
+        ("samples: true", "must be a number, got True"),
+        ("features: 3", "must be text, got 3"),
+        ("- a list", "must contain options and their values"),
+        ("", "must contain options and their values"),
+        ("a: [", "is not valid YAML"),
     ],
 )
 def test_mistakes_in_a_protocol(text, sentence, tmp_path, capsys):
@@ -120,22 +130,21 @@ def test_mistakes_in_a_protocol(text, sentence, tmp_path, capsys):
     assert main(["run", "--protocol", str(tmp_path / "p.yaml")]) == 2
     assert sentence in capsys.readouterr().err
     assert main(["run", "--protocol", str(tmp_path / "no.yaml")]) == 2
-    assert "there is no protocol" in capsys.readouterr().err
+    assert "--protocol must be a YAML file" in capsys.readouterr().err
 
 
-def test_every_option_of_a_protocol_is_one_of_the_command():
-    from eval.__main__ import parser
-
-    assert set(KINDS) <= set(vars(parser().parse_args(["run"])))
+def test_every_option_of_a_protocol_is_an_option_of_the_command():
+    assert set(KINDS) <= {parameter.name for parameter in evaluate.commands["compare"].params}
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (40, 53), (53, 40), (64, 16), (8, 9)])
-def test_center_crop_resize_equals_pillows_crop_and_lanczos(shape):
+def test_center_crop_resize_equals_pillows_crop_and_lanczos_filter(shape):
     image = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(center_crop_resize(image, 16), torch.stack([by_hand(as_picture(i), 16) for i in image]))
+    expected = torch.stack([with_pillow(to_pillow(i), 16) for i in image])
+    torch.testing.assert_close(center_crop_resize(image, 16), expected)
 
 
-def test_center_crop_resize_keeps_images_of_that_size_and_marks_images_with_nan():
+def test_center_crop_resize_keeps_images_of_the_right_size_and_marks_broken_ones(tmp_path):
     image = torch.rand(3, 3, 20, 20)
     assert center_crop_resize(image, None) is image
     assert center_crop_resize(image, 20) is image
@@ -143,16 +152,16 @@ def test_center_crop_resize_keeps_images_of_that_size_and_marks_images_with_nan(
     assert center_crop_resize(image, 8).isnan().flatten(1).all(dim=1).tolist() == [False, True, False]
 
 
-def test_statistics_know_their_size(tmp_path, capsys):
-    real, made = photographs(tmp_path / "real"), tmp_path / "ref.npz"
+def test_statistics_record_the_size_of_their_images(tmp_path, capsys):
+    real, file = photographs(tmp_path / "real"), tmp_path / "ref.npz"
     pixels, size = ["--features", "pixels"], ["--size", "12"]
-    assert main(["stats", str(real), "-o", str(made), *pixels, *size]) == 0
+    assert main(["stats", str(real), "-o", str(file), *pixels, *size]) == 0
     assert "6 images are too few for 192 feature dimensions" in capsys.readouterr().out
-    assert main(["images", str(real), str(made), *pixels]) == 2
+    assert main(["images", str(real), str(file), *pixels]) == 2
     assert "choose --size 12" in capsys.readouterr().err
-    assert main(["images", str(real), str(made), *pixels, *size, "--json", str(tmp_path / "f.json")]) == 0
+    assert main(["images", str(real), str(file), *pixels, *size, "--json", str(tmp_path / "f.json")]) == 0
     assert json.loads((tmp_path / "f.json").read_text())["frechet_distance"] == pytest.approx(0, abs=1e-9)
     expected = extractor("pixels")(center_crop_resize(read_image(real / "0.png")[None], 12))
     torch.testing.assert_close(features_of_folder(real, extractor("pixels"), size=12)[:1], expected)
-    assert main(["images", str(real), str(made), *pixels, "--size", "0"]) == 2
-    assert "at least one pixel" in capsys.readouterr().err
+    assert main(["images", str(real), str(file), *pixels, "--size", "0"]) == 2
+    assert "--size must be at least 1, got 0" in capsys.readouterr().err

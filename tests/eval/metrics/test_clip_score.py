@@ -1,4 +1,4 @@
-"""CLIP scores against the definition worked out with the model itself; names; what cannot be scored."""
+"""CLIP scores against their definition and the model's own forward pass, their names, and users' mistakes."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from eval.compare import compare
-from eval.metrics.clip_score import ClipScore, _size
+from eval.metrics.clip_score import ClipModel, architecture_name
 from teachers.pocket.parts import make_tokenizer
 from tests.commands import eval_main as main
 
@@ -29,7 +29,7 @@ def images(count: int = 3, size: int = 32, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A CLIP of the real classes with random weights, and its processor, saved as its authors save theirs."""
+    """A folder with a small CLIP model with random weights and its processor."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
     make_tokenizer(folder)
@@ -46,57 +46,57 @@ def clip(tmp_path_factory):
 
 
 @torch.no_grad()
-def by_hand(folder, pictures: torch.Tensor, prompts: list[str]) -> list[float]:
-    """100 max(cos, 0), one picture and one prompt at a time, through the model's own forward."""
+def one_by_one(folder, images: torch.Tensor, prompts: list[str]) -> list[float]:
+    """100 max(cos, 0), one image and one prompt at a time, through the model's own forward pass."""
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     scores = []
-    for picture, prompt in zip(pictures, prompts, strict=True):
-        seen = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
-        out = model(**processor(images=seen, text=prompt, return_tensors="pt"))
+    for image, prompt in zip(images, prompts, strict=True):
+        eight_bit = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+        out = model(**processor(images=eight_bit, text=prompt, return_tensors="pt"))
         one, two = out.image_embeds[0].double(), out.text_embeds[0].double()
         scores.append(100 * max(0.0, (one @ two / (one.norm() * two.norm())).item()))
     return scores
 
 
-def test_the_score_is_its_definition(clip):
-    score = ClipScore(str(clip))
-    pictures, prompts = images(12), [p for p in PROMPTS for _ in range(4)]
-    expected = by_hand(clip, pictures, prompts)
-    assert 0 in expected, "a negative cosine counts as nothing"
+def test_score_follows_its_definition(clip):
+    score = ClipModel(str(clip))
+    batch, prompts = images(12), [p for p in PROMPTS for _ in range(4)]
+    expected = one_by_one(clip, batch, prompts)
+    assert 0 in expected, "a negative cosine has score 0"
     assert max(expected) > 1
-    assert score(pictures, prompts).tolist() == pytest.approx(expected, abs=0.02)
-    assert score(pictures[:5], prompts[:5]).tolist() == pytest.approx(expected[:5], abs=0.02), "whatever the batch"
+    assert score(batch, prompts).tolist() == pytest.approx(expected, abs=0.02)
+    assert score(batch[:5], prompts[:5]).tolist() == pytest.approx(expected[:5], abs=0.02), "for any batch size"
 
 
 def test_long_prompts_are_cut(clip):
-    score = ClipScore(str(clip))
+    score = ClipModel(str(clip))
     assert score.longest == 24
     long = "a photo of a bag " * 40
     torch.testing.assert_close(score(images(1), [long]), score(images(1), [long + "and a coat"]))
 
 
 def test_figures_are_named_after_the_model(clip):
-    assert ClipScore(str(clip)).figure(5000) == "CLIP-tiny-clip@5000"
-    assert _size(CLIPVisionConfig(hidden_size=768, num_hidden_layers=12, patch_size=16)) == "ViT-B/16"
+    assert ClipModel(str(clip)).name == "CLIP-tiny-clip"
+    assert architecture_name(CLIPVisionConfig(hidden_size=768, num_hidden_layers=12, patch_size=16)) == "ViT-B/16"
     large = CLIPVisionConfig(
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, patch_size=14, image_size=336
     )
-    assert _size(large) == "ViT-L/14-336"
+    assert architecture_name(large) == "ViT-L/14-336"
 
 
-def test_other_models_and_missing_ones_are_refused(tmp_path, clip):
+def test_missing_models_and_other_architectures_are_refused(tmp_path, clip):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(BertConfig(vocab_size=9, **sizes)).save_pretrained(tmp_path / "bert")
     CLIPProcessor.from_pretrained(clip).save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match="is a bert model"):
-        ClipScore(str(tmp_path / "bert"))
+        ClipModel(str(tmp_path / "bert"))
     with pytest.raises(ValueError, match=r"transformers could not load .*nowhere.* as in --clip FOLDER"):
-        ClipScore(str(tmp_path / "nowhere"))
+        ClipModel(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.usefixtures("quick")
-def test_in_a_comparison(clip, make_run, tmp_path):
-    report = compare([make_run()], tmp_path / "out", samples=6, batch_size=4, clip=str(clip))
+@pytest.mark.slow
+def test_scores_in_a_comparison(clip, make_run, tmp_path, quick):
+    report = compare([make_run()], tmp_path / "out", samples=6, batch_size=4, clip=str(clip), **quick)
     assert report["clip"] == {"source": str(clip), "figure": "CLIP-tiny-clip@6"}
     rows = report["rows"]
     for row in rows:
@@ -105,22 +105,21 @@ def test_in_a_comparison(clip, make_run, tmp_path):
     assert all(row["clip_best"] for row in rows if row["clip_score"] == highest)
     page, card = (tmp_path / "out/report.html").read_text(), (tmp_path / "out/model-index.yaml").read_text()
     assert "CLIP-tiny-clip@6" in page
-    assert str(clip) in page, "the model is told in the protocol"
+    assert str(clip) in page, "the protocol names the model"
     assert 'type: "clip_score"' in card
-    again = compare([tmp_path / "runs/student"], tmp_path / "out", samples=6, batch_size=4, clip=str(clip))
+    again = compare([tmp_path / "runs/student"], tmp_path / "out", samples=6, batch_size=4, clip=str(clip), **quick)
     assert all(row["from_cache"] for row in again["rows"])
     assert [row["clip_score"] for row in again["rows"]] == [row["clip_score"] for row in rows]
 
-    without = compare([tmp_path / "runs/student"], tmp_path / "out", samples=6, batch_size=4)
+    without = compare([tmp_path / "runs/student"], tmp_path / "out", samples=6, batch_size=4, **quick)
     assert without["rows"][0]["clip_score"] is None
     assert "CLIP" not in (tmp_path / "out/report.md").read_text()
 
 
-@pytest.mark.usefixtures("quick")
-def test_without_prompts_or_model_one_sentence(clip, make_run, unconditional_pipeline, tmp_path, capsys):
+def test_missing_prompts_or_model_are_one_sentence(clip, make_run, unconditional_pipeline, tmp_path, capsys):
     run, out = make_run(), ["--out", str(tmp_path / "out")]
     assert main([str(run), "--clip", str(tmp_path / "nowhere"), *out]) == 2
     assert "could not load" in capsys.readouterr().err
     assert main([str(unconditional_pipeline), "--clip", str(clip), "--reference", "x", *out]) == 2
-    assert "leave out --clip" in capsys.readouterr().err
+    assert "omit --clip" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

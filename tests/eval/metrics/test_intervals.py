@@ -1,4 +1,4 @@
-"""Intervals against the bootstrap and against repeated draws; ties are what repeated draws would not decide."""
+"""Intervals against the bootstrap and repeated sampling; ties of rows that repeated sampling does not separate."""
 
 import math
 
@@ -27,15 +27,14 @@ def measured(target: FrechetTo, features: torch.Tensor) -> tuple[float, torch.Te
     return target.distance(mean, covariance), target.influence(features, mean, covariance)
 
 
-def test_influence_is_the_derivative(target):
-    """Weighting one sample a little more changes the distance by its influence."""
+def test_influence_is_the_derivative_by_a_samples_weight(target):
     features, step = normal(200, 0) @ MIX + SHIFT, 1e-5
     _, influence = measured(target, features)
 
     def weighted(weights):
         mean = weights @ features
-        offloaded = features - mean
-        return target.distance(mean, offloaded.T @ (offloaded * weights[:, None]))
+        centred = features - mean
+        return target.distance(mean, centred.T @ (centred * weights[:, None]))
 
     even = torch.full((200,), 1 / 200, dtype=torch.float64)
     for i in (0, 17, 150):
@@ -47,19 +46,21 @@ def test_influence_is_the_derivative(target):
         assert influence[i].item() == pytest.approx(slope, rel=0.02, abs=0.02)
 
 
-def test_standard_error_is_that_of_repeated_draws_and_of_the_bootstrap(target):
-    draws = [normal(400, seed) @ MIX + SHIFT for seed in range(150)]
-    found = [measured(target, draw) for draw in draws]
+def test_standard_error_equals_that_of_repeated_sampling_and_of_the_bootstrap(target):
+    samples = [normal(400, seed) @ MIX + SHIFT for seed in range(150)]
+    found = [measured(target, features) for features in samples]
     repeated = torch.tensor([value for value, _ in found]).std().item()
     claimed = sum(standard_error(influence) for _, influence in found) / len(found)
     assert claimed == pytest.approx(repeated, rel=0.15)
 
-    draw, again = draws[0], torch.Generator().manual_seed(5)
-    resampled = [target.distance(*statistics(draw[torch.randint(400, (400,), generator=again)])) for _ in range(150)]
+    features, random = samples[0], torch.Generator().manual_seed(5)
+    resampled = [
+        target.distance(*statistics(features[torch.randint(400, (400,), generator=random)])) for _ in range(150)
+    ]
     assert standard_error(found[0][1]) == pytest.approx(torch.tensor(resampled).std().item(), rel=0.2)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say(target):
+def test_intervals_contain_the_true_value_at_their_nominal_rate(target):
     truth = measured(target, normal(200_000, 77) @ MIX + SHIFT)[0]
     held = 0
     for seed in range(100):
@@ -69,7 +70,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(target):
     assert 88 <= held <= 100
 
 
-def test_paired_rows_are_told_apart_more_sharply(target):
+def test_pairing_makes_ratio_intervals_narrower(target):
     noise = normal(500, 3)
     one, two = noise @ MIX + SHIFT, (noise @ MIX + SHIFT) * 1.02
     (value1, influence1), (value2, influence2) = measured(target, one), measured(target, two)
@@ -80,23 +81,22 @@ def test_paired_rows_are_told_apart_more_sharply(target):
     assert (paired[1] - paired[0]) < 0.2 * (apart[1] - apart[0])
 
 
-def test_ties(target):
-    draws = [normal(500, 0) @ MIX + SHIFT, normal(500, 1) @ MIX + SHIFT, (normal(500, 2) @ MIX + SHIFT) * 3]
-    values, influences = zip(*(measured(target, draw) for draw in draws), strict=True)
+def test_rows_of_equal_quality_are_tied(target):
+    samples = [normal(500, 0) @ MIX + SHIFT, normal(500, 1) @ MIX + SHIFT, (normal(500, 2) @ MIX + SHIFT) * 3]
+    values, influences = zip(*(measured(target, features) for features in samples), strict=True)
     assert tied(values, influences) == [True, True, False]
     assert tied([2.0, 1.0, 1.0], [None, None, None]) == [False, True, True]
 
 
-def test_shares():
+def test_wilson_interval():
     low, high = share_interval(0.5, 100)
-    assert (low, high) == pytest.approx((0.404, 0.596), abs=1e-3)  # Wilson's, as tabulated
+    assert (low, high) == pytest.approx((0.404, 0.596), abs=1e-3)  # tabulated values
     assert share_interval(1.0, 50)[1] == pytest.approx(1)
     assert share_interval(1.0, 50)[0] == pytest.approx(50 / (50 + Z**2))
     assert share_interval(0.0, 50)[0] == 0
 
 
-def test_moments_given_exactly_give_the_closed_form():
-    """Features whose sample moments are those asked for: the distance is that of the two Gaussians."""
+def test_distance_of_features_with_exact_moments_is_the_closed_form():
     root1, root2 = MIX, MIX.T @ MIX + torch.eye(D)
     covariance1, covariance2 = root1 @ root1.T, root2 @ root2.T
 

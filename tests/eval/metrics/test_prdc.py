@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: known answers, lost modes, and a slow second implementation."""
+"""Precision, recall, density and coverage: known values, missing modes, and a second implementation."""
 
 import math
 
@@ -15,19 +15,21 @@ def normal(samples: int, dimensions: int, seed: int) -> torch.Tensor:
 
 
 def classes(count: int, each: int, seed: int) -> torch.Tensor:
-    """`count` clusters far apart, `each` members in each."""
+    """`count` distant clusters with `each` members."""
     centres = 100 * torch.eye(count, 12, dtype=torch.float64)
     return (centres[:, None] + normal(count * each, 12, seed).reshape(count, each, 12)).reshape(-1, 12)
 
 
-def test_a_set_against_itself():
+def test_figures_of_a_set_against_itself():
     features = normal(1500, 16, seed=0)
     figures = prdc(features, features.clone())
     assert (figures.precision, figures.recall, figures.coverage) == (1, 1, 1)
-    assert figures.density == pytest.approx(1, abs=1e-3)  # balls whose rim is a member, up to rounding
+    assert figures.density == pytest.approx(
+        1, abs=1e-3
+    )  # a point lies exactly on the surface of each ball, up to rounding
 
 
-def test_half_of_the_classes_dropped_shows_in_recall_and_coverage_not_in_precision():
+def test_missing_classes_lower_recall_and_coverage_but_not_precision():
     real, whole, half = classes(10, 60, seed=1), classes(10, 60, seed=2), classes(10, 60, seed=3)[:300]
     complete, dropped = prdc(real, whole), prdc(real, half)
     assert dropped.precision > complete.precision - 0.03
@@ -36,17 +38,18 @@ def test_half_of_the_classes_dropped_shows_in_recall_and_coverage_not_in_precisi
     assert dropped.coverage == pytest.approx(complete.coverage / 2, abs=0.05)
 
 
-def test_half_of_the_classes_dropped_on_real_photographs():
-    """The pocket classifier's features of real test photographs, split by the class that it sees."""
+@pytest.mark.slow
+def test_missing_classes_of_real_photographs_lower_recall_and_coverage():
+    """The pocket classifier's features of real test photographs, split by the predicted class."""
     features = pocket.reference_features()
-    assert features is not None, "the pocket weights that ship keep them"
+    assert features is not None, "the pocket weights include them"
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
     features = features[order]
-    seen = pocket.classifier().head(features).argmax(dim=1)
-    # Bags, sandals, sneakers, boots and trousers are the half that looks like none of the other.
-    kept = torch.isin(seen, torch.tensor([1, 5, 7, 8, 9]))
-    real, rest, kept = features[:1000], features[1000:], kept[1000:]
-    whole, half = rest[:1000], rest[kept][:1000]
+    predicted = pocket.classifier().head(features).argmax(dim=1)
+    # Bags, sandals, sneakers, boots and trousers do not resemble the other half of the classes.
+    selected = torch.isin(predicted, torch.tensor([1, 5, 7, 8, 9]))
+    real, rest, selected = features[:1000], features[1000:], selected[1000:]
+    whole, half = rest[:1000], rest[selected][:1000]
     assert len(half) == 1000
     complete, dropped = prdc(real, whole), prdc(real, half)
     assert complete.precision > 0.85
@@ -57,16 +60,16 @@ def test_half_of_the_classes_dropped_on_real_photographs():
     assert frechet_distance(half, real) > 10 * frechet_distance(whole, real)
 
 
-def test_strangers_among_the_samples_show_in_precision_not_in_recall():
+def test_outliers_lower_precision_but_not_recall():
     real = classes(10, 60, seed=1)
-    spoilt = torch.cat([classes(10, 60, seed=2), normal(200, 12, seed=3) - 500])
-    clean, mixed = prdc(real, spoilt[:600]), prdc(real, spoilt)
+    with_outliers = torch.cat([classes(10, 60, seed=2), normal(200, 12, seed=3) - 500])
+    clean, mixed = prdc(real, with_outliers[:600]), prdc(real, with_outliers)
     assert mixed.precision == pytest.approx(clean.precision * 600 / 800, abs=1e-9)
     assert mixed.recall == clean.recall
     assert mixed.coverage == clean.coverage
 
 
-def test_on_a_line_by_hand():
+def test_figures_of_points_on_a_line():
     # Real 0, 1, 3, 7: distances to the nearest other 1, 1, 2, 4; samples 0.5 and 6: radii 5.5 each.
     real, samples = torch.tensor([[0.0], [1], [3], [7]]), torch.tensor([[0.5], [6.0]])
     figures = prdc(real, samples, k_manifold=1, k_density=1)
@@ -76,7 +79,7 @@ def test_on_a_line_by_hand():
     assert figures.coverage == 3 / 4  # nothing within 2 of 3
 
 
-def test_agrees_with_the_definitions_written_out_and_with_any_chunk(monkeypatch):
+def test_figures_follow_their_definitions_for_any_chunk_size():
     real, samples = normal(70, 5, seed=4), 0.8 * normal(50, 5, seed=5) + 0.3
     figures = prdc(real, samples)
 
@@ -90,12 +93,11 @@ def test_agrees_with_the_definitions_written_out_and_with_any_chunk(monkeypatch)
     assert figures.recall == pytest.approx(sum(any(apart[j][i] <= own[j] for j in range(m)) for i in range(n)) / n)
     assert figures.density == sum(apart[j][i] < wide[i] for i in range(n) for j in range(m)) / (5 * m)
     assert figures.coverage == pytest.approx(sum(any(apart[j][i] < wide[i] for j in range(m)) for i in range(n)) / n)
-    monkeypatch.setattr("eval.metrics.prdc.CHUNK", 7)
-    assert prdc(real, samples) == figures
+    assert prdc(real, samples, chunk=7) == figures
 
 
-def test_mistakes():
-    with pytest.raises(ValueError, match="4 samples, and each needs 5 neighbours"):
+def test_invalid_features_are_refused():
+    with pytest.raises(ValueError, match="at least 6 samples, got 4"):
         prdc(normal(20, 3, 0), normal(4, 3, 0))
     with pytest.raises(ValueError, match="same feature extractor"):
         prdc(normal(20, 3, 0), normal(20, 4, 0))

@@ -1,4 +1,4 @@
-"""Pipelines that no export of ours made: alone, side by side, next to students, and what cannot be known of them."""
+"""External pipelines, which have no distill.json: alone, next to students, from the Hub, and users' mistakes."""
 
 import json
 import shutil
@@ -6,18 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from eval.compare import compare
+from eval.config.options import step_counts
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
 from eval.pipelines.generate import arguments, images_of, load_pipeline
-from eval.pipelines.runs import read_run, step_counts
+from eval.pipelines.runs import read_run
 from eval.report.markdown import title
 from teachers import pocket
 from tests.commands import eval_main as main
-
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
@@ -32,9 +31,9 @@ def words(tmp_path):
     return str(tmp_path / "prompts.txt")
 
 
-def test_the_pocket_pipeline_saved_plain(tmp_path, real, words, capsys):
-    """The command of the docs, on a folder that only diffusers wrote."""
-    folder, out = tmp_path / "somebody" / "fast-clothes", tmp_path / "out"
+def test_the_pocket_pipeline_saved_by_diffusers(tmp_path, real, words, capsys):
+    """The command of the documentation, on a folder that only diffusers wrote."""
+    folder, out = tmp_path / "someone" / "fast-clothes", tmp_path / "out"
     pipe = StableDiffusionPipeline.from_pretrained(pocket.PIPELINE, safety_checker=None)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(folder)
@@ -43,119 +42,124 @@ def test_the_pocket_pipeline_saved_plain(tmp_path, real, words, capsys):
     assert "fast-clothes, 4 steps" in capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
     (row,) = report["rows"]
-    assert (row["name"], row["method"], row["nfe"]) == ("fast-clothes, 4 steps", "other pipeline", 4)
+    assert (row["name"], row["method"], row["nfe"]) == ("fast-clothes, 4 steps", "external pipeline", 4)
     assert row["call"] == {"num_inference_steps": 4, "guidance_scale": 1.0}
     assert (row["frechet_ratio"], row["speedup"], row["psnr_to_teacher"]) == (1, 1, None)
     assert report["teacher"] is None
     assert report["baseline"] == row["name"]
-    assert any("fast-clothes came without a distill.json" in note for note in report["notes"])
+    assert any("fast-clothes has no distill.json" in note for note in report["notes"])
 
     loaded = load_pipeline(folder, torch.device("cpu"), torch.float32)
     images = images_of(loaded(**arguments(loaded, row["call"], ["a bag", "a coat"] * 2 + ["a bag"], range(5))))
-    seen = statistics(extractor("pixels")(images))
+    found = statistics(extractor("pixels")(images))
     mean, covariance = torch.full((192,), 0.5).double(), torch.eye(192).double() / 50
-    assert row["frechet_distance"] == pytest.approx(frechet_from_statistics(*seen, mean, covariance), rel=1e-3)
+    assert row["frechet_distance"] == pytest.approx(frechet_from_statistics(*found, mean, covariance), rel=1e-3)
 
     page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
-    for told in (page, text):
-        assert "fast-clothes: quality and speed" in told
-        assert "against the teacher" not in told
-        assert "The teacher takes" not in told
-        assert "1.00×" not in told, "a ratio of one row over itself is no figure"
+    for file in (page, text):
+        assert "fast-clothes: quality and speed" in file
+        assert "against the teacher" not in file
+        assert "The teacher takes" not in file
+        assert "1.00×" not in file, "the ratio of the only row to itself is not shown"
     assert "fast-clothes" in (out / "model-index.yaml").read_text()
 
 
-def test_next_to_a_student(make_run, text_pipeline, tmp_path, unconditional_pipeline):
-    ours, theirs = make_run("ours"), tmp_path / "theirs"
-    shutil.copytree(text_pipeline, theirs)
-    report = compare([ours, theirs], tmp_path / "out", samples=4, steps="1,2", guidance=1.0)
+def test_an_external_pipeline_next_to_a_student(make_run, text_pipeline, tmp_path, quick):
+    student, external = make_run("student"), tmp_path / "external"
+    shutil.copytree(text_pipeline, external)
+    report = compare([student, external], tmp_path / "out", samples=4, steps="1,2", guidance=1.0, **quick)
     rows = report["rows"]
     assert [(row["name"], row["method"], row["nfe"]) for row in rows[-3:]] == [
-        ("ours, 1 step", "dmd", 1),
-        ("theirs, 1 step", "other pipeline", 1),
-        ("theirs, 2 steps", "other pipeline", 2),
+        ("student, 1 step", "dmd", 1),
+        ("external, 1 step", "external pipeline", 1),
+        ("external, 2 steps", "external pipeline", 2),
     ]
     assert report["teacher"]["path"] == str(text_pipeline)
-    assert rows[-2]["frechet_distance"] == rows[-3]["frechet_distance"], "the same weights and call: the same pictures"
+    assert rows[-2]["frechet_distance"] == rows[-3]["frechet_distance"], "equal weights and call"
     assert rows[-2]["psnr_to_teacher"] > 5
-    assert title(report) == "ours and theirs against the teacher"
-    base = compare([ours, theirs], tmp_path / "out", samples=4, steps="1,2", guidance=1.0, baseline=theirs)
-    assert base["baseline"] == "theirs, 1 step"
+    assert title(report) == "student and external against the teacher"
+    base = compare(
+        [student, external], tmp_path / "out", samples=4, steps="1,2", guidance=1.0, baseline=external, **quick
+    )
+    assert base["baseline"] == "external, 1 step"
     assert base["rows"][-2]["frechet_ratio"] == 1
 
 
-def test_its_class_says_what_it_is_not_told(text_pipeline, unconditional_pipeline):
+def test_calls_use_the_defaults_of_the_class(text_pipeline, unconditional_pipeline):
     assert read_run(text_pipeline).calls == [{"num_steps": 50, "call": {"num_inference_steps": 50}}]
     assert read_run(unconditional_pipeline).calls == [{"num_steps": 1000, "call": {"num_inference_steps": 1000}}]
     assert read_run(text_pipeline, [4], 0.0).calls[0]["call"] == {"num_inference_steps": 4, "guidance_scale": 0.0}
-    assert read_run(text_pipeline).name == text_pipeline.parent.name, "and not pipeline"
+    assert read_run(text_pipeline).name == text_pipeline.parent.name, "not pipeline"
     assert step_counts(None) == []
     assert step_counts("4,1,4") == [4, 1]
 
 
 @pytest.fixture
 def hub(monkeypatch, text_pipeline):
-    """A hub with one pipeline; the ids that were asked for."""
-    asked = []
+    """A Hub with one pipeline; returns the requested ids."""
+    requested = []
 
     def download(name, **_):
-        asked.append(name)
-        if name != "somebody/clothes":
+        requested.append(name)
+        if name != "owner/clothes":
             raise OSError("no route\nto the hub")
         return str(text_pipeline)
 
-    monkeypatch.setattr("eval.pipelines.runs.DiffusionPipeline.download", download)
-    return asked
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    return requested
 
 
-def test_hub_ids(hub, real, words, tmp_path, monkeypatch, capsys):
+def test_hub_ids_are_downloaded(hub, real, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ["--prompts", words, "--reference", real, "--features", "pixels", "--samples", "4", "--steps", "1"]
-    assert main(["somebody/clothes", *options, "--out", "out", "--baseline", "somebody/clothes"]) == 0
-    assert hub == ["somebody/clothes"]
-    assert "somebody/clothes, 1 step" in capsys.readouterr().out
+    assert main(["owner/clothes", *options, "--out", "out", "--baseline", "owner/clothes"]) == 0
+    assert hub == ["owner/clothes"]
+    assert "owner/clothes, 1 step" in capsys.readouterr().out
 
-    assert main(["somebody/else", *options, "--out", "out2"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: somebody/else is no folder here, and as a hub id it could not be fetched: ")
-    assert told.endswith("no route\n")
-    # A slip in a folder's name is no hub id.
+    assert main(["owner/else", *options, "--out", "out2"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: owner/else is not a folder and cannot be downloaded from the Hub: ")
+    assert message.endswith("no route\n")
+    # A misspelled folder name is not a Hub id.
     (tmp_path / "runs").mkdir()
     assert main(["runs/clothse", *options, "--out", "out2"]) == 2
     assert "runs/clothse does not exist" in capsys.readouterr().err
-    assert hub[1:] == ["somebody/else"]
+    assert hub[1:] == ["owner/else"]
 
 
 MISTAKES = {
-    "no reference": (["--prompts", "P"], "has no teacher to be compared with; name real images with --reference"),
-    "teacher as reference": (["--prompts", "P", "--reference", "teacher"], "has no teacher"),
-    "no prompts": (["--reference", "R"], "draws from text and got no prompts; name a file of them with --prompts"),
-    "steps": (["--steps", "few", "--reference", "R"], "--steps takes whole numbers from 1 on, such as 4 or 1,2,4"),
-    "no steps": (["--steps", "0", "--reference", "R"], "--steps takes whole numbers"),
+    "no reference": (["--prompts", "P"], "--reference must name real images"),
+    "teacher as reference": (["--prompts", "P", "--reference", "teacher"], "has no teacher to compare with"),
+    "no prompts": (["--reference", "R"], "needs prompts; name a file of prompts with --prompts"),
+    "steps": (
+        ["--steps", "few", "--reference", "R"],
+        "--steps must be whole numbers of at least 1, such as 4 or 1,2,4",
+    ),
+    "no steps": (["--steps", "0", "--reference", "R"], "--steps must be whole numbers"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes(mistake, text_pipeline, real, words, tmp_path, capsys):
+def test_mistakes_are_one_sentence(mistake, text_pipeline, real, words, tmp_path, capsys):
     options, sentence = MISTAKES[mistake]
     options = [{"P": words, "R": real}.get(option, option) for option in options]
     out = tmp_path / "out"
     assert main([str(text_pipeline), *options, "--features", "pixels", "--out", str(out)]) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
     assert not out.exists()
 
 
-def test_options_that_mean_nothing_here(make_run, unconditional_pipeline, tmp_path, capsys, real):
+def test_options_that_do_not_apply_are_refused(make_run, unconditional_pipeline, tmp_path, capsys, real):
     out = ["--out", str(tmp_path / "out")]
     assert main([str(make_run()), "--steps", "4", *out]) == 2
-    assert "are for pipelines without a distill.json" in capsys.readouterr().err
+    assert "are only for pipelines without a distill.json" in capsys.readouterr().err
     assert main([str(unconditional_pipeline), "--guidance", "2", "--reference", real, *out]) == 2
-    assert "DDPMPipeline takes no guidance_scale; leave out --guidance" in capsys.readouterr().err
+    assert "DDPMPipeline takes no guidance_scale; omit --guidance" in capsys.readouterr().err
     index = tmp_path / "odd/model_index.json"
     index.parent.mkdir()
     index.write_text('{"_class_name": "PipelineOfTomorrow"}')
     assert main([str(tmp_path / "odd"), "--reference", real, *out]) == 2
-    assert "names a class that this version of diffusers lacks" in capsys.readouterr().err
+    assert "names a class that is not in this version of diffusers" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Pipelines called all alike: noise that belongs to a sample, evaluations counted, the modern solver."""
+"""Generation with any pipeline: noise per sample, counted evaluations, the solver for few steps."""
 
 import numpy as np
 import pytest
@@ -35,22 +35,22 @@ def unconditional(unconditional_pipeline):
     return load_pipeline(unconditional_pipeline, CPU, torch.float32)
 
 
-def draw(pipe, call, prompts, indices, **more):
+def generate(pipe, call, prompts, indices, **more):
     return images_of(pipe(**arguments(pipe, call, prompts, indices, **more)))
 
 
-def test_guidance_counts_twice(text):
+def test_guided_evaluations_count_twice(text):
     for guidance, factor in ((2.0, 2), (1.0, 1)):
         with counted(text) as count:
-            draw(text, {"num_inference_steps": 3, "guidance_scale": guidance}, PROMPTS, [0, 1, 2])
+            generate(text, {"num_inference_steps": 3, "guidance_scale": guidance}, PROMPTS, [0, 1, 2])
         assert count.evaluations == 3 * 3 * factor
     text(["a bag"], num_inference_steps=1)
     assert count.evaluations == 9, "nothing is counted after the block"
 
 
-def test_unconditional_pipelines_are_counted_and_drawn(unconditional):
+def test_unconditional_pipelines_generate_and_are_counted(unconditional):
     with counted(unconditional) as count:
-        images = draw(unconditional, {"num_inference_steps": 4}, None, [0, 1])
+        images = generate(unconditional, {"num_inference_steps": 4}, None, [0, 1])
     assert count.evaluations == 8
     assert images.shape == (2, 3, 16, 16)
     assert images.dtype == torch.float32
@@ -58,17 +58,17 @@ def test_unconditional_pipelines_are_counted_and_drawn(unconditional):
 
 
 @pytest.mark.parametrize("kind", ["text", "unconditional"])
-def test_a_sample_does_not_depend_on_its_batch(kind, request):
+def test_samples_do_not_depend_on_their_batch(kind, request):
     pipe = request.getfixturevalue(kind)
     prompts = PROMPTS if kind == "text" else None
     call = {"num_inference_steps": 2}
-    together = draw(pipe, call, prompts, [0, 1, 2])
-    alone = draw(pipe, call, prompts and prompts[2:], [2])
+    together = generate(pipe, call, prompts, [0, 1, 2])
+    alone = generate(pipe, call, prompts and prompts[2:], [2])
     torch.testing.assert_close(together[2:], alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
-def test_seeds_and_streams_are_different_noise(text):
+def test_seeds_and_streams_give_different_noise(text):
     latents = [
         arguments(text, {}, PROMPTS[:1], [0], seed=seed, stream=stream)["latents"]
         for seed, stream in ((0, "samples"), (0, "samples"), (1, "samples"), (0, "reference"))
@@ -79,18 +79,18 @@ def test_seeds_and_streams_are_different_noise(text):
     assert latents[0].shape == (1, 4, 8, 8)
 
 
-def test_latents_follow_the_calls_height_and_width(text):
+def test_latents_have_the_calls_height_and_width(text):
     latents = arguments(text, {"height": 64, "width": 32}, PROMPTS[:1], [0])["latents"]
     assert latents.shape == (1, 4, 16, 8)
 
 
-def test_negative_prompts_go_to_every_sample(text):
+def test_negative_prompts_apply_to_every_sample(text):
     ready = arguments(text, {"negative_prompt": "a boot", "num_inference_steps": 1}, PROMPTS, [0, 1, 2])
     assert ready["negative_prompt"] == ["a boot"] * 3
     assert images_of(text(**ready)).shape == (3, 3, 32, 32)
 
 
-def test_the_solver_at_one_step_is_the_x0_prediction(text_pipeline):
+def test_one_step_of_the_solver_is_the_x0_prediction(text_pipeline):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     alpha = pipe.scheduler.alphas_cumprod[999]
     assert use_modern_solver(pipe) == "DPM-Solver++"
@@ -106,9 +106,9 @@ def test_the_solver_at_one_step_is_the_x0_prediction(text_pipeline):
 
 
 @pytest.mark.parametrize("old", [DDIMScheduler, EulerDiscreteScheduler])
-def test_the_solver_keeps_betas_and_prediction(text_pipeline, old):
+def test_the_solver_keeps_betas_and_prediction_type(text_pipeline, old):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
-    pipe.scheduler = old(prediction_type="v_prediction")  # betas left to the class's defaults, the trap
+    pipe.scheduler = old(prediction_type="v_prediction")  # betas are the defaults of its class
     betas = pipe.scheduler.betas.clone()
     use_modern_solver(pipe)
     torch.testing.assert_close(pipe.scheduler.betas, betas)
@@ -123,23 +123,23 @@ def test_zero_terminal_snr_stays_finite(text_pipeline):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     use_modern_solver(pipe)
-    assert draw(pipe, {"num_inference_steps": 1, "guidance_scale": 1.0}, PROMPTS, [0, 1, 2]).isfinite().all()
+    assert generate(pipe, {"num_inference_steps": 1, "guidance_scale": 1.0}, PROMPTS, [0, 1, 2]).isfinite().all()
 
 
-def test_flow_schedulers_stay(text_pipeline):
+def test_flow_schedulers_are_not_replaced(text_pipeline):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = flow = FlowMatchEulerDiscreteScheduler()
     assert use_modern_solver(pipe) is None
     assert pipe.scheduler is flow
 
 
-def test_images_of_grey_arrays_become_rgb():
+def test_grey_images_become_rgb():
     images = images_of(ImagePipelineOutput(images=np.full((2, 5, 4, 1), 1.5, dtype=np.float32)))
     assert images.shape == (2, 3, 5, 4)
     assert images.max() == 1
 
 
-def test_calls_are_checked_before_anything_loads(text_pipeline, unconditional_pipeline, tmp_path):
+def test_calls_are_checked_before_weights_are_loaded(text_pipeline, unconditional_pipeline, tmp_path):
     text, free = pipeline_class(text_pipeline), pipeline_class(unconditional_pipeline)
     assert (text.__name__, free.__name__) == ("StableDiffusionPipeline", "DDPMPipeline")
     with pytest.raises(ValueError, match='no argument "guidance_scale"'):
@@ -149,7 +149,7 @@ def test_calls_are_checked_before_anything_loads(text_pipeline, unconditional_pi
     with pytest.raises(ValueError, match="with --prompts"):
         check_call(text, {}, prompted=False)
     (tmp_path / "model_index.json").write_text("[]")
-    with pytest.raises(ValueError, match="no index of a diffusers pipeline"):
+    with pytest.raises(ValueError, match="is not the index of a diffusers pipeline"):
         pipeline_class(tmp_path)
     with pytest.raises(ValueError, match="could not load"):
         load_pipeline(tmp_path, CPU, torch.float32)

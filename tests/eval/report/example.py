@@ -2,6 +2,12 @@
 
 import random
 
+import torch
+
+from eval.features.extractors import Extractor
+from eval.metrics.context import MetricContext, Reference
+from eval.metrics.registry import installed_metrics
+
 UNSAFE = '<script>alert("1")</script> & | `x`'
 
 
@@ -22,6 +28,23 @@ def row(name: str, method: str, steps: int, latency: float, distance: float, **m
         "call": {},
         "pipeline": method, "from_cache": False,
     } | more  # fmt: skip
+
+
+def example_metrics() -> list[dict]:
+    """The descriptions of all installed metrics but `clip_score`, which needs a model, and of a substitute for it."""
+    pocket = Extractor("pocket", lambda images: images.flatten(1))
+    reference = Reference(torch.zeros(64), torch.eye(64), torch.zeros(2000, 64))
+    context = MetricContext(2000, 0, torch.device("cpu"), pocket, 64, reference=reference)
+    described = [metric for metric in installed_metrics().classes if metric.key != "clip_score"]
+    clip = {
+        "key": "clip_score",
+        "heading": "CLIP-ViT-B/16@2000",
+        "help": "CLIP.",
+        "higher_is_better": True,
+        "format": "",
+    }
+    clip |= {"scale": 1, "summary": True, "interval": "clip_interval", "best": "clip_best", "ratio": None}
+    return [*(metric(context).describe() for metric in described), clip]
 
 
 def example_report() -> dict:
@@ -57,6 +80,7 @@ def example_report() -> dict:
         "memory_column": "Peak MB (process)",
         "machine": {"device": "cpu", "cpu": UNSAFE, "precision": "float32"},
         "notes": [UNSAFE],
+        "metrics": example_metrics(),
         "rows": [
             row("teacher, 50 steps", "teacher", 50, 412.3, 2.93, best=True),
             row("teacher, DPM-Solver++, 1 step", "teacher", 1, 17.1, 214.2, solver="DPM-Solver++"),

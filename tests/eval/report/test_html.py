@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 from eval.report import write_report
-from eval.report.columns import DETAILS, columns, quality, speed
+from eval.report.columns import columns, intervals, quality, speed
 from eval.report.formats import significant
 from eval.report.html import page
 from eval.report.markdown import spread
-from eval.report.model_index import METRICS
 from tests.eval.report.example import UNSAFE, crowded_rows
 
 VOID_TAGS = ("img", "meta", "line", "circle", "polyline", "br", "wbr", "input")
@@ -66,7 +65,7 @@ def test_every_figure_equals_the_value_in_the_json(report, written):
     stored = json.loads((written / "report.json").read_text())
     reader = read_page((written / "report.html").read_text())
     shown = {column.key: column for column in columns(stored)}
-    details = {column.key: column for column in DETAILS.values()}
+    details = {column.key: column for column in intervals(stored)}
     seen = set()
     for attributes, text in reader.figures:
         index, key = int(attributes["data-row"]), attributes["data-key"]
@@ -75,7 +74,7 @@ def test_every_figure_equals_the_value_in_the_json(report, written):
         assert " ".join(text.split()) == " ".join((shown | details)[key].text(value).split())
         seen.add((index, key))
     expected = {(i, key) for i in range(len(stored["rows"])) for key in shown}
-    assert seen == expected | {(i, key) for i, row in enumerate(stored["rows"]) for key in details if row[key]}
+    assert seen == expected | {(i, key) for i, row in enumerate(stored["rows"]) for key in details if row.get(key)}
     assert {"frechet_interval", "psnr_to_teacher", "throughput", "load_seconds"} <= {key for _, key in seen}
     assert not {"kid", "joules_per_image", "latency_compiled_ms"} & set(shown), "no column for a value that no row has"
 
@@ -133,18 +132,17 @@ def test_visible_text_of_every_cell_is_the_value_of_its_row_and_column(report, w
     assert len(reader.tables) == 2
     keys = {column.key for part in shown for column in part}
     assert {"kid", "clip_score", "joules_per_image", "latency_compiled_ms"} <= keys
-    assert set(METRICS) <= keys
+    assert {metric["key"] for metric in stored["metrics"]} <= keys
     for (head, *body), part in zip(reader.tables, shown, strict=True):
         assert [text.strip() for text, _ in head] == [column.heading for column in part]
         assert len(body) == len(stored["rows"])
         for line, row in zip(body, stored["rows"], strict=True):
             for (text, small), column in zip(line, part, strict=True):
                 assert " ".join(text.split()) == " ".join(column.text(row[column.key]).split())
-                detail = DETAILS.get(column.key)
                 if column.key == "latency_ms":
                     assert small == spread(row)
                 else:
-                    assert small == ("" if detail is None or row[detail.key] is None else detail.text(row[detail.key]))
+                    assert small == (column.interval_text(row) or "")
 
 
 def test_tooltips_of_the_scatter_charts_have_the_values_of_the_json(report, written):

@@ -1,4 +1,4 @@
-"""Training curves from what runs left, and energy from what drivers count."""
+"""Training curves from the logs of runs, and energy from the counters of drivers."""
 
 import json
 from dataclasses import replace
@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eval.pipelines import energy
-from eval.pipelines.energy import Energy
+from eval.pipelines.energy import Energy, counters
 from eval.pipelines.runs import read_run
 from eval.report.training_log import MOST, curves
 
@@ -16,7 +15,7 @@ def write(path, entries):
     path.write_text("\n".join(json.dumps(entry) for entry in entries) + "\n")
 
 
-def test_curves_of_history_and_log(make_run):
+def test_curves_are_read_from_history_and_log(make_run):
     folder = make_run("mine")
     write(
         folder / "history.jsonl",
@@ -27,7 +26,9 @@ def test_curves_of_history_and_log(make_run):
         [{"step": i, "seconds": i, "fake_score/loss": 1.0 / (i + 1), "student/loss": 3} for i in range(1000)],
     )
     with (folder / "log.jsonl").open("a") as log:
-        log.write('{"step": 1000, "seconds": 1000, "fake_score/loss": NaN}\n{"step": 10')  # a loss that broke, a kill
+        log.write(
+            '{"step": 1000, "seconds": 1000, "fake_score/loss": NaN}\n{"step": 10'
+        )  # NaN, and a line cut by an interruption
     found = curves([read_run(folder)])
     assert [(c["figure"], c["run"]) for c in found] == [
         ("Held-out Frechet distance", "mine, 1 step"),
@@ -40,7 +41,7 @@ def test_curves_of_history_and_log(make_run):
     json.dumps(found, allow_nan=False)
 
 
-def test_runs_without_curves(make_run):
+def test_runs_without_logs_have_no_curves(make_run):
     run = read_run(make_run("mine"))
     assert curves([run]) == []
     (run.folder.parent / "history.jsonl").write_bytes(b"\xff\xfe")
@@ -48,31 +49,32 @@ def test_runs_without_curves(make_run):
 
 
 @pytest.fixture
-def rapl(tmp_path, monkeypatch):
-    def count(*joules):
+def rapl(tmp_path):
+    """Writes the values of RAPL counters into a folder and returns the folder."""
+
+    def write_counters(*joules):
         for number, value in enumerate(joules):
-            place = tmp_path / f"intel-rapl:{number}"
-            place.mkdir(exist_ok=True)
-            (place / "energy_uj").write_text(f"{int(value * 1e6)}\n")
+            folder = tmp_path / f"intel-rapl:{number}"
+            folder.mkdir(exist_ok=True)
+            (folder / "energy_uj").write_text(f"{int(value * 1e6)}\n")
 
-    monkeypatch.setattr(energy, "RAPL", tmp_path)
-    return count
+        return tmp_path
+
+    return write_counters
 
 
-def test_energy_is_the_counters_difference(rapl):
+def test_energy_is_the_difference_of_the_counters(rapl):
     cpu = torch.device("cpu")
-    rapl(10, 20)
-    with Energy(cpu) as used:
+    with Energy(cpu, rapl(10, 20)) as used:
         rapl(12.5, 21)
     assert used.joules == pytest.approx(3.5)
-    with Energy(cpu) as wrapped:
+    with Energy(cpu, rapl(12.5, 21)) as overflowed:
         rapl(1, 22)
-    assert wrapped.joules is None, "a counter that started again tells nothing"
+    assert overflowed.joules is None, "a counter restarted at zero"
 
 
-def test_no_counter_no_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(energy, "RAPL", tmp_path)
-    with Energy(torch.device("cpu")) as used:
+def test_energy_is_none_without_counters(tmp_path):
+    with Energy(torch.device("cpu"), tmp_path) as used:
         pass
     assert used.joules is None
-    assert energy.counters(torch.device("meta")) == {}
+    assert counters(torch.device("meta")) == {}

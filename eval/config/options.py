@@ -1,0 +1,120 @@
+"""The options of a comparison, checked when they are created. No pipeline is read and torch is not imported."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How latencies are measured.
+
+    Attributes:
+        repeats: Timed calls at most.
+        seconds: No further calls are timed after this many seconds, warm-up included.
+        min_repeats: Timed calls at least.
+        part_repeats: Timed calls for the split into denoiser and decoder.
+    """
+
+    repeats: int = 20
+    seconds: float = 6.0
+    min_repeats: int = 3
+    part_repeats: int = 3
+
+
+@dataclass
+class Options:
+    """The options of `eval.compare.compare`, with the names of the command line's options.
+
+    Attributes:
+        runs: Folders of finished runs, folders of diffusers pipelines, or Hub ids.
+        out: The folder of the report.
+        samples: Samples of each row.
+        batch_size: Samples generated at once.
+        seed: Seed of the noise, the same for all rows.
+        device: A torch device; None: a GPU if there is one.
+        precision: "float32", "float16" or "bfloat16"; None: float16 on a GPU, float32 on a CPU.
+        features: A feature extractor (`eval.config.names.FEATURES`); None: the one in the runs' distill.json.
+        reference: Real images, as `eval.metrics.reference.reference` reads them; "teacher": the teacher's own samples
+            from other noise; None: the one in the runs' distill.json.
+        prompts: A file of prompts, "pocket" or "none"; None: the prompts in the runs' distill.json.
+        inception_weights: A file of Inception weights.
+        baseline: The run whose first row is the baseline of ratios. None: the teacher's usual call; without a teacher
+            the first row.
+        compiled: Also measure latency under torch.compile.
+        steps: Numbers of steps, such as "4" or "1,4", for pipelines without a distill.json.
+        guidance: The guidance_scale for pipelines without a distill.json.
+        size: Pixels per side that images are resized to before they are scored (`eval.features.resize`).
+        clip: A CLIP model; adds its CLIP score.
+        protocol: The protocol file that the options come from; it is only named in the report.
+        command: The command that the report shows; None: the command line of this process.
+        few_steps: Numbers of steps that the teacher is also evaluated at.
+        lpips: The LPIPS distance, a function of two batches of images (B, 3, H, W) in [0, 1]; None: no LPIPS;
+            "auto": LPIPS with AlexNet if its weights are on this machine.
+        timing: How latencies are measured.
+    """
+
+    runs: Sequence[Path]
+    out: Path
+    samples: int = 1000
+    batch_size: int = 32
+    seed: int = 0
+    device: str | None = None
+    precision: str | None = None
+    features: str | None = None
+    reference: str | None = None
+    prompts: str | None = None
+    inception_weights: Path | None = None
+    baseline: Path | None = None
+    compiled: bool = False
+    steps: str | None = None
+    guidance: float | None = None
+    size: int | None = None
+    clip: str | None = None
+    protocol: Path | None = None
+    command: str | None = None
+    few_steps: Sequence[int] = (1, 2, 4, 8)
+    lpips: Any = "auto"
+    timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        self.runs, self.out = [Path(run) for run in self.runs], Path(self.out)
+        if not self.runs:
+            raise ValueError("a comparison needs at least one run, got none")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out must be a folder, {self.out} is a file")
+        _at_least("--samples", self.samples, 2)
+        _at_least("--batch-size", self.batch_size, 1)
+        if self.size is not None:
+            _at_least("--size", self.size, 1)
+        for count in self.few_steps:
+            _at_least("few_steps", count, 1)
+        self.step_counts = step_counts(self.steps)
+
+    @property
+    def describes_calls(self) -> bool:
+        """Whether an option is set that only pipelines without a distill.json can use."""
+        return self.steps is not None or self.guidance is not None
+
+
+def _at_least(name: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise ValueError(f"{name} must be at least {lowest}, got {value}")
+
+
+def step_counts(text: str | None) -> list[int]:
+    """Numbers of steps from text such as "4" or "1,2,4", without duplicates; none for None.
+
+    Raises:
+        ValueError: The text contains something else.
+    """
+    if text is None:
+        return []
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1:
+        raise ValueError(f'--steps must be whole numbers of at least 1, such as 4 or 1,2,4, got "{text}"')
+    return list(dict.fromkeys(counts))

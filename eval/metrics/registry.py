@@ -1,0 +1,67 @@
+"""The installed metrics, found through the entry-point group `distill.metrics`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+
+from eval.metrics.base import Metric
+from eval.metrics.context import NEEDS, MetricContext
+
+GROUP = "distill.metrics"
+
+
+@dataclass(frozen=True)
+class InstalledMetrics:
+    """The metric classes in the order of their columns, and one sentence for each that could not be used."""
+
+    classes: list[type[Metric]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def build(self, context: MetricContext) -> list[Metric]:
+        """The metrics whose needs `context` meets, ready for use."""
+        available = context.available()
+        return [metric(context) for metric in self.classes if metric.needs <= available]
+
+
+def installed_metrics(points: Sequence[EntryPoint] | None = None) -> InstalledMetrics:
+    """Import every installed metric.
+
+    Args:
+        points: The entry points to import; by default those of all installed packages.
+
+    Returns:
+        The metrics. An entry point that cannot be imported or used is reported in `problems` and left out.
+
+    Raises:
+        ValueError: No metric is installed, not even this project's own.
+    """
+    found = list(entry_points(group=GROUP)) if points is None else points
+    if not found:
+        raise ValueError("no metric is installed; install the project first: pip install -e .")
+    classes: dict[str, type[Metric]] = {}
+    problems = []
+    for point in found:
+        try:
+            metric = _checked(point.load())
+            if metric.key in classes:
+                raise ValueError(f'the key "{metric.key}" already belongs to {classes[metric.key].__module__}')
+            classes[metric.key] = metric
+        except Exception as error:  # a plug-in can fail in any way; the other metrics still work
+            problems.append(
+                f'The metric "{point.name}" ({point.value}) could not be loaded and is left out: '
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
+            )
+    ordered = sorted(classes.values(), key=lambda metric: (metric.position, metric.key))
+    return InstalledMetrics(ordered, problems)
+
+
+def _checked(metric: object) -> type[Metric]:
+    if not (isinstance(metric, type) and issubclass(metric, Metric)):
+        raise TypeError("an entry point must name a subclass of eval.metrics.base.Metric")
+    for name in ("key", "heading", "help", "higher_is_better"):
+        if not hasattr(metric, name):
+            raise TypeError(f'the class has no attribute "{name}"')
+    unknown = sorted(metric.needs - set(NEEDS))
+    if unknown:
+        raise ValueError(f'the class needs "{unknown[0]}"; a metric can need {", ".join(NEEDS)}')
+    return metric
