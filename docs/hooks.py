@@ -1,7 +1,10 @@
-"""mkdocs hook: fills `<!-- generated: NAME -->` in pages from the code, so that nothing generated is committed."""
+"""mkdocs hook: fills pages from the code, so that nothing generated is committed.
 
-import dataclasses
+`<!-- generated: NAME -->` becomes what `GENERATED[NAME]` returns, `<!-- include: PATH -->` the file as a block of code.
+"""
+
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,74 +18,69 @@ from distill.cli import fewstep
 from distill.config.recipe import Recipe
 from distill.config.registry import DISTILLERS, find, installed
 from distill.config.shipped import description, shipped
-from distill.config.typed import document
-from teachers.loading.registry import installed as families
+from distill.config.typed import KeyDoc, document
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-WIDTH = 100  # characters of a line of help
-
-
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    lines = [list(heads), ["---" for _ in heads], *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+ROOT = Path(__file__).parents[1]
+HELP = {"terminal_width": 80, "max_content_width": 80}
 
 
-def keys(cls: type[Any], prefix: str = "") -> str:
-    """Every key of a dataclass of options."""
-    rows = ([f"`{k.key}`", k.kind, f"`{k.default}`", k.help] for k in document(cls, prefix))
-    return table(["key", "type", "default", "meaning"], rows)
+def table(rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; the first row is the heading."""
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * (lines[0].count(" | ") + 1), *lines[1:]])
+
+
+def keys(title: str, entries: Iterable[KeyDoc]) -> str:
+    rows = [[f"`{entry.key}`", entry.kind, f"`{entry.default}`", entry.help] for entry in entries]
+    return f"## {title}\n\n{table([['key', 'type', 'default', 'meaning'], *rows])}"
 
 
 def recipe_keys() -> str:
-    """Every key of a recipe, a section for each group."""
-    groups = {f.name: f.type for f in dataclasses.fields(Recipe)}
-    sections: dict[str, list[list[str]]] = {}
-    for key in document(Recipe):
-        group = key.key.partition(".")[0] if "." in key.key else "top level"
-        sections.setdefault(group, []).append([f"`{key.key}`", key.kind, f"`{key.default}`", key.help])
-    assert set(sections) - {"top level"} <= set(groups)
-    heads = ["key", "type", "default", "meaning"]
-    return "\n\n".join(f"## {name if name == 'top level' else f'`{name}`'}\n\n{table(heads, rows)}"
-                       for name, rows in sections.items())  # fmt: skip
+    groups: dict[str, list[KeyDoc]] = {}
+    for entry in document(Recipe):
+        groups.setdefault(f"`{entry.key.partition('.')[0]}`" if "." in entry.key else "Top level", []).append(entry)
+    return "\n\n".join(keys(title, entries) for title, entries in groups.items())
 
 
 def method_options() -> str:
-    """The options of every method of this project."""
-    own = [name for name, point in installed(DISTILLERS).items() if point.value.startswith("distill.")]
-    return "\n\n".join(f"## `{name}`\n\n{keys(find(DISTILLERS, name).Options, 'method')}" for name in sorted(own))
+    own = [name for name, point in sorted(installed(DISTILLERS).items()) if point.value.startswith("distill.")]
+    return "\n\n".join(keys(f"`{name}`", document(find(DISTILLERS, name).Options, "method")) for name in own)
 
 
-def commands(command: click.Command = fewstep, name: str = "fewstep", level: int = 2) -> str:
-    """The help of every command."""
-    context = click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
-    out = [f"{'#' * level} `{name}`\n\n```text\n{command.get_help(context)}\n```"]
-    for word, child in getattr(command, "commands", {}).items():
-        out.append(commands(child, f"{name} {word}", 3 if name != "fewstep" else 2))
-    return "\n\n".join(out)
+def commands(command: click.Command = fewstep, name: str = "fewstep", parent: click.Context | None = None) -> str:
+    context = click.Context(command, parent, name, **command.context_settings | HELP)
+    head = f"##{'#' * context.command_path.count(' ')} `{context.command_path}`"
+    children = [commands(child, word, context) for word, child in getattr(command, "commands", {}).items()]
+    return "\n\n".join([head, f"```text\n{context.get_help()}\n```", *children])
 
 
 def recipes() -> str:
-    """The recipes that ship."""
-    rows = []
+    rows = [["recipe", "teacher", "method", "about"]]
     for name, file in shipped().items():
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+        stored = yaml.safe_load(file.read_text("utf-8"))
         rows.append([f"`{name}`", f"`{stored['teacher']['path']}`", stored["method"]["name"], description(file)])
-    return table(["recipe", "teacher", "method", "about"], rows)
-
-
-def teacher_families() -> str:
-    """The teacher families of this project and the pipelines that they take."""
-    own = {name: cls for name, cls in families().items() if cls.__module__.startswith("teachers.")}
-    rows = ([f"`{n}`", ", ".join(f"`{p.__name__}`" for p in c.pipelines) or "Python only"] for n, c in own.items())
-    return table(["family", "diffusers pipelines"], rows)
+    return table(rows)
 
 
 def api(kind: Callable[[Any], bool]) -> str:
     """mkdocstrings' directives for the public names of a kind."""
     found = {name: value for name in distill.__all__ if kind(value := getattr(distill, name))}
-    return "\n\n".join(f"::: {v.__module__}.{v.__qualname__}\n    options:\n      heading: distill.{n}"
-                       for n, v in found.items())  # fmt: skip
+    return "\n\n".join(
+        f"::: {value.__module__}.{value.__qualname__}\n    options: {{heading: {name}, toc_label: {name}}}"
+        for name, value in found.items()
+    )
+
+
+def include(path: str) -> str:
+    kind = {".py": "python", ".cfg": "ini"}.get(Path(path).suffix, "yaml")
+    return f"```{kind}\n{(ROOT / path).read_text('utf-8').strip()}\n```"
+
+
+def metric_example() -> str:
+    """The metric of the tests' example plug-in."""
+    files = sorted((ROOT / "tests" / "plugin" / "fewstep_plugin").glob("*.py"))
+    found = [include(str(file.relative_to(ROOT))) for file in files if "eval.metrics.base" in file.read_text("utf-8")]
+    return "\n\n".join(found) or "The tests' example plug-in has no metric yet."
 
 
 GENERATED: dict[str, Callable[[], str]] = {
@@ -90,24 +88,20 @@ GENERATED: dict[str, Callable[[], str]] = {
     "method options": method_options,
     "commands": commands,
     "recipes": recipes,
-    "families": teacher_families,
     "functions": lambda: api(inspect.isfunction),
-    "recipe classes": lambda: api(dataclasses.is_dataclass),
-    "classes": lambda: api(lambda v: inspect.isclass(v) and not dataclasses.is_dataclass(v)),
+    "recipe classes": lambda: api(lambda v: v.__module__ == Recipe.__module__ and inspect.isclass(v)),
+    "classes": lambda: api(lambda v: v.__module__ != Recipe.__module__ and inspect.isclass(v)),
+    "metric example": metric_example,
 }
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Serve the committed figures of the benchmarks under results/."""
-    for image in sorted(RESULTS.glob("*.png")):
+    for image in sorted((ROOT / "benchmarks" / "results").glob("*.png")):
         files.append(File.generated(config, f"results/{image.name}", abs_src_path=str(image)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the markers of a page."""
-    for name, make in GENERATED.items():
-        marker = f"<!-- generated: {name} -->"
-        if marker in markdown:
-            markdown = markdown.replace(marker, make())
-    return markdown
+    markdown = re.sub(r"<!-- generated: (.+?) -->", lambda found: GENERATED[found[1]](), markdown)
+    return re.sub(r"<!-- include: (.+?) -->", lambda found: include(found[1]), markdown)

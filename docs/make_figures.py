@@ -97,7 +97,9 @@ def _samples(axes: Any) -> None:
     for i, top in enumerate(ROWS.values()):
         for j, left in enumerate(COLUMNS.values()):
             cell = np.asarray(grid.crop((left, top, left + CELL, top + CELL))) / 255
-            canvas[i * step : i * step + CELL, j * step : j * step + CELL] = np.dstack([cell] * 3 + [np.ones_like(cell)])
+            canvas[i * step : i * step + CELL, j * step : j * step + CELL] = np.dstack(
+                [cell] * 3 + [np.ones_like(cell)]
+            )
     axes.imshow(canvas, interpolation="antialiased")
     axes.set_xticks([j * step + CELL / 2 for j in range(len(COLUMNS))], list(COLUMNS), fontsize=10)
     axes.set_yticks([i * step + CELL / 2 for i in range(len(ROWS))], list(ROWS), fontsize=10)
@@ -138,7 +140,9 @@ def trigflow(theme: Theme) -> Any:
     circle.plot([0, point[0]], [0, point[1]], color=theme.scm, linewidth=1.5)
     arrow = {"arrowstyle": "-|>", "color": theme.dmd, "linewidth": 1.8}
     circle.annotate("", point + 0.5 * slope, point, arrowprops=arrow)
-    circle.annotate("v = cos(t) z − sin(t) x₀", point + 0.5 * slope, (4, 6), textcoords="offset points", color=theme.dmd)
+    circle.annotate(
+        "v = cos(t) z − sin(t) x₀", point + 0.5 * slope, (4, 6), textcoords="offset points", color=theme.dmd
+    )
     circle.plot(*point, "o", color=theme.scm)
     circle.annotate("xₜ = cos(t) x₀ + sin(t) z", point, (10, 0), textcoords="offset points", color=theme.scm)
     for place, text, offset in (((1, 0), "x₀, data (t = 0)", (-36, -18)), ((0, 1), "z, noise\n(t = π/2)", (-64, -6))):
