@@ -129,7 +129,7 @@ def stable_diffusion() -> DDPMScheduler:
 
 def trigflow(theme: Theme) -> Any:
     """The quarter circle of TrigFlow, and the angles that native timesteps stand for."""
-    figure, (circle, clock) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=[1, 1.25], layout="constrained")
+    figure, (circle, angles) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=[1, 1.25], layout="constrained")
     t = 0.9
     arc = np.linspace(0, HALF_PI, 200)
     circle.plot(np.cos(arc), np.sin(arc), color=theme.solver, linewidth=1.5)
@@ -156,11 +156,11 @@ def trigflow(theme: Theme) -> Any:
     }
     for name, (path, colour, style) in paths.items():
         steps = torch.linspace(0, path.num_train_timesteps - 1, 500, dtype=torch.float64)
-        clock.plot(steps, path.angle(steps), style, color=colour, label=name)
-    clock.axhline(HALF_PI, color=theme.faint, linewidth=1)
-    clock.set_yticks([0, HALF_PI / 2, HALF_PI], ["0", "π/4", "π/2"])
-    clock.set(xlabel="native timestep", ylabel="angle t, rad")
-    clock.legend(frameon=False, labelcolor=theme.text)
+        angles.plot(steps, path.angle(steps), style, color=colour, label=name)
+    angles.axhline(HALF_PI, color=theme.faint, linewidth=1)
+    angles.set_yticks([0, HALF_PI / 2, HALF_PI], ["0", "π/4", "π/2"])
+    angles.set(xlabel="native timestep", ylabel="angle t, rad")
+    angles.legend(frameon=False, labelcolor=theme.text)
     return figure
 
 
