@@ -10,7 +10,7 @@ from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
-from teachers.core.few_step import refit_time_embedding
+from teachers.core.time_embedding import refit_time_embedding
 from teachers.core.trigflow import HALF_PI, Flow, VariancePreserving, add_noise, to_velocity, to_x0
 from teachers.families.analytic import Analytic, ExactDenoiser, Mixture
 from teachers.families.stable_diffusion import StableDiffusion
