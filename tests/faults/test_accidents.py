@@ -98,6 +98,7 @@ HOLD = "import sys, time; from pathlib import Path; from distill.training.run_fo
 HOLD += "with lock_run_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
 
 
+@pytest.mark.slow
 def test_run_folder_is_locked_until_the_process_ends(recipe):
     run = recipe("train.steps=1")
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.folder)], stdout=subprocess.PIPE, text=True)
