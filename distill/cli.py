@@ -135,13 +135,13 @@ def export(**options: Any) -> None:
 
 @fewstep.command()
 @click.argument("run", type=PATH)
-@click.option("--prompt", "prompts", multiple=True, help="What to draw; may be given several times.")
+@click.option("--prompt", "prompts", multiple=True, help="A prompt; may be given several times.")
 @click.option("--count", type=int, default=1, show_default=True, help="Images a prompt.")
 @click.option("--num-steps", type=int, help="Network evaluations. Default: the fewest that the student was made for.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--out", type=PATH, default=Path("sample.png"), show_default=True, help="The image file to write.")
 def sample(**options: Any) -> None:
-    """Draw images with the student of RUN.
+    """Generate images with the student of RUN.
 
     \b
     Example:

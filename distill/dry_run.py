@@ -55,9 +55,9 @@ def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
     limited = dataclasses.replace(recipe.data, limit=min(recipe.data.limit or few, few))
     small = dataclasses.replace(recipe, output=str(folder), data=limited)
     cls, options = method_options(recipe)
-    wanted, _ = cls.pairs(options)
-    if wanted and hasattr(options, "regression_pairs"):
-        small = dataclasses.replace(small, method=recipe.method | {"regression_pairs": min(wanted, few)})
+    pairs, _ = cls.pairs(options)
+    if pairs and hasattr(options, "regression_pairs"):
+        small = dataclasses.replace(small, method=recipe.method | {"regression_pairs": min(pairs, few)})
     (teacher, dataset), preparing = _timed(lambda: prepare(small, plan_data(small), engine))
     state = TrainState.build(small, teacher, engine)
     batches = dataset.micro_batches(batch_rngs(small, engine, state.distiller, 0))
@@ -69,9 +69,9 @@ def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
         "training": step * settings.steps,
         "evaluations": _evaluations(small, recipe, teacher, dataset, engine, state),
     }
-    if wanted:
-        made = min(wanted, few)
-        parts["teacher pairs"] = preparing * wanted / made
+    if pairs:
+        made = min(pairs, few)
+        parts["teacher pairs"] = preparing * pairs / made
     print(f"{step:.3g} seconds a step at a batch of {settings.batch_size}, after {WARMUP} step of warm-up")
     for name, seconds in parts.items():
         print(f"  {name:<14} {hours(seconds)}")

@@ -16,7 +16,7 @@ from teachers.support.errors import run_click
 PATH = click.Path(path_type=Path)
 DEVICE = click.option("--device", help='Such as "cpu" or "cuda:0". Default: a GPU if there is one.')
 WEIGHTS = click.option("--inception-weights", type=PATH, metavar="FILE", help="Inception weights to use.")
-SIZE = click.option("--size", type=int, help="Resize images to this many pixels a side before they are judged.")
+SIZE = click.option("--size", type=int, help="Resize images to this many pixels per side before they are scored.")
 
 
 class DefaultGroup(click.Group):
@@ -32,14 +32,14 @@ class DefaultGroup(click.Group):
 
 @click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def evaluate() -> None:
-    """Judge students, teachers and other pipelines in one report."""
+    """Evaluate students, teachers and other pipelines in one report."""
 
 
 @evaluate.command(short_help="Compare pipelines and write a report (the default).")
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option("--out", type=PATH, default=Path("runs/report"), show_default=True, help="The report's folder.")
 @click.option("--samples", type=int, default=1000, show_default=True, help="Images a row.")
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Images drawn at once.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Images generated at once.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, the same for all rows.")
 @DEVICE
 @click.option("--precision", help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")
@@ -133,7 +133,7 @@ def stats(**options: Any) -> None:
 @DEVICE
 @click.option("--precision", help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")
 def demo(**options: Any) -> None:
-    """Draw with teacher and students side by side, in a browser. Needs the `demo` extra.
+    """Generate with teacher and students side by side, in a browser. Needs the `demo` extra.
 
     \b
     Example:

@@ -38,7 +38,7 @@ def test_shard_with_another_key_or_too_few_rows_is_invalid(tmp_path):
 
 def test_full_disk_is_an_error_and_old_temporary_files_are_removed(tmp_path, monkeypatch):
     file = tmp_path / "a.safetensors"
-    (tmp_path / "a.999999.tmp").write_bytes(b"half a shard")
+    (tmp_path / ".a.safetensors.999999.tmp").write_bytes(b"half a shard")
     write(file, "key", {"x": torch.ones(3)})
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 

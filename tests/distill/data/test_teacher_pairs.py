@@ -74,7 +74,7 @@ def test_valid_shards_are_kept_and_damaged_ones_are_made_again_bitwise(ready):
     first, second = sorted(cache.glob("pairs-*/*.safetensors"))
     stamp = first.stat().st_mtime_ns
     second.write_bytes(second.read_bytes()[:40])  # as on a full disk
-    (second.parent / "000001.999.tmp").write_bytes(b"killed while writing")
+    (second.parent / f".{second.name}.999.tmp").write_bytes(b"killed while writing")
     assert all(torch.equal(a, b) for a, b in zip(before, all_rows(build()), strict=True))
     assert first.stat().st_mtime_ns == stamp
     more = all_rows(build(count=9))
