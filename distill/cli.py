@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,13 @@ def train(recipe: str, overrides: Sequence[str], config: str | None, num_process
       fewstep train sd15_dmd --config ddp --num-processes 4
       fewstep train sd15_dmd_24gb --dry-run
     """
-    from distill.config.recipe import load
-
-    checked = load(recipe, overrides)
     if dry_run:
+        from distill.config.recipe import load
         from distill.dry_run import dry_run as estimate
 
-        estimate(checked)
+        estimate(load(recipe, overrides))
         return 0
-    if config is not None or num_processes is not None:
-        from distill.training.setup import plan_data
-
-        plan_data(checked)  # errors are found before any process starts
-        return _launch("distill.train", recipe, overrides, config, num_processes)
-    from distill.train import train as run
-
-    run(checked)
-    return 0
+    return _run("distill.train", "train", recipe, overrides, config, num_processes)
 
 
 @fewstep.command()
@@ -86,15 +77,7 @@ def pairs(recipe: str, overrides: Sequence[str], config: str | None, num_process
     Example:
       fewstep pairs sd15_dmd --config ddp --num-processes 4
     """
-    from distill.config.recipe import load
-
-    checked = load(recipe, overrides)
-    if config is not None or num_processes is not None:
-        return _launch("distill.pairs", recipe, overrides, config, num_processes)
-    from distill.pairs import make_pairs
-
-    make_pairs(checked)
-    return 0
+    return _run("distill.pairs", "make_pairs", recipe, overrides, config, num_processes)
 
 
 @fewstep.command()
@@ -222,10 +205,20 @@ for command in (describe, families, demo):
 fewstep.add_command(evaluate, "eval")
 
 
-def _launch(module: str, recipe: str, overrides: Sequence[str], config: str | None, processes: int | None) -> int:
-    """Run `module` under accelerate's launcher in a child process; the exit code."""
-    from distill.training.launch import launch
+def _run(
+    module: str, function: str, recipe: str, overrides: Sequence[str], config: str | None, processes: int | None
+) -> int:
+    """Run a function of `module` with the checked recipe, here or in the processes of accelerate's launcher."""
+    from distill.config.recipe import load
 
+    checked = load(recipe, overrides)
+    if config is None and processes is None:
+        getattr(import_module(module), function)(checked)
+        return 0
+    from distill.training.launch import launch
+    from distill.training.setup import plan_data
+
+    plan_data(checked)  # errors are found before any process starts
     arguments = [str(recipe_file(recipe)), *overrides]
     return launch(module, arguments, None if config is None else _config_file(config), processes)
 

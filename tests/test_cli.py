@@ -1,4 +1,4 @@
-"""The console script: quick help, errors as one sentence, recipes by name, and working directories that shadow nothing."""
+"""The console script: quick help, one-line errors, recipes by name, and working directories that shadow nothing."""
 
 import json
 import os

@@ -1,8 +1,8 @@
 """Reading prompts, for training and evaluation.
 
 A source is "pocket" (the prompts of the pocket teacher), a text file with one prompt per line, or a table: .jsonl,
-.csv, .tsv or .parquet (which needs pyarrow: `pip install -e ".[data]"`). One column of a table is read: the requested one, or
-the first of COLUMNS that it has.
+.csv, .tsv or .parquet (which needs pyarrow: `pip install -e ".[data]"`). One column of a table is read: the requested
+one, or the first of COLUMNS that it has.
 """
 
 import csv

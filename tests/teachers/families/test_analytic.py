@@ -6,7 +6,7 @@ from teachers.families.analytic import MIXTURES, Analytic, Mixture
 
 
 def test_posterior_mean_follows_from_the_score():
-    """Tweedie's formula: E[X0 | x] = (x + sigma^2 score) / alpha, with the score from autograd of the exact log density."""
+    """Tweedie's formula: E[X0 | x] = (x + sigma^2 score) / alpha, the score by autograd of the exact log density."""
     mixture = MIXTURES["eight_gaussians"]()
     x = torch.randn(50, 2, dtype=torch.float64).requires_grad_()
     alpha, sigma = torch.full((50,), 0.8).double(), torch.full((50,), 0.6).double()

@@ -60,7 +60,8 @@ def test_discriminator_on_an_offloaded_teacher_raises_an_error(text_pipeline):
 def test_run_with_an_offloaded_teacher_gives_equal_weights(text_pipeline, tmp_path):
     (tmp_path / "prompts.txt").write_text("a coat\na bag\n")
     (tmp_path / "a.yaml").write_text(
-        f"name: resident\noutput: {tmp_path}\nteacher: {{path: {text_pipeline}, guidance: 2.0}}\nmethod: {{name: dmd}}\n"
+        f"name: resident\noutput: {tmp_path}\nteacher: {{path: {text_pipeline}, guidance: 2.0}}\n"
+        "method: {name: dmd}\n"
         f"data: {{prompts: {tmp_path / 'prompts.txt'}}}\n"
         "train: {steps: 2, batch_size: 2, evaluate_every: 1, evaluate_samples: 2, evaluate_teacher_steps: 1,\n"
         "  tracker: none}\n"
