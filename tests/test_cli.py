@@ -150,7 +150,7 @@ def test_the_launcher_runs_two_processes_and_keeps_errors_short(hostile, tmp_pat
         cwd=hostile,
         **hidden,
     )
-    assert done.returncode == 2 and "does not divide over 2 processes" in done.stderr
+    assert done.returncode == 2 and "must be a multiple of the number of processes (2), got 7" in done.stderr
     assert "Traceback" not in done.stderr and "ChildFailedError" not in done.stderr
 
 

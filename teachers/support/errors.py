@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import logging
 import os
 import sys
 import time
@@ -50,8 +49,6 @@ def run_click(command: Any, arguments: Sequence[str] | None = None, name: str | 
         name: The program name that help and errors show.
     """
     import click
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns about kernels that are not used here
 
     def run() -> int:
         try:

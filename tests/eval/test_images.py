@@ -193,7 +193,7 @@ def test_name_of_the_distance_says_when_samples_are_too_few(tmp_path):
 def test_image_size_that_the_features_do_not_support_is_an_error(tmp_path, capsys, pocket_weights):
     one = folder(tmp_path / "a", 3, 0, size=16)
     assert main(["images", str(one), str(one), "--features", "pocket"]) == 2
-    assert "32 x 32" in capsys.readouterr().err
+    assert "shape (3, 32, 32), got (3, 16, 16)" in capsys.readouterr().err
 
 
 def test_nan_features_are_an_error(tmp_path, capsys, monkeypatch):
