@@ -185,6 +185,7 @@ def test_an_interrupt_before_the_loop_is_one_line(tmp_path, delay):
     assert "run the same command again to continue" in out + error
 
 
+@pytest.mark.slow
 def test_the_modules_still_run_as_scripts(tmp_path):
     for module in (
         "distill.train",

@@ -163,6 +163,7 @@ def test_the_example_of_one_loss_runs():
     exec((ROOT / "docs" / "examples" / "one_loss.py").read_text(), {})
 
 
+@pytest.mark.slow
 def test_the_example_in_memory_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = (ROOT / "docs" / "examples" / "in_memory.py").read_text()

@@ -5,7 +5,10 @@ import subprocess
 import sys
 import time
 
+import pytest
 
+
+@pytest.mark.slow
 def test_quickstart_trains_reports_and_is_reused(tmp_path):
     command = [sys.executable, "-m", "distill.quickstart", "--output", str(tmp_path / "out"), "--samples", "20"]
     command += ["train.steps=3", "train.batch_size=4", "train.evaluate_every=0", "train.evaluate_samples=10"]

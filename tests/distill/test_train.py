@@ -112,6 +112,7 @@ def test_channels_last_gives_the_same_student_and_resumes_bitwise(recipes, metho
     DiffusionPipeline.from_pretrained(whole.folder / "pipeline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["memory.tier=full", "memory.tier=lora", "memory.offload_teacher=true"])
 def test_channels_last_converts_every_network(recipes, memory, monkeypatch):
     distillers = []
@@ -172,6 +173,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(recipes, method):
     assert apart < 1e-3 * moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_zero_steps_export_the_teacher(recipes, channels_last):
     recipe = load(recipes["dmd"], [*FAST, "train.steps=0", f"train.channels_last={channels_last}"])
@@ -184,6 +186,7 @@ def test_zero_steps_export_the_teacher(recipes, channels_last):
     assert "num_inference_steps=1, guidance_scale=1.0" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_zero_steps_of_scm_export_the_teacher(recipes):
     folder = train(load(recipes["scm"], [*FAST, "train.steps=0"]))
     exported = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
@@ -192,6 +195,7 @@ def test_zero_steps_of_scm_export_the_teacher(recipes):
     assert changed <= {"time_embedding.linear_1.weight"}  # adapted to the timesteps of the export's scheduler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_teacher(recipes, precision):
     folder = train(load(recipes["scm"], [*FAST, "train.steps=3", f"teacher.precision={precision}"]))
@@ -199,12 +203,14 @@ def test_half_precision_teacher(recipes, precision):
     assert pipe("a coat", num_inference_steps=1, output_type="pt").images.isfinite().all()
 
 
+@pytest.mark.slow
 def test_export_stores_the_captions_of_an_image_folder(recipes):
     folder = train(load(recipes["scm"], [*FAST, "train.steps=2"]))
     assert read_run(folder).prompts == str(folder / "training_prompts.txt")
     assert (folder / "training_prompts.txt").read_text() == "a coat\n"
 
 
+@pytest.mark.slow
 def test_persistent_nonfinite_gradients_end_the_run(recipes, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "velocity", lambda self, x, *a: x * float("nan"))
     monkeypatch.setattr(setup, "Monitor", lambda *a: None)
@@ -215,6 +221,7 @@ def test_persistent_nonfinite_gradients_end_the_run(recipes, monkeypatch):
         train(load(recipes["dmd"], [*FAST, "train.steps=30"]))
 
 
+@pytest.mark.slow
 def test_scm_selects_the_second_time_and_writes_history_and_grid(recipes):
     recipe = load(recipes["scm"], [*FAST, "train.steps=4", "train.evaluate_every=2", "train.tracker=tensorboard"])
     folder = train(recipe)
@@ -229,6 +236,7 @@ def test_scm_selects_the_second_time_and_writes_history_and_grid(recipes):
     assert list(recipe.folder.rglob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 def test_resumed_run_has_one_record_per_interval_in_log_and_history(recipes):
     every = [*FAST, "train.log_every=1", "train.evaluate_every=2"]
     recipe = load(recipes["dmd"], [*every, "train.steps=2"])
@@ -246,6 +254,7 @@ def test_resumed_run_has_one_record_per_interval_in_log_and_history(recipes):
     assert [entry["step"] for entry in history] == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_repeated(recipes, capsys):
     recipe = load(recipes["dmd"], [*FAST, "train.steps=2"])
     folder = train(recipe)
@@ -255,12 +264,14 @@ def test_finished_run_is_not_repeated(recipes, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_recipe_in_the_same_folder_is_rejected(recipes):
     train(load(recipes["dmd"], [*FAST, "train.steps=2"]))
     with pytest.raises(ValueError, match="checkpoints of another recipe"):
         train(load(recipes["dmd"], [*FAST, "train.steps=4", "method.fake_score_updates=1"]))
 
 
+@pytest.mark.slow
 def test_regression_on_teacher_pairs(recipes):
     extra = ["method.regression_weight=0.5", "method.regression_distance=latent", "method.regression_pairs=6"]
     extra += ["train.steps=2"]

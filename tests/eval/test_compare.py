@@ -119,6 +119,7 @@ def test_without_a_reference_rows_are_compared_with_the_teachers_samples(
     assert report["rows"][0]["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_unconditional_pipelines(make_run, unconditional_pipeline, tmp_path, compare_quickly):
     run = make_run(
         pipeline=unconditional_pipeline,
@@ -371,6 +372,7 @@ def test_prompts_from_a_file_are_repeated(make_run, tmp_path, quick):
     assert report["prompts"]["first"] == ["a bag", "a <b>coat</b>", "a bag", "a <b>coat</b>", "a bag"]
 
 
+@pytest.mark.slow
 def test_different_usual_calls_are_noted(make_run, tmp_path, text_pipeline, quick):
     other = {"path": str(text_pipeline), "call": {"num_inference_steps": 3, "guidance_scale": 5.0}}
     report = compare([make_run("one"), make_run("two", teacher=other)], tmp_path / "out", samples=4, **quick)

@@ -23,6 +23,7 @@ def demo(make_run) -> Demo:
     return Demo([make_run("one"), make_run("<b>two</b>", calls=ONE_AND_TWO_STEPS)], CPU, "float32")
 
 
+@pytest.mark.slow
 def test_every_pipeline_generates_its_own_image_from_the_same_noise(demo, text_pipeline):
     results = demo.generate("a coat", 5, 2, 4)
     assert [result.steps for result in results] == [4, 1, 2]  # the first student supports one step only
@@ -39,6 +40,7 @@ def test_every_pipeline_generates_its_own_image_from_the_same_noise(demo, text_p
     assert again[2].image.tobytes() == results[2].image.tobytes() != other_seed[2].image.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -83,6 +85,7 @@ def test_pipeline_without_distill_json_is_shown_without_a_teacher(text_pipeline)
     assert "Steps of the students" in json.dumps(page(demo).get_config_file())
 
 
+@pytest.mark.slow
 def test_missing_run_is_an_error_without_traceback(tmp_path, capsys):
     assert main([str(tmp_path / "missing")]) == 2
     error = capsys.readouterr().err
@@ -90,6 +93,7 @@ def test_missing_run_is_an_error_without_traceback(tmp_path, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_port_in_use_is_an_error(make_run, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -98,6 +102,7 @@ def test_port_in_use_is_an_error(make_run, capsys):
     assert "cannot be served at 127.0.0.1:" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_page_is_served_to_this_machine_only_by_default(make_run):
     served = []
     serve_runs([make_run()], show=lambda demo, *address: served.append(address))
@@ -110,6 +115,7 @@ def test_error_without_gradio_says_what_to_install(make_run, monkeypatch, capsys
     assert 'the demo needs gradio: pip install -e ".[demo]"' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_page_generates_images_through_its_interface(demo):
     blocks = page(demo)
     texts = json.dumps(blocks.get_config_file())

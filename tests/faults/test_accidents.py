@@ -27,6 +27,7 @@ def newest(run):
     return checkpoint.load_newest(run.folder / "checkpoints")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_batch_with_nonfinite_gradient_is_skipped_and_reported_with_its_random_key(recipe, monkeypatch, capsys, where):
     student_phase = DMD.student_phase
@@ -61,6 +62,7 @@ def test_batch_with_nonfinite_gradient_is_skipped_and_reported_with_its_random_k
     assert message in out.out + out.err
 
 
+@pytest.mark.slow
 def test_system_clock_changes_affect_neither_weights_nor_cost(recipe, monkeypatch):
     steady, jumping = recipe("train.steps=2", name="steady"), recipe("train.steps=2", name="jumping")
     train(steady)
@@ -72,6 +74,7 @@ def test_system_clock_changes_affect_neither_weights_nor_cost(recipe, monkeypatc
     assert 0 < two.meta["seconds"] < 100
 
 
+@pytest.mark.slow
 def test_changed_data_is_rejected_and_moved_data_is_not(recipe, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a coat\na dress\n")
@@ -83,6 +86,7 @@ def test_changed_data_is_rejected_and_moved_data_is_not(recipe, tmp_path):
         train(recipe("train.steps=3", f"data.prompts={moved}"))
 
 
+@pytest.mark.slow
 def test_changed_pixels_are_other_data(recipe, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -113,6 +117,7 @@ def test_run_folder_is_locked_until_the_process_ends(recipe):
         pass
 
 
+@pytest.mark.slow
 def test_two_precisions_in_one_process(recipe):
     train(recipe("train.steps=1", "train.precision=bf16", name="half"))
     train(recipe("train.steps=1", "train.precision=no", name="whole"))
@@ -221,6 +226,7 @@ def test_unquoted_no_is_the_precision_no(recipe):
     assert recipe("train.precision=no").train.precision == "no"
 
 
+@pytest.mark.slow
 def test_run_continues_with_another_number_of_micro_batches(recipe):
     train(recipe("train.steps=1"))
     folder = train(recipe("train.steps=2", "train.accumulation=2"))

@@ -132,6 +132,7 @@ def test_kills_lose_at_most_one_shard(text_pipeline, tmp_path, monkeypatch):
     assert torch.allclose(all_rows(table)["encoder_hidden_states"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_processes_divide_the_shards(text_pipeline, tmp_path, monkeypatch):
     """Two processes, the second of which starts late, with prompts and with images."""
     monkeypatch.setattr(encoding, "SHARD", 2)
@@ -223,6 +224,7 @@ def test_unreadable_images_are_skipped_with_a_message(ready, tmp_path, capsys):
     assert images.reads == 1  # the second run uses the index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_raising_the_limit_encodes_only_the_new_rows(ready, tmp_path, streaming):
     pixels = io.BytesIO()

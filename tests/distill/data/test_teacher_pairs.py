@@ -104,6 +104,7 @@ def test_kills_lose_at_most_one_shard(ready, monkeypatch):
     assert [file.stat().st_mtime_ns for file in kept] == stamps
 
 
+@pytest.mark.slow
 def test_reading_pairs_that_were_not_requested_is_an_error(ready):
     dataset = data.Dataset(["a"], ready[1], torch.arange(3))
     with pytest.raises(ValueError, match="no teacher pairs"):
@@ -117,6 +118,7 @@ def test_other_settings_make_other_pairs(ready):
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_processes_divide_the_shards_without_overlap(ready, monkeypatch):
     """Two processes, the second of which starts late: both check the cache before either writes."""
     build = ready[2]

@@ -62,6 +62,7 @@ def stopped(recipe, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_run_folder_contains_its_recipe(recipe):
     run = recipe("train.steps=1", "method.timesteps=[700]", "optimizers.student.lr=3e-5")
     train(run)

@@ -263,6 +263,7 @@ def test_features_of_a_unet_are_tokens(text_pipeline):
         middle_block(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 def test_regression_by_lpips_and_by_latents(text_pipeline, monkeypatch):
     """The distance between the student's first step and the endpoint; both are decoded for LPIPS."""
     teacher = StableDiffusion.load(str(text_pipeline), CPU)

@@ -132,6 +132,7 @@ def float64_inside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_derivatives_of_networks(name: str, float64_inside: pytest.MonkeyPatch) -> None:
     network, function, primals, tangents = _build(name)

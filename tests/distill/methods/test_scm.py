@@ -199,6 +199,7 @@ def test_the_proposal_is_log_normal_in_tan_t():
     assert logs.std().item() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_rescaled_time_input_keeps_the_student_close_to_the_teacher(text_pipeline):
     torch.manual_seed(0)
     teacher = StableDiffusion.load(str(text_pipeline), CPU)

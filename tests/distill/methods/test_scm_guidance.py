@@ -27,6 +27,7 @@ def test_options_that_do_not_fit_the_guidance_are_rejected(text_pipeline, option
         SCM(teacher, guidance, SCMOptions(**options))
 
 
+@pytest.mark.slow
 def test_sampled_guidance_scales_reach_teacher_and_student(text_pipeline):
     """Each sample is distilled at its own scale, and the scale is an input of the student."""
     teacher = StableDiffusion.load(str(text_pipeline), CPU)

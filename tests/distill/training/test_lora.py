@@ -93,6 +93,7 @@ def test_defaults_and_fingerprints_depend_on_the_tier(lora_recipe):
     assert lora_recipe("dmd", "memory.tier=full", "memory.checkpointing=true").memory.activation_checkpointing
 
 
+@pytest.mark.slow
 def test_unsupported_combinations_are_rejected(lora_recipe, monkeypatch):
     with pytest.raises(ValueError, match=r"memory\.rank must be at least 1, got 0"):
         lora_recipe("dmd", "memory.rank=0")

@@ -60,6 +60,7 @@ def ported(tmp_path_factory) -> tuple[Path, torch.nn.Module]:
     return file, net
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_legacy_pytorch_equals_clean_fid(ported):
     file, net = ported
@@ -73,6 +74,7 @@ def test_legacy_pytorch_equals_clean_fid(ported):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_weights_of_nvidias_torchscript_load_into_the_same_layers(ported):
     file, _ = ported
@@ -180,6 +182,7 @@ def test_interrupted_download_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_fused_network_gives_the_same_features(ported):
     file, _ = ported

@@ -74,6 +74,7 @@ def test_the_backbone_is_loaded_from_the_package_of_weights(backbone):
         assert torch.equal(one.weight, two.weight) and torch.equal(one.bias, two.bias)
 
 
+@pytest.mark.slow
 def test_lpips_of_small_and_large_images(backbone):
     distance = load_lpips(torch.device("cpu"))
     assert distance is not None

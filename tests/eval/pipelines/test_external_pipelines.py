@@ -31,6 +31,7 @@ def words(tmp_path):
     return str(tmp_path / "prompts.txt")
 
 
+@pytest.mark.slow
 def test_the_pocket_pipeline_saved_by_diffusers(tmp_path, real, words, capsys):
     """The command of the documentation, on a folder that only diffusers wrote."""
     folder, out = tmp_path / "someone" / "fast-clothes", tmp_path / "out"
@@ -64,6 +65,7 @@ def test_the_pocket_pipeline_saved_by_diffusers(tmp_path, real, words, capsys):
     assert "fast-clothes" in (out / "model-index.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_an_external_pipeline_next_to_a_student(make_run, text_pipeline, tmp_path, quick):
     student, external = make_run("student"), tmp_path / "external"
     shutil.copytree(text_pipeline, external)
@@ -109,6 +111,7 @@ def hub(monkeypatch, text_pipeline):
     return requested
 
 
+@pytest.mark.slow
 def test_hub_ids_are_downloaded(hub, real, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ["--prompts", words, "--reference", real, "--features", "pixels", "--samples", "4", "--steps", "1"]

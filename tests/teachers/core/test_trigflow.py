@@ -107,6 +107,7 @@ def test_increasing_alphas_cumprod_raise_an_error():
         VariancePreserving(torch.tensor([0.5, 0.6, 0.1]))
 
 
+@pytest.mark.slow
 def test_second_order_solver_converges_faster():
     teacher = Analytic(eight_gaussians())
     z = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -122,6 +123,7 @@ def test_second_order_solver_converges_faster():
     assert error[40, 2] / error[80, 2] > 3.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_integration_in_canonical_time_equals_ddim(prediction):
     """The ODE of a UNet against DDIM of diffusers: equal at the same timesteps, and both converge."""

@@ -76,6 +76,7 @@ def reloaded(load, trained, tmp_path_factory):
     return torch.load(work / "images.pt", weights_only=True)
 
 
+@pytest.mark.slow
 @every_family
 def test_exported_network_and_images_equal_the_student(name, load, trained, reloaded, record):
     """The network at the pipeline's timesteps, and the images of one and two steps."""

@@ -16,6 +16,7 @@ def forward_mode(function, primals, tangents):
         return torch.func.jvp(function, primals, tangents)
 
 
+@pytest.mark.slow
 @every_family
 def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load, record):
     """The fake score equals the teacher at first, so DMD's gradient is zero."""
@@ -34,6 +35,7 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load, 
         step(distiller, phase, teacher, name)
 
 
+@pytest.mark.slow
 @every_family
 def test_scm_target_equals_that_of_torch_func_jvp(name, load, trained, record):
     teacher, distiller = load(name), trained(name)

@@ -31,6 +31,7 @@ def v_pipeline(text_pipeline, tmp_path_factory):
     return folder / "pipeline"
 
 
+@pytest.mark.slow
 def test_condition_and_guidance_equal_those_of_the_pipeline(teacher, text_pipeline):
     """Compares with the inputs of the stock pipeline's UNet and of its scheduler."""
     pipe = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None, dtype=torch.float32)
@@ -84,6 +85,7 @@ torch.save(images, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "rescaled time", "rescaled time and max_angle"])
 def test_export_runs_in_a_process_without_this_project(kind, text_pipeline, v_pipeline, tmp_path):
     """Stock diffusers gives the student's images to 1e-3 in one and two steps, and raises an error for 50 steps."""

@@ -91,6 +91,7 @@ def copy_configuration(file, folder):
     shutil.copytree(folder, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_single_file_has_the_weights_of_the_folder(single_file, pipe, tiny):
     copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     teacher = StableDiffusion.load(str(single_file), CPU)

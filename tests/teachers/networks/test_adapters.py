@@ -22,6 +22,7 @@ from tests.teachers.networks.lora import CLASSES, FAMILIES, LORA, inputs_of, per
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_new_adapter_equals_the_teacher_and_a_trained_one_does_not_change_it(load, name):
     teacher = load(name)
@@ -53,6 +54,7 @@ def test_merged_copy_is_an_ordinary_network_with_equal_outputs(load, name):
     assert torch.allclose(ordinary.velocity(x, t, cond), expected, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_adapters_on_a_half_precision_base_have_the_gradients_of_a_float32_base(load, name):
     teacher = load(name, torch.bfloat16)
@@ -68,6 +70,7 @@ def test_adapters_on_a_half_precision_base_have_the_gradients_of_a_float32_base(
         assert torch.allclose(one, two, rtol=1e-3, atol=1e-4 * max(1, two.abs().max().item()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_tangent_is_exact_through_adapters(load, precision):
     """Equal to torch.func.jvp of the merged float32 copy; a bf16 base adds no error beyond its rounded weights."""
@@ -84,6 +87,7 @@ def test_tangent_is_exact_through_adapters(load, precision):
     assert (tangent - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.slow
 def test_scm_rescales_the_time_of_the_student_only(load):
     teacher = load("Stable Diffusion 1.5")
     x, t, cond = inputs_of(teacher)
@@ -98,6 +102,7 @@ def test_scm_rescales_the_time_of_the_student_only(load):
     assert all(p.grad is not None for p in method.student.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LORA)
 @pytest.mark.parametrize("count", [1, 2])
 def test_lora_file_on_the_stock_pipeline_gives_the_images_of_the_export(load, tiny, tmp_path, name, count):

@@ -40,6 +40,7 @@ def gradients(method, latents=None):
     return by_phase
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [None, "fake_score", "teacher"])
 def test_checkpointing_recomputes_with_the_right_adapter(load, features):
     options = {"gan_weight": 0.5, "discriminator_weight": 0.5, "gan_features": features} if features else {}
@@ -53,6 +54,7 @@ def test_checkpointing_recomputes_with_the_right_adapter(load, features):
             assert torch.allclose(one, two, rtol=1e-4, atol=1e-6 * max(1, two.abs().max().item())), phase
 
 
+@pytest.mark.slow
 def test_checkpointing_without_pinned_blocks_uses_the_wrong_adapter(load, monkeypatch):
     monkeypatch.setattr(teachers.networks.checkpointing, "pinned", lambda block, context: block)
     expected = gradients(dmd(load("Stable Diffusion 1.5")))["student"]
@@ -89,6 +91,7 @@ def test_checkpointing_saves_fewer_activations():
     assert saved_bytes() < 0.7 * without
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_frozen_in_recomputation(load):
     """Features for the discriminator give the fake score no gradient, although backward runs after it is unfrozen."""
     teacher = load("Stable Diffusion 1.5")
