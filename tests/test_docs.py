@@ -132,8 +132,6 @@ def test_recipe_keys_have_help(key):
 )
 def test_method_options_have_help(method):
     keys = document(find(DISTILLERS, method).Options, "method")
-    if not any(key.help for key in keys):
-        pytest.skip(f"the options of {method} are plain fields: nothing is documented yet")
     missing = [key.key for key in keys if not key.help]
     assert not missing, f"options of {method} without help: {', '.join(missing)}; add it to their option(...)"
 
