@@ -1,6 +1,7 @@
 """Fixtures of all tests: tiny random pipelines with the architecture of the pocket teacher, and untrained runs."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from safetensors.torch import save_file
 import teachers.pocket
 from teachers.pocket.classifier import FEATURES, Classifier
 from teachers.pocket.parts import make_autoencoder, make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

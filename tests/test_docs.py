@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 every_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 INSTALL = "pip install -e . && fewstep quickstart"
-TEST = 'pip install -e ".[test]" && pytest'
+TEST = 'pip install -e ".[test]" && pytest -n auto'
 
 
 def commands_in(text: str) -> list[list[str]]:
