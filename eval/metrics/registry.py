@@ -46,7 +46,7 @@ def installed_metrics(points: Sequence[EntryPoint] | None = None) -> InstalledMe
             if metric.key in classes:
                 raise ValueError(f'the key "{metric.key}" already belongs to {classes[metric.key].__module__}')
             classes[metric.key] = metric
-        except Exception as error:  # a plug-in can fail in any way; the other metrics still work
+        except (Exception, SystemExit) as error:  # a plug-in can fail in any way; the other metrics still work
             problems.append(
                 f'The metric "{point.name}" ({point.value}) could not be loaded and is left out: '
                 f"{type(error).__name__}: {' '.join(str(error).split())}"

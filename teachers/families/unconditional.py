@@ -28,6 +28,7 @@ class Unconditional(Teacher):
 
     guided: ClassVar[bool] = False
     pipelines: ClassVar[Pipelines] = (DDPMPipeline, DDIMPipeline)
+    network: ClassVar[str] = "unet"
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
         if unet.config.class_embed_type or unet.config.num_class_embeds:
