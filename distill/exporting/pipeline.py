@@ -136,6 +136,7 @@ def describe(
         "teacher": {
             "family": source.family,
             "path": source.path,
+            "num_steps": source.num_steps,
             "call": teacher.usual_call(source.num_steps, source.guidance),
         },
         "times": list(times),

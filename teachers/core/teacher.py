@@ -1,6 +1,7 @@
 """`Teacher`: the interface of a teacher family, one frozen diffusers pipeline in canonical time."""
 
 import copy
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,9 @@ class Teacher(Contract, ABC):
             ValueError: If there is no such pipeline, or this family does not take it.
         """
         if not cls.pipelines:
-            raise ValueError(f"{cls.__name__}.pipelines must name a pipeline class, got (); build the teacher in Python")
+            raise ValueError(
+                f"{cls.__name__}.pipelines must name a pipeline class, got (); build the teacher in Python"
+            )
         source = cls.locate(path)
         owners = (cls, *cls.components)
         stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
@@ -149,7 +152,10 @@ class Teacher(Contract, ABC):
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""
-        return {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
+        usual = {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
+        call = {self.call_names.get(name, name): value for name, value in usual.items()}
+        takes = set().union(*(inspect.signature(kind.__call__).parameters for kind in self.pipelines)) or set(call)
+        return {name: value for name, value in call.items() if name in takes}
 
     def enable_lora(self, rank: int) -> None:
         """Make all further students LoRA adapters of the given rank on the teacher's network, which is shared."""

@@ -1,8 +1,6 @@
 """Registry of teacher families: `load_teacher` and `family_of` find a pipeline's family by its class."""
 
 from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from teachers.loading.source import class_name, local_or_hub
 from teachers.support.plugins import OWN_PACKAGES, Plugins, load_plugins, report
 
 GROUP = "distill.teachers"
+_families: dict[type[DiffusionPipeline], type[Teacher] | None] = {}
 
 
 def check_family(family: Any) -> None:
@@ -122,7 +121,7 @@ def family_by_class(name: str) -> str:
     """The name of the family that takes pipelines of the class `name`; see `family_of`."""
     found = plugins()
     takers = [family for family, cls in found.classes.items() if name in _declared(cls)]
-    own = [family for family in takers if found.classes[family].__module__.partition(".")[0] in OWN_PACKAGES]
+    own = [family for family in takers if _is_own(found.classes[family])]
     if takers and (own or len(takers) == 1):
         return (own or takers)[0]
     if takers:
@@ -165,11 +164,12 @@ def owners() -> list[type[Any]]:
     return [kind for cls in installed().values() for kind in (cls, *cls.pipelines, *cls.components)]
 
 
-@cache
 def family_of_class(kind: type[DiffusionPipeline]) -> type[Teacher] | None:
     """The family that takes pipelines of the class `kind`, for what it declares about them; None if there is none."""
-    families = [cls for cls in installed().values() if kind in cls.pipelines and kind.__name__ in _declared(cls)]
-    return families[0] if families else None
+    if kind not in _families:  # evaluations ask for every batch, and reading all entry points takes milliseconds
+        takers = [cls for cls in installed().values() if kind in cls.pipelines and kind.__name__ in _declared(cls)]
+        _families[kind] = next((cls for cls in takers if _is_own(cls)), takers[0] if takers else None)
+    return _families[kind]
 
 
 def call_names(kind: type[DiffusionPipeline]) -> Mapping[str, str]:
@@ -181,3 +181,7 @@ def call_names(kind: type[DiffusionPipeline]) -> Mapping[str, str]:
 def _declared(cls: type[Teacher]) -> list[str]:
     """The pipelines that a family declares itself; a family that inherits them is selected by its name only."""
     return [kind.__name__ for kind in vars(cls).get("pipelines", ())]
+
+
+def _is_own(cls: type[Teacher]) -> bool:
+    return cls.__module__.partition(".")[0] in OWN_PACKAGES

@@ -119,8 +119,8 @@ def load_pipeline(
     kind = known[name] if name else accepted[0]
     check_weights(path)
     if name:
-        config = str(configuration(path)) if Path(path).is_file() else path
-        check_components(DiffusionPipeline.load_config(config), (*accepted, *owners), path)
+        folder = str(configuration(path)) if Path(path).is_file() else path
+        check_components(DiffusionPipeline.load_config(folder), (*accepted, *owners), path)
     components = inspect.signature(kind.__init__).parameters
     options |= {part: None for part in components if skip and part.startswith(skip)}
     is_file = Path(path).is_file()
@@ -128,7 +128,7 @@ def load_pipeline(
         options["dtype"] = {"default": torch.bfloat16, "vae": torch.float32}
     with loading_errors(path):
         if not is_file:
-            return kind.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
+            return kind.from_pretrained(path, **{"use_safetensors": True, "trust_remote_code": False, **options})
         if not issubclass(kind, FromSingleFileMixin):
             raise ValueError(f"{kind.__name__} cannot be loaded from a single file; give a pipeline folder")
         config = {"config": str(configuration(path)), "local_files_only": True} if name else {}
