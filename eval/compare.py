@@ -128,6 +128,7 @@ class Comparison:
         jobs, features = list(self.inputs.jobs), self.inputs.features
         # Local weights of the features are identified by their content, Hub ids by their name.
         own_weights = pocket.FOLDER / "classifier.safetensors" if features == "pocket" else features.partition("=")[2]
+        own_weights = self.settings.extractor.weights or own_weights
         if self.context.reference is None:  # next to the row of the same call, while the pipeline is loaded
             jobs.insert(1, replace(jobs[0], name=REFERENCE_NAME, is_reference=True))
         measured = measure_rows(

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from distill.methods.compiling import eager
 from distill.methods.jvp_rules import COMPOSITES, FLASH_RULES, RULES, Pair
+from teachers.networks.fast_paths import without_fast_paths
 from teachers.networks.storage import without_autocast
 from teachers.support.private_api import undispatched
 
@@ -146,13 +147,8 @@ def _decomposed() -> Iterator[None]:
     Those are the fused attention kernels, and the fast paths of `nn.MultiheadAttention` and
     `nn.TransformerEncoderLayer`. The rules compute most attention before PyTorch chooses a kernel.
     """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with eager(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with eager(), without_fast_paths(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 class RuleMode(TorchFunctionMode):

@@ -1,8 +1,8 @@
 """Calls any diffusers pipeline in the same way: equal prompts, equal noise, images in [0, 1], counted evaluations.
 
 The signature of a pipeline's `__call__` determines its inputs: prompts and latents for text-to-image pipelines, class
-labels for `DiTPipeline`, neither for `DDPMPipeline`; a teacher family can declare other names of arguments. Each sample has its own random generators, so its noise depends
-neither on the batch size nor on the number of steps.
+labels for `DiTPipeline`, neither for `DDPMPipeline`; a teacher family can declare other names of arguments. Each sample
+has its own random generators, so its noise depends neither on the batch size nor on the number of steps.
 """
 
 import hashlib
@@ -222,9 +222,8 @@ def images_of(output: Any) -> Tensor:
         images = images[:, None]
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
         shape = f" of shape {tuple(images.shape)}" if isinstance(images, Tensor) else ""
-        raise ValueError(
-            f"a pipeline must return images as (B, 3, H, W), (B, H, W, 3) or PIL images, got {type(images).__name__}{shape}"
-        )
+        kind = type(images).__name__
+        raise ValueError(f"a pipeline must return images as (B, 3, H, W), (B, H, W, 3) or PIL, got {kind}{shape}")
     images = images.float() if images.is_floating_point() else images.float() / 255
     images = images.clamp(0, 1)
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -69,7 +69,7 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     if kind is None:
         broken = "".join(f"; {problem}" for problem in registry.plugins().problems.values())
         raise ValueError(
-            f"{file} names a class that is not in this version of diffusers and not one of an installed teacher family, "
-            f"{name}; upgrade diffusers, or install the package of that family{broken}"
+            f"{file} names a class that is not in this version of diffusers and not one of an installed teacher "
+            f"family, {name}; upgrade diffusers, or install the package of that family{broken}"
         )
     return kind

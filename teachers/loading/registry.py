@@ -1,6 +1,6 @@
 """Registry of teacher families: `load_teacher` and `family_of` find a pipeline's family by its class."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
 
 from teachers import pocket
+from teachers.core.contract import FeatureModel
 from teachers.core.teacher import Teacher
 from teachers.loading.source import class_name, local_or_hub
 from teachers.support.plugins import OWN_PACKAGES, Plugins, load_plugins, report
@@ -170,6 +171,22 @@ def family_of_class(kind: type[DiffusionPipeline]) -> type[Teacher] | None:
         takers = [cls for cls in installed().values() if kind in cls.pipelines and kind.__name__ in _declared(cls)]
         _families[kind] = next((cls for cls in takers if _is_own(cls)), takers[0] if takers else None)
     return _families[kind]
+
+
+def feature_models() -> dict[str, Callable[[torch.device], FeatureModel]]:
+    """The feature extractors that installed families declare, by name; a subclass may share those of its family.
+
+    Raises:
+        ValueError: If two families declare different extractors with one name.
+    """
+    found: dict[str, Callable[[torch.device], FeatureModel]] = {}
+    for family, cls in installed().items():
+        for name, load in cls.feature_models.items():
+            if found.setdefault(name, load) != load:
+                raise ValueError(
+                    f"the family {family} must rename its feature extractor {name!r}: another family has it"
+                )
+    return found
 
 
 def call_names(kind: type[DiffusionPipeline]) -> Mapping[str, str]:

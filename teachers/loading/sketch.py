@@ -44,7 +44,9 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
         }
         parts |= {name: index[name] for name in parameters if name in index and not isinstance(index[name], list)}
         for name, value in index.items():
-            component = component_class(value[0], value[1], owners) if is_component(value) and name in parameters else None
+            component = (
+                component_class(value[0], value[1], owners) if is_component(value) and name in parameters else None
+            )
             if component is not None and issubclass(component, ConfigMixin):
                 with torch.device("meta" if issubclass(component, nn.Module) else "cpu"):
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))
