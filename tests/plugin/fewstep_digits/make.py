@@ -1,4 +1,4 @@
-"""Train the classifier and the teacher: a minute on one CPU core.
+"""Train the classifier and the teacher: some minutes on one CPU core.
 
 python -m fewstep_digits.make
 """
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fewstep_digits import PIPELINE, digits
 from fewstep_digits.classifier import WEIGHTS, Classifier
@@ -28,7 +29,7 @@ def train_classifier(steps: int = 1500) -> Classifier:
     return classifier
 
 
-def train_teacher(steps: int = 4000) -> DigitsTransformer:
+def train_teacher(steps: int = 2500) -> DigitsTransformer:
     """A rectified flow (Liu et al. 2022, arXiv 2209.03003) of all digits; every tenth digit is the null class."""
     images, labels = digits()
     network = DigitsTransformer()
@@ -38,10 +39,10 @@ def train_teacher(steps: int = 4000) -> DigitsTransformer:
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for step in range(steps):
-        rows = torch.randint(len(images), (256,))
-        x0, noise = images[rows] * 2 - 1, torch.randn(256, 1, 8, 8)
-        s = torch.sigmoid(torch.randn(256))
-        digit = torch.where(torch.rand(256) < 0.1, 10, labels[rows])
+        rows = torch.randint(len(images), (128,))
+        x0, noise = images[rows] * 2 - 1, torch.randn(128, 1, 8, 8)
+        s = torch.sigmoid(torch.randn(128))
+        digit = torch.where(torch.rand(128) < 0.1, 10, labels[rows])
         level = s[:, None, None, None]
         loss = F.mse_loss(network((1 - level) * x0 + level * noise, 1000 * s, digit), noise - x0)
         loss.backward()
