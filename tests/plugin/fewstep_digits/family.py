@@ -64,9 +64,10 @@ class Digits(Teacher):
         return DigitsPipeline(bake_timesteps(student, times, timesteps), scheduler)
 
     def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        if not times or is_default_schedule(self.denoiser, times):
-            return {"steps": num_steps}
-        return {"steps": num_steps, "sigmas": native_levels(self.denoiser.path, times)}
+        call: dict[str, Any] = {"steps": num_steps, "scale": 1.0}
+        if times and not is_default_schedule(self.denoiser, times):
+            call["sigmas"] = native_levels(self.denoiser.path, times)
+        return call
 
     def refit_time_embedding(self, student: Denoiser, time_scale: float) -> None:
         """The network's time features are slow: sCM trains on native timesteps."""

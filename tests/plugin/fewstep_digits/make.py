@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fewstep_digits import PIPELINE, digits
 from fewstep_digits.classifier import WEIGHTS, Classifier

@@ -73,7 +73,7 @@ def test_tangent_of_an_adapter(denoiser):
 def test_a_family_names_the_layer_of_its_discriminator(denoiser):
     with pytest.raises(ValueError, match=r"Tokens has no child named .*; its family can name one \(feature_layer\)"):
         Discriminator(denoiser, (X[:1], T[:1], {}))
-    with pytest.raises(ValueError, match="must be a submodule of Tokens, got 'body.layers.7'"):
+    with pytest.raises(ValueError, match=r"must be a submodule of Tokens, got 'body\.layers\.7'"):
         middle_block(denoiser.network, "body.layers.7")
     discriminator = Discriminator(denoiser, (X[:1], T[:1], {}), "body.layers.0")
     assert discriminator(denoiser, X, T, {}).shape == (2,)
