@@ -38,15 +38,15 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
     Raises:
         ValueError: Its class is unknown (`pipeline_class`), or it cannot be loaded.
     """
-    kind = pipeline_class(folder)
-    components = inspect.signature(kind.__init__).parameters
-    # A dict, because a single dtype leaves the autoencoder in another precision than the network.
-    options: dict[str, Any] = {"dtype": {"default": dtype}, "use_safetensors": None}
-    options |= {"safety_checker": None} if "safety_checker" in components else {}
-    options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
+        kind = pipeline_class(folder)
+        components = inspect.signature(kind.__init__).parameters
+        # A dict, because a single dtype leaves the autoencoder in another precision than the network.
+        options: dict[str, Any] = {"dtype": {"default": dtype}, "use_safetensors": None}
+        options |= {"safety_checker": None} if "safety_checker" in components else {}
+        options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
         pipe = source.load_pipeline((kind,), str(folder), owners=tuple(registry.owners()), **options)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"diffusers could not load the pipeline in {folder}: {error}") from error

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 
 from eval.pipelines.signatures import argument, pipeline_class
 from teachers import pocket
+from teachers.loading import registry
 from teachers.loading.prompts import read_prompts
 from teachers.loading.source import loading_errors
 
@@ -132,7 +133,8 @@ def download_pipeline(hub_id: str, problem: str) -> Path:
     """
     try:
         with loading_errors(hub_id):
-            return Path(DiffusionPipeline.download(hub_id))
+            kind = registry.pipeline_class(str(DiffusionPipeline.load_config(hub_id).get("_class_name")))
+            return Path((kind or DiffusionPipeline).download(hub_id))
     except Exception as error:  # the Hub's client raises exceptions of many libraries
         raise ValueError(f"{problem}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
