@@ -52,14 +52,20 @@ class Teacher(Contract, ABC):
     null_cache: Condition | None = None
 
     @classmethod
-    def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
+    def load(
+        cls,
+        path: str,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        sigma_data: float | None = None,
+    ) -> Self:
         """Load a teacher. Text encoders are loaded later, by the first call of `condition`.
 
         Args:
             path: A pipeline folder, a Hub id, a .safetensors file, or a name that the family knows.
             device: Where the networks go.
             dtype: Precision of the frozen weights.
-            sigma_data: Standard deviation of the native latents or pixels.
+            sigma_data: Standard deviation of the native latents or pixels; None: the family's `sigma_data`.
 
         Returns:
             The teacher.
@@ -74,22 +80,22 @@ class Teacher(Contract, ABC):
         source = cls.locate(path)
         owners = (cls, *cls.components)
         stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
-        teacher = cls.wrap(stock.to(device), sigma_data)
+        teacher = cls.wrap(stock.to(device), cls.sigma_data if sigma_data is None else sigma_data)
         teacher.origin = (source, dtype)
         return teacher
 
     @classmethod
-    def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
+    def wrap(cls, pipeline: Any, sigma_data: float | None = None) -> Self:
         """Build a teacher from a diffusers pipeline in memory; the pipeline's networks are frozen in place.
 
         Args:
             pipeline: A pipeline of one of the classes in `pipelines`.
-            sigma_data: Standard deviation of the native latents or pixels.
+            sigma_data: Standard deviation of the native latents or pixels; None: the family's `sigma_data`.
 
         Returns:
             The teacher.
         """
-        return cls(pipeline, sigma_data)  # type: ignore[call-arg]
+        return cls(pipeline, cls.sigma_data if sigma_data is None else sigma_data)  # type: ignore[call-arg]
 
     @classmethod
     def locate(cls, path: str) -> str:
