@@ -35,11 +35,18 @@ class Extractor:
         name: Part of the name of every metric that is computed with these features.
         function: Computes the features; it never receives NaN.
         weights: The file or folder of a family's own extractor, for the keys of cached results; None for the others.
+        declared_dimensions: The number of features of a family's own extractor, which may take one image size only.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
     weights: Path | None = None
+    declared_dimensions: int | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """The number of features D."""
+        return self.declared_dimensions or int(self(torch.zeros(1, 3, 32, 32)).shape[1])
 
     def figure(self, count: int, dimensions: int = 0) -> str:
         """The name of a Frechet distance with these features, such as "FID-clean@10k".
@@ -97,7 +104,7 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: Path | Non
     declared = feature_models()
     if name in declared:
         model = declared[name](torch.device(device))
-        return Extractor(name, lambda images: model.features(images.to(device)), model.weights)
+        return Extractor(name, lambda images: model.features(images.to(device)), model.weights, model.dimensions)
     raise ValueError(f'unknown feature extractor "{name}"; choose one of {", ".join((*FEATURES, *declared))}')
 
 

@@ -30,12 +30,14 @@ class FeatureModel:
 
     Attributes:
         features: Maps images (B, 3, H, W) in [0, 1] to features (B, D).
+        dimensions: D.
         weights: The file or folder that the features depend on; its contents are part of the key of cached results.
         judge: Maps images and their B prompts to (B,): 1 if the image shows what the prompt requests, 0 if not, NaN if
             that is unknown. None: the prompt agreement is not measured.
     """
 
     features: Callable[[Tensor], Tensor]
+    dimensions: int
     weights: Path
     judge: Callable[[Tensor, list[str]], Tensor] | None = None
 

@@ -36,7 +36,7 @@ def load(device: torch.device) -> FeatureModel:
         wanted = torch.tensor([label(prompt) for prompt in prompts], device=device)
         return classifier(images).argmax(1).eq(wanted).float()
 
-    return FeatureModel(classifier.features, WEIGHTS, judge)
+    return FeatureModel(classifier.features, 32, WEIGHTS, judge)
 
 
 def label(prompt: str) -> int:
