@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 PATH = PLUGIN / "fewstep_digits" / "weights" / "pipeline"
 TIMING = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
 EVALUATION = {"samples": 500, "batch_size": 100, "few_steps": (1,), "lpips": None, "timing": TIMING}
-FIGURES = ("name", "nfe", "frechet_distance", "kid", "precision", "recall", "coverage", "prompt_agreement")
+FIGURES = ("name", "nfe", "frechet_distance", "precision", "recall", "coverage", "prompt_agreement")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -196,7 +196,9 @@ def check_outputs(recipe: Recipe, pipeline: Path, report: Path) -> None:
     with (report / "report.csv").open(newline="") as file:
         assert name in [row["name"] for row in csv.DictReader(file)]
     assert recipe.name in (report / "model-index.yaml").read_text()
-    assert "DigitsPipeline" in (pipeline / "README.md").read_text()
+    card = (pipeline / "README.md").read_text()
+    assert "from fewstep_digits.pipeline import DigitsPipeline" in card
+    assert "images = pipe(digits=[0], steps=1, scale=1.0).images" in card and "**keep `scale=1.0` in the call**" in card
     assert sample_images(recipe.folder, ["7", "seven"], 2, 1, 0, CPU).shape == (4, 3, 8, 8)
     demo = Demo([recipe.folder], CPU, "float32")
     assert [image.evaluations for image in demo.generate("3", 0, 1, 5)] == [10, 1]  # guidance doubles the teacher's
@@ -205,13 +207,12 @@ def check_outputs(recipe: Recipe, pipeline: Path, report: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_students_of_the_digits(method, recipe, tmp_path, monkeypatch):
-    """A one-step student is nearly as good as the teacher of 20 steps, and far better than the teacher of one."""
+    """A one-step student: within a factor of five of the teacher's 20 steps, and far better than one step of it."""
     chosen = recipe(method)
     pipeline = distil(chosen, monkeypatch)
     rows = judge_twice(chosen, tmp_path)
     check_outputs(chosen, pipeline, tmp_path / "first")
     teacher, teacher_one, student = rows[0], rows[1], next(row for row in rows if row["method"] == method)
-    for row in rows:
-        print({key: row[key] for key in FIGURES})
     assert student["frechet_distance"] < 0.5 * teacher_one["frechet_distance"]
+    assert student["frechet_distance"] < 5 * teacher["frechet_distance"]
     assert student["prompt_agreement"] > teacher["prompt_agreement"] - 0.1

@@ -93,7 +93,7 @@ def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler:
     elif guidance:
         guidance_note = (
             f"\nThe teacher's guidance {guidance:g} is part of the weights, and this pipeline class applies guidance "
-            "by default: **keep `{scale}=1.0` in the call**, as above.\n"
+            f"by default: **keep `{scale}=1.0` in the call**, as above.\n"
         )
     steps_note = (
         "The scheduler raises an error for more steps than the student was distilled for."
