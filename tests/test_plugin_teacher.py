@@ -93,6 +93,7 @@ def test_sigma_data_is_that_of_the_family_unless_it_is_given(teacher, recipe):
     assert load(RECIPES / "dmd.yaml").teacher.sigma_data == 1.0
 
 
+@pytest.mark.slow
 def test_lora_trains_and_exports_without_a_time_embedding_of_diffusers(recipe):
     small = ["train.steps=1", "train.batch_size=4", "train.evaluate_every=0", "train.evaluate_samples=4"]
     folder = train(recipe("dmd", "memory.tier=lora", "memory.rank=4", "name=lora", *small))
@@ -144,6 +145,7 @@ def test_export_equals_the_student(teacher, times, tmp_path):
     assert ((teacher.decode(x0) / 2 + 0.5).clamp(0, 1) - drawn).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_describe_and_the_memory_plan_read_the_configuration_only(recipe):
     text = describe(str(PATH))
     assert "digits (DigitsPipeline)" in text and "rectified flow" in text and "8 x 8, from 1 x 8 x 8" in text
