@@ -57,7 +57,8 @@ class DemoPipeline:
         """The available number of steps nearest to `num_steps`, and the call arguments for it."""
         if self.is_teacher:
             default_steps, default = next(iter(self.calls.items()))
-            name = argument(type(self.pipe), "num_inference_steps")
+            usual = "num_inference_steps"
+            name = usual if usual in default else argument(type(self.pipe), usual)
             if name is None:
                 return default_steps, default
             # An explicit time grid is valid for the default number of steps only.
