@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.pipelines.generate import arguments, images_of, load_pipeline, parameters
+from eval.pipelines.generate import arguments, images_of, load_pipeline
+from eval.pipelines.signatures import takes_prompts
 
 
 def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def sample_images(
     folder = run / "pipeline" if (run / "pipeline").is_dir() else run
     call = stored_call(folder, num_steps)
     pipe = load_pipeline(folder, device, torch.float16 if device.type == "cuda" else torch.float32)
-    prompted = bool(parameters(type(pipe)) & {"prompt", "class_labels"})
+    prompted = takes_prompts(type(pipe))
     if prompted and not prompts:
         raise ValueError(f"--prompt is required for {type(pipe).__name__}")
     if prompts and not prompted:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eval.config.options import Options
 from eval.features.extractors import extractor, prompt_judge
 from eval.metrics.context import MetricContext, Reference
@@ -90,7 +88,7 @@ class Comparison:
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device)
         features = extractor(inputs.features, device, options.inception_weights)
-        dimensions = features(torch.zeros(1, 3, 32, 32)).shape[1]
+        dimensions = features.dimensions
         reference = None
         if inputs.reference is not None:
             reference = read_reference(inputs.reference, features, options.size)
@@ -128,6 +126,7 @@ class Comparison:
         jobs, features = list(self.inputs.jobs), self.inputs.features
         # Local weights of the features are identified by their content, Hub ids by their name.
         own_weights = pocket.FOLDER / "classifier.safetensors" if features == "pocket" else features.partition("=")[2]
+        own_weights = self.settings.extractor.weights or own_weights
         if self.context.reference is None:  # next to the row of the same call, while the pipeline is loaded
             jobs.insert(1, replace(jobs[0], name=REFERENCE_NAME, is_reference=True))
         measured = measure_rows(

@@ -17,11 +17,12 @@ from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
 from teachers.loading.source import configuration
 
 
-def stored_parameters(folder: Path) -> dict[str, int]:
+def stored_parameters(folder: Path, network: str) -> dict[str, int]:
     """Count the parameters of a local pipeline's components, without its network, from safetensors headers.
 
     Args:
         folder: The pipeline's folder.
+        network: The name of its network.
 
     Returns:
         The number of parameters by component.
@@ -29,7 +30,7 @@ def stored_parameters(folder: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for file in sorted(folder.glob("*/*.safetensors")):
         variant = len(file.suffixes) > 1  # model.fp16.safetensors is a second copy
-        if not variant and file.parent.name not in ("unet", "transformer"):
+        if not variant and file.parent.name != network:
             with safe_open(file, framework="pt") as tensors:
                 size = sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
             counts[file.parent.name] = counts.get(file.parent.name, 0) + size
@@ -51,10 +52,11 @@ def describe(path: str) -> str:
     path = locate(path)
     name = family_of(path)
     source = str(configuration(path)) if Path(path).is_file() else path
-    teacher = sketch(source, installed()[name])
+    family = installed()[name]
+    teacher = sketch(source, family)
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)
-    stored = stored_parameters(Path(source)) if Path(source).is_dir() else {}
+    stored = stored_parameters(Path(source), family.network) if Path(source).is_dir() else {}
     kind = "variance preserving" if isinstance(schedule, VariancePreserving) else "rectified flow"
     channels, height, width = teacher.shape
     lines = {

@@ -20,7 +20,7 @@ from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, InvalidOption, build, option
 from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
-from teachers.loading.registry import family_of, locate
+from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import suggest
 
 SAVED = "recipe.yaml"  # in a run's folder
@@ -38,7 +38,9 @@ class TeacherRecipe(Checked):
     family: str = option("auto", "The teacher family; auto finds the one that takes the pipeline at `path`.")
     guidance: float = option(1.0, "Classifier-free guidance scale that goes into the student; 1.0 means none.")
     num_steps: int = option(50, "Steps of the teacher's usual call, the baseline of the report.", at_least=1)
-    sigma_data: float = option(1.0, "Standard deviation of the native latents or pixels.", above=0)
+    sigma_data: float | None = option(
+        None, "Standard deviation of the native latents or pixels; null: that of the family, 1.0 by default.", above=0
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the frozen weights; auto: float32, or bfloat16 with memory.tier=lora."
     )
@@ -140,7 +142,9 @@ class EvaluationRecipe(Checked):
     """`evaluation:` in a recipe: how the run's pipeline is evaluated by default."""
 
     features: str = option(
-        "auto", f'Features: {", ".join(FEATURES)}; auto: "pocket" for the pocket teacher, else "pixels".'
+        "auto",
+        f'Features: {", ".join(FEATURES)}, or those of a family; auto: "pocket" for the pocket teacher, else the '
+        'default of the family, "pixels" for those of diffusers.',
     )
     prompts: str | None = option(None, "Prompts, as data.prompts; null: the training prompts.")
     reference: str | None = option(
@@ -148,9 +152,10 @@ class EvaluationRecipe(Checked):
     )
 
     def check(self) -> None:
-        if self.features not in ("auto", *FEATURES):
-            hint = suggest(self.features, FEATURES)
-            raise InvalidOption("features", f"must be one of auto, {', '.join(FEATURES)}, got {self.features!r}{hint}")
+        if self.features not in ("auto", *FEATURES) and self.features not in (declared := feature_models()):
+            known = (*FEATURES, *declared)
+            hint = suggest(self.features, known)
+            raise InvalidOption("features", f"must be one of auto, {', '.join(known)}, got {self.features!r}{hint}")
         if self.reference not in (None, "pocket") and not Path(str(self.reference)).exists():
             raise InvalidOption(
                 "reference", f"must be an .npz with mu and sigma or a folder of images; {self.reference} does not exist"
@@ -185,6 +190,10 @@ class Recipe(Checked):
             raise InvalidOption("name", f"must be a plain folder name without slashes, got {self.name!r}")
         if self.teacher.path is not None and self.teacher.family == "auto":
             self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
+        if self.teacher.sigma_data is None:
+            family = self.teacher.family
+            sigma_data = 1.0 if family == "auto" else find(TEACHERS, family).sigma_data
+            self.teacher = dataclasses.replace(self.teacher, sigma_data=sigma_data)
         if self.teacher.precision == "auto":
             half = self.memory.tier == "lora"
             self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")

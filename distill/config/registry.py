@@ -6,24 +6,27 @@ A recipe can only name an installed plug-in, so an untrusted YAML file cannot ex
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from teachers.loading.registry import GROUP, check_family
 from teachers.support.errors import suggest
+from teachers.support.plugins import load_point, points_by_name
 
 DISTILLERS = "distill.distillers"
-TEACHERS = "distill.teachers"
+TEACHERS = GROUP
 
 
 def installed(group: str) -> dict[str, EntryPoint]:
     """The entry points of a group by name, without importing any of them."""
-    return {point.name: point for point in entry_points(group=group)}
+    return {name: same[0] for name, same in points_by_name(entry_points(group=group)).items()}
 
 
 def find(group: str, name: str) -> type[Any]:
-    """The class that is registered as `name` in an entry-point group.
+    """The class that is registered as `name` in an entry-point group. No other plug-in is imported.
 
     Raises:
-        ValueError: If there is none, with the registered names.
+        ValueError: If there is none, with the registered names; if it cannot be imported or used; or if several
+            packages register it.
     """
-    known = installed(group)
+    known = points_by_name(entry_points(group=group))
     kind = "method" if group == DISTILLERS else "teacher family"
     if not known:
         raise ValueError(f"no {kind} is installed; install the project first: pip install -e .")
@@ -32,4 +35,13 @@ def find(group: str, name: str) -> type[Any]:
             f"there is no {kind} {name!r}{suggest(name, known)}; installed are {', '.join(sorted(known))} "
             f"(another package adds one through the entry-point group {group})"
         )
-    return known[name].load()
+    return load_point(known[name], _check_method if group == DISTILLERS else check_family, kind)
+
+
+def _check_method(method: Any) -> None:
+    from distill.methods.base import Distiller  # imports this module through its recipes
+
+    if not (isinstance(method, type) and issubclass(method, Distiller)):
+        raise TypeError("an entry point must name a subclass of distill.methods.base.Distiller")
+    if not isinstance(getattr(method, "Options", None), type):
+        raise TypeError(f"{method.__name__}.Options must be a dataclass of the method's options")

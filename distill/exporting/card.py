@@ -1,81 +1,106 @@
 """The model card of an exported pipeline."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
+
+from diffusers import DiffusionPipeline
 
 from teachers.core.teacher import Teacher
 
 
-def call_lines(calls: Sequence[dict[str, Any]], prompts: bool) -> str:
+def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None) -> str:
     """Python code that samples with each of the calls, one line for each.
 
     Args:
         calls: Number of steps and call arguments of each, as in `distill.json`.
-        prompts: Whether the pipeline takes prompts.
+        prompt: The argument with prompts or classes; None for a pipeline that takes none.
     """
     rows = []
     for entry in calls:
-        arguments = [repr("a photo of ...")] if prompts else []
+        arguments = [] if prompt is None else [prompt]
         arguments += [f"{key}={value!r}" for key, value in entry["call"].items()]
         rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
     return "\n".join(rows)
 
 
-def lora_section(record: dict[str, Any], pipeline: str, scheduler: str, prompts: bool) -> str:
+def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | None:
+    """The argument with a prompt or a class in a call of a pipeline class; None if it takes neither."""
+    if not teacher.guided:
+        return None
+    takes = inspect.signature(kind.__call__).parameters
+    names = {name: teacher.call_names.get(name, name) for name in ("prompt", "class_labels")}
+    if names["prompt"] not in takes and names["class_labels"] in takes:
+        return f"{names['class_labels']}=[0]"
+    text = repr("a photo of ...")
+    return text if names["prompt"] == "prompt" else f"{names['prompt']}=[{text}]"
+
+
+def lora_section(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, prompt: str | None) -> str:
     """The section on the LoRA file of the student.
 
     Args:
         record: The contents of `distill.json`.
-        pipeline: Class name of the teacher's pipeline.
+        kind: Class of the teacher's pipeline.
         scheduler: Class name of the student's scheduler.
-        prompts: Whether the pipeline takes prompts.
+        prompt: See `call_lines`.
     """
+    pipeline = kind.__name__
+    imports = f"from diffusers import {pipeline}, {scheduler}"
+    if not is_stock(kind):
+        imports = f"from diffusers import {scheduler}\nfrom {kind.__module__} import {pipeline}"
     return f"""
 `{record["lora"]["folder"]}/` is the same student as a LoRA file for the teacher's pipeline:
 
 ```python
-from diffusers import {pipeline}, {scheduler}
+{imports}
 
 pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
 pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
 pipe.load_lora_weights("path/to/this/folder/{record["lora"]["folder"]}")
-{call_lines(record["lora"]["calls"], prompts)}
+{call_lines(record["lora"]["calls"], prompt)}
 ```
 """
 
 
-def model_card(record: dict[str, Any], pipeline: str, scheduler: str, teacher: Teacher) -> str:
+def is_stock(kind: type[DiffusionPipeline]) -> bool:
+    """Whether a pipeline class is one of diffusers, so that `DiffusionPipeline.from_pretrained` finds it."""
+    return kind.__module__.partition(".")[0] == "diffusers"
+
+
+def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, teacher: Teacher) -> str:
     """The README of an exported pipeline, with its description and the calls that sample from it.
 
     Args:
         record: The contents of `distill.json`.
-        pipeline: Class name of the pipeline.
+        kind: Class of the pipeline.
         scheduler: Class name of its scheduler.
         teacher: The teacher.
     """
-    prompts, calls = teacher.guided, call_lines(record["calls"], teacher.guided)
-    cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
+    prompts, prompt, pipeline = teacher.guided, prompt_argument(kind, teacher), kind.__name__
+    calls = call_lines(record["calls"], prompt)
+    loader, module = ("DiffusionPipeline", "diffusers") if is_stock(kind) else (pipeline, kind.__module__)
+    scale = teacher.call_names.get("guidance_scale", "guidance_scale")
+    cost, guidance = record["cost"], record["teacher"]["call"].get(scale)
     guidance_note = ""
     if scales := record["options"].get("guidances"):
         listed = ", ".join(f"{scale:g}" for scale in scales)
         guidance_note = (
-            f"\n`guidance_scale` is an input of the student. It was trained at {listed}; use values in this range.\n"
+            f"\n`{scale}` is an input of the student. It was trained at {listed}; use values in this range.\n"
         )
     elif guidance and teacher.ignores_guidance:
-        guidance_note = (
-            f"\nThe teacher's guidance {guidance:g} is part of the weights; `guidance_scale` has no effect.\n"
-        )
+        guidance_note = f"\nThe teacher's guidance {guidance:g} is part of the weights; `{scale}` has no effect.\n"
     elif guidance:
         guidance_note = (
             f"\nThe teacher's guidance {guidance:g} is part of the weights, and this pipeline class applies guidance "
-            "by default: **keep `guidance_scale=1.0` in the call**, as above.\n"
+            f"by default: **keep `{scale}=1.0` in the call**, as above.\n"
         )
     steps_note = (
         "The scheduler raises an error for more steps than the student was distilled for."
         if teacher.refuses_steps
         else "Use the numbers of steps above only; this pipeline class accepts others, but they give poor samples."
     )
-    lora = lora_section(record, pipeline, scheduler, prompts) if "lora" in record else ""
+    lora = lora_section(record, kind, scheduler, prompt) if "lora" in record else ""
     steps = " or ".join(str(c["num_steps"]) for c in record["calls"])
     distilled = f"distilled with {record['method']} by fewstep {record['version']}"
     return f"""---
@@ -89,9 +114,9 @@ tags: [distillation, {record["method"]}, few-step]
 A {steps}-step student of `{record["teacher"]["path"]}`, {distilled}.
 
 ```python
-from diffusers import DiffusionPipeline
+from {module} import {loader}
 
-pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipe = {loader}.from_pretrained("path/to/this/folder")
 {calls}
 ```
 {guidance_note}{lora}

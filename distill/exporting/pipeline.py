@@ -58,8 +58,8 @@ def export(
         if record["evaluation"]["prompts"] == PROMPTS:
             (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
         (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
-        classes = type(pipeline).__name__, type(pipeline.scheduler).__name__
-        (temporary / "README.md").write_text(model_card(record, *classes, teacher))
+        card = model_card(record, type(pipeline), type(pipeline.scheduler).__name__, teacher)
+        (temporary / "README.md").write_text(card)
     return final
 
 
@@ -136,6 +136,7 @@ def describe(
         "teacher": {
             "family": source.family,
             "path": source.path,
+            "num_steps": source.num_steps,
             "call": teacher.usual_call(source.num_steps, source.guidance),
         },
         "times": list(times),

@@ -29,13 +29,15 @@ class Discriminator(nn.Module):
     Args:
         denoiser: The network whose middle features are read.
         example: One sample x_t (1, ...), its angle t (1,) and its condition; determines the number of channels.
+        layer: Name of the submodule whose output is read; None: `middle_block`.
         width: Hidden width of the perceptron.
     """
 
-    def __init__(self, denoiser: Denoiser, example: NoisySample, width: int = 128) -> None:
+    def __init__(self, denoiser: Denoiser, example: NoisySample, layer: str | None = None, width: int = 128) -> None:
         super().__init__()
+        self.layer = layer
         with torch.no_grad():
-            channels = features(denoiser, *example).shape[-1]
+            channels = features(denoiser, *example, layer).shape[-1]
         self.head = nn.Sequential(
             nn.LayerNorm(channels), nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, 1)
         ).to(example[0].device)
@@ -49,16 +51,20 @@ class Discriminator(nn.Module):
             t: Angles (B,) in radians.
             cond: Conditions with B rows.
         """
-        hidden = features(denoiser, x_t, t, cond)
+        hidden = features(denoiser, x_t, t, cond, self.layer)
         with without_autocast(hidden.device):  # half-precision logits are too coarse to train on
             logits: Tensor = self.head(hidden)
         return logits.flatten(1).mean(1)
 
 
-def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """Features of the network's middle block at x_t (B, ...) and angles t (B,): tokens (B, N, C), float32."""
+def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition, layer: str | None = None) -> Tensor:
+    """Features of the network's middle block, or of `layer`, at x_t (B, ...) and angles t (B,).
+
+    Returns:
+        Tokens (B, N, C), float32.
+    """
     outputs: list[Tensor] = []
-    block = middle_block(unwrap(denoiser.network))
+    block = middle_block(unwrap(denoiser.network), layer)
     hook = block.register_forward_hook(lambda module, args, output: outputs.append(tokens(output)))
     try:
         with eager():  # a compiled network does not call the hook
@@ -68,12 +74,23 @@ def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition) -> Ten
     return outputs[0]
 
 
-def middle_block(network: nn.Module) -> nn.Module:
+def middle_block(network: nn.Module, layer: str | None = None) -> nn.Module:
     """The block halfway through `network`.
 
+    Args:
+        network: The network.
+        layer: The name of a submodule to take instead (`Teacher.feature_layer`).
+
     Raises:
-        ValueError: If the architecture is not supported.
+        ValueError: If the architecture is not supported, or there is no submodule `layer`.
     """
+    if layer is not None:
+        found: nn.Module | None = dict(network.named_modules()).get(layer)
+        if found is None:
+            raise ValueError(
+                f"the family's feature_layer must be a submodule of {type(network).__name__}, got {layer!r}"
+            )
+        return found
     children = dict(network.named_children())
     for name in MIDDLE_BLOCKS:
         block = children.get(name)
@@ -83,7 +100,7 @@ def middle_block(network: nn.Module) -> nn.Module:
             return block
     raise ValueError(
         f"method.gan_weight must be 0 for this teacher: {type(network).__name__} has no child named "
-        f"{', '.join(MIDDLE_BLOCKS)} whose features a discriminator could read"
+        f"{', '.join(MIDDLE_BLOCKS)} whose features a discriminator could read; its family can name one (feature_layer)"
     )
 
 

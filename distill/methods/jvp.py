@@ -11,18 +11,21 @@ derivative because fused kernels have none. Their attention is fused; this one c
 """
 
 import importlib.util
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from distill.methods.compiling import eager
-from distill.methods.jvp_rules import FLASH_RULES, RULES, Pair
+from distill.methods.jvp_rules import COMPOSITES, FLASH_RULES, RULES, Pair
+from teachers.networks.fast_paths import without_fast_paths
 from teachers.networks.storage import without_autocast
+from teachers.support.private_api import undispatched
 
 
 def jvp(
@@ -51,8 +54,8 @@ def jvp(
     compiling = torch.compiler.is_compiling()
     if not compiling and torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode disables forward-mode differentiation: use torch.no_grad instead")
-    uncompiled = nullcontext() if compiling else eager()
-    with uncompiled, torch.no_grad(), without_autocast(primals[0].device), forward_ad.dual_level():
+    decomposed = nullcontext() if compiling else _decomposed()
+    with decomposed, torch.no_grad(), without_autocast(primals[0].device), forward_ad.dual_level():
         # Clones, because an expanded tensor cannot be dual and the function may write to its arguments.
         duals = [
             forward_ad.make_dual(p.detach().clone(), t.detach().to(p.dtype).clone())
@@ -137,10 +140,22 @@ def tangent(kind: str = "auto", device: torch.device | str = "cpu") -> tuple[Cal
     return jvp, f"tangent: jvp (exact forward mode, attention in blocks: {reason})"
 
 
+@contextmanager
+def _decomposed() -> Iterator[None]:
+    """A context in which nothing is compiled and no fused kernel without a forward derivative is chosen.
+
+    Those are the fused attention kernels, and the fast paths of `nn.MultiheadAttention` and
+    `nn.TransformerEncoderLayer`. The rules compute most attention before PyTorch chooses a kernel.
+    """
+    with eager(), without_fast_paths(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 class RuleMode(TorchFunctionMode):
     """While active, a function in `rules` is computed by its rule; all other functions run unchanged.
 
     A rule returns the value and its derivative, or None to use PyTorch's formula. Inside a rule the mode is inactive.
+    Functions in `COMPOSITES` are Python code whose parts are computed by their rules.
     """
 
     def __init__(self, rules: dict[Any, Callable[..., Pair | None]]) -> None:
@@ -151,6 +166,9 @@ class RuleMode(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function in COMPOSITES:
+            with self:
+                return undispatched(function)(*args, **kwargs)
         rule = self.rules.get(function)
         pair = rule(function, *args, **kwargs) if rule else None
         return function(*args, **kwargs) if pair is None else forward_ad.make_dual(*pair)

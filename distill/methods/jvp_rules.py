@@ -245,3 +245,6 @@ RULES: dict[Any, Callable[..., Pair | None]] = {
     F.gelu: _gelu,
 }
 FLASH_RULES = RULES | {F.scaled_dot_product_attention: _flash_attention}
+
+# Python functions of PyTorch that call others: a mode sees them as one function, so their parts would have no rules.
+COMPOSITES = frozenset({F.multi_head_attention_forward})

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.config.recipe import Recipe
+from distill.config.registry import TEACHERS, find
 from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset, cached
 from distill.methods.base import Distiller
@@ -208,12 +209,17 @@ class Monitor:
 def choose_features(recipe: Recipe) -> str:
     """The feature extractor of a recipe.
 
-    "auto" means the pocket classifier for the pocket teacher, else pooled pixels, which detect little but need no
-    weights and work for images of any kind.
+    "auto" means the pocket classifier for the pocket teacher, else the default of the teacher's family. For those of
+    diffusers it is pooled pixels, which detect little but need no weights and work for images of any kind.
     """
     if recipe.evaluation.features != "auto":
         return recipe.evaluation.features
-    return "pocket" if recipe.teacher.path == "pocket" else "pixels"
+    if recipe.teacher.path == "pocket":
+        return "pocket"
+    default: str = (
+        "pixels" if recipe.teacher.family == "auto" else find(TEACHERS, recipe.teacher.family).default_features
+    )
+    return default
 
 
 def decode_images(teacher: Teacher, latents: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ dinov2, clip
     Features of a transformers model (`eval.features.transformers_models`), from the Hub or, as dinov2=FOLDER, a folder.
 pixels
     Average-pooled RGB, 8 x 8, for images of any size. It needs no weights and is not comparable to FID.
+
+Installed teacher families add further names (`teachers.core.contract.Contract.feature_models`).
 """
 
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from eval.config.names import FEATURES, INCEPTION_MODES, VISION_MODELS
 from eval.features.inception import inception_features
 from eval.features.transformers_models import vision_features
 from teachers import pocket
+from teachers.loading.registry import feature_models
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,19 @@ class Extractor:
     Attributes:
         name: Part of the name of every metric that is computed with these features.
         function: Computes the features; it never receives NaN.
+        weights: The file or folder of a family's own extractor, for the keys of cached results; None for the others.
+        declared_dimensions: The number of features of a family's own extractor, which may take one image size only.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
+    weights: Path | None = None
+    declared_dimensions: int | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """The number of features D."""
+        return self.declared_dimensions or int(self(torch.zeros(1, 3, 32, 32)).shape[1])
 
     def figure(self, count: int, dimensions: int = 0) -> str:
         """The name of a Frechet distance with these features, such as "FID-clean@10k".
@@ -79,8 +91,8 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: Path | Non
         ValueError: If the name is unknown or the weights are missing.
     """
     if name == "pocket":
-        model = _pocket(device)
-        return Extractor(name, lambda images: model.features(images.to(device)))
+        classifier = _pocket(device)
+        return Extractor(name, lambda images: classifier.features(images.to(device)))
     if name in ("inception", *INCEPTION_MODES):
         mode = "clean" if name == "inception" else name
         return Extractor(mode, inception_features(mode, torch.device(device), weights))
@@ -89,7 +101,11 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: Path | Non
         return Extractor(kind, vision_features(kind, source or None, torch.device(device)))
     if name == "pixels":
         return Extractor(name, lambda images: F.adaptive_avg_pool2d(images.to(device), 8).flatten(1))
-    raise ValueError(f'unknown feature extractor "{name}"; choose one of {", ".join(FEATURES)}')
+    declared = feature_models()
+    if name in declared:
+        model = declared[name](torch.device(device))
+        return Extractor(name, lambda images: model.features(images.to(device)), model.weights, model.dimensions)
+    raise ValueError(f'unknown feature extractor "{name}"; choose one of {", ".join((*FEATURES, *declared))}')
 
 
 def prompt_judge(name: str, device: torch.device | str = "cpu") -> Callable[[Tensor, list[str]], Tensor] | None:
@@ -99,6 +115,9 @@ def prompt_judge(name: str, device: torch.device | str = "cpu") -> Callable[[Ten
         A function from images (B, 3, H, W) in [0, 1] and their B prompts to (B,): 1 if the classifier's prediction is
         the class in the prompt, 0 if it is another class, NaN if the prompt contains no known class.
     """
+    if name in (declared := feature_models()) and name not in FEATURES:
+        judge_of_family = declared[name](torch.device(device)).judge
+        return judge_of_family and (lambda images, prompts: judge_of_family(images.float().to(device), prompts).cpu())
     if name != "pocket":
         return None
     model = _pocket(device)

@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from eval.metrics.base import Metric
 from eval.metrics.context import NEEDS, MetricContext
+from teachers.support.plugins import OWN_PACKAGES, is_own
 
 GROUP = "distill.metrics"
 
@@ -18,9 +19,16 @@ class InstalledMetrics:
     problems: list[str] = field(default_factory=list)
 
     def build(self, context: MetricContext) -> list[Metric]:
-        """The metrics whose needs `context` meets, ready for use."""
-        available = context.available()
-        return [metric(context) for metric in self.classes if metric.needs <= available]
+        """The metrics whose needs `context` meets, ready for use. One that cannot be created is added to `problems`."""
+        available, metrics = context.available(), []
+        for metric in [metric for metric in self.classes if metric.needs <= available]:
+            try:
+                metrics.append(metric(context))
+            except Exception as error:
+                if metric.__module__.partition(".")[0] in OWN_PACKAGES:
+                    raise
+                self.problems.append(_problem(metric.key, metric.__module__, error))
+        return metrics
 
 
 def installed_metrics(points: Sequence[EntryPoint] | None = None) -> InstalledMetrics:
@@ -40,19 +48,21 @@ def installed_metrics(points: Sequence[EntryPoint] | None = None) -> InstalledMe
         raise ValueError("no metric is installed; install the project first: pip install -e .")
     classes: dict[str, type[Metric]] = {}
     problems = []
-    for point in found:
+    for point in sorted(found, key=lambda point: not is_own(point)):  # no plug-in takes the key of an own metric
         try:
             metric = _checked(point.load())
             if metric.key in classes:
                 raise ValueError(f'the key "{metric.key}" already belongs to {classes[metric.key].__module__}')
             classes[metric.key] = metric
-        except Exception as error:  # a plug-in can fail in any way; the other metrics still work
-            problems.append(
-                f'The metric "{point.name}" ({point.value}) could not be loaded and is left out: '
-                f"{type(error).__name__}: {' '.join(str(error).split())}"
-            )
+        except (Exception, SystemExit) as error:  # a plug-in can fail in any way; the other metrics still work
+            problems.append(_problem(point.name, point.value, error))
     ordered = sorted(classes.values(), key=lambda metric: (metric.position, metric.key))
     return InstalledMetrics(ordered, problems)
+
+
+def _problem(name: str, origin: str, error: BaseException) -> str:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f'The metric "{name}" ({origin}) could not be loaded and is left out: {reason}'
 
 
 def _checked(metric: object) -> type[Metric]:

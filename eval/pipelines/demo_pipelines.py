@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, parameters
+from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline
 from eval.pipelines.latency import timed
 from eval.pipelines.machine import PRECISIONS
-from eval.pipelines.runs import read_run, shared_setting, teacher_folder
+from eval.pipelines.runs import prompts_for, read_run, shared_setting, teacher_folder
+from eval.pipelines.signatures import argument, takes_prompts
 
 MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
 MAX_PROMPT_LENGTH = 1000  # characters
@@ -55,11 +56,15 @@ class DemoPipeline:
     def call(self, num_steps: int) -> tuple[int, dict[str, Any]]:
         """The available number of steps nearest to `num_steps`, and the call arguments for it."""
         if self.is_teacher:
-            default = next(iter(self.calls.values()))
+            default_steps, default = next(iter(self.calls.items()))
+            usual = "num_inference_steps"
+            name = usual if usual in default else argument(type(self.pipe), usual)
+            if name is None:
+                return default_steps, default
             # An explicit time grid is valid for the default number of steps only.
             dropped = {"timesteps", "sigmas"} if num_steps not in self.calls else set()
             call = {k: v for k, v in default.items() if k not in dropped}
-            return num_steps, call | {"num_inference_steps": num_steps}
+            return num_steps, call | {name: num_steps}
         nearest = min(self.calls, key=lambda steps: (abs(steps - num_steps), steps))
         return nearest, self.calls[nearest]
 
@@ -89,19 +94,20 @@ class Demo:
         students, dtype, self.device = [read_run(run) for run in runs], PRECISIONS[precision], device
         self.pipelines: list[DemoPipeline] = []
         self.teacher_steps = 0
-        default = next((run.teacher_call for run in students if run.teacher_call is not None), None)
-        if default is not None:
-            self.teacher_steps = default["num_inference_steps"]
+        distilled = next((run for run in students if run.teacher_call is not None), None)
+        if distilled is not None and distilled.teacher_call is not None:
+            default, self.teacher_steps = distilled.teacher_call, distilled.teacher_steps
             pipe = load_pipeline(teacher_folder(shared_setting(students, "teacher")), device, dtype)
             self.pipelines.append(DemoPipeline("teacher", pipe, {self.teacher_steps: default}, is_teacher=True))
         for run in students:
             calls = {entry["num_steps"]: entry["call"] for entry in run.calls}
             self.pipelines.append(DemoPipeline(run.name, load_pipeline(run.folder, device, dtype), calls))
-        self.takes_prompt = bool(parameters(type(self.pipelines[0].pipe)) & {"prompt", "class_labels"})
+        self.takes_prompt = takes_prompts(type(self.pipelines[0].pipe))
         self.student_steps = sorted({entry["num_steps"] for run in students for entry in run.calls})
         self.is_pocket = any(run.teacher == "pocket" for run in students)
+        prompts, _ = prompts_for(next((run.prompts for run in students if run.prompts is not None), None), 1)
         for pipeline in self.pipelines:  # warm-up
-            self._generate(pipeline, EXAMPLES[0] if self.is_pocket else "0", 0, 1)
+            self._generate(pipeline, prompts[0] if prompts else "0", 0, 1)
 
     def generate(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[TimedImage]:
         """Generate an image with each pipeline, in the order of `pipelines`.

@@ -1,13 +1,12 @@
 """Calls any diffusers pipeline in the same way: equal prompts, equal noise, images in [0, 1], counted evaluations.
 
 The signature of a pipeline's `__call__` determines its inputs: prompts and latents for text-to-image pipelines, class
-labels for `DiTPipeline`, neither for `DDPMPipeline`. Each sample has its own random generators, so its noise depends
-neither on the batch size nor on the number of steps.
+labels for `DiTPipeline`, neither for `DDPMPipeline`; a teacher family can declare other names of arguments. Each sample
+has its own random generators, so its noise depends neither on the batch size nor on the number of steps.
 """
 
 import hashlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import diffusers
+import numpy as np
 import torch
 import transformers
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
 from torch import Tensor
+
+from eval.pipelines.signatures import argument, check_call, pipeline_class
+from teachers.loading import registry, source
 
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
 
@@ -32,72 +36,46 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
         dtype: The precision of its weights.
 
     Raises:
-        ValueError: diffusers cannot load it.
+        ValueError: Its class is unknown (`pipeline_class`), or it cannot be loaded.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+        kind = pipeline_class(folder)
+        components = inspect.signature(kind.__init__).parameters
+        # A dict, because a single dtype leaves the autoencoder in another precision than the network.
+        options: dict[str, Any] = {"dtype": {"default": dtype}, "use_safetensors": None}
+        options |= {"safety_checker": None} if "safety_checker" in components else {}
+        options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
+        pipe = source.load_pipeline((kind,), str(folder), owners=tuple(registry.owners()), **options)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"diffusers could not load the pipeline in {folder}: {error}") from error
     finally:
         diffusers.utils.logging.enable_progress_bar()
         transformers.utils.logging.enable_progress_bar()
-    if pipe.components.get("safety_checker") is not None:
-        pipe.register_modules(safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
 
-def parameters(kind: type[DiffusionPipeline]) -> set[str]:
-    """The names of the arguments of a pipeline class's `__call__`."""
-    return set(inspect.signature(kind.__call__).parameters)
-
-
-def check_call(kind: type[DiffusionPipeline], call: Mapping[str, Any], prompted: bool) -> None:
-    """Check a call before any weights are loaded.
-
-    Args:
-        kind: The pipeline class.
-        call: Call arguments by name.
-        prompted: Whether the samples have prompts.
-
-    Raises:
-        ValueError: The class has no such argument, needs prompts, or takes none.
-    """
-    takes = parameters(kind)
-    unknown = sorted(set(call) - takes)
-    if unknown:
-        raise ValueError(f'{kind.__name__} takes no argument "{unknown[0]}"; correct the call in distill.json')
-    if prompted and not takes & {"prompt", "class_labels"}:
-        raise ValueError(f"{kind.__name__} takes no prompts; evaluate it with --prompts none")
-    if not prompted and "prompt" in takes:
-        raise ValueError(f"{kind.__name__} needs prompts; name a file of prompts with --prompts")
-
-
-def pipeline_class(folder: Path) -> type[DiffusionPipeline] | None:
-    """The class named in a pipeline's model_index.json, or None if diffusers has no such class.
-
-    Raises:
-        ValueError: model_index.json cannot be read.
-    """
-    file = folder / "model_index.json"
-    try:
-        name = json.loads(file.read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is not the index of a diffusers pipeline; save the pipeline again ({error})"
-        ) from error
-    return getattr(diffusers, str(name), None)
-
-
 def network(pipe: Pipeline) -> Any:
-    """The denoising network: the pipeline's `transformer` or `unet`. Raises ValueError if it has neither."""
-    for name in ("transformer", "unet"):
+    """The denoising network: the component that the pipeline's family names, or `transformer` or `unet`.
+
+    Raises:
+        ValueError: The pipeline has no such component.
+    """
+    family = registry.family_of_class(type(pipe))
+    names = ("transformer", "unet") if family is None else (family.network,)
+    for name in names:
         found = pipe.components.get(name)
         if isinstance(found, torch.nn.Module):
             return found
-    raise ValueError(f"{type(pipe).__name__} must have a unet or a transformer to be evaluated")
+    raise ValueError(f"{type(pipe).__name__} must have a {' or a '.join(names)} to be evaluated")
+
+
+def network_config(pipe: Pipeline) -> Mapping[str, Any]:
+    """The configuration of a pipeline's network by name; empty for a network without one."""
+    config = getattr(network(pipe), "config", {})
+    return config if isinstance(config, Mapping) else vars(config)
 
 
 def use_modern_solver(pipe: Pipeline) -> str | None:
@@ -148,15 +126,15 @@ def generators(indices: Sequence[int], seed: int, stream: str) -> list[torch.Gen
 
 def latent_shape(pipe: Pipeline, call: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """(channels, height, width) of a pipeline's latents, or None if its network has no sample size (packed latents)."""
-    config = network(pipe).config
-    size = config.get("sample_size")
-    if size is None:
+    config = network_config(pipe)
+    size, factor = config.get("sample_size"), getattr(pipe, "vae_scale_factor", 1)
+    if size is None or "in_channels" not in config:
         return None
     height, width = (size, size) if isinstance(size, int) else size
     if "height" in call:
-        height = int(call["height"]) // pipe.vae_scale_factor
+        height = int(call["height"]) // factor
     if "width" in call:
-        width = int(call["width"]) // pipe.vae_scale_factor
+        width = int(call["width"]) // factor
     return int(config["in_channels"]), int(height), int(width)
 
 
@@ -181,41 +159,73 @@ def arguments(
     Raises:
         ValueError: See `check_call`.
     """
-    check_call(type(pipe), call, prompts is not None)
-    takes = parameters(type(pipe))
+    kind = type(pipe)
+    check_call(kind, call, prompts is not None)
     count = len(indices)
-    out: dict[str, Any] = {**call, "generator": generators(indices, seed, stream + "/noise")}
+    usual: dict[str, Any] = {"generator": generators(indices, seed, stream + "/noise")}
+    if argument(kind, "prompt"):
+        usual["prompt"] = list(prompts or [])
+    elif argument(kind, "class_labels"):
+        classes = _classes(pipe)
+        usual["class_labels"] = (
+            [i % classes for i in indices] if prompts is None else [_label(pipe, prompt) for prompt in prompts]
+        )
+    else:
+        usual["batch_size"] = count
+    shape = latent_shape(pipe, call) if argument(kind, "latents") else None
+    if shape is not None:
+        noise = [torch.randn(shape, generator=g) for g in generators(indices, seed, stream + "/initial")]
+        parameter = next(network(pipe).parameters())
+        usual["latents"] = torch.stack(noise).to(parameter.device, parameter.dtype)
+    usual["output_type"] = "pt" if argument(kind, "prompt") else "np"
+    out = dict(call) | {own: value for name, value in usual.items() if (own := argument(kind, name)) is not None}
     if isinstance(out.get("negative_prompt"), str):
         out["negative_prompt"] = [out["negative_prompt"]] * count
-    if "prompt" in takes:
-        out["prompt"] = list(prompts or [])
-    elif "class_labels" in takes:
-        classes = int(network(pipe).config.get("num_embeds_ada_norm", 1000))
-        out["class_labels"] = [i % classes for i in indices] if prompts is None else [_label(pipe, p) for p in prompts]
-    else:
-        out["batch_size"] = count
-    if "latents" in takes:
-        shape = latent_shape(pipe, call)
-        if shape is not None:
-            noise = [torch.randn(shape, generator=g) for g in generators(indices, seed, stream + "/initial")]
-            parameter = next(network(pipe).parameters())
-            out["latents"] = torch.stack(noise).to(parameter.device, parameter.dtype)
-    out["output_type"] = "pt" if "prompt" in takes else "np"
     return out
+
+
+def _classes(pipe: Pipeline) -> int:
+    """The number of classes of a class-conditional pipeline."""
+    config = network_config(pipe)
+    known = (config.get(name) for name in ("num_embeds_ada_norm", "num_class_embeds", "num_classes"))
+    return next((int(number) for number in known if number), len(getattr(pipe, "labels", ())) or 1000)
 
 
 def _label(pipe: Pipeline, prompt: str) -> int:
     if prompt.strip().isdigit():
         return int(prompt)
+    if not hasattr(pipe, "get_label_ids"):
+        raise ValueError(f"a prompt for {type(pipe).__name__} must be the number of a class, got {prompt!r}")
     return pipe.get_label_ids([prompt])[0]
 
 
 def images_of(output: Any) -> Tensor:
-    """The images of a pipeline's output, (B, 3, H, W), float32, in [0, 1]."""
-    images = output.images
-    if not isinstance(images, Tensor):
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    images = images.float().clamp(0, 1)
+    """The images of a pipeline's output, (B, 3, H, W), float32, in [0, 1].
+
+    Args:
+        output: The images, an object with `images`, or a tuple that begins with them. They are PIL images, an array
+            (B, H, W, C) or (B, H, W), or a tensor (B, C, H, W) or (B, H, W); integers are in 0..255.
+
+    Raises:
+        ValueError: The output contains no images.
+    """
+    images = getattr(output, "images", output)
+    if isinstance(images, tuple):
+        images = images[0]
+    if isinstance(images, list) and images and isinstance(images[0], Image.Image):
+        images = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    elif isinstance(images, list) and images:
+        images = torch.stack(images) if isinstance(images[0], Tensor) else np.stack(images)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images[..., None] if images.ndim == 3 else images).permute(0, 3, 1, 2)
+    elif isinstance(images, Tensor) and images.ndim == 3:
+        images = images[:, None]
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
+        shape = f" of shape {tuple(images.shape)}" if isinstance(images, Tensor) else ""
+        kind = type(images).__name__
+        raise ValueError(f"a pipeline must return images as (B, 3, H, W), (B, H, W, 3) or PIL, got {kind}{shape}")
+    images = images.float() if images.is_floating_point() else images.float() / 255
+    images = images.clamp(0, 1)
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
@@ -232,8 +242,8 @@ def counted(pipe: Pipeline) -> Iterator[Count]:
     count = Count()
 
     def hook(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim > 1)
-        count.evaluations += len(first)
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        count.evaluations += max((len(value) for value in tensors if value.ndim > 1), default=1)
 
     handle = network(pipe).register_forward_hook(hook, with_kwargs=True)
     try:

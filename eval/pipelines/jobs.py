@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.pipelines.generate import check_call, pipeline_class
 from eval.pipelines.runs import Run, teacher_folder
+from eval.pipelines.signatures import argument, check_call, pipeline_class
 
 REFERENCE_NAME = "the teacher's reference samples"
 
@@ -62,9 +62,7 @@ def jobs_of(runs: list[Run], teacher: str | None, prompted: bool, few_steps: Seq
             full_name = f"{name}, {steps(num_steps)}"
             jobs.append(Job(full_name, run.method, num_steps, run.folder, entry["call"], training=run.cost))
     for job in jobs:
-        kind = pipeline_class(job.folder)
-        if kind is not None:
-            check_call(kind, job.call, prompted)
+        check_call(pipeline_class(job.folder), job.call, prompted)
     return jobs
 
 
@@ -74,13 +72,16 @@ def steps(count: int) -> str:
 
 
 def _teacher_jobs(runs: list[Run], folder: Path, few_steps: Sequence[int]) -> list[Job]:
-    usual = next(run.teacher_call for run in runs if run.teacher_call is not None)
-    usual_steps = usual["num_inference_steps"]
+    run = next(run for run in runs if run.teacher_call is not None)
+    usual, usual_steps = run.teacher_call or {}, run.teacher_steps
     jobs = [Job(f"teacher, {steps(usual_steps)}", "teacher", usual_steps, folder, usual)]
+    name = argument(pipeline_class(folder), "num_inference_steps")
+    if name is None:  # its number of steps is fixed
+        return jobs
     # A fixed grid of timesteps fits the usual number of steps only.
     without_grid = {k: v for k, v in usual.items() if k not in ("timesteps", "sigmas")}
     for count in few_steps:
-        call = {**without_grid, "num_inference_steps": count}
+        call = {**without_grid, name: count}
         jobs.append(Job(f"teacher, {steps(count)}", "teacher", count, folder, call, fast_solver=True))
     return jobs
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from eval.pipelines.generate import pipeline_class
+from eval.pipelines.signatures import argument, pipeline_class
 from teachers import pocket
+from teachers.loading import registry
 from teachers.loading.prompts import read_prompts
 from teachers.loading.source import loading_errors
 
@@ -31,6 +32,7 @@ class Run:
         method: The distillation method.
         teacher: The teacher: "pocket", a folder or a Hub id.
         teacher_call: Arguments of the teacher's usual call.
+        teacher_steps: The number of steps of that call; 0 without a teacher.
         calls: The pipeline's calls, each with "num_steps" and "call", the arguments.
         prompts: The source of prompts.
         features: The feature extractor.
@@ -43,6 +45,7 @@ class Run:
     method: str
     teacher: str | None
     teacher_call: dict[str, Any] | None
+    teacher_steps: int
     calls: list[dict[str, Any]]
     prompts: str | None
     features: str | None
@@ -80,13 +83,16 @@ def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None
         _entry(call, "num_steps", int, file)
         _entry(call, "call", dict, file)
     teacher_call = _entry(teacher, "call", dict, file)
-    _entry(teacher_call, "num_inference_steps", int, file)
+    steps = teacher.get("num_steps")
+    if not isinstance(steps, int):
+        steps = _entry(teacher_call, "num_inference_steps", int, file)
     return Run(
         folder=folder,
         name=_entry(stored, "name", str, file),
         method=_entry(stored, "method", str, file),
         teacher=_resolve(_entry(teacher, "path", str, file), folder),
         teacher_call=teacher_call,
+        teacher_steps=steps,
         calls=calls,
         prompts=None
         if evaluation.get("prompts") is None
@@ -127,7 +133,8 @@ def download_pipeline(hub_id: str, problem: str) -> Path:
     """
     try:
         with loading_errors(hub_id):
-            return Path(DiffusionPipeline.download(hub_id))
+            kind = registry.pipeline_class(str(DiffusionPipeline.load_config(hub_id).get("_class_name")))
+            return Path((kind or DiffusionPipeline).download(hub_id))
     except Exception as error:  # the Hub's client raises exceptions of many libraries
         raise ValueError(f"{problem}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
@@ -135,17 +142,13 @@ def download_pipeline(hub_id: str, problem: str) -> Path:
 def _external_pipeline(path: Path, folder: Path, step_counts: Sequence[int], guidance: float | None) -> Run:
     """A pipeline without a distill.json. Its weights are not read."""
     kind = pipeline_class(folder)
-    if kind is None:
-        raise ValueError(
-            f"{folder}/model_index.json names a class that is not in this version of diffusers; upgrade it"
-        )
-    takes = inspect.signature(kind.__call__).parameters
-    default_steps = takes["num_inference_steps"].default if "num_inference_steps" in takes else None
-    if not isinstance(default_steps, int):
+    steps, scale = argument(kind, "num_inference_steps"), argument(kind, "guidance_scale")
+    default_steps = inspect.signature(kind.__call__).parameters[steps].default if steps else None
+    if not steps or not isinstance(default_steps, int):
         raise ValueError(f"{kind.__name__} takes no number of steps; evaluate its images with python -m eval images")
-    if guidance is not None and "guidance_scale" not in takes:
+    if guidance is not None and not scale:
         raise ValueError(f"{kind.__name__} takes no guidance_scale; omit --guidance")
-    more = {} if guidance is None else {"guidance_scale": guidance}
+    more = {} if guidance is None or scale is None else {scale: guidance}
     local = path.resolve()
     return Run(
         folder=folder,
@@ -153,7 +156,8 @@ def _external_pipeline(path: Path, folder: Path, step_counts: Sequence[int], gui
         method=EXTERNAL,
         teacher=None,
         teacher_call=None,
-        calls=[{"num_steps": n, "call": {"num_inference_steps": n} | more} for n in step_counts or (default_steps,)],
+        teacher_steps=0,
+        calls=[{"num_steps": n, "call": {steps: n} | more} for n in step_counts or (default_steps,)],
         prompts=None,
         features=None,
         reference=None,

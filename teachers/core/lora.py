@@ -39,7 +39,8 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) 
         trained = denoiser.timestep_input(torch.tensor(times, dtype=torch.float64)).to(device)
         timesteps = timesteps.to(device, torch.float32)
         base_layers: Sequence[nn.Module] = network.lora_base.base_time_layers
-        for (project, embedding), base_layer in zip(time_embeddings(base), base_layers, strict=True):
+        embeddings = time_embeddings(base) if base_layers else []
+        for (project, embedding), base_layer in zip(embeddings, base_layers, strict=True):
             features = project(timesteps)
             change = embedding.linear_1(project(trained)) - base_layer(features)  # (N, hidden)
             name = f"{names[id(embedding)]}.linear_1"

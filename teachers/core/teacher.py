@@ -1,21 +1,24 @@
 """`Teacher`: the interface of a teacher family, one frozen diffusers pipeline in canonical time."""
 
 import copy
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from diffusers.models.embeddings import TimestepEmbedding
+from torch import Tensor, nn
 
+from teachers.core.contract import Contract
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.time_embedding import refit_time_embedding, time_embeddings
+from teachers.core.time_embedding import has_time_embedding, refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
-from teachers.loading.source import TEXT_COMPONENTS, Pipelines, load_pipeline, local_or_hub
+from teachers.loading.source import TEXT_COMPONENTS, load_pipeline, local_or_hub
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
 from teachers.support.files import sha256, tensor_bytes
@@ -26,8 +29,8 @@ def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
     return {key: torch.cat([first[key], second[key]]) for key in first}
 
 
-class Teacher(ABC):
-    """One frozen pipeline of one family.
+class Teacher(Contract, ABC):
+    """One frozen pipeline of one family. `Contract` lists what a family provides.
 
     To add a family, subclass `Teacher` and register the class in the entry-point group `distill.teachers`. All methods
     work on the teacher's device.
@@ -36,12 +39,6 @@ class Teacher(ABC):
         denoiser: The frozen network, in eval mode.
         shape: Shape of one latent, (C, H, W).
         image_size: Height and width of a decoded image, in pixels.
-        guided: Whether classifier-free guidance applies.
-        exports: Whether students of this family can be exported as diffusers pipelines.
-        pipelines: The diffusers pipeline classes that the family takes.
-        options: Further arguments of `from_pretrained`.
-        ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
-        refuses_steps: Whether exported pipelines raise an error for unsupported numbers of steps.
         origin: Path and dtype that `load` used; None for a teacher that was built from a pipeline in memory.
         offloaded: Keeps the network in host memory; None if it is not offloaded.
         null_cache: The condition of the empty prompt, one row; None until it is computed.
@@ -50,25 +47,25 @@ class Teacher(ABC):
     denoiser: Denoiser
     shape: tuple[int, ...]
     image_size: tuple[int, int]
-    guided: ClassVar[bool] = True
-    exports: ClassVar[bool] = True
-    pipelines: ClassVar[Pipelines] = ()
-    options: ClassVar[dict[str, Any]] = {}
-    ignores_guidance: ClassVar[bool] = True
-    refuses_steps: ClassVar[bool] = True
     origin: tuple[str, torch.dtype] | None = None
     offloaded: Offload | None = None
     null_cache: Condition | None = None
 
     @classmethod
-    def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
+    def load(
+        cls,
+        path: str,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        sigma_data: float | None = None,
+    ) -> Self:
         """Load a teacher. Text encoders are loaded later, by the first call of `condition`.
 
         Args:
             path: A pipeline folder, a Hub id, a .safetensors file, or a name that the family knows.
             device: Where the networks go.
             dtype: Precision of the frozen weights.
-            sigma_data: Standard deviation of the native latents or pixels.
+            sigma_data: Standard deviation of the native latents or pixels; None: the family's `sigma_data`.
 
         Returns:
             The teacher.
@@ -76,24 +73,29 @@ class Teacher(ABC):
         Raises:
             ValueError: If there is no such pipeline, or this family does not take it.
         """
+        if not cls.pipelines:
+            raise ValueError(
+                f"{cls.__name__}.pipelines must name a pipeline class, got (); build the teacher in Python"
+            )
         source = cls.locate(path)
-        stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, dtype=dtype, **cls.options)
-        teacher = cls.wrap(stock.to(device), sigma_data)
+        owners = (cls, *cls.components)
+        stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
+        teacher = cls.wrap(stock.to(device), cls.sigma_data if sigma_data is None else sigma_data)
         teacher.origin = (source, dtype)
         return teacher
 
     @classmethod
-    def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
+    def wrap(cls, pipeline: Any, sigma_data: float | None = None) -> Self:
         """Build a teacher from a diffusers pipeline in memory; the pipeline's networks are frozen in place.
 
         Args:
             pipeline: A pipeline of one of the classes in `pipelines`.
-            sigma_data: Standard deviation of the native latents or pixels.
+            sigma_data: Standard deviation of the native latents or pixels; None: the family's `sigma_data`.
 
         Returns:
             The teacher.
         """
-        return cls(pipeline, sigma_data)  # type: ignore[call-arg]
+        return cls(pipeline, cls.sigma_data if sigma_data is None else sigma_data)  # type: ignore[call-arg]
 
     @classmethod
     def locate(cls, path: str) -> str:
@@ -156,12 +158,25 @@ class Teacher(ABC):
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""
-        return {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
+        usual = {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
+        call = {self.call_names.get(name, name): value for name, value in usual.items()}
+        takes = set().union(*(inspect.signature(kind.__call__).parameters for kind in self.pipelines)) or set(call)
+        return {name: value for name, value in call.items() if name in takes}
 
     def enable_lora(self, rank: int) -> None:
         """Make all further students LoRA adapters of the given rank on the teacher's network, which is shared."""
         base = self.denoiser.network
-        self.denoiser.network = Adapted(LoraBase(base, rank, [embedding for _, embedding in time_embeddings(base)]))
+        layers = [embedding for _, embedding in self.time_embeddings(base)]
+        self.denoiser.network = Adapted(LoraBase(base, rank, layers))
+
+    def time_embeddings(self, network: nn.Module) -> list[tuple[nn.Module, TimestepEmbedding]]:
+        """The time embeddings of a network, whose first layers each LoRA adapter has its own copy of.
+
+        Returns:
+            Pairs of the sinusoidal features and the layers that follow them; empty for a network without a time
+            embedding of diffusers, which then cannot be trained on rescaled time (`refit_time_embedding`).
+        """
+        return time_embeddings(network) if has_time_embedding(network) else []
 
     def save_lora(self, student: Denoiser, times: Sequence[float], folder: Path) -> bool:
         """Save a student that is a LoRA adapter, for `load_lora_weights` of the stock pipeline.

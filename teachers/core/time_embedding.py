@@ -31,17 +31,27 @@ def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbeddi
     Raises:
         ValueError: If the network has no time embedding of diffusers.
     """
+    found = _find(network)
+    if not found:
+        raise ValueError(
+            f"{type(network).__name__} has no time embedding that can be refitted; "
+            "train it on its native timesteps (sCM: method.adaptation_steps=0)"
+        )
+    return found
+
+
+def has_time_embedding(network: nn.Module) -> bool:
+    """Whether a network has a time embedding of diffusers."""
+    return bool(_find(network))
+
+
+def _find(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbedding]]:
     found: list[tuple[nn.Module, TimestepEmbedding]] = []
     for module in network.modules():
         parts = dict(module.named_children())
         embedding = parts.get("time_embedding", parts.get("timestep_embedder"))
         if "time_proj" in parts and isinstance(embedding, TimestepEmbedding):
             found.append((parts["time_proj"], embedding))
-    if not found:
-        raise ValueError(
-            f"{type(network).__name__} has no time embedding that can be refitted; "
-            "train it on its native timesteps (sCM: method.adaptation_steps=0)"
-        )
     return found
 
 

@@ -191,7 +191,13 @@ class Analytic(Teacher):
         return path
 
     @classmethod
-    def load(cls, path: str, device: torch.device, dtype: torch.dtype = torch.float32, sigma_data: float = 1.0) -> Self:
+    def load(
+        cls,
+        path: str,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        sigma_data: float | None = None,
+    ) -> Self:
         teacher = cls(MIXTURES[cls.locate(path)]())
         teacher.denoiser.to(device)
         return teacher

@@ -41,7 +41,6 @@ class LatentTeacher(Teacher):
         sigma_data: Standard deviation of the native latents.
 
     Attributes:
-        network: Name of the component that denoises.
         passes_sigmas: Whether the pipeline passes evenly spaced sigmas to its scheduler; see `flow_scheduler`.
         stock: The pipeline.
         device: Where the networks are.
@@ -51,7 +50,6 @@ class LatentTeacher(Teacher):
         ValueError: If the pipeline's scheduler has no known noise schedule.
     """
 
-    network: ClassVar[str] = "transformer"
     passes_sigmas: ClassVar[bool] = False
     ignores_guidance: ClassVar[bool] = False
 
@@ -104,7 +102,8 @@ class LatentTeacher(Teacher):
     def _load_text_pipeline(self) -> Any:
         assert self.origin is not None
         path, dtype = self.origin
-        return freeze(load_pipeline(self.pipelines, path, OTHER_COMPONENTS, dtype=dtype, **self.options))
+        owners = (type(self), *self.components)
+        return freeze(load_pipeline(self.pipelines, path, OTHER_COMPONENTS, owners, dtype=dtype, **self.options))
 
     def unload_encoders(self) -> None:
         self._text_pipeline = None

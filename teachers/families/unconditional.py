@@ -28,6 +28,7 @@ class Unconditional(Teacher):
 
     guided: ClassVar[bool] = False
     pipelines: ClassVar[Pipelines] = (DDPMPipeline, DDIMPipeline)
+    network: ClassVar[str] = "unet"
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
         if unet.config.class_embed_type or unet.config.num_class_embeds:
@@ -46,13 +47,13 @@ class Unconditional(Teacher):
         self.image_size = (height, width)
 
     @classmethod
-    def wrap(cls, pipeline: Any, sigma_data: float = 1.0) -> Self:
+    def wrap(cls, pipeline: Any, sigma_data: float | None = None) -> Self:
         if not isinstance(pipeline.unet, UNet2DModel):
             raise ValueError(
                 f"the family `unconditional` takes a pipeline with a UNet2DModel, got {type(pipeline).__name__} with "
                 f"{type(pipeline.unet).__name__}"
             )
-        return cls(pipeline.unet, pipeline.scheduler, sigma_data)
+        return cls(pipeline.unet, pipeline.scheduler, cls.sigma_data if sigma_data is None else sigma_data)
 
     def encode(self, images: Tensor) -> Tensor:
         images = images.to(self.unet.device)

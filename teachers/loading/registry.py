@@ -1,22 +1,50 @@
-"""Registry of teacher families, and `load_teacher`, which finds the family of a pipeline by its class."""
+"""Registry of teacher families: `load_teacher` and `family_of` find a pipeline's family by its class."""
 
-from importlib.metadata import entry_points
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
 
 from teachers import pocket
+from teachers.core.contract import FeatureModel
 from teachers.core.teacher import Teacher
 from teachers.loading.source import class_name, local_or_hub
+from teachers.support.plugins import OWN_PACKAGES, Plugins, load_plugins, report
 
 GROUP = "distill.teachers"
+_families: dict[type[DiffusionPipeline], type[Teacher] | None] = {}
+
+
+def check_family(family: Any) -> None:
+    """Raise TypeError or ValueError if an entry point of `GROUP` does not name a usable family."""
+    if not (isinstance(family, type) and issubclass(family, Teacher)):
+        raise TypeError("an entry point must name a subclass of teachers.core.teacher.Teacher")
+    kinds = family.pipelines
+    if not isinstance(kinds, tuple) or not all(isinstance(k, type) and issubclass(k, DiffusionPipeline) for k in kinds):
+        raise TypeError(f"{family.__name__}.pipelines must be a tuple of DiffusionPipeline classes")
+    for kind in kinds:
+        if getattr(diffusers, kind.__name__, kind) is not kind:
+            raise ValueError(
+                f"the pipeline class {kind.__module__}.{kind.__name__} must have another name than diffusers' "
+                f"{kind.__name__}, because model_index.json stores the name only"
+            )
+    if problems := family.problems():
+        raise TypeError("; ".join(problems))
+
+
+def plugins() -> Plugins:
+    """The installed families, and a sentence for each entry point that is left out."""
+    return load_plugins(GROUP, "teacher family", check_family)
 
 
 def installed() -> dict[str, type[Teacher]]:
-    """All installed teacher families by name, including those of other packages."""
-    return {point.name: point.load() for point in sorted(entry_points(group=GROUP))}
+    """All installed teacher families by name, including those of other packages. Broken ones are logged by name."""
+    found = plugins()
+    report(found.problems)
+    return found.classes
 
 
 def locate(path: str) -> str:
@@ -34,7 +62,7 @@ def load_teacher(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    sigma_data: float = 1.0,
+    sigma_data: float | None = None,
 ) -> Teacher:
     """Load a teacher from a path, a diffusers pipeline in memory, or a UNet and its scheduler.
 
@@ -43,7 +71,7 @@ def load_teacher(
         scheduler: The scheduler that a `UNet2DModel` was trained with; unused for other sources.
         device: Where the teacher's networks go.
         dtype: Precision of weights that are loaded from a path; pipelines in memory keep theirs.
-        sigma_data: Standard deviation of the native latents or pixels.
+        sigma_data: Standard deviation of the native latents or pixels; None: the family's, 1.0 for those of diffusers.
 
     Returns:
         The frozen teacher.
@@ -57,14 +85,16 @@ def load_teacher(
     target = torch.device(device)
     if isinstance(source, str | Path):
         path = locate(str(source))
-        return installed()[family_of(path)].load(path, target, dtype, sigma_data)
+        family = installed()[family_of(path)]
+        return family.load(path, target, dtype, family.sigma_data if sigma_data is None else sigma_data)
     if isinstance(source, UNet2DModel):
         if scheduler is None:
             raise ValueError("scheduler must be the one that the UNet was trained with: load_teacher(unet, scheduler)")
         source = DDPMPipeline(source, scheduler)
     if not isinstance(source, DiffusionPipeline):
         raise ValueError(f"source must be a path, a diffusers pipeline or a UNet2DModel, got {type(source).__name__}")
-    return installed()[_family_by_class(type(source).__name__)].wrap(source.to(target), sigma_data)
+    family = installed()[family_by_class(type(source).__name__)]
+    return family.wrap(source.to(target), family.sigma_data if sigma_data is None else sigma_data)
 
 
 def family_of(path: str) -> str:
@@ -85,21 +115,90 @@ def family_of(path: str) -> str:
             f"{path} does not contain the pipeline's class; put the pipeline's folder next to it, with the same name "
             "without .safetensors, or set teacher.family"
         )
-    return _family_by_class(name)
+    return family_by_class(name)
 
 
-def _family_by_class(name: str) -> str:
-    families = installed()
-    for family, cls in families.items():
-        declared = "pipelines" in vars(cls)  # subclasses of a family that inherit it are selected by name only
-        if declared and name in [kind.__name__ for kind in cls.pipelines]:
-            return family
+def family_by_class(name: str) -> str:
+    """The name of the family that takes pipelines of the class `name`; see `family_of`."""
+    found = plugins()
+    takers = [family for family, cls in found.classes.items() if name in _declared(cls)]
+    own = [family for family in takers if _is_own(found.classes[family])]
+    if takers and (own or len(takers) == 1):
+        return (own or takers)[0]
+    if takers:
+        raise ValueError(f"several families take a {name}: {', '.join(takers)}; select one with teacher.family")
     known = "; ".join(
         f"{family} ({', '.join(kind.__name__ for kind in cls.pipelines)})"
-        for family, cls in families.items()
+        for family, cls in found.classes.items()
         if cls.pipelines
     )
+    broken = "".join(f"; {problem}" for problem in found.problems.values())
     raise ValueError(
         f"no installed family takes a {name}; known are {known}; to add a family, write a class such as "
-        f"teachers/families/dit.py and register it in the entry-point group {GROUP} (see CONTRIBUTING.md)"
+        f"teachers/families/dit.py and register it in the entry-point group {GROUP} (see CONTRIBUTING.md){broken}"
     )
+
+
+def pipeline_class(name: str) -> type[DiffusionPipeline] | None:
+    """The pipeline class called `name`, of diffusers or of an installed family; None if there is none.
+
+    Nothing is imported because of the name, so an index cannot execute code.
+
+    Raises:
+        ValueError: If several installed packages have a pipeline class of that name.
+    """
+    stock = getattr(diffusers, name, None)
+    if isinstance(stock, type) and issubclass(stock, DiffusionPipeline):
+        return stock
+    kinds = {kind: family for family, cls in installed().items() for kind in cls.pipelines if kind.__name__ == name}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"several pipeline classes are called {name}: "
+            + " and ".join(f"{kind.__module__} (family {family})" for kind, family in kinds.items())
+            + "; uninstall all but one of their packages"
+        )
+    return next(iter(kinds), None)
+
+
+def owners() -> list[type[Any]]:
+    """Classes of the installed families: the families, their pipelines, and the components that they declare."""
+    return [kind for cls in installed().values() for kind in (cls, *cls.pipelines, *cls.components)]
+
+
+def family_of_class(kind: type[DiffusionPipeline]) -> type[Teacher] | None:
+    """The family that takes pipelines of the class `kind`, for what it declares about them; None if there is none."""
+    if kind not in _families:  # evaluations ask for every batch, and reading all entry points takes milliseconds
+        takers = [cls for cls in installed().values() if kind in cls.pipelines and kind.__name__ in _declared(cls)]
+        _families[kind] = next((cls for cls in takers if _is_own(cls)), takers[0] if takers else None)
+    return _families[kind]
+
+
+def feature_models() -> dict[str, Callable[[torch.device], FeatureModel]]:
+    """The feature extractors that installed families declare, by name; a subclass may share those of its family.
+
+    Raises:
+        ValueError: If two families declare different extractors with one name.
+    """
+    found: dict[str, Callable[[torch.device], FeatureModel]] = {}
+    for family, cls in installed().items():
+        for name, load in cls.feature_models.items():
+            if found.setdefault(name, load) != load:
+                raise ValueError(
+                    f"the family {family} must rename its feature extractor {name!r}: another family has it"
+                )
+    return found
+
+
+def call_names(kind: type[DiffusionPipeline]) -> Mapping[str, str]:
+    """The names that a pipeline class's `__call__` uses in place of diffusers' usual ones; see `Teacher.call_names`."""
+    family = family_of_class(kind)
+    return {} if family is None else family.call_names
+
+
+def _declared(cls: type[Teacher]) -> list[str]:
+    """The pipelines that a family declares itself; a family that inherits them is selected by its name only."""
+    return [kind.__name__ for kind in vars(cls).get("pipelines", ())]
+
+
+def _is_own(cls: type[Teacher]) -> bool:
+    return cls.__module__.partition(".")[0] in OWN_PACKAGES

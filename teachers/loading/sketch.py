@@ -3,11 +3,12 @@
 import inspect
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import ConfigMixin, DiffusionPipeline
+from torch import nn
 
 from teachers.core.teacher import Teacher
+from teachers.loading.components import check_components, component_class, is_component
 from teachers.loading.source import loading_errors
 
 # Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments
@@ -31,17 +32,22 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
     """
     with loading_errors(path):
         index = DiffusionPipeline.load_config(path)
-        kind = getattr(diffusers, index["_class_name"])
+        kinds = {kind.__name__: kind for kind in family.pipelines}
+        kind = kinds.get(index["_class_name"])
+        if kind is None:
+            raise ValueError(f"{path} is a {index['_class_name']}; this family takes {' or '.join(kinds)}")
+        owners = (family, *family.pipelines, *family.components)
+        check_components(index, owners, path)
         parameters = inspect.signature(kind.__init__).parameters
         parts: dict[str, Any] = {
             name: None for name, p in parameters.items() if name != "self" and p.default is inspect.Parameter.empty
         }
         parts |= {name: index[name] for name in parameters if name in index and not isinstance(index[name], list)}
         for name, value in index.items():
-            if not isinstance(value, list) or value[0] != "diffusers" or name not in parameters:
-                continue
-            component = getattr(diffusers, value[1])
-            if issubclass(component, ModelMixin | SchedulerMixin):
-                with torch.device("meta" if issubclass(component, ModelMixin) else "cpu"):
+            component = (
+                component_class(value[0], value[1], owners) if is_component(value) and name in parameters else None
+            )
+            if component is not None and issubclass(component, ConfigMixin):
+                with torch.device("meta" if issubclass(component, nn.Module) else "cpu"):
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))
-        return family.wrap(kind(**parts))
+        return family.wrap(kind(**parts), family.sigma_data)

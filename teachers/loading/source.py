@@ -20,6 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from teachers.loading.components import check_components
 from teachers.support.files import sha256, sha256_file
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
@@ -87,7 +88,13 @@ def class_name(path: str) -> str | None:
             raise ValueError(f"{path}/{INDEX} has no _class_name; save the pipeline again") from error
 
 
-def load_pipeline(accepted: Pipelines, path: str, skip: tuple[str, ...] = (), **options: Any) -> Any:
+def load_pipeline(
+    accepted: Pipelines,
+    path: str,
+    skip: tuple[str, ...] = (),
+    owners: tuple[type[Any], ...] = (),
+    **options: Any,
+) -> Any:
     """Load the pipeline at `path`.
 
     In bfloat16 the autoencoder stays in float32 (except from single files), because its rounding is visible in images.
@@ -96,6 +103,7 @@ def load_pipeline(accepted: Pipelines, path: str, skip: tuple[str, ...] = (), **
         accepted: The pipeline classes that are allowed.
         path: As `local_or_hub` returns it.
         skip: How the names of components begin that are not loaded; they are None.
+        owners: Further classes of packages whose components may be loaded (`components.check_components`).
         options: Further arguments of `from_pretrained`.
 
     Returns:
@@ -110,6 +118,9 @@ def load_pipeline(accepted: Pipelines, path: str, skip: tuple[str, ...] = (), **
         raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
     kind = known[name] if name else accepted[0]
     check_weights(path)
+    if name:
+        folder = str(configuration(path)) if Path(path).is_file() else path
+        check_components(DiffusionPipeline.load_config(folder), (*accepted, *owners), path)
     components = inspect.signature(kind.__init__).parameters
     options |= {part: None for part in components if skip and part.startswith(skip)}
     is_file = Path(path).is_file()
@@ -117,7 +128,7 @@ def load_pipeline(accepted: Pipelines, path: str, skip: tuple[str, ...] = (), **
         options["dtype"] = {"default": torch.bfloat16, "vae": torch.float32}
     with loading_errors(path):
         if not is_file:
-            return kind.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **options)
+            return kind.from_pretrained(path, **{"use_safetensors": True, "trust_remote_code": False, **options})
         if not issubclass(kind, FromSingleFileMixin):
             raise ValueError(f"{kind.__name__} cannot be loaded from a single file; give a pipeline folder")
         config = {"config": str(configuration(path)), "local_files_only": True} if name else {}

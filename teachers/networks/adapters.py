@@ -22,6 +22,7 @@ from typing import Any
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
+from teachers.networks.fast_paths import without_fast_paths
 from teachers.networks.storage import StoredConv2d, StoredLinear, plain_layer, store
 from teachers.support.private_api import set_active_adapters
 
@@ -50,11 +51,13 @@ class LoraBase:
         self._time_layers: Sequence[nn.Module] = self.base_time_layers  # those in use
         self._active: list[str] = []  # every layer holds this list; changing it switches the adapter of all layers
         self._count = 0
-        # A rank above the smaller side of a weight matrix adds nothing. Depthwise convolutions get no adapter.
+        # A rank above the smaller side of a weight matrix adds nothing. Depthwise convolutions get no adapter, nor does
+        # `nn.MultiheadAttention`, which reads the weight of its output projection without calling it.
+        uncalled = {id(m.out_proj) for m in base.modules() if isinstance(m, nn.MultiheadAttention)}
         self.ranks = {
             name: min(rank, len(layer.weight), layer.weight[0].numel())
             for name, layer in base.named_modules()
-            if (isinstance(layer, nn.Linear) and layer not in self.base_time_layers)
+            if (isinstance(layer, nn.Linear) and layer not in self.base_time_layers and id(layer) not in uncalled)
             or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
         }
 
@@ -114,7 +117,8 @@ class LoraBase:
         before = list(self._active), self._time_layers
         self._switch([name] if name else [], time_layers)
         try:
-            yield self.base
+            with without_fast_paths():
+                yield self.base
         finally:
             self._switch(*before)
 

@@ -6,7 +6,9 @@ step, where a wrapper costs time, and because torch's own optimizers depend on t
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch is slow to import
@@ -137,3 +139,18 @@ def unsplittable_blocks(network: "nn.Module") -> Sequence[str]:
     They are the units of FSDP2 sharding. There is no public attribute.
     """
     return tuple(getattr(network, "_no_split_modules", None) or ())
+
+
+@cache
+def undispatched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A Python function of `torch.nn.functional` without its own dispatch to `__torch_function__`.
+
+    A `TorchFunctionMode` that is active inside then receives the functions that it calls, not the function itself.
+    The functions begin with `if has_torch_function(...): return handle_torch_function(...)`, and there is no public
+    way to skip that check.
+    """
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    scope = {**function.__globals__, **dict.fromkeys(checks, lambda *tensors: False)}
+    copied = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied

@@ -18,6 +18,7 @@ from eval.pipelines.cached import row_key
 from eval.pipelines.generate import arguments, images_of, load_pipeline
 from eval.pipelines.jobs import Job
 from eval.pipelines.settings import Settings
+from tests.plugins import install
 from tests.settings import PLUGIN
 
 CPU = torch.device("cpu")
@@ -25,17 +26,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """The plug-in package on the path with the metadata that pip would install, and an entry point that fails."""
-    info = tmp_path / "site" / "fewstep_plugin-0.0.1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fewstep-plugin\nVersion: 0.0.1\n")
+    """The plug-in package, installed, and an entry point that fails."""
     points = (
         "mean_brightness = fewstep_plugin.mean_brightness:MeanBrightness",
         "sharpness = fewstep_plugin.gone:Sharp",
     )
-    (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *points]) + "\n")
+    install(monkeypatch, tmp_path / "site", "fewstep-plugin", {GROUP: points})
     monkeypatch.syspath_prepend(PLUGIN)
-    monkeypatch.syspath_prepend(tmp_path / "site")
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "fewstep_plugin"]:
         del sys.modules[name]
@@ -99,6 +96,37 @@ def test_entry_points_that_are_no_metrics_are_reported():
         assert words in problem
     with pytest.raises(ValueError, match="no metric is installed"):
         installed_metrics([])
+
+
+METRICS = """
+from eval.metrics.base import SampleMetric
+
+class Kid(SampleMetric):
+    key, heading, help, higher_is_better = "kid", "KID", "Another metric with the key of one of this project.", False
+
+class Failing(SampleMetric):
+    key, heading, help, higher_is_better = "failing", "Failing", "It cannot be created.", None
+
+    def __init__(self, context):
+        raise RuntimeError("no licence")
+"""
+
+
+def test_a_plugin_metric_neither_replaces_an_own_one_nor_breaks_others_when_it_is_created(tmp_path, monkeypatch):
+    points = ["a_kid = other_metrics:Kid", "failing = other_metrics:Failing", "exits = exiting_metrics:Any"]
+    install(monkeypatch, tmp_path / "site", "other-metrics", {GROUP: points})
+    (tmp_path / "site" / "other_metrics.py").write_text(METRICS)
+    (tmp_path / "site" / "exiting_metrics.py").write_text("raise SystemExit(1)")
+    found = installed_metrics()
+    assert found.classes[[metric.key for metric in found.classes].index("kid")].__module__ == "eval.metrics.kid"
+    assert [name for problem in found.problems for name in ("a_kid", "exits") if f'"{name}"' in problem] == [
+        "a_kid",
+        "exits",
+    ]
+    built = found.build(MetricContext(4, 0, CPU, extractor("pixels"), 192))
+    assert "frechet_distance" in [metric.key for metric in built]
+    assert 'The metric "failing" (other_metrics) could not be loaded' in found.problems[-1]
+    del sys.modules["other_metrics"]
 
 
 class WeightedBrightness(SampleMetric):

@@ -1,0 +1,124 @@
+"""`Contract`: what a teacher family declares about its pipeline, its network and its evaluation."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from teachers.loading.source import Pipelines
+
+# diffusers' names of call arguments, which a pipeline may rename with `Contract.call_names`.
+CALL_NAMES = (
+    "prompt",
+    "class_labels",
+    "batch_size",
+    "num_inference_steps",
+    "guidance_scale",
+    "generator",
+    "latents",
+    "output_type",
+)
+
+
+@dataclass(frozen=True)
+class FeatureModel:
+    """A loaded feature extractor, for `Contract.feature_models`.
+
+    Attributes:
+        features: Maps images (B, 3, H, W) in [0, 1] to features (B, D).
+        dimensions: D.
+        weights: The file or folder that the features depend on; its contents are part of the key of cached results.
+        judge: Maps images and their B prompts to (B,): 1 if the image shows what the prompt requests, 0 if not, NaN if
+            that is unknown. None: the prompt agreement is not measured.
+    """
+
+    features: Callable[[Tensor], Tensor]
+    dimensions: int
+    weights: Path
+    judge: Callable[[Tensor, list[str]], Tensor] | None = None
+
+
+class Contract:
+    """The contract between a teacher family and the rest of the project.
+
+    The pipeline:
+        - It is a class in `pipelines` with another name than diffusers' pipelines. `save_pretrained` and
+          `from_pretrained` restore it; its networks are `ModelMixin`s with `ConfigMixin`.
+        - It has the components `network` and `scheduler`. The scheduler's class and config define the noise schedule
+          and the prediction type (`teachers.core.schedule.schedule`).
+        - Its `__call__` takes `prompt` (a list of strings), `class_labels` (a list of numbers) or `batch_size`. It may
+          take `num_inference_steps`, `guidance_scale`, `generator` (a list with one for each sample), `latents`
+          (standard normal noise, (B, *shape)) and `output_type`. `call_names` renames any of them.
+        - It returns images, or an object with `images`: an array, a tensor or PIL images.
+
+    The family:
+        - `condition(prompts)` equals what the pipeline passes to its network.
+        - `decode(x0)` equals the pipeline's images, scaled to [-1, 1], for x0 of unit variance.
+        - `pipeline(student, times)` with the arguments `calls(n, times[:n])` gives the images of
+          `teachers.core.sampling.sample`.
+        - `denoiser.velocity` has an exact forward-mode derivative (`distill.methods.jvp`).
+
+    `problems` tests what can be seen from the classes. `fewstep check PATH` tests the rest with the teacher at PATH.
+
+    Attributes:
+        guided: Whether the pipeline takes prompts, so that classifier-free guidance applies.
+        exports: Whether students of this family can be exported as diffusers pipelines.
+        pipelines: The pipeline classes that the family takes. `teacher.family: auto` selects the family by them; a
+            subclass that inherits them is selected by name only. Empty: the family is only for use from Python.
+        network: Name of the pipeline's component that denoises.
+        components: Classes of the pipeline's components from packages other than diffusers, transformers, and the
+            packages of the family and of its pipelines. Classes of no other package are loaded.
+        call_names: The pipeline's names of call arguments by diffusers' names (`CALL_NAMES`), such as
+            {"num_inference_steps": "steps"}.
+        sigma_data: The default of `teacher.sigma_data`: standard deviation of the native latents or pixels.
+        feature_layer: Name of the network's submodule whose tokens (B, N, C) or maps (B, C, H, W) DMD's discriminator
+            reads; None: the middle of its blocks, if it has a child with a usual name.
+        feature_models: Feature extractors for evaluations of this family's images, by name: functions of a device.
+        default_features: The extractor that `evaluation.features: auto` selects.
+        options: Further arguments of `from_pretrained`.
+        ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
+        refuses_steps: Whether exported pipelines raise an error for unsupported numbers of steps.
+    """
+
+    guided: ClassVar[bool] = True
+    exports: ClassVar[bool] = True
+    pipelines: ClassVar[Pipelines] = ()
+    network: ClassVar[str] = "transformer"
+    components: ClassVar[tuple[type[Any], ...]] = ()
+    call_names: ClassVar[Mapping[str, str]] = {}
+    sigma_data: ClassVar[float] = 1.0
+    feature_layer: ClassVar[str | None] = None
+    feature_models: ClassVar[Mapping[str, Callable[[torch.device], FeatureModel]]] = {}
+    default_features: ClassVar[str] = "pixels"
+    options: ClassVar[dict[str, Any]] = {}
+    ignores_guidance: ClassVar[bool] = True
+    refuses_steps: ClassVar[bool] = True
+
+    @classmethod
+    def problems(cls) -> list[str]:
+        """What the classes of the family lack; empty if they fulfil the contract as far as classes show it."""
+        found = []
+        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            found.append(f"{cls.__name__} must implement {', '.join(missing)}")
+        if unknown := sorted(set(cls.call_names) - set(CALL_NAMES)):
+            found.append(f"{cls.__name__}.call_names must have keys of {', '.join(CALL_NAMES)}, got {unknown[0]!r}")
+        for kind in cls.pipelines:
+            components = set(inspect.signature(kind.__init__).parameters)
+            for name in (cls.network, "scheduler"):
+                if name not in components:
+                    found.append(f"{kind.__name__} must have the component {name!r}")
+            arguments = inspect.signature(kind.__call__).parameters
+            for name in cls.call_names.values():
+                if name not in arguments:
+                    found.append(f"{kind.__name__}.__call__ has no argument {name!r}, which {cls.__name__} names")
+            inputs = {cls.call_names.get(name, name) for name in ("prompt", "class_labels", "batch_size")}
+            if not inputs & set(arguments):
+                found.append(
+                    f"{kind.__name__}.__call__ must take prompt, class_labels or batch_size; name them in "
+                    f"{cls.__name__}.call_names if they are called otherwise"
+                )
+        return found

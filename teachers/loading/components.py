@@ -1,0 +1,60 @@
+"""The classes that a pipeline's index names. Nothing is imported because an index names it.
+
+A component's class is one of diffusers or transformers, or one of a package that registers a teacher family, which has
+imported it already.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import diffusers.pipelines
+
+LIBRARIES = ("diffusers", "transformers")
+
+
+def check_components(index: Mapping[str, Any], owners: Iterable[type[Any]], path: str) -> None:
+    """Check the libraries that an index names, before anything is loaded.
+
+    Args:
+        index: The contents of model_index.json.
+        owners: Classes of installed packages whose classes are allowed too: pipelines, families, components.
+        path: The pipeline, for the message.
+
+    Raises:
+        ValueError: If a component is a class of another library.
+    """
+    allowed = packages(owners)
+    for name, value in index.items():
+        if is_component(value) and _module(value[0], allowed) is None:
+            known = ", ".join([*LIBRARIES, *sorted(allowed - {*LIBRARIES})])
+            raise ValueError(
+                f"{path}: the component {name} must be a class of {known}, got {value[0]}.{value[1]}; "
+                "install the package of its teacher family, which must import that class"
+            )
+
+
+def component_class(library: str, name: str, owners: Iterable[type[Any]]) -> type[Any] | None:
+    """The class of a component, from its entry [library, name] in an index; None if it is not allowed or unknown."""
+    found = getattr(_module(library, packages(owners)), name, None)
+    return found if isinstance(found, type) else None
+
+
+def is_component(value: Any) -> bool:
+    """Whether a value of an index names a component that is present."""
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+def packages(owners: Iterable[type[Any]]) -> set[str]:
+    """The top-level packages of some classes."""
+    return {owner.__module__.partition(".")[0] for owner in owners}
+
+
+def _module(library: str, allowed: set[str]) -> ModuleType | None:
+    if library in LIBRARIES:
+        return import_module(library)
+    if library.isidentifier() and isinstance(module := getattr(diffusers.pipelines, library, None), ModuleType):
+        return module  # such as stable_diffusion, for its safety checker
+    return sys.modules.get(library) if library.partition(".")[0] in allowed else None
