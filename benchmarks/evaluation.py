@@ -30,7 +30,7 @@ from torch import Tensor
 
 from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import extractor
-from eval.features.image_folder import features_of_folder, files_in, read_batches
+from eval.features.image_folder import features_of_folder, read_batches
 from eval.features.inception import SHA256, load_network, resolve_weights, weights_sha256
 from eval.metrics.fid import FrechetTo, frechet_distance
 from eval.metrics.fid import statistics as moments
@@ -128,7 +128,7 @@ def _row(name: str, ours: float, others: float, who: str) -> str:
 
 def speed(folder: Path, weights: Path, images: int = 96, rounds: int = 3) -> list[str]:
     """Table rows of images per second; medians of interleaved repeats."""
-    few = files_in(folder)[:images]
+    few = list_images(folder)[:images]
     loaded = list(read_batches(few, BATCH))
     ours, network = extractor("clean", CPU, weights), clean_fid_network("clean", weights)
     functions: dict[str, Callable[[], Any]] = {
