@@ -35,6 +35,7 @@ from eval.features.inception import SHA256, load_network, resolve_weights, weigh
 from eval.metrics.fid import FrechetTo, frechet_distance
 from eval.metrics.fid import statistics as moments
 from eval.metrics.kid import kid
+from teachers.support.listing import list_images
 
 RESULT = Path(__file__).parent / "results" / "evaluation.md"
 BATCH = 32
@@ -193,7 +194,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if args.write:
-        RESULT.write_text(text)
+        RESULT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

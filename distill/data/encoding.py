@@ -107,7 +107,7 @@ class Encoder:
             if self.accelerator.is_main_process:
                 index.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(index, concurrent=True) as temporary:
-                    temporary.write_text(json.dumps({"key": source, "shards": keys}))
+                    temporary.write_text(json.dumps({"key": source, "shards": keys}), encoding="utf-8")
         assert keys is not None
         stored = [load_file(self._file(key)) for key in keys]
         for kind, problem in NOTES.items():
@@ -164,9 +164,8 @@ class Encoder:
             )
         if wrong := non_finite_rows({"x": x}):
             raise ValueError(
-                f"the latent of the image {printable(names[wrong[0]])} (of {len(wrong)} such images) has NaN or infinite "
-                f"values; the autoencoder overflows: set teacher.precision to float32, got {self._precision()}, or "
-                "remove the image"
+                f"the latent of the image {printable(names[wrong[0]])} (of {len(wrong)} such images) has NaN or "
+                f"infinite values; set teacher.precision to float32, got {self._precision()}, or remove the image"
             )
         return x
 
@@ -193,7 +192,7 @@ class Encoder:
     def _read_index(self, index: Path, source: str) -> list[str] | None:
         """The keys of all shards of a source of images; None if it has not been encoded completely."""
         try:
-            stored = json.loads(index.read_text())
+            stored = json.loads(index.read_text(encoding="utf-8"))
             return list(stored["shards"]) if stored["key"] == source else None
         except (OSError, ValueError, KeyError, TypeError):
             return None

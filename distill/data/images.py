@@ -162,10 +162,11 @@ def _names(files: Sequence[object]) -> str:
 def _captions(others: Sequence[Path], files: Sequence[Path]) -> dict[Path, str | None]:
     """The caption of each image file that has one; metadata takes precedence over .txt files."""
     texts = {file.with_suffix(""): file for file in others if file.suffix.lower() == ".txt"}  # .txt comes after .TXT
-    captions = {}
-    for image in files:
-        if text := texts.get(image.with_suffix("")):
-            captions[image] = check_text(read_text(text), printable(text))
+    captions = {
+        file: check_text(read_text(text), printable(text))
+        for file in files
+        if (text := texts.get(file.with_suffix("")))
+    }
     images, described = {os.path.normpath(file): file for file in files}, set()
     for file in others:
         for number, row in read_rows(file) if file.name in METADATA else ():

@@ -56,10 +56,12 @@ def export(
             ]
             record = record | {"lora": {"folder": LORA, "calls": calls}}
         if record["evaluation"]["prompts"] == PROMPTS:
-            (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
-        (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
+            (temporary / PROMPTS).write_text(
+                "\n".join(" ".join(caption.split()) for caption in captions) + "\n", encoding="utf-8"
+            )
+        (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         classes = type(pipeline).__name__, type(pipeline.scheduler).__name__
-        (temporary / "README.md").write_text(model_card(record, *classes, teacher))
+        (temporary / "README.md").write_text(model_card(record, *classes, teacher), encoding="utf-8")
     return final
 
 

@@ -111,9 +111,7 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
             f"{tuple(covariance.shape)}"
         )
     if features is not None and (features.ndim != 2 or features.shape[1] != len(mean)):
-        raise ValueError(
-            f"features in {path} must have the shape (N, {len(mean)}) of mu, got {tuple(features.shape)}"
-        )
+        raise ValueError(f"features in {path} must have the shape (N, {len(mean)}) of mu, got {tuple(features.shape)}")
     for name, array in (("mu", mean), ("sigma", covariance), ("features", features)):
         if array is not None and not bool(array.isfinite().all()):
             raise ValueError(f"{name} in {path} must be finite, got NaN or infinite values")

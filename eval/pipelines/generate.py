@@ -83,7 +83,7 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline] | None:
     """
     file = folder / "model_index.json"
     try:
-        name = json.loads(file.read_text())["_class_name"]
+        name = json.loads(file.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is not the index of a diffusers pipeline; save the pipeline again ({error})"

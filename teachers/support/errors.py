@@ -69,4 +69,4 @@ def _report(message: str) -> None:
     print(message, file=sys.stderr)
     summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if summary:  # the launcher of several processes ends with a table that shows this message
-        Path(summary).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
+        Path(summary).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")

@@ -218,7 +218,9 @@ def test_unreadable_images_are_skipped_with_a_message(ready, tmp_path, capsys):
     dataset, *_ = ready(images=images)
     assert dataset.captions == ["number 0", "number 1", "number 3", "number 5"]
     assert len(dataset.latents) == 4 == len(dataset.prompt)
-    message = "2 images are skipped because they are unreadable or have no caption: the third, the fifth"
+    message = (
+        "2 images are skipped because they cannot be used or have no caption: the third cannot be read as an image "
+    )
     assert message in capsys.readouterr().out
     ready(images=images)
     assert images.reads == 1  # the second run uses the index
