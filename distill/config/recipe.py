@@ -235,8 +235,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = recipe_file(source)
     text = read_text(path)
     try:
-        stored = OmegaConf.load(io.StringIO(text))
-        values = OmegaConf.to_container(stored, resolve=False)
+        values: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
