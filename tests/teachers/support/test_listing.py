@@ -8,11 +8,40 @@ from cleanfid.utils import EXTENSIONS
 
 from teachers.support.listing import ENDINGS, list_files, list_images
 
-NAMES = (
-    "a.png b.PNG c.JPEG d.jpg e.JPG f.Jpg g.bmp h.BMP i.webp j.WEBP k.tif l.tiff m.TIFF n.ppm o.pgm p.gif q.npy r.txt "
-    "s.jpeg t.png.bak .u.png v,png w.png.png sub/a.png sub/sub/b.jpg sub-a/c.png .hidden/d.png "
-    ".ipynb_checkpoints/a-checkpoint.png sub/.e.png __MACOSX/f.png png/g.png ü/日本.png"
-).split()
+NAMES = [
+    "a.png",
+    "b.PNG",
+    "c.JPEG",
+    "d.jpg",
+    "e.JPG",
+    "f.Jpg",
+    "g.bmp",
+    "h.BMP",
+    "i.webp",
+    "j.WEBP",
+    "k.tif",
+    "l.tiff",
+    "m.TIFF",
+    "n.ppm",
+    "o.pgm",
+    "p.gif",
+    "q.npy",
+    "r.txt",
+    "s.jpeg",
+    "t.png.bak",
+    ".u.png",
+    "v,png",
+    "w.png.png",
+    "sub/a.png",
+    "sub/sub/b.jpg",
+    "sub-a/c.png",
+    ".hidden/d.png",
+    ".ipynb_checkpoints/a-checkpoint.png",
+    "sub/.e.png",
+    "__MACOSX/f.png",
+    "png/g.png",
+    "ü/日本.png",
+]
 
 
 def cleanfid_list(folder):
