@@ -26,7 +26,7 @@ from teachers.support.text import printable
 
 # Formats that Pillow decodes itself. Others run programs (EPS) or are no photographs.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-LARGE = 2**24  # pixels; larger images are decoded one at a time, and JPEGs at reduced size if that is enough
+LARGE = 2**24  # pixels; larger images are decoded one at a time and reduced if that is enough, JPEGs while decoding
 MAX_ASPECT = 32  # of the longer side to the shorter one, for training: of other images little would remain
 
 _one_at_a_time = threading.Lock()
@@ -51,8 +51,8 @@ def read_for_training(source: Path | bytes, name: str, side: int | None = None) 
     Args:
         source: An image file, or the contents of one.
         name: Its name in messages.
-        side: Both sides of the result must have at least this many pixels where the image has them; a large JPEG is
-            decoded at a reduced size. None: full size.
+        side: Both sides of the result must have at least this many pixels where the image has them; an image of more
+            than LARGE pixels is reduced. None: full size.
 
     Returns:
         The image.
@@ -73,7 +73,7 @@ def read_for_training(source: Path | bytes, name: str, side: int | None = None) 
             if image.width * image.height <= LARGE:
                 return _flatten(image)
             with _one_at_a_time:
-                return _flatten(image)
+                return _flatten(image, side)
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ValueError(f"{printable(name)} {_problem(error, source)}") from error
 
@@ -130,14 +130,26 @@ def _check(image: Image.Image) -> None:
         raise _Refused(f"has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB")
 
 
-def _flatten(image: Image.Image) -> Decoded:
-    image = ImageOps.exif_transpose(image)
+def _flatten(image: Image.Image, side: int | None = None) -> Decoded:
+    ImageOps.exif_transpose(image, in_place=True)
+    if side is not None:
+        image = _shrink(image, 2 * side)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         if layer.getchannel("A").getextrema() != (255, 255):
             white = Image.new("RGBA", layer.size, "white")
             return Decoded(Image.alpha_composite(white, layer).convert("RGB"), True)
     return Decoded(image.convert("RGB"))
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    """Average blocks of pixels, so that copies of a large image are small; both sides stay at least `side`."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    factor = min(image.size) // side
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _problem(error: Exception, source: Path | bytes) -> str:

@@ -214,6 +214,19 @@ def test_large_jpeg_is_decoded_at_reduced_size(tmp_path, monkeypatch, orientatio
     assert read_for_training(file, "large.jpg", 200).image.size == full.size  # enough pixels for the teacher's size
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK"])
+def test_other_large_images_are_reduced(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(images, "LARGE", 2**16)
+    image = Image.linear_gradient("L").resize((1024, 512)).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(128)
+    file = write(tmp_path, "large.tif", image)
+    full, reduced = (read_for_training(file, "large.tif", side) for side in (None, 32))
+    assert reduced.image.size == (128, 64) and reduced.transparent == full.transparent == (mode == "RGBA")
+    expected = np.asarray(full.image.resize((128, 64), Image.Resampling.BOX), float)
+    assert abs(expected - np.asarray(reduced.image, float)).max() < 3
+
+
 def test_ordinary_images_are_decoded_whole(tmp_path):
     file = write(tmp_path, "a.jpg", RGB.resize((600, 400)))
     assert read_for_training(file, "a.jpg", 8).image.size == (600, 400)
