@@ -4,10 +4,13 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from distill.config.recipe import TrainRecipe
+from distill.config.recipe import TrainRecipe, load
+from distill.train import train
 from distill.training.engine import Engine
 from distill.training.environment import check_environment, without_accelerate_variables
+from tests.settings import FAST, RECIPES
 
 NONE = TrainRecipe(tracker="none")
 
@@ -78,3 +81,18 @@ def test_variables_about_processes_and_devices_stay(monkeypatch):
     with without_accelerate_variables():
         assert os.environ["ACCELERATE_USE_CPU"] == "true" and "ACCELERATE_MIXED_PRECISION" not in os.environ
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+@pytest.mark.slow
+def test_weights_do_not_depend_on_the_environment(tmp_path, text_pipeline, monkeypatch):
+    """accelerate divides the loss by its own number of accumulation steps, before the gradients are clipped."""
+
+    def weights(name):
+        words = [f"output={tmp_path}", f"name={name}", f"teacher.path={text_pipeline}", "train.steps=2"]
+        folder = train(load(RECIPES / "dmd.yaml", [*FAST, *words]))
+        return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+    plain = weights("plain")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert all(torch.equal(plain[name], value) for name, value in weights("changed").items())
