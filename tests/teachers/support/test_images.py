@@ -48,11 +48,8 @@ def test_opaque_images_are_those_of_pillow(tmp_path, name, mode):
         assert np.array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize(("mode", "ending"), [("I;16", "png"), ("I;16", "tif"), ("I", "tif"), ("F", "tif")])
 def test_more_than_8_bits_are_refused_by_both_with_the_name(tmp_path, mode, ending):
-    if (mode, ending) in {("F", "png"), ("I", "png")}:
-        pytest.skip("PNG has no such images")
     array = np.full((8, 8), 16384, {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
     file = write(tmp_path, f"deep.{ending}", Image.fromarray(array))
     for read in (lambda: read_for_training(file, str(file)), lambda: read_as_clean_fid(file)):
@@ -179,7 +176,7 @@ def test_arrays_are_images_of_bytes_only(tmp_path):
     with pytest.raises(ValueError, match=r"b\.npy has the shape \(24, 16, 3\) and the type float64; an array"):
         both(tmp_path / "b.npy")
     np.save(tmp_path / "c.npy", np.array([print], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"c\.npy cannot be read as an image \(.*allow_pickle=False"):
+    with pytest.raises(ValueError, match=r"c\.npy cannot be read as an image \(.*Python objects"):
         both(tmp_path / "c.npy")
 
 
