@@ -211,9 +211,9 @@ def run(name: str, todo: list[tuple[str, int]], cells: dict[str, Any]) -> None:
 
 def save(cells: dict[str, Any]) -> None:
     """Save `cells` together with those that another process has saved since this one started."""
-    others = json.loads(CELLS.read_text()) if CELLS.is_file() else {}
+    others = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.is_file() else {}
     with atomic_write(CELLS) as temporary:
-        temporary.write_text(json.dumps(others | cells, indent=1) + "\n")
+        temporary.write_text(json.dumps(others | cells, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -227,7 +227,7 @@ def main() -> None:
     os.environ["ACCELERATE_USE_CPU"] = "true"  # the mixtures are float64 and their networks small
     if args.fresh:
         CELLS.unlink(missing_ok=True)
-    cells: dict[str, Any] = json.loads(CELLS.read_text()) if CELLS.is_file() else {}
+    cells: dict[str, Any] = json.loads(CELLS.read_text(encoding="utf-8")) if CELLS.is_file() else {}
     for name in args.only:
         todo = [(m, s) for s in range(args.seeds) for m in args.methods if f"{name}/{m}/{s}" not in cells]
         if todo:
@@ -239,7 +239,8 @@ def main() -> None:
         "# Comparison with closed forms\n\n`python -m benchmarks.analytic`: students of exact Gaussian-mixture teachers"
         f" (torch {torch.__version__}, {torch.get_num_threads()} CPU thread(s)).\n\n"
         f"Measures:{measures}\nNoise away from the boundaries: {away}.\n\n{table(cells)}\n\n"
-        f"![densities](results/{DENSITIES.name})\n"
+        f"![densities](results/{DENSITIES.name})\n",
+        encoding="utf-8",
     )
     save_densities(cells)
 

@@ -61,10 +61,10 @@ def main() -> None:
     captions = [caption for caption in pocket.all_captions() if len(caption.split()) <= 3]
     with tempfile.TemporaryDirectory() as temporary:
         lines = [f"{captions[i % len(captions)]} {i}" for i in range(args.captions)]
-        (Path(temporary) / "prompts.txt").write_text("\n".join(lines))
+        (Path(temporary) / "prompts.txt").write_text("\n".join(lines), encoding="utf-8")
         for name in ("first run", "second run"):
             command = [sys.executable, "-m", "benchmarks.encoding", "--run", temporary]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, encoding="utf-8")
             print(f"{name}: {done.stdout.splitlines()[-1]}", flush=True)
 
 

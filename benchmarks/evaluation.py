@@ -30,11 +30,12 @@ from torch import Tensor
 
 from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import extractor
-from eval.features.image_folder import features_of_folder, files_in, read_batches
+from eval.features.image_folder import features_of_folder, read_batches
 from eval.features.inception import SHA256, load_network, resolve_weights, weights_sha256
 from eval.metrics.fid import FrechetTo, frechet_distance
 from eval.metrics.fid import statistics as moments
 from eval.metrics.kid import kid
+from teachers.support.listing import list_images
 
 RESULT = Path(__file__).parent / "results" / "evaluation.md"
 BATCH = 32
@@ -128,7 +129,7 @@ def _row(name: str, ours: float, others: float, who: str) -> str:
 
 def speed(folder: Path, weights: Path, images: int = 96, rounds: int = 3) -> list[str]:
     """Table rows of images per second; medians of interleaved repeats."""
-    few = files_in(folder)[:images]
+    few = list_images(folder)[:images]
     loaded = list(read_batches(few, BATCH))
     ours, network = extractor("clean", CPU, weights), clean_fid_network("clean", weights)
     functions: dict[str, Callable[[], Any]] = {
@@ -193,7 +194,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if args.write:
-        RESULT.write_text(text)
+        RESULT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def index(folder: Path, pipeline: str, **rest: Any) -> None:
             parts[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
         else:
             parts[name] = value
-    (folder / "model_index.json").write_text(json.dumps(parts))
+    (folder / "model_index.json").write_text(json.dumps(parts), encoding="utf-8")
 
 
 # name: family, function that writes the folder, shapes of the condition of one sample

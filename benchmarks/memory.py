@@ -135,7 +135,9 @@ def run(case: Case, limit: float, precision: str) -> dict[str, Any]:
         if planned.total < limit * memory_plan.GIB:
             command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps(dataclasses.asdict(case))]
             command += ["--folder", name, "--precision", precision]
-            done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | ALLOCATOR)
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, env=os.environ | ALLOCATOR, encoding="utf-8"
+            )
             if done.returncode:
                 print(done.stderr[-2000:], file=sys.stderr)
                 row["failed"] = f"exit status {done.returncode}"
@@ -206,14 +208,14 @@ def main() -> None:
                     case = Case(model, method, tier, batch, args.checkpointing)
                     limit = args.limit if batch in args.batches else 0.0
                     save(run(case, limit, args.precision), args.precision)
-    print((RESULTS / "memory.md").read_text())
+    print((RESULTS / "memory.md").read_text(encoding="utf-8"))
 
 
 def save(row: dict[str, Any], precision: str) -> None:
     """Add a row to the files, or update the stored one; a new plan keeps the earlier measurement."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     path = RESULTS / "memory.json"
-    stored = json.loads(path.read_text()) if path.is_file() else {}
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     rows = stored.setdefault(f"{name}, {'float32' if precision == 'no' else precision}", [])
     same = [r for r in rows if all(r[f.name] == row[f.name] for f in dataclasses.fields(Case))]
     if same:
@@ -221,8 +223,8 @@ def save(row: dict[str, Any], precision: str) -> None:
     else:
         rows.append(row)
     rows.sort(key=lambda r: [r[f.name] for f in dataclasses.fields(Case)])
-    path.write_text(json.dumps(stored, indent=1) + "\n")
-    (RESULTS / "memory.md").write_text(report(stored))
+    path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "memory.md").write_text(report(stored), encoding="utf-8")
 
 
 def report(stored: dict[str, list[dict[str, Any]]]) -> str:

@@ -63,10 +63,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     stored = RESULTS / "options.json"
-    found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
+    found: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     for name in args.only:
         found[name] = run(name)
-        stored.write_text(json.dumps(found, indent=1) + "\n")
+        stored.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     lines = [
         "| | overrides | held-out Frechet at the end | minimum | steps | minutes |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -79,9 +79,10 @@ def main() -> None:
     (RESULTS / "options.md").write_text(
         "# Options, one at a time\n\n`python -m benchmarks.options`: the pocket recipes with seed 0 and the overrides"
         " in the table; the number of sampling steps is in brackets.\nOne seed; minutes on a machine with other load."
-        "\n\n" + "\n".join(lines) + "\n"
+        "\n\n" + "\n".join(lines) + "\n",
+        encoding="utf-8",
     )
-    print((RESULTS / "options.md").read_text())
+    print((RESULTS / "options.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def peak(which: str, method: str, what: str) -> float:
 
 def _peak_resident() -> float:
     """Peak resident MB of this process so far. getrusage would include the parent's size before exec."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -108,7 +108,9 @@ def in_new_process(*what: str) -> float:
     command = [sys.executable, "-m", "benchmarks.peaks", *what]
     # Freed memory is returned to the system at once, so that the peak counts only memory in use.
     allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | allocator)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | allocator, encoding="utf-8"
+    )
     return float(done.stdout.strip().splitlines()[-1])
 
 
@@ -135,7 +137,7 @@ def wall(method: str, processes: int, steps: int) -> float:
         ]
         if any([run.wait() for run in runs]):
             raise ValueError(f"{' '.join(command)} failed on {processes} processes")
-        lines = (Path(output) / "run" / "log.jsonl").read_text().splitlines()
+        lines = (Path(output) / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
     return (seconds[-1] - seconds[WARM]) / (len(seconds) - 1 - WARM)
 

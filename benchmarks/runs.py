@@ -15,10 +15,10 @@ def train(recipe: str, folder: Path, *overrides: str) -> None:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's held-out evaluations, in order of steps."""
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def exported(folder: Path) -> dict[str, Any]:
     """The record of the distillation, which is stored with the exported pipeline."""
-    record: dict[str, Any] = json.loads((folder / "pipeline" / "distill.json").read_text())
+    record: dict[str, Any] = json.loads((folder / "pipeline" / "distill.json").read_text(encoding="utf-8"))
     return record

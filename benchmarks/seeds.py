@@ -63,7 +63,7 @@ def evaluate(folders: list[Path], samples: int) -> dict[str, Any]:
     out = RUNS / "report"
     command = [sys.executable, "-m", "eval", *map(str, folders), "--out", str(out), "--samples", str(samples)]
     subprocess.run(command, check=True)
-    return json.loads((out / "report.json").read_text())
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
 def spread(values: list[float | None], digits: int) -> str:
@@ -171,15 +171,16 @@ def main() -> None:
     keys = ["name", "method", "num_steps", "nfe", "samples", "frechet_distance", "training", *FIGURES]
     rows = [{key: row.get(key) for key in keys} for row in report["rows"]]
     stored = {"machine": report["machine"], "samples": args.samples, "seeds": args.seeds, "rows": rows, "curves": found}
-    (RESULTS / "seeds.json").write_text(json.dumps(stored, indent=1) + "\n")
+    (RESULTS / "seeds.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "seeds.md").write_text(
         f"# Several seeds\n\n`python -m benchmarks.seeds --seeds {args.seeds} --recipes {' '.join(args.recipes)}`: "
         f"the pocket recipes, {args.seeds} seeds each, {args.samples:,} samples per row against real photographs in "
         f"the pocket classifier's features; mean and standard deviation over seeds.\n\n{table(report)}\n\n"
         "Held-out Frechet distance to the teacher's own samples at equal cost, in millions of network "
-        f"evaluations (median over seeds):\n\n{at_equal_cost(found)}\n\n![quality against training cost](seeds.png)\n"
+        f"evaluations (median over seeds):\n\n{at_equal_cost(found)}\n\n![quality against training cost](seeds.png)\n",
+        encoding="utf-8",
     )
-    print((RESULTS / "seeds.md").read_text())
+    print((RESULTS / "seeds.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -87,13 +87,16 @@ def main() -> None:
         cells += [f"{value:.3f}" if value is not None else "–" for value in found] or ["–"] * 3
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "stability.json").write_text(json.dumps({"times": args.times, "rows": rows}, indent=1) + "\n")
+    (RESULTS / "stability.json").write_text(
+        json.dumps({"times": args.times, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
     (RESULTS / "stability.md").write_text(
         f"# Runs {args.times} times longer than their recipes\n\n`python -m benchmarks.stability --recipes "
         f"{' '.join(args.recipes)} --times {args.times}`: one seed, {args.samples:,} images per row, pixels in "
-        "[0, 1].\n\n" + "\n".join(lines) + "\n"
+        "[0, 1].\n\n" + "\n".join(lines) + "\n",
+        encoding="utf-8",
     )
-    print((RESULTS / "stability.md").read_text())
+    print((RESULTS / "stability.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def main() -> None:
             f"`{command}`: pocket teacher, float32, the recipes' batch sizes\n({sizes}), {unit}, {args.repeats} "
             f"interleaved repeats, torch {torch.__version__}. Scaling: wall time, single-threaded processes.\n"
         )
-        RESULT.write_text("# A training step\n\n" + note + "\n" + "\n".join(lines))
+        RESULT.write_text("# A training step\n\n" + note + "\n" + "\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

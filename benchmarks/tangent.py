@@ -167,7 +167,7 @@ def main() -> None:
             f"{torch.get_num_threads()} CPU thread(s), median of {args.repeats} interleaved repeats, "
             f"torch {torch.__version__}.\n"
         )
-        RESULT.write_text("# Tangents\n\n" + note + "\n" + "\n".join(lines) + "\n")
+        RESULT.write_text("# Tangents\n\n" + note + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ def export_run(run: Path) -> Path:
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
     newest = checkpoint.newest_meta(run / "checkpoints")
     record = run / "pipeline" / "distill.json"
-    if record.is_file() and (newest is None or json.loads(record.read_text())["cost"]["steps"] >= newest["step"]):
+    if record.is_file() and (
+        newest is None or json.loads(record.read_text(encoding="utf-8"))["cost"]["steps"] >= newest["step"]
+    ):
         return record.parent
     if newest is None:
         raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")
@@ -70,7 +72,7 @@ def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: P
     """
     pipeline = export_run(run)
     evaluation, card = find_report(pipeline, report), pipeline / CARD
-    card.write_text(add_evaluation(card.read_text(), evaluation))
+    card.write_text(add_evaluation(card.read_text(encoding="utf-8"), evaluation), encoding="utf-8")
     print(f"pipeline: {pipeline}")
     print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
     if push_to_hub:

@@ -15,6 +15,7 @@ from distill.config.recipe import Recipe, method_options
 from distill.data import dataset as data
 from distill.data import shards, teacher_pairs
 from distill.training.engine import COLLECTIVE_TIMEOUT
+from distill.training.environment import without_accelerate_variables
 from distill.training.run_folder import lock_run_folder
 from distill.training.setup import load_teacher, plan_data
 
@@ -34,7 +35,8 @@ def make_pairs(recipe: Recipe) -> None:
         )
     plan = plan_data(recipe)
     timeout = InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)  # some processes make one shard more than others
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[timeout])
+    with without_accelerate_variables():
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[timeout])
     with lock_run_folder(recipe.folder) if accelerator.is_main_process else nullcontext():
         teacher = load_teacher(recipe, accelerator.device)
         dataset = data.prepare(plan, teacher, recipe, accelerator)

@@ -31,7 +31,7 @@ def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"RUN must be the folder of a finished run; {folder} has no distill.json")
     try:
-        calls = {entry["num_steps"]: entry["call"] for entry in json.loads(file.read_text())["calls"]}
+        calls = {entry["num_steps"]: entry["call"] for entry in json.loads(file.read_text(encoding="utf-8"))["calls"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not readable ({error}); export the run again") from error
     chosen = min(calls) if num_steps is None else num_steps

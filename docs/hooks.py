@@ -57,7 +57,7 @@ def commands(command: click.Command = fewstep, name: str = "fewstep", parent: cl
 def recipes() -> str:
     rows = [["recipe", "teacher", "method", "about"]]
     for name, file in shipped().items():
-        stored = yaml.safe_load(file.read_text("utf-8"))
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
         rows.append([f"`{name}`", f"`{stored['teacher']['path']}`", stored["method"]["name"], description(file)])
     return table(rows)
 
@@ -73,13 +73,17 @@ def api(kind: Callable[[Any], bool]) -> str:
 
 def include(path: str) -> str:
     kind = {".py": "python", ".cfg": "ini"}.get(Path(path).suffix, "yaml")
-    return f"```{kind}\n{(ROOT / path).read_text('utf-8').strip()}\n```"
+    return f"```{kind}\n{(ROOT / path).read_text(encoding='utf-8').strip()}\n```"
 
 
 def metric_example() -> str:
     """The metric of the tests' example plug-in."""
     files = sorted((ROOT / "tests" / "plugin" / "fewstep_plugin").glob("*.py"))
-    found = [include(str(file.relative_to(ROOT))) for file in files if "eval.metrics.base" in file.read_text("utf-8")]
+    found = [
+        include(str(file.relative_to(ROOT)))
+        for file in files
+        if "eval.metrics.base" in file.read_text(encoding="utf-8")
+    ]
     return "\n\n".join(found) or "The tests' example plug-in has no metric yet."
 
 

@@ -57,7 +57,7 @@ THEMES = {
 
 def quickstart(theme: Theme) -> Any:
     """Samples of one noise side by side, and quality against latency with 95% intervals."""
-    rows = {row["name"]: row for row in json.loads(RESULTS.with_suffix(".json").read_text())["rows"]}
+    rows = {row["name"]: row for row in json.loads(RESULTS.with_suffix(".json").read_text(encoding="utf-8"))["rows"]}
     figure, (samples, plot) = plt.subplots(1, 2, figsize=(11, 5), width_ratios=[1, 1.08], layout="constrained")
     _samples(samples)
     solvers = [row for name, row in rows.items() if "DPM-Solver++" in name]

@@ -61,7 +61,7 @@ def compare_folders(
     metrics["warnings"] += [warning for path in dict.fromkeys(folders) for warning in image_warnings(path, size)]
     print(as_text(metrics))
     if json:
-        json.write_text(dumps(metrics, indent=2, allow_nan=False) + "\n")
+        json.write_text(dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return metrics
 
 

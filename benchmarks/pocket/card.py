@@ -59,7 +59,7 @@ def write_card(staged: Path, classifier: Classifier, images: dict[str, Tensor], 
         made = torch.cat(features)
         rows.append({"guidance": guidance, "frechet": frechet_distance(made, two), "agreement": agree / samples})
     figures["guided_50_steps"] = rows
-    (staged / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (staged / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     table = "\n".join(f"| {r['guidance']:g} | {r['frechet']:.2f} | {r['agreement']:.1%} |" for r in rows)
     (staged / "pipeline" / "README.md").write_text(
         f"""---
@@ -94,6 +94,7 @@ Frechet distances use the 64 features of the classifier that is shipped with the
 {table}
 
 Made by `python -m benchmarks.pocket.make`, which also writes this page.
-"""
+""",
+        encoding="utf-8",
     )
     print(json.dumps(figures, indent=2))

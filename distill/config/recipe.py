@@ -4,8 +4,9 @@ Every dataclass checks itself when it is created, so a recipe from Python is che
 """
 
 import dataclasses
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.config.overrides import apply_overrides
 from distill.config.registry import DISTILLERS, TEACHERS, find
 from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, InvalidOption, build, option
@@ -22,6 +24,7 @@ from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import suggest
+from teachers.support.text import read_text
 
 SAVED = "recipe.yaml"  # in a run's folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
@@ -230,7 +233,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         source: A YAML file, or the name of a shipped recipe such as "pocket/dmd".
-        overrides: `key=value` strings, such as "train.steps=500".
+        overrides: `key=value` strings, such as "train.steps=500"; see `distill.config.overrides`.
 
     Returns:
         The checked recipe.
@@ -239,18 +242,14 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: One sentence with the file or the key that is wrong, and what would be right.
     """
     path = recipe_file(source)
+    text = read_text(path)
     try:
-        stored = OmegaConf.load(path)
-        if not OmegaConf.is_dict(stored):
-            raise ValueError(f"{path} must hold keys and values at its top level")
-        merged = OmegaConf.merge(stored, OmegaConf.from_dotlist(list(_check_overrides(overrides))))
-        values = OmegaConf.to_container(merged, resolve=False)
-    except TypeError as error:
-        raise ValueError(
-            f"{' '.join(overrides)} sets a list where {path} has a group of keys, or a group where it has a list"
-        ) from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        values: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold keys and values at its top level")
+    apply_overrides(values, overrides, Recipe)
     recipe: Recipe = build(Recipe, values, "")
     if recipe.teacher.path is None:
         raise ValueError("the key 'teacher.path' is missing")
@@ -271,7 +270,20 @@ def save(recipe: Recipe) -> None:
     """Write `recipe`, whole and checked, to its run's folder, as a file that `load` reads."""
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists
     head = f"# fewstep train {recipe.folder / SAVED}\n"
-    (recipe.folder / SAVED).write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    (recipe.folder / SAVED).write_text(head + text, encoding="utf-8")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that starts like a number: OmegaConf reads 1e3 as a number, which PyYAML writes as plain text."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if text[:1] in tuple("+-.0123456789") else None
+    ),
+)
 
 
 def method_options(recipe: Recipe) -> tuple[type[Any], Any]:
@@ -282,11 +294,3 @@ def method_options(recipe: Recipe) -> tuple[type[Any], Any]:
         raise ValueError("the key 'method.name' is missing")
     cls = find(DISTILLERS, name)
     return cls, build(cls.Options, method, "method")
-
-
-def _check_overrides(overrides: Sequence[str]) -> Iterator[str]:
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ValueError(f"an override must have the form key=value, such as train.steps=100, got {override!r}")
-        yield override

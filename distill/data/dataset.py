@@ -41,12 +41,14 @@ class Plan:
         images: Images with captions.
         pocket: Use the latents that ship with the pocket teacher.
         latents: Unit-variance latents (N, ...) in memory, one for each caption.
+        notes: Sentences for the user about the data.
     """
 
     captions: Sequence[str] = ()
     images: Images | None = None
     pocket: bool = False
     latents: Tensor | None = None
+    notes: Sequence[str] = ()
 
     def summary(self) -> str:
         """A short description of the data."""
@@ -142,7 +144,9 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
         )
     if recipe.images is not None:
         images = open_images(recipe, guided)
-        return Plan(images=images) if needs_latents else Plan([caption or "" for caption in images.captions()])
+        if needs_latents:
+            return Plan(images=images, notes=images.notes)
+        return Plan([caption or "" for caption in images.captions()], notes=images.notes)
     if needs_latents:
         raise ValueError("data.images must be set for this method, for example to a folder of images with captions")
     if recipe.prompts is None:
@@ -187,6 +191,8 @@ def prepare(plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerat
     Raises:
         ValueError: If no image is readable, or the cache cannot be written.
     """
+    for note in plan.notes:
+        accelerator.print(note)
     encoder = Encoder(teacher, recipe.cache, accelerator, recipe.teacher.path or teacher.digest())
     captions, latents = plan.captions, None
     if plan.pocket:

@@ -18,16 +18,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.data import shards
-from distill.data.images import UNREADABLE, Images, Row
+from distill.data.images import LISTED, Images, Row
+from distill.data.pixels import row_pixels
 from distill.data.shards import SHARD, Table, digest
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.source import TEXT_COMPONENTS, components_hash
 from teachers.support.files import atomic_write, sha256_file
+from teachers.support.text import printable
 
 BATCH = 64  # prompts or images that are encoded together
-FORMAT = 2  # increased when the same inputs give other shards
-LISTED = 5  # unreadable images that are listed by name
+NOTES = {  # what is said about the images that a shard lists
+    "skipped": "are skipped because they cannot be used or have no caption",
+    "transparent": "have transparency, which is composited on white",
+}
+FORMAT = 3  # increased when the same inputs give other shards
 
 
 class Encoder:
@@ -70,7 +75,13 @@ class Encoder:
         diffusers_log.set_verbosity_error()  # it would print a warning for every truncated caption
         parts = [dict(self.teacher.condition(captions[i : i + BATCH])) for i in range(0, len(captions), BATCH)]
         diffusers_log.set_verbosity(level)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if wrong := non_finite_rows(rows):
+            raise ValueError(
+                f"the text encoder gives NaN or infinite values for the caption {captions[wrong[0]][:80]!r} (of "
+                f"{len(wrong)}); set teacher.precision to float32 or bfloat16, got {self._precision()}"
+            )
+        return rows
 
     def encode_images(self, images: Images) -> tuple[list[str], Table]:
         """Encode all readable images.
@@ -96,16 +107,14 @@ class Encoder:
             if self.accelerator.is_main_process:
                 index.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(index, concurrent=True) as temporary:
-                    temporary.write_text(json.dumps({"key": source, "shards": keys}))
+                    temporary.write_text(json.dumps({"key": source, "shards": keys}), encoding="utf-8")
         assert keys is not None
         stored = [load_file(self._file(key)) for key in keys]
-        skipped = [name for shard in stored for name in _to_strings(shard["skipped"])]
-        if skipped:
-            self.accelerator.print(
-                f"{len(skipped)} images are skipped because they are unreadable or have no caption: "
-                + ", ".join(skipped[:LISTED])
-                + (", ..." if len(skipped) > LISTED else "")
-            )
+        for kind, problem in NOTES.items():
+            names = [name for shard in stored for name in _to_strings(shard[kind])]
+            if names:
+                listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+                self.accelerator.print(f"{len(names)} images {problem}: {listed}")
         captions = [caption for shard in stored for caption in _to_strings(shard["captions"])]
         if not captions:
             raise ValueError("data.images must have at least one readable image with a caption, got none")
@@ -128,20 +137,40 @@ class Encoder:
     def _encode(self, rows: Sequence[Row], bar: tqdm) -> dict[str, Tensor]:
         height, width = self.teacher.image_size
         latents: list[Tensor] = []
-        captions, skipped = [], []
+        captions, skipped, transparent = [], [], []
         with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter lock while decoding
             for first in range(0, len(rows), BATCH):
                 part = rows[first : first + BATCH]
-                pixels = list(pool.map(lambda row: _pixels(row, height, width, self.teacher.guided), part))
-                captions += [row.caption or "" for row, x in zip(part, pixels, strict=True) if x is not None]
-                skipped += [row.name for row, x in zip(part, pixels, strict=True) if x is None]
-                readable = [x for x in pixels if x is not None]
-                if readable:
-                    with torch.no_grad():
-                        latents.append(self.teacher.encode(torch.stack(readable)).cpu())
+                read = list(pool.map(lambda row: row_pixels(row, height, width, self.teacher.guided), part))
+                usable = [(row, *pixels) for row, pixels in zip(part, read, strict=True) if not isinstance(pixels, str)]
+                captions += [row.caption or "" for row, *_ in usable]
+                transparent += [row.name for row, _, is_transparent in usable if is_transparent]
+                skipped += [reason for reason in read if isinstance(reason, str)]
+                if usable:
+                    latents.append(self._latents([row.name for row, *_ in usable], [x for _, x, _ in usable]))
                 bar.update(len(part))
         x = torch.cat(latents) if latents else torch.zeros(0, *self.teacher.shape)
-        return {"x": x, "captions": _to_bytes(captions), "skipped": _to_bytes(skipped)}
+        notes = {"skipped": _to_bytes(skipped), "transparent": _to_bytes(transparent)}
+        return {"x": x, "captions": _to_bytes(captions)} | notes
+
+    def _latents(self, names: Sequence[str], pixels: Sequence[Tensor]) -> Tensor:
+        """The latents of a batch of images, checked."""
+        with torch.no_grad():
+            x = self.teacher.encode(torch.stack(list(pixels))).cpu()
+        if tuple(x.shape[1:]) != tuple(self.teacher.shape):
+            raise ValueError(
+                f"the teacher encodes an image as {tuple(x.shape[1:])}, but its network takes "
+                f"{tuple(self.teacher.shape)}; images have 3 channels"
+            )
+        if wrong := non_finite_rows({"x": x}):
+            raise ValueError(
+                f"the latent of the image {printable(names[wrong[0]])} (of {len(wrong)} such images) has NaN or "
+                f"infinite values; set teacher.precision to float32, got {self._precision()}, or remove the image"
+            )
+        return x
+
+    def _precision(self) -> str:
+        return str(self.teacher.origin[1] if self.teacher.origin else torch.float32).removeprefix("torch.")
 
     # --- files and their keys -----------------------------------------------------------------------------------------
 
@@ -163,7 +192,7 @@ class Encoder:
     def _read_index(self, index: Path, source: str) -> list[str] | None:
         """The keys of all shards of a source of images; None if it has not been encoded completely."""
         try:
-            stored = json.loads(index.read_text())
+            stored = json.loads(index.read_text(encoding="utf-8"))
             return list(stored["shards"]) if stored["key"] == source else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -182,17 +211,11 @@ def _code(kind: type) -> str:
         return kind.__module__
 
 
-def _pixels(row: Row, height: int, width: int, captioned: bool) -> Tensor | None:
-    """The centre-cropped image (3, height, width) in [-1, 1]; None if it is unreadable or lacks a needed caption."""
-    from torchvision.transforms.v2 import functional as V  # torchvision is slow to import
-
-    if captioned and row.caption is None:
-        return None
-    try:
-        pixels = V.pil_to_tensor(row.load())
-    except UNREADABLE:
-        return None
-    return V.center_crop(V.resize(pixels, [min(height, width)]), [height, width]).float() / 127.5 - 1
+def non_finite_rows(rows: Condition) -> list[int]:
+    """The indices of the rows of tensors (B, ...) that contain NaN or infinite values."""
+    floating = [value.flatten(1) for value in rows.values() if value.is_floating_point() and value.numel()]
+    finite = [value.isfinite().all(1).cpu() for value in floating]
+    return torch.stack(finite).all(0).logical_not().nonzero().flatten().tolist() if finite else []
 
 
 def _to_bytes(strings: Sequence[str]) -> Tensor:

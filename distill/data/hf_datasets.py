@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 
 from distill.data.images import Block, Images, Row
 from distill.data.shards import digest
-from teachers.loading.prompts import COLUMNS, MISSING, cell, choose_column, import_optional
+from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # names of image columns in tables without column types
@@ -75,7 +75,7 @@ class HFImages(Images):
 
     def captions(self) -> Iterator[str | None]:
         records = self.data.select_columns([self._root or self.image])
-        return (self._caption(record) for record in islice(records, self.limit or None))
+        return (self._caption(record, number) for number, record in enumerate(islice(records, self.limit or None)))
 
     def _read(self, first: int, last: int) -> list[Row]:
         return list(self._rows((self.data[i] for i in range(first, last)), first))
@@ -84,11 +84,11 @@ class HFImages(Images):
         with readable_errors(self.source):
             for number, record in enumerate(records, start=first):
                 image = record[self.image] or {}
-                yield Row(f"row {number} of {self.source}", self._caption(record), image.get("bytes"))
+                yield Row(f"row {number} of {self.source}", self._caption(record, number), image.get("bytes"))
 
-    def _caption(self, record: dict[str, Any]) -> str | None:
+    def _caption(self, record: dict[str, Any], number: int) -> str | None:
         caption = None if self.caption is None else cell(record, self.caption)
-        return None if caption is None or caption is MISSING else str(caption).strip()
+        return None if caption is MISSING else check_text(caption, f"row {number} of {self.source}")
 
 
 def is_hf_source(source: str) -> bool:

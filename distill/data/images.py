@@ -1,22 +1,25 @@
 """Captioned images of a recipe, in a fixed order and never all in memory.
 
-This module reads folders of image files with Pillow; `distill.data.hf_datasets` reads other sources.
+This module reads folders of image files; `distill.data.hf_datasets` reads other sources.
 """
 
-import io
-import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from distill.data.shards import digest
+from teachers.loading.prompts import COLUMNS, check_text, read_rows
+from teachers.support.images import Decoded, read_for_training
+from teachers.support.listing import ENDINGS, is_image, list_files
+from teachers.support.text import printable, read_text
 
-# What Pillow raises for files that are damaged or not images.
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+METADATA = ("metadata.jsonl", "metadata.csv")  # captions of the images in their folder, as for HF's ImageFolder
+LISTED = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,18 @@ class Row:
     image: Path | bytes | None
 
     def load(self) -> Image.Image:
-        """The decoded image in RGB, with its EXIF rotation applied. Raises one of `UNREADABLE` if it is damaged."""
+        """The whole image in RGB; see `decode`."""
+        return self.decode().image
+
+    def decode(self, side: int | None = None) -> Decoded:
+        """The image as `teachers.support.images.read_for_training` reads it.
+
+        Raises:
+            ValueError: If it cannot be used; the message names it.
+        """
         if self.image is None:
             raise ValueError(f"{self.name} has no image data")
-        with Image.open(io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return read_for_training(self.image, self.name, side)
 
 
 @dataclass(frozen=True)
@@ -61,10 +71,12 @@ class Images(ABC):
         content_key: A cheap hash of the rows that changes when they change, for the key of their latents.
         fingerprint_parts: Values and files that identify the data independently of its location, for the run's
             fingerprint.
+        notes: Sentences for the user, such as which files are not used.
     """
 
     content_key: str
     fingerprint_parts: Sequence[Any]
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:
@@ -76,7 +88,10 @@ class Images(ABC):
 
 
 class ImageFolder(Images):
-    """Image files with captions in metadata.jsonl (keys file_name and text) or in .txt files of the same name.
+    """Image files of a folder and its subfolders, as `teachers.support.listing.list_images` finds them.
+
+    Captions are in metadata.jsonl or metadata.csv (columns file_name, relative to their folder, and text, prompt or
+    caption), or in .txt files beside the images with the same names.
 
     Args:
         folder: The folder.
@@ -84,56 +99,92 @@ class ImageFolder(Images):
         limit: Use the first so many files; 0: all.
 
     Raises:
-        ValueError: If the folder has no images, or a file is not a readable image or has no caption.
+        ValueError: If the folder has no images, a file is not a readable image or has no caption, or a row of metadata
+            has no image.
     """
 
     def __init__(self, folder: Path, captioned: bool, limit: int = 0) -> None:
-        if not folder.is_dir():
+        if not folder.exists():
             raise ValueError(f"the folder of images {folder} does not exist")
-        files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix != ".txt" and p.name != "metadata.jsonl")
+        self.folder = folder
+        found = list_files(folder)
+        files = [file for file in found if is_image(file)]
+        others = [file for file in found if not is_image(file)]
         if not files:
-            raise ValueError(f"the folder {folder} contains no images")
-        captions = _metadata(folder / "metadata.jsonl")
+            problem = f"; {_names(others)} have other endings" if others else ""
+            raise ValueError(f"the folder {folder} contains no images ({', '.join(ENDINGS[:10])}){problem}")
+        captions = _captions(others, files)
         self.rows = []
         for file in files[: limit or None]:
-            caption_file = file.with_suffix(".txt")
-            caption = captions.get(
-                file.name, caption_file.read_text(encoding="utf-8").strip() if caption_file.is_file() else None
-            )
-            row = Row(str(file), caption, file)
-            try:
-                row.load()  # only decoding detects a truncated file
-            except UNREADABLE as error:
-                raise ValueError(f"{file} is not a readable image; remove it from the folder or repair it") from error
-            if caption is None and captioned:
+            row = Row(str(file), captions.get(file), file)
+            row.decode(side=1)  # only decoding detects a truncated file
+            if row.caption is None and captioned:
                 raise ValueError(
-                    f"{file} has no caption; write it to {caption_file.name} in the same folder or to metadata.jsonl"
+                    f"{printable(file)} has no caption; write it to {printable(file.with_suffix('.txt').name)} in the "
+                    "same folder, or to metadata.jsonl as text, prompt or caption"
                 )
             self.rows.append(row)
+        self.notes = self._notes(others)
         self.fingerprint_parts = [(row.caption, row.image) for row in self.rows]
-        self.content_key = digest([_stamp(row) for row in self.rows])
+        self.content_key = digest([self._stamp(row) for row in self.rows])
 
     def blocks(self, size: int) -> Iterator[Block]:
         for first in range(0, len(self.rows), size):
             rows = self.rows[first : first + size]
-            yield Block(digest([_stamp(row) for row in rows]), rows.copy)
+            yield Block(digest([self._stamp(row) for row in rows]), rows.copy)
 
     def captions(self) -> Iterator[str | None]:
         return (row.caption for row in self.rows)
 
+    def _stamp(self, row: Row) -> tuple[str, int, int, str | None]:
+        assert isinstance(row.image, Path)
+        status = row.image.stat()
+        return row.image.relative_to(self.folder).as_posix(), status.st_size, status.st_mtime_ns, row.caption
 
-def _stamp(row: Row) -> tuple[str, int, int, str | None]:
-    assert isinstance(row.image, Path)
-    status = row.image.stat()
-    return row.image.name, status.st_size, status.st_mtime_ns, row.caption
+    def _notes(self, others: Sequence[Path]) -> list[str]:
+        notes = []
+        unused = [file for file in others if file.suffix.lower() != ".txt" and file.name not in METADATA]
+        if unused:
+            notes.append(
+                f"{len(unused)} files in {self.folder} are not used, because their endings are not those of images: "
+                f"{_names(unused)}"
+            )
+        empty = [row.name for row in self.rows if row.caption == ""]
+        if empty:
+            notes.append(f"{len(empty)} images have an empty caption: {_names(empty)}")
+        return notes
 
 
-def _metadata(file: Path) -> dict[str, str]:
-    captions: dict[str, str] = {}
-    for number, line in enumerate(file.read_text().splitlines() if file.is_file() else [], start=1):
-        try:
-            row = json.loads(line)
-            captions[row["file_name"]] = row["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{file}, line {number}: every line must be {{"file_name": ..., "text": ...}}') from error
+def _names(files: Sequence[object]) -> str:
+    return ", ".join(printable(file) for file in files[:LISTED]) + (", ..." if len(files) > LISTED else "")
+
+
+def _captions(others: Sequence[Path], files: Sequence[Path]) -> dict[Path, str | None]:
+    """The caption of each image file that has one; metadata takes precedence over .txt files."""
+    texts = {file.with_suffix(""): file for file in others if file.suffix.lower() == ".txt"}  # .txt comes after .TXT
+    captions = {
+        file: check_text(read_text(text), printable(text))
+        for file in files
+        if (text := texts.get(file.with_suffix("")))
+    }
+    images, described = {os.path.normpath(file): file for file in files}, set()
+    for file in others:
+        for number, row in read_rows(file) if file.name in METADATA else ():
+            where = f"{printable(file)}, line {number}"
+            name = row.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise ValueError(
+                    f'{where}: every line must have the name of its image, as {{"file_name": ..., "text": ...}}'
+                )
+            image = images.get(os.path.normpath(file.parent / name))
+            if image is None:
+                raise ValueError(
+                    f"{where}: there is no image {printable(name)!r} for this caption; names are relative to "
+                    f"{printable(file.parent)} and end in {', '.join(ENDINGS[:10])}"
+                )
+            if image in described:
+                raise ValueError(f"{where}: this is a second caption of {printable(name)!r}; an image must have one")
+            described.add(image)
+            column = next((column for column in COLUMNS if column in row), None)
+            captions[image] = None if column is None else check_text(row[column], where)
     return captions

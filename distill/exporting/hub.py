@@ -37,7 +37,7 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
     for folder in folders:
         file = folder / "report.json"
         try:
-            stored = json.loads(file.read_text())
+            stored = json.loads(file.read_text(encoding="utf-8"))
             runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except (OSError, ValueError, KeyError, TypeError):
             continue

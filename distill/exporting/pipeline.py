@@ -56,10 +56,12 @@ def export(
             ]
             record = record | {"lora": {"folder": LORA, "calls": calls}}
         if record["evaluation"]["prompts"] == PROMPTS:
-            (temporary / PROMPTS).write_text("\n".join(" ".join(caption.split()) for caption in captions) + "\n")
-        (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n")
+            (temporary / PROMPTS).write_text(
+                "\n".join(" ".join(caption.split()) for caption in captions) + "\n", encoding="utf-8"
+            )
+        (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         card = model_card(record, type(pipeline), type(pipeline.scheduler).__name__, teacher)
-        (temporary / "README.md").write_text(card)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return final
 
 

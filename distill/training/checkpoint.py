@@ -70,9 +70,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -
             save_file(_contiguous(checkpoint.weights), temporary / WEIGHTS)
             save_file(_contiguous(checkpoint.ema), temporary / EMA)
             torch.save(checkpoint.optimizers, temporary / OPTIMIZERS)
-            (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2))
+            (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2), encoding="utf-8")
             files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in temporary.iterdir()}
-            (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
+            (temporary / MANIFEST).write_text(
+                json.dumps({"format": FORMAT, "files": files}, indent=2), encoding="utf-8"
+            )
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, also in torch's and safetensors' types
         earlier = steps(folder)
         kept = f"the checkpoint of step {earlier[-1]} is kept" if earlier else "there is no earlier checkpoint"
@@ -98,7 +100,7 @@ def newest_meta(folder: Path) -> dict[str, Any] | None:
     """The meta record of the newest checkpoint whose record is readable, or None. Other files are not read."""
     for step in reversed(steps(folder)):
         try:
-            return json.loads((folder / f"{step:08d}" / META).read_text())
+            return json.loads((folder / f"{step:08d}" / META).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
     return None
@@ -150,7 +152,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
             load_file(newest / WEIGHTS),
             load_file(newest / EMA),
             torch.load(newest / OPTIMIZERS, map_location="cpu", weights_only=True),
-            json.loads((newest / META).read_text()),
+            json.loads((newest / META).read_text(encoding="utf-8")),
         )
     except Exception as error:  # readers raise different types for damaged files
         raise ValueError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error})") from error
@@ -159,7 +161,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
 def _verify(path: Path) -> None:
     """Raise DamagedCheckpoint if a file differs from the manifest, ValueError for a folder of another format."""
     try:
-        text = (path / MANIFEST).read_text()
+        text = (path / MANIFEST).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(

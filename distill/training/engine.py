@@ -23,8 +23,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from distill.config.recipe import TrainRecipe
 from distill.methods import compiling
 from distill.methods.base import Distiller
+from distill.training.environment import check_environment, without_accelerate_variables
 from distill.training.guard import Watchdog
-from distill.training.sharding import local_shard, shard, sharding_options, without_variable
+from distill.training.sharding import local_shard, shard, sharding_options
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import unwrap
 from teachers.support.private_api import reset_accelerate
@@ -56,9 +57,10 @@ class Engine:
     """
 
     def __init__(self, settings: TrainRecipe, folder: Path) -> None:
+        notes = check_environment(settings)
         self.sharding = sharding_options(settings)
         reset_accelerate()  # accelerate keeps the first precision, but one process may train several recipes
-        with without_variable("ACCELERATE_USE_FSDP"):
+        with without_accelerate_variables():
             self.accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(),  # schedules are float64, which Apple's GPUs lack
                 mixed_precision=settings.precision,
@@ -70,6 +72,8 @@ class Engine:
                 ],  # a phase uses some of the networks only, so other parameters get no gradient
             )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        for note in notes:
+            self.accelerator.print(note)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.scaler = self.accelerator.scaler
         self._mixed = settings.precision != "no"
@@ -77,6 +81,11 @@ class Engine:
         self._channels_last = settings.channels_last
         if settings.channels_last:
             self.refuse_sharding("train.channels_last=true")
+        if self.sharding is not None and not dist.is_initialized():
+            raise ValueError(
+                "FSDP2 (ACCELERATE_USE_FSDP in the environment) needs processes that a launcher starts together: use "
+                "fewstep train --config fsdp2, or unset the variable"
+            )
         if settings.compile != "none":
             compiling.check_compiler(self.device)
         micro = settings.batch_size // settings.accumulation

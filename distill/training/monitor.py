@@ -143,7 +143,7 @@ class Monitor:
         scale = max(1, math.ceil(64 / self.teacher.image_size[0]))
         array = (grid * 255).round().byte().permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
         Image.fromarray(array.numpy()).save(path)
-        (path.parent / "rows.json").write_text(json.dumps(["teacher", *rows]))
+        (path.parent / "rows.json").write_text(json.dumps(["teacher", *rows]), encoding="utf-8")
         return grid
 
     def evaluate(

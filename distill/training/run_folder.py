@@ -111,7 +111,7 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+")
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise ValueError(
             f"the run's folder {folder} cannot be written ({error.strerror}); choose another one with output=..."
@@ -151,19 +151,19 @@ class JsonlLog:
         self.last: float = -1
         if not path.is_file():
             return
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(errors="replace", encoding="utf-8").splitlines()
         valid = [line for line in lines if start and _step(line) <= start]
         self.last = max((_step(line) for line in valid), default=-1)
         if valid != lines:
             with atomic_write(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in valid))
+                temporary.write_text("".join(f"{line}\n" for line in valid), encoding="utf-8")
 
     def append(self, record: dict[str, Any]) -> None:
         """Append `record`. Non-finite numbers become null. If the disk is full, the record is lost with a warning."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         size = self.path.stat().st_size if self.path.is_file() else 0
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(finite) + "\n")
         except OSError as error:
             warnings.warn(f"a record could not be written to {self.path} ({error.strerror})", stacklevel=2)

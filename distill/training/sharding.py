@@ -1,8 +1,6 @@
 """FSDP2: its options in accelerate's configuration, and sharding of networks with PyTorch's `fully_shard`."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -12,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from distill.config.recipe import TrainRecipe
+from distill.training.environment import is_on
 from teachers.support.private_api import unsplittable_blocks
 
 
@@ -27,24 +26,14 @@ def sharding_options(settings: TrainRecipe) -> FullyShardedDataParallelPlugin | 
     Raises:
         ValueError: For engines and settings that are not supported.
     """
-    on = {name for name in ("DEEPSPEED", "MEGATRON_LM", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
-    if on & {"DEEPSPEED", "MEGATRON_LM"}:
-        raise ValueError(
-            f"{' and '.join(sorted(on))} cannot train several networks with one optimizer each; "
-            "use recipes/accelerate/fsdp2.yaml or ddp.yaml"
-        )
-    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        raise ValueError(
-            "accelerate's dynamo_config compiles the whole method, and forward-mode derivatives cannot be compiled; "
-            "remove it from the configuration and set train.compile=blocks in the recipe"
-        )
-    if settings.precision == "fp16" and (not torch.cuda.is_available() or "FSDP" in on):
+    fsdp = is_on("ACCELERATE_USE_FSDP")
+    if settings.precision == "fp16" and (not torch.cuda.is_available() or fsdp):
         raise ValueError(
             "train.precision=fp16 needs a GPU and cannot be combined with FSDP2; use train.precision=bf16 or no"
         )
-    if settings.shard_teacher and "FSDP" not in on:
+    if settings.shard_teacher and not fsdp:
         raise ValueError("train.shard_teacher needs FSDP2: use recipes/accelerate/fsdp2.yaml, or set it to false")
-    if "FSDP" not in on:
+    if not fsdp:
         return None
     if os.environ.get("FSDP_VERSION", "2") != "2":
         raise ValueError("FSDP version 1 is not supported; set fsdp_version: 2")
@@ -76,14 +65,3 @@ def shard(network: nn.Module, options: FullyShardedDataParallelPlugin, mesh: Dev
 def local_shard(tensor: Tensor) -> Tensor:
     """The part of `tensor` on this process; `tensor` itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-@contextmanager
-def without_variable(name: str) -> Iterator[None]:
-    """A context in which the environment variable `name` is not set."""
-    value = os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[name] = value

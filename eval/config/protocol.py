@@ -6,6 +6,7 @@ The keys of a protocol are names of options. Options on the command line overrid
 looked up relative to the current folder, then relative to the protocol's folder.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from teachers.support.errors import suggest
+from teachers.support.text import read_text
 
 KINDS: Mapping[str, type] = {
     "prompts": str,
@@ -43,9 +45,10 @@ def read_protocol(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"--protocol must be a YAML file such as recipes/eval/coco30k.yaml, there is no {path}")
+    text = read_text(path)
     try:
-        stored = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        stored = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(stored, dict) or not stored:
         raise ValueError(f"{path} must contain options and their values, such as samples: 30000")

@@ -7,45 +7,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from eval.features.extractors import Extractor
 from eval.features.resize import center_crop_resize
+from teachers.support.images import image_header, read_as_clean_fid
+from teachers.support.listing import is_image, list_files, list_images
+from teachers.support.text import printable
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-HIGH_DEPTH_MODES = ("I", "F")  # Pillow modes with more than 8 bits per channel; convert("RGB") would clip them
-
-
-def files_in(folder: Path) -> list[Path]:
-    """All image files in `folder` and its subfolders, sorted by path.
-
-    Raises:
-        ValueError: If `folder` is not a folder.
-    """
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"{folder} {problem}; expected a folder of images ({', '.join(sorted(SUFFIXES))})")
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+ALMOST = {".bmp", ".gif", ".avif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
+LISTED = 5  # names in a message
+MAX_PIXELS = 2**26  # of a batch, so that 32 large photographs are not in memory together
+ORIENTATION = 0x0112  # EXIF's tag
 
 
 def read_image(file: Path) -> Tensor:
     """Read an image as RGB (3, H, W) in [0, 1].
 
-    As in clean-fid, a grey channel is repeated and an alpha channel is dropped.
+    As in clean-fid, a grey channel is repeated, and an alpha channel and the EXIF orientation are ignored.
 
     Raises:
         ValueError: If the file is damaged or has more than 8 bits per channel.
     """
-    try:
-        with Image.open(file) as image:
-            if image.mode.startswith(HIGH_DEPTH_MODES):
-                raise ValueError(f"{file} has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB")
-            return pil_to_tensor(image.convert("RGB")).float() / 255
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as an image ({error}); remove or replace it") from error
+    return pil_to_tensor(read_as_clean_fid(file)).float() / 255
 
 
 def image_warnings(folder: Path, size: int | None = None) -> list[str]:
@@ -57,10 +43,12 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
         folder: A folder of images.
         size: The size that images are resized to (`eval.features.resize`), or None.
     """
-    grey, transparent, sizes, count = 0, 0, Counter[tuple[int, int]](), 0
-    for file in files_in(folder):
-        with contextlib.suppress(OSError, SyntaxError, Image.DecompressionBombError), Image.open(file) as image:
+    grey, transparent, rotated, sizes, count = 0, 0, 0, Counter[tuple[int, int]](), 0
+    files = list_files(folder)
+    for file in filter(is_image, files):
+        with contextlib.suppress(ValueError), image_header(file) as image:
             count += 1
+            rotated += image.getexif().get(ORIENTATION, 1) != 1
             grey += image.mode in ("1", "L", "LA")
             transparent += image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
             sizes[image.size] += 1
@@ -73,6 +61,15 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
         warnings.append(
             f"{transparent} of {count} images in {folder} have transparency: it is ignored, as in clean-fid"
         )
+    if rotated:
+        warnings.append(
+            f"{rotated} of {count} images in {folder} have an EXIF orientation: it is ignored, as in clean-fid"
+        )
+    if others := [file.name for file in files if not is_image(file) and file.suffix.lower() in ALMOST]:
+        warnings.append(
+            f"{len(others)} files in {folder} are not read, because clean-fid does not list their endings: "
+            f"{', '.join(map(printable, others[:LISTED]))}{', ...' if len(others) > LISTED else ''}"
+        )
     if len(sizes) > 1 and size is None:
         (width, height), most = sizes.most_common(1)[0]
         warnings.append(
@@ -84,13 +81,14 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
 
 def read_batches(files: list[Path], batch_size: int) -> Iterator[Tensor]:
     """Read images in order as batches (B, 3, H, W), B at most `batch_size`; a change of size starts a new batch."""
-    for _, group in itertools.groupby(map(read_image, files), key=lambda image: image.shape):
-        while batch := list(itertools.islice(group, batch_size)):
+    for shape, group in itertools.groupby(map(read_image, files), key=lambda image: image.shape):
+        most = max(1, min(batch_size, MAX_PIXELS // (shape[1] * shape[2])))
+        while batch := list(itertools.islice(group, most)):
             yield torch.stack(batch)
 
 
 def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32, size: int | None = None) -> Tensor:
-    """Features (N, D) of all images in `folder`, in the order of `files_in`.
+    """Features (N, D) of all images in `folder`, in the order of `list_images`.
 
     Args:
         folder: A folder of images.
@@ -101,7 +99,7 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
     Raises:
         ValueError: If there are fewer than two images, or one of them cannot be read or has a wrong size.
     """
-    files = files_in(folder)
+    files = list_images(folder)
     if len(files) < 2:
         raise ValueError(f"{folder} contains {len(files)} images; a distribution needs at least 2, better thousands")
     features = []

@@ -14,6 +14,7 @@ from eval.metrics.context import Reference
 from eval.metrics.fid import statistics
 from teachers import pocket
 from teachers.support.files import atomic_write
+from teachers.support.text import printable
 
 CLEAN_FID = "clean-fid:"
 
@@ -95,8 +96,9 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
             features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
             made_with = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
             made_at = int(arrays["size"]) if "size" in arrays else 0  # 0: images were not resized
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} must be an .npz with the arrays mu and sigma ({error})") from error
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged files
+        reason = printable(error) or type(error).__name__
+        raise ValueError(f"{path} must be an .npz with the arrays mu and sigma ({reason})") from error
     if made_with != extractor.name:
         raise ValueError(
             f'{path} was made with the features "{made_with}", not "{extractor.name}"; choose --features {made_with}'
@@ -108,6 +110,13 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
             f"mu and sigma in {path} must have the shapes (D,) and (D, D), got {tuple(mean.shape)} and "
             f"{tuple(covariance.shape)}"
         )
+    if features is not None and (features.ndim != 2 or features.shape[1] != len(mean)):
+        raise ValueError(f"features in {path} must have the shape (N, {len(mean)}) of mu, got {tuple(features.shape)}")
+    for name, array in (("mu", mean), ("sigma", covariance), ("features", features)):
+        if array is not None and not bool(array.isfinite().all()):
+            raise ValueError(f"{name} in {path} must be finite, got NaN or infinite values")
+    if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-5 * float(covariance.abs().max())):
+        raise ValueError(f"sigma in {path} must be symmetric, as a covariance is")
     return Reference(mean, covariance, features)
 
 

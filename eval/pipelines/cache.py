@@ -77,7 +77,7 @@ def load(cache: Path, name: str) -> Result | None:
     """The row called `name`, or None if it does not exist or cannot be read."""
     folder = cache / name
     try:
-        figures = json.loads((folder / "figures.json").read_text())
+        figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
         stored = load_file(folder / "features.safetensors")
         with Image.open(folder / "images.png") as sheet:
             pixels = torch.frombuffer(bytearray(sheet.convert("RGB").tobytes()), dtype=torch.uint8)
@@ -100,6 +100,8 @@ def save(cache: Path, name: str, result: Result) -> None:
     rows = result.images.mul(255).round().byte().permute(0, 2, 3, 1)
     with atomic_write(cache / name) as temporary:
         temporary.mkdir()
-        (temporary / "figures.json").write_text(json.dumps({**result.figures, "images": count}, indent=2) + "\n")
+        (temporary / "figures.json").write_text(
+            json.dumps({**result.figures, "images": count}, indent=2) + "\n", encoding="utf-8"
+        )
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "features.safetensors")
         Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(temporary / "images.png")

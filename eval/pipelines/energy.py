@@ -50,7 +50,7 @@ def counters(device: torch.device, rapl: Path = RAPL) -> dict[str, float]:
     out = {}
     for file in sorted(rapl.glob("*-rapl:?/energy_uj")):
         try:
-            out[file.parent.name] = int(file.read_text()) / 1e6
+            out[file.parent.name] = int(file.read_text(encoding="utf-8")) / 1e6
         except (OSError, ValueError):
             return {}
     return out

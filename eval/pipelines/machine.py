@@ -60,7 +60,7 @@ def load_average() -> float | None:
 def _cpu() -> str:
     information = Path("/proc/cpuinfo")
     if information.is_file():
-        for line in information.read_text(errors="replace").splitlines():
+        for line in information.read_text(errors="replace", encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

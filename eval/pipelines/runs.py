@@ -69,7 +69,7 @@ def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None
     if not file.is_file():
         return _external_pipeline(path, folder, step_counts, guidance)
     try:
-        stored = json.loads(file.read_text())
+        stored = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); export the pipeline again") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:

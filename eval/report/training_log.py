@@ -49,7 +49,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The valid lines of a file; an interrupted run can leave an incomplete one. Empty if there is no file."""
     out = []
     try:
-        text = path.read_text().splitlines()
+        text = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
     for line in text:

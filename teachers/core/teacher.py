@@ -292,6 +292,6 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """
     pipeline.save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("*/config.json"):
-        values = json.loads(config.read_text())
+        values = json.loads(config.read_text(encoding="utf-8"))
         if "transformers_version" in values:
-            config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
+            config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """`LatentTeacher` and `LatentUNet`: the common code of families with an autoencoder."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,8 @@ from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipe
 from teachers.networks.adapters import Adapted
 from teachers.networks.storage import without_autocast
 
+logger = logging.getLogger(__name__)
+
 
 class LatentTeacher(Teacher):
     """A frozen latent diffusion pipeline. A subclass sets `pipelines` and implements `condition`.
@@ -57,6 +60,7 @@ class LatentTeacher(Teacher):
         self.stock = freeze(pipeline)
         self.device = pipeline.device
         self._text_pipeline: Any = None
+        self._said_overflow = False
         vae = pipeline.vae
         if vae.config.get("force_upcast") and vae.dtype == torch.float16:
             vae.float()  # such autoencoders overflow in half precision
@@ -86,7 +90,9 @@ class LatentTeacher(Teacher):
     def latent_shape(self) -> tuple[int, int, int]:
         """The shape (C, H, W) of a latent at the pipeline's default image size."""
         config = self.stock.components[self.network].config
-        return config.in_channels, config.sample_size, config.sample_size
+        size = config.sample_size  # a number, or height and width
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
 
     def text_pipeline(self) -> Any:
         """A pipeline with the text encoders and tokenizers that `condition` needs; the first call loads them."""
@@ -116,20 +122,50 @@ class LatentTeacher(Teacher):
         return [parts[name] for name in ("encoder", "quant_conv") if parts.get(name) is not None]
 
     def encode(self, images: Tensor) -> Tensor:
-        vae = self.stock.vae
         for part in self._vae_encoder():
             part.to(self.device)
-        code = vae.encode(images.to(self.device, vae.dtype))
-        mean = code.latent if isinstance(vae, AutoencoderDC) else code.latent_dist.mean
         scale, offset = self._affine()
-        return (mean.float() - offset) / scale / self.denoiser.path.sigma_data
+        return (self._without_overflow(self._mean, images) - offset) / scale / self.denoiser.path.sigma_data
+
+    def _mean(self, images: Tensor) -> Tensor:
+        vae = self.stock.vae
+        code = vae.encode(images.to(self.device, vae.dtype))
+        mean: Tensor = code.latent if isinstance(vae, AutoencoderDC) else code.latent_dist.mean
+        return mean.float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self.stock.vae
         scale, offset = self._affine()
         native = latents * self.denoiser.path.sigma_data * scale + offset
         with without_autocast(self.device):  # some autoencoders overflow in half precision
-            return vae.decode(native.to(self.device, vae.dtype), return_dict=False)[0].float()
+            return self._without_overflow(self._image, native)
+
+    def _image(self, native: Tensor) -> Tensor:
+        vae = self.stock.vae
+        image: Tensor = vae.decode(native.to(self.device, vae.dtype), return_dict=False)[0]
+        return image.float()
+
+    def _without_overflow(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """function(inputs) of the autoencoder; rows that overflow in half precision are computed again in float32.
+
+        Only these rows are, so that the result for an image does not depend on the images that came before it.
+        """
+        outputs, vae = function(inputs), self.stock.vae
+        dtype = vae.dtype
+        if dtype == torch.float32:
+            return outputs
+        overflowed = ~outputs.isfinite().flatten(1).all(1)
+        if not bool(overflowed.any()):
+            return outputs
+        if not self._said_overflow:
+            self._said_overflow = True
+            logger.warning(
+                "the autoencoder overflows in %s; the images concerned are computed in float32",
+                str(dtype).removeprefix("torch."),
+            )
+        vae.float()
+        outputs[overflowed] = function(inputs[overflowed.to(inputs.device)])
+        vae.to(dtype)
+        return outputs
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """(scale, offset), (1, C or 1, 1, 1) each: the autoencoder's latents are scale * native latents + offset."""

@@ -2,19 +2,22 @@
 
 A source is "pocket" (the prompts of the pocket teacher), a text file with one prompt per line, or a table: .jsonl,
 .csv, .tsv or .parquet (which needs pyarrow: `pip install -e ".[data]"`). One column of a table is read: the requested
-one, or the first of COLUMNS that it has.
+one, or the first of COLUMNS that it has. Files are UTF-8, and only line feeds and carriage returns end lines.
 """
 
 import csv
 import importlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from teachers import pocket
+from teachers.support.text import printable, read_lines, read_text
 
 COLUMNS = ("text", "prompt", "caption")
+LONGEST = 20_000  # characters of a caption; text encoders read the first 77 to 512 tokens
 EXTRA = 'pip install -e ".[data]"'
 
 
@@ -41,15 +44,14 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
         raise ValueError(
             f"{source} is a text file with one prompt per line, so data.column must be null, got {column!r}"
         )
-    try:
+    texts: Iterable[str]
+    if reader is None:
         texts = (
-            file.read_text(encoding="utf-8-sig").splitlines()
-            if reader is None
-            else column_values(source, reader(file), column)
+            check_text(line, f"{source}, line {number}") or "" for number, line in enumerate(read_lines(file), start=1)
         )
-        prompts = [" ".join(text.split()) for text in texts if text.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 text; save the prompts as UTF-8, one per line") from error
+    else:
+        texts = column_values(source, reader(file), column)
+    prompts = [" ".join(text.split()) for text in texts if text.strip()]
     if not prompts:
         raise ValueError(f"{source} holds no prompts; write one per line")
     return prompts
@@ -74,8 +76,44 @@ def column_values(source: str, rows: Iterable[Mapping[str, Any]], column: str | 
         found = cell(row, column)
         if found is MISSING:
             raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(map(str, row))}")
-        if found is not None:
-            yield str(found)
+        text = check_text(found, f"{source}, the value {str(found)[:40]!r}")
+        if text is not None:
+            yield text
+
+
+def check_text(value: Any, where: str) -> str | None:
+    """A prompt or caption as text, without a byte-order mark and outer blanks.
+
+    Args:
+        value: A stored value: text, a number (such as a class), or None.
+        where: What to name in error messages.
+
+    Returns:
+        The text; None for None.
+
+    Raises:
+        ValueError: If it is a list or another type, or text that cannot be encoded.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        found = f"a list of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__
+        raise ValueError(f"{where}: a prompt or caption must be one text, got {found}; write one of them")
+    text = str(value).removeprefix("\ufeff").strip()
+    if len(text) > LONGEST:
+        raise ValueError(f"{where}: a prompt or caption must have at most {LONGEST:,} characters, got {len(text):,}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{where}: {printable(text[:40])!r} contains half of a surrogate pair; save it as UTF-8")
+    return text
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a .jsonl, .csv or .tsv file, each with the number of its line.
+
+    Raises:
+        ValueError: If the file is not a table; the message names the file and the line.
+    """
+    return _jsonl(file) if file.suffix.lower() in (".jsonl", ".ndjson") else _csv(file)
 
 
 def choose_column(source: str, columns: Iterable[str]) -> str:
@@ -125,8 +163,8 @@ def import_optional(module: str, purpose: str) -> Any:
         raise ValueError(f"{purpose} needs the package {module.partition('.')[0]}: {EXTRA}") from error
 
 
-def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
+def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
         try:
@@ -135,15 +173,25 @@ def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{file}, line {number}: this is not JSON") from error
         if not isinstance(row, dict):
             raise ValueError(f'{file}, line {number}: every line must be a JSON object such as {{"text": ...}}')
-        yield row
+        yield number, row
 
 
-def _csv(file: Path) -> Iterator[dict[str, Any]]:
+def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), delimiter=delimiter)
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            yield from csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+        for row in reader:
+            if any(row.pop(None, None) or ()):  # csv's key for values beyond the last column
+                raise ValueError(
+                    f"{file}, line {reader.line_num}: more values than columns; quote texts that contain a comma"
+                )
+            yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"{file} is not readable as a table ({error})") from error
+
+
+def _table(file: Path) -> Iterator[dict[str, Any]]:
+    return (row for _, row in read_rows(file))
 
 
 def _parquet(file: Path) -> Iterator[dict[str, Any]]:
@@ -161,4 +209,4 @@ def _text_columns(schema: Any) -> list[str]:
     return [field.name for field in schema if "binary" not in str(field.type)]
 
 
-READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+READERS = {".jsonl": _table, ".ndjson": _table, ".csv": _table, ".tsv": _table, ".parquet": _parquet}

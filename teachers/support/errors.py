@@ -1,6 +1,7 @@
 """Command line errors: one sentence on standard error and exit code 2 instead of a traceback."""
 
 import difflib
+import io
 import json
 import os
 import sys
@@ -8,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from teachers.support.text import printable, split_lines
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -27,6 +30,9 @@ def run_cli(command: Callable[[], Any]) -> int:
     Args:
         command: What to run; an int that it returns is the exit code.
     """
+    for stream in (sys.stdout, sys.stderr):  # without UTF-8, what cannot be printed must not end a run
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = command()
         return result if isinstance(result, int) else 0
@@ -36,8 +42,17 @@ def run_cli(command: Callable[[], Any]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("FEWSTEP_DEBUG") == "1":
             raise
-        _report(f"error: {error}")
+        _report("error: " + " ".join(printable(line.strip()) for line in split_lines(_sentence(error))))
         return EXIT_ERROR
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"{error.object[:100]!a} cannot be written in this machine's encoding, {error.encoding}; "
+            "set PYTHONUTF8=1 in the environment"
+        )
+    return str(error)
 
 
 def run_click(command: Any, arguments: Sequence[str] | None = None, name: str | None = None) -> int:
@@ -69,4 +84,4 @@ def _report(message: str) -> None:
     print(message, file=sys.stderr)
     summary = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if summary:  # the launcher of several processes ends with a table that shows this message
-        Path(summary).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
+        Path(summary).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")

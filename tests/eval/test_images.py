@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 import eval.images
+from eval.features import image_folder
 from eval.features.extractors import Extractor, extractor
-from eval.features.image_folder import features_of_folder, read_image
+from eval.features.image_folder import features_of_folder, image_warnings, read_image
 from eval.images import compare_features, too_few_samples
 from eval.metrics.fid import frechet_distance
 from eval.metrics.reference import Reference
@@ -225,3 +226,24 @@ def test_help_from_a_shell():
         [sys.executable, "-m", "eval", "images", "--help"], capture_output=True, text=True, check=True
     )
     assert "--inception-weights" in process.stdout
+
+
+def test_orientation_and_files_that_clean_fid_does_not_list_give_warnings(tmp_path):
+    one = folder(tmp_path / "a", 3, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 16)).save(one / "turned.jpg", exif=exif)
+    for name in ("b.BMP", "c.gif", "notes.txt", ".hidden.gif"):
+        Image.new("RGB", (16, 16)).save(one / name, "BMP")
+    orientation, unlisted = image_warnings(one)
+    assert orientation.startswith("1 of 4 images") and "EXIF orientation: it is ignored, as in clean-fid" in orientation
+    assert unlisted.startswith("2 files in")
+    assert unlisted.endswith("because clean-fid does not list their endings: b.BMP, c.gif")
+
+
+def test_large_images_make_small_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_folder, "MAX_PIXELS", 2 * 16 * 16)
+    files = sorted(folder(tmp_path / "a", 5, 0).iterdir())
+    batches = list(image_folder.read_batches(files, 32))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat(batches), torch.stack([read_image(file) for file in files]))

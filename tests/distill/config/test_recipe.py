@@ -114,7 +114,7 @@ def test_file_that_is_not_an_image(recipe, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "notes.png").write_text("not an image")
-    with pytest.raises(ValueError, match=r"notes\.png is not a readable image"):
+    with pytest.raises(ValueError, match=r"notes\.png cannot be read as an image"):
         train(load(recipe, [f"data.images={folder}"]))
     assert not (tmp_path / "runs").exists()
 
@@ -126,7 +126,7 @@ def test_truncated_image(recipe, tmp_path):
     complete = (folder / "cut.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(complete[: len(complete) // 2])
     (folder / "cut.txt").write_text("a coat")
-    with pytest.raises(ValueError, match=r"cut\.jpg is not a readable image"):
+    with pytest.raises(ValueError, match=r"cut\.jpg cannot be read as an image"):
         train(load(recipe, [f"data.images={folder}"]))
 
 

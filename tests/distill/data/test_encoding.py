@@ -218,7 +218,9 @@ def test_unreadable_images_are_skipped_with_a_message(ready, tmp_path, capsys):
     dataset, *_ = ready(images=images)
     assert dataset.captions == ["number 0", "number 1", "number 3", "number 5"]
     assert len(dataset.latents) == 4 == len(dataset.prompt)
-    message = "2 images are skipped because they are unreadable or have no caption: the third, the fifth"
+    message = (
+        "2 images are skipped because they cannot be used or have no caption: the third cannot be read as an image "
+    )
     assert message in capsys.readouterr().out
     ready(images=images)
     assert images.reads == 1  # the second run uses the index
@@ -244,3 +246,78 @@ def test_dataset_without_readable_images_is_rejected(ready, tmp_path):
     images.blocks = lambda size: [Block("0", lambda: [Row("a", "b", b"not an image")])]
     with pytest.raises(ValueError, match="must have at least one readable image with a caption"):
         ready(images=images)
+
+
+def test_transparent_images_are_reported_also_from_the_cache(ready, tmp_path, capsys):
+    folder = write_images(tmp_path / "images", 2)
+    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(folder / "2.png")
+    (folder / "2.txt").write_text("a cut-out", encoding="utf-8")
+    for _ in range(2):
+        dataset, teacher, *_ = ready(images=ImageFolder(folder, True))
+        assert "1 images have transparency, which is composited on white: " in capsys.readouterr().out
+    white = teacher.encode(torch.ones(1, 3, 32, 32))
+    assert torch.allclose(dataset.latents.gather(torch.tensor([2]))["x"], white, atol=1e-5)
+
+
+def overflowing(teacher, limit=0.5):
+    """Make the teacher's autoencoder overflow for images that are brighter than `limit`, in half precision."""
+    vae, encode = teacher.stock.vae, teacher.stock.vae.encode
+
+    def half(images):
+        code = encode(images)
+        code.latent_dist.mean[(images.float().mean((1, 2, 3)) > limit) & (images.dtype != torch.float32)] = torch.nan
+        return code
+
+    vae.encode = half
+    return teacher
+
+
+def test_rows_that_overflow_in_half_precision_are_computed_in_float32(text_pipeline, caplog):
+    teacher = overflowing(StableDiffusion.load(str(text_pipeline), CPU, torch.bfloat16))
+    images = torch.stack([torch.full((3, 32, 32), value) for value in (-0.5, 0.9, 0.1, 0.8)])
+    latents = teacher.encode(images)
+    assert latents.isfinite().all() and teacher.stock.vae.dtype == torch.bfloat16
+    assert torch.equal(latents[[0, 2]], teacher.encode(images)[[0, 2]])  # the others are as before
+    exact = StableDiffusion.load(str(text_pipeline), CPU, torch.bfloat16)
+    exact.stock.vae.float()
+    assert torch.allclose(latents[[1, 3]], exact.encode(images)[[1, 3]], atol=1e-5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the autoencoder overflows in bfloat16; the images concerned are computed in float32"
+    ]
+
+
+def test_latent_that_is_not_finite_is_an_error_with_the_image(ready, tmp_path, monkeypatch):
+    encode = StableDiffusion.encode
+
+    def broken(self, images):
+        latents = encode(self, images)
+        latents[-1, 0, 0, 0] = torch.inf
+        return latents
+
+    monkeypatch.setattr(StableDiffusion, "encode", broken)
+    images = ImageFolder(write_images(tmp_path / "images", 6), True)
+    with pytest.raises(ValueError, match=r"the latent of the image .*2\.png \(of 1 such images\) has NaN or infinite"):
+        ready(images=images)
+    assert not any((tmp_path / "runs").rglob("*.safetensors"))
+
+
+def test_embedding_that_is_not_finite_is_an_error_with_the_caption(ready, monkeypatch):
+    condition = StableDiffusion.condition
+
+    def broken(self, prompts):
+        rows = dict(condition(self, prompts))
+        rows["encoder_hidden_states"][[prompt.endswith(" 5") for prompt in prompts]] = torch.nan
+        return rows
+
+    monkeypatch.setattr(StableDiffusion, "condition", broken)
+    with pytest.raises(
+        ValueError, match=r"NaN or infinite values for the caption 'a photo of a coat, 5' \(of 1\); set"
+    ):
+        ready()
+
+
+def test_images_with_another_number_of_channels_than_the_network_are_an_error(ready, tmp_path, monkeypatch):
+    encode = StableDiffusion.encode
+    monkeypatch.setattr(StableDiffusion, "encode", lambda self, images: encode(self, images)[:, :3])
+    with pytest.raises(ValueError, match=r"encodes an image as \(3, 8, 8\), but its network takes \(4, 8, 8\)"):
+        ready(images=ImageFolder(write_images(tmp_path / "images", 2), True))

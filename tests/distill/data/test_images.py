@@ -1,6 +1,7 @@
 """Images in all supported file formats: the same rows from each, and error messages."""
 
 import io
+import json
 import sys
 import tarfile
 
@@ -172,3 +173,116 @@ def test_exif_rotation_is_applied(tmp_path):
     Image.new("RGB", (40, 20)).save(folder / "a.jpg", exif=exif)
     (row,) = ImageFolder(folder, False).rows
     assert row.load().size == (20, 40)
+
+
+def folder_of(path, names=("0.png", "1.png", "2.png")):
+    for name in names:
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (len(name), 40, 90)).save(file, "PNG")
+    return path
+
+
+ROWS = [json.dumps({"file_name": f"{i}.png", "text": text}) for i, text in enumerate(("a bag", "a boot", "a coat"))]
+
+
+@pytest.mark.parametrize(
+    ("content", "first"),
+    [
+        ("\n".join(ROWS) + "\n\n", "a bag"),
+        ("\ufeff" + "\n".join(ROWS), "a bag"),
+        ("\r\n".join(ROWS), "a bag"),
+        ("\n".join(['{"file_name": "0.png", "text": "a\u2028bag\x85"}', *ROWS[1:]]), "a\u2028bag"),
+        ("\n".join(['{"file_name": "./0.png", "prompt": 7}', *ROWS[1:]]), "7"),
+    ],
+)
+def test_metadata_as_people_have_it(tmp_path, content, first):
+    folder_of(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text(content, encoding="utf-8", newline="")
+    assert list(ImageFolder(tmp_path, True).captions()) == [first, "a boot", "a coat"]
+
+
+def test_metadata_csv_and_subfolders(tmp_path):
+    """As in the ImageFolder of `datasets`: names are relative to the folder of their metadata file."""
+    folder_of(tmp_path, ("a.png", "sub/b.png", "sub/c.PNG", "other/d.jpeg", ".hidden/e.png"))
+    (tmp_path / "metadata.csv").write_bytes(b'\xef\xbb\xbffile_name,text\r\na.png,"a bag, red"\r\nsub/b.png,a boot\r\n')
+    (tmp_path / "sub/metadata.jsonl").write_text('{"file_name": "c.PNG", "text": "a coat"}', encoding="utf-8")
+    (tmp_path / "other/d.TXT").write_bytes("\ufeffa dress\r\n".encode())
+    rows = ImageFolder(tmp_path, True).rows
+    assert {str(row.image.relative_to(tmp_path)): row.caption for row in rows} == {
+        "a.png": "a bag, red",
+        "sub/b.png": "a boot",
+        "sub/c.PNG": "a coat",
+        "other/d.jpeg": "a dress",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "x/0.png", "text": "a"}',
+            r"line 1: there is no image 'x/0\.png' for this capt",
+        ),
+        (
+            "metadata.jsonl",
+            "\n".join([*ROWS, '{"file_name": "9.png", "text": "gone"}']),
+            r"line 4: there is no .*9\.png",
+        ),
+        ("metadata.jsonl", '{"file_name": "../0.png", "text": "a"}', r"there is no image '\.\./0\.png'"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "0.png", "text": ["a", "b"]}',
+            "line 1: .* must be one text, got a list of 2",
+        ),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": {"en": "a"}}', "must be one text, got dict"),
+        ("metadata.jsonl", "\n".join([ROWS[0], ROWS[0]]), r"line 2: this is a second caption of '0\.png'"),
+        ("metadata.jsonl", '{"text": "a"}', "line 1: every line must have the name of its image"),
+        ("metadata.jsonl", '{"file_name": 0, "text": "a"}', "line 1: every line must have the name of its image"),
+        ("metadata.jsonl", ROWS[0], r"1\.png has no caption; write it to 1\.txt in the same folder"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": "\\ud83d"}', "half of a surrogate pair"),
+        ("metadata.csv", "file_name,text\n0.png,a bag, red\n", "line 2: more values than columns"),
+        ("0.txt", "x" * 2**20, r"0\.txt: a prompt or caption must have at most 20,000 characters, got 1,048,576"),
+    ],
+)
+def test_captions_that_cannot_be_used_are_errors(tmp_path, name, content, message):
+    folder_of(tmp_path)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        ImageFolder(tmp_path, True)
+
+
+def test_caption_in_another_encoding_is_an_error_with_the_file(tmp_path):
+    folder_of(tmp_path)
+    (tmp_path / "1.txt").write_bytes("a café".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"1\.txt, line 1: .* not UTF-8"):
+        ImageFolder(tmp_path, True)
+
+
+def test_unused_files_and_empty_captions_are_reported(tmp_path):
+    folder_of(tmp_path, ("0.png", "1.png", "2.gif", "3.BMP"))
+    (tmp_path / "0.txt").write_text("a bag", encoding="utf-8")
+    (tmp_path / "1.txt").write_text(" \n", encoding="utf-8")
+    notes = plan(DataRecipe(images=str(tmp_path)), True, True).notes
+    assert notes[0].startswith("2 files in") and "2.gif" in notes[0] and "3.BMP" in notes[0]
+    assert notes[1].startswith("1 images have an empty caption:") and notes[1].endswith("1.png")
+    assert plan(DataRecipe(images=str(tmp_path)), False, True).notes == notes
+
+
+def test_folder_without_images_says_what_it_contains(tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"contains no images \(.*\); .*photos\.zip have other endings"):
+        plan(DataRecipe(images=str(tmp_path)), True, True)
+    with pytest.raises(ValueError, match=r"photos\.zip is a file, expected a folder of images .*; unpack it first"):
+        plan(DataRecipe(images=str(tmp_path / "photos.zip")), True, True)
+
+
+def test_lists_of_captions_in_tables_are_refused(tmp_path):
+    table = {"image": [{"bytes": encoded(1), "path": ""}], "text": [["a", "b"]]}
+    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    recipe, message = DataRecipe(images=str(tmp_path / "a.parquet")), "row 0 of .* must be one text, got a list of 2"
+    with pytest.raises(ValueError, match=message):
+        rows_of(plan(recipe, True, True).images)
+    with pytest.raises(ValueError, match=message):
+        plan(recipe, False, True)

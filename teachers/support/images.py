@@ -1,0 +1,174 @@
+"""The only reader of image files, for training and evaluation.
+
+Both refuse the same files. They differ in two conversions: evaluation reads what clean-fid reads, so that its figures
+can be compared with published ones, and training reads what an image viewer shows.
+
+| | training | evaluation, as clean-fid |
+| --- | --- | --- |
+| transparency | composited on white | ignored |
+| EXIF orientation | applied | ignored |
+| more than 8 bits in a grey channel | refused | refused |
+| 16-bit colour | the upper 8 bits, as Pillow | the same |
+| animation | first frame | first frame |
+"""
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from teachers.support.text import printable
+
+# Formats that Pillow decodes itself. Others run programs (EPS) or are no photographs.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+LARGE = 2**24  # pixels; larger images are decoded one at a time and reduced if that is enough, JPEGs while decoding
+MAX_ASPECT = 32  # of the longer side to the shorter one, for training: of other images little would remain
+
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image.
+
+    Attributes:
+        image: The image in RGB.
+        transparent: Whether it had transparent pixels, which are composited on white.
+    """
+
+    image: Image.Image
+    transparent: bool = False
+
+
+def read_for_training(source: Path | bytes, name: str, side: int | None = None) -> Decoded:
+    """Read an image as a viewer shows it: upright and composited on white.
+
+    Args:
+        source: An image file, or the contents of one.
+        name: Its name in messages.
+        side: Both sides of the result must have at least this many pixels where the image has them; an image of more
+            than LARGE pixels is reduced. None: full size.
+
+    Returns:
+        The image.
+
+    Raises:
+        ValueError: If it is damaged, not an image, too large, too thin, or has more than 8 bits per channel.
+    """
+    try:
+        with _open(source) as image:
+            _check(image)
+            width, height = image.size
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise _Refused(
+                    f"is {width} x {height} pixels; its longer side must be at most {MAX_ASPECT} times the shorter one"
+                )
+            if side is not None and width * height > LARGE:
+                image.draft(None, (2 * side, 2 * side))  # only JPEG; twice the size, because it is resized afterwards
+            if image.width * image.height <= LARGE:
+                return _flatten(image)
+            with _one_at_a_time:
+                return _flatten(image, side)
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
+        raise ValueError(f"{printable(name)} {_problem(error, source)}") from error
+
+
+def read_as_clean_fid(file: Path) -> Image.Image:
+    """Read an image in RGB as clean-fid does: without its orientation and its transparency.
+
+    Raises:
+        ValueError: If it is damaged, not an image, too large, or has more than 8 bits per channel.
+    """
+    try:
+        with _open(file) as image:
+            _check(image)
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
+        raise ValueError(f"{printable(file)} {_problem(error, file)}") from error
+
+
+@contextmanager
+def image_header(file: Path) -> Iterator[Image.Image]:
+    """A context with an opened image whose pixels are not decoded yet.
+
+    Raises:
+        ValueError: If it is not an image.
+    """
+    try:
+        image = _open(file)
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
+        raise ValueError(f"{printable(file)} {_problem(error, file)}") from error
+    with image:
+        yield image
+
+
+class _Refused(ValueError):
+    """An image that is readable and cannot be used; the message follows its name."""
+
+
+def _open(source: Path | bytes) -> Image.Image:
+    if isinstance(source, Path) and source.suffix == ".npy":
+        array = np.load(source, allow_pickle=False, mmap_mode="r")
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+            raise _Refused(
+                f"has the shape {array.shape} and the type {array.dtype}; an array of an image must have the shape "
+                "(H, W, 3) and the type uint8"
+            )
+        return Image.fromarray(np.ascontiguousarray(array))
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+
+
+def _check(image: Image.Image) -> None:
+    if image.mode.startswith(("I", "F")):  # convert("RGB") would clip them
+        raise _Refused(f"has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB")
+
+
+def _flatten(image: Image.Image, side: int | None = None) -> Decoded:
+    ImageOps.exif_transpose(image, in_place=True)
+    if side is not None:
+        image = _shrink(image, 2 * side)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        if layer.getchannel("A").getextrema() != (255, 255):
+            white = Image.new("RGBA", layer.size, "white")
+            return Decoded(Image.alpha_composite(white, layer).convert("RGB"), True)
+    return Decoded(image.convert("RGB"))
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    """Average blocks of pixels, so that copies of a large image are small; both sides stay at least `side`."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    factor = min(image.size) // side
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _problem(error: Exception, source: Path | bytes) -> str:
+    if isinstance(error, _Refused):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"has more than {limit:,} pixels, the most that are read from one image; make it smaller"
+    reason = printable(error) or type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+        reason = "it has no known image format"
+        start = source[:100] if isinstance(source, bytes) else _start(source)
+        if not start:
+            reason = "it is empty"
+        elif start.lstrip().startswith(b"<"):
+            reason = "it is an HTML or XML page"
+    return f"cannot be read as an image ({reason}); remove or replace it"
+
+
+def _start(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(100)
