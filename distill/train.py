@@ -81,7 +81,9 @@ def train(
             return distil(recipe, plan, identity, engine, teacher)
 
 
-def distil(recipe: Recipe, plan: data.Plan, identity: str, engine: Engine, teacher: Teacher | None = None) -> Path:
+def distil(
+    recipe: Recipe, plan: data.Plan, identity: dict[str, str], engine: Engine, teacher: Teacher | None = None
+) -> Path:
     """One run: prepare, resume, train, evaluate, export. Every process calls it.
 
     Args:
@@ -201,7 +203,7 @@ def batch_rngs(recipe: Recipe, engine: Engine, distiller: Distiller, start: int)
                 yield BatchRandom(key, row, row + engine.local_batch_size, settings.batch_size, engine.device)
 
 
-def _save(state: TrainState, recipe: Recipe, engine: Engine, identity: str, required: bool) -> None:
+def _save(state: TrainState, recipe: Recipe, engine: Engine, identity: dict[str, str], required: bool) -> None:
     """Save a checkpoint. A failure ends the run if train.on_failed_save is "stop" or the save is `required`."""
     settings = recipe.train
     try:

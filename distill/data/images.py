@@ -9,11 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from distill.data.shards import digest
+from teachers.support.keys import file_content, key
 
 # What Pillow raises for files that are damaged or not images.
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -58,13 +57,11 @@ class Images(ABC):
     """A source of captioned images.
 
     Attributes:
-        content_key: A cheap hash of the rows that changes when they change, for the key of their latents.
-        fingerprint_parts: Values and files that identify the data independently of its location, for the run's
-            fingerprint.
+        content_key: A key of the rows' contents, which does not depend on where they are, for the key of their latents
+            and for the run's fingerprint.
     """
 
     content_key: str
-    fingerprint_parts: Sequence[Any]
 
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:
@@ -110,22 +107,21 @@ class ImageFolder(Images):
                     f"{file} has no caption; write it to {caption_file.name} in the same folder or to metadata.jsonl"
                 )
             self.rows.append(row)
-        self.fingerprint_parts = [(row.caption, row.image) for row in self.rows]
-        self.content_key = digest([_stamp(row) for row in self.rows])
+        self._row_keys = [_row_key(row) for row in self.rows]
+        self.content_key = key(self._row_keys)
 
     def blocks(self, size: int) -> Iterator[Block]:
         for first in range(0, len(self.rows), size):
             rows = self.rows[first : first + size]
-            yield Block(digest([_stamp(row) for row in rows]), rows.copy)
+            yield Block(key(self._row_keys[first : first + size]), rows.copy)
 
     def captions(self) -> Iterator[str | None]:
         return (row.caption for row in self.rows)
 
 
-def _stamp(row: Row) -> tuple[str, int, int, str | None]:
+def _row_key(row: Row) -> str:
     assert isinstance(row.image, Path)
-    status = row.image.stat()
-    return row.image.name, status.st_size, status.st_mtime_ns, row.caption
+    return key(file_content(row.image), row.caption)
 
 
 def _metadata(file: Path) -> dict[str, str]:

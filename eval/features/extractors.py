@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.config.names import FEATURES, INCEPTION_MODES, VISION_MODELS
-from eval.features.inception import inception_features
+from eval.features.inception import inception_features, resolve_weights
 from eval.features.transformers_models import vision_features
 from teachers import pocket
+from teachers.support.keys import content
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Extractor:
     Attributes:
         name: Part of the name of every metric that is computed with these features.
         function: Computes the features; it never receives NaN.
+        weights: A hash of the network's weights and configuration, for keys of cached values; "" without a network.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
+    weights: str = ""
 
     def figure(self, count: int, dimensions: int = 0) -> str:
         """The name of a Frechet distance with these features, such as "FID-clean@10k".
@@ -80,13 +83,15 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: Path | Non
     """
     if name == "pocket":
         model = _pocket(device)
-        return Extractor(name, lambda images: model.features(images.to(device)))
+        return Extractor(name, lambda images: model.features(images.to(device)), content(_pocket_weights()))
     if name in ("inception", *INCEPTION_MODES):
         mode = "clean" if name == "inception" else name
-        return Extractor(mode, inception_features(mode, torch.device(device), weights))
+        file = resolve_weights(weights)
+        return Extractor(mode, inception_features(mode, torch.device(device), file), content(file))
     kind, _, source = name.partition("=")
     if kind in VISION_MODELS:
-        return Extractor(kind, vision_features(kind, source or None, torch.device(device)))
+        function = vision_features(kind, source or None, torch.device(device))
+        return Extractor(kind, function, content(source or VISION_MODELS[kind].source))
     if name == "pixels":
         return Extractor(name, lambda images: F.adaptive_avg_pool2d(images.to(device), 8).flatten(1))
     raise ValueError(f'unknown feature extractor "{name}"; choose one of {", ".join(FEATURES)}')
@@ -114,9 +119,13 @@ def prompt_judge(name: str, device: torch.device | str = "cpu") -> Callable[[Ten
 
 
 def _pocket(device: torch.device | str) -> pocket.Classifier:
-    if not (pocket.FOLDER / "classifier.safetensors").is_file():
+    if not _pocket_weights().is_file():
         raise ValueError(
             f'the features "pocket" need the classifier, which is missing in {pocket.FOLDER}; '
             'run "python -m benchmarks.pocket.make", or choose other features ("pixels" need no weights)'
         )
     return pocket.classifier().to(device)
+
+
+def _pocket_weights() -> Path:
+    return pocket.FOLDER / "classifier.safetensors"

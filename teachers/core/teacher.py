@@ -3,7 +3,7 @@
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,10 +15,15 @@ from torch import Tensor
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.time_embedding import refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
+from teachers.loading.contents import Contents, pipeline_contents, without_weights
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines, load_pipeline, local_or_hub
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
-from teachers.support.files import sha256, tensor_bytes
+from teachers.support.canonical import plain_attributes
+from teachers.support.keys import key
+
+# Attributes that say where a teacher is and where it comes from, not what it computes.
+RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline")
 
 
 def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
@@ -40,6 +45,9 @@ class Teacher(ABC):
         exports: Whether students of this family can be exported as diffusers pipelines.
         pipelines: The diffusers pipeline classes that the family takes.
         options: Further arguments of `from_pretrained`.
+        encoder_components: How the names of the components begin whose weights "condition" and "encode" read. Results
+            are computed again if these, or any configuration, change. A family outside this project that does not
+            declare it computes them again if anything changes.
         ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
         refuses_steps: Whether exported pipelines raise an error for unsupported numbers of steps.
         origin: Path and dtype that `load` used; None for a teacher that was built from a pipeline in memory.
@@ -54,6 +62,7 @@ class Teacher(ABC):
     exports: ClassVar[bool] = True
     pipelines: ClassVar[Pipelines] = ()
     options: ClassVar[dict[str, Any]] = {}
+    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = True
     origin: tuple[str, torch.dtype] | None = None
@@ -232,15 +241,45 @@ class Teacher(ABC):
             guidance = expand(guidance, x_t).to(x_t.dtype)
         return without + guidance * (with_prompt - without)
 
-    def digest(self) -> str:
-        """A hash of the network's weights and how they are used, for teachers that were not loaded from files."""
-        return sha256(self._digest_parts())
+    @classmethod
+    def stored_contents(cls, path: str) -> dict[str, str]:
+        """Hashes of all files that `load` reads, by name, for keys of what is computed with the teacher.
 
-    def _digest_parts(self) -> Iterator[bytes | memoryview]:
-        yield repr((type(self).__qualname__, self.shape, self.denoiser.prediction)).encode()
-        for name, value in sorted(self.denoiser.state_dict().items()):
-            yield f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
-            yield tensor_bytes(value)
+        A family with its own `load` reads unknown files, so every file of the folder counts. It may override this.
+
+        Args:
+            path: As `locate` returns it.
+        """
+        own_load = getattr(cls.load, "__func__", None) is not getattr(Teacher.load, "__func__", None)
+        return pipeline_contents(path, whole=own_load, **cls.options)
+
+    def contents(self) -> dict[str, str]:
+        """Hashes of everything that this teacher computes with, as it is in memory, by name.
+
+        Components that are not loaded yet are hashed as files. Use it before training changes the teacher.
+        """
+        stored = {} if self.origin is None else self.stored_contents(self.origin[0])
+        return stored | {"precision": str(self.origin and self.origin[1]), "in memory": self.digest()}
+
+    def digest(self) -> str:
+        """A hash of the networks, schedules and settings in memory."""
+        return key({name: value for name, value in vars(self).items() if name not in RUNTIME})
+
+    def settings(self) -> dict[str, Any]:
+        """The numbers and strings among the attributes, such as `shape`, and sigma_data: what `load` was given."""
+        plain = {name: value for name, value in plain_attributes(self).items() if name not in RUNTIME}
+        return plain | {"shape": self.shape, "image_size": self.image_size, "sigma_data": self.denoiser.path.sigma_data}
+
+    @classmethod
+    def encoder_contents(cls, contents: Contents, method: str) -> dict[str, str]:
+        """What a result of `condition` or `encode` depends on, so that it is computed again only if that changes.
+
+        Args:
+            contents: The contents of the whole teacher.
+            method: "condition" or "encode".
+        """
+        known = cls.__module__.startswith("teachers.") or "encoder_components" in vars(cls)
+        return without_weights(contents, cls.encoder_components.get(method, ("",)) if known else ("",))
 
     def offload(self, device: torch.device) -> None:
         """Keep the frozen network in host memory; `velocity` copies it to `device` for each call."""

@@ -1,6 +1,6 @@
 """`LatentTeacher` and `LatentUNet`: the common code of families with an autoencoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,6 +54,7 @@ class LatentTeacher(Teacher):
     network: ClassVar[str] = "transformer"
     passes_sigmas: ClassVar[bool] = False
     ignores_guidance: ClassVar[bool] = False
+    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": ("vae",)}
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0) -> None:
         self.stock = freeze(pipeline)
