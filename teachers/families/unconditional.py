@@ -28,7 +28,7 @@ class Unconditional(Teacher):
 
     guided: ClassVar[bool] = False
     pipelines: ClassVar[Pipelines] = (DDPMPipeline, DDIMPipeline)
-    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"encode": ("vae",)}  # latents are pixels
+    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": (), "encode": ()}  # latents are pixels
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
         if unet.config.class_embed_type or unet.config.num_class_embeds:
