@@ -31,7 +31,7 @@ from distill.training.engine import Engine
 from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog, Metrics
 from distill.training.optimizers import set_learning_rate
-from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder
+from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder, record_export
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
@@ -151,6 +151,8 @@ def distil(
         engine.print(f"stopped at step {state.step}; run the same command again to continue")
         raise SystemExit(0)
     final = export_student(recipe, state, teacher, dataset, monitor, engine)
+    if engine.is_main:
+        record_export(folder, identity, state.step)
     engine.wait()
     return final
 

@@ -22,9 +22,9 @@ from distill.data.images import UNREADABLE, Images, Row
 from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
-from teachers.loading.contents import Contents
+from teachers.loading.contents import Contents, encoder_key
 from teachers.support.files import atomic_write
-from teachers.support.keys import code, key
+from teachers.support.keys import key
 
 BATCH = 64  # prompts or images that are encoded together
 LISTED = 5  # unreadable images that are listed by name
@@ -148,9 +148,7 @@ class Encoder:
 
     def encoder_key(self, method: str) -> str:
         """A key of everything that the teacher's `method`, "condition" or "encode", computes with."""
-        kind = type(self.teacher)
-        contents = kind.encoder_contents(self.contents, method)
-        return key(method, contents, self.teacher.settings(), code(kind, __name__))
+        return encoder_key(self.teacher, self.contents, method, __name__)
 
     def _file(self, name: str) -> Path:
         return self.cache / name[:2] / f"{name[:32]}.safetensors"

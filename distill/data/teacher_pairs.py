@@ -23,8 +23,7 @@ from distill.data.dataset import Dataset, caption_rows
 from distill.data.shards import Table
 from teachers.core.sampling import teacher_endpoint
 from teachers.core.teacher import Teacher
-from teachers.loading.contents import Contents
-from teachers.support.keys import code, key
+from teachers.loading.contents import Contents, teacher_key
 
 
 def make(
@@ -73,7 +72,7 @@ def make(
 def pairs_key(recipe: Recipe, teacher: Teacher, captions: Sequence[str], steps: int, contents: Contents) -> str:
     """A key of everything that pairs depend on beside their number; see `make` for the arguments."""
     inputs = (captions, steps, recipe.teacher.guidance, recipe.seed)
-    return key(contents, teacher.settings(), inputs, code(type(teacher), __name__))
+    return teacher_key(teacher, contents, inputs, __name__)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from eval.metrics.fid import frechet_from_statistics, statistics
 from teachers.core.denoiser import Denoiser
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
-from teachers.support.keys import code, key
+from teachers.loading.contents import teacher_key
 
 CHUNK = 50  # samples of one batch
 GRID = 8  # images in a row of the grid
@@ -39,9 +39,8 @@ def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, feature
     """A key of everything that the features of the teacher's samples depend on; see `Monitor` for the arguments."""
     contents = teacher.contents() if data.teacher is None else data.teacher
     prompts = [data.captions[i] for i in data.prompt[data.held_out_rows(recipe.train.evaluate_samples)].tolist()]
-    inputs = (prompts, recipe.teacher.guidance, recipe.train.evaluate_teacher_steps, recipe.seed)
-    extractor = (features.name, features.weights)
-    return key(contents, teacher.settings(), inputs, extractor, code(type(teacher), __name__))
+    options = (recipe.teacher.guidance, recipe.train.evaluate_teacher_steps, recipe.seed)
+    return teacher_key(teacher, contents, (prompts, options, features.name, features.weights), __name__)
 
 
 class Monitor:

@@ -26,6 +26,7 @@ except ImportError:  # Windows has no fcntl; folders are not locked there
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+EXPORTED = "exported.json"  # says which checkpoint the folder's pipeline was exported from
 CODE = "the code and its libraries"  # its name in a fingerprint
 # What computes a training step, beside the method and the teacher.
 LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
@@ -133,7 +134,7 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     if meta is None:
         return False
     check_same_run(meta, recipe, expected)
-    if meta["step"] >= recipe.train.steps and (recipe.folder / "pipeline" / "distill.json").is_file():
+    if meta["step"] >= recipe.train.steps and is_exported(recipe.folder, meta):
         return True
     if meta["fingerprint"].get(CODE) != expected[CODE]:
         warnings.warn(
@@ -142,6 +143,22 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
             stacklevel=2,
         )
     return False
+
+
+def is_exported(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether the pipeline in a run's folder was exported from the checkpoint with the record `meta` or a later one."""
+    try:
+        exported = json.loads((folder / EXPORTED).read_text())
+        same = exported["fingerprint"] == key(meta["fingerprint"]) and exported["step"] >= meta["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return same and (folder / "pipeline" / "distill.json").is_file()
+
+
+def record_export(folder: Path, identity: dict[str, str], step: int) -> None:
+    """Record which state the pipeline in a run's folder was exported from, for `is_exported`."""
+    with atomic_write(folder / EXPORTED) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": key(identity), "step": step}) + "\n")
 
 
 @contextmanager

@@ -15,15 +15,11 @@ from torch import Tensor
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.time_embedding import refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
-from teachers.loading.contents import Contents, pipeline_contents, without_weights
+from teachers.loading.contents import pipeline_contents, without_runtime
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines, load_pipeline, local_or_hub
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
-from teachers.support.canonical import plain_attributes
 from teachers.support.keys import key
-
-# Attributes that say where a teacher is and where it comes from, not what it computes.
-RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline")
 
 
 def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
@@ -263,23 +259,7 @@ class Teacher(ABC):
 
     def digest(self) -> str:
         """A hash of the networks, schedules and settings in memory."""
-        return key({name: value for name, value in vars(self).items() if name not in RUNTIME})
-
-    def settings(self) -> dict[str, Any]:
-        """The numbers and strings among the attributes, such as `shape`, and sigma_data: what `load` was given."""
-        plain = {name: value for name, value in plain_attributes(self).items() if name not in RUNTIME}
-        return plain | {"shape": self.shape, "image_size": self.image_size, "sigma_data": self.denoiser.path.sigma_data}
-
-    @classmethod
-    def encoder_contents(cls, contents: Contents, method: str) -> dict[str, str]:
-        """What a result of `condition` or `encode` depends on, so that it is computed again only if that changes.
-
-        Args:
-            contents: The contents of the whole teacher.
-            method: "condition" or "encode".
-        """
-        known = cls.__module__.startswith("teachers.") or "encoder_components" in vars(cls)
-        return without_weights(contents, cls.encoder_components.get(method, ("",)) if known else ("",))
+        return key(without_runtime(vars(self)))
 
     def offload(self, device: torch.device) -> None:
         """Keep the frozen network in host memory; `velocity` copies it to `device` for each call."""

@@ -1,4 +1,4 @@
-"""What loading a pipeline reads, as hashes of contents: the identity of a teacher, for keys of cached values."""
+"""The identity of a teacher, for keys of cached values: the contents of what loading it reads, and its settings."""
 
 import json
 from collections.abc import Mapping
@@ -9,9 +9,12 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 
 from teachers.loading.source import INDEX, configuration, loading_errors
-from teachers.support.keys import file_content, folder_contents
+from teachers.support.canonical import plain_attributes
+from teachers.support.keys import code, file_content, folder_contents, key
 
 Contents = Mapping[str, str]
+ALL = ("",)  # how the names of all components begin
+RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack")
 
 
@@ -48,6 +51,38 @@ def pipeline_contents(path: str, whole: bool = False, **options: Any) -> dict[st
         if (local / name).is_dir() and options.get(name, True) is not None:
             found |= {f"{name}/{file}": value for file, value in folder_contents(local / name).items()}
     return found
+
+
+def encoder_key(teacher: Any, contents: Contents, method: str, *makers: Any) -> str:
+    """A key of everything that a teacher's "condition" or "encode" computes with.
+
+    Args:
+        teacher: The teacher.
+        contents: The contents of the whole teacher.
+        method: "condition" or "encode".
+        *makers: What else computes the result, for `teachers.support.keys.code`.
+    """
+    kind = type(teacher)
+    known = kind.__module__.startswith("teachers.") or "encoder_components" in vars(kind)
+    components = kind.encoder_components.get(method, ALL) if known else ALL
+    return key(method, without_weights(contents, components), settings(teacher), code(kind, *makers))
+
+
+def teacher_key(teacher: Any, contents: Contents, inputs: Any, *makers: Any) -> str:
+    """A key of what a whole teacher computes from `inputs`; see `encoder_key` for the other arguments."""
+    return key(contents, settings(teacher), inputs, code(type(teacher), *makers))
+
+
+def settings(teacher: Any) -> dict[str, Any]:
+    """A teacher's numbers and strings, such as `shape` and sigma_data, which do not come from files alone."""
+    plain = without_runtime(plain_attributes(teacher))
+    path = teacher.denoiser.path
+    return plain | {"shape": teacher.shape, "image_size": teacher.image_size, "sigma_data": path.sigma_data}
+
+
+def without_runtime(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a teacher without those that say where it is and where it comes from."""
+    return {name: value for name, value in attributes.items() if name not in RUNTIME}
 
 
 def without_weights(contents: Contents, components: tuple[str, ...]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from distill.config.recipe import load
 from distill.data.dataset import Dataset, Plan
 from distill.data.shards import Table
+from distill.export import export_run
 from distill.train import train
 from distill.training import checkpoint
 from distill.training.monitor import teacher_samples_key
@@ -115,6 +116,30 @@ def test_a_run_whose_teacher_was_replaced_is_neither_finished_nor_resumed(make, 
     for steps in (1, 2):
         with pytest.raises(ValueError, match=changed):
             train(make(f"train.steps={steps}"))
+
+
+def test_the_pipeline_of_an_earlier_run_or_step_is_not_the_result(make, tmp_path):
+    """Training ended after its last checkpoint and before its export, beside the pipeline of an earlier run."""
+    weights = tmp_path / "runs/r/pipeline/unet/diffusion_pytorch_model.safetensors"
+    train(make("train.steps=2"))
+    first = weights.read_bytes()
+    train(make("train.steps=4"))
+    second, exported = weights.read_bytes(), (tmp_path / "runs/r/exported.json").read_text()
+    assert first != second
+    for stale in (exported.replace('"step": 4', '"step": 2'), None):
+        weights.write_bytes(first)
+        if stale is None:
+            (tmp_path / "runs/r/exported.json").unlink()
+        else:
+            (tmp_path / "runs/r/exported.json").write_text(stale)
+        train(make("train.steps=4"))
+        assert weights.read_bytes() == second
+    weights.write_bytes(first)
+    (tmp_path / "runs/r/exported.json").unlink()
+    export_run(tmp_path / "runs/r")
+    assert weights.read_bytes() == second
+    train(make("train.steps=4"))  # finished: nothing is trained or exported
+    assert (tmp_path / "runs/r/exported.json").read_text() == exported
 
 
 def test_an_error_says_which_options_changed(make, tmp_path):

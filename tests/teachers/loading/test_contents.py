@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from teachers.families.analytic import Analytic
-from teachers.loading import contents
-from teachers.loading.contents import pipeline_contents
+from teachers.loading.contents import encoder_key, pipeline_contents, without_weights
 from teachers.loading.registry import installed, load_teacher
 from teachers.support.keys import key
 from tests.teachers.tiny_pipelines import BUILDERS
@@ -29,7 +28,7 @@ def keys_of(name: str, folder: Path) -> tuple[str, str, str]:
     """The keys of the whole teacher, of its prompts' conditions and of its latents."""
     family = installed()[name]
     found = family.stored_contents(family.locate(str(folder)))
-    return key(found), key(family.encoder_contents(found, "condition")), key(family.encoder_contents(found, "encode"))
+    return key(found), *(key(without_weights(found, family.encoder_components[m])) for m in ("condition", "encode"))
 
 
 def change(file: Path, draw) -> None:
@@ -146,9 +145,12 @@ def test_a_family_with_its_own_load_reads_every_file(tiny, tmp_path):
     before = Own.stored_contents(str(tmp_path / "t"))
     assert "table.npz" in before and "table.npz" not in kind.stored_contents(str(tmp_path / "t"))
     # Its encoders may read any weights, until it declares which.
-    assert contents.without_weights(before, ("",)) == Own.encoder_contents(before, "encode")
+    teacher, other = Own.load(str(tmp_path / "t"), torch.device("cpu")), dict(before)
+    teacher.__class__ = Own
+    other["unet/diffusion_pytorch_model.safetensors"] = "other"
+    assert encoder_key(teacher, before, "encode") != encoder_key(teacher, other, "encode")
     Own.encoder_components = {"encode": ("vae",)}
-    assert "unet/diffusion_pytorch_model.safetensors" not in Own.encoder_contents(before, "encode")
+    assert encoder_key(teacher, before, "encode") == encoder_key(teacher, other, "encode")
 
 
 def test_built_in_names_stand_for_themselves():

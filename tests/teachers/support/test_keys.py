@@ -197,7 +197,7 @@ def test_names_on_the_hub_are_identified_by_their_files(tmp_path, monkeypatch):
 
 PACKAGE = {
     "keys_family/__init__.py": "",
-    "keys_family/family.py": "from keys_family import nets\nfrom keys_base import Base\n\nclass Family(Base):\n    a = 1\n",
+    "keys_family/family.py": "from keys_family import nets\nfrom keys_base import Base\nclass Family(Base):\n    a = 1\n",
     "keys_family/nets.py": "def f():\n    from .deep import g\n    return g\n",
     "keys_family/deep.py": "import keys_helper\ng = 1\n",
     "keys_family/unused.py": "x = 1\n",
@@ -250,7 +250,8 @@ def test_keys_are_those_of_other_processes():
     script = (
         "from tests.teachers.support.test_keys import *\n"
         "torch.manual_seed(0)\n"
-        "print(key({'b', 'a', 'c'}, Point(1, 2), nn.Linear(2, 2), same, frozenset('xyz')), code('teachers.core.teacher'))"
+        "print(key({'b', 'a', 'c'}, Point(1, 2), nn.Linear(2, 2), same, frozenset('xyz')))\n"
+        "print(code('teachers.core.teacher'))"
     )
     runs = {
         subprocess.run(
