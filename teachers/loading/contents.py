@@ -53,6 +53,17 @@ def pipeline_contents(path: str, whole: bool = False, **options: Any) -> dict[st
     return found
 
 
+def stored_files(contents: Contents) -> dict[str, str]:
+    """The entries of a teacher's contents that are files of a pipeline folder."""
+    return {name: value for name, value in contents.items() if name == INDEX or "/" in name}
+
+
+def changed_files(folder: Path, stored: Contents) -> list[str]:
+    """The names of the files in `stored` that are missing in a pipeline's folder or have other contents there."""
+    files = {name: folder / name for name in stored}
+    return [name for name, file in files.items() if not file.is_file() or file_content(file) != stored[name]]
+
+
 def encoder_key(teacher: Any, contents: Contents, method: str, *makers: Any) -> str:
     """A key of everything that a teacher's "condition" or "encode" computes with.
 

@@ -197,7 +197,7 @@ def test_names_on_the_hub_are_identified_by_their_files(tmp_path, monkeypatch):
 
 PACKAGE = {
     "keys_family/__init__.py": "",
-    "keys_family/family.py": "from keys_family import nets\nfrom keys_base import Base\nclass Family(Base):\n    a = 1\n",
+    "keys_family/family.py": "from keys_family import nets\nfrom keys_base import Base\nclass Family(Base):\n    1\n",
     "keys_family/nets.py": "def f():\n    from .deep import g\n    return g\n",
     "keys_family/deep.py": "import keys_helper\ng = 1\n",
     "keys_family/unused.py": "x = 1\n",
