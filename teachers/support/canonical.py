@@ -158,12 +158,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def _tokenizer(value: Any) -> Any:
-    """Vocabulary and settings; truncation and padding of the last call are left out."""
+    """Vocabulary and settings; truncation and padding are those it was made with, because calls change them."""
     backend = getattr(value, "backend_tokenizer", None)
     rules = value.get_vocab() if backend is None else json.loads(backend.to_str())
     rules = {k: v for k, v in rules.items() if k not in ("truncation", "padding")}
     settings = {k: v for k, v in getattr(value, "init_kwargs", {}).items() if _is_plain(v) and k not in LEFT_OUT}
-    names = ("model_max_length", "padding_side", "truncation_side", "special_tokens_map", "extra_special_tokens")
+    names = ("model_max_length", "special_tokens_map", "extra_special_tokens")
     state = {name: str(getattr(value, name, None)) for name in names}
     return [json.dumps(rules, sort_keys=True), settings, state]
 

@@ -30,9 +30,14 @@ __all__ = ["code", "content", "file_content", "folder_contents", "key"]
 LIBRARIES = ("diffusers", "transformers", "tokenizers", "torchvision", "pillow")
 # Top-level packages whose source is not hashed: the standard library, and libraries that are recorded by version.
 RECORDED = (sys.stdlib_module_names - {"__main__"}) | {"torch", "torchvision", "diffusers", "transformers", "PIL"}
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 PROJECT = ("teachers", "eval", "distill")
-# Modules that compute no cached value: options, files, and the loop. They count only if `code` is given one by name.
-APART = ("distill.config", "distill.methods", "distill.training", "eval.config", "eval.report", "teachers.support")
+# Modules that compute no cached value: options, files, commands, and the loop. They count only if `code` is given one.
+APART = (
+    *("distill.cli", "distill.config", "distill.exporting", "distill.methods", "distill.training"),
+    *("eval.config", "eval.report"),
+    *(f"teachers.support.{name}" for name in ("canonical", "contents", "errors", "files", "keys")),
+)
 
 
 def key(*parts: object) -> str:
@@ -94,7 +99,7 @@ def _is_apart(module: str) -> bool:
 
 def _is_installed(file: Path) -> bool:
     """Whether a file belongs to an installed package, not to a checkout or a notebook's folder."""
-    return any(file.is_relative_to(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))
+    return bool({"site-packages", "dist-packages"} & set(file.parts)) or file.is_relative_to(STANDARD_LIBRARY)
 
 
 @functools.cache
