@@ -30,6 +30,7 @@ EXPORTED = "exported.json"  # says which checkpoint the folder's pipeline was ex
 CODE = "the code and its libraries"  # its name in a fingerprint
 # What computes a training step, beside the method and the teacher.
 LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
+BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
 SHOWN = 4  # changes that an error lists
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
@@ -50,9 +51,11 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
         Values of the recipe as JSON and hashes of contents, by name.
     """
     fixed = dataclasses.asdict(recipe)
-    for name in ("name", "output", "evaluation", "data"):
+    for name in ("name", "output", "evaluation"):
         del fixed[name]
     del fixed["teacher"]["path"]
+    for name in BY_CONTENT:
+        del fixed["data"][name]
     for name in ("checkpointing", "offload_teacher"):
         del fixed["memory"][name]
     if recipe.memory.tier == "full":
