@@ -76,12 +76,17 @@ def encoder_key(teacher: Any, contents: Contents, method: str, *makers: Any) -> 
     kind = type(teacher)
     known = kind.__module__.startswith("teachers.") or "encoder_components" in vars(kind)
     components = kind.encoder_components.get(method, ALL) if known else ALL
-    return key(method, without_weights(contents, components), settings(teacher), code(kind, *makers))
+    return key(method, without_weights(contents, components), settings(teacher), teacher_code(teacher, *makers))
 
 
 def teacher_key(teacher: Any, contents: Contents, inputs: Any, *makers: Any) -> str:
     """A key of what a whole teacher computes from `inputs`; see `encoder_key` for the other arguments."""
-    return key(contents, settings(teacher), inputs, code(type(teacher), *makers))
+    return key(contents, settings(teacher), inputs, teacher_code(teacher, *makers))
+
+
+def teacher_code(teacher: Any, *makers: Any) -> str:
+    """A key of the code of a teacher: its family, its pipelines, its network, and `makers`."""
+    return code(type(teacher), *type(teacher).pipelines, type(teacher.denoiser.network), *makers)
 
 
 def settings(teacher: Any) -> dict[str, Any]:
