@@ -118,6 +118,7 @@ def test_a_run_whose_teacher_was_replaced_is_neither_finished_nor_resumed(make, 
             train(make(f"train.steps={steps}"))
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_an_earlier_run_or_step_is_not_the_result(make, tmp_path):
     """Training ended after its last checkpoint and before its export, beside the pipeline of an earlier run."""
     weights = tmp_path / "runs/r/pipeline/unet/diffusion_pytorch_model.safetensors"

@@ -20,7 +20,7 @@ from tests.teachers.tiny_pipelines import BUILDERS
 NAMES = sorted(BUILDERS)
 TEXT, IMAGES = ("text_encoder", "tokenizer"), ("vae",)
 PROPERTY = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -45,6 +45,7 @@ def change(file: Path, draw) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(data=st.data())
 def test_any_single_change_of_a_stored_teacher_changes_the_keys_of_its_readers(tiny, data):
