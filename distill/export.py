@@ -7,7 +7,6 @@ continue afterwards. If `fewstep eval` has evaluated the pipeline, the results a
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from distill.config.recipe import SAVED, load
@@ -15,7 +14,7 @@ from distill.exporting.hub import CARD, add_evaluation, find_report, push
 from distill.exporting.pipeline import PROMPTS, export_student
 from distill.training import checkpoint
 from distill.training.engine import Engine
-from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder
+from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder, record_export
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 
@@ -38,9 +37,7 @@ def export_run(run: Path) -> Path:
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
     newest = checkpoint.newest_meta(run / "checkpoints")
     record = run / "pipeline" / "distill.json"
-    if record.is_file() and (
-        newest is None or json.loads(record.read_text(encoding="utf-8"))["cost"]["steps"] >= newest["step"]
-    ):
+    if record.is_file() and (newest is None or is_exported(run, newest)):
         return record.parent
     if newest is None:
         raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")
@@ -51,11 +48,15 @@ def export_run(run: Path) -> Path:
     recipe = dataclasses.replace(recipe, output=str(folder.parent), name=folder.name, train=settings)
     plan = plan_data(recipe)
     with lock_run_folder(recipe.folder), Engine(recipe.train, recipe.folder) as engine:
-        check_same_run(newest, recipe, fingerprint(recipe, plan))
+        identity = fingerprint(recipe, plan)
+        check_same_run(newest, recipe, identity)
         teacher, dataset = prepare(recipe, plan, engine)
         state = TrainState.build(recipe, teacher, engine)
         state.resume(checkpoints_folder(recipe), engine)
-        return export_student(recipe, state, teacher, dataset, build_monitor(recipe, teacher, dataset, engine), engine)
+        monitor = build_monitor(recipe, teacher, dataset, engine)
+        pipeline = export_student(recipe, state, teacher, dataset, monitor, engine)
+        record_export(recipe.folder, identity, state.step)
+        return pipeline
 
 
 def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: Path | None) -> None:

@@ -16,7 +16,7 @@ from distill.data import dataset as data
 from distill.data import shards, teacher_pairs
 from distill.training.engine import COLLECTIVE_TIMEOUT
 from distill.training.environment import without_accelerate_variables
-from distill.training.run_folder import lock_run_folder
+from distill.training.run_folder import lock_run_folder, stored_contents
 from distill.training.setup import load_teacher, plan_data
 
 
@@ -39,8 +39,9 @@ def make_pairs(recipe: Recipe) -> None:
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[timeout])
     with lock_run_folder(recipe.folder) if accelerator.is_main_process else nullcontext():
         teacher = load_teacher(recipe, accelerator.device)
-        dataset = data.prepare(plan, teacher, recipe, accelerator)
-        pairs = teacher_pairs.make(recipe, teacher, dataset.captions, dataset.cond, (count, steps), accelerator)
+        dataset = data.prepare(plan, teacher, recipe, accelerator, stored_contents(recipe))
+        pairs = teacher_pairs.attach(dataset, recipe, teacher, (count, steps), accelerator).pairs
+        assert pairs is not None
         files = -(-len(pairs) // shards.SHARD)
         accelerator.print(f"{len(pairs):,} pairs in {files} shards in {recipe.folder / 'cache'}")
 

@@ -31,7 +31,7 @@ from distill.training.engine import Engine
 from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog, Metrics
 from distill.training.optimizers import set_learning_rate
-from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder
+from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder, record_export
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
@@ -81,7 +81,9 @@ def train(
             return distil(recipe, plan, identity, engine, teacher)
 
 
-def distil(recipe: Recipe, plan: data.Plan, identity: str, engine: Engine, teacher: Teacher | None = None) -> Path:
+def distil(
+    recipe: Recipe, plan: data.Plan, identity: dict[str, str], engine: Engine, teacher: Teacher | None = None
+) -> Path:
     """One run: prepare, resume, train, evaluate, export. Every process calls it.
 
     Args:
@@ -149,6 +151,8 @@ def distil(recipe: Recipe, plan: data.Plan, identity: str, engine: Engine, teach
         engine.print(f"stopped at step {state.step}; run the same command again to continue")
         raise SystemExit(0)
     final = export_student(recipe, state, teacher, dataset, monitor, engine)
+    if engine.is_main:
+        record_export(folder, identity, state.step)
     engine.wait()
     return final
 
@@ -201,7 +205,7 @@ def batch_rngs(recipe: Recipe, engine: Engine, distiller: Distiller, start: int)
                 yield BatchRandom(key, row, row + engine.local_batch_size, settings.batch_size, engine.device)
 
 
-def _save(state: TrainState, recipe: Recipe, engine: Engine, identity: str, required: bool) -> None:
+def _save(state: TrainState, recipe: Recipe, engine: Engine, identity: dict[str, str], required: bool) -> None:
     """Save a checkpoint. A failure ends the run if train.on_failed_save is "stop" or the save is `required`."""
     settings = recipe.train
     try:

@@ -21,7 +21,6 @@ from eval.metrics.perceptual import load_lpips
 from eval.metrics.reference import check_dimensions
 from eval.metrics.reference import reference as read_reference
 from eval.metrics.registry import InstalledMetrics, installed_metrics
-from eval.pipelines import cache
 from eval.pipelines.cached import MeasuredRow, measure_rows
 from eval.pipelines.inputs import Inputs, read_inputs
 from eval.pipelines.jobs import REFERENCE_NAME
@@ -32,7 +31,6 @@ from eval.report import write_report
 from eval.report.notes import notes
 from eval.report.rows import rows
 from eval.report.training_log import curves
-from teachers import pocket
 
 
 def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
@@ -123,15 +121,10 @@ class Comparison:
 
     def measure(self, machine: dict[str, Any]) -> tuple[list[MeasuredRow], Reference]:
         """The measured rows and the reference, which the teacher generates if there is no other."""
-        jobs, features = list(self.inputs.jobs), self.inputs.features
-        # Local weights of the features are identified by their content, Hub ids by their name.
-        own_weights = pocket.FOLDER / "classifier.safetensors" if features == "pocket" else features.partition("=")[2]
-        own_weights = self.settings.extractor.weights or own_weights
+        jobs = list(self.inputs.jobs)
         if self.context.reference is None:  # next to the row of the same call, while the pipeline is loaded
             jobs.insert(1, replace(jobs[0], name=REFERENCE_NAME, is_reference=True))
-        measured = measure_rows(
-            jobs, self.settings, self.options.out / "cache", machine, cache.content(own_weights or None)
-        )
+        measured = measure_rows(jobs, self.settings, self.options.out / "cache", machine)
         if self.context.reference is not None:
             return measured, self.context.reference
         generated = measured.pop(1).result

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.config.recipe import DataRecipe, Recipe
-from distill.data import shards
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.data.encoding import Encoder
@@ -27,6 +25,7 @@ from distill.data.shards import Table
 from teachers import pocket
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
+from teachers.loading.contents import Contents
 from teachers.loading.prompts import read_prompts
 
 CPU = torch.device("cpu")
@@ -70,6 +69,7 @@ class Dataset:
         prompt: For each data row the index (N,) of its caption in `captions`.
         latents: Unit-variance latents as "x", N rows; None if there are prompts only.
         pairs: Teacher pairs, if the method requests any.
+        teacher: What the teacher that encoded the data computes with; None: unknown.
     """
 
     captions: Sequence[str]
@@ -77,6 +77,7 @@ class Dataset:
     prompt: Tensor
     latents: Table | None = None
     pairs: Table | None = None
+    teacher: Contents | None = None
 
     def batch(self, rng: BatchRandom) -> Batch:
         """A micro-batch of rows that are sampled with replacement by `rng`."""
@@ -107,6 +108,10 @@ class Dataset:
             while pending:
                 yield pending.popleft().result()
 
+    def held_out_rows(self, count: int) -> Tensor:
+        """The rows (count,) whose prompts are used in evaluations, spread evenly."""
+        return torch.arange(count) * max(1, len(self.prompt) // count) % len(self.prompt)
+
     def held_out(self, count: int) -> Callable[[Tensor], Condition]:
         """Conditions for evaluations.
 
@@ -116,7 +121,7 @@ class Dataset:
         Returns:
             A function from indices (N,) in [0, count) to N conditions.
         """
-        rows = torch.arange(count) * max(1, len(self.prompt) // count) % len(self.prompt)
+        rows = self.held_out_rows(count)
         return lambda indices: self.cond.gather(self.prompt[rows[indices]])
 
 
@@ -179,7 +184,9 @@ def open_images(recipe: DataRecipe, guided: bool) -> Images:
     return ImageFolder(Path(recipe.images), guided, recipe.limit)
 
 
-def prepare(plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerator) -> Dataset:
+def prepare(
+    plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerator, contents: Contents | None = None
+) -> Dataset:
     """Encode captions and images, or read them from the cache, and unload the text encoders. Every process calls it.
 
     Args:
@@ -187,13 +194,15 @@ def prepare(plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerat
         teacher: The run's teacher, whose encoders are used.
         recipe: The run's recipe.
         accelerator: The processes and the device.
+        contents: What the teacher computes with; by default its `contents` in memory.
 
     Raises:
         ValueError: If no image is readable, or the cache cannot be written.
     """
     for note in plan.notes:
         accelerator.print(note)
-    encoder = Encoder(teacher, recipe.cache, accelerator, recipe.teacher.path or teacher.digest())
+    contents = teacher.contents() if contents is None else contents
+    encoder = Encoder(teacher, recipe.cache, accelerator, contents)
     captions, latents = plan.captions, None
     if plan.pocket:
         latents = Table([{"x": pocket.examples()[0]}], accelerator.device)
@@ -205,22 +214,10 @@ def prepare(plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerat
     row = {caption: i for i, caption in enumerate(distinct)}
     cond = encoder.encode_captions(distinct)
     teacher.unload_encoders()
-    return Dataset(distinct, cond, torch.tensor([row[caption] for caption in captions]), latents)
+    prompt = torch.tensor([row[caption] for caption in captions])
+    return Dataset(distinct, cond, prompt, latents, teacher=contents)
 
 
 def caption_rows(indices: Tensor, captions: int) -> Tensor:
     """The caption index (N,) of the teacher pairs with `indices` (N,): captions are used cyclically."""
     return indices % captions
-
-
-def cached(path: Path, key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors that are computed once.
-
-    Args:
-        path: The file.
-        key: Everything that the tensors depend on.
-        build: Computes them if the file is missing, damaged or has another key.
-    """
-    if not shards.is_valid(path, shards.digest(key)):
-        shards.write(path, shards.digest(key), build())
-    return load_file(path)

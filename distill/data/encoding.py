@@ -1,10 +1,10 @@
 """Encodes prompts and images into shards, once, on all processes together.
 
-A shard is identified by the encoder's files, its precision, and the shard's captions or images. A second run, with any
-method, therefore does not load the text encoders, and a run with more data encodes only the new part.
+A shard is identified by everything that the encoder reads (weights, configurations, options, precision, code) and by
+the contents of the shard's captions or images. A second run, with any method, therefore does not load the text
+encoders, and a run with more data encodes only the new part.
 """
 
-import inspect
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +20,12 @@ from tqdm import tqdm
 from distill.data import shards
 from distill.data.images import LISTED, Images, Row
 from distill.data.pixels import row_pixels
-from distill.data.shards import SHARD, Table, digest
+from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
-from teachers.loading.source import TEXT_COMPONENTS, components_hash
-from teachers.support.files import atomic_write, sha256_file
+from teachers.loading.contents import Contents, encoder_key
+from teachers.support.files import atomic_write
+from teachers.support.keys import key
 from teachers.support.text import printable
 
 BATCH = 64  # prompts or images that are encoded together
@@ -32,7 +33,6 @@ NOTES = {  # what is said about the images that a shard lists
     "skipped": "are skipped because they cannot be used or have no caption",
     "transparent": "have transparency, which is composited on white",
 }
-FORMAT = 3  # increased when the same inputs give other shards
 
 
 class Encoder:
@@ -42,33 +42,34 @@ class Encoder:
         teacher: The teacher, whose encoders are used.
         cache: The folder of the shards.
         accelerator: The processes and the device.
-        name: Identifies a teacher without files, such as one in memory.
+        contents: What the teacher computes with (`Teacher.contents` or `Teacher.stored_contents`).
 
     Attributes:
         written: Number of shards that this process has written.
     """
 
-    def __init__(self, teacher: Teacher, cache: Path, accelerator: Accelerator, name: str) -> None:
-        self.teacher, self.cache, self.accelerator, self.name = teacher, cache, accelerator, name
+    def __init__(self, teacher: Teacher, cache: Path, accelerator: Accelerator, contents: Contents) -> None:
+        self.teacher, self.cache, self.accelerator, self.contents = teacher, cache, accelerator, contents
         self.written = 0
 
     def encode_captions(self, captions: Sequence[str]) -> Table:
         """The conditions of `captions`, one row for each. Also sets the teacher's condition of the empty prompt."""
         if not self.teacher.guided:
             return Table([dict(self.teacher.condition([""]))], self.accelerator.device)
-        encoder = self._encoder_key("text", TEXT_COMPONENTS)
-        null = self._file(digest(encoder, "empty"))
-        if self.accelerator.is_main_process and not shards.is_valid(null, digest(encoder, "empty")):
-            self._write(null, digest(encoder, "empty"), self.teacher.encode_null_condition())
+        encoder = self.encoder_key("condition")
+        null_key = key(encoder, "null condition")
+        null = self._file(null_key)
+        if self.accelerator.is_main_process and not shards.is_valid(null, null_key):
+            self._write(null, null_key, self.teacher.encode_null_condition())
         parts = [captions[i : i + SHARD] for i in range(0, len(captions), SHARD)]
-        keys = [digest(encoder, list(part)) for part in parts]
+        keys = [key(encoder, part) for part in parts]
         own = range(self.accelerator.process_index, len(keys), self.accelerator.num_processes)
         for number in tqdm(own, desc="prompts", unit="shard", disable=not self.accelerator.is_main_process, delay=1):
             if not shards.is_valid(self._file(keys[number]), keys[number]):
                 self._write(self._file(keys[number]), keys[number], self._conditions(parts[number]))
         self.accelerator.wait_for_everyone()
         self.teacher.null_cache = shards.load([null], self.accelerator.device).gather(torch.zeros(1, dtype=torch.long))
-        return shards.load([self._file(key) for key in keys], self.accelerator.device)
+        return shards.load([self._file(name) for name in keys], self.accelerator.device)
 
     def _conditions(self, captions: Sequence[str]) -> Condition:
         level = diffusers_log.get_verbosity()
@@ -97,19 +98,19 @@ class Encoder:
         Raises:
             ValueError: If no image is readable.
         """
-        encoder = self._encoder_key("images", ("vae",))
-        source, processes = digest(encoder, images.content_key), self.accelerator.num_processes
+        encoder = self.encoder_key("encode")
+        source, processes = key(encoder, images.content_key), self.accelerator.num_processes
         index = self._file(source).with_suffix(".json")
         keys = self._read_index(index, source)
         own = slice(self.accelerator.process_index, None, processes)
-        if self._on_any(keys is None or not all(shards.is_valid(self._file(key), key) for key in keys[own])):
+        if self._on_any(keys is None or not all(shards.is_valid(self._file(name), name) for name in keys[own])):
             keys = self._write_images(images, encoder)
             if self.accelerator.is_main_process:
                 index.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(index, concurrent=True) as temporary:
                     temporary.write_text(json.dumps({"key": source, "shards": keys}), encoding="utf-8")
         assert keys is not None
-        stored = [load_file(self._file(key)) for key in keys]
+        stored = [load_file(self._file(name)) for name in keys]
         for kind, problem in NOTES.items():
             names = [name for shard in stored for name in _to_strings(shard[kind])]
             if names:
@@ -125,11 +126,11 @@ class Encoder:
         keys = []
         bar = tqdm(desc="images", unit="image", disable=not self.accelerator.is_main_process, delay=1)
         for number, block in enumerate(images.blocks(SHARD)):
-            key = digest(encoder, block.identity)
-            keys.append(key)
+            shard = key(encoder, block.identity)
+            keys.append(shard)
             own = number % self.accelerator.num_processes == self.accelerator.process_index
-            if own and not shards.is_valid(self._file(key), key):
-                self._write(self._file(key), key, self._encode(block.read(), bar))
+            if own and not shards.is_valid(self._file(shard), shard):
+                self._write(self._file(shard), shard, self._encode(block.read(), bar))
         bar.close()
         self.accelerator.wait_for_everyone()
         return keys
@@ -174,19 +175,16 @@ class Encoder:
 
     # --- files and their keys -----------------------------------------------------------------------------------------
 
-    def _encoder_key(self, what: str, components: tuple[str, ...]) -> str:
-        """A hash of the encoder: its family's code, its files, its precision and the image size."""
-        origin, kind = self.teacher.origin, type(self.teacher)
-        files = components_hash(origin[0], components) if origin else self.name
-        size = (self.teacher.shape, self.teacher.image_size)
-        return digest(FORMAT, what, kind.__qualname__, _code(kind), files, str(origin and origin[1]), size)
+    def encoder_key(self, method: str) -> str:
+        """A key of everything that the teacher's `method`, "condition" or "encode", computes with."""
+        return encoder_key(self.teacher, self.contents, method, __name__)
 
-    def _file(self, key: str) -> Path:
-        return self.cache / key[:2] / f"{key[:32]}.safetensors"
+    def _file(self, name: str) -> Path:
+        return self.cache / name[:2] / f"{name[:32]}.safetensors"
 
-    def _write(self, file: Path, key: str, rows: Condition) -> None:
+    def _write(self, file: Path, name: str, rows: Condition) -> None:
         dtype = self.teacher.origin[1] if self.teacher.origin else torch.float32
-        shards.write(file, key, {name: shards.compact(value, dtype) for name, value in rows.items()})
+        shards.write(file, name, {part: shards.compact(value, dtype) for part, value in rows.items()})
         self.written += 1
 
     def _read_index(self, index: Path, source: str) -> list[str] | None:
@@ -201,14 +199,6 @@ class Encoder:
         """Whether `condition` is true on any process."""
         flag = torch.tensor([float(condition)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
-
-
-def _code(kind: type) -> str:
-    """A hash of the file that defines a family; the module's name if there is no file (in a notebook)."""
-    try:
-        return sha256_file(Path(inspect.getfile(kind)))
-    except (OSError, TypeError):
-        return kind.__module__
 
 
 def non_finite_rows(rows: Condition) -> list[int]:

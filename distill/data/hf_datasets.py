@@ -16,8 +16,8 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from distill.data.images import Block, Images, Row
-from distill.data.shards import digest
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
+from teachers.support.keys import file_content, key
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # names of image columns in tables without column types
@@ -45,7 +45,10 @@ class HFImages(Images):
         revision = None if files else _revision(source)
         with readable_errors(source):
             kind = BUILDERS[files[0].suffix.lower()] if files else source
-            selection: dict[str, Any] = {"data_files": list(map(str, files))} if files else {"revision": revision}
+            contents = [file_content(file) for file in files]
+            # `datasets` identifies local files by their modification times, so its cache gets a name by content.
+            local: dict[str, Any] = {"data_files": list(map(str, files)), "name": key(contents)[:32]}
+            selection: dict[str, Any] = local if files else {"revision": revision}
             data = library.load_dataset(kind, split="train", streaming=streaming, **selection)
             features = data.features or dict.fromkeys(next(iter(data)))
             self.image = _image_column(source, features, library.Image)
@@ -54,24 +57,22 @@ class HFImages(Images):
         self._root = self.caption if self.caption in features else (self.caption or "").partition(".")[0]
         self.data = data.select_columns([self.image, *([self._root] if self._root else [])])
         length = None if streaming else len(data)
-        stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        origin = digest(stamps) if files else digest(source, revision)
-        self._source_key = digest(origin, self.image, self.caption, length)
-        self.content_key = digest(self._source_key, limit)
-        identity: list[Any] = [_file_identity(file) for file in files] or [source, length]
-        self.fingerprint_parts = [self.image, self.caption, limit, identity]
+        stored = [] if streaming else [file_content(Path(file["filename"])) for file in data.cache_files]
+        origin = contents or stored or (source, revision)  # a dataset on the Hub: its copy, if there is one
+        self._source_key = key(origin, self.image, self.caption, length)
+        self.content_key = key(self._source_key, limit)
 
     def blocks(self, size: int) -> Iterator[Block]:
         if self.streaming:
             rows, first = self._rows(islice(self.data, self.limit or None)), 0
             while read := list(islice(rows, size)):
-                yield Block(digest(self._source_key, first, first + len(read)), read.copy)
+                yield Block(key(self._source_key, first, first + len(read)), read.copy)
                 first += len(read)
             return
         count = min(len(self.data), self.limit or len(self.data))
         for first in range(0, count, size):
             last = min(first + size, count)
-            yield Block(digest(self._source_key, first, last), partial(self._read, first, last))
+            yield Block(key(self._source_key, first, last), partial(self._read, first, last))
 
     def captions(self) -> Iterator[str | None]:
         records = self.data.select_columns([self._root or self.image])
@@ -133,15 +134,6 @@ def _revision(name: str) -> str | None:
         return HfApi().dataset_info(name).sha
     except Exception:  # the client raises many types; a fatal problem is reported when the dataset is loaded
         return None
-
-
-def _file_identity(file: Path, size: int = 2**16) -> tuple[int, str]:
-    """The length of a large file and a hash of its first and last bytes, where parquet stores its statistics."""
-    length = file.stat().st_size
-    with file.open("rb") as stream:
-        first = stream.read(size)
-        stream.seek(max(0, length - size))
-        return length, digest(first, stream.read())
 
 
 @contextmanager

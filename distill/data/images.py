@@ -8,13 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from distill.data.shards import digest
 from teachers.loading.prompts import COLUMNS, check_text, read_rows
 from teachers.support.images import Decoded, read_for_training
+from teachers.support.keys import file_content, key
 from teachers.support.listing import ENDINGS, is_image, list_files
 from teachers.support.text import printable, read_text
 
@@ -68,14 +67,12 @@ class Images(ABC):
     """A source of captioned images.
 
     Attributes:
-        content_key: A cheap hash of the rows that changes when they change, for the key of their latents.
-        fingerprint_parts: Values and files that identify the data independently of its location, for the run's
-            fingerprint.
+        content_key: A key of the rows' contents, which does not depend on where they are, for the key of their latents
+            and for the run's fingerprint.
         notes: Sentences for the user, such as which files are not used.
     """
 
     content_key: str
-    fingerprint_parts: Sequence[Any]
     notes: Sequence[str] = ()
 
     @abstractmethod
@@ -125,21 +122,16 @@ class ImageFolder(Images):
                 )
             self.rows.append(row)
         self.notes = self._notes(others)
-        self.fingerprint_parts = [(row.caption, row.image) for row in self.rows]
-        self.content_key = digest([self._stamp(row) for row in self.rows])
+        self._row_keys = [_row_key(row) for row in self.rows]
+        self.content_key = key(self._row_keys)
 
     def blocks(self, size: int) -> Iterator[Block]:
         for first in range(0, len(self.rows), size):
             rows = self.rows[first : first + size]
-            yield Block(digest([self._stamp(row) for row in rows]), rows.copy)
+            yield Block(key(self._row_keys[first : first + size]), rows.copy)
 
     def captions(self) -> Iterator[str | None]:
         return (row.caption for row in self.rows)
-
-    def _stamp(self, row: Row) -> tuple[str, int, int, str | None]:
-        assert isinstance(row.image, Path)
-        status = row.image.stat()
-        return row.image.relative_to(self.folder).as_posix(), status.st_size, status.st_mtime_ns, row.caption
 
     def _notes(self, others: Sequence[Path]) -> list[str]:
         notes = []
@@ -153,6 +145,11 @@ class ImageFolder(Images):
         if empty:
             notes.append(f"{len(empty)} images have an empty caption: {_names(empty)}")
         return notes
+
+
+def _row_key(row: Row) -> str:
+    assert isinstance(row.image, Path)
+    return key(file_content(row.image), row.caption)
 
 
 def _names(files: Sequence[object]) -> str:

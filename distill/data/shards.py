@@ -15,15 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teachers.support.files import atomic_write, sha256, tensor_bytes
+from teachers.support.files import atomic_write, tensor_bytes
 
 SHARD = 256  # rows of a file
 RESIDENT = 2**28  # bytes up to which a whole table is kept on the device
-
-
-def digest(*parts: object) -> str:
-    """A SHA-256, in hexadecimal digits, of values with a stable `repr`."""
-    return sha256([repr(parts).encode("utf-8", "surrogatepass")])
 
 
 def write(file: Path, key: str, rows: Mapping[str, Tensor]) -> None:

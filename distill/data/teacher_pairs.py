@@ -20,9 +20,10 @@ from distill.config.recipe import Recipe
 from distill.data import shards
 from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset, caption_rows
-from distill.data.shards import Table, digest
+from distill.data.shards import Table
 from teachers.core.sampling import teacher_endpoint
 from teachers.core.teacher import Teacher
+from teachers.loading.contents import Contents, teacher_key
 
 
 def make(
@@ -32,6 +33,7 @@ def make(
     cond: Table,
     requested: tuple[int, int],
     accelerator: Accelerator,
+    contents: Contents | None = None,
 ) -> Table:
     """Make the pairs that are missing in the run's cache. Every process calls it; each makes a part of the shards.
 
@@ -44,26 +46,33 @@ def make(
         cond: The conditions of the captions, one row for each.
         requested: Number of pairs, and the teacher's ODE steps for each.
         accelerator: The processes and the device.
+        contents: What the teacher computes with; by default its `contents` in memory.
 
     Returns:
         The pairs: "noise" and "endpoint", both (pairs, ...).
     """
     count, steps = requested
-    key = digest(recipe.teacher, recipe.seed, steps, list(captions))
-    folder = recipe.folder / "cache" / f"pairs-{key[:12]}"
+    name = pairs_key(recipe, teacher, captions, steps, teacher.contents() if contents is None else contents)
+    folder = recipe.folder / "cache" / f"pairs-{name[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     indices = torch.arange(count).split(shards.SHARD)
     files = [folder / f"{number:06d}.safetensors" for number in range(len(indices))]
     own = range(accelerator.process_index, len(files), accelerator.num_processes)
-    missing = [number for number in own if not shards.is_valid(files[number], key, len(indices[number]))]
+    missing = [number for number in own if not shards.is_valid(files[number], name, len(indices[number]))]
     total = sum(len(indices[number]) for number in missing)
     bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (missing and accelerator.is_main_process))
     for number in missing:
         shard = make_shard(indices[number], recipe, teacher, len(captions), cond, steps, bar, accelerator.device)
-        shards.write(files[number], key, shard)
+        shards.write(files[number], name, shard)
     bar.close()
     accelerator.wait_for_everyone()
     return shards.load(files, accelerator.device, count)
+
+
+def pairs_key(recipe: Recipe, teacher: Teacher, captions: Sequence[str], steps: int, contents: Contents) -> str:
+    """A key of everything that pairs depend on beside their number; see `make` for the arguments."""
+    inputs = (captions, steps, recipe.teacher.guidance, recipe.seed)
+    return teacher_key(teacher, contents, inputs, __name__)
 
 
 @torch.no_grad()
@@ -122,4 +131,5 @@ def attach(
     """`dataset` with the pairs that the method requests; see `make` for the arguments."""
     if not requested[0]:
         return dataset
-    return replace(dataset, pairs=make(recipe, teacher, dataset.captions, dataset.cond, requested, accelerator))
+    pairs = make(recipe, teacher, dataset.captions, dataset.cond, requested, accelerator, dataset.teacher)
+    return replace(dataset, pairs=pairs)

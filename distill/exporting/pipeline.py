@@ -17,6 +17,7 @@ from distill.training.monitor import Monitor, choose_features
 from distill.training.state import TrainState
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
+from teachers.loading.contents import stored_files
 from teachers.networks.adapters import Adapted
 from teachers.support.files import atomic_write
 
@@ -94,6 +95,7 @@ def export_student(
         "device": device_name(engine.device),
     }
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe))
+    record["teacher"]["contents"] = stored_files(dataset.teacher or {})
     final = export(recipe.folder, teacher, student, times, record, dataset.captions)
     print(f"the student's pipeline: {final}")
     return final

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from distill.config.recipe import Recipe
 from distill.config.registry import TEACHERS, find
+from distill.data import shards
 from distill.data.batch_random import BatchRandom
-from distill.data.dataset import Dataset, cached
+from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
 from distill.training.run_folder import JsonlLog
@@ -28,10 +30,18 @@ from eval.metrics.fid import frechet_from_statistics, statistics
 from teachers.core.denoiser import Denoiser
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
+from teachers.loading.contents import teacher_key
 
 CHUNK = 50  # samples of one batch
 GRID = 8  # images in a row of the grid
-FORMAT = 2  # of the cached results of the teacher
+
+
+def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, features: Extractor) -> str:
+    """A key of everything that the features of the teacher's samples depend on; see `Monitor` for the arguments."""
+    contents = teacher.contents() if data.teacher is None else data.teacher
+    prompts = [data.captions[i] for i in data.prompt[data.held_out_rows(recipe.train.evaluate_samples)].tolist()]
+    options = (recipe.teacher.guidance, recipe.train.evaluate_teacher_steps, recipe.seed)
+    return teacher_key(teacher, contents, (prompts, options, features.name, features.weights), __name__)
 
 
 class Monitor:
@@ -63,13 +73,12 @@ class Monitor:
         self.extract: Extractor = extractor(features, device)
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._generator(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
-        key = f"{FORMAT} {recipe.teacher} {features} {self.count} {steps} {recipe.seed} {data.captions}"
-        with eager():
-            self.teacher_results = cached(
-                recipe.folder / "cache" / "teacher.safetensors",
-                key,
-                lambda: self._sample_teacher(steps, guidance, self._generator(recipe, "teacher")),
-            )
+        name = teacher_samples_key(recipe, teacher, data, self.extract)
+        file = recipe.folder / "cache" / "teacher.safetensors"
+        if not shards.is_valid(file, name):
+            with eager():
+                shards.write(file, name, self._sample_teacher(steps, guidance, self._generator(recipe, "teacher")))
+        self.teacher_results = load_file(file)
 
     @torch.no_grad()
     def _sample_teacher(self, steps: int, guidance: float, generator: torch.Generator) -> dict[str, Tensor]:

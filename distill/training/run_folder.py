@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from distill.config.recipe import Recipe
+from distill.config.recipe import OptimizerRecipe, Recipe, method_options
+from distill.config.registry import TEACHERS, find
 from distill.data.dataset import Plan
-from distill.data.images import Images
 from distill.training import checkpoint
+from teachers import pocket
 from teachers.core.teacher import Teacher
-from teachers.support.files import atomic_write, sha256, tensor_bytes
+from teachers.support.files import atomic_write
+from teachers.support.keys import code, content, key
 
 try:
     import fcntl
@@ -26,64 +26,104 @@ except ImportError:  # Windows has no fcntl; folders are not locked there
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+EXPORTED = "exported.json"  # says which checkpoint the folder's pipeline was exported from
+CODE = "the code and its libraries"  # its name in a fingerprint
+# What computes a training step, beside the method and the teacher.
+LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
+BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
+SHOWN = 4  # changes that an error lists
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
 
-def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> str:
-    """A hash of everything that must not change when a run is resumed.
+def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> dict[str, str]:
+    """Everything that must not change when a run is resumed, by name.
 
-    It covers the seed, teacher, method, optimizers and the contents of the data. It does not cover the location of the
-    data, the number of processes or the number of micro-batches.
+    It covers the seed, teacher, method, optimizers and the contents of the teacher and the data, not where these are,
+    the number of processes or the number of micro-batches. The code and the versions of libraries are recorded under
+    `CODE`; a change of these does not refuse a run.
 
     Args:
         recipe: The run's recipe.
         plan: The run's data.
-        teacher: A teacher in memory, whose weights are then part of the hash.
+        teacher: A teacher in memory, instead of the recipe's.
 
     Returns:
-        A SHA-256 in hexadecimal digits.
+        Values of the recipe as JSON and hashes of contents, by name.
     """
     fixed = dataclasses.asdict(recipe)
-    for key in ("name", "output", "evaluation", "data"):
-        del fixed[key]
-    for key in ("checkpointing", "offload_teacher"):
-        del fixed["memory"][key]
+    for name in ("name", "output", "evaluation"):
+        del fixed[name]
+    del fixed["teacher"]["path"]
+    for name in BY_CONTENT:
+        del fixed["data"][name]
+    for name in ("checkpointing", "offload_teacher"):
+        del fixed["memory"][name]
     if recipe.memory.tier == "full":
         fixed["memory"] = {"eight_bit": recipe.memory.eight_bit}
-    fixed["train"] = {key: fixed["train"][key] for key in FIXED}
-    parts: list[bytes | memoryview | Path] = [json.dumps(fixed, sort_keys=True).encode()]
-    if teacher is not None:
-        parts.append(teacher.digest().encode())
-    for field in dataclasses.fields(plan):
-        parts += [f"\n{field.name}:".encode(), *_parts(getattr(plan, field.name))]
-    return sha256(parts)
+    fixed["train"] = {name: fixed["train"][name] for name in FIXED}
+    method, options = method_options(recipe)
+    fixed["method"] = {"name": recipe.method["name"]} | dataclasses.asdict(options)
+    optimizers = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in method.PHASES}
+    fixed["optimizers"] = {phase: dataclasses.asdict(optimizer) for phase, optimizer in optimizers.items()}
+    contents = stored_contents(recipe) if teacher is None else teacher.contents()
+    family = find(TEACHERS, recipe.teacher.family) if teacher is None else type(teacher)
+    return {
+        **_flatten(fixed),
+        **{f"the teacher's {name}": value for name, value in contents.items()},
+        **_data_keys(plan),
+        CODE: code(method, family, *LOOP),
+    }
 
 
-def _parts(value: Any) -> Iterator[bytes | memoryview | Path]:
-    """What is hashed of a data plan's value: files by their contents, not by their names."""
-    if isinstance(value, Images):
-        yield from _parts(value.fingerprint_parts)
-    elif isinstance(value, Path) and value.is_file():
-        yield from (value.stat().st_size.to_bytes(8, "big"), value)
-    elif isinstance(value, Tensor):
-        yield from (f"{value.dtype} {tuple(value.shape)}\n".encode(), tensor_bytes(value))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _parts(item)
-    else:
-        yield f"{value!r}\n".encode()
+def stored_contents(recipe: Recipe) -> dict[str, str]:
+    """What the recipe's teacher computes with, by name: its files, and the precision of its weights."""
+    family: type[Teacher] = find(TEACHERS, recipe.teacher.family)
+    assert recipe.teacher.path is not None
+    return family.stored_contents(family.locate(recipe.teacher.path)) | {"precision": recipe.teacher.precision}
 
 
-def check_same_run(meta: dict[str, Any], recipe: Recipe, expected: str) -> None:
-    """Raise ValueError if a checkpoint's meta record has another fingerprint than `expected`."""
-    if meta.get("fingerprint") != expected:
-        raise ValueError(
-            f"{recipe.folder} holds checkpoints of another recipe or of other data; "
-            f"give this run another name (name=...) or remove {recipe.folder / 'checkpoints'}"
-        )
+def _data_keys(plan: Plan) -> dict[str, str]:
+    """A key of each part of the data."""
+    found = {"the captions": key(plan.captions)}
+    if plan.images is not None:
+        found["the images"] = plan.images.content_key
+    if plan.pocket:
+        found["the pocket teacher's latents"] = content(pocket.FOLDER / "latents.safetensors")
+    if plan.latents is not None:
+        found["the latents"] = key(plan.latents)
+    return found
 
 
-def finished(recipe: Recipe, expected: str) -> bool:
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The leaves of nested groups as JSON, by dotted name."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: json.dumps(value)}
+    return flat
+
+
+def check_same_run(meta: dict[str, Any], recipe: Recipe, expected: dict[str, str]) -> None:
+    """Raise ValueError if a checkpoint's meta record has another fingerprint than `expected`; it says what changed."""
+    stored = meta.get("fingerprint")
+    before = stored if isinstance(stored, dict) else {}
+    names = [name for name in {**before, **expected} if name != CODE and before.get(name) != expected.get(name)]
+    if not names:
+        return
+    changes = [_change(name, before.get(name), expected.get(name)) for name in names]
+    more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    raise ValueError(
+        f"{recipe.folder} holds checkpoints of another recipe or of other data ({', '.join(changes[:SHOWN])}{more}); "
+        f"give this run another name (name=...) or remove {recipe.folder / 'checkpoints'}"
+    )
+
+
+def _change(name: str, before: str | None, after: str | None) -> str:
+    if before is None or after is None:
+        return f"{name} is {'new' if before is None else 'gone'}"
+    return f"{name} changed" if name.startswith("the ") else f"{name} was {before} and is {after}"
+
+
+def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     """Whether the run's folder already has the result of this recipe.
 
     Args:
@@ -91,13 +131,37 @@ def finished(recipe: Recipe, expected: str) -> bool:
         expected: The run's fingerprint.
 
     Raises:
-        ValueError: If the folder's checkpoints are of another recipe or of other data.
+        ValueError: If the folder's checkpoints are of another recipe, of other data or of another teacher.
     """
     meta = checkpoint.newest_meta(recipe.folder / "checkpoints")
     if meta is None:
         return False
     check_same_run(meta, recipe, expected)
-    return meta["step"] >= recipe.train.steps and (recipe.folder / "pipeline" / "distill.json").is_file()
+    if meta["step"] >= recipe.train.steps and is_exported(recipe.folder, meta):
+        return True
+    if meta["fingerprint"].get(CODE) != expected[CODE]:
+        warnings.warn(
+            f"{recipe.folder} was trained with other versions of the code or of its libraries up to step "
+            f"{meta['step']}; the rest is not exactly what they would have computed",
+            stacklevel=2,
+        )
+    return False
+
+
+def is_exported(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether the pipeline in a run's folder was exported from the checkpoint with the record `meta` or a later one."""
+    try:
+        exported = json.loads((folder / EXPORTED).read_text(encoding="utf-8"))
+        same = exported["fingerprint"] == key(meta["fingerprint"]) and exported["step"] >= meta["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return same and (folder / "pipeline" / "distill.json").is_file()
+
+
+def record_export(folder: Path, identity: dict[str, str], step: int) -> None:
+    """Record which state the pipeline in a run's folder was exported from, for `is_exported`."""
+    with atomic_write(folder / EXPORTED) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": key(identity), "step": step}) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from distill.data.dataset import Dataset
 from distill.training.engine import Engine
 from distill.training.memory_plan import print_plan
 from distill.training.monitor import Monitor, choose_features
+from distill.training.run_folder import stored_contents
 from teachers.core.teacher import Teacher
 
 
@@ -78,10 +79,11 @@ def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | 
     """
     if engine.is_main and recipe.teacher.path is not None:
         print_plan(recipe, engine.world_size, engine.device)
+    contents = stored_contents(recipe) if teacher is None else teacher.contents()
     if teacher is None:
         teacher = load_teacher(recipe, engine.device)
     cls, options = method_options(recipe)
-    dataset = data.prepare(plan, teacher, recipe, engine.accelerator)
+    dataset = data.prepare(plan, teacher, recipe, engine.accelerator, contents)
     return teacher, teacher_pairs.attach(dataset, recipe, teacher, cls.pairs(options), engine.accelerator)
 
 

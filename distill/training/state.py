@@ -145,7 +145,7 @@ class TrainState:
         self.step, self.seconds = saved.meta["step"], saved.meta["seconds"]
         return True
 
-    def save(self, folder: Path, engine: Engine, fingerprint: str, keep: int, keep_every: int = 0) -> None:
+    def save(self, folder: Path, engine: Engine, fingerprint: dict[str, str], keep: int, keep_every: int = 0) -> None:
         """Write a checkpoint into `folder` atomically. Every process calls it; the main one writes.
 
         Args:

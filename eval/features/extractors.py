@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.config.names import FEATURES, INCEPTION_MODES, VISION_MODELS
-from eval.features.inception import inception_features
+from eval.features.inception import inception_features, resolve_weights
 from eval.features.transformers_models import vision_features
 from teachers import pocket
 from teachers.loading.registry import feature_models
+from teachers.support.keys import code, content, key
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ class Extractor:
     Attributes:
         name: Part of the name of every metric that is computed with these features.
         function: Computes the features; it never receives NaN.
-        weights: The file or folder of a family's own extractor, for the keys of cached results; None for the others.
+        weights: A hash of the network's weights and configuration, and of a plug-in's code, for keys of cached values;
+            "" without a network.
         declared_dimensions: The number of features of a family's own extractor, which may take one image size only.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
-    weights: Path | None = None
+    weights: str = ""
     declared_dimensions: int | None = None
 
     @property
@@ -91,20 +93,24 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: Path | Non
         ValueError: If the name is unknown or the weights are missing.
     """
     if name == "pocket":
-        classifier = _pocket(device)
-        return Extractor(name, lambda images: classifier.features(images.to(device)))
+        model = _pocket(device)
+        return Extractor(name, lambda images: model.features(images.to(device)), content(_pocket_weights()))
     if name in ("inception", *INCEPTION_MODES):
         mode = "clean" if name == "inception" else name
-        return Extractor(mode, inception_features(mode, torch.device(device), weights))
+        file = resolve_weights(weights)
+        return Extractor(mode, inception_features(mode, torch.device(device), file), content(file))
     kind, _, source = name.partition("=")
     if kind in VISION_MODELS:
-        return Extractor(kind, vision_features(kind, source or None, torch.device(device)))
+        function = vision_features(kind, source or None, torch.device(device))
+        return Extractor(kind, function, content(source or VISION_MODELS[kind].source))
     if name == "pixels":
         return Extractor(name, lambda images: F.adaptive_avg_pool2d(images.to(device), 8).flatten(1))
     declared = feature_models()
     if name in declared:
-        model = declared[name](torch.device(device))
-        return Extractor(name, lambda images: model.features(images.to(device)), model.weights, model.dimensions)
+        make = declared[name]
+        own = make(torch.device(device))
+        identity = key(content(own.weights), code(make))
+        return Extractor(name, lambda images: own.features(images.to(device)), identity, own.dimensions)
     raise ValueError(f'unknown feature extractor "{name}"; choose one of {", ".join((*FEATURES, *declared))}')
 
 
@@ -133,9 +139,13 @@ def prompt_judge(name: str, device: torch.device | str = "cpu") -> Callable[[Ten
 
 
 def _pocket(device: torch.device | str) -> pocket.Classifier:
-    if not (pocket.FOLDER / "classifier.safetensors").is_file():
+    if not _pocket_weights().is_file():
         raise ValueError(
             f'the features "pocket" need the classifier, which is missing in {pocket.FOLDER}; '
             'run "python -m benchmarks.pocket.make", or choose other features ("pixels" need no weights)'
         )
     return pocket.classifier().to(device)
+
+
+def _pocket_weights() -> Path:
+    return pocket.FOLDER / "classifier.safetensors"

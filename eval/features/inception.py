@@ -33,7 +33,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.inception import BasicConv2d, Inception3
 
 from eval.config.names import INCEPTION_MODES
-from teachers.support.files import atomic_write, sha256_file
+from teachers.support.files import atomic_write
+from teachers.support.keys import file_content
 
 SIZE = 299  # pixels a side of the network's input
 DIMENSIONS = 2048
@@ -102,10 +103,9 @@ def _hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-@functools.lru_cache(maxsize=4)
 def weights_sha256(path: Path) -> str:
-    """The SHA-256 of a weights file, in hexadecimal; each file is read once."""
-    return sha256_file(path)
+    """The SHA-256 of a weights file, in hexadecimal; an unchanged file is read once."""
+    return file_content(path)
 
 
 def download(url: str, path: Path) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from eval.metrics.context import MetricContext, Row
 from eval.metrics.intervals import interval, standard_error
+from teachers.support.keys import code
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,15 @@ class Metric(ABC):
 
 
 class ScoredMetric(Metric):
-    """A metric whose scores are computed while a row is generated and stored in the row's cache entry.
-
-    Attributes:
-        version: Increase it when the same images get other scores, so that cached rows are measured again.
-    """
-
-    version: ClassVar[int] = 1
+    """A metric whose scores are computed while a row is generated and stored in the row's cache entry."""
 
     def cache_key(self) -> list[Any]:
         """Everything besides the images and prompts that the scores depend on, as JSON values.
 
-        A metric that reads weights or a configuration extends the list, for instance by
-        `eval.pipelines.cache.content(path)`.
+        The code of the metric's class is part of it. A metric that reads weights or a configuration extends the list,
+        for instance by `teachers.support.keys.content(path)`.
         """
-        return [f"{type(self).__module__}.{type(self).__qualname__}", self.version]
+        return [f"{type(self).__module__}.{type(self).__qualname__}", code(type(self))]
 
 
 class SampleMetric(ScoredMetric):

@@ -19,7 +19,7 @@ from eval.config.names import CLIP
 from eval.features.transformers_models import embedding, load_pretrained
 from eval.metrics.base import SampleMetric
 from eval.metrics.context import MetricContext
-from eval.pipelines.cache import content
+from teachers.support.keys import content
 
 SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g", (1664, 48): "bigG"}  # width, layers
 

@@ -7,6 +7,7 @@ AlexNet (Zhang et al., "The unreasonable effectiveness of deep features as a per
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,10 @@ class DiversityLpips(GroupMetric):
         """LPIPS of each pair."""
         assert self.context.lpips is not None
         return pairwise(images, groups, self.context.lpips)
+
+    def cache_key(self) -> list[Any]:
+        """The scores depend on the weights of LPIPS."""
+        return [*super().cache_key(), getattr(self.context.lpips, "weights", None)]
 
     def compute(self, row: Row) -> Figure:
         """The mean, without an interval: pairs that share an image are not independent."""

@@ -11,7 +11,6 @@ import importlib.util
 import pickle
 import urllib.error
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from teachers.support.keys import key
 
 Backbone = Literal["vgg", "alex"]
 HUB = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
@@ -65,21 +66,35 @@ class Lpips:
         return distance.flatten()
 
 
-def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
+def load_lpips(device: torch.device) -> "ImageDistance | None":
     """LPIPS with AlexNet for images in [0, 1] of any size; None if its weights would have to be downloaded."""
     if not is_on_machine("alex"):
         return None
-    metric = Lpips(device, "alex")
+    return ImageDistance(Lpips(device, "alex"), device)
+
+
+class ImageDistance:
+    """LPIPS for images in [0, 1] of any size, in batches.
+
+    Args:
+        metric: LPIPS for images in [-1, 1].
+        device: Its device.
+
+    Attributes:
+        weights: A hash of its network, for keys of cached scores.
+    """
+
+    def __init__(self, metric: Lpips, device: torch.device) -> None:
+        self.metric, self.device, self.weights = metric, device, key(metric)
 
     @torch.no_grad()
-    def distance(one: Tensor, two: Tensor) -> Tensor:
+    def __call__(self, one: Tensor, two: Tensor) -> Tensor:
+        """The distances (B,), on the CPU, of two batches (B, 3, H, W)."""
         parts = []
         for pair in zip(torch.split(one, BATCH), torch.split(two, BATCH), strict=True):
-            a, b = (_enlarged(images.to(device)) * 2 - 1 for images in pair)
-            parts.append(metric(a, b).cpu())
+            a, b = (_enlarged(images.to(self.device)) * 2 - 1 for images in pair)
+            parts.append(self.metric(a, b).cpu())
         return torch.cat(parts)
-
-    return distance
 
 
 def _enlarged(images: Tensor) -> Tensor:

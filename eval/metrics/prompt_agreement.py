@@ -31,7 +31,7 @@ class PromptAgreement(SampleMetric):
 
     def cache_key(self) -> list[Any]:
         """The classifier belongs to the features."""
-        return [*super().cache_key(), self.context.extractor.name]
+        return [*super().cache_key(), self.context.extractor.name, self.context.extractor.weights]
 
     def compute(self, row: Row) -> Figure | None:
         """The share, with the Wilson score interval."""

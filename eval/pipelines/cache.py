@@ -17,10 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teachers.support.files import atomic_write, sha256
+from teachers.support.files import atomic_write
 
-FORMAT = 4  # increase it when the same inputs give other figures
-NOT_WEIGHTS = {"distill.json", "README.md", ".gitattributes"}
 SCORES = "scores/"  # prefix of the tensors of scores; the rest is the metric's key
 
 
@@ -43,34 +41,6 @@ class Result:
     covariance: Tensor
     images: Tensor
     scores: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of the names and contents of a pipeline's weights and configurations, without its model card."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name not in NOT_WEIGHTS)
-    return sha256(part for file in files for part in _parts(file, str(file.relative_to(folder))))
-
-
-def content(source: str | Path | None) -> str | None:
-    """Identifies weights by content: the fingerprint of a local folder or file, otherwise the name itself."""
-    if source is None or not Path(source).exists():
-        return None if source is None else str(source)
-    path = Path(source)
-    return fingerprint(path) if path.is_dir() else sha256(_parts(path, path.name))
-
-
-def _parts(file: Path, name: str) -> tuple[bytes, Path]:
-    return f"{name}\n{file.stat().st_size}\n".encode(), file
-
-
-def key(**parts: Any) -> str:
-    """The name of a row's folder.
-
-    Args:
-        **parts: Everything that the row depends on, as JSON values.
-    """
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, default=str)
-    return sha256([text.encode()])[:24]
 
 
 def load(cache: Path, name: str) -> Result | None:

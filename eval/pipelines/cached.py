@@ -1,6 +1,5 @@
 """Measures all rows of a comparison; rows that are in the cache are read from it."""
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ from eval.pipelines.cache import Result
 from eval.pipelines.jobs import Job
 from eval.pipelines.measure import measure
 from eval.pipelines.settings import Loader, Settings
+from teachers.loading.contents import pipeline_contents
+from teachers.loading.registry import family_of, installed
+from teachers.support.keys import code, key
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,7 @@ class MeasuredRow:
     from_cache: bool
 
 
-def measure_rows(
-    jobs: list[Job], settings: Settings, folder: Path, machine: dict[str, Any], weights: str | None
-) -> list[MeasuredRow]:
+def measure_rows(jobs: list[Job], settings: Settings, folder: Path, machine: dict[str, Any]) -> list[MeasuredRow]:
     """Measure every row that is not in the cache.
 
     Args:
@@ -33,13 +33,12 @@ def measure_rows(
         settings: What all rows share.
         folder: The folder of the cache.
         machine: The machine's description; rows of another machine are measured again.
-        weights: Identifies the weights of the feature extractor.
     """
     load = Loader(settings)
-    fingerprints = {pipeline: cache.fingerprint(pipeline) for pipeline in {job.folder for job in jobs}}
+    pipelines = {pipeline: pipeline_key(pipeline) for pipeline in {job.folder for job in jobs}}
     rows = []
     for job in jobs:
-        name = row_key(job, settings, fingerprints[job.folder], machine, weights)
+        name = row_key(job, settings, pipelines[job.folder], machine)
         result = cache.load(folder, name)
         from_cache = result is not None
         if result is None:
@@ -52,23 +51,34 @@ def measure_rows(
     return rows
 
 
-def row_key(job: Job, settings: Settings, fingerprint: str, machine: dict[str, Any], weights: str | None) -> str:
+def pipeline_key(folder: Path) -> str:
+    """A key of the contents of a pipeline's folder and of the family that takes it, without card and distill.json."""
+    try:
+        family = installed()[family_of(str(folder))]
+    except ValueError:  # a pipeline that no family takes is judged with diffusers alone
+        return key(pipeline_contents(str(folder)))
+    return key(pipeline_contents(str(folder)), code(family, *family.pipelines))
+
+
+def row_key(job: Job, settings: Settings, pipeline: str, machine: dict[str, Any]) -> str:
     """The cache key of a row: everything that its measurements, features and scores depend on."""
     scored = [metric for metric in settings.metrics if isinstance(metric, ScoredMetric) and not job.is_reference]
-    return cache.key(
-        pipeline=fingerprint,
-        call=job.call,
-        solver=job.fast_solver,
-        stream=job.stream,
-        seed=settings.seed,
-        samples=settings.samples,
-        batch_size=settings.batch_size,
-        prompts=settings.prompts,
-        features=settings.extractor.name,
-        weights=weights,
-        metrics={metric.key: metric.cache_key() for metric in scored},
-        size=settings.size,
-        compiled=settings.compiled,
-        timing=dataclasses.asdict(settings.timing),
-        machine=machine,
-    )
+    inputs = {
+        "pipeline": pipeline,
+        "call": job.call,
+        "solver": job.fast_solver,
+        "stream": job.stream,
+        "seed": settings.seed,
+        "samples": settings.samples,
+        "batch_size": settings.batch_size,
+        "prompts": settings.prompts,
+        "features": (settings.extractor.name, settings.extractor.weights),
+        "metrics": {metric.key: metric.cache_key() for metric in scored},
+        "size": settings.size,
+        "precision": settings.precision,
+        "device": settings.device.type,
+        "compiled": settings.compiled,
+        "timing": settings.timing,
+        "machine": machine,
+    }
+    return key(inputs, code("eval.pipelines.measure", "eval.features.extractors"))[:24]

@@ -6,7 +6,7 @@ An external pipeline has no distill.json. It is called with the defaults of its 
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Run:
         features: The feature extractor.
         reference: The reference.
         cost: The cost of training, as the run recorded it.
+        teacher_contents: Hashes of the teacher's files as they were in training, by name.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Run:
     features: str | None
     reference: str | None
     cost: dict[str, Any] | None
+    teacher_contents: dict[str, str] = field(default_factory=dict)
 
 
 def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None = None) -> Run:
@@ -102,6 +104,7 @@ def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None
         if evaluation.get("reference") is None
         else _resolve(_entry(evaluation, "reference", str, file), folder),
         cost=stored.get("cost"),
+        teacher_contents=dict(teacher.get("contents") or {}),
     )
 
 

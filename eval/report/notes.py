@@ -4,6 +4,8 @@ from typing import Any
 
 from eval.metrics.context import MetricContext
 from eval.pipelines.inputs import Inputs
+from eval.pipelines.runs import teacher_folder
+from teachers.loading.contents import changed_files
 
 LPIPS_MISSING = (
     "The weights of LPIPS (AlexNet) are not on this machine, so diversity and LPIPS to the teacher are left out; "
@@ -39,7 +41,21 @@ def notes(inputs: Inputs, context: MetricContext, size: int | None, problems: li
             f"There are {inputs.known_prompts:,} prompts for {samples:,} samples, so prompts are repeated; published "
             "evaluations use one caption per sample."
         )
-    return [*out, *_call_notes(inputs), *problems]
+    return [*out, *_teacher_notes(inputs), *_call_notes(inputs), *problems]
+
+
+def _teacher_notes(inputs: Inputs) -> list[str]:
+    """Runs whose teacher was replaced or edited since they were trained."""
+    out = []
+    for run in inputs.runs:
+        changed = changed_files(teacher_folder(run.teacher), run.teacher_contents) if run.teacher else []
+        if changed:
+            more = f" and {len(changed) - 1} more files" if len(changed) > 1 else ""
+            out.append(
+                f"The teacher in {run.teacher} is not the one that {run.name} was distilled from: {changed[0]}{more} "
+                "changed. The teacher's rows are those of the present one."
+            )
+    return out
 
 
 def _call_notes(inputs: Inputs) -> list[str]:

@@ -4,7 +4,7 @@ import copy
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -18,10 +18,11 @@ from teachers.core.contract import Contract
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.time_embedding import has_time_embedding, refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
+from teachers.loading.contents import pipeline_contents, without_runtime
 from teachers.loading.source import TEXT_COMPONENTS, load_pipeline, local_or_hub
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
-from teachers.support.files import sha256, tensor_bytes
+from teachers.support.keys import key
 
 
 def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
@@ -247,15 +248,29 @@ class Teacher(Contract, ABC):
             guidance = expand(guidance, x_t).to(x_t.dtype)
         return without + guidance * (with_prompt - without)
 
-    def digest(self) -> str:
-        """A hash of the network's weights and how they are used, for teachers that were not loaded from files."""
-        return sha256(self._digest_parts())
+    @classmethod
+    def stored_contents(cls, path: str) -> dict[str, str]:
+        """Hashes of all files that `load` reads, by name, for keys of what is computed with the teacher.
 
-    def _digest_parts(self) -> Iterator[bytes | memoryview]:
-        yield repr((type(self).__qualname__, self.shape, self.denoiser.prediction)).encode()
-        for name, value in sorted(self.denoiser.state_dict().items()):
-            yield f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
-            yield tensor_bytes(value)
+        A family with its own `load` reads unknown files, so every file of the folder counts. It may override this.
+
+        Args:
+            path: As `locate` returns it.
+        """
+        own_load = getattr(cls.load, "__func__", None) is not getattr(Teacher.load, "__func__", None)
+        return pipeline_contents(path, whole=own_load, **cls.options)
+
+    def contents(self) -> dict[str, str]:
+        """Hashes of everything that this teacher computes with, as it is in memory, by name.
+
+        Components that are not loaded yet are hashed as files. Use it before training changes the teacher.
+        """
+        stored = {} if self.origin is None else self.stored_contents(self.origin[0])
+        return stored | {"precision": str(self.origin and self.origin[1]), "in memory": self.digest()}
+
+    def digest(self) -> str:
+        """A hash of the networks, schedules and settings in memory."""
+        return key(without_runtime(vars(self)))
 
     def offload(self, device: torch.device) -> None:
         """Keep the frozen network in host memory; `velocity` copies it to `device` for each call."""

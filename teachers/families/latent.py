@@ -1,7 +1,7 @@
 """`LatentTeacher` and `LatentUNet`: the common code of families with an autoencoder."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +55,7 @@ class LatentTeacher(Teacher):
 
     passes_sigmas: ClassVar[bool] = False
     ignores_guidance: ClassVar[bool] = False
+    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": ("vae",)}
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0) -> None:
         self.stock = freeze(pipeline)

@@ -1,6 +1,6 @@
 """Unconditional pixel-space models: `DDPMPipeline` and `DDIMPipeline` with a `UNet2DModel`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
@@ -29,6 +29,7 @@ class Unconditional(Teacher):
     guided: ClassVar[bool] = False
     pipelines: ClassVar[Pipelines] = (DDPMPipeline, DDIMPipeline)
     network: ClassVar[str] = "unet"
+    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": (), "encode": ()}  # latents are pixels
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
         if unet.config.class_embed_type or unet.config.num_class_embeds:

@@ -16,12 +16,10 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import FromSingleFileMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from teachers.loading.components import check_components
-from teachers.support.files import sha256, sha256_file
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 INDEX = "model_index.json"
@@ -148,38 +146,6 @@ def check_weights(path: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ValueError(f"the weights {file} are corrupt or incomplete ({error}); get the file again") from error
-
-
-def components_hash(path: str, prefixes: tuple[str, ...]) -> str:
-    """A hash of the files of some components.
-
-    Args:
-        path: A pipeline folder, a Hub id whose files are in the Hub's cache, or a single file, which is hashed as a
-            whole.
-        prefixes: How the names of the components begin.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    single = Path(path).is_file()
-    folder = configuration(path) if single else Path(path)
-    if not single and not folder.is_dir():  # a Hub id: its files are in the cache once they have been loaded
-        index = try_to_load_from_cache(path, INDEX)
-        folder = Path(index).parent if isinstance(index, str) else folder
-    parts = [path.encode() if not folder.is_dir() else b""]
-    components = [item for item in sorted(folder.glob("*")) if item.is_dir() and item.name.startswith(prefixes)]
-    for file in [Path(path)] * single + [file for item in components for file in sorted(item.rglob("*"))]:
-        if file.is_file():
-            name = file.name if single else file.relative_to(folder)
-            parts.append(f"{name} {_file_hash(file)}\n".encode())
-    return sha256(parts)
-
-
-def _file_hash(file: Path) -> str:
-    blob = file.resolve().name
-    if file.is_symlink() and len(blob) == 64:
-        return blob  # the Hub's cache names weights by their SHA-256
-    return sha256_file(file)
 
 
 @contextmanager

@@ -178,20 +178,6 @@ def test_adding_a_run_measures_only_that_run(make_run, tmp_path, text_pipeline, 
     assert all(row["from_cache"] for row in again["rows"]), "a row depends on a pipeline's content, not on its folder"
 
 
-def test_weights_are_identified_by_their_content(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/weights").write_text("1")
-    first = cache.content(str(tmp_path / "model"))
-    shutil.copytree(tmp_path / "model", tmp_path / "copy")
-    assert cache.content(str(tmp_path / "copy")) == first
-    file = cache.content(tmp_path / "model/weights")
-    (tmp_path / "model/weights").write_text("2")
-    assert cache.content(str(tmp_path / "model")) != first
-    assert cache.content(tmp_path / "model/weights") != file
-    assert cache.content("owner/name") == "owner/name"
-    assert cache.content(None) is None
-
-
 @pytest.mark.slow
 def test_an_interruption_loses_only_the_current_row(make_run, tmp_path, compare_quickly):
     run, out, calls = make_run(), tmp_path / "out", []
@@ -224,18 +210,6 @@ def test_a_damaged_row_is_measured_again(make_run, tmp_path, compare_quickly):
     compare_quickly([tmp_path / "runs/student"], out, samples=4)
     assert cached_rows(out) == before
     assert all(cache.load(out / "cache", name) for name in before)
-
-
-def test_changed_weights_change_the_fingerprint(text_pipeline, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(text_pipeline, folder)
-    before = cache.fingerprint(folder)
-    (folder / "README.md").write_text("a card")
-    (folder / "distill.json").write_text("{}")
-    assert cache.fingerprint(folder) == before
-    weights = folder / "unet/diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    assert cache.fingerprint(folder) != before
 
 
 def test_the_cache_returns_what_was_saved(tmp_path):

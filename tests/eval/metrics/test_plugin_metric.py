@@ -147,7 +147,7 @@ def test_cached_rows_depend_on_what_their_scores_depend_on(tmp_path):
     metric = WeightedBrightness(MetricContext(4, 0, CPU, pixels, 192))
 
     def key(*metrics):
-        return row_key(job, Settings(4, 4, 0, CPU, "float32", None, pixels, metrics), "fingerprint", {}, None)
+        return row_key(job, Settings(4, 4, 0, CPU, "float32", None, pixels, metrics), "pipeline", {})
 
     before = key(metric)
     assert key(metric) == before != key()
