@@ -61,6 +61,13 @@ class SCMOptions(Checked):
         "Angle in radians that limits where an epsilon student's output is evaluated near the end of time.",
         above=SOFT_WIDTH,
     )
+    boundary_angle: float = option(
+        0.4,
+        "Angle in radians below which a student that predicts the sample is blended with its input, so that "
+        "f(x, 0) = x. Second times must be at least this for such a student.",
+        above=0,
+        below=HALF_PI,
+    )
     second_times: tuple[float, ...] = option(
         (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         "Candidate angles in radians of the second step; the best on held-out samples is exported.",
@@ -119,6 +126,8 @@ class SCM(Distiller):
         if options.adaptation_steps:
             teacher.refit_time_embedding(self.student, options.time_scale)
             self.student.max_angle = options.max_angle
+        if self.student.prediction == "sample":
+            self.student.boundary_angle = options.boundary_angle
 
     def _check_guidance(self) -> None:
         drift, guidances = self.options.drift, self.options.guidances
@@ -148,7 +157,8 @@ class SCM(Distiller):
         second_times = [
             angle
             for angle in self.options.second_times
-            if path.t_min < angle < path.t_max and output_angle(torch.tensor(angle)) == angle
+            if max(path.t_min, self.student.boundary_angle - 1e-9) < angle < path.t_max
+            and output_angle(torch.tensor(angle)) == angle
         ]
         return [[path.t_max, angle] for angle in second_times] or [[path.t_max]]
 
