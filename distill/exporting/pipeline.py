@@ -125,7 +125,7 @@ def describe(
         features: The features of the evaluation.
     """
     source, data = recipe.teacher, recipe.data.prompts or recipe.data.images
-    scale = {"guidance_scale": source.guidance} if student.defaults else {}  # guidance is an input of the student
+    scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     prompts = recipe.evaluation.prompts or ("pocket" if data == "pocket" else PROMPTS)
     return {
         "format": 1,
