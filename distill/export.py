@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 
 from distill.config.recipe import SAVED, load
+from distill.exporting.finish import finish
 from distill.exporting.hub import CARD, add_evaluation, find_report, push
-from distill.exporting.pipeline import PROMPTS, export_student
+from distill.exporting.pipeline import PROMPTS
 from distill.training import checkpoint
 from distill.training.engine import Engine
 from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder
@@ -49,11 +50,13 @@ def export_run(run: Path) -> Path:
     recipe = dataclasses.replace(recipe, output=str(folder.parent), name=folder.name, train=settings)
     plan = plan_data(recipe)
     with lock_run_folder(recipe.folder), Engine(recipe.train, recipe.folder) as engine:
-        check_same_run(newest, recipe, fingerprint(recipe, plan))
+        identity = fingerprint(recipe, plan)
+        check_same_run(newest, recipe, identity)
         teacher, dataset = prepare(recipe, plan, engine)
         state = TrainState.build(recipe, teacher, engine)
         state.resume(checkpoints_folder(recipe), engine)
-        return export_student(recipe, state, teacher, dataset, build_monitor(recipe, teacher, dataset, engine), engine)
+        monitor = build_monitor(recipe, teacher, dataset, engine)
+        return finish(recipe, state, teacher, dataset, monitor, engine, identity)
 
 
 def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: Path | None) -> None:

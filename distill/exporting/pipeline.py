@@ -64,7 +64,13 @@ def export(
 
 
 def export_student(
-    recipe: Recipe, state: TrainState, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
+    recipe: Recipe,
+    state: TrainState,
+    teacher: Teacher,
+    dataset: Dataset,
+    monitor: Monitor | None,
+    engine: Engine,
+    exported_step: int,
 ) -> Path:
     """Choose the student's sampling schedule and export its EMA. Every process calls it.
 
@@ -75,6 +81,7 @@ def export_student(
         dataset: The run's data, for its captions.
         monitor: Evaluates candidate schedules on held-out samples; None on processes that do not evaluate.
         engine: The run's engine.
+        exported_step: The training step of the EMA in `state`.
 
     Returns:
         The pipeline's folder.
@@ -87,6 +94,7 @@ def export_student(
         student = teacher.student()  # untrained: an unchanged copy of the teacher
     cost = {
         "steps": state.step,
+        "exported_step": exported_step,
         "seconds": round(state.seconds, 1),
         "samples": state.step * recipe.train.batch_size,
         "device": device_name(engine.device),

@@ -172,6 +172,12 @@ class JsonlLog:
         self.last = record["step"]
 
 
+def held_out_records(path: Path) -> list[dict[str, Any]]:
+    """The records of `history.jsonl` in order, without an incomplete last line; [] if there is no such file."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if math.isfinite(_step(line))]
+
+
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
