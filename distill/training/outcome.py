@@ -27,8 +27,8 @@ FAILED = "failed.json"  # in a run's folder
 FAR = 3.0
 COLLAPSED = 0.01  # diversity relative to the teacher's; healthy students of the shipped recipes have 0.3 to 1.2
 # A student starts as the teacher's one-step denoiser, whose samples hardly vary at high noise. In the first steps it
-# counts as collapsed only if its samples vary less than at the start.
-FIRST_STEPS = 100
+# counts as collapsed only if its samples vary far less than those.
+FIRST_STEPS, OF_START = 100, 0.02
 
 
 @dataclass
@@ -163,7 +163,7 @@ def collapse(monitor: Monitor, state: TrainState, step: int) -> str | None:
         step: The training step of the EMA.
     """
     diversity, start = monitor.diversity(state.distiller, state.ema)
-    if diversity >= COLLAPSED or (step < FIRST_STEPS and diversity >= start / 2):
+    if diversity >= COLLAPSED or (step < FIRST_STEPS and diversity >= OF_START * start):
         return None
     return f"the samples of step {step} collapsed (their variation over noise is {diversity:.2%} of the teacher's)"
 

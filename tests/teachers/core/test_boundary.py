@@ -59,7 +59,7 @@ def method(prediction, sigma_data=1.0, network=None, rcm=False, **options):
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 @pytest.mark.parametrize("adaptation_steps", [0, 5])
 def test_a_constant_network_has_a_large_consistency_loss(prediction, sigma_data, adaptation_steps):
-    """Before the boundary condition, the loss of a constant sample network was 1e-13: nothing kept it from collapsing."""
+    """Without the boundary condition, the loss of a constant sample network is 1e-13."""
     scm, batch = method(prediction, sigma_data, adaptation_steps=adaptation_steps)
     loss, logs = scm("student", batch, 1000)
     assert loss > 0.1
