@@ -24,7 +24,7 @@ from distill.methods.compiling import eager
 from distill.training.run_folder import JsonlLog
 from eval.features.extractors import Extractor, extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
-from teachers.core.denoiser import Condition, Denoiser
+from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import initial_x_t
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
@@ -82,26 +82,18 @@ class Monitor:
             )
         self.noise_floor = 2 * self.teacher_results["covariance"].trace().item() / self.count
 
-    def _repeated(self) -> tuple[Tensor, Condition]:
-        """Held-out noise with a few prompts, each of which is repeated for consecutive rows; and these conditions."""
-        total = min(DIVERSITY_SAMPLES, self.count)
-        rows = torch.arange(total) // min(DIVERSITY_NOISES, total)
-        return self.noise[:total].to(self.device), self._cond(rows)
-
     @torch.no_grad()
     def _teacher_diversity(self, steps: int, guidance: float) -> dict[str, Tensor]:
         """Variation over noise of the teacher's samples, and of its x0 after one evaluation at the largest angle."""
-        noise, cond = self._repeated()
-        samples = teacher_endpoint(self.teacher, noise, cond, steps, guidance)
-        t = torch.full((len(noise),), self.teacher.denoiser.path.t_max, device=self.device)
-        x_t = initial_x_t(self.teacher.denoiser, noise, t[0].item())
-        first = to_x0(x_t, self.teacher.velocity(x_t, t, cond, guidance), t)
-        return {
-            name: variation(decode_images(self.teacher, latents)).cpu()
-            for name, latents in {"samples": samples, "first": first}.items()
-        }
+        samples, first = [], []
+        for rows in torch.arange(min(DIVERSITY_SAMPLES, self.count)).split(CHUNK):
+            noise, cond = self.noise[rows].to(self.device), self._cond(rows // DIVERSITY_NOISES)
+            samples.append(decode_images(self.teacher, teacher_endpoint(self.teacher, noise, cond, steps, guidance)))
+            t = torch.full((len(noise),), self.teacher.denoiser.path.t_max, device=self.device)
+            x_t = initial_x_t(self.teacher.denoiser, noise, t[0].item())
+            first.append(decode_images(self.teacher, to_x0(x_t, self.teacher.velocity(x_t, t, cond, guidance), t)))
+        return {"samples": variation(torch.cat(samples)).cpu(), "first": variation(torch.cat(first)).cpu()}
 
-    @torch.no_grad()
     def diversity(self, distiller: Distiller, student: Denoiser) -> tuple[float, float]:
         """How much samples from the same prompt vary with the noise, relative to the teacher's from the same noise.
 
@@ -113,15 +105,10 @@ class Monitor:
             The student's ratio, the largest of all its numbers of steps, and the ratio of the teacher's x0 after one
             evaluation, from which a student starts. 0 for samples that are not finite.
         """
-        noise, cond = self._repeated()
-        times = distiller.sampling_schedules()[0]
-        target = self.teacher_diversity["samples"]
-        ratios = []
-        for count in distiller.step_counts(times):
-            more_noise = partial(self._randn, noise.shape, torch.Generator().manual_seed(0))
-            with eager():
-                latents = sample(student, noise, times[:count], cond, more_noise)
-                ratios.append(_ratio(variation(decode_images(self.teacher, latents)).cpu(), target))
+        times, target = distiller.sampling_schedules()[0], self.teacher_diversity["samples"]
+        total = min(DIVERSITY_SAMPLES, self.count)
+        images = [self.images(student, times[:n], total, DIVERSITY_NOISES) for n in distiller.step_counts(times)]
+        ratios = [_ratio(variation(part).cpu(), target) for part in images]
         return max(ratios), _ratio(self.teacher_diversity["first"], target)
 
     @torch.no_grad()
@@ -146,13 +133,14 @@ class Monitor:
         return torch.randn(shape, generator=generator).to(self.device)
 
     @torch.no_grad()
-    def images(self, student: Denoiser, times: Sequence[float], count: int) -> Tensor:
+    def images(self, student: Denoiser, times: Sequence[float], count: int, noises: int = 1) -> Tensor:
         """The student's samples from the held-out prompts and noise.
 
         Args:
             student: The student, or its EMA.
             times: Decreasing angles of its steps, in radians.
             count: Number of samples.
+            noises: Number of consecutive samples from the same prompt.
 
         Returns:
             Images (count, 3, H, W) in [0, 1].
@@ -163,7 +151,7 @@ class Monitor:
             noise = self.noise[rows].to(self.device)
             more_noise = partial(self._randn, noise.shape, generator)
             with eager():  # compiling for another batch size than the run's takes longer than it saves
-                latents = sample(student, noise, times, self._cond(rows), more_noise)
+                latents = sample(student, noise, times, self._cond(rows // noises), more_noise)
                 images.append(decode_images(self.teacher, latents))
         return torch.cat(images)
 
