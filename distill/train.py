@@ -123,7 +123,7 @@ def distil(recipe: Recipe, plan: data.Plan, identity: str, engine: Engine, teach
         if monitor:
             trackers = engine.trackers
             record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers)
-            keep_best(recipe, state, record, identity, engine)
+            keep_best(recipe, state, monitor, record, identity, engine)
 
     stop = Stop(engine.group)
     bar = tqdm(total=settings.steps, initial=state.step, desc=recipe.name, disable=not engine.is_main, mininterval=1)

@@ -81,14 +81,21 @@ def is_better(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool
     return new < (FAR * old if best["step"] == 0 and record["step"] > 0 else old)
 
 
-def keep_best(recipe: Recipe, state: TrainState, record: Mapping[str, Any], fingerprint: str, engine: Engine) -> None:
-    """Save the EMA as the best one if its evaluation is. Every process that evaluates calls it.
+def keep_best(
+    recipe: Recipe, state: TrainState, monitor: Monitor, record: Mapping[str, Any], fingerprint: str, engine: Engine
+) -> None:
+    """Save the EMA as the best one if its evaluation is, unless its samples collapsed.
+
+    Every process that evaluates calls it.
 
     Raises:
         ValueError: If it cannot be written and train.on_failed_save is "stop".
     """
     folder = checkpoints_folder(recipe)
-    if not _same(engine, is_better(record, best_record(folder, fingerprint))):
+    best = best_record(folder, fingerprint)
+    if not _same(engine, is_better(record, best)):
+        return
+    if best is not None and _same(engine, collapse(monitor, state, state.step)):
         return
     ema = engine.full_state(state.ema.state_dict())
     if not engine.is_main:

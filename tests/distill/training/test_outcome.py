@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from distill.train import train
 from distill.training import best, checkpoint
 from distill.training.monitor import variation
 from distill.training.outcome import FAILED, RunFailed, is_better
+from distill.training.run_folder import fingerprint
+from distill.training.setup import plan_data
 from teachers.families.unconditional import Unconditional
 
 ZERO = OptimizerRecipe(lr=1e-6, weight_decay=1e6)  # one step sets all weights to zero: a constant network
@@ -124,14 +127,13 @@ def test_a_collapsed_run_exports_its_best_and_fails_again_when_started_again(tea
 
 
 def adopt(recipe, other, teacher):
-    """Give the checkpoints of `recipe` the fingerprint of `other`, which has another optimizer."""
-    from distill.training.run_folder import fingerprint
-    from distill.training.setup import plan_data
-
+    """Give the checkpoints of `recipe` the fingerprint and the weight decay of `other`."""
     new = fingerprint(other, plan_data(other, teacher), teacher)
     folder = recipe.folder / "checkpoints"
     newest = checkpoint.load_newest(folder)
     newest.meta["fingerprint"] = new
+    for group in newest.optimizers["student"]["param_groups"]:
+        group["weight_decay"] = other.optimizers["student"].weight_decay
     checkpoint.save(folder, newest, 2)
     old = fingerprint(recipe, plan_data(recipe, teacher), teacher)
     record = best.best_record(folder, old)
@@ -236,8 +238,6 @@ def test_stopped_runs_export_their_best(folder, tmp_path):
 def test_commands_end_with_exit_code_3(folder, tmp_path, words):
     recipe = recipe_in(tmp_path, ZERO, path=str(folder))
     file = tmp_path / "r.yaml"
-    from dataclasses import asdict
-
     file.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(recipe)))))
     last = words[-2:] if words[-2] == "--num-processes" else []
     command = [sys.executable, *words[: len(words) - len(last)], str(file), *last]
