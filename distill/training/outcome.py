@@ -22,10 +22,10 @@ from teachers.support.errors import EXIT_FAILED
 from teachers.support.files import atomic_write
 
 FAILED = "failed.json"  # in a run's folder
-# Healthy runs of the shipped recipes end at up to 1.5 times their best distance (500 samples); collapsed ones at 10 to
-# 900 times.
+# Of the recorded runs, healthy ones end at up to 1.5 times their best distance (500 samples), collapsed ones at 40 to 900
+# times.
 FAR = 3.0
-COLLAPSED = 0.01  # diversity relative to the teacher's; healthy students of the shipped recipes have 0.3 to 1.2
+COLLAPSED = 0.01  # diversity relative to the teacher's
 # A student starts as the teacher's one-step denoiser, whose samples hardly vary at high noise. In the first steps it
 # counts as collapsed only if its samples vary far less than those.
 FIRST_STEPS, OF_START = 100, 0.02
