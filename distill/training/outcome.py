@@ -22,8 +22,8 @@ from teachers.support.errors import EXIT_FAILED
 from teachers.support.files import atomic_write
 
 FAILED = "failed.json"  # in a run's folder
-# Of the recorded runs, healthy ones end at up to 1.5 times their best distance (500 samples), collapsed ones at 40 to 900
-# times.
+# Of the recorded runs (500 samples), healthy ones end at up to 1.5 times their best distance, collapsed ones at 40 to
+# 900 times.
 FAR = 3.0
 COLLAPSED = 0.01  # diversity relative to the teacher's
 # A student starts as the teacher's one-step denoiser, whose samples hardly vary at high noise. In the first steps it
