@@ -25,7 +25,7 @@ FAILED = "failed.json"  # in a run's folder
 # Of the recorded runs (500 samples), healthy ones end at up to 1.5 times their best distance, collapsed ones at 40 to
 # 900 times.
 FAR = 3.0
-COLLAPSED = 0.01  # diversity relative to the teacher's
+COLLAPSED = 0.01  # diversity relative to the teacher's: 1.0 for pocket students, 0.1 to 0.2 before their training
 # A student starts as the teacher's one-step denoiser, whose samples hardly vary at high noise. In the first steps it
 # counts as collapsed only if its samples vary far less than those.
 FIRST_STEPS, OF_START = 100, 0.02
