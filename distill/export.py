@@ -10,11 +10,12 @@ import dataclasses
 from pathlib import Path
 
 from distill.config.recipe import SAVED, load
+from distill.exporting.finish import finish
 from distill.exporting.hub import CARD, add_evaluation, find_report, push
-from distill.exporting.pipeline import PROMPTS, export_student
+from distill.exporting.pipeline import PROMPTS
 from distill.training import checkpoint
 from distill.training.engine import Engine
-from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder, record_export
+from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 
@@ -54,9 +55,7 @@ def export_run(run: Path) -> Path:
         state = TrainState.build(recipe, teacher, engine)
         state.resume(checkpoints_folder(recipe), engine)
         monitor = build_monitor(recipe, teacher, dataset, engine)
-        pipeline = export_student(recipe, state, teacher, dataset, monitor, engine)
-        record_export(recipe.folder, identity, state.step)
-        return pipeline
+        return finish(recipe, state, teacher, dataset, monitor, engine, identity)
 
 
 def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: Path | None) -> None:

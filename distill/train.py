@@ -25,13 +25,14 @@ from distill.config.registry import TEACHERS, find
 from distill.data import dataset as data
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
-from distill.exporting.pipeline import export_student
+from distill.exporting.finish import finish, report_failure
 from distill.methods.base import Distiller
 from distill.training.engine import Engine
 from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog, Metrics
 from distill.training.optimizers import set_learning_rate
-from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder, record_export
+from distill.training.outcome import failed_before, keep_best
+from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder, run_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
@@ -57,6 +58,7 @@ def train(
     Raises:
         ValueError: If the recipe or the data cannot be used, with what would be right.
         SystemExit: With code 0 after SIGINT or SIGTERM; run it again to continue.
+        RunFailed: A SystemExit with code 3: training went wrong, and only its best EMA, if any, was exported.
     """
     if teacher is None and recipe.teacher.path is None:
         raise ValueError("teacher.path must be set, or a teacher must be passed to train")
@@ -67,6 +69,11 @@ def train(
     is_main = os.environ.get("RANK", "0") == "0"
     with lock_run_folder(recipe.folder) if is_main else nullcontext():
         identity = fingerprint(recipe, plan, teacher)
+        failure = failed_before(recipe, run_key(identity))
+        if failure is not None:
+            if not is_main:
+                time.sleep(10)  # the launcher ends all processes with the first; the main one prints the error
+            report_failure(failure, recipe.folder, is_main)
         if finished(recipe, identity):
             final = recipe.folder / "pipeline"
             if is_main:
@@ -116,7 +123,9 @@ def distil(
 
     def evaluate() -> None:
         if monitor:
-            monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, engine.trackers)
+            trackers = engine.trackers
+            record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers)
+            keep_best(recipe, state, monitor, record, run_key(identity), engine)
 
     stop = Stop(engine.group)
     bar = tqdm(total=settings.steps, initial=state.step, desc=recipe.name, disable=not engine.is_main, mininterval=1)
@@ -150,11 +159,7 @@ def distil(
         engine.wait()
         engine.print(f"stopped at step {state.step}; run the same command again to continue")
         raise SystemExit(0)
-    final = export_student(recipe, state, teacher, dataset, monitor, engine)
-    if engine.is_main:
-        record_export(folder, identity, state.step)
-    engine.wait()
-    return final
+    return finish(recipe, state, teacher, dataset, monitor, engine, identity)
 
 
 def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, recipe: Recipe) -> Metrics:

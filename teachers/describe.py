@@ -79,6 +79,8 @@ def guidance(teacher: Teacher) -> str:
     """How guidance applies to the teacher's students, as one phrase."""
     if not teacher.guided:
         return "none: it takes no prompts"
+    if teacher.embeds_guidance:
+        return "an input of the network, evaluated once; trained into the weights, exported pipelines ignore it"
     if teacher.ignores_guidance:
         return "trained into the weights; exported pipelines ignore guidance_scale"
     return "trained into the weights; call exported pipelines with guidance_scale=1.0"

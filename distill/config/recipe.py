@@ -105,6 +105,9 @@ class TrainRecipe(Checked):
     evaluate_teacher_steps: int = option(
         50, "The teacher's steps for the samples of the held-out distance.", at_least=1
     )
+    export: Literal["best", "last"] = option(
+        "best", "The EMA that is exported: the one with the smallest held-out distance, or that of the last step."
+    )
     tracker: Literal["tensorboard", "wandb", "none"] = option("tensorboard", "Where metrics are logged.")
 
     def check(self) -> None:

@@ -68,6 +68,13 @@ def is_stock(kind: type[DiffusionPipeline]) -> bool:
     return kind.__module__.partition(".")[0] == "diffusers"
 
 
+def step_note(cost: dict[str, Any]) -> str:
+    """The line that says which training step's EMA the pipeline has, if it is not the last one."""
+    if cost["exported_step"] == cost["steps"]:
+        return ""
+    return f"Weights: the EMA of step {cost['exported_step']:,}, which has the best held-out distance of the run.\n"
+
+
 def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, teacher: Teacher) -> str:
     """The README of an exported pipeline, with its description and the calls that sample from it.
 
@@ -123,5 +130,6 @@ pipe = {loader}.from_pretrained("path/to/this/folder")
 {steps_note} `distill.json` has the same information in machine-readable form.
 
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
+{step_note(cost)}\
 Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.
 """

@@ -67,7 +67,13 @@ def export(
 
 
 def export_student(
-    recipe: Recipe, state: TrainState, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
+    recipe: Recipe,
+    state: TrainState,
+    teacher: Teacher,
+    dataset: Dataset,
+    monitor: Monitor | None,
+    engine: Engine,
+    exported_step: int,
 ) -> Path:
     """Choose the student's sampling schedule and export its EMA. Every process calls it.
 
@@ -78,6 +84,7 @@ def export_student(
         dataset: The run's data, for its captions.
         monitor: Evaluates candidate schedules on held-out samples; None on processes that do not evaluate.
         engine: The run's engine.
+        exported_step: The training step of the EMA in `state`.
 
     Returns:
         The pipeline's folder.
@@ -90,6 +97,7 @@ def export_student(
         student = teacher.student()  # untrained: an unchanged copy of the teacher
     cost = {
         "steps": state.step,
+        "exported_step": exported_step,
         "seconds": round(state.seconds, 1),
         "samples": state.step * recipe.train.batch_size,
         "device": device_name(engine.device),
@@ -129,7 +137,7 @@ def describe(
         features: The features of the evaluation.
     """
     source, data = recipe.teacher, recipe.data.prompts or recipe.data.images
-    scale = {"guidance_scale": source.guidance} if student.defaults else {}  # guidance is an input of the student
+    scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     prompts = recipe.evaluation.prompts or ("pocket" if data == "pocket" else PROMPTS)
     return {
         "format": 1,

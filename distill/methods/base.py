@@ -48,6 +48,7 @@ class Distiller(nn.Module, ABC):
         self.teacher = teacher
         self.guidance = guidance
         self.options = options
+        teacher.fix_guidance(guidance)
         self.student = teacher.student() if student is None else student
 
     @classmethod

@@ -61,6 +61,13 @@ class SCMOptions(Checked):
         "Angle in radians that limits where an epsilon student's output is evaluated near the end of time.",
         above=SOFT_WIDTH,
     )
+    boundary_angle: float = option(
+        0.4,
+        "Angle in radians below which a student that predicts the sample is blended with its input, so that "
+        "f(x, 0) = x. Second times must be at least this for such a student.",
+        above=0,
+        below=HALF_PI,
+    )
     second_times: tuple[float, ...] = option(
         (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         "Candidate angles in radians of the second step; the best on held-out samples is exported.",
@@ -119,6 +126,8 @@ class SCM(Distiller):
         if options.adaptation_steps:
             teacher.refit_time_embedding(self.student, options.time_scale)
             self.student.max_angle = options.max_angle
+        if self.student.prediction == "sample":
+            self.student.boundary_angle = options.boundary_angle
 
     def _check_guidance(self) -> None:
         drift, guidances = self.options.drift, self.options.guidances
@@ -148,7 +157,8 @@ class SCM(Distiller):
         second_times = [
             angle
             for angle in self.options.second_times
-            if path.t_min < angle < path.t_max and output_angle(torch.tensor(angle)) == angle
+            if max(path.t_min, self.student.boundary_angle - 1e-9) < angle < path.t_max
+            and output_angle(torch.tensor(angle)) == angle
         ]
         return [[path.t_max, angle] for angle in second_times] or [[path.t_max]]
 
@@ -191,8 +201,7 @@ class SCM(Distiller):
         velocity = self.student.velocity(x_t, t, cond)
         velocity = torch.where(expand(finite, g), velocity, 0.0)  # masked here because 0 * NaN is NaN in backward
         error = (velocity - velocity.detach() - g).square().flatten(1).sum(1)
-        # The error of the network's output, not of the velocity: no part of the time interval dominates the loss.
-        error = error / self.student.velocity_scale(t).square()
+        error = error / self.error_scale(t).square()
         logs = {
             "tangent_norm": torch.where(finite, norm, 0.0).mean(),
             "masked_share": (~finite).float().mean(),  # fraction of samples that are excluded as not finite
@@ -233,8 +242,17 @@ class SCM(Distiller):
     def adapt(self, x_t: Tensor, t: Tensor, drift: Tensor, cond: Condition) -> tuple[Tensor, Logs]:
         """Regress the student with its rescaled time input onto the drift; returns the loss and the values to log."""
         error = (self.student.velocity(x_t, t, cond) - drift).square().flatten(1).mean(1)
-        loss = (error / self.student.velocity_scale(t).square()).mean()
+        loss = (error / self.error_scale(t).square()).mean()
         return loss, {"adaptation_loss": loss.detach()}
+
+    def error_scale(self, t: Tensor) -> Tensor:
+        """What errors of the student's velocity are divided by, (B,): |dv / d output| at angles t (B,).
+
+        The loss is then the error of the network's output, and no part of the time interval dominates it. A sample
+        network is an exception: its output is x0, which matters least at small angles, where f(x, 0) = x must hold. Its
+        velocity is bounded by the boundary condition, and the loss is the error of the velocity, as in [8].
+        """
+        return torch.ones_like(t) if self.student.boundary_angle else self.student.velocity_scale(t)
 
     def _uniform_angles(self, batch: Batch) -> Tensor:
         """Random angles (B,), uniform over the schedule."""

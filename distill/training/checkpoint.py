@@ -67,8 +67,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(final) as temporary:
             temporary.mkdir()
-            save_file(_contiguous(checkpoint.weights), temporary / WEIGHTS)
-            save_file(_contiguous(checkpoint.ema), temporary / EMA)
+            save_file(contiguous(checkpoint.weights), temporary / WEIGHTS)
+            save_file(contiguous(checkpoint.ema), temporary / EMA)
             torch.save(checkpoint.optimizers, temporary / OPTIMIZERS)
             (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2), encoding="utf-8")
             files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in temporary.iterdir()}
@@ -188,7 +188,7 @@ def _verify(path: Path) -> None:
             raise DamagedCheckpoint(f"{name} has changed since it was written")
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous CPU tensors without shared memory, which safetensors requires; copied only if necessary."""
     separate: dict[str, Tensor] = {}
     seen: set[int] = set()

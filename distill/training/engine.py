@@ -123,7 +123,7 @@ class Engine:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._watchdog:
-            self._watchdog.stop(finished=error is None or (isinstance(error, SystemExit) and not error.code))
+            self._watchdog.stop(finished=error is None or (isinstance(error, SystemExit)))
 
     # --- networks -----------------------------------------------------------------------------------------------------
 
@@ -284,6 +284,14 @@ class Engine:
         """Raise ValueError if networks are sharded, because `setting` cannot be combined with FSDP2."""
         if self.sharding is not None:
             raise ValueError(f"{setting} cannot be combined with FSDP2: use recipes/accelerate/ddp.yaml")
+
+    def from_main(self, value: Any) -> Any:
+        """`value` of the main process, on every process. Every process calls it."""
+        if self.group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.group, device=torch.device("cpu"))
+        return values[0]
 
     def check_same(self, number: int, what: str) -> None:
         """Raise ValueError if `number`, which is derived from files, differs between processes."""

@@ -5,8 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CalledProcessError
 
-from teachers.support.errors import EXIT_ERROR, EXIT_INTERRUPTED
+from teachers.support.errors import EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED
 
 
 def launch(module: str, arguments: Sequence[str], config: Path | None, processes: int | None) -> int:
@@ -19,7 +20,7 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
         processes: Number of processes; None: the number in the configuration.
 
     Returns:
-        The exit code: 0; 2 if a process ended with a user error; 130 after a signal; else 1.
+        The exit code: 0; 2 if a process ended with a user error; 3 if training went wrong; 130 after a signal; else 1.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -29,11 +30,13 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
     os.environ["PYTHONSAFEPATH"] = "1"  # nothing in the working directory shadows this package in the child processes
     words = ["--config_file", str(config)] if config else []
     words += ["--num_processes", str(processes)] if processes else []
-    parsed = launch_command_parser().parse_args([*words, "--quiet", "--module", module, *arguments])
+    parsed = launch_command_parser().parse_args([*words, "--module", module, *arguments])
     try:
         launch_command(parsed)
     except ChildFailedError as error:
         failures = error.failures.values()
+        if any(failure.exitcode == EXIT_FAILED for failure in failures):
+            return EXIT_FAILED
         if any(failure.exitcode == EXIT_ERROR for failure in failures):
             return EXIT_ERROR  # the process has printed its error
         for failure in failures:
@@ -43,6 +46,6 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
     except SignalException as error:
         print(f"stopped by {error.sigval.name}; run the same command again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except SystemExit as error:  # --quiet: a single process failed, and has printed why
-        return EXIT_ERROR if error.code else 0
+    except CalledProcessError as error:  # a single process, which has printed why it failed
+        return error.returncode if error.returncode in (EXIT_ERROR, EXIT_FAILED) else 1
     return 0

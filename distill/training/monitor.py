@@ -7,8 +7,9 @@ noise, are made once and stored in the run's cache.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +29,17 @@ from distill.training.run_folder import JsonlLog
 from eval.features.extractors import Extractor, extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
 from teachers.core.denoiser import Denoiser
+from teachers.core.few_step import initial_x_t
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
+from teachers.core.trigflow import to_x0
 from teachers.loading.contents import teacher_key
+from teachers.support.keys import key
 
 CHUNK = 50  # samples of one batch
 GRID = 8  # images in a row of the grid
+DIVERSITY_SAMPLES = 64  # samples from which `Monitor.diversity` is measured
+DIVERSITY_NOISES = 16  # of them for each prompt
 
 
 def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, features: Extractor) -> str:
@@ -73,12 +79,45 @@ class Monitor:
         self.extract: Extractor = extractor(features, device)
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._generator(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
-        name = teacher_samples_key(recipe, teacher, data, self.extract)
-        file = recipe.folder / "cache" / "teacher.safetensors"
-        if not shards.is_valid(file, name):
-            with eager():
-                shards.write(file, name, self._sample_teacher(steps, guidance, self._generator(recipe, "teacher")))
-        self.teacher_results = load_file(file)
+        name, cache = teacher_samples_key(recipe, teacher, data, self.extract), recipe.folder / "cache"
+        self.teacher_results = _cached(
+            cache / "teacher.safetensors",
+            name,
+            lambda: self._sample_teacher(steps, guidance, self._generator(recipe, "teacher")),
+        )
+        self.teacher_diversity = _cached(
+            cache / "diversity.safetensors", key("diversity", name), lambda: self._teacher_diversity(steps, guidance)
+        )
+        self.noise_floor = 2 * self.teacher_results["covariance"].trace().item() / self.count
+
+    @torch.no_grad()
+    def _teacher_diversity(self, steps: int, guidance: float) -> dict[str, Tensor]:
+        """Variation over noise of the teacher's samples, and of its x0 after one evaluation at the largest angle."""
+        samples, first = [], []
+        for rows in torch.arange(min(DIVERSITY_SAMPLES, self.count)).split(CHUNK):
+            noise, cond = self.noise[rows].to(self.device), self._cond(rows // DIVERSITY_NOISES)
+            samples.append(decode_images(self.teacher, teacher_endpoint(self.teacher, noise, cond, steps, guidance)))
+            t = torch.full((len(noise),), self.teacher.denoiser.path.t_max, device=self.device)
+            x_t = initial_x_t(self.teacher.denoiser, noise, t[0].item())
+            first.append(decode_images(self.teacher, to_x0(x_t, self.teacher.velocity(x_t, t, cond, guidance), t)))
+        return {"samples": variation(torch.cat(samples)).cpu(), "first": variation(torch.cat(first)).cpu()}
+
+    def diversity(self, distiller: Distiller, student: Denoiser) -> tuple[float, float]:
+        """How much samples from the same prompt vary with the noise, relative to the teacher's from the same noise.
+
+        Args:
+            distiller: The method, for the numbers of steps.
+            student: The student, or its EMA.
+
+        Returns:
+            The student's ratio, the largest of all its numbers of steps, and the ratio of the teacher's x0 after one
+            evaluation, from which a student starts. 0 for samples that are not finite.
+        """
+        times, target = distiller.sampling_schedules()[0], self.teacher_diversity["samples"]
+        total = min(DIVERSITY_SAMPLES, self.count)
+        images = [self.images(student, times[:n], total, DIVERSITY_NOISES) for n in distiller.step_counts(times)]
+        ratios = [_ratio(variation(part).cpu(), target) for part in images]
+        return max(ratios), _ratio(self.teacher_diversity["first"], target)
 
     @torch.no_grad()
     def _sample_teacher(self, steps: int, guidance: float, generator: torch.Generator) -> dict[str, Tensor]:
@@ -102,13 +141,14 @@ class Monitor:
         return torch.randn(shape, generator=generator).to(self.device)
 
     @torch.no_grad()
-    def images(self, student: Denoiser, times: Sequence[float], count: int) -> Tensor:
+    def images(self, student: Denoiser, times: Sequence[float], count: int, noises: int = 1) -> Tensor:
         """The student's samples from the held-out prompts and noise.
 
         Args:
             student: The student, or its EMA.
             times: Decreasing angles of its steps, in radians.
             count: Number of samples.
+            noises: Number of consecutive samples from the same prompt.
 
         Returns:
             Images (count, 3, H, W) in [0, 1].
@@ -119,7 +159,7 @@ class Monitor:
             noise = self.noise[rows].to(self.device)
             more_noise = partial(self._randn, noise.shape, generator)
             with eager():  # compiling for another batch size than the run's takes longer than it saves
-                latents = sample(student, noise, times, self._cond(rows), more_noise)
+                latents = sample(student, noise, times, self._cond(rows // noises), more_noise)
                 images.append(decode_images(self.teacher, latents))
         return torch.cat(images)
 
@@ -127,6 +167,8 @@ class Monitor:
     def distance(self, student: Denoiser, times: Sequence[float]) -> float:
         """Frechet distance between the features of the student's held-out samples and of the teacher's samples."""
         images = self.images(student, times, self.count)
+        if not bool(images.isfinite().all()):
+            return math.inf
         mean, covariance = statistics(torch.cat([self.extract(part).cpu() for part in images.split(CHUNK)]))
         target = self.teacher_results
         return frechet_from_statistics(mean, covariance, target["mean"], target["covariance"])
@@ -163,7 +205,7 @@ class Monitor:
         step: int,
         seconds: float,
         trackers: Sequence[Any],
-    ) -> None:
+    ) -> dict[str, Any]:
         """Evaluate the EMA: Frechet distances for each number of steps, and a grid of samples.
 
         Every process with a monitor calls it. The process that writes appends a record to `history`, prints a message
@@ -176,6 +218,9 @@ class Monitor:
             step: The training step.
             seconds: Training time so far.
             trackers: accelerate's trackers.
+
+        Returns:
+            The record: step, seconds, and held_out_frechet by number of steps, None for one that is not finite.
         """
         times = distiller.sampling_schedules()[0]
         counts = distiller.step_counts(times)
@@ -183,9 +228,11 @@ class Monitor:
         rows = {f"student, {n} steps": (ema, times[:n]) for n in counts}
         rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.preview_models().items()}
         grid = self.grid(step, rows)
+        finite = {n: d if math.isfinite(d) else None for n, d in distances.items()}
+        record = {"step": step, "seconds": round(seconds, 2), "held_out_frechet": finite}
         if not self.writes:
-            return
-        history.append({"step": step, "seconds": round(seconds, 2), "held_out_frechet": distances})
+            return record
+        history.append(record)
         tqdm.write(
             f"step {step}: held-out Frechet distance to the teacher "
             + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
@@ -194,6 +241,7 @@ class Monitor:
             tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
             if tracker.name == "tensorboard":
                 tracker.writer.add_image("samples", grid, step)
+        return record
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:
         """The sampling schedule of the method with the smallest held-out distance.
@@ -213,6 +261,39 @@ class Monitor:
         for distance, times in scored if self.writes else []:
             print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
         return min(scored)[1]
+
+
+def variation(images: Tensor) -> Tensor:
+    """How much images differ within groups of up to `DIVERSITY_NOISES` consecutive ones.
+
+    Args:
+        images: Images (N, ...).
+
+    Returns:
+        (2,): the mean over groups of their variance, and of their median squared distance from an image to its nearest
+        neighbour. The second is small where samples are copies of a few images, whose variance may be large.
+    """
+    groups = images.double().flatten(1).split(DIVERSITY_NOISES)
+    variances = [group.var(0, correction=0).mean() for group in groups]
+    nearest = []
+    for group in groups:
+        distances = torch.cdist(group, group, compute_mode="donot_use_mm_for_euclid_dist").square() / group.shape[1]
+        nearest.append(distances.fill_diagonal_(math.inf).amin(1).median())
+    return torch.stack([torch.stack(variances).mean(), torch.stack(nearest).mean()])
+
+
+def _cached(file: Path, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in `file` if its key is `name`; otherwise computed without compilation, and stored."""
+    if not shards.is_valid(file, name):
+        with eager():
+            shards.write(file, name, compute())
+    return load_file(file)
+
+
+def _ratio(values: Tensor, target: Tensor) -> float:
+    """The smaller ratio of two results of `variation`; 0 if one is not finite, 1 where the teacher does not vary."""
+    ratios = torch.where(target > 1e-12, values / target.clamp_min(1e-12), 1.0)
+    return float(ratios.min()) if bool(ratios.isfinite().all()) else 0.0
 
 
 def choose_features(recipe: Recipe) -> str:

@@ -75,6 +75,11 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     }
 
 
+def run_key(identity: dict[str, str]) -> str:
+    """One key for a fingerprint, without the code: results of the same run have the same key."""
+    return key({name: value for name, value in identity.items() if name != CODE})
+
+
 def stored_contents(recipe: Recipe) -> dict[str, str]:
     """What the recipe's teacher computes with, by name: its files, and the precision of its weights."""
     family: type[Teacher] = find(TEACHERS, recipe.teacher.family)
@@ -234,6 +239,12 @@ class JsonlLog:
             if self.path.is_file():
                 os.truncate(self.path, size)
         self.last = record["step"]
+
+
+def held_out_records(path: Path) -> list[dict[str, Any]]:
+    """The records of `history.jsonl` in order, without an incomplete last line; [] if there is no such file."""
+    lines = path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if math.isfinite(_step(line))]
 
 
 def _step(line: str) -> float:

@@ -70,7 +70,9 @@ def training(cost: dict[str, Any] | None) -> str:
         return NOTHING
     parts = []
     if cost.get("steps") is not None:
-        parts.append(f"{cost['steps']:,} steps")
+        exported = cost.get("exported_step", cost["steps"])
+        best = "" if exported == cost["steps"] else f" (best EMA: step {exported:,})"
+        parts.append(f"{cost['steps']:,} steps{best}")
     if cost.get("seconds") is not None:
         parts.append(duration(cost["seconds"]))
     if cost.get("device"):

@@ -1,5 +1,6 @@
 """`Denoiser`: a diffusers network of any prediction type, evaluated in canonical time (TrigFlow)."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
@@ -48,7 +49,13 @@ class Denoiser(nn.Module):
         call: How the network takes its arguments. It must be a top-level function, so that copies can share it.
 
     Attributes:
+        boundary_angle: 0: a sample network D is x0 at every angle, so nothing makes f(x, 0) = x, and a constant network
+            is a consistency function with zero loss. Above 0, in radians: consistency students have that boundary
+            condition, as consistency models need it (Song et al. 2023, arXiv 2303.01469, equation 5). Below
+            `boundary_angle` the output is blended with the input; see `output_divisor`. Other prediction types have
+            the boundary condition by themselves and ignore it.
         defaults: Values of the condition that apply if `cond` lacks the key; one row (1, ...) each.
+        guidance_input: Whether an exported pipeline passes its guidance scale to the network.
 
     Raises:
         ValueError: If `prediction` is unknown.
@@ -72,7 +79,9 @@ class Denoiser(nn.Module):
         self.time_scale = time_scale
         self.max_angle = max_angle
         self.call = call
+        self.boundary_angle = 0.0
         self.defaults: Condition = {}
+        self.guidance_input = False
 
     def output_angle(self, t: Tensor) -> Tensor:
         """Return the angle at which an epsilon network is evaluated.
@@ -91,6 +100,29 @@ class Denoiser(nn.Module):
         knee = self.max_angle - SOFT_WIDTH
         return torch.where(t <= knee, t, knee + SOFT_WIDTH * torch.tanh((t - knee).clamp_min(0) / SOFT_WIDTH))
 
+    def output_divisor(self, t: Tensor) -> Tensor:
+        """Return g(t) of a sample network D: its velocity is F = (cos t x_t - D) / g(t).
+
+        The definition of TrigFlow gives g = sin t, which makes f = cos t x_t - sin t F equal to D. With s = sin t and
+        k = sin(boundary_angle), this function returns
+
+            g = s                        for s >= k: f = D, so stock pipelines compute the student exactly there
+            g = k / 2 + s^2 / (2 k)      for s < k: f = cos t (1 - s / g) x_t + (s / g) D, and f(x, 0) = x
+
+        g has a continuous derivative, which the tangent needs, and is at least k / 2, so F stays bounded.
+
+        Args:
+            t: Angles in radians, (B,).
+
+        Returns:
+            g(t), (B,).
+        """
+        sin = torch.sin(t)
+        if not self.boundary_angle:
+            return sin
+        knee = math.sin(self.boundary_angle)
+        return torch.where(t >= self.boundary_angle, sin, knee / 2 + sin.square() / (2 * knee))
+
     def timestep_input(self, t: Tensor) -> Tensor:
         """Return the time that the network receives at angles t (B,), in float32: half precision ruins tangents."""
         return (self.path.timestep(t) if self.time_scale is None else t.double() * self.time_scale).float()
@@ -100,7 +132,7 @@ class Denoiser(nn.Module):
         if self.prediction == "epsilon":
             return torch.tan(self.output_angle(t)) / torch.sin(t)
         if self.prediction == "sample":
-            return 1 / (self.path.sigma_data * torch.sin(t))
+            return 1 / (self.path.sigma_data * self.output_divisor(t))
         return (self.path.scale(t) / self.path.sigma_data).to(t.dtype)
 
     def predict_x0_and_noise(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
@@ -133,10 +165,19 @@ class Denoiser(nn.Module):
             t = expand(t, x_t).to(x_t.dtype)
             return x0, (x_t - torch.cos(t) * x0) / torch.sin(t)
         if self.prediction == "sample":
+            if self.boundary_angle:
+                return self._with_boundary(x_t, t, output / sigma_data)
             return output / sigma_data, (native - alpha * output) / sigma
         if self.prediction == "v_prediction":  # v = alpha z - sigma X0 (Salimans & Ho 2022, arXiv 2202.00512)
             return (alpha * native - sigma * output) / sigma_data, sigma * native + alpha * output
         return (native - sigma * output) / sigma_data, native + alpha * output  # flow = z - X0, alpha + sigma = 1
+
+    def _with_boundary(self, x_t: Tensor, t: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, z) of a sample network's output D, in unit variance, with f(x, 0) = x; see `output_divisor`."""
+        sin, cos, divisor = (expand(value, x_t).to(x_t.dtype) for value in (t.sin(), t.cos(), self.output_divisor(t)))
+        ratio = sin / divisor
+        velocity = (cos * x_t - output) / divisor
+        return cos * (1 - ratio) * x_t + ratio * output, sin * x_t + cos * velocity
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Return v = cos(t) z - sin(t) x0.

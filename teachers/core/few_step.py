@@ -69,6 +69,10 @@ def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMSche
             f"times after the first must be at most {denoiser.max_angle} - {SOFT_WIDTH} radians for a student with "
             f"that max_angle, got {list(times)}"
         )
+    if times[-1] < denoiser.boundary_angle - 1e-9:
+        raise ValueError(
+            f"a student's times must be at least its boundary_angle {denoiser.boundary_angle}, got {list(times)}"
+        )
     anchors = [0, *reversed(lcm_timesteps(path, len(times)))]
     angles = torch.tensor([path.t_min, *reversed(output_angles)], dtype=torch.float64)
     levels = path.log_ratio

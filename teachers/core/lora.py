@@ -41,8 +41,11 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) 
         base_layers: Sequence[nn.Module] = network.lora_base.base_time_layers
         embeddings = time_embeddings(base) if base_layers else []
         for (project, embedding), base_layer in zip(embeddings, base_layers, strict=True):
-            features = project(timesteps)
-            change = embedding.linear_1(project(trained)) - base_layer(features)  # (N, hidden)
+            features, trained_features = project(timesteps), project(trained)
+            if "timestep_cond" in denoiser.defaults:  # the pipeline's call passes the same guidance scale
+                offset = embedding.cond_proj(denoiser.defaults["timestep_cond"].to(features))
+                features, trained_features = features + offset, trained_features + offset
+            change = embedding.linear_1(trained_features) - base_layer(features)  # (N, hidden)
             name = f"{names[id(embedding)]}.linear_1"
             weights[f"{name}.lora_A.weight"] = torch.linalg.pinv(features.double().T).float()
             weights[f"{name}.lora_B.weight"] = change.T

@@ -208,6 +208,15 @@ class Teacher(Contract, ABC):
         """
         refit_time_embedding(student, time_scale)
 
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the teacher's network receives the guidance scale as an input, and so is evaluated only once."""
+        return False
+
+    def fix_guidance(self, guidance: float) -> None:
+        """Evaluate further students at this guidance scale where their condition has none, if the network embeds it."""
+        return
+
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
         """Add an input for the guidance scale to a student, in place.
 

@@ -75,6 +75,8 @@ def bake_timesteps(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor
     trained = denoiser.timestep_input(torch.tensor(times, dtype=torch.float64, device=device))
     timesteps = torch.tensor(lcm_timesteps(denoiser.path, len(times))) if timesteps is None else timesteps
     timesteps = timesteps.to(device, torch.float32)
+    if "timestep_cond" in denoiser.defaults and not denoiser.guidance_input:
+        fold_guidance(network, denoiser.defaults["timestep_cond"])
     if torch.allclose(trained, timesteps, rtol=0, atol=1e-4):
         return network
     for project, embedding in time_embeddings(network):
@@ -102,7 +104,8 @@ def guidance_embedding(guidance: Tensor, width: int) -> Tensor:
     half = width // 2
     frequencies = torch.exp(torch.arange(half, device=guidance.device) * -(math.log(10000.0) / (half - 1)))
     phase = 1000.0 * (guidance.float() - 1)[:, None] * frequencies
-    return torch.cat([phase.sin(), phase.cos()], dim=1)
+    features = torch.cat([phase.sin(), phase.cos()], dim=1)
+    return torch.nn.functional.pad(features, (0, width % 2))
 
 
 def guidance_width(network: UNet2DConditionModel) -> int:
@@ -118,6 +121,22 @@ def add_guidance_embedding(network: UNet2DConditionModel) -> None:
     """
     ignore_guidance(network, guidance_width(network))
     network.time_embedding.cond_proj.requires_grad_(True)
+
+
+@torch.no_grad()
+def fold_guidance(network: nn.Module, embedding: Tensor) -> None:
+    """Make the guidance scale of a UNet a constant part of its time embedding, in place, and remove the input for it.
+
+    Args:
+        network: A UNet whose time embedding has a `cond_proj`.
+        embedding: The scale's `guidance_embedding`, (1, width).
+    """
+    for _, time_embedding in time_embeddings(network):
+        layer, projection = time_embedding.linear_1, time_embedding.cond_proj
+        assert projection is not None
+        layer.bias.add_(layer.weight @ projection(embedding.to(projection.weight))[0])
+        time_embedding.cond_proj = None
+    network.register_to_config(time_cond_proj_dim=None)  # type: ignore[operator]
 
 
 @torch.no_grad()

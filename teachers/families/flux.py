@@ -60,28 +60,34 @@ class Flux(LatentTeacher):
             text, pooled, _ = self.text_pipeline().encode_prompt(list(prompts), None, device=self.device)
         return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
 
+    @property
+    def embeds_guidance(self) -> bool:
+        return bool(self.stock.transformer.config.guidance_embeds)
+
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
         """The velocity at an embedded guidance scale, in one evaluation. "schnell" ignores `guidance`."""
-        if self.stock.transformer.config.guidance_embeds:
+        if self.embeds_guidance:
             scale = guidance if isinstance(guidance, Tensor) else torch.full_like(t, guidance)
             cond = {**cond, "guidance": scale.float()}
-        return self.denoiser.velocity(x_t, t, cond)
+        with self._on_device():
+            return self.denoiser.velocity(x_t, t, cond)
 
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
-        if not self.stock.transformer.config.guidance_embeds:
+        if not self.embeds_guidance:
             raise ValueError("method.guidances must be empty: this Flux has no input for the guidance scale")
         student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
+        student.guidance_input = True
 
     def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
         return {"guidance": guidance.float()}
 
     def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        scale = {"guidance_scale": DEFAULT_GUIDANCE} if self.stock.transformer.config.guidance_embeds else {}
+        scale = {"guidance_scale": DEFAULT_GUIDANCE} if self.embeds_guidance else {}
         return super().lora_call(num_steps, times) | scale
 
     @torch.no_grad()
     def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:
-        if network.config.guidance_embeds and not student.defaults:  # one embedding for all guidance scales
+        if network.config.guidance_embeds and not student.guidance_input:  # one embedding for all guidance scales
             embed, layer = network.time_text_embed, network.time_text_embed.guidance_embedder.linear_2
             features = embed.time_proj(torch.tensor([DEFAULT_GUIDANCE * 1000], device=layer.weight.device))
             constant = embed.guidance_embedder(features.to(layer.weight.dtype))[0]

@@ -245,10 +245,35 @@ def freeze(pipeline: Any) -> Any:
 
 
 class LatentUNet(LatentTeacher):
-    """A pipeline with a latent UNet. Exports ignore `guidance_scale`, unless the student has an embedding for it."""
+    """A pipeline with a latent UNet. Exports ignore `guidance_scale`, unless the student has an embedding for it.
+
+    Attributes:
+        fixed_guidance: The scale of `fix_guidance`; None for a network that does not embed the guidance scale.
+    """
 
     network: ClassVar[str] = "unet"
     ignores_guidance: ClassVar[bool] = True
+    fixed_guidance: float | None = None
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.stock.unet.config.time_cond_proj_dim is not None
+
+    def fix_guidance(self, guidance: float) -> None:
+        if self.embeds_guidance:
+            self.fixed_guidance = guidance
+            self.denoiser.defaults = self.guidance_condition(self.denoiser, torch.tensor([guidance]))
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
+        """The guided velocity; one evaluation if the network receives the guidance scale, as latent consistency models.
+
+        The stock pipeline does not apply classifier-free guidance to such a network.
+        """
+        if not self.embeds_guidance:
+            return super().velocity(x_t, t, cond, guidance)
+        scale = guidance if isinstance(guidance, Tensor) else torch.full((len(x_t),), guidance, device=x_t.device)
+        with self._on_device():
+            return self.denoiser.velocity(x_t, t, {**cond, **self.guidance_condition(self.denoiser, scale)})
 
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
         if isinstance(student.network, Adapted):
@@ -256,13 +281,20 @@ class LatentUNet(LatentTeacher):
                 "method.guidances must be empty with memory.tier=lora: adapters cannot add the layer that embeds the "
                 "guidance scale of a UNet"
             )
-        add_guidance_embedding(student.network)
+        if not self.embeds_guidance:
+            add_guidance_embedding(student.network)
         student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
+        student.guidance_input = True
 
     def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
-        return {"timestep_cond": guidance_embedding(guidance, guidance_width(student.network))}
+        width = self.stock.unet.config.time_cond_proj_dim or guidance_width(student.network)
+        return {"timestep_cond": guidance_embedding(guidance, width)}
 
     def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
-        if not student.defaults:
+        if not student.guidance_input:
             ignore_guidance(network)
         return super().parts(student, network, scheduler)
+
+    def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        scale = {} if self.fixed_guidance is None else {"guidance_scale": self.fixed_guidance}
+        return super().lora_call(num_steps, times) | scale

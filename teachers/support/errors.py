@@ -12,7 +12,7 @@ from typing import Any
 
 from teachers.support.text import printable, split_lines
 
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 130
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -96,7 +96,7 @@ def test_failed_export_keeps_the_previous_pipeline(stopped, monkeypatch):
     def fails(*args):
         raise ValueError("no room")
 
-    monkeypatch.setattr(export_module, "export_student", fails)
+    monkeypatch.setattr(export_module, "finish", fails)
     with pytest.raises(ValueError, match="no room"):
         export_run(stopped.folder)
     assert record.is_file()

@@ -1,0 +1,63 @@
+"""The end of a run: judge it, export its best or last EMA, and report a failure with exit code 3."""
+
+import sys
+from pathlib import Path
+
+from distill.config.recipe import Recipe
+from distill.data.dataset import Dataset
+from distill.exporting.pipeline import export_student
+from distill.training.engine import Engine
+from distill.training.monitor import Monitor
+from distill.training.outcome import Outcome, RunFailed, settle, write_failure
+from distill.training.run_folder import record_export, run_key
+from distill.training.state import TrainState
+from teachers.core.teacher import Teacher
+
+
+def finish(
+    recipe: Recipe,
+    state: TrainState,
+    teacher: Teacher,
+    dataset: Dataset,
+    monitor: Monitor | None,
+    engine: Engine,
+    identity: dict[str, str],
+) -> Path:
+    """Judge a run, and export its best or last EMA. Every process calls it.
+
+    Args:
+        recipe: The run's recipe.
+        state: The state at the end; its EMA becomes the exported one.
+        teacher: The run's teacher.
+        dataset: The run's data.
+        monitor: Evaluates samples; None on processes that do not evaluate.
+        engine: The run's engine.
+        identity: The run's fingerprint.
+
+    Returns:
+        The folder of the exported pipeline.
+
+    Raises:
+        RunFailed: If training went wrong. The best EMA has been exported, unless its samples collapsed too.
+    """
+    outcome = settle(recipe, state, monitor, run_key(identity), engine)
+    final = recipe.folder / "pipeline"
+    if outcome.exported is not None:
+        final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported)
+    if engine.is_main:
+        if outcome.exported is not None:
+            record_export(recipe.folder, identity, state.step)
+        write_failure(recipe.folder, outcome)
+    engine.wait()
+    report_failure(outcome, recipe.folder, engine.is_main)
+    return final
+
+
+def report_failure(outcome: Outcome, folder: Path, is_main: bool) -> None:
+    """Print the error of a failed run on the main process, and raise RunFailed on every process."""
+    if outcome.problem is None:
+        return
+    message = outcome.message(folder)
+    if is_main:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    raise RunFailed(message)

@@ -1,0 +1,201 @@
+"""The end of a run: whether training went wrong, and which EMA is exported.
+
+A run has failed if its samples collapsed, or if its held-out distance ends far above its best. Then only the best EMA
+is exported, and the command ends with exit code 3.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.config.recipe import Recipe
+from distill.training import checkpoint
+from distill.training.best import best_record, load_best, save_best, score
+from distill.training.engine import Engine
+from distill.training.monitor import Monitor
+from distill.training.run_folder import held_out_records
+from distill.training.setup import checkpoints_folder
+from distill.training.state import TrainState
+from teachers.support.errors import EXIT_FAILED
+from teachers.support.files import atomic_write
+
+FAILED = "failed.json"  # in a run's folder
+# Of the recorded runs (500 samples), healthy ones end at up to 1.5 times their best distance, collapsed ones at 40 to
+# 900 times.
+FAR = 3.0
+COLLAPSED = 0.01  # diversity relative to the teacher's: 1.0 for pocket students, 0.1 to 0.2 before their training
+# A student starts as the teacher's one-step denoiser, whose samples hardly vary at high noise. In the first steps it
+# counts as collapsed only if its samples vary far less than those.
+FIRST_STEPS, OF_START = 100, 0.02
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: The training step at the end.
+        exported: The step of the EMA that is exported; None if nothing is.
+        problem: What went wrong, as a sentence without its end; None for a healthy run.
+        fingerprint: The run's key, from `run_key`.
+    """
+
+    step: int
+    exported: int | None
+    problem: str | None
+    fingerprint: str
+
+    def message(self, folder: Path) -> str:
+        """The error message of a failed run in `folder`."""
+        result = (
+            "nothing was exported" if self.exported is None else f"only the EMA of step {self.exported} was exported"
+        )
+        return (
+            f"training of {folder} went wrong: {self.problem}; {result}. "
+            "Train with a lower learning rate or other options under another name (name=...)"
+        )
+
+
+class RunFailed(SystemExit):
+    """Training went wrong; the process ends with exit code 3."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = EXIT_FAILED
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def is_better(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+    """Whether an evaluation replaces the best one.
+
+    The untrained student of step 0 is the best only until a trained one is evaluated that is not far above it.
+    """
+    if best is None:
+        return True
+    new, old = score(record["held_out_frechet"]), score(best["held_out_frechet"])
+    return new < (FAR * old if best["step"] == 0 and record["step"] > 0 else old)
+
+
+def keep_best(
+    recipe: Recipe, state: TrainState, monitor: Monitor, record: Mapping[str, Any], fingerprint: str, engine: Engine
+) -> None:
+    """Save the EMA as the best one if its evaluation is, unless its samples collapsed.
+
+    Every process that evaluates calls it.
+
+    Raises:
+        ValueError: If it cannot be written and train.on_failed_save is "stop".
+    """
+    folder = checkpoints_folder(recipe)
+    best = best_record(folder, fingerprint)
+    if not _same(engine, is_better(record, best)):
+        return
+    if best is not None and _same(engine, collapse(monitor, state, state.step)):
+        return
+    ema = engine.full_state(state.ema.state_dict())
+    if not engine.is_main:
+        return
+    try:
+        save_best(folder, ema, {**record, "fingerprint": fingerprint})
+    except ValueError as error:
+        if recipe.train.on_failed_save == "stop":
+            raise
+        engine.print(f"warning: {error}; training continues")
+
+
+def settle(recipe: Recipe, state: TrainState, monitor: Monitor | None, fingerprint: str, engine: Engine) -> Outcome:
+    """Judge a run and load the EMA that is exported into `state.ema`. Every process calls it.
+
+    Args:
+        recipe: The run's recipe.
+        state: The state at the end; its EMA is replaced by the best one if that is exported.
+        monitor: Evaluates samples; None on processes that do not evaluate.
+        fingerprint: The run's key, from `run_key`.
+        engine: The run's engine.
+
+    Returns:
+        The outcome, the same on every process.
+    """
+    outcome = Outcome(state.step, state.step, None, fingerprint)
+    if monitor is not None and state.step > 0:
+        outcome = _settle(recipe, state, monitor, fingerprint, engine)
+    shared: Outcome = engine.from_main(outcome)
+    return shared
+
+
+def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: str, engine: Engine) -> Outcome:
+    folder = checkpoints_folder(recipe)
+    best = best_record(folder, fingerprint)
+    problem = _same(engine, _problem(recipe, state, monitor, best))
+    wanted = best is not None and best["step"] != state.step and (problem or recipe.train.export == "best")
+    ema = load_best(folder) if wanted else None
+    if best is None or ema is None:
+        return Outcome(state.step, None if problem else state.step, problem, fingerprint)
+    engine.load_full_state(state.ema, ema)
+    if problem and _same(engine, collapse(monitor, state, best["step"])):
+        return Outcome(
+            state.step, None, f"{problem}, and so did those of the best EMA, of step {best['step']}", fingerprint
+        )
+    return Outcome(state.step, best["step"], problem, fingerprint)
+
+
+def _problem(recipe: Recipe, state: TrainState, monitor: Monitor, best: Mapping[str, Any] | None) -> str | None:
+    """What is wrong with the last EMA."""
+    if collapsed := collapse(monitor, state, state.step):
+        return collapsed
+    records = [r for r in held_out_records(recipe.folder / "history.jsonl") if r["step"] <= state.step]
+    if best is None or not records:
+        return None
+    last = records[-1]
+    end, least = (score(record["held_out_frechet"], monitor.noise_floor) for record in (last, best))
+    if end <= FAR * least:
+        return None
+    return (
+        f"the held-out Frechet distance of step {last['step']} is {end / least:.1f} times that of step {best['step']} "
+        f"({end:.4g} and {least:.4g})"
+    )
+
+
+def collapse(monitor: Monitor, state: TrainState, step: int) -> str | None:
+    """Say that the EMA's samples collapsed, or return None.
+
+    Args:
+        monitor: Samples the EMA.
+        state: The state with the EMA.
+        step: The training step of the EMA.
+    """
+    diversity, start = monitor.diversity(state.distiller, state.ema)
+    if diversity >= COLLAPSED or (step < FIRST_STEPS and diversity >= OF_START * start):
+        return None
+    return f"the samples of step {step} collapsed (their variation over noise is {diversity:.2%} of the teacher's)"
+
+
+def write_failure(folder: Path, outcome: Outcome) -> None:
+    """Record a failed run in its folder, or remove an earlier record if the run is healthy."""
+    if outcome.problem is None:
+        (folder / FAILED).unlink(missing_ok=True)
+        return
+    with atomic_write(folder / FAILED) as temporary:
+        temporary.write_text(json.dumps(asdict(outcome), indent=2) + "\n", encoding="utf-8")
+
+
+def failed_before(recipe: Recipe, fingerprint: str) -> Outcome | None:
+    """The outcome of a run that has reached its last step and has failed."""
+    newest = checkpoint.newest_meta(checkpoints_folder(recipe))
+    try:
+        outcome = Outcome(**json.loads((recipe.folder / FAILED).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    if newest is None or outcome.fingerprint != fingerprint or newest["step"] != outcome.step:
+        return None
+    return outcome if outcome.step >= recipe.train.steps else None
+
+
+def _same(engine: Engine, value: Any) -> Any:
+    """The main process's value; with sharded networks every process evaluates, and all must decide alike."""
+    return value if engine.sharding is None else engine.from_main(value)

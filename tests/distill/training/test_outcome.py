@@ -1,0 +1,247 @@
+"""Runs that went wrong: said with exit code 3, and only their best EMA is exported."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file
+
+from distill.config.recipe import OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.export import export_run
+from distill.train import train
+from distill.training import best, checkpoint
+from distill.training.monitor import variation
+from distill.training.outcome import FAILED, RunFailed, is_better
+from distill.training.run_folder import fingerprint, run_key
+from distill.training.setup import plan_data
+from teachers.families.unconditional import Unconditional
+
+ZERO = OptimizerRecipe(lr=1e-6, weight_decay=1e6)  # one step sets all weights to zero: a constant network
+GOOD = OptimizerRecipe(lr=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pipeline that predicts the sample, so that a network of zeros samples one image."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    with torch.no_grad():
+        network.conv_out.weight.mul_(3)
+    path = tmp_path_factory.mktemp("sample") / "pipeline"
+    DDPMPipeline(network, DDPMScheduler(prediction_type="sample", clip_sample=False)).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def teacher(folder):
+    return Unconditional.wrap(DDPMPipeline.from_pretrained(folder))
+
+
+def recipe_in(tmp_path, optimizer=GOOD, name="r", path=None, **train_options) -> Recipe:
+    settings = {"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, "evaluate_samples": 16, "ema": 0.0}
+    return Recipe(
+        name,
+        TeacherRecipe(path),
+        {"name": "dmd", "fake_score_updates": 1},
+        output=str(tmp_path / "runs"),
+        optimizers={"student": optimizer},
+        train=TrainRecipe(
+            **{**settings, "batch_size": 4, "evaluate_teacher_steps": 3, "tracker": "none", **train_options}
+        ),
+    )
+
+
+def record_of(recipe):
+    return json.loads((recipe.folder / "pipeline" / "distill.json").read_text())
+
+
+def distances(recipe):
+    lines = (recipe.folder / "history.jsonl").read_text().splitlines()
+    return {json.loads(line)["step"]: json.loads(line)["held_out_frechet"]["1"] for line in lines}
+
+
+def exported(recipe):
+    return load_file(recipe.folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_healthy_run_exports_its_best_ema_and_says_which(teacher, tmp_path):
+    recipe = recipe_in(tmp_path, steps=6)
+    train(recipe, teacher)
+    record, curve = record_of(recipe), distances(recipe)
+    expected = min((step for step in curve if step), key=curve.get)
+    assert record["cost"]["steps"] == 6 and record["cost"]["exported_step"] == expected
+    kept = best.load_best(recipe.folder / "checkpoints")
+    weights = exported(recipe)
+    assert all(torch.equal(kept[f"network.{key}"], weights[key]) for key in weights if "time_embedding" not in key)
+    card = (recipe.folder / "pipeline" / "README.md").read_text()
+    assert ("best held-out distance" in card) == (expected != 6)
+    assert not (recipe.folder / FAILED).exists()
+    assert checkpoint.steps(recipe.folder / "checkpoints") == [4, 6]  # the best is not counted
+    assert train(recipe, teacher) == recipe.folder / "pipeline"
+
+
+def test_the_last_ema_is_exported_on_request_or_without_evaluations(teacher, tmp_path):
+    for name, options in {"last": {"export": "last"}, "none": {"evaluate_every": 0}}.items():
+        recipe = recipe_in(tmp_path, name=name, **options)
+        train(recipe, teacher)
+        assert record_of(recipe)["cost"]["exported_step"] == 4
+        last = checkpoint.load_newest(recipe.folder / "checkpoints").ema
+        assert torch.equal(exported(recipe)["conv_in.weight"], last["network.conv_in.weight"])
+    assert not (tmp_path / "runs" / "none" / "checkpoints" / "best").exists()
+
+
+@pytest.mark.parametrize("export", ["best", "last"])
+def test_a_collapsed_run_exports_its_best_and_fails_again_when_started_again(teacher, tmp_path, capfd, export):
+    """It trains well up to step 2 and then collapses; the result is the EMA of step 2 in every case."""
+    train(recipe_in(tmp_path, steps=2), teacher)
+    recipe = recipe_in(tmp_path, steps=2)
+    resumed = recipe_in(tmp_path, ZERO, steps=4, export=export)
+    shutil.rmtree(recipe.folder / "pipeline")
+    adopt(recipe, resumed, teacher)
+    for _ in range(2):
+        with pytest.raises(RunFailed) as failure:
+            train(resumed, teacher)
+        assert failure.value.code == 3
+        message = capfd.readouterr().err
+        assert "went wrong: the samples of step 4 collapsed" in message and "Traceback" not in message
+    assert record_of(resumed)["cost"]["exported_step"] in (0, 2)
+    assert exported(resumed)["conv_out.weight"].abs().max() > 1e-3
+    extended = recipe_in(tmp_path, ZERO, steps=6)  # trained longer, it is judged again
+    with pytest.raises(RunFailed):
+        train(extended, teacher)
+    assert json.loads((extended.folder / FAILED).read_text())["step"] == 6
+
+
+def adopt(recipe, other, teacher):
+    """Give the checkpoints of `recipe` the fingerprint and the weight decay of `other`."""
+    new = fingerprint(other, plan_data(other, teacher), teacher)
+    folder = recipe.folder / "checkpoints"
+    newest = checkpoint.load_newest(folder)
+    newest.meta["fingerprint"] = new
+    for group in newest.optimizers["student"]["param_groups"]:
+        group["weight_decay"] = other.optimizers["student"].weight_decay
+    checkpoint.save(folder, newest, 2)
+    old = fingerprint(recipe, plan_data(recipe, teacher), teacher)
+    record = best.best_record(folder, run_key(old))
+    best.save_best(folder, best.load_best(folder), {**record, "fingerprint": run_key(new)})
+
+
+def test_a_run_that_collapses_at_once_exports_the_untrained_student_or_nothing(teacher, tmp_path, capfd):
+    evaluated = recipe_in(tmp_path, ZERO, name="evaluated")
+    with pytest.raises(RunFailed):
+        train(evaluated, teacher)
+    assert record_of(evaluated)["cost"]["exported_step"] == 0
+    assert "only the EMA of step 0 was exported" in capfd.readouterr().err
+    unwatched = recipe_in(tmp_path, ZERO, name="unwatched", evaluate_every=0)
+    with pytest.raises(RunFailed):
+        train(unwatched, teacher)
+    assert "nothing was exported" in capfd.readouterr().err
+    assert not (unwatched.folder / "pipeline").exists()
+
+
+def test_a_damaged_best_is_reported_and_not_exported(teacher, tmp_path):
+    recipe = recipe_in(tmp_path, ZERO)
+    with pytest.raises(RunFailed):
+        train(recipe, teacher)
+    (recipe.folder / FAILED).unlink()
+    shutil.rmtree(recipe.folder / "pipeline")
+    file = recipe.folder / "checkpoints" / "best" / "ema.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged; it is not used"), pytest.raises(RunFailed):
+        train(recipe, teacher)
+    assert not (recipe.folder / "pipeline").exists()
+
+
+def test_the_best_is_known_after_a_kill_between_an_evaluation_and_a_checkpoint(teacher, tmp_path):
+    """The run resumes before the best's step, evaluates it again and ends as the uninterrupted run."""
+    whole = recipe_in(tmp_path, name="whole", checkpoint_every=4)
+    train(whole, teacher)
+    parts = recipe_in(tmp_path, name="parts", checkpoint_every=4)
+    train(parts, teacher)
+    shutil.rmtree(parts.folder / "checkpoints" / "00000004")  # killed before it was written
+    shutil.rmtree(parts.folder / "pipeline")
+    train(parts, teacher)
+    one, two = record_of(whole)["cost"]["exported_step"], record_of(parts)["cost"]["exported_step"]
+    assert one == two and distances(whole) == distances(parts)
+    assert all(torch.equal(value, exported(parts)[key]) for key, value in exported(whole).items())
+
+
+def test_the_best_of_another_recipe_is_not_used(tmp_path):
+    record = {"step": 2, "seconds": 1.0, "held_out_frechet": {"1": 0.5}, "fingerprint": "a"}
+    best.save_best(tmp_path, {"w": torch.ones(2)}, record)
+    assert best.best_record(tmp_path, "a") == record
+    assert best.best_record(tmp_path, "b") is None
+    assert best.best_record(tmp_path / "missing", "a") is None
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "better"),
+    [
+        ((4, 0.5), (2, 0.6), True),
+        ((4, 0.6), (2, 0.5), False),
+        ((2, 0.6), (0, 0.5), True),  # the untrained student is no result where training is not far worse
+        ((2, 5.0), (0, 0.5), False),
+        ((4, None), (2, 0.5), False),
+        ((4, 0.5), (2, None), True),
+    ],
+)
+def test_is_better(new, old, better):
+    one, two = ({"step": step, "held_out_frechet": {"1": value}} for step, value in (new, old))
+    assert is_better(one, two) is better
+
+
+def test_score_is_the_geometric_mean_over_numbers_of_steps():
+    assert best.score({"1": 0.5, "2": 2.0}) == pytest.approx(1.0)
+    assert best.score({"1": 1e-9, "2": 4.0}, floor=1.0) == pytest.approx(2.0)
+    assert best.score({"1": None, "2": 2.0}) == math.inf
+
+
+def test_variation_detects_one_image_and_copies_of_a_few():
+    rng = torch.Generator().manual_seed(0)
+    varied = torch.rand(64, 3, 8, 8, generator=rng)
+    one = varied[:1].expand(64, -1, -1, -1) + 0.01 * torch.randn(64, 3, 8, 8, generator=rng)
+    few = varied[torch.randint(4, (64,), generator=rng)]
+    reference = variation(varied)
+    assert (variation(one) / reference).max() < 0.01
+    ratio = variation(few) / reference
+    assert ratio[0] > 0.3 and ratio[1] < 0.01  # the variance alone misses it
+
+
+def test_stopped_runs_export_their_best(folder, tmp_path):
+    (tmp_path / "runs").mkdir()
+    recipe = recipe_in(tmp_path, path=str(folder), steps=4)
+    train(recipe)
+    steps = record_of(recipe)["cost"]["exported_step"]
+    shutil.rmtree(recipe.folder / "pipeline")
+    assert export_run(recipe.folder) == recipe.folder.resolve() / "pipeline"
+    assert record_of(recipe)["cost"]["exported_step"] == steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["-m", "distill.train"], ["-m", "distill", "train", "--num-processes", "1"]])
+def test_commands_end_with_exit_code_3(folder, tmp_path, words):
+    recipe = recipe_in(tmp_path, ZERO, path=str(folder))
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(recipe)))))
+    last = words[-2:] if words[-2] == "--num-processes" else []
+    command = [sys.executable, *words[: len(words) - len(last)], str(file), *last]
+    for _ in range(2):
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 3, ended.stderr
+        assert ended.stderr.count("went wrong") == 1 and "Traceback" not in ended.stderr
