@@ -22,6 +22,7 @@ from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, locate
 from teachers.support.errors import suggest
+from teachers.support.files import atomic_write
 
 SAVED = "recipe.yaml"  # in a run's folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
@@ -262,7 +263,8 @@ def save(recipe: Recipe) -> None:
     """Write `recipe`, whole and checked, to its run's folder, as a file that `load` reads."""
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists
     head = f"# fewstep train {recipe.folder / SAVED}\n"
-    (recipe.folder / SAVED).write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    with atomic_write(recipe.folder / SAVED) as temporary:
+        temporary.write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def method_options(recipe: Recipe) -> tuple[type[Any], Any]:

@@ -4,6 +4,7 @@
 (`distill.data.encoding`). Batches are sampled with replacement by `BatchRandom`, so resuming needs no position.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -216,5 +217,10 @@ def cached(path: Path, key: str, build: Callable[[], dict[str, Tensor]]) -> dict
         build: Computes them if the file is missing, damaged or has another key.
     """
     if not shards.is_valid(path, shards.digest(key)):
-        shards.write(path, shards.digest(key), build())
+        tensors = build()
+        try:
+            shards.write(path, shards.digest(key), tensors)
+        except ValueError as error:
+            warnings.warn(f"{error}; the next start computes {path.name} again", stacklevel=2)
+            return tensors
     return load_file(path)

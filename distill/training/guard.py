@@ -193,9 +193,7 @@ class Watchdog(threading.Thread):
                 for value, (before, since) in zip(self._values, last, strict=True)
             ]
             late = [
-                other
-                for other, (value, since) in enumerate(last)
-                if value != "done" and now - since > self.timeout
+                other for other, (value, since) in enumerate(last) if value != "done" and now - since > self.timeout
             ]
             if late:
                 self._exit(late)
@@ -218,7 +216,7 @@ class Watchdog(threading.Thread):
         if self.rank in late:  # the own counter cannot be read either
             what = "process 0 (or the launcher on its machine, or the network to it) has"
         print(
-            f"error: {what} not responded for {self.timeout:.0f} seconds; process {self.rank} stops. "
+            f"\nerror: {what} not responded for {self.timeout:.0f} seconds; process {self.rank} stops. "
             "Run the same command again to continue from the last checkpoint",
             file=sys.stderr,
             flush=True,

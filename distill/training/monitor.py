@@ -21,12 +21,13 @@ from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset, cached
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
-from distill.training.run_folder import JsonlLog
+from distill.training.run_folder import JsonlLog, warn_if_unwritable
 from eval.features.extractors import Extractor, extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
 from teachers.core.denoiser import Denoiser
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
+from teachers.support.files import atomic_write
 
 CHUNK = 50  # samples of one batch
 GRID = 8  # images in a row of the grid
@@ -138,11 +139,14 @@ class Monitor:
         if not self.writes:
             return grid
         path = self.folder / "samples" / f"{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         scale = max(1, math.ceil(64 / self.teacher.image_size[0]))
         array = (grid * 255).round().byte().permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-        Image.fromarray(array.numpy()).save(path)
-        (path.parent / "rows.json").write_text(json.dumps(["teacher", *rows]))
+        with warn_if_unwritable(f"the grid of samples of step {step}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary:
+                Image.fromarray(array.numpy()).save(temporary, format="PNG")
+            with atomic_write(path.parent / "rows.json") as temporary:
+                temporary.write_text(json.dumps(["teacher", *rows]))
         return grid
 
     def evaluate(
@@ -180,10 +184,11 @@ class Monitor:
             f"step {step}: held-out Frechet distance to the teacher "
             + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
         )
-        for tracker in trackers:
-            tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
-            if tracker.name == "tensorboard":
-                tracker.writer.add_image("samples", grid, step)
+        with warn_if_unwritable(f"the trackers' record of step {step}"):
+            for tracker in trackers:
+                tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
+                if tracker.name == "tensorboard":
+                    tracker.writer.add_image("samples", grid, step)
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:
         """The sampling schedule of the method with the smallest held-out distance.

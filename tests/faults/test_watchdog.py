@@ -147,7 +147,7 @@ def test_watchdog_ends_the_others_if_the_process_with_the_store_is_suspended(scr
 
 
 def test_watchdog_ends_the_run_if_the_agent_with_the_store_is_suspended(script):
-    agent, children, second = launch(script, "watched")
+    agent, children, _ = launch(script, "watched")
     try:
         agent.send_signal(signal.SIGSTOP)
         _, alive = psutil.wait_procs(children, timeout=30, callback=None)
