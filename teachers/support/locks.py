@@ -42,9 +42,10 @@ def lock_folder(folder: Path, what: str, advice: str, temporary: Sequence[str] =
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         raise ValueError(f"{what} {folder} cannot be written ({error.strerror}); {advice}") from error
-    with os.fdopen(handle, "r+") as lock:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError(f"{folder / LOCK} must be a regular file; {advice}")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{folder / LOCK} must be a regular file; remove it, or {advice}")
+    with os.fdopen(handle, "r+", errors="replace") as lock:
         if not _lock(handle, exclusive=True, wait=False):
             holder = HOLDER.match(lock.read(300))
             raise ValueError(
@@ -53,7 +54,8 @@ def lock_folder(folder: Path, what: str, advice: str, temporary: Sequence[str] =
             )
         remove_stale(folder, temporary)
         try:
-            lock.truncate(0)
+            lock.seek(0)
+            lock.truncate()
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
         except OSError:  # a full disk: the lock holds without its text
