@@ -67,7 +67,9 @@ def check(sdist: Path, wheel: Path, tracked: list[str]) -> None:
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     if missing := sorted(set(tracked) - packed):
-        sys.exit(f"error: {sdist.name} must hold every tracked file, but MANIFEST.in leaves out {', '.join(missing[:9])}")
+        sys.exit(
+            f"error: {sdist.name} must hold every tracked file, but MANIFEST.in leaves out {', '.join(missing[:9])}"
+        )
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     if tops != PACKAGES:
         sys.exit(f"error: {wheel.name} must hold {', '.join(sorted(PACKAGES))}, got {', '.join(sorted(tops))}")

@@ -110,13 +110,26 @@ def page(demo: Demo) -> Any:
     return blocks
 
 
-def serve(demo: Demo, host: str, port: int, share: bool) -> None:
-    """Serve the page until the process is stopped."""
+def serve(demo: Demo, host: str, port: int, share: bool, block: bool = True) -> Any:
+    """Serve the page, which takes no files, no large requests and no more than `MAX_WAITING` calls at once.
+
+    Args:
+        demo: The loaded demo.
+        host: The address to serve at.
+        port: The port to serve at.
+        share: Whether to serve at a public address too, through gradio's servers.
+        block: Whether to serve until the process is stopped, or to return at once.
+
+    Returns:
+        The page as gradio Blocks.
+    """
     from starlette.middleware import Middleware  # a dependency of gradio
 
     gr = _gradio()
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # downloads no fonts
-    page(demo).queue(max_size=MAX_WAITING).launch(
+    blocks = page(demo).queue(max_size=MAX_WAITING)
+    blocks.launch(
+        prevent_thread_lock=not block,
         server_name=host,
         server_port=port,
         share=share,
@@ -126,6 +139,7 @@ def serve(demo: Demo, host: str, port: int, share: bool) -> None:
         max_file_size=1,
         app_kwargs={"middleware": [Middleware(RequestLimits)]},
     )
+    return blocks
 
 
 def check_port(host: str, port: int) -> None:
@@ -157,7 +171,7 @@ def serve_runs(
     share: bool = False,
     device: str | None = None,
     precision: str | None = None,
-    show: Callable[[Demo, str, int, bool], None] = serve,
+    show: Callable[[Demo, str, int, bool], Any] = serve,
 ) -> None:
     """Load `runs` and serve the page until the process is stopped.
 
