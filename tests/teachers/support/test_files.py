@@ -113,7 +113,7 @@ def test_full_disk_is_one_error_with_the_path(tmp_path, error):
 
 
 def test_other_errors_of_the_block_are_unchanged(tmp_path):
-    with pytest.raises(RuntimeError, match="^shapes differ$"), atomic_write(tmp_path / "pipeline"):
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), atomic_write(tmp_path / "pipeline"):
         raise RuntimeError("shapes differ")
 
 
