@@ -23,7 +23,13 @@ from distill.config.recipe import load
 from tests.faults import kill
 
 MB = 2**20
-HOG = "import sys, time; open(sys.argv[1], 'w').write('0'); open('/proc/self/oom_score_adj', 'w').write('-1000'); x = bytearray(300 * 2**20); time.sleep(60)"
+HOG = """
+import sys, time
+open(sys.argv[1], "w").write("0")
+open("/proc/self/oom_score_adj", "w").write("-1000")
+memory = bytearray(300 * 2**20)
+time.sleep(60)
+"""
 
 
 def controller() -> tuple[Path, str, str]:
