@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from distill.config.recipe import load
 from distill.train import train
+from eval.compare import compare
+from eval.config.options import Timing
 from teachers.support.errors import run_cli
-from tests.commands import eval_main
 from tests.faults import kill
 
 SETTINGS = [*kill.SETTINGS, "train.evaluate_every=2", "train.steps=6", "name=run", "evaluation.features=pixels"]
@@ -49,9 +50,10 @@ def fork(work: Callable[[], Any], log: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def evaluate(run: Path, out: Path) -> int:
-    words = [str(run), "--samples", "2", "--batch-size", "2", "--features", "pixels", "--prompts", "pocket"]
-    return eval_main([*words, "--steps", "1", "--out", str(out)])
+def evaluate(run: Path, out: Path) -> None:
+    timing = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
+    quick = {"few_steps": (1,), "lpips": None, "timing": timing, "features": "pixels", "prompts": "pocket"}
+    compare([run], out, samples=2, batch_size=2, **quick)
 
 
 def case(disk: Path, size: int, common: list[str], whole: Path, log: Path) -> dict[str, Any]:
