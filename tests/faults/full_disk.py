@@ -31,7 +31,7 @@ from eval.config.options import Timing
 from teachers.support.errors import run_cli
 from tests.faults import kill
 
-SETTINGS = [*kill.SETTINGS, "train.evaluate_every=2", "train.steps=6", "name=run", "evaluation.features=pixels"]
+SETTINGS = [*kill.SETTINGS, "train.evaluate_every=2", "train.steps=6", "name=run"]
 
 
 def fork(work: Callable[[], Any], log: Path) -> int:
@@ -52,7 +52,7 @@ def fork(work: Callable[[], Any], log: Path) -> int:
 
 def evaluate(run: Path, out: Path) -> None:
     timing = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
-    quick = {"few_steps": (1,), "lpips": None, "timing": timing, "features": "pixels", "prompts": "pocket"}
+    quick = {"few_steps": (1,), "lpips": None, "timing": timing, "prompts": "pocket"}
     compare([run], out, samples=2, batch_size=2, **quick)
 
 
