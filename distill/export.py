@@ -18,6 +18,7 @@ from distill.training.engine import Engine
 from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
+from teachers.support.files import atomic_write
 
 
 def export_run(run: Path) -> Path:
@@ -72,7 +73,8 @@ def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: P
     """
     pipeline = export_run(run)
     evaluation, card = find_report(pipeline, report), pipeline / CARD
-    card.write_text(add_evaluation(card.read_text(encoding="utf-8"), evaluation), encoding="utf-8")
+    with atomic_write(card, concurrent=True) as temporary:
+        temporary.write_text(add_evaluation(card.read_text(encoding="utf-8"), evaluation), encoding="utf-8")
     print(f"pipeline: {pipeline}")
     print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
     if push_to_hub:

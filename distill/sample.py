@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from eval.pipelines.generate import arguments, images_of, load_pipeline
+from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.signatures import takes_prompts
+from teachers.support.files import atomic_write
 
 
 def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
@@ -62,8 +64,9 @@ def sample_images(
         ValueError: If prompts are missing, or given to a pipeline without prompts.
     """
     folder = run / "pipeline" if (run / "pipeline").is_dir() else run
-    call = stored_call(folder, num_steps)
-    pipe = load_pipeline(folder, device, torch.float16 if device.type == "cuda" else torch.float32)
+    with hold_pipelines([run]):
+        call = stored_call(folder, num_steps)
+        pipe = load_pipeline(folder, device, torch.float16 if device.type == "cuda" else torch.float32)
     prompted = takes_prompts(type(pipe))
     if prompted and not prompts:
         raise ValueError(f"--prompt is required for {type(pipe).__name__}")
@@ -101,7 +104,9 @@ def sample_to_file(run: Path, prompts: Sequence[str], count: int, num_steps: int
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = sample_images(run, list(prompts), count, num_steps, seed, device)
     out.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, count if prompts else math.ceil(math.sqrt(len(images)))).save(out)
+    image = grid(images, count if prompts else math.ceil(math.sqrt(len(images))))
+    with atomic_write(out, concurrent=True) as temporary:
+        image.save(temporary, format=Image.registered_extensions()[out.suffix.lower()])
     print(f"{len(images)} image{'s' * (len(images) > 1)}: {out}")
 
 

@@ -24,6 +24,7 @@ from eval.metrics.registry import InstalledMetrics, installed_metrics
 from eval.pipelines.cached import MeasuredRow, measure_rows
 from eval.pipelines.inputs import Inputs, read_inputs
 from eval.pipelines.jobs import REFERENCE_NAME
+from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import choose_device, choose_precision, describe_machine, load_average
 from eval.pipelines.measure import SHOWN_IMAGES, shrunk
 from eval.pipelines.settings import Settings
@@ -31,6 +32,9 @@ from eval.report import write_report
 from eval.report.notes import notes
 from eval.report.rows import rows
 from eval.report.training_log import curves
+from teachers.support.locks import lock_folder
+
+TEMPORARY = (".report.*.tmp", ".grid.png.tmp", ".model-index.yaml.tmp", "cache/.*.tmp")
 
 
 def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
@@ -45,19 +49,18 @@ def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
         The contents of report.json.
 
     Raises:
-        ValueError: An option or a run is not valid. Nothing is written then except rows that were measured before.
+        ValueError: An option or a run is not valid, or another process writes into `out`. Nothing is written then
+            except rows that were measured before.
     """
-    comparison = Comparison.load(Options(runs, out, **options))
-    folder, settings = comparison.options.out, comparison.settings
-    machine: dict[str, Any] = dict(describe_machine(settings.device, settings.precision))
-    busy = load_average()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {folder} cannot be created ({error.strerror}); choose another folder") from error
-    measured, reference = comparison.measure(machine)
-    report = comparison.report(measured, reference, {**machine, "load_before": busy})
-    write_report(report, [shrunk(row.result.images[:SHOWN_IMAGES]) for row in measured], folder)
+    with hold_pipelines(runs):
+        comparison = Comparison.load(Options(runs, out, **options))
+        folder, settings = comparison.options.out, comparison.settings
+        machine: dict[str, Any] = dict(describe_machine(settings.device, settings.precision))
+        busy = load_average()
+        with lock_folder(folder, "--out", "choose another folder with --out", TEMPORARY):
+            measured, reference = comparison.measure(machine)
+            report = comparison.report(measured, reference, {**machine, "load_before": busy})
+            write_report(report, [shrunk(row.result.images[:SHOWN_IMAGES]) for row in measured], folder)
     return report
 
 

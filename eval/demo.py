@@ -10,10 +10,14 @@ opens it to the network. The time is that of the whole pipeline call, from promp
 import html
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_WAITING, RequestLimits
 from eval.pipelines.demo_pipelines import EXAMPLES, MAX_PROMPT_LENGTH, MAX_TEACHER_STEPS, Demo, TimedImage
 from eval.pipelines.machine import choose_device, choose_precision
 from teachers.support.errors import run_click
@@ -30,6 +34,16 @@ def caption(result: TimedImage, teacher: TimedImage | None) -> str:
     )
 
 
+def with_own_name(image: Image.Image) -> Image.Image:
+    """`image` with a text that no other image has, so that gradio stores it in a file of its own.
+
+    gradio names an image's file by its content and writes it again for every call, so an equal image of another call
+    would be incomplete while a browser loads it.
+    """
+    image.info["call"] = uuid.uuid4().hex
+    return image
+
+
 def page(demo: Demo) -> Any:
     """The page as gradio Blocks.
 
@@ -37,7 +51,7 @@ def page(demo: Demo) -> Any:
         ValueError: If gradio is not installed.
     """
     gr = _gradio()
-    with gr.Blocks(title="fewstep", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="fewstep", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as blocks:
         gr.HTML(
             "<h1>Teacher and students side by side</h1>"
             "All pipelines start from the same noise. The time is that of the whole call, from prompt to image."
@@ -79,7 +93,9 @@ def page(demo: Demo) -> Any:
                 gr.Warning(html.escape(str(error)))  # gr.Error would cover every image
                 return [gr.skip() for _ in range(2 * len(demo.pipelines))]
             reference = results[0] if demo.teacher_steps else None
-            return [result.image for result in results] + [caption(result, reference) for result in results]
+            return [with_own_name(result.image) for result in results] + [
+                caption(result, reference) for result in results
+            ]
 
         # Simultaneous calls would slow each other down and distort the times.
         event: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}
@@ -94,11 +110,36 @@ def page(demo: Demo) -> Any:
     return blocks
 
 
-def serve(demo: Demo, host: str, port: int, share: bool) -> None:
-    """Serve the page until the process is stopped."""
+def serve(demo: Demo, host: str, port: int, share: bool, block: bool = True) -> Any:
+    """Serve the page, which takes no files, no large requests and no more than `MAX_WAITING` calls at once.
+
+    Args:
+        demo: The loaded demo.
+        host: The address to serve at.
+        port: The port to serve at.
+        share: Whether to serve at a public address too, through gradio's servers.
+        block: Whether to serve until the process is stopped, or to return at once.
+
+    Returns:
+        The page as gradio Blocks.
+    """
+    from starlette.middleware import Middleware  # a dependency of gradio
+
     gr = _gradio()
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # downloads no fonts
-    page(demo).launch(server_name=host, server_port=port, share=share, theme=theme, footer_links=[], run_history=False)
+    blocks = page(demo).queue(max_size=MAX_WAITING)
+    blocks.launch(
+        prevent_thread_lock=not block,
+        server_name=host,
+        server_port=port,
+        share=share,
+        theme=theme,
+        footer_links=[],
+        run_history=False,
+        max_file_size=1,
+        app_kwargs={"middleware": [Middleware(RequestLimits)]},
+    )
+    return blocks
 
 
 def check_port(host: str, port: int) -> None:
@@ -130,7 +171,7 @@ def serve_runs(
     share: bool = False,
     device: str | None = None,
     precision: str | None = None,
-    show: Callable[[Demo, str, int, bool], None] = serve,
+    show: Callable[[Demo, str, int, bool], Any] = serve,
 ) -> None:
     """Load `runs` and serve the page until the process is stopped.
 

@@ -22,6 +22,7 @@ from eval.metrics.prdc import LEAST, prdc
 from eval.metrics.reference import Reference, save
 from eval.metrics.reference import reference as read_reference
 from eval.pipelines.machine import choose_device
+from teachers.support.files import atomic_write
 
 
 def compare_folders(
@@ -61,7 +62,8 @@ def compare_folders(
     metrics["warnings"] += [warning for path in dict.fromkeys(folders) for warning in image_warnings(path, size)]
     print(as_text(metrics))
     if json:
-        json.write_text(dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with atomic_write(json, concurrent=True) as temporary:
+            temporary.write_text(dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return metrics
 
 

@@ -24,6 +24,7 @@ from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import suggest
+from teachers.support.files import atomic_write
 from teachers.support.text import read_text
 
 SAVED = "recipe.yaml"  # in a run's folder
@@ -274,7 +275,8 @@ def save(recipe: Recipe) -> None:
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists
     head = f"# fewstep train {recipe.folder / SAVED}\n"
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    (recipe.folder / SAVED).write_text(head + text, encoding="utf-8")
+    with atomic_write(recipe.folder / SAVED) as temporary:
+        temporary.write_text(head + text, encoding="utf-8")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -14,6 +14,7 @@ from distill.exporting.pipeline import PROMPTS
 from eval.report.columns import quality, speed
 from eval.report.markdown import table
 from eval.report.model_index import model_index
+from teachers.support.locks import hold
 
 CARD = "README.md"
 SECTION = "\n## Evaluation\n"
@@ -94,12 +95,13 @@ def push(pipeline: Path, name: str, private: bool) -> str:
     try:
         api = HfApi()
         repository = api.create_repo(name, private=private or None, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository.repo_id,
-            folder_path=pipeline,
-            ignore_patterns=[PROMPTS],  # they may be confidential
-            commit_message="A few-step student",
-        )
+        with hold(pipeline):
+            api.upload_folder(
+                repo_id=repository.repo_id,
+                folder_path=pipeline,
+                ignore_patterns=[PROMPTS],  # they may be confidential
+                commit_message="A few-step student",
+            )
         return str(repository)
     except Exception as error:  # the client raises many types
         raise ValueError(_reason(error, name)) from None  # a traceback could show request headers

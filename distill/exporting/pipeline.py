@@ -20,6 +20,7 @@ from teachers.core.teacher import Teacher, save_pipeline
 from teachers.loading.contents import stored_files
 from teachers.networks.adapters import Adapted
 from teachers.support.files import atomic_write
+from teachers.support.locks import replaced
 
 PROMPTS = "training_prompts.txt"  # in the pipeline's folder
 LORA = "lora"  # in the pipeline's folder, if the student is a LoRA adapter
@@ -33,7 +34,7 @@ def export(
     record: dict[str, Any],
     captions: Sequence[str],
 ) -> Path:
-    """Write a student as a stock diffusers pipeline, atomically.
+    """Write a student as a stock diffusers pipeline, atomically. Waits while other processes read the present one.
 
     Args:
         run: The run's folder; the pipeline is written to its subfolder `pipeline`.
@@ -48,7 +49,7 @@ def export(
     """
     final = run / "pipeline"
     pipeline = teacher.pipeline(student, times)
-    with atomic_write(final) as temporary:
+    with replaced(final), atomic_write(final) as temporary:
         save_pipeline(pipeline, temporary)
         if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
             calls = [

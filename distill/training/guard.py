@@ -151,6 +151,9 @@ class Watchdog(threading.Thread):
     timeout. This thread covers these cases: every process increments a counter in the run's store and reads the
     counters of the others. `tests/faults/test_watchdog.py` shows both.
 
+    The store is part of the first process, or of its launcher. If that does not respond, calls of the store never
+    return, so a second thread makes them, and this thread only compares times.
+
     Args:
         rank: This process.
         world_size: Number of processes.
@@ -171,32 +174,49 @@ class Watchdog(threading.Thread):
             timeout=timedelta(seconds=timeout),
         )
         self._keys = [f"fewstep/{Watchdog.runs}/{other}" for other in range(world_size)]
+        self._values = [""] * world_size  # the newest counters that were read
         Watchdog.runs += 1
         self._store.set(self._keys[rank], "0")
 
     def run(self) -> None:
-        """Send and read heartbeats until `stop` is called."""
-        last = [("", time.monotonic())] * len(self._keys)
+        """Compare heartbeats until `stop` is called."""
+        threading.Thread(target=self._exchange, daemon=True, name="heartbeat").start()
+        previous = time.monotonic()
+        last = [("", previous)] * len(self._keys)
+        while not self._finished.wait(self.heartbeat):
+            now = time.monotonic()
+            if now - previous > self.heartbeat + self.timeout / 3:  # this process itself was suspended: start again
+                last = [(value, now) for value, _ in last]
+            previous = now
+            last = [
+                (value, now) if value != before else (before, since)
+                for value, (before, since) in zip(self._values, last, strict=True)
+            ]
+            late = [
+                other for other, (value, since) in enumerate(last) if value != "done" and now - since > self.timeout
+            ]
+            if late:
+                self._exit(late)
+
+    def _exchange(self) -> None:
+        """Send and read counters. Blocks for ever if the store's machine or process does not respond."""
         count = 0
         while not self._finished.wait(self.heartbeat):
             count += 1
             try:
                 self._store.set(self._keys[self.rank], str(count))
-                values = [value.decode() for value in self._store.multi_get(self._keys)]
-            except Exception:  # the machine of the store does not respond; its processes then time out below
-                values = [value for value, _ in last]
-            now = time.monotonic()
-            for other, value in enumerate(values):
-                if value != last[other][0]:
-                    last[other] = (value, now)
-                elif value != "done" and now - last[other][1] > self.timeout:
-                    self._exit(other)
+                self._values = [value.decode() for value in self._store.multi_get(self._keys)]
+            except Exception:  # the store has ended: the counters that were read no longer change
+                continue
 
-    def _exit(self, other: int) -> None:
+    def _exit(self, late: list[int]) -> None:
         if self._finished.is_set():
             return
+        what = f"process {late[0]} has"
+        if self.rank in late:  # the own counter cannot be read either
+            what = "process 0 (or the launcher on its machine, or the network to it) has"
         print(
-            f"error: process {other} has not responded for {self.timeout:.0f} seconds; process {self.rank} stops. "
+            f"\nerror: {what} not responded for {self.timeout:.0f} seconds; process {self.rank} stops. "
             "Run the same command again to continue from the last checkpoint",
             file=sys.stderr,
             flush=True,
@@ -211,7 +231,12 @@ class Watchdog(threading.Thread):
         """
         self._finished.set()
         if finished:
-            try:
-                self._store.set(self._keys[self.rank], "done")
-            except Exception:  # the process of the store has already exited
-                return
+            done = threading.Thread(target=self._set_done, daemon=True)
+            done.start()
+            done.join(timeout=self.heartbeat)  # the store may not respond
+
+    def _set_done(self) -> None:
+        try:
+            self._store.set(self._keys[self.rank], "done")
+        except Exception:  # the process of the store has already exited
+            return

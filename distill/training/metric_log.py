@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.training.engine import Engine
-from distill.training.run_folder import JsonlLog
+from distill.training.run_folder import JsonlLog, warn_if_unwritable
 
 Metrics = Mapping[str, Sequence[Tensor]]  # "phase/name": one scalar for each micro-batch
 
@@ -45,7 +45,8 @@ class MetricLog:
         values = self._means()
         if not values:
             return
-        self.engine.accelerator.log(values, step=step)
+        with warn_if_unwritable(f"the trackers' record of step {step}"):
+            self.engine.accelerator.log(values, step=step)
         self.bar.set_postfix(
             {k.split("/")[1]: f"{v:.3g}" for k, v in values.items() if k.startswith("student/") and "loss" in k}
         )

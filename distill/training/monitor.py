@@ -7,6 +7,7 @@ noise, are made once and stored in the run's cache.
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
-from distill.training.run_folder import JsonlLog
+from distill.training.run_folder import JsonlLog, warn_if_unwritable
 from eval.features.extractors import Extractor, extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
 from teachers.core.denoiser import Denoiser
@@ -34,6 +35,7 @@ from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import to_x0
 from teachers.loading.contents import teacher_key
+from teachers.support.files import atomic_write
 from teachers.support.keys import key
 
 CHUNK = 50  # samples of one batch
@@ -190,11 +192,14 @@ class Monitor:
         if not self.writes:
             return grid
         path = self.folder / "samples" / f"{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         scale = max(1, math.ceil(64 / self.teacher.image_size[0]))
         array = (grid * 255).round().byte().permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-        Image.fromarray(array.numpy()).save(path)
-        (path.parent / "rows.json").write_text(json.dumps(["teacher", *rows]), encoding="utf-8")
+        with warn_if_unwritable(f"the grid of samples of step {step}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary:
+                Image.fromarray(array.numpy()).save(temporary, format="PNG")
+            with atomic_write(path.parent / "rows.json") as temporary:
+                temporary.write_text(json.dumps(["teacher", *rows]), encoding="utf-8")
         return grid
 
     def evaluate(
@@ -237,10 +242,11 @@ class Monitor:
             f"step {step}: held-out Frechet distance to the teacher "
             + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
         )
-        for tracker in trackers:
-            tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
-            if tracker.name == "tensorboard":
-                tracker.writer.add_image("samples", grid, step)
+        with warn_if_unwritable(f"the trackers' record of step {step}"):
+            for tracker in trackers:
+                tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
+                if tracker.name == "tensorboard":
+                    tracker.writer.add_image("samples", grid, step)
         return record
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:
@@ -286,7 +292,12 @@ def _cached(file: Path, name: str, compute: Callable[[], dict[str, Tensor]]) -> 
     """The tensors in `file` if its key is `name`; otherwise computed without compilation, and stored."""
     if not shards.is_valid(file, name):
         with eager():
-            shards.write(file, name, compute())
+            tensors = compute()
+        try:
+            shards.write(file, name, tensors)
+        except ValueError as error:
+            warnings.warn(f"{error}; the next start computes {file.name} again", stacklevel=2)
+            return tensors
     return load_file(file)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,19 +18,18 @@ from teachers import pocket
 from teachers.core.teacher import Teacher
 from teachers.support.files import atomic_write
 from teachers.support.keys import code, content, key
+from teachers.support.locks import lock_folder
 
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl; folders are not locked there
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = ".lock"
 EXPORTED = "exported.json"  # says which checkpoint the folder's pipeline was exported from
 CODE = "the code and its libraries"  # its name in a fingerprint
 # What computes a training step, beside the method and the teacher.
 LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
 BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
 SHOWN = 4  # changes that an error lists
+TEMPORARY = (  # what an interrupted run leaves
+    *(".pipeline*.tmp", ".*.json*.tmp", ".recipe.yaml*.tmp"),
+    *("checkpoints/.*.tmp", "checkpoints/best/.*.tmp", "cache/**/.*.tmp"),
+)
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
 
@@ -171,36 +169,23 @@ def record_export(folder: Path, identity: dict[str, str], step: int) -> None:
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Create the run's folder and lock it for this process.
-
-    The operating system releases the lock when the process ends, so a killed run never blocks the next one.
+    """Create the run's folder and lock it for this process; see `lock_folder`.
 
     Raises:
-        ValueError: If the folder cannot be written, or is locked by another run.
+        ValueError: If the folder cannot be written, or is in use by another process.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"the run's folder {folder} cannot be written ({error.strerror}); choose another one with output=..."
-        ) from error
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise ValueError(
-                    f"{folder} is in use by another run ({lock.read().strip() or 'unknown process'}); "
-                    "wait until it ends, or give this run another name (name=...)"
-                ) from error
-            except OSError:  # some network file systems do not support locks
-                warnings.warn(f"{folder} cannot be locked; do not start a second run in it", stacklevel=2)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+    advice = "give this run another name (name=...) or another folder (output=...)"
+    with lock_folder(folder, "the run's folder", advice, TEMPORARY):
         yield
+
+
+@contextmanager
+def warn_if_unwritable(what: str) -> Iterator[None]:
+    """Replace an OSError of the block, such as that of a full disk, by a warning that `what` is lost."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{what} could not be written ({error})", stacklevel=3)
 
 
 class JsonlLog:
@@ -224,21 +209,34 @@ class JsonlLog:
         valid = [line for line in lines if start and _step(line) <= start]
         self.last = max((_step(line) for line in valid), default=-1)
         if valid != lines:
-            with atomic_write(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in valid), encoding="utf-8")
+            try:
+                with atomic_write(path) as temporary:
+                    temporary.write_text("".join(f"{line}\n" for line in valid), encoding="utf-8")
+            except OSError as error:
+                self._warn("later records could not be removed from", error)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Append `record`. Non-finite numbers become null. If the disk is full, the record is lost with a warning."""
+        """Append `record`. Non-finite numbers become null.
+
+        If the file cannot be written (a full disk, a file system that became read-only), the record is lost with a
+        warning.
+        """
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        size = self.path.stat().st_size if self.path.is_file() else 0
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite) + "\n")
+            size = self.path.stat().st_size if self.path.is_file() else 0
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(finite) + "\n")
+            except OSError:
+                if self.path.is_file():
+                    os.truncate(self.path, size)  # an incomplete line
+                raise
         except OSError as error:
-            warnings.warn(f"a record could not be written to {self.path} ({error.strerror})", stacklevel=2)
-            if self.path.is_file():
-                os.truncate(self.path, size)
+            self._warn("a record could not be written to", error)
         self.last = record["step"]
+
+    def _warn(self, what: str, error: OSError) -> None:
+        warnings.warn(f"{what} {self.path} ({error.strerror or error})", stacklevel=3)
 
 
 def held_out_records(path: Path) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
         arrays["features"] = found.features.numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path, concurrent=True) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another file with -o") from error

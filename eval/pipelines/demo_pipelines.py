@@ -1,6 +1,8 @@
 """The pipelines of the demo: a teacher and its students, loaded together and called with the same noise."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline
+from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, network
 from eval.pipelines.latency import timed
+from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
-from eval.pipelines.runs import prompts_for, read_run, shared_setting, teacher_folder
+from eval.pipelines.runs import Run, prompts_for, read_run, shared_setting, teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
 
 MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
+MAX_SECONDS = 300.0  # of one pipeline call
 MAX_PROMPT_LENGTH = 1000  # characters
 MAX_TEACHER_STEPS = 4  # times the teacher's default number of steps
 EXAMPLES = ("a photo of an ankle boot", "a picture of a dress", "one bag, front view")  # prompts of the pocket teacher
@@ -78,6 +82,7 @@ class Demo:
         runs: Finished runs or pipeline folders.
         device: The device of all pipelines.
         precision: A key of `PRECISIONS`.
+        max_seconds: A pipeline call that takes longer is ended.
 
     Attributes:
         pipelines: The teacher first, then the students.
@@ -90,24 +95,32 @@ class Demo:
         ValueError: If a run cannot be read or the runs have different teachers.
     """
 
-    def __init__(self, runs: Sequence[Path], device: torch.device, precision: str) -> None:
-        students, dtype, self.device = [read_run(run) for run in runs], PRECISIONS[precision], device
+    def __init__(
+        self, runs: Sequence[Path], device: torch.device, precision: str, max_seconds: float = MAX_SECONDS
+    ) -> None:
+        self.max_seconds = max_seconds
+        self.device = device
+        with hold_pipelines(runs):
+            self._load([read_run(run) for run in runs], PRECISIONS[precision])
+        for pipeline in self.pipelines:  # warm-up
+            self._generate(pipeline, self.warm_up_prompt, 0, 1)
+
+    def _load(self, students: list[Run], dtype: torch.dtype) -> None:
         self.pipelines: list[DemoPipeline] = []
         self.teacher_steps = 0
         distilled = next((run for run in students if run.teacher_call is not None), None)
         if distilled is not None and distilled.teacher_call is not None:
             default, self.teacher_steps = distilled.teacher_call, distilled.teacher_steps
-            pipe = load_pipeline(teacher_folder(shared_setting(students, "teacher")), device, dtype)
+            pipe = load_pipeline(teacher_folder(shared_setting(students, "teacher")), self.device, dtype)
             self.pipelines.append(DemoPipeline("teacher", pipe, {self.teacher_steps: default}, is_teacher=True))
         for run in students:
             calls = {entry["num_steps"]: entry["call"] for entry in run.calls}
-            self.pipelines.append(DemoPipeline(run.name, load_pipeline(run.folder, device, dtype), calls))
+            self.pipelines.append(DemoPipeline(run.name, load_pipeline(run.folder, self.device, dtype), calls))
         self.takes_prompt = takes_prompts(type(self.pipelines[0].pipe))
         self.student_steps = sorted({entry["num_steps"] for run in students for entry in run.calls})
         self.is_pocket = any(run.teacher == "pocket" for run in students)
         prompts, _ = prompts_for(next((run.prompts for run in students if run.prompts is not None), None), 1)
-        for pipeline in self.pipelines:  # warm-up
-            self._generate(pipeline, prompts[0] if prompts else "0", 0, 1)
+        self.warm_up_prompt = prompts[0] if prompts else "0"
 
     def generate(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[TimedImage]:
         """Generate an image with each pipeline, in the order of `pipelines`.
@@ -119,7 +132,8 @@ class Demo:
             teacher_steps: Steps of the teacher.
 
         Raises:
-            ValueError: If the prompt is empty or too long, or a number of steps is out of range.
+            ValueError: If the prompt is empty or too long, a number of steps is out of range, or a pipeline takes too
+                long.
         """
         if self.takes_prompt and not prompt.strip():
             raise ValueError("the prompt is empty; describe an image")
@@ -140,10 +154,26 @@ class Demo:
         steps, call = pipeline.call(num_steps)
         torch.manual_seed(seed % 2**63)  # some pipelines take the noise of later steps from the global generator
         call_arguments = arguments(pipeline.pipe, call, [prompt] if self.takes_prompt else None, [0], seed)
-        with counted(pipeline.pipe) as count:
+        with counted(pipeline.pipe) as count, time_limit(pipeline, self.max_seconds):
             output, seconds = timed(lambda: pipeline.pipe(**call_arguments), self.device)
         pixels = (images_of(output)[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         image = Image.fromarray(pixels)
         factor = max(1, -(-MIN_DISPLAY_SIZE // max(image.size)))
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         return TimedImage(image, steps, count.evaluations, seconds * 1000)
+
+
+@contextmanager
+def time_limit(pipeline: DemoPipeline, seconds: float) -> Iterator[None]:
+    """Raise ValueError at the first network evaluation that begins more than `seconds` after the block."""
+    start = time.monotonic()
+
+    def check(module: torch.nn.Module, args: Any) -> None:
+        if time.monotonic() - start > seconds:
+            raise ValueError(f"{pipeline.name} took longer than {seconds:.0f} seconds; choose fewer steps")
+
+    handle = network(pipeline.pipe).register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from eval.report.grid import grid
 from eval.report.html import page
 from eval.report.markdown import markdown, plain
 from eval.report.model_index import model_index
+from teachers.support.files import atomic_write
 
 
 def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) -> None:
@@ -36,6 +36,7 @@ def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) ->
 
     Raises:
         ValueError: A figure is NaN or infinite.
+        OSError: A file cannot be written.
     """
     stream = io.BytesIO()
     sheet = grid(report["rows"], images, report["prompts"]["first"])
@@ -50,9 +51,8 @@ def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) ->
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        partial = out / f".{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, out / name)
+        with atomic_write(out / name) as temporary:
+            temporary.write_bytes(content)
 
 
 __all__ = ["plain", "write_report"]

@@ -165,7 +165,7 @@ class LatentTeacher(Teacher):
             )
         vae.float()
         outputs[overflowed] = function(inputs[overflowed.to(inputs.device)])
-        vae.to(dtype)
+        nn.Module.to(vae, dtype)  # diffusers' own `to` warns about modules that stay in float32
         return outputs
 
     def _affine(self) -> tuple[Tensor, Tensor]:

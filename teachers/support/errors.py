@@ -24,7 +24,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def run_cli(command: Callable[[], Any]) -> int:
     """Run a command and return its exit code.
 
-    A ValueError or OSError is a user's mistake: its message is printed and the code is 2. Ctrl-C gives code 130.
+    A ValueError or OSError is a user's mistake: its message is printed and the code is 2, also if the memory does not
+    suffice. Ctrl-C gives code 130.
     With FEWSTEP_DEBUG=1 in the environment, exceptions keep their traceback.
 
     Args:
@@ -44,6 +45,22 @@ def run_cli(command: Callable[[], Any]) -> int:
             raise
         _report("error: " + " ".join(printable(line.strip()) for line in split_lines(_sentence(error))))
         return EXIT_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("FEWSTEP_DEBUG") == "1" or not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or "MemoryError"
+        _report(f"error: not enough memory ({reason}); use smaller batches (train.accumulation, --batch-size)")
+        return EXIT_ERROR
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is Python's or torch's error of a failed allocation, on the CPU or on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _sentence(error: Exception) -> str:

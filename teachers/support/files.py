@@ -1,7 +1,9 @@
 """File helpers: SHA-256 hashes, and writes that replace a file or folder as a whole."""
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,9 @@ if TYPE_CHECKING:  # torch is slow to import
     from torch import Tensor
 
 BLOCK = 2**20  # bytes that are read at a time
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}  # the disk's errors, not the program's
+TEMPORARY = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+))?\.tmp")  # names of `atomic_write`
+REPLACED = ".old"  # added to the name of a folder while it is replaced
 
 
 def sha256(parts: Iterable[bytes | memoryview | Path]) -> str:
@@ -52,11 +57,15 @@ def atomic_write(path: Path, concurrent: bool = False) -> Iterator[Path]:
     """Write a file or folder so that `path` only ever holds a complete version.
 
     The block writes to a temporary path in the same folder. When it ends, what it wrote is flushed to the disk and
-    replaces `path`. If it raises, the temporary file or folder is removed and `path` is unchanged.
+    replaces `path`. If it raises, the temporary file or folder is removed and `path` is unchanged. If a process is
+    killed while it writes, `remove_stale` cleans up.
 
     Args:
         path: The file or folder to write. Its parent folder must exist.
         concurrent: Whether several processes may write `path` at the same time; each then has its own temporary name.
+
+    Raises:
+        OSError: If the disk is full or cannot be written, with the path. Other errors of the block are unchanged.
 
     Yields:
         The temporary path, which does not exist yet: `.NAME.tmp`, or `.NAME.PID.tmp` if `concurrent`.
@@ -72,12 +81,49 @@ def atomic_write(path: Path, concurrent: bool = False) -> Iterator[Path]:
         for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
             flush_to_disk(file)
         if path.is_dir():
-            remove_folder(path)
-        temporary.replace(path)
+            replaced = path.with_name(f".{path.name}{REPLACED}.tmp")
+            remove(replaced)
+            path.replace(replaced)
+            temporary.replace(path)
+            remove(replaced)
+        else:
+            temporary.replace(path)
         flush_to_disk(path.parent)
-    except BaseException:
+    except BaseException as error:
         remove(temporary)
+        if _is_unwritable(error):
+            raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:200]})") from error
         raise
+
+
+def _is_unwritable(error: BaseException) -> bool:
+    """Whether `error` means that the disk is full or cannot be written; torch and safetensors have their own types."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError):
+        return error.errno in UNWRITABLE
+    return isinstance(error, SafetensorError) or (isinstance(error, RuntimeError) and "file write failed" in str(error))
+
+
+def remove_stale(folder: Path, patterns: Iterable[str]) -> None:
+    """Delete temporary files and folders that killed processes have left. This process must hold the folder's lock.
+
+    A folder that a killed process was replacing gets its name back if the new version was not in place yet.
+
+    Args:
+        folder: The folder.
+        patterns: Which temporary names of `atomic_write` are deleted, relative to the folder, such as "cache/.*.tmp".
+    """
+    root = folder.resolve()
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        found = TEMPORARY.fullmatch(path.name)
+        if not found or not path.parent.resolve().is_relative_to(root):  # a link to another folder
+            continue
+        target = path.with_name(found["name"].removesuffix(REPLACED))
+        if found["name"].endswith(REPLACED) and not target.exists():
+            path.replace(target)
+        else:
+            remove(path)
 
 
 def remove(path: Path) -> None:

@@ -1,15 +1,21 @@
 """The demo generates the images of its pipelines; the page is tested through gradio's client."""
 
+import asyncio
+import io
 import json
 import socket
 import sys
 
+import httpx
 import numpy as np
 import pytest
 import torch
+from gradio.processing_utils import save_pil_to_cache
 from gradio_client import Client
+from PIL import Image
 
-from eval.demo import caption, page, serve_runs
+from eval.demo import caption, page, serve, serve_runs, with_own_name
+from eval.pipelines.demo_limits import MAX_BODY, RequestLimits
 from eval.pipelines.demo_pipelines import Demo, DemoPipeline, TimedImage
 from eval.pipelines.generate import arguments, images_of, load_pipeline
 from tests.commands import demo_main as main
@@ -129,3 +135,75 @@ def test_page_generates_images_through_its_interface(demo):
         client.close()
     finally:
         blocks.close()
+
+
+def test_equal_images_of_two_calls_are_files_of_their_own(tmp_path):
+    """gradio names a file by the image's content and writes it again, also while a browser loads it."""
+    paths = [save_pil_to_cache(with_own_name(Image.new("RGB", (8, 8))), str(tmp_path), format="png") for _ in "12"]
+    assert paths[0] != paths[1]
+    assert all(Image.open(path).tobytes() == bytes(192) for path in paths)
+
+
+def request(method: str, headers: list[tuple[bytes, bytes]], *chunks: bytes) -> tuple[int, int]:
+    """The status of a request to an application behind `RequestLimits`, and how many bytes the application received."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    sent, received = [], []
+
+    async def app(scope, receive, send):
+        for _ in chunks:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            received.append(len(message["body"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "headers": headers}
+    asyncio.run(RequestLimits(app)(scope, receive, send))
+    return (sent[0]["status"] if sent else 0), sum(received)
+
+
+def test_page_takes_small_requests_without_files():
+    assert request("POST", [(b"content-length", b"5")], b"hello") == (200, 5)
+    assert request("POST", [(b"Content-Type", b"multipart/form-data; boundary=x")], b"hello") == (403, 0)
+    assert request("POST", [(b"content-length", b"%d" % (MAX_BODY + 1))], b"hello") == (413, 0)
+    assert request("POST", [(b"content-length", b"-5")], b"hello") == (413, 0)
+    assert request("POST", [], bytes(MAX_BODY), b"x")[0] == 0  # without a length: ended before the rest is taken
+
+
+@pytest.mark.slow
+def test_served_page_refuses_uploads_and_keeps_nothing(demo, tmp_path, monkeypatch):
+    stored = tmp_path / "gradio"
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(stored))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    blocks = serve(demo, "127.0.0.1", port, share=False, block=False)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for path in ("upload", "component_server", "process_recording"):
+            files = {"files": ("x.bin", io.BytesIO(bytes(1000)))}
+            assert httpx.post(f"{address}/gradio_api/{path}", files=files).status_code == 403
+        assert not [file for file in stored.rglob("*") if file.is_file()]
+        client = Client(address, verbose=False)
+        first, second = (client.predict("a coat", 1, 2, 3, api_name="/generate") for _ in "12")
+        assert len(first) == len(second) == 6
+        client.close()
+        assert len(list(stored.rglob("image.png"))) >= 6  # two calls with equal images
+    finally:
+        blocks.close()
+
+
+@pytest.mark.slow
+def test_call_that_takes_too_long_is_ended(make_run):
+    demo = Demo([make_run("one")], CPU, "float32", max_seconds=30)
+    demo.max_seconds = 0.0
+    with pytest.raises(ValueError, match="teacher took longer than 0 seconds; choose fewer steps"):
+        demo.generate("a coat", 0, 1, 3)
+    demo.max_seconds = 30.0
+    assert demo.generate("a coat", 0, 1, 3)  # the limit of one call does not affect the next

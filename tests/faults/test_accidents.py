@@ -107,7 +107,9 @@ def test_run_folder_is_locked_until_the_process_ends(recipe):
     run = recipe("train.steps=1")
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.folder)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match=f"in use by another run .process {holder.pid} on .* give this run another"):
+    with pytest.raises(
+        ValueError, match=f"in use by another command .process {holder.pid} on .* give this run another"
+    ):
         train(run)
     assert not (run.folder / "checkpoints").exists()
     holder.kill()

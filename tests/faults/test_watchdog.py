@@ -97,9 +97,8 @@ def test_watchdog_ends_the_run_if_a_process_is_suspended(script):
         kill_all(agent, children)
 
 
-@pytest.mark.parametrize("case", ["suspended", "failed", "finished"])
-def test_watchdog_without_an_agent(script, case):
-    """Processes that a cluster's scheduler starts have no agent."""
+def start_without_agent(script, case):
+    """Two processes as a cluster's scheduler starts them, without an agent; the first one has the store."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
@@ -114,8 +113,14 @@ def test_watchdog_without_an_agent(script, case):
         )
         for rank in "01"
     )
+    assert [process.stdout.readline() for process in (first, second)] == ["started\n", "started\n"]
+    return first, second
+
+
+@pytest.mark.parametrize("case", ["suspended", "failed", "finished"])
+def test_watchdog_without_an_agent(script, case):
+    first, second = start_without_agent(script, case)
     try:
-        assert [process.stdout.readline() for process in (first, second)] == ["started\n", "started\n"]
         if case == "suspended":
             second.send_signal(signal.SIGSTOP)
         _, errors = first.communicate(timeout=30)
@@ -123,6 +128,46 @@ def test_watchdog_without_an_agent(script, case):
             assert first.returncode == 0 and second.wait(timeout=30) == 0
         else:
             assert first.returncode == 1 and "process 1 has not responded" in errors
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+
+
+def test_watchdog_ends_the_others_if_the_process_with_the_store_is_suspended(script):
+    first, second = start_without_agent(script, "watched")
+    try:
+        first.send_signal(signal.SIGSTOP)
+        _, errors = second.communicate(timeout=30)
+        assert second.returncode == 1 and "error: process 0 " in errors and "process 1 stops" in errors
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+
+
+def test_watchdog_ends_the_run_if_the_agent_with_the_store_is_suspended(script):
+    agent, children, _ = launch(script, "watched")
+    try:
+        agent.send_signal(signal.SIGSTOP)
+        _, alive = psutil.wait_procs(children, timeout=30, callback=None)
+        assert all(child.status() == psutil.STATUS_ZOMBIE for child in alive)  # the agent reaps them once it continues
+        agent.send_signal(signal.SIGCONT)
+        _, errors = agent.communicate(timeout=60)
+        assert agent.returncode != 0 and "the launcher on its machine" in errors
+    finally:
+        kill_all(agent, children)
+
+
+def test_watchdog_lets_a_run_continue_whose_processes_were_all_suspended(script):
+    """As with Ctrl-Z and fg in a terminal."""
+    first, second = start_without_agent(script, "watched")
+    try:
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in (first, second):
+                process.send_signal(number)
+            time.sleep(4)
+        assert first.poll() is None and second.poll() is None
     finally:
         for process in (first, second):
             process.kill()

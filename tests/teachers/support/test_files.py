@@ -1,11 +1,13 @@
 """Hashes, and writes that replace a file or folder as a whole."""
 
+import errno
 import hashlib
 import os
 import signal
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from teachers.support.files import atomic_write, remove_folder, sha256, sha256_file, tensor_bytes
 
@@ -90,6 +92,29 @@ def test_temporary_of_a_killed_process_is_replaced_by_the_next_write(tmp_path):
     with atomic_write(file) as temporary:
         temporary.write_text("complete")
     assert file.read_text() == "complete" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0: file write failed"),
+    ],
+)
+def test_full_disk_is_one_error_with_the_path(tmp_path, error):
+    with (
+        pytest.raises(OSError, match=r"pipeline cannot be written \(.+\)$"),
+        atomic_write(tmp_path / "pipeline") as temporary,
+    ):
+        temporary.mkdir()
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_of_the_block_are_unchanged(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), atomic_write(tmp_path / "pipeline"):
+        raise RuntimeError("shapes differ")
 
 
 def test_remove_folder(tmp_path):
