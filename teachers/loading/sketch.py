@@ -3,12 +3,13 @@
 import inspect
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
 from teachers.core.teacher import Teacher
-from teachers.loading.source import loading_errors
+from teachers.loading.components import component_class
+from teachers.loading.markers import apply_markers
+from teachers.loading.source import config_source, loading_errors
 
 # Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments
 # of AdamW of each network that trains, and 4 for the gradient of the network that is being updated.
@@ -20,7 +21,8 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
     """Build a teacher with its networks on the meta device.
 
     Args:
-        path: A pipeline folder or a Hub id; only configuration files are read.
+        path: A pipeline folder, a Hub id or a .safetensors file; only configuration files and the file's header are
+            read.
         family: The teacher's class.
 
     Returns:
@@ -29,19 +31,20 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
     Raises:
         ValueError: If a configuration file cannot be read.
     """
+    file, path = path, config_source(path)
     with loading_errors(path):
         index = DiffusionPipeline.load_config(path)
-        kind = getattr(diffusers, index["_class_name"])
+        kind: Any = component_class(["diffusers", index["_class_name"]])
         parameters = inspect.signature(kind.__init__).parameters
         parts: dict[str, Any] = {
             name: None for name, p in parameters.items() if name != "self" and p.default is inspect.Parameter.empty
         }
         parts |= {name: index[name] for name in parameters if name in index and not isinstance(index[name], list)}
         for name, value in index.items():
-            if not isinstance(value, list) or value[0] != "diffusers" or name not in parameters:
-                continue
-            component = getattr(diffusers, value[1])
-            if issubclass(component, ModelMixin | SchedulerMixin):
+            component: Any = component_class(value)
+            if name in parameters and issubclass(component, ModelMixin | SchedulerMixin):
                 with torch.device("meta" if issubclass(component, ModelMixin) else "cpu"):
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))
-        return family.wrap(kind(**parts))
+    if file != path:
+        parts["scheduler"] = apply_markers(parts["scheduler"], file)
+    return family.wrap(kind(**parts))
