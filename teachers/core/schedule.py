@@ -80,6 +80,9 @@ def alphas_cumprod(scheduler: Any) -> Tensor | None:
             f"num_train_timesteps of {type(scheduler).__name__} must be the number of its betas, {len(table)}, "
             f"got {config['num_train_timesteps']}"
         )
+    if config.get("rescale_betas_zero_snr") and table[-1] >= table[-2]:
+        # Some solvers replace the last zero by 2^-24, which can be more than the noise level before it.
+        table = torch.cat([table[:-1], table.new_zeros(1)])
     return table
 
 

@@ -10,7 +10,8 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,22 @@ def check_networks(folder: Path) -> list[str]:
     for name, kind in network_classes(folder).items():
         variant, files = weight_files(folder / name)
         if files:
-            load_network(kind, folder / name, device="meta")
+            with _without_progress_bars():
+                load_network(kind, folder / name, device="meta")
         if variant:
             variants.append(f"{name} {variant}")
     return variants
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _some(keys: Collection[str]) -> str:

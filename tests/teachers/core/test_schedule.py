@@ -56,8 +56,8 @@ READ = [
     "UniPCMultistepScheduler",
 ]
 TABLES = {
-    "default betas of LCM": lambda: diffusers.LCMScheduler(),
-    "default betas of Heun": lambda: diffusers.HeunDiscreteScheduler(),
+    "default betas of LCM": diffusers.LCMScheduler,
+    "default betas of Heun": diffusers.HeunDiscreteScheduler,
     "cosine": lambda: DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
     "trained betas": lambda: DDIMScheduler(50, trained_betas=torch.linspace(0.001, 0.3, 50).tolist()),
     "CogVideoX": lambda: CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
@@ -116,16 +116,23 @@ def test_exported_scheduler_has_the_table_at_the_student_s_timesteps(name, steps
     timesteps = torch.tensor(lcm_timesteps(path, steps))
     times = path.angle(timesteps).tolist()
     exported = consistency_scheduler(student, times)
-    expected = scheduler.alphas_cumprod.double()[timesteps]
+    expected = alphas_cumprod(scheduler).double()[timesteps]
     torch.testing.assert_close(exported.alphas_cumprod.double()[timesteps], expected, rtol=1e-3, atol=1e-7)
     assert exported.config.prediction_type == prediction
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_betas_give_the_table_back(name):
-    table = TABLES[name]().alphas_cumprod
+    table = alphas_cumprod(TABLES[name]())
     again = DDIMScheduler(len(table), trained_betas=betas(table)).alphas_cumprod
     torch.testing.assert_close(again, table, rtol=1e-3, atol=1e-7)
+
+
+def test_the_last_level_of_a_rescaled_table_is_the_solver_s_own_unless_the_noise_falls_there():
+    zero = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    usual = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **zero)
+    assert torch.equal(alphas_cumprod(usual), usual.alphas_cumprod) and usual.alphas_cumprod[-1] == 2**-24
+    assert alphas_cumprod(EulerDiscreteScheduler(**zero))[-1] == 0
 
 
 def test_a_subclass_with_its_own_table_is_read():

@@ -181,7 +181,7 @@ def test_single_file_with_adapters_or_nan_raises_an_error_with_the_parameter(sin
         StableDiffusion.load(str(single_file), CPU)
     renamed_key = key.replace("to_q.weight", "to_q.base_layer.weight")
     save_file({renamed_key if k == key else k: v for k, v in tensors.items()}, single_file)
-    with pytest.raises(ValueError, match=r"has no weights for .*to_q.weight") as error:
+    with pytest.raises(ValueError, match="has no weights for a component of its configuration") as error:
         StableDiffusion.load(str(single_file), CPU)
     check_one_line(error)
 
