@@ -1,4 +1,4 @@
-"""Description of a teacher and of the memory that training takes, from its configuration and the headers of its weights.
+"""Description of a teacher and of the memory that training takes, from its configuration and its weights' headers.
 
 fewstep describe PATH
 """

@@ -110,7 +110,7 @@ def load_networks(folder: Path, skip: Collection[str], dtype: Any, pickles: bool
     networks: dict[str, nn.Module] = {}
     for name, kind in network_classes(folder).items():
         if name not in skip and (folder / name).is_dir():
-            own = dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
+            own: Any = dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
             networks[name] = load_network(kind, folder / name, own, pickles)
             check_finite(folder / name, networks[name])
     return networks

@@ -1,7 +1,7 @@
 """Loading pipelines from a folder, a Hub id or one .safetensors file, with one-line errors.
 
-Only safetensors are loaded, and no code from a repository. The networks of a folder or a Hub id are loaded by
-`teachers.loading.components`, which checks them against their files. A single file contains tensors but neither configuration nor
+Only safetensors are loaded, and no code from a repository. `teachers.loading.components` loads the networks of folders
+and Hub ids, and checks them against their files. A single file contains tensors but neither configuration nor
 tokenizers. They come from the pipeline folder with the same name without `.safetensors` (it needs no weights); if there
 is no such folder, diffusers fetches the usual configuration from the Hub.
 """
