@@ -19,6 +19,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import ModelMixin
+from safetensors import safe_open
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,39 @@ def weight_files(folder: Path, kind: str = "safetensors") -> tuple[str | None, l
         names = ", ".join(sorted(str(name) for name in variants))
         raise ValueError(f"{folder} must have weights without a variant, or one variant, got {names}")
     return next(iter(variants.items()))
+
+
+def check_shards(folder: Path, files: Collection[Path]) -> None:
+    """Check that each shard has the keys that its index lists, because diffusers takes the keys from the index.
+
+    Args:
+        folder: The component's folder.
+        files: The .safetensors files of its weights.
+
+    Raises:
+        ValueError: If a key is in another shard than the index says, or only in one of both.
+    """
+    listed: set[tuple[str, str]] = set()
+    names = {file.name for file in files}
+    for index in folder.glob("*.safetensors.index*.json"):
+        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        listed |= {(key, file) for key, file in entries} if names.intersection(dict(entries).values()) else set()
+    if not listed:
+        return
+    stored = set()
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            stored |= {(key, file.name) for key in tensors.keys()}  # noqa: SIM118
+    absent = {file for _, file in listed} - names
+    if absent:
+        raise ValueError(
+            f"{folder} lacks {_some(absent)}, which the index of its weights lists; get the complete files"
+        )
+    if differing := {key for key, _ in listed ^ stored}:
+        raise ValueError(
+            f"the weights in {folder} are not those of their index: they differ in {_some(differing)}; get the complete "
+            "files and save the pipeline again"
+        )
 
 
 def network_classes(folder: Path) -> dict[str, Any]:
@@ -127,6 +161,8 @@ def load_network(
     safetensors = bool(files) or not pickles
     if not safetensors:
         variant, files = weight_files(folder, "bin")
+    else:
+        check_shards(folder, files)
     if (folder / "adapter_config.json").is_file():
         raise ValueError(
             f"{folder} holds an adapter (adapter_config.json), not only a {kind.__name__}; merge the adapter into the "
