@@ -85,8 +85,8 @@ def check_shards(folder: Path, files: Collection[Path]) -> None:
         )
     if differing := {key for key, _ in listed ^ stored}:
         raise ValueError(
-            f"the weights in {folder} are not those of their index: they differ in {_some(differing)}; get the complete "
-            "files and save the pipeline again"
+            f"the weights in {folder} are not those of their index: they differ in {_some(differing)}; get the "
+            "complete files and save the pipeline again"
         )
 
 
