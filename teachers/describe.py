@@ -1,4 +1,4 @@
-"""Description of a teacher and of the memory that training takes, from its configuration; no weights are read.
+"""Description of a teacher and of the memory that training takes, from its configuration and its weights' headers.
 
 fewstep describe PATH
 """
@@ -10,11 +10,13 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from torch import nn
 
+from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
 from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
-from teachers.loading.source import configuration
+from teachers.loading.source import check_weights, config_source, loading_errors
+from teachers.loading.weights import check_networks, weight_files
 
 
 def stored_parameters(folder: Path, network: str) -> dict[str, int]:
@@ -28,12 +30,11 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
         The number of parameters by component.
     """
     counts: dict[str, int] = {}
-    for file in sorted(folder.glob("*/*.safetensors")):
-        variant = len(file.suffixes) > 1  # model.fp16.safetensors is a second copy
-        if not variant and file.parent.name != network:
+    for part in sorted(item for item in folder.glob("*") if item.name != network):
+        for file in weight_files(part)[1]:
             with safe_open(file, framework="pt") as tensors:
                 size = sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-            counts[file.parent.name] = counts.get(file.parent.name, 0) + size
+            counts[part.name] = counts.get(part.name, 0) + size
     return counts
 
 
@@ -47,32 +48,41 @@ def describe(path: str) -> str:
         Several lines of text.
 
     Raises:
-        ValueError: If no installed family takes the pipeline, or its configuration cannot be read.
+        ValueError: If no installed family takes the pipeline, its configuration cannot be read, or its weights on this
+            machine have other names or shapes than its networks.
     """
     path = locate(path)
     name = family_of(path)
-    source = str(configuration(path)) if Path(path).is_file() else path
-    family = installed()[name]
-    teacher = sketch(source, family)
+    source, family = config_source(path), installed()[name]
+    teacher = sketch(path, family)
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)
-    stored = stored_parameters(Path(source), family.network) if Path(source).is_dir() else {}
+    check_weights(path)
+    stored: dict[str, int] = {}
+    variants: list[str] = []
+    if Path(source).is_dir():
+        with loading_errors(path):
+            variants = check_networks(Path(source), (family, *family.pipelines, *family.components))
+            stored = stored_parameters(Path(source), family.network)
+    clips = clipping(getattr(getattr(teacher, "stock", teacher), "scheduler", None))
     kind = "variance preserving" if isinstance(schedule, VariancePreserving) else "rectified flow"
     channels, height, width = teacher.shape
     lines = {
         "family": f"{name} ({DiffusionPipeline.load_config(source)['_class_name']})",
         "network": f"{type(denoiser.network).__name__}, {count(trained)} parameters",
         "components": ", ".join(f"{part} {count(size)}" for part, size in stored.items()) or "unknown",
+        "variants": ", ".join(variants),
         "schedule": f"{kind}, {schedule.num_train_timesteps} timesteps",
         "predicts": denoiser.prediction,
         "angles": f"{schedule.t_min:.4f} to t_max = {schedule.t_max:.4f} rad",
         "image": f"{teacher.image_size[0]} x {teacher.image_size[1]}, from {channels} x {height} x {width}",
+        "clipping": f"stock sampling limits x0 ({clips}); training and students do not" if clips else "",
         "guidance": guidance(teacher),
         "DMD": f"{memory(trained, DMD_BYTES)}: teacher, student, fake score, EMA",
         "sCM": f"{memory(trained, SCM_BYTES)}: teacher, student, EMA",
         "": "(float32 with AdamW, one process; without activations, autoencoder and text encoders)",
     }
-    return "\n".join([path, *(f"  {key:<10} {value}" for key, value in lines.items())])
+    return "\n".join([path, *(f"  {key:<10} {value}" for key, value in lines.items() if value)])
 
 
 def guidance(teacher: Teacher) -> str:

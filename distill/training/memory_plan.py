@@ -22,7 +22,6 @@ from distill.training.meta_device import (
     META,
     MemoryTracker,
     build_on_meta,
-    config_source,
     patch_meta_ops,
     resident_modules,
 )
@@ -197,7 +196,7 @@ def print_plan(recipe: Recipe, world_size: int, device: torch.device) -> None:
     try:
         family = find(TEACHERS, recipe.teacher.family)
         path = family.locate(recipe.teacher.path)
-        trained = sketch(config_source(path), family).denoiser.parameters()
+        trained = sketch(path, family).denoiser.parameters()
         if DMD_BYTES * sum(p.numel() for p in trained) >= MIN_PLANNED:
             samples = recipe.train.batch_size // recipe.train.accumulation // world_size
             print("\n".join(plan_lines(recipe, max(1, samples), device)))

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from teachers.core.teacher import Teacher
 from teachers.loading.sketch import sketch
-from teachers.loading.source import configuration
+from teachers.loading.source import config_source
 from teachers.networks.adapters import unwrap
 
 META = torch.device("meta")
@@ -122,7 +122,7 @@ def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teach
         dtype: The precision of the frozen weights.
     """
     source = config_source(path)
-    teacher = sketch(source, family)
+    teacher = sketch(path, family)
     parts: dict[str, Any] = {}
     for name, value in DiffusionPipeline.load_config(source).items():
         if isinstance(value, list) and value[0] == "transformers" and name.startswith(("text_encoder", "tokenizer")):
@@ -141,11 +141,6 @@ def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teach
         for module in resident_modules(teacher):
             nn.Module.to(module, dtype)  # diffusers' own method prints warnings
     return teacher
-
-
-def config_source(path: str) -> str:
-    """The folder or Hub id with the configuration of the teacher at `path`."""
-    return str(configuration(path)) if path.endswith(".safetensors") else path
 
 
 def resident_modules(teacher: Teacher) -> list[nn.Module]:

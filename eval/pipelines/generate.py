@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.pipelines.signatures import argument, check_call, pipeline_class
+from teachers.core.schedule import alphas_cumprod, betas
 from teachers.loading import registry, source
 
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
@@ -44,10 +45,11 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
         kind = pipeline_class(folder)
         components = inspect.signature(kind.__init__).parameters
         # A dict, because a single dtype leaves the autoencoder in another precision than the network.
-        options: dict[str, Any] = {"dtype": {"default": dtype}, "use_safetensors": None}
+        options: dict[str, Any] = {"dtype": {"default": dtype}}
         options |= {"safety_checker": None} if "safety_checker" in components else {}
         options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
-        pipe = source.load_pipeline((kind,), str(folder), owners=tuple(registry.owners()), **options)
+        owners = tuple(registry.owners())
+        pipe = source.load_pipeline((kind,), str(folder), owners=owners, pickles=True, **options)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"diffusers could not load the pipeline in {folder}: {error}") from error
     finally:
@@ -82,22 +84,21 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
     """Replace a pipeline's scheduler by the usual choice for few steps.
 
     The solver is DPM-Solver++ (2M) (Lu et al., arXiv 2211.01095) with trailing timesteps and a first-order last step.
-    Every argument is passed explicitly, because `from_config` loses betas that the old scheduler took from the defaults
-    of its class.
+    Its noise levels are the old scheduler's own table; `from_config` would lose the defaults of the old class.
 
     Args:
         pipe: The pipeline, changed in place.
 
     Returns:
-        The solver's name, or None if the scheduler stays: flow matching and others without betas.
+        The solver's name, or None if the scheduler stays: flow matching and others that are not variance preserving.
     """
-    old = pipe.scheduler.config
-    if "trained_betas" not in old:
+    old, table = pipe.scheduler.config, alphas_cumprod(pipe.scheduler)
+    if table is None:
         return None
     pipe.scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=old["num_train_timesteps"],
-        trained_betas=pipe.scheduler.betas.tolist(),
-        prediction_type=old.get("prediction_type", "epsilon"),
+        trained_betas=betas(table),
+        prediction_type=old["prediction_type"],
         rescale_betas_zero_snr=bool(old.get("rescale_betas_zero_snr", False)),
         algorithm_type="dpmsolver++",
         solver_order=2,

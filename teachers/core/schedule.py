@@ -1,56 +1,135 @@
-"""The training noise schedule of a diffusers scheduler as a `NoisePath`, for any solver that the pipeline uses."""
+"""The training noise schedule of a diffusers scheduler as a `NoisePath`, for any solver that the pipeline uses.
+
+The scheduler's own `alphas_cumprod` is the schedule: its config alone lacks the defaults of its class, and tables that
+`rescale_betas_zero_snr` or `snr_shift_scale` change afterwards.
+"""
 
 import math
-from typing import Any, cast
+from typing import Any, cast, get_args
 
-from diffusers import DDPMScheduler
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
+from torch import Tensor
 
 from teachers.core.denoiser import Prediction
 from teachers.core.trigflow import Flow, NoisePath, VariancePreserving
 
-
-def variance_preserving(scheduler: Any, sigma_data: float) -> VariancePreserving:
-    """The path of a scheduler that is built from betas.
-
-    Args:
-        scheduler: A diffusers scheduler; its config describes the betas.
-        sigma_data: Standard deviation of native data.
-
-    Returns:
-        The path with the scheduler's own `alphas_cumprod`.
-    """
-    return VariancePreserving(DDPMScheduler.from_config(scheduler.config).alphas_cumprod, sigma_data)
+FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
 
 
-def schedule(scheduler: Any, sigma_data: float, tokens: int) -> tuple[NoisePath, Prediction]:
+def schedule(
+    scheduler: Any, sigma_data: float, tokens: int = 1, flow: bool = True, variance_preserving: bool = True
+) -> tuple[NoisePath, Prediction]:
     """The path and prediction type of a pipeline's scheduler.
 
     Args:
         scheduler: A diffusers scheduler.
         sigma_data: Standard deviation of native data.
         tokens: Number of image tokens of the transformer, which dynamic shifting depends on.
+        flow: Whether the pipeline can sample a rectified flow.
+        variance_preserving: Whether the pipeline can sample a variance-preserving schedule.
 
     Returns:
         The path, and what the network predicts.
 
     Raises:
-        ValueError: If the config describes neither betas nor a rectified flow.
+        ValueError: If the schedule is neither variance preserving nor a rectified flow, if the pipeline cannot sample
+            it, or if the network's prediction is undefined at its last noise level.
     """
-    config = scheduler.config
-    if config.get("use_flow_sigmas"):  # a solver for betas that is configured for a flow model
-        return Flow(config["num_train_timesteps"], sigma_data, config["flow_shift"]), "flow_prediction"
-    if "stochastic_sampling" in config or "shift" in config:
-        return Flow(config["num_train_timesteps"], sigma_data, flow_shift(config, tokens)), "flow_prediction"
-    if "trained_betas" not in config:
+    if scheduler is None:
+        raise ValueError("the pipeline's scheduler must be a class of diffusers or of a package that is imported")
+    if is_flow(scheduler) and flow:
+        return _flow(scheduler, sigma_data, tokens)
+    table = alphas_cumprod(scheduler)
+    if table is None or not variance_preserving:
+        kinds = ["variance preserving (alphas_cumprod)"] * variance_preserving + ["a rectified flow"] * flow
         raise ValueError(
-            f"{type(scheduler).__name__} describes neither betas nor a rectified flow; "
-            "use the scheduler that the network was trained with"
+            f"the schedule of {type(scheduler).__name__} is not supported: this family's schedules must be "
+            f"{' or '.join(kinds)}"
         )
-    return variance_preserving(scheduler, sigma_data), cast(Prediction, config.get("prediction_type", "epsilon"))
+    return VariancePreserving(table, sigma_data), _prediction(scheduler, table)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler integrates a rectified flow: a flow-matching scheduler, or a solver with flow sigmas."""
+    solver = hasattr(scheduler, "alphas_cumprod") and _config(scheduler).get("use_flow_sigmas")
+    return isinstance(scheduler, FLOW_SCHEDULERS) or bool(solver)
+
+
+def alphas_cumprod(scheduler: Any) -> Tensor | None:
+    """The table of a variance-preserving scheduler, as the scheduler itself computed it.
+
+    Args:
+        scheduler: A diffusers scheduler.
+
+    Returns:
+        Cumulative products of alpha at the timesteps of the network, (num_train_timesteps,); None if the scheduler has
+        another kind of schedule.
+    """
+    config, table = _config(scheduler), getattr(scheduler, "alphas_cumprod", None)
+    # Schedulers without a prediction type belong to other kinds of models, and continuous timesteps are 0.25 log sigma.
+    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    if not isinstance(table, Tensor) or is_flow(scheduler) or "prediction_type" not in config or continuous:
+        return None
+    if len(table) != config["num_train_timesteps"]:
+        raise ValueError(
+            f"num_train_timesteps of {type(scheduler).__name__} must be the number of its betas, {len(table)}, "
+            f"got {config['num_train_timesteps']}"
+        )
+    if config.get("rescale_betas_zero_snr") and table[-1] >= table[-2]:
+        # Some solvers replace the last zero by 2^-24, which can be more than the noise level before it.
+        table = torch.cat([table[:-1], table.new_zeros(1)])
+    return table
+
+
+def clipping(scheduler: Any) -> str | None:
+    """The option by which stock sampling limits x0, which training does not do; None if there is none."""
+    return next((key for key in ("thresholding", "clip_sample") if _config(scheduler).get(key)), None)
+
+
+def _config(scheduler: Any) -> Any:
+    return getattr(scheduler, "config", {})
+
+
+def _prediction(scheduler: Any, table: Tensor) -> Prediction:
+    name = scheduler.config["prediction_type"]
+    name = "sample" if name == "original_sample" else name  # an older name in EulerDiscreteScheduler
+    known = [kind for kind in get_args(Prediction) if kind != "flow_prediction"]
+    if name not in known:
+        raise ValueError(
+            f"prediction_type of {type(scheduler).__name__} must be one of {', '.join(known)} on a "
+            f"variance-preserving schedule, got {name!r}"
+        )
+    zero = bool(scheduler.config.get("rescale_betas_zero_snr")) or float(table[-1]) <= 0
+    if zero and name == "epsilon":
+        raise ValueError(
+            f"prediction_type of {type(scheduler).__name__} must be v_prediction or sample with zero terminal SNR "
+            "(rescale_betas_zero_snr), where epsilon says nothing about the image, got 'epsilon'"
+        )
+    return cast(Prediction, name)
+
+
+def _flow(scheduler: Any, sigma_data: float, tokens: int) -> tuple[NoisePath, Prediction]:
+    config = scheduler.config
+    name = config.get("prediction_type", "flow_prediction")
+    if name != "flow_prediction":
+        raise ValueError(
+            f"prediction_type of {type(scheduler).__name__} must be flow_prediction on a rectified flow, got {name!r}"
+        )
+    if config.get("invert_sigmas"):
+        raise ValueError(
+            f"invert_sigmas of {type(scheduler).__name__} must be false: the timesteps of a network must grow with the "
+            "noise"
+        )
+    return Flow(config["num_train_timesteps"], sigma_data, flow_shift(config, tokens)), "flow_prediction"
 
 
 def flow_shift(config: Any, tokens: int) -> float:
-    """The timestep shift of a flow-matching scheduler.
+    """The timestep shift of a flow scheduler.
 
     Args:
         config: The scheduler's config.
@@ -59,9 +138,15 @@ def flow_shift(config: Any, tokens: int) -> float:
     Returns:
         The factor `shift` of `Flow`.
     """
-    if not config.get("use_dynamic_shifting"):
-        return float(config["shift"])
+    if not config.get("use_dynamic_shifting") or "base_image_seq_len" not in config:
+        return float(config["flow_shift"] if "flow_shift" in config else config["shift"])
     few, many = config["base_image_seq_len"], config["max_image_seq_len"]
     slope = (config["max_shift"] - config["base_shift"]) / (many - few)
     mu = config["base_shift"] + slope * (tokens - few)
     return float(mu) if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+def betas(table: Tensor) -> list[float]:
+    """The betas whose `alphas_cumprod` is `table`, for a scheduler's `trained_betas`."""
+    alphas = table.double()
+    return cast(list[float], (1 - torch.cat([alphas[:1], alphas[1:] / alphas[:-1]])).tolist())

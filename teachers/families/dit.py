@@ -15,6 +15,7 @@ class DiT(LatentTeacher):
     """`DiTPipeline`. The empty prompt is the null class of classifier-free guidance."""
 
     pipelines: ClassVar[Pipelines] = (DiTPipeline,)
+    takes_flow: ClassVar[bool] = False
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         return {"class_labels": torch.tensor([self.label(prompt) for prompt in prompts], device=self.device)}

@@ -10,6 +10,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
+from teachers.core.teacher import height_and_width
 from teachers.families.latent import LatentTeacher
 from teachers.loading.source import Pipelines
 
@@ -25,6 +26,7 @@ class Flux(LatentTeacher):
 
     pipelines: ClassVar[Pipelines] = (FluxPipeline,)
     passes_sigmas: ClassVar[bool] = True
+    takes_variance_preserving: ClassVar[bool] = False
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = False
 
@@ -47,8 +49,9 @@ class Flux(LatentTeacher):
         return F.pixel_shuffle(output.mT.unflatten(2, (height // 2, width // 2)), 2)
 
     def latent_shape(self) -> tuple[int, int, int]:
-        size = self.stock.vae.config.sample_size // self.factor  # not in the transformer's config; 1024 / 8 for Flux.1
-        return self.stock.transformer.config.in_channels // 4, size, size
+        sides = height_and_width(self.stock.vae.config.sample_size)  # not in the transformer's; 1024 / 8 for Flux.1
+        height, width = (side // self.factor for side in sides)
+        return self.stock.transformer.config.in_channels // 4, height, width
 
     def size_call(self) -> dict[str, Any]:
         height, width = self.image_size

@@ -20,7 +20,7 @@ from teachers.core.few_step import (
 )
 from teachers.core.lora import lora_weights
 from teachers.core.schedule import schedule
-from teachers.core.teacher import Teacher
+from teachers.core.teacher import Teacher, height_and_width
 from teachers.core.time_embedding import (
     add_guidance_embedding,
     bake_timesteps,
@@ -45,6 +45,8 @@ class LatentTeacher(Teacher):
 
     Attributes:
         passes_sigmas: Whether the pipeline passes evenly spaced sigmas to its scheduler; see `flow_scheduler`.
+        takes_flow: Whether the pipeline can sample a rectified flow: those that call `scale_model_input` cannot.
+        takes_variance_preserving: Whether the pipeline can sample a variance-preserving schedule.
         stock: The pipeline.
         device: Where the networks are.
         factor: Pixels of an image for each latent pixel, along one side.
@@ -54,6 +56,8 @@ class LatentTeacher(Teacher):
     """
 
     passes_sigmas: ClassVar[bool] = False
+    takes_flow: ClassVar[bool] = True
+    takes_variance_preserving: ClassVar[bool] = True
     ignores_guidance: ClassVar[bool] = False
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": ("vae",)}
 
@@ -70,7 +74,10 @@ class LatentTeacher(Teacher):
         self.shape = self.latent_shape()
         self.image_size = (self.shape[1] * self.factor, self.shape[2] * self.factor)
         # Transformers whose shift depends on the image size have patches of 2 x 2.
-        path, prediction = schedule(pipeline.scheduler, sigma_data, tokens=self.shape[1] * self.shape[2] // 4)
+        tokens = self.shape[1] * self.shape[2] // 4
+        path, prediction = schedule(
+            pipeline.scheduler, sigma_data, tokens, self.takes_flow, self.takes_variance_preserving
+        )
         self.denoiser = Denoiser(pipeline.components[self.network], path, prediction, call=self.call).eval()
 
     @staticmethod
@@ -91,9 +98,7 @@ class LatentTeacher(Teacher):
     def latent_shape(self) -> tuple[int, int, int]:
         """The shape (C, H, W) of a latent at the pipeline's default image size."""
         config = self.stock.components[self.network].config
-        size = config.sample_size  # a number, or height and width
-        height, width = (size, size) if isinstance(size, int) else size
-        return config.in_channels, height, width
+        return config.in_channels, *height_and_width(config.sample_size)
 
     def text_pipeline(self) -> Any:
         """A pipeline with the text encoders and tokenizers that `condition` needs; the first call loads them."""
@@ -252,6 +257,7 @@ class LatentUNet(LatentTeacher):
     """
 
     network: ClassVar[str] = "unet"
+    takes_flow: ClassVar[bool] = False
     ignores_guidance: ClassVar[bool] = True
     fixed_guidance: float | None = None
 

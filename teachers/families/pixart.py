@@ -20,6 +20,7 @@ class PixArt(LatentTeacher):
     """`PixArtAlphaPipeline` and `PixArtSigmaPipeline`."""
 
     pipelines: ClassVar[Pipelines] = (PixArtAlphaPipeline, PixArtSigmaPipeline)
+    takes_flow: ClassVar[bool] = False
 
     @staticmethod
     def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

@@ -39,6 +39,10 @@ class StableDiffusionXL(LatentUNet):
             return cond
         return {key: value if key == "time_ids" else torch.zeros_like(value) for key, value in cond.items()}
 
+    def size_call(self) -> dict[str, Any]:
+        height, width = self.image_size  # the pipeline itself takes square sample sizes only
+        return {} if isinstance(self.stock.unet.config.sample_size, int) else {"height": height, "width": width}
+
     def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
         zeros = self.stock.config.force_zeros_for_empty_prompt
         return super().parts(student, network, scheduler) | {"force_zeros_for_empty_prompt": zeros}

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.few_step import consistency_scheduler
-from teachers.core.schedule import variance_preserving
-from teachers.core.teacher import Teacher
+from teachers.core.schedule import schedule
+from teachers.core.teacher import Teacher, height_and_width
 from teachers.core.time_embedding import bake_timesteps
 from teachers.loading.source import Pipelines
 
@@ -23,7 +23,7 @@ class Unconditional(Teacher):
         sigma_data: Standard deviation of the pixels in [-1, 1], about 0.5 for photographs.
 
     Raises:
-        ValueError: If the network is class-conditional.
+        ValueError: If the network is class-conditional, or the schedule is not variance preserving.
     """
 
     guided: ClassVar[bool] = False
@@ -37,13 +37,10 @@ class Unconditional(Teacher):
                 "the family `unconditional` takes a UNet2DModel without classes, got a class-conditional one"
             )
         self.unet = unet
-        self.denoiser = Denoiser(
-            unet.requires_grad_(False).eval(),
-            variance_preserving(scheduler, sigma_data),
-            scheduler.config.prediction_type,
-        ).eval()
-        size = unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        path, prediction = schedule(scheduler, sigma_data, flow=False)
+        self.scheduler = scheduler
+        self.denoiser = Denoiser(unet.requires_grad_(False).eval(), path, prediction).eval()
+        height, width = height_and_width(unet.config.sample_size)
         self.shape = (unet.config.in_channels, height, width)
         self.image_size = (height, width)
 

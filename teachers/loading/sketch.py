@@ -9,7 +9,8 @@ from torch import nn
 
 from teachers.core.teacher import Teacher
 from teachers.loading.components import check_components, component_class, is_component
-from teachers.loading.source import loading_errors
+from teachers.loading.markers import apply_markers
+from teachers.loading.source import config_source, loading_errors
 
 # Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments
 # of AdamW of each network that trains, and 4 for the gradient of the network that is being updated.
@@ -21,7 +22,8 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
     """Build a teacher with its networks on the meta device.
 
     Args:
-        path: A pipeline folder or a Hub id; only configuration files are read.
+        path: A pipeline folder, a Hub id or a .safetensors file; only configuration files and the file's header are
+            read.
         family: The teacher's class.
 
     Returns:
@@ -30,6 +32,7 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
     Raises:
         ValueError: If a configuration file cannot be read.
     """
+    file, path = path, config_source(path)
     with loading_errors(path):
         index = DiffusionPipeline.load_config(path)
         kinds = {kind.__name__: kind for kind in family.pipelines}
@@ -50,4 +53,6 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
             if component is not None and issubclass(component, ConfigMixin):
                 with torch.device("meta" if issubclass(component, nn.Module) else "cpu"):
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))
-        return family.wrap(kind(**parts), family.sigma_data)
+    if file != path:
+        parts["scheduler"] = apply_markers(parts["scheduler"], file)
+    return family.wrap(kind(**parts), family.sigma_data)

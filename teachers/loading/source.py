@@ -1,6 +1,7 @@
 """Loading pipelines from a folder, a Hub id or one .safetensors file, with one-line errors.
 
-Only safetensors are loaded, and no code from a repository. A single file contains tensors but neither configuration nor
+Only safetensors are loaded, and no code from a repository. `teachers.loading.weights` loads the networks of folders
+and Hub ids, and checks them against their files. A single file contains tensors but neither configuration nor
 tokenizers. They come from the pipeline folder with the same name without `.safetensors` (it needs no weights); if there
 is no such folder, diffusers fetches the usual configuration from the Hub.
 """
@@ -18,11 +19,13 @@ from diffusers.loaders import FromSingleFileMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from teachers.loading.components import check_components
+from teachers.loading.markers import apply_markers
+from teachers.loading.weights import INDEX, check_finite, load_networks
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
-INDEX = "model_index.json"
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
 TEXT_COMPONENTS = ("text_encoder", "tokenizer")
 OTHER_COMPONENTS = ("unet", "transformer", "vae", "image_encoder", "safety_checker", "feature_extractor")
@@ -63,6 +66,11 @@ def configuration(path: str) -> Path:
     return Path(path).with_suffix("")
 
 
+def config_source(path: str) -> str:
+    """The folder or Hub id with the configuration of the pipeline at `path`."""
+    return str(configuration(path)) if path.endswith(".safetensors") else path
+
+
 def class_name(path: str) -> str | None:
     """The class of the pipeline at `path`.
 
@@ -91,6 +99,7 @@ def load_pipeline(
     path: str,
     skip: tuple[str, ...] = (),
     owners: tuple[type[Any], ...] = (),
+    pickles: bool = False,
     **options: Any,
 ) -> Any:
     """Load the pipeline at `path`.
@@ -102,6 +111,7 @@ def load_pipeline(
         path: As `local_or_hub` returns it.
         skip: How the names of components begin that are not loaded; they are None.
         owners: Further classes of packages whose components may be loaded (`components.check_components`).
+        pickles: Whether .bin files are read where there are no .safetensors files.
         options: Further arguments of `from_pretrained`.
 
     Returns:
@@ -125,12 +135,50 @@ def load_pipeline(
     if "vae" in components and "vae" not in options and options.get("dtype") == torch.bfloat16 and not is_file:
         options["dtype"] = {"default": torch.bfloat16, "vae": torch.float32}
     with loading_errors(path):
-        if not is_file:
-            return kind.from_pretrained(path, **{"use_safetensors": True, "trust_remote_code": False, **options})
-        if not issubclass(kind, FromSingleFileMixin):
-            raise ValueError(f"{kind.__name__} cannot be loaded from a single file; give a pipeline folder")
-        config = {"config": str(configuration(path)), "local_files_only": True} if name else {}
-        return kind.from_single_file(path, **config, **options)
+        if is_file:
+            return _single_file(kind, path, name, options)
+        return from_folder(kind, path, options, (*accepted, *owners), pickles)
+
+
+def from_folder(
+    kind: type[DiffusionPipeline],
+    path: str,
+    options: dict[str, Any],
+    owners: tuple[type[Any], ...] = (),
+    pickles: bool = False,
+) -> Any:
+    """Load a pipeline from a folder or a Hub id; its networks are checked against their files.
+
+    Args:
+        kind: The pipeline class.
+        path: The folder or the Hub id.
+        options: Further arguments of `from_pretrained`, among them dtype; components given as None are not loaded.
+        owners: Classes of packages whose components may be loaded.
+        pickles: Whether .bin files are read where there are no .safetensors files.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ValueError: If the parameters of a network are not exactly those of its files.
+    """
+    safe = {"use_safetensors": None if pickles else True, "trust_remote_code": False}
+    parts = {name: value for name, value in options.items() if value is None}
+    folder = Path(path) if Path(path).is_dir() else Path(kind.download(path, **safe, **parts))
+    networks = load_networks(folder, parts, options["dtype"], pickles, owners)
+    return kind.from_pretrained(str(folder), **safe, **(options | networks))
+
+
+def _single_file(kind: Any, path: str, name: str | None, options: dict[str, Any]) -> Any:
+    if not issubclass(kind, FromSingleFileMixin):
+        raise ValueError(f"{kind.__name__} cannot be loaded from a single file; give a pipeline folder")
+    config = {"config": str(configuration(path)), "local_files_only": True} if name else {}
+    pipeline: Any = kind.from_single_file(path, **config, **options)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            check_finite(Path(path), part)
+    pipeline.scheduler = apply_markers(pipeline.scheduler, path)
+    return pipeline
 
 
 def check_weights(path: str) -> None:

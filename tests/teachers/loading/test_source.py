@@ -1,5 +1,6 @@
 """Loading weights from folders, single files and the Hub, and the one-line error of each failure."""
 
+import json
 import re
 import shutil
 import threading
@@ -9,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
+from teachers.describe import describe
 from teachers.families.dit import DiT
 from teachers.families.pixart import PixArt
 from teachers.families.stable_diffusion import StableDiffusion
@@ -119,6 +121,68 @@ def test_single_file_of_a_family_without_support_raises_an_error(single_file, ti
     copy_configuration(single_file, tiny("DiT")[1])
     with pytest.raises(ValueError, match="DiTPipeline cannot be loaded from a single file") as error:
         DiT.load(str(single_file), CPU)
+    check_one_line(error)
+
+
+def add_tensors(file, tensors):
+    save_file(load_file(file) | tensors, file)
+
+
+def use_scheduler(file, scheduler):
+    """Make `scheduler` that of the configuration next to `file`."""
+    index = file.with_suffix("") / "model_index.json"
+    values = json.loads(index.read_text()) | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    index.write_text(json.dumps(values))
+    scheduler.save_pretrained(index.parent / "scheduler")
+
+
+def test_markers_in_a_single_file_override_its_configuration(single_file, tiny, caplog):
+    copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
+    add_tensors(single_file, {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
+    denoiser = StableDiffusion.load(str(single_file), CPU).denoiser
+    assert denoiser.prediction == "v_prediction"
+    assert denoiser.path.alphas_cumprod[-1] == 0
+    assert "override the scheduler of its configuration: prediction_type=v_prediction" in caplog.text
+    text = describe(str(single_file))
+    assert "predicts   v_prediction" in text and "t_max = 1.5708" in text
+
+
+def test_markers_that_agree_with_the_configuration_change_nothing(single_file, tiny, caplog):
+    copy_configuration(single_file, tiny("Stable Diffusion 2.1 (v, zero SNR)")[1])
+    add_tensors(single_file, {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
+    assert "v_prediction" in describe(str(single_file))
+    assert "override" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("markers", "scheduler", "match"),
+    [
+        (("ztsnr",), DDIMScheduler(), "zero terminal SNR"),
+        (("v_pred", "ztsnr"), PNDMScheduler(), "marker ztsnr, .* which PNDMScheduler does not support; use DDIM"),
+        (("edm_mean", "edm_std"), DDIMScheduler(), "has an EDM schedule"),
+    ],
+)
+def test_markers_that_cannot_be_followed_are_refused_alike(markers, scheduler, match, single_file, tiny):
+    copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
+    use_scheduler(single_file, scheduler)
+    add_tensors(single_file, {name: torch.tensor([0.5]) for name in markers})
+    for read in (lambda path: StableDiffusion.load(path, CPU), describe):
+        with pytest.raises(ValueError, match=match) as error:
+            read(str(single_file))
+        check_one_line(error)
+
+
+def test_single_file_with_adapters_or_nan_raises_an_error_with_the_parameter(single_file, tiny):
+    copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
+    tensors = load_file(single_file)
+    key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    save_file(tensors | {key: torch.full_like(tensors[key], float("nan"))}, single_file)
+    with pytest.raises(ValueError, match=r"to_q.weight that are infinite or not a number"):
+        StableDiffusion.load(str(single_file), CPU)
+    renamed_key = key.replace("to_q.weight", "to_q.base_layer.weight")
+    save_file({renamed_key if k == key else k: v for k, v in tensors.items()}, single_file)
+    with pytest.raises(ValueError, match="has no weights for a component of its configuration") as error:
+        StableDiffusion.load(str(single_file), CPU)
     check_one_line(error)
 
 
