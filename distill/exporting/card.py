@@ -3,33 +3,45 @@
 from collections.abc import Sequence
 from typing import Any
 
+from diffusers import DiffusionPipeline
+
+from eval.pipelines.generate import parameters
 from teachers.core.teacher import Teacher
 
 
-def call_lines(calls: Sequence[dict[str, Any]], prompts: bool) -> str:
+def call_lines(calls: Sequence[dict[str, Any]], kind: type[DiffusionPipeline]) -> str:
     """Python code that samples with each of the calls, one line for each.
 
     Args:
         calls: Number of steps and call arguments of each, as in `distill.json`.
-        prompts: Whether the pipeline takes prompts.
+        kind: The class of the pipeline.
     """
-    rows = []
+    takes, rows = parameters(kind), []
+    selects = [repr("a photo of ...")] if "prompt" in takes else ["class_labels=[0]"] * ("class_labels" in takes)
     for entry in calls:
-        arguments = [repr("a photo of ...")] if prompts else []
+        arguments = list(selects)
         arguments += [f"{key}={value!r}" for key, value in entry["call"].items()]
         rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
     return "\n".join(rows)
 
 
-def lora_section(record: dict[str, Any], pipeline: str, scheduler: str, prompts: bool) -> str:
+def imported(kind: type[DiffusionPipeline]) -> tuple[str, str]:
+    """How a card loads a pipeline: the import line and the name of the class. Only diffusers' own need no other code."""
+    package = kind.__module__.partition(".")[0]
+    if package == "diffusers":
+        return "from diffusers import DiffusionPipeline", "DiffusionPipeline"
+    return f"from {kind.__module__} import {kind.__name__}", kind.__name__
+
+
+def lora_section(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str) -> str:
     """The section on the LoRA file of the student.
 
     Args:
         record: The contents of `distill.json`.
-        pipeline: Class name of the teacher's pipeline.
+        kind: The class of the teacher's pipeline.
         scheduler: Class name of the student's scheduler.
-        prompts: Whether the pipeline takes prompts.
     """
+    pipeline = kind.__name__
     return f"""
 `{record["lora"]["folder"]}/` is the same student as a LoRA file for the teacher's pipeline:
 
@@ -39,21 +51,23 @@ from diffusers import {pipeline}, {scheduler}
 pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
 pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
 pipe.load_lora_weights("path/to/this/folder/{record["lora"]["folder"]}")
-{call_lines(record["lora"]["calls"], prompts)}
+{call_lines(record["lora"]["calls"], kind)}
 ```
 """
 
 
-def model_card(record: dict[str, Any], pipeline: str, scheduler: str, teacher: Teacher) -> str:
+def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, teacher: Teacher) -> str:
     """The README of an exported pipeline, with its description and the calls that sample from it.
 
     Args:
         record: The contents of `distill.json`.
-        pipeline: Class name of the pipeline.
+        kind: The class of the pipeline.
         scheduler: Class name of its scheduler.
         teacher: The teacher.
     """
-    prompts, calls = teacher.guided, call_lines(record["calls"], teacher.guided)
+    calls, (line, loader) = call_lines(record["calls"], kind), imported(kind)
+    prompts = "prompt" in parameters(kind)
+    steps = " or ".join(str(entry["num_steps"]) for entry in record["calls"])
     cost, guidance = record["cost"], record["teacher"]["call"].get("guidance_scale")
     guidance_note = ""
     if scales := record["options"].get("guidances"):
@@ -75,8 +89,13 @@ def model_card(record: dict[str, Any], pipeline: str, scheduler: str, teacher: T
         if teacher.refuses_steps
         else "Use the numbers of steps above only; this pipeline class accepts others, but they give poor samples."
     )
-    lora = lora_section(record, pipeline, scheduler, prompts) if "lora" in record else ""
-    steps = " or ".join(str(c["num_steps"]) for c in record["calls"])
+    checked_note = ""
+    if checked := record.get("checked"):
+        checked_note = (
+            f"From the same noise, the pipeline's samples differ from the student's by at most "
+            f"{checked['difference']:.1e} (checked at {steps} step{'s' * (steps != '1')}). "
+        )
+    lora = lora_section(record, kind, scheduler) if "lora" in record else ""
     distilled = f"distilled with {record['method']} by fewstep {record['version']}"
     return f"""---
 library_name: diffusers
@@ -89,14 +108,15 @@ tags: [distillation, {record["method"]}, few-step]
 A {steps}-step student of `{record["teacher"]["path"]}`, {distilled}.
 
 ```python
-from diffusers import DiffusionPipeline
+{line}
 
-pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipe = {loader}.from_pretrained("path/to/this/folder")
 {calls}
 ```
 {guidance_note}{lora}
-{steps_note} `distill.json` has the same information in machine-readable form.
+{steps_note} Other pipelines with the same network, such as image-to-image and ControlNet, start from other noise levels
+than the student was distilled for and are not supported. {checked_note}`distill.json` has the same information in machine-readable form.
 
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
-Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.
+Class: `{kind.__name__}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.
 """

@@ -30,7 +30,7 @@ from teachers.core.time_embedding import (
 from teachers.core.trigflow import Flow
 from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
 from teachers.networks.adapters import Adapted
-from teachers.networks.storage import without_autocast
+from teachers.networks.storage import in_float32, without_autocast
 
 
 class LatentTeacher(Teacher):
@@ -131,6 +131,23 @@ class LatentTeacher(Teacher):
         native = latents * self.denoiser.path.sigma_data * scale + offset
         with without_autocast(self.device):  # some autoencoders overflow in half precision
             return vae.decode(native.to(self.device, vae.dtype), return_dict=False)[0].float()
+
+    def exact_condition(self, prompts: Sequence[str]) -> Condition:
+        loaded, device = self.text_encoders_loaded, self.device
+        if not loaded:  # on the CPU, because training fills the device
+            self._text_pipeline, self.device = self._load_text_pipeline(), torch.device("cpu")
+        try:
+            parts = self.text_pipeline().components
+            with in_float32(part for name, part in parts.items() if name.startswith(TEXT_COMPONENTS)):
+                return {key: value.to(device) for key, value in self.condition(prompts).items()}
+        finally:
+            self.device = device
+            if not loaded:
+                self._text_pipeline = None
+
+    def exact_decode(self, latents: Tensor) -> Tensor:
+        with in_float32([self.stock.vae]):
+            return self.decode(latents)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """(scale, offset), (1, C or 1, 1, 1) each: the autoencoder's latents are scale * native latents + offset."""
