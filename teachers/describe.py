@@ -12,9 +12,10 @@ from torch import nn
 
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
+from teachers.loading.inspection import check_folder
 from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
-from teachers.loading.source import configuration
+from teachers.loading.source import check_weights, configuration
 
 
 def stored_parameters(folder: Path) -> dict[str, int]:
@@ -51,6 +52,8 @@ def describe(path: str) -> str:
     path = locate(path)
     name = family_of(path)
     source = str(configuration(path)) if Path(path).is_file() else path
+    check_weights(path)
+    check_folder(source)
     teacher = sketch(source, installed()[name])
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)

@@ -156,7 +156,7 @@ def sample_student(
     device = next(student.parameters()).device
     native = iter([teacher.unpack(noise).to(device) for noise in noises])
     cond = {key: value.to(device) for key, value in cond.items()}
-    return sample(student, next(native), times, cond, lambda: next(native))
+    return sample(student, next(native), times, cond, lambda: next(native), angle_dtype=torch.float64)
 
 
 def difference(teacher: Teacher, sampled: Sampled, x0: Tensor) -> float:

@@ -8,6 +8,7 @@ neither on the batch size nor on the number of steps.
 import hashlib
 import inspect
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from teachers.loading.inspection import check_folder
+
+IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
 
 
@@ -36,8 +41,9 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    check_folder(str(folder))
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **absent_components(folder))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"diffusers could not load the pipeline in {folder}: {error}") from error
     finally:
@@ -46,7 +52,34 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
     if pipe.components.get("safety_checker") is not None:
         pipe.register_modules(safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
+    correct_null_class(pipe)
     return pipe.to(device)
+
+
+def absent_components(folder: Path) -> dict[str, None]:
+    """The optional components that a pipeline's index names but that have no folder, such as a safety checker."""
+    names = ("safety_checker", "feature_extractor", "image_encoder")
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # diffusers reports it
+    return {name: None for name in names if isinstance(index.get(name), list) and not (folder / name).is_dir()}
+
+
+def correct_null_class(pipe: Pipeline) -> None:
+    """Make a `DiTPipeline` with other than 1000 classes use its own null class; diffusers always passes number 1000."""
+    transformer = pipe.components.get("transformer")
+    classes = getattr(getattr(transformer, "config", None), "num_embeds_ada_norm", None)
+    if transformer is None or classes in (None, IMAGENET) or "class_labels" not in parameters(type(pipe)):
+        return
+
+    def corrected(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        labels = kwargs.get("class_labels")
+        if isinstance(labels, Tensor):
+            kwargs = {**kwargs, "class_labels": labels.masked_fill(labels == IMAGENET, int(classes))}
+        return args, kwargs
+
+    transformer.register_forward_pre_hook(corrected, with_kwargs=True)
 
 
 def parameters(kind: type[DiffusionPipeline]) -> set[str]:
@@ -120,6 +153,7 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
         num_train_timesteps=old["num_train_timesteps"],
         trained_betas=pipe.scheduler.betas.tolist(),
         prediction_type=old.get("prediction_type", "epsilon"),
+        variance_type=learned if (learned := str(old.get("variance_type"))) in ("learned", "learned_range") else None,
         rescale_betas_zero_snr=bool(old.get("rescale_betas_zero_snr", False)),
         algorithm_type="dpmsolver++",
         solver_order=2,
@@ -205,9 +239,40 @@ def arguments(
 
 
 def _label(pipe: Pipeline, prompt: str) -> int:
-    if prompt.strip().isdigit():
-        return int(prompt)
-    return pipe.get_label_ids([prompt])[0]
+    """The class number of a prompt: a number, or a name that the pipeline knows."""
+    classes, text = int(network(pipe).config.get("num_embeds_ada_norm", IMAGENET)), prompt.strip()
+    label = int(text) if text.isdecimal() else getattr(pipe, "labels", {}).get(text)
+    if label is None or not 0 <= label < classes:
+        raise ValueError(
+            f"a prompt for this {type(pipe).__name__} must be a number from 0 to {classes - 1} or the name of a class, "
+            f"got {prompt!r}"
+        )
+    return int(label)
+
+
+@contextmanager
+def seeded(indices: Sequence[int], seed: int = 0, stream: str = "samples") -> Iterator[None]:
+    """A context in which the global random generators depend on a batch only; afterwards they are as before.
+
+    Some pipelines draw noise from the global generators of torch, NumPy or Python, whatever generator they are given.
+
+    Args:
+        indices: The numbers of the batch's samples.
+        seed: The comparison's seed.
+        stream: The name of an independent random stream.
+    """
+    digest = hashlib.sha256(f"{seed}/{stream}/global/{','.join(map(str, indices))}".encode()).digest()
+    number = int.from_bytes(digest[:4], "little")
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(number)
+        np.random.seed(number)
+        random.seed(number)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
 
 
 def images_of(output: Any) -> Tensor:

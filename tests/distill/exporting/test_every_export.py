@@ -62,7 +62,9 @@ LORA = [name for name, (family, _) in VARIANTS.items() if family != "uncondition
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", ["dmd, 2 steps", "scm"])
 @pytest.mark.parametrize("name", LORA)
-def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(name, method, dtype, folder_of, tmp_path, largest):
+def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
+    name, method, dtype, folder_of, tmp_path, largest
+):
     family, folder = folder_of(name)
     teacher = find(TEACHERS, family).load(str(folder), CPU, dtype)
     teacher.enable_lora(4)
