@@ -12,7 +12,7 @@ from torch import nn
 
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
-from teachers.loading.inspection import check_folder
+from teachers.loading.inspection import check_component_weights, check_folder
 from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
 from teachers.loading.source import check_weights, configuration
@@ -54,6 +54,7 @@ def describe(path: str) -> str:
     source = str(configuration(path)) if Path(path).is_file() else path
     check_weights(path)
     check_folder(source)
+    check_component_weights(path)
     teacher = sketch(source, installed()[name])
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)

@@ -22,7 +22,7 @@ import transformers
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from teachers.loading.inspection import check_folder
+from teachers.loading.inspection import OPTIONAL, check_folder
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
@@ -58,12 +58,11 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
 
 def absent_components(folder: Path) -> dict[str, None]:
     """The optional components that a pipeline's index names but that have no folder, such as a safety checker."""
-    names = ("safety_checker", "feature_extractor", "image_encoder")
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # diffusers reports it
-    return {name: None for name in names if isinstance(index.get(name), list) and not (folder / name).is_dir()}
+    return {name: None for name in OPTIONAL if isinstance(index.get(name), list) and not (folder / name).is_dir()}
 
 
 def correct_null_class(pipe: Pipeline) -> None:

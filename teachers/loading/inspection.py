@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import safe_open
 
 INDEX = "model_index.json"
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # no family uses them
 
 
 def check_folder(path: str) -> None:
@@ -22,6 +23,22 @@ def check_folder(path: str) -> None:
         encoder = folder / tokenizer.name.replace("tokenizer", "text_encoder")
         if tokenizer.is_dir() and encoder.is_dir():
             check_tokenizer(tokenizer, encoder)
+
+
+def check_component_weights(path: str) -> None:
+    """Check that every model of a local pipeline folder has safetensors weights, if the folder has any weights at all.
+
+    Raises:
+        ValueError: With the name of the component that has none.
+    """
+    folder = Path(path)
+    index = _json(folder / INDEX)
+    if not any(file.suffix in (".safetensors", ".bin") for file in folder.glob("*/*")):
+        return  # configuration alone, for a description or beside a single file
+    for name, entry in sorted(index.items()):
+        model = isinstance(entry, list) and entry[0] in ("diffusers", "transformers") and name not in OPTIONAL
+        if model and (folder / name / "config.json").is_file() and not any((folder / name).glob("*.safetensors")):
+            raise ValueError(f"{path} has no safetensors weights for {name}; save it again with save_pretrained")
 
 
 def check_tokenizer(tokenizer: Path, encoder: Path) -> None:

@@ -20,7 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from teachers.loading.inspection import check_folder
+from teachers.loading.inspection import check_component_weights, check_folder
 from teachers.support.files import sha256, sha256_file
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
@@ -112,6 +112,7 @@ def load_pipeline(accepted: Pipelines, path: str, skip: tuple[str, ...] = (), **
     kind = known[name] if name else accepted[0]
     check_weights(path)
     check_folder(str(configuration(path)) if Path(path).is_file() else path)
+    check_component_weights(path)
     components = inspect.signature(kind.__init__).parameters
     options |= {part: None for part in components if skip and part.startswith(skip)}
     is_file = Path(path).is_file()
