@@ -2,8 +2,8 @@
 
     fewstep check PATH [--sigma-data 0.5]
 
-For authors of families and methods: the stock sampler against ours, the condition against what the pipeline passes to its
-network, encoding and decoding, the exact tangent against finite differences, and the export against its student.
+For authors of families and methods: the stock sampler against ours, the condition against what the pipeline passes to
+its network, encoding and decoding, the exact tangent against finite differences, and the export against its student.
 """
 
 from pathlib import Path

@@ -26,7 +26,7 @@ def call_lines(calls: Sequence[dict[str, Any]], kind: type[DiffusionPipeline]) -
 
 
 def imported(kind: type[DiffusionPipeline]) -> tuple[str, str]:
-    """How a card loads a pipeline: the import line and the name of the class. Only diffusers' own need no other code."""
+    """How a card loads a pipeline: the import line, and the name of the class."""
     package = kind.__module__.partition(".")[0]
     if package == "diffusers":
         return "from diffusers import DiffusionPipeline", "DiffusionPipeline"
@@ -93,7 +93,7 @@ def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler:
     if checked := record.get("checked"):
         checked_note = (
             f"From the same noise, the pipeline's samples differ from the student's by at most "
-            f"{checked['difference']:.1e} (checked at {steps} step{'s' * (steps != '1')}). "
+            f"{checked['difference']:.1e} (checked at {steps} step{'s' * (steps != '1')})."
         )
     lora = lora_section(record, kind, scheduler) if "lora" in record else ""
     distilled = f"distilled with {record['method']} by fewstep {record['version']}"
@@ -115,7 +115,8 @@ pipe = {loader}.from_pretrained("path/to/this/folder")
 ```
 {guidance_note}{lora}
 {steps_note} Other pipelines with the same network, such as image-to-image and ControlNet, start from other noise levels
-than the student was distilled for and are not supported. {checked_note}`distill.json` has the same information in machine-readable form.
+than the student was distilled for and are not supported. {checked_note}
+`distill.json` has the same information in machine-readable form.
 
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
 Class: `{kind.__name__}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.

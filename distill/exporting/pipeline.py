@@ -161,9 +161,8 @@ def export_student(
     final = export(recipe.folder, teacher, student, times, record, dataset.captions)
     checked = json.loads((final / "distill.json").read_text())["checked"]
     counts = " and ".join(map(str, checked["steps"]))
-    print(
-        f"export checked at {counts} steps: its samples differ from the student's by at most {checked['difference']:.1e}"
-    )
+    gap = checked["difference"]
+    print(f"export checked at {counts} steps: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of exports and checks: tiny teachers of every family, and a table of the largest differences."""
+"""Fixtures of the tests of exports and checks: tiny teachers of every family, and a table of differences."""
 
 import functools
 
