@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from distill.exporting.verify import recorded_steps
-from eval.pipelines.generate import Pipeline, arguments, images_of, network, parameters
+from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of, network, parameters
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
 
@@ -48,9 +48,8 @@ def use_first_order_sampler(pipe: Pipeline) -> None:
     """
     scheduler = pipe.scheduler
     config = getattr(scheduler, "config", {})
-    if type(scheduler).__module__.startswith("diffusers") and not isinstance(
-        scheduler, FlowMatchEulerDiscreteScheduler
-    ):
+    deterministic = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling")
+    if type(scheduler).__module__.startswith("diffusers") and not deterministic:
         if config.get("use_flow_sigmas") or not hasattr(scheduler, "alphas_cumprod"):
             shift = config.get("flow_shift", config.get("shift", 1.0))
             pipe.scheduler = FlowMatchEulerDiscreteScheduler(config["num_train_timesteps"], shift=shift)
@@ -95,7 +94,7 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
         lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
     try:
-        with torch.random.fork_rng(), torch.no_grad(), recorded_steps(pipe.scheduler) as outputs:
+        with torch.random.fork_rng(cuda_devices()), torch.no_grad(), recorded_steps(pipe.scheduler) as outputs:
             torch.manual_seed(0)
             images = images_of(pipe(**ready))
     finally:

@@ -14,6 +14,7 @@ from distill.checks.table import Check, left_out
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
 from eval.pipelines.generate import Pipeline, correct_null_class, network, parameters
+from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.core.trigflow import rotate
@@ -208,7 +209,7 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
         reloaded = Check("save and load", state_gap(before, network(loaded).state_dict()), 0.0)
         del pipe, before
         worst = differences(loaded, teacher, student, times, calls, prompts)
-    return [Check(f"export, {n} step{'s' * (n > 1)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
+    return [Check(f"export, {steps(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
 
 
 def state_gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:

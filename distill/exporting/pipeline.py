@@ -25,6 +25,7 @@ from distill.methods.base import Distiller
 from distill.training.engine import Engine
 from distill.training.monitor import Monitor, choose_features
 from distill.training.state import TrainState
+from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.networks.adapters import Adapted
@@ -160,9 +161,9 @@ def export_student(
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe))
     final = export(recipe.folder, teacher, student, times, record, dataset.captions)
     checked = json.loads((final / "distill.json").read_text())["checked"]
-    counts = " and ".join(map(str, checked["steps"]))
+    counts = " and ".join(steps(count) for count in checked["steps"])
     gap = checked["difference"]
-    print(f"export checked at {counts} steps: its samples differ from the student's by at most {gap:.1e}")
+    print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from distill.methods.compiling import eager
-from eval.pipelines.generate import Pipeline, arguments, images_of
+from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of
+from eval.pipelines.jobs import steps as steps_text
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
@@ -107,7 +108,7 @@ def sample_pipeline(
     if "generator" in ready:
         ready["generator"] = torch.Generator().manual_seed(SEED)
     with (
-        torch.random.fork_rng(),
+        torch.random.fork_rng(cuda_devices()),
         recorded_steps(pipe.scheduler) as steps,
         NoiseRecorder(SAMPLES * torch.Size(shape).numel()) as recorder,
     ):
@@ -302,9 +303,9 @@ def refuse(worst: Mapping[int, float], what: str, kept: str) -> None:
         what: What was compared with the student.
         kept: What remains for the user.
     """
-    for steps, gap in worst.items():
+    for count, gap in worst.items():
         if not gap <= TOLERANCE:
             raise ExportMismatch(
                 f"{what} must give the student's images within {TOLERANCE:g}, got a difference of {gap:.2e} at "
-                f"{steps} step{'s' * (steps != 1)}; it was not exported, {kept}"
+                f"{steps_text(count)}; it was not exported, {kept}"
             )

@@ -249,6 +249,11 @@ def _label(pipe: Pipeline, prompt: str) -> int:
     return int(label)
 
 
+def cuda_devices() -> list[int]:
+    """The number of the current GPU, for `torch.random.fork_rng`; empty without a GPU."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
 @contextmanager
 def seeded(indices: Sequence[int], seed: int = 0, stream: str = "samples") -> Iterator[None]:
     """A context in which the global random generators depend on a batch only; afterwards they are as before.
@@ -263,7 +268,7 @@ def seeded(indices: Sequence[int], seed: int = 0, stream: str = "samples") -> It
     digest = hashlib.sha256(f"{seed}/{stream}/global/{','.join(map(str, indices))}".encode()).digest()
     number = int.from_bytes(digest[:4], "little")
     python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(cuda_devices()):
         torch.manual_seed(number)
         np.random.seed(number)
         random.seed(number)

@@ -147,7 +147,7 @@ class LatentTeacher(Teacher):
 
     def exact_decode(self, latents: Tensor) -> Tensor:
         with in_float32([self.stock.vae]):
-            return self.decode(latents)
+            return self.decode(latents.to(self.device))
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """(scale, offset), (1, C or 1, 1, 1) each: the autoencoder's latents are scale * native latents + offset."""

@@ -47,6 +47,7 @@ def exported(run, teacher, name, method, guidance=1.0, size=0.02):
     return json.loads((folder / "distill.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_export_gives_the_students_images(name, method, teacher_of, tmp_path, largest):
@@ -56,12 +57,14 @@ def test_export_gives_the_students_images(name, method, teacher_of, tmp_path, la
     assert stored["checked"]["steps"] == [entry["num_steps"] for entry in stored["calls"]]
 
 
-LORA = [name for name, (family, _) in VARIANTS.items() if family != "unconditional"]
+HALF = [(name, torch.bfloat16) for name, (family, _) in VARIANTS.items() if family != "unconditional"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd, 2 steps", "scm"])
-@pytest.mark.parametrize("name", LORA)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*HALF, ("Stable Diffusion 1.5", torch.float16), ("DiT", torch.float32)], ids=str
+)
 def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
     name, method, dtype, folder_of, tmp_path, largest
 ):

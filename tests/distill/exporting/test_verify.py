@@ -13,7 +13,7 @@ from distill.exporting.card import call_lines
 from distill.exporting.verify import ExportMismatch
 from tests.commands import fewstep
 from tests.distill.exporting.test_every_export import METHODS, exported
-from tests.teachers.families.variants import VARIANTS
+from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
 SD = "Stable Diffusion 1.5"
@@ -71,7 +71,8 @@ def test_weights_that_are_not_finite_are_not_exported(value, teacher_of, tmp_pat
     assert not (tmp_path / "run" / "pipeline").exists()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, grey"])
 def test_the_cards_code_runs_as_it_is_written(name, teacher_of, tmp_path):
     exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
     folder = tmp_path / "run" / "pipeline"
@@ -125,7 +126,7 @@ def test_default_number_of_steps_is_refused_with_a_reason(name, teacher_of, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, cosine"])
 def test_exported_students_pass_fewstep_check(name, teacher_of, tmp_path):
     exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
     results = check_student(tmp_path / "run" / "pipeline", CPU)
