@@ -117,6 +117,29 @@ def export(**options: Any) -> None:
 
 
 @fewstep.command()
+@click.argument("path")
+@click.option("--family", metavar="NAME", help="The teacher's family. Default: the one that takes the pipeline.")
+@click.option(
+    "--sigma-data", type=float, default=1.0, show_default=True, help="Standard deviation of the teacher's latents."
+)
+def check(path: str, family: str | None, sigma_data: float) -> int:
+    """Check a teacher or an exported student against stock diffusers; print check, largest difference, tolerance, ok.
+
+    PATH is a teacher (pipeline folder, Hub id, .safetensors file, or "pocket"), a run or an exported pipeline. The exit
+    code is 0 if every check passed, else 1.
+
+    \b
+    Examples:
+      fewstep check pocket
+      fewstep check path/to/my-teacher --family my_family
+      fewstep check runs/pocket-dmd
+    """
+    from distill.check import check as run
+
+    return run(path, family, sigma_data)
+
+
+@fewstep.command()
 @click.argument("run", type=PATH)
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be given several times.")
 @click.option("--count", type=int, default=1, show_default=True, help="Images a prompt.")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.pipelines.generate import arguments, images_of, load_pipeline
+from eval.pipelines.generate import arguments, images_of, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.signatures import takes_prompts
 from teachers.support.files import atomic_write
@@ -74,8 +74,8 @@ def sample_images(
         raise ValueError(f"--prompt must be omitted for {type(pipe).__name__}, which takes no prompts")
     repeated = [prompt for prompt in prompts for _ in range(count)] if prompted else None
     indices = range(len(repeated) if repeated else count)
-    torch.manual_seed(seed)  # some stock pipelines use the global generator for the noise of later steps
-    return images_of(pipe(**arguments(pipe, call, repeated, indices, seed)))
+    with seeded(indices, seed):
+        return images_of(pipe(**arguments(pipe, call, repeated, indices, seed)))
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:

@@ -22,6 +22,7 @@ COMMANDS = (
     "eval",
     "sample",
     "export",
+    "check",
     "pairs",
     "memory",
     "describe",
@@ -66,7 +67,7 @@ def test_help_is_quick_and_loads_no_torch(words):
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "eval", "sample", "export", "pairs", "memory", "describe", "demo", "quickstart"]
+    "name", ["train", "eval", "sample", "export", "check", "pairs", "memory", "describe", "demo", "quickstart"]
 )
 def test_help_has_examples(name, capsys):
     assert fewstep(name, "--help") == 0

@@ -84,7 +84,9 @@ def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler:
         scheduler: Class name of its scheduler.
         teacher: The teacher.
     """
-    prompts, prompt, pipeline = teacher.guided, prompt_argument(kind, teacher), kind.__name__
+    prompt, pipeline = prompt_argument(kind, teacher), kind.__name__
+    prompts = prompt is not None and "class_labels" not in prompt
+    steps = " or ".join(str(entry["num_steps"]) for entry in record["calls"])
     calls = call_lines(record["calls"], prompt)
     loader, module = ("DiffusionPipeline", "diffusers") if is_stock(kind) else (pipeline, kind.__module__)
     scale = teacher.call_names.get("guidance_scale", "guidance_scale")
@@ -107,8 +109,13 @@ def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler:
         if teacher.refuses_steps
         else "Use the numbers of steps above only; this pipeline class accepts others, but they give poor samples."
     )
+    checked_note = ""
+    if checked := record.get("checked"):
+        checked_note = (
+            f"From the same noise, the pipeline's samples differ from the student's by at most "
+            f"{checked['difference']:.1e} (checked at {steps} step{'s' * (steps != '1')})."
+        )
     lora = lora_section(record, kind, scheduler, prompt) if "lora" in record else ""
-    steps = " or ".join(str(c["num_steps"]) for c in record["calls"])
     distilled = f"distilled with {record['method']} by fewstep {record['version']}"
     return f"""---
 library_name: diffusers
@@ -127,7 +134,9 @@ pipe = {loader}.from_pretrained("path/to/this/folder")
 {calls}
 ```
 {guidance_note}{lora}
-{steps_note} `distill.json` has the same information in machine-readable form.
+{steps_note} Other pipelines with the same network, such as image-to-image and ControlNet, start from other noise levels
+than the student was distilled for and are not supported. {checked_note}
+`distill.json` has the same information in machine-readable form.
 
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
 {step_note(cost)}\

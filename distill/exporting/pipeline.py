@@ -6,15 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from distill import __version__
 from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
 from distill.exporting.card import model_card
+from distill.exporting.verify import (
+    TOLERANCE,
+    check_finite,
+    differences,
+    load_exported,
+    on_device,
+    promised_calls,
+    refuse,
+)
 from distill.methods.base import Distiller
 from distill.training.engine import Engine
 from distill.training.monitor import Monitor, choose_features
 from distill.training.state import TrainState
+from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.loading.contents import stored_files
@@ -46,25 +57,81 @@ def export(
 
     Returns:
         The pipeline's folder.
+
+    Raises:
+        ValueError: If the student's weights are not finite, or the pipeline or the LoRA file does not give the
+            student's images; `run/pipeline` is then unchanged.
     """
     final = run / "pipeline"
+    check_finite(student)
     pipeline = teacher.pipeline(student, times)
+    kind, scheduler = type(pipeline), type(pipeline.scheduler).__name__
     with replaced(final), atomic_write(final) as temporary:
         save_pipeline(pipeline, temporary)
+        del pipeline
         if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
             calls = [
                 {**entry, "call": teacher.lora_call(entry["num_steps"], times[: entry["num_steps"]])}
                 for entry in record["calls"]
             ]
             record = record | {"lora": {"folder": LORA, "calls": calls}}
+        record = record | {"checked": check_export(temporary, kind, teacher, student, record, captions)}
         if record["evaluation"]["prompts"] == PROMPTS:
             (temporary / PROMPTS).write_text(
                 "\n".join(" ".join(caption.split()) for caption in captions) + "\n", encoding="utf-8"
             )
         (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        card = model_card(record, type(pipeline), type(pipeline.scheduler).__name__, teacher)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "README.md").write_text(model_card(record, kind, scheduler, teacher), encoding="utf-8")
     return final
+
+
+def check_export(
+    folder: Path,
+    kind: type[DiffusionPipeline],
+    teacher: Teacher,
+    student: Denoiser,
+    record: dict[str, Any],
+    captions: Sequence[str],
+) -> dict[str, Any]:
+    """Compare an exported pipeline, and its LoRA file, with the student; see `distill.exporting.verify`.
+
+    Args:
+        folder: The pipeline's folder.
+        kind: The class of the pipeline.
+        teacher: The teacher.
+        student: The student.
+        record: The contents of `distill.json`.
+        captions: Prompts; the first ones are used.
+
+    Returns:
+        The largest difference, the numbers of steps, and the tolerance.
+
+    Raises:
+        ExportMismatch: If a difference is above the tolerance.
+    """
+    device, times = next(student.parameters()).device, record["times"]
+    scales = record["options"].get("guidances", ()) if student.defaults else ()
+    kept = "the checkpoints of the run are unchanged"
+    pipe = load_exported(kind, folder, device)
+    worst = differences(pipe, teacher, student, times, promised_calls(record["calls"], scales), captions or [""])
+    refuse(worst, "the exported pipeline", kept)
+    checked = {"difference": max(worst.values()), "steps": list(worst), "tolerance": TOLERANCE}
+    if "lora" in record:
+        pipe = lora_pipeline(kind, folder, student)
+        pipe.load_lora_weights(folder / LORA)
+        calls = record["lora"]["calls"]
+        worst = differences(on_device(pipe, device), teacher, student, times, calls, captions or [""])
+        refuse(worst, "the LoRA file on the teacher's pipeline", kept)
+        checked["lora_difference"] = max(worst.values())
+    return checked
+
+
+def lora_pipeline(kind: type[DiffusionPipeline], folder: Path, student: Denoiser) -> Any:
+    """The teacher's stock pipeline with the student's scheduler, in float32, to load the student's LoRA file into."""
+    assert isinstance(student.network, Adapted)
+    base = Adapted(student.network.lora_base).merged_copy()  # without an adapter: the teacher's own network
+    name = next(key for key in ("unet", "transformer") if key in kind.load_config(folder))
+    return kind.from_pretrained(folder, use_safetensors=True, **{name: base})
 
 
 def export_student(
@@ -106,6 +173,10 @@ def export_student(
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe))
     record["teacher"]["contents"] = stored_files(dataset.teacher or {})
     final = export(recipe.folder, teacher, student, times, record, dataset.captions)
+    checked = json.loads((final / "distill.json").read_text(encoding="utf-8"))["checked"]
+    counts = " and ".join(steps(count) for count in checked["steps"])
+    gap = checked["difference"]
+    print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final
 

@@ -7,6 +7,8 @@ has its own random generators, so its noise depends neither on the batch size no
 
 import hashlib
 import inspect
+import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +23,12 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor
 
-from eval.pipelines.signatures import argument, check_call, pipeline_class
+from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas
 from teachers.loading import registry, source
+from teachers.loading.inspection import OPTIONAL, check_folder
 
+IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
 
 
@@ -41,6 +45,7 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    check_folder(str(folder))
     try:
         kind = pipeline_class(folder)
         components = inspect.signature(kind.__init__).parameters
@@ -48,6 +53,7 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
         options: dict[str, Any] = {"dtype": {"default": dtype}}
         options |= {"safety_checker": None} if "safety_checker" in components else {}
         options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
+        options |= absent_components(folder)
         owners = tuple(registry.owners())
         pipe = source.load_pipeline((kind,), str(folder), owners=owners, pickles=True, **options)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -56,7 +62,33 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
         diffusers.utils.logging.enable_progress_bar()
         transformers.utils.logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
+    correct_null_class(pipe)
     return pipe.to(device)
+
+
+def absent_components(folder: Path) -> dict[str, None]:
+    """The optional components that a pipeline's index names but that have no folder, such as a safety checker."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # diffusers reports it
+    return {name: None for name in OPTIONAL if isinstance(index.get(name), list) and not (folder / name).is_dir()}
+
+
+def correct_null_class(pipe: Pipeline) -> None:
+    """Make a `DiTPipeline` with other than 1000 classes use its own null class; diffusers always passes number 1000."""
+    transformer = pipe.components.get("transformer")
+    classes = getattr(getattr(transformer, "config", None), "num_embeds_ada_norm", None)
+    if transformer is None or classes in (None, IMAGENET) or "class_labels" not in parameters(type(pipe)):
+        return
+
+    def corrected(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        labels = kwargs.get("class_labels")
+        if isinstance(labels, Tensor):
+            kwargs = {**kwargs, "class_labels": labels.masked_fill(labels == IMAGENET, int(classes))}
+        return args, kwargs
+
+    transformer.register_forward_pre_hook(corrected, with_kwargs=True)
 
 
 def network(pipe: Pipeline) -> Any:
@@ -98,7 +130,8 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
     pipe.scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=old["num_train_timesteps"],
         trained_betas=betas(table),
-        prediction_type=old["prediction_type"],
+        prediction_type=old.get("prediction_type", "epsilon"),
+        variance_type=learned if (learned := str(old.get("variance_type"))) in ("learned", "learned_range") else None,
         rescale_betas_zero_snr=bool(old.get("rescale_betas_zero_snr", False)),
         algorithm_type="dpmsolver++",
         solver_order=2,
@@ -193,11 +226,50 @@ def _classes(pipe: Pipeline) -> int:
 
 
 def _label(pipe: Pipeline, prompt: str) -> int:
-    if prompt.strip().isdigit():
-        return int(prompt)
-    if not hasattr(pipe, "get_label_ids"):
-        raise ValueError(f"a prompt for {type(pipe).__name__} must be the number of a class, got {prompt!r}")
-    return pipe.get_label_ids([prompt])[0]
+    """The class number of a prompt: a number, or a name that the pipeline knows."""
+    classes, text = _classes(pipe), prompt.strip()
+    if text.isdecimal():
+        label: int | None = int(text)
+    elif hasattr(pipe, "get_label_ids") and not hasattr(pipe, "labels"):
+        label = pipe.get_label_ids([text])[0]
+    else:
+        label = getattr(pipe, "labels", {}).get(text)
+    if label is None or not 0 <= label < classes:
+        raise ValueError(
+            f"a prompt for this {type(pipe).__name__} must be a number from 0 to {classes - 1} or the name of a class, "
+            f"got {prompt!r}"
+        )
+    return int(label)
+
+
+def cuda_devices() -> list[int]:
+    """The number of the current GPU, for `torch.random.fork_rng`; empty without a GPU."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
+@contextmanager
+def seeded(indices: Sequence[int], seed: int = 0, stream: str = "samples") -> Iterator[None]:
+    """A context in which the global random generators depend on a batch only; afterwards they are as before.
+
+    Some pipelines draw noise from the global generators of torch, NumPy or Python, whatever generator they are given.
+
+    Args:
+        indices: The numbers of the batch's samples.
+        seed: The comparison's seed.
+        stream: The name of an independent random stream.
+    """
+    digest = hashlib.sha256(f"{seed}/{stream}/global/{','.join(map(str, indices))}".encode()).digest()
+    number = int.from_bytes(digest[:4], "little")
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(cuda_devices()):
+        torch.manual_seed(number)
+        np.random.seed(number)
+        random.seed(number)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
 
 
 def images_of(output: Any) -> Tensor:

@@ -4,6 +4,7 @@ import datetime
 import functools
 import statistics as median_of
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from eval.metrics.diversity import prompt_groups
 from eval.metrics.fid import statistics
 from eval.pipelines.cache import Result
 from eval.pipelines.energy import Energy
-from eval.pipelines.generate import Pipeline, arguments, counted, network
+from eval.pipelines.generate import Pipeline, arguments, counted, network, seeded
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
 from eval.pipelines.settings import Loader, Settings
@@ -45,6 +46,10 @@ class _Calls:
     def run(self, ready: dict[str, Any]) -> Any:
         with torch.inference_mode():
             return self.pipe(**ready)
+
+    def seeded(self, indices: Sequence[int]) -> AbstractContextManager[None]:
+        """A context in which the global random generators depend on the samples `indices` only."""
+        return seeded(indices, self.settings.seed, self.job.stream)
 
     def batch_of(self, count: int) -> Callable[[], Any]:
         """A function that generates the first `count` samples."""
@@ -110,7 +115,8 @@ def _generate(samples: _Samples, calls: _Calls, batches: list[list[int]]) -> Non
     with tqdm(total=settings.samples, desc=job.name, unit="img") as bar:
         for number, indices in enumerate(batches):
             ready = calls.prepare(indices)
-            output, seconds = timed(functools.partial(calls.run, ready), settings.device)
+            with calls.seeded(indices):
+                output, seconds = timed(functools.partial(calls.run, ready), settings.device)
             images = settings.images(output)
             if len(batches) < 3 or (number > 0 and len(indices) == settings.batch_size):
                 samples.speeds.append(len(indices) / seconds)
@@ -145,7 +151,8 @@ def _score_groups(calls: _Calls) -> dict[str, Tensor]:
         indices = list(range(first, min(first + settings.batch_size, len(groups))))
         batch_prompts = None if prompts is None else [prompts[i] for i in indices]
         ready = arguments(calls.pipe, calls.job.call, batch_prompts, indices, settings.seed, "diversity")
-        batches.append(settings.images(calls.run(ready)).cpu())
+        with seeded(indices, settings.seed, "diversity"):
+            batches.append(settings.images(calls.run(ready)).cpu())
     images = torch.cat(batches)
     return {metric.key: metric.score_groups(images, groups).float().cpu() for metric in metrics}
 

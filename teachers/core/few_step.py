@@ -14,11 +14,12 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from teachers.core.denoiser import SOFT_WIDTH, Denoiser
 from teachers.core.trigflow import Flow, NoisePath, VariancePreserving
@@ -91,6 +92,25 @@ def consistency_scheduler(denoiser: Denoiser, times: Sequence[float]) -> LCMSche
         steps_offset=1,
         timestep_scaling=1e6,  # c_skip = 0, c_out = 1: the student's x0 is its consistency function
     )
+
+
+@torch.no_grad()
+def drop_variance(network: Any, channels: int) -> None:
+    """Remove the output channels of a learned variance from a UNet, in place; `LCMScheduler` takes none.
+
+    Args:
+        network: The UNet, whose last layer is `conv_out`.
+        channels: Number of channels of a sample; the first ones of the output remain.
+    """
+    if network.config.out_channels == channels:
+        return
+    old = network.conv_out
+    layer = nn.Conv2d(old.in_channels, channels, old.kernel_size, padding=old.padding, bias=old.bias is not None)
+    network.conv_out = layer.to(old.weight).requires_grad_(old.weight.requires_grad)
+    network.conv_out.weight.copy_(old.weight[:channels])
+    if old.bias is not None:
+        network.conv_out.bias.copy_(old.bias[:channels])
+    network.register_to_config(out_channels=channels)
 
 
 def native_levels(path: NoisePath, times: Sequence[float]) -> list[float]:

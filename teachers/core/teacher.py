@@ -138,6 +138,21 @@ class Teacher(Contract, ABC):
             Tensors (B, ...); floating-point values are float32.
         """
 
+    def exact_condition(self, prompts: Sequence[str]) -> Condition:
+        """`condition` in float32, whatever the precision of the teacher, as an exported pipeline computes it.
+
+        It is compared with exported pipelines. Families with half-precision encoders override it.
+        """
+        return self.condition(prompts)
+
+    def exact_decode(self, latents: Tensor) -> Tensor:
+        """`decode` in float32, whatever the precision of the teacher, as an exported pipeline computes it."""
+        return self.decode(latents)
+
+    def unpack(self, native: Tensor) -> Tensor:
+        """Native latents (B, *shape) from the form in which the stock pipeline passes them to its network."""
+        return native
+
     def unload_encoders(self) -> None:
         """Free the memory of text and image encoders until they are used again; no-op for families without any."""
         return

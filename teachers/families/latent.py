@@ -31,7 +31,7 @@ from teachers.core.time_embedding import (
 from teachers.core.trigflow import Flow
 from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
 from teachers.networks.adapters import Adapted
-from teachers.networks.storage import without_autocast
+from teachers.networks.storage import in_float32, without_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +172,23 @@ class LatentTeacher(Teacher):
         outputs[overflowed] = function(inputs[overflowed.to(inputs.device)])
         nn.Module.to(vae, dtype)  # diffusers' own `to` warns about modules that stay in float32
         return outputs
+
+    def exact_condition(self, prompts: Sequence[str]) -> Condition:
+        loaded, device = self.text_encoders_loaded, self.device
+        if not loaded:  # on the CPU, because training fills the device
+            self._text_pipeline, self.device = self._load_text_pipeline(), torch.device("cpu")
+        try:
+            parts = self.text_pipeline().components
+            with in_float32(part for name, part in parts.items() if name.startswith(TEXT_COMPONENTS)):
+                return {key: value.to(device) for key, value in self.condition(prompts).items()}
+        finally:
+            self.device = device
+            if not loaded:
+                self._text_pipeline = None
+
+    def exact_decode(self, latents: Tensor) -> Tensor:
+        with in_float32([self.stock.vae]):
+            return self.decode(latents.to(self.device))
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """(scale, offset), (1, C or 1, 1, 1) each: the autoencoder's latents are scale * native latents + offset."""

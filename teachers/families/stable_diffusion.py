@@ -17,7 +17,7 @@ class StableDiffusion(LatentUNet):
     """`StableDiffusionPipeline`. `path` may be "pocket", the pipeline that is part of this project."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusionPipeline,)
-    options: ClassVar[dict[str, Any]] = {"safety_checker": None}
+    options: ClassVar[dict[str, Any]] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 
     @classmethod
     def locate(cls, path: str) -> str:

@@ -7,7 +7,7 @@ from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import consistency_scheduler
+from teachers.core.few_step import consistency_scheduler, drop_variance
 from teachers.core.schedule import schedule
 from teachers.core.teacher import Teacher, height_and_width
 from teachers.core.time_embedding import bake_timesteps
@@ -66,7 +66,9 @@ class Unconditional(Teacher):
         return {}
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
-        return DDPMPipeline(unet=bake_timesteps(student, times), scheduler=consistency_scheduler(student, times))
+        network = bake_timesteps(student, times)
+        drop_variance(network, self.shape[0])
+        return DDPMPipeline(unet=network, scheduler=consistency_scheduler(student, times))
 
     def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
         return {"num_inference_steps": num_steps}

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from teachers.loading.components import check_components
+from teachers.loading.inspection import check_component_weights, check_folder
 from teachers.loading.markers import apply_markers
 from teachers.loading.weights import INDEX, check_finite, load_networks
 
@@ -126,9 +127,12 @@ def load_pipeline(
         raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
     kind = known[name] if name else accepted[0]
     check_weights(path)
+    folder = str(configuration(path)) if Path(path).is_file() else path
     if name:
-        folder = str(configuration(path)) if Path(path).is_file() else path
         check_components(DiffusionPipeline.load_config(folder), (*accepted, *owners), path)
+    check_folder(folder)
+    if not pickles:
+        check_component_weights(path)
     components = inspect.signature(kind.__init__).parameters
     options |= {part: None for part in components if skip and part.startswith(skip)}
     is_file = Path(path).is_file()

@@ -6,7 +6,7 @@ precision, all small tensors are float32, and each layer computes in the precisi
 converts the weight again instead of saving a float32 copy, so a step holds one layer's float32 weight at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -54,6 +54,29 @@ def autocasting(device: torch.device) -> bool:
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which autocast is disabled for `device`."""
     return torch.autocast(device.type, enabled=False) if autocasting(device) else nullcontext()
+
+
+@contextmanager
+def in_float32(modules: Iterable[Any]) -> Iterator[None]:
+    """A context in which half-precision parameters and buffers are float32, without loss.
+
+    Args:
+        modules: The modules; values of other types are ignored.
+    """
+    halves = [
+        (tensor, tensor.dtype)
+        for module in modules
+        if isinstance(module, nn.Module)
+        for tensor in (*module.parameters(), *module.buffers())
+        if tensor.dtype in (torch.float16, torch.bfloat16)
+    ]
+    try:
+        for tensor, _ in halves:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in halves:
+            tensor.data = tensor.data.to(dtype)
 
 
 @contextmanager

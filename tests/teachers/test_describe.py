@@ -92,3 +92,29 @@ def test_commands_print_families_and_descriptions(capsys):
     assert "family     stable_diffusion (StableDiffusionPipeline)" in capsys.readouterr().out
     assert fewstep("describe", "./nowhere") == 2
     assert "there is no pipeline folder ./nowhere" in capsys.readouterr().err
+
+
+def without_weights(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def cut_short(folder):
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without_an_embedding(folder):
+    file = folder / "tokenizer" / "added_tokens.json"
+    file.write_text(json.dumps({"<my-cat>": 10**6}))
+
+
+@pytest.mark.parametrize("damage", [without_weights, cut_short, without_an_embedding])
+def test_describe_refuses_what_training_refuses_with_the_same_sentence(damage, tiny, tmp_path):
+    family, folder = tiny("Stable Diffusion 1.5")
+    shutil.copytree(folder, tmp_path / "teacher")
+    damage(tmp_path / "teacher")
+    with pytest.raises(ValueError) as trained:
+        find(TEACHERS, family).load(str(tmp_path / "teacher"), CPU)
+    with pytest.raises(ValueError) as described:
+        describe(str(tmp_path / "teacher"))
+    assert str(described.value) == str(trained.value)

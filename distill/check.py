@@ -1,0 +1,55 @@
+"""Check a teacher or an exported student against stock diffusers.
+
+    fewstep check PATH [--sigma-data 0.5]
+
+For authors of families and methods: the stock sampler against ours, the condition against what the pipeline passes to
+its network, encoding and decoding, the exact tangent against finite differences, and the export against its student.
+"""
+
+from pathlib import Path
+
+import torch
+
+from distill.checks.export_checks import check_student
+from distill.checks.table import table
+from distill.checks.teacher_checks import check_teacher
+from teachers.loading.registry import family_of, installed, locate
+
+
+def check(path: str, family: str | None = None, sigma_data: float = 1.0) -> int:
+    """Run the checks of a teacher or of an exported student and print a table.
+
+    Args:
+        path: A teacher (pipeline folder, Hub id, .safetensors file, name), a run's folder or an exported pipeline.
+        family: The teacher's family; None: the one that takes the pipeline.
+        sigma_data: Standard deviation of the teacher's native latents or pixels.
+
+    Returns:
+        The exit code: 0 if every check passed, else 1.
+
+    Raises:
+        ValueError: If there is no such pipeline, or no family takes it.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = next((f for f in (Path(path) / "pipeline", Path(path)) if (f / "distill.json").is_file()), None)
+    if folder is not None:
+        checks = check_student(folder, device)
+    else:
+        located = locate(path)
+        name = family or family_of(located)
+        families = installed()
+        if name not in families:
+            raise ValueError(f"--family must be one of {', '.join(families)}, got {name!r}")
+        if not families[name].pipelines:
+            raise ValueError(f"--family must be a family with pipelines, got {name!r}")
+        checks = check_teacher(families[name], families[name].locate(path), device, sigma_data)
+    print(table(checks))
+    failed = [check.name for check in checks if not check.passed]
+    print(f"failed: {', '.join(failed)}" if failed else "every check passed")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    from distill.cli import main
+
+    main("check")

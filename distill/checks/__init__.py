@@ -1,0 +1,1 @@
+"""Checks of teacher families and exported students against stock diffusers, for `fewstep check`."""

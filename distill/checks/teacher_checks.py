@@ -1,0 +1,230 @@
+"""Checks of a teacher family: stock sampler, condition, latents, tangent, export, save and load."""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from distill.checks.stock import CLASSES, PROMPTS, StockRun, prompts_for, run_stock, use_first_order_sampler
+from distill.checks.table import Check, left_out
+from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
+from distill.methods.jvp import finite_difference, jvp
+from eval.pipelines.generate import Pipeline, correct_null_class, network, parameters
+from eval.pipelines.jobs import steps
+from teachers.core.denoiser import Condition
+from teachers.core.teacher import Teacher, save_pipeline
+from teachers.core.trigflow import rotate
+from teachers.loading.source import load_pipeline
+
+STEPS, GUIDANCE = 4, 3.0
+LARGEST_FLOAT64 = 2_000_000_000  # parameters of a network that is copied to float64
+SECOND_TIME = 0.7  # radians
+
+
+def check_teacher(family: type[Teacher], path: str, device: torch.device, sigma_data: float = 1.0) -> list[Check]:
+    """Run every check of a teacher.
+
+    Args:
+        family: The teacher's class.
+        path: The pipeline, as `family.locate` returns it.
+        device: Where the networks go.
+        sigma_data: Standard deviation of the native latents or pixels.
+
+    Returns:
+        The results in order.
+    """
+    teacher = family.load(path, device, torch.float32, sigma_data)
+    pipe = load_pipeline(family.pipelines, path, dtype=torch.float32, **family.options)
+    correct_null_class(pipe)
+    use_first_order_sampler(pipe)
+    on_device(pipe, device)
+    with exact_float32():
+        checks = stock_checks(pipe, teacher)
+        del pipe
+        checks += latent_checks(teacher)
+        prompts = list(PROMPTS) if "prompt" in _takes(family) else list(CLASSES)
+        cond = teacher.condition(prompts)
+        checks += [batch_check(teacher, cond), tangent_check(teacher, cond)]
+        if family.exports:
+            checks += export_checks(teacher, prompts, device)
+        else:
+            checks.append(left_out("export", "students of this family are not exported"))
+    return checks
+
+
+def _takes(family: type[Teacher]) -> set[str]:
+    return set().union(*(parameters(kind) for kind in family.pipelines))
+
+
+def stock_checks(pipe: Pipeline, teacher: Teacher) -> list[Check]:
+    """The stock sampler, the condition and the decoder, without and with guidance."""
+    prompts = prompts_for(pipe)
+    cond = teacher.condition(prompts or ["", ""])
+    checks = []
+    for name, guidance in (("stock sampler", 1.0), ("stock sampler with guidance", GUIDANCE)):
+        if guidance != 1.0 and not teacher.guided:
+            continue
+        run = run_stock(pipe, teacher, STEPS, guidance)
+        checks.append(Check(name, sampler_difference(run, teacher, cond, guidance), TOLERANCE))
+    checks += condition_checks(run, teacher, cond)
+    ours = (teacher.decode(run.outputs[-1] / teacher.denoiser.path.sigma_data) / 2 + 0.5).clamp(0, 1)
+    checks.append(Check("decode", (ours - run.images.to(ours.device)).abs().max().item(), TOLERANCE))
+    return checks
+
+
+def sampler_difference(run: StockRun, teacher: Teacher, cond: Condition, guidance: float) -> float:
+    """The largest difference of any step of the stock sampler from ours, in standard deviations of the sample."""
+    path, worst = teacher.denoiser.path, 0.0
+    for i, (sample, output) in enumerate(zip(run.samples, run.outputs, strict=True)):
+        t, s = (torch.full((len(sample),), angle, dtype=torch.float64) for angle in run.angles[i : i + 2])
+        t, s = t.to(sample.device), s.to(sample.device)
+        x_t = sample / path.scale(t[:1]).item()
+        ours = rotate(x_t, teacher.velocity(x_t, t, cond, guidance), t, s) * path.scale(s[:1]).item()
+        gap = ((ours - output).abs().max() / output.std().clamp_min(1e-9)).item()
+        if math.isnan(gap):
+            return gap
+        worst = max(worst, gap)
+    return worst
+
+
+def condition_checks(run: StockRun, teacher: Teacher, cond: Condition) -> list[Check]:
+    """The condition and the null condition against what the pipeline passes to its network."""
+    missing = [key for key in cond if not isinstance(run.inputs.get(key), Tensor)]
+    if missing:
+        note = f"the pipeline does not pass {', '.join(missing)} to its network"
+        return [Check("condition", math.nan, 0.0, note)]
+    if not cond:
+        return [left_out("condition", "the network takes none")]
+    null = teacher.null_condition(cond) if teacher.guided else {}
+    guided = all(len(run.inputs[key]) == 2 * len(value) for key, value in cond.items())
+    if not guided:
+        return [Check("condition", _gap(cond, {key: run.inputs[key] for key in cond}), TOLERANCE)]
+    halves = [{key: run.inputs[key].chunk(2)[i] for key in cond} for i in (0, 1)]
+    orders = [(_gap(cond, halves[i]), _gap(null, halves[1 - i])) for i in (0, 1)]
+    first, second = min(orders, key=lambda pair: (math.isnan(sum(pair)), sum(pair)))
+    return [Check("condition", first, TOLERANCE), Check("null condition", second, TOLERANCE)]
+
+
+def _gap(ours: Condition, theirs: dict[str, Tensor]) -> float:
+    if any(ours[key].shape != theirs[key].shape for key in ours):
+        return math.nan
+    return max((ours[key].float() - theirs[key].to(ours[key].device).float()).abs().max().item() for key in ours)
+
+
+def latent_checks(teacher: Teacher) -> list[Check]:
+    """Encoding and decoding. With an autoencoder of diffusers: against it; else the images must come back."""
+    height, width = teacher.image_size
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 3, 4, 4, generator=generator) * 2 - 1
+    images = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").clamp(-1, 1)
+    if teacher.shape[0] == 1:
+        images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    latents = teacher.encode(images.to(_device(teacher)))
+    decoded = teacher.decode(latents).cpu()
+    checks = []
+    if tuple(latents.shape[1:]) != tuple(teacher.shape):
+        checks.append(Check("latent shape", math.nan, 0.0, f"{tuple(latents.shape[1:])}, want {tuple(teacher.shape)}"))
+    vae = getattr(getattr(teacher, "stock", None), "vae", None)
+    if vae is not None:
+        code: Any = vae.encode(images.to(vae.device, vae.dtype))
+        mean = code.latent if hasattr(code, "latent") else code.latent_dist.mean
+        images = vae.decode(mean).sample.float().cpu()
+    spread = (decoded - images).abs().max().item() / images.abs().max().clamp_min(1).item()
+    checks.append(Check("encode, then decode", spread, TOLERANCE, "against the autoencoder" if vae is not None else ""))
+    std = latents.std().item()
+    note = "" if 0.3 < std < 3 else "far from 1 on smooth test images; check teacher.sigma_data and encode"
+    return [*checks, Check("standard deviation of latents", std, None, note)]
+
+
+def batch_check(teacher: Teacher, cond: Condition) -> Check:
+    """Samples of a batch must not depend on each other."""
+    x, t = _point(teacher)
+    alone = teacher.velocity(x[:1], t[:1], {key: value[:1] for key, value in cond.items()}, GUIDANCE)
+    together = teacher.velocity(x, t, cond, GUIDANCE)[:1]
+    gap = ((alone - together).abs().max() / together.std()).item()
+    return Check("samples of a batch are independent", gap, TOLERANCE)
+
+
+class KeepFloat64(TorchFunctionMode):
+    """While active, conversions of float64 tensors to lower precision do nothing: time embeddings stay in float64."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            low = (torch.float32, torch.float16, torch.bfloat16)
+            if function in (Tensor.float, Tensor.half, Tensor.bfloat16):
+                return args[0]
+            if function is Tensor.to:
+                args = (
+                    args[0],
+                    *(
+                        torch.float64 if isinstance(value, torch.dtype) and value in low else value
+                        for value in args[1:]
+                    ),
+                )
+                kwargs = {k: torch.float64 if isinstance(v, torch.dtype) and v in low else v for k, v in kwargs.items()}
+        return function(*args, **kwargs)
+
+
+def tangent_check(teacher: Teacher, cond: Condition) -> Check:
+    """The exact derivative of a student's velocity along a trajectory against central differences in float64."""
+    name = "tangent"
+    if sum(p.numel() for p in teacher.denoiser.parameters()) > LARGEST_FLOAT64:
+        return left_out(name, "the network is too large for float64")
+    student = teacher.student().double()
+    cond = {key: value.double() if value.is_floating_point() else value for key, value in cond.items()}
+    x, t = (value.double() for value in _point(teacher))
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return student.velocity(x, t, cond)
+
+    with KeepFloat64():
+        _, exact = jvp(velocity, (x, t), (direction, torch.ones_like(t)))
+        _, approximate = finite_difference(velocity, (x, t), (direction, torch.ones_like(t)), step=1e-6)
+    return Check(name, ((exact - approximate).abs().max() / approximate.std()).item(), TOLERANCE)
+
+
+def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) -> list[Check]:
+    """An untrained student through its exported pipeline in one and two steps, and its weights after save and load."""
+    student = teacher.student()
+    note = ""
+    try:
+        teacher.refit_time_embedding(student, 8.0)
+    except ValueError as error:
+        note = str(error)
+    times = [student.path.t_max, SECOND_TIME]
+    pipe: Any = teacher.pipeline(student, times)
+    kind, before = type(pipe), network(pipe).state_dict()
+    calls = [{"num_steps": n, "call": teacher.calls(n, times[:n])} for n in (1, 2)]
+    with tempfile.TemporaryDirectory() as folder:
+        save_pipeline(pipe, Path(folder))
+        loaded = load_exported(kind, folder, device)
+        reloaded = Check("save and load", state_gap(before, network(loaded).state_dict()), 0.0)
+        del pipe, before
+        worst = differences(loaded, teacher, student, times, calls, prompts)
+    return [Check(f"export, {steps(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
+
+
+def state_gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """The largest difference of two states; NaN if names or shapes differ."""
+    if one.keys() != two.keys() or any(one[key].shape != two[key].shape for key in one):
+        return math.nan
+    return max((one[key].cpu().float() - two[key].cpu().float()).abs().max().item() for key in one)
+
+
+def _point(teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """Two noisy latents and their angles."""
+    device = _device(teacher)
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    return x, torch.tensor([0.5, 1.1], device=device)
+
+
+def _device(teacher: Teacher) -> torch.device:
+    return next(iter(teacher.denoiser.parameters())).device

@@ -1,0 +1,311 @@
+"""Comparison of an exported pipeline with its student: the same noise through both, for every promised call.
+
+The exported pipeline is loaded from its folder and called with the arguments in its `distill.json`. The noise that it
+draws is recorded and passed to the sampler of `teachers.core.sampling`. Both sides compute in float32 without TF32, so
+that a difference is an error of the export and not a rounding error.
+
+The difference is the larger of two: the largest absolute difference of the images in [0, 1], and that of the latents of
+the last step, divided by their standard deviation where it is above 1. Images alone hide errors where they saturate.
+"""
+
+import functools
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from distill.methods.compiling import eager
+from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of
+from eval.pipelines.jobs import steps as steps_text
+from teachers.core.denoiser import Condition, Denoiser
+from teachers.core.sampling import sample
+from teachers.core.teacher import Teacher
+
+TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
+SAMPLES = 2  # images of each call
+SEED = 0
+DRAWS = frozenset({torch.randn, torch.randn_like, torch.normal, Tensor.normal_})
+
+
+class ExportMismatch(ValueError):
+    """An exported pipeline does not give its student's images."""
+
+
+class NoiseRecorder(TorchFunctionMode):
+    """While active, records the normal noise that torch draws.
+
+    Args:
+        size: Number of values of a draw that is recorded; other draws are not.
+
+    Attributes:
+        noises: The recorded draws in order, on the CPU.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.noises: list[Tensor] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if function in DRAWS and output.numel() == self.size:
+            self.noises.append(output.detach().float().cpu().clone())
+        return output
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """A context without TF32 and without compiled networks."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False), eager(), torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@dataclass
+class Sampled:
+    """What a pipeline sampled.
+
+    Attributes:
+        images: Images (SAMPLES, 3, H, W) in [0, 1].
+        latents: What the last step of its scheduler returned; None if it calls no `scheduler.step`.
+        noises: The noise that it drew, in order.
+    """
+
+    images: Tensor
+    latents: Tensor | None
+    noises: list[Tensor]
+
+
+def sample_pipeline(
+    pipe: Pipeline, call: Mapping[str, Any], prompts: Sequence[str] | None, shape: Sequence[int]
+) -> Sampled:
+    """Sample with a stock pipeline and record its noise.
+
+    Args:
+        pipe: The pipeline.
+        call: Its call arguments, apart from prompts and noise.
+        prompts: `SAMPLES` prompts; None for pipelines without prompts.
+        shape: The shape of one latent.
+
+    Returns:
+        Images, latents and noise, on the CPU.
+    """
+    ready = arguments(pipe, call, prompts, range(SAMPLES))
+    ready.pop("latents", None)  # the pipeline draws its first noise too
+    if "generator" in ready:
+        ready["generator"] = torch.Generator().manual_seed(SEED)
+    with (
+        torch.random.fork_rng(cuda_devices()),
+        recorded_steps(pipe.scheduler) as steps,
+        NoiseRecorder(SAMPLES * torch.Size(shape).numel()) as recorder,
+    ):
+        torch.manual_seed(SEED)
+        images = images_of(pipe(**ready)).cpu()
+    return Sampled(images, steps[-1].float().cpu() if steps else None, recorder.noises)
+
+
+@contextmanager
+def recorded_steps(scheduler: Any) -> Iterator[list[Tensor]]:
+    """A context that yields a list, to which the samples that `scheduler.step` returns are appended."""
+    steps: list[Tensor] = []
+    step = getattr(scheduler, "step", None)
+    if step is None:
+        yield steps
+        return
+
+    @functools.wraps(step)  # pipelines look for arguments such as `generator` in its signature
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        steps.append(result[0])
+        return result
+
+    scheduler.step = recording
+    try:
+        yield steps
+    finally:
+        del scheduler.step
+
+
+def sample_student(
+    teacher: Teacher, student: Denoiser, times: Sequence[float], noises: Sequence[Tensor], cond: Condition
+) -> Tensor:
+    """Sample with the project's own sampler.
+
+    Args:
+        teacher: The student's teacher.
+        student: The student.
+        times: Decreasing angles in radians.
+        noises: The noise of each step, as a pipeline drew it.
+        cond: The condition.
+
+    Returns:
+        Latents of unit variance, (B, *teacher.shape).
+    """
+    device = next(student.parameters()).device
+    native = iter([teacher.unpack(noise).to(device) for noise in noises])
+    cond = {key: value.to(device) for key, value in cond.items()}
+    return sample(student, next(native), times, cond, lambda: next(native), angle_dtype=torch.float64)
+
+
+def difference(teacher: Teacher, sampled: Sampled, x0: Tensor) -> float:
+    """The difference of a pipeline's samples from a student's latents, as the module describes it; it may be NaN.
+
+    Raises:
+        ExportMismatch: If the shapes differ.
+    """
+    images = (teacher.exact_decode(x0) / 2 + 0.5).clamp(0, 1).cpu()
+    if images.shape != sampled.images.shape:
+        raise ExportMismatch(
+            f"the pipeline must give images of the shape {tuple(images.shape)}, got {tuple(sampled.images.shape)}"
+        )
+    gaps = [(sampled.images - images).abs().max()]
+    if sampled.latents is not None:
+        ours, theirs = x0.cpu(), teacher.unpack(sampled.latents) / teacher.denoiser.path.sigma_data
+        gaps.append((theirs - ours).abs().max() / ours.std().clamp_min(1))
+    return torch.stack(gaps).max().item()
+
+
+def differences(
+    pipe: Pipeline,
+    teacher: Teacher,
+    student: Denoiser,
+    times: Sequence[float],
+    calls: Sequence[Mapping[str, Any]],
+    prompts: Sequence[str],
+) -> dict[int, float]:
+    """Compare a pipeline with a student.
+
+    Args:
+        pipe: The pipeline in memory, which is emptied: afterwards it has no networks.
+        teacher: The student's teacher.
+        student: The student.
+        times: Decreasing angles of the student's steps, in radians.
+        calls: `num_steps` and `call` of every promised call, as in `distill.json`.
+        prompts: Prompts of the comparison; unused without guidance.
+
+    Returns:
+        The largest difference by number of steps; NaN if a sample is not finite.
+
+    Raises:
+        ExportMismatch: If the pipeline draws less noise than the student needs, or its images have another shape.
+    """
+    name = type(pipe).__name__
+    chosen = [prompts[i % len(prompts)] for i in range(SAMPLES)] if teacher.guided else None
+    with exact_float32():
+        sampled = _sample_all(pipe, calls, chosen, teacher.shape)
+        cond = teacher.exact_condition(chosen or [""] * SAMPLES)
+        worst: dict[int, float] = {}
+        for entry, samples in zip(calls, sampled, strict=True):
+            steps, noises = entry["num_steps"], samples.noises
+            if len(noises) < steps:
+                raise ExportMismatch(
+                    f"{name} must draw the noise of each of its {steps} steps with torch.randn, got {len(noises)} draws"
+                )
+            scales = _scales(teacher, student, entry["call"])
+            x0 = sample_student(teacher, student, times[:steps], noises[:steps], {**cond, **scales})
+            both = difference(teacher, samples, x0), worst.get(steps, 0.0)
+            worst[steps] = math.nan if any(map(math.isnan, both)) else max(both)
+    return worst
+
+
+def _sample_all(
+    pipe: Pipeline, calls: Sequence[Mapping[str, Any]], prompts: Sequence[str] | None, shape: Sequence[int]
+) -> list[Sampled]:
+    """The samples of every call; the pipeline's networks are then freed. Without memory on the GPU: on the CPU."""
+    try:
+        sampled = [sample_pipeline(pipe, entry["call"], prompts, shape) for entry in calls]
+    except torch.OutOfMemoryError:
+        if hasattr(pipe, "remove_all_hooks"):
+            pipe.remove_all_hooks()
+        torch.cuda.empty_cache()
+        pipe.to("cpu")
+        sampled = [sample_pipeline(pipe, entry["call"], prompts, shape) for entry in calls]
+    release(pipe)
+    return sampled
+
+
+def _scales(teacher: Teacher, student: Denoiser, call: Mapping[str, Any]) -> Condition:
+    """The condition's entries for the guidance scale of a call, if the student has an input for it."""
+    if not student.defaults or "guidance_scale" not in call:
+        return {}
+    return teacher.guidance_condition(student, torch.full((SAMPLES,), float(call["guidance_scale"])))
+
+
+def on_device(pipe: Pipeline, device: torch.device) -> Pipeline:
+    """Prepare a pipeline to sample on `device`. On a GPU only the component in use is there, to need little memory."""
+    pipe.set_progress_bar_config(disable=True)
+    if device.type == "cuda" and getattr(pipe, "model_cpu_offload_seq", None):
+        pipe.enable_model_cpu_offload(device=device)
+        return pipe
+    return pipe.to(device)
+
+
+def release(pipe: Pipeline) -> None:
+    """Free a pipeline's networks."""
+    if hasattr(pipe, "remove_all_hooks"):
+        pipe.remove_all_hooks()
+    for name, part in list(pipe.components.items()):
+        if isinstance(part, torch.nn.Module):
+            setattr(pipe, name, None)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def promised_calls(calls: Sequence[Mapping[str, Any]], scales: Sequence[float]) -> list[Mapping[str, Any]]:
+    """The calls to compare: those of `distill.json`, and each of them at every embedded guidance scale.
+
+    Args:
+        calls: `num_steps` and `call` of each call.
+        scales: The guidance scales that the student has an input for; empty for other students.
+    """
+    more = [{**entry, "call": {**entry["call"], "guidance_scale": scale}} for entry in calls for scale in scales]
+    return [*calls, *more]
+
+
+def load_exported(kind: type[DiffusionPipeline], folder: Any, device: torch.device) -> Pipeline:
+    """Load an exported pipeline from its folder in float32, as the model card says."""
+    return on_device(kind.from_pretrained(folder, use_safetensors=True), device)
+
+
+def check_finite(student: Denoiser) -> None:
+    """Check a student's weights.
+
+    Raises:
+        ValueError: If one of them is NaN or infinite.
+    """
+    for name, value in student.network.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(
+                f"the student's weights must be finite, got NaN or infinite values in {name}; export an earlier "
+                "checkpoint"
+            )
+
+
+def refuse(worst: Mapping[int, float], what: str, kept: str) -> None:
+    """Raise ExportMismatch if a difference is above `TOLERANCE`.
+
+    Args:
+        worst: The largest difference by number of steps.
+        what: What was compared with the student.
+        kept: What remains for the user.
+    """
+    for count, gap in worst.items():
+        if not gap <= TOLERANCE:
+            raise ExportMismatch(
+                f"{what} must give the student's images within {TOLERANCE:g}, got a difference of {gap:.2e} at "
+                f"{steps_text(count)}; it was not exported, {kept}"
+            )

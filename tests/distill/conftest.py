@@ -1,0 +1,66 @@
+"""Fixtures of the tests of exports and checks: tiny teachers of every family, and a table of differences."""
+
+import functools
+
+import pytest
+import torch
+
+from distill.config.registry import TEACHERS, find
+from teachers.pocket.parts import make_tokenizer
+from tests.teachers.families.variants import VARIANTS
+
+DIFFERENCES = pytest.StashKey[dict[str, dict[str, str]]]()
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """Function folder_of(name) -> (family, folder) of a saved random pipeline; each is built once."""
+    root = tmp_path_factory.mktemp("variants")
+    tokenizer = make_tokenizer(root / "tokenizer")
+
+    @functools.cache
+    def make(name):
+        family, build = VARIANTS[name]
+        folder = root / name.replace(" ", "_").replace(",", "")
+        torch.manual_seed(0)
+        build(tokenizer).save_pretrained(folder)
+        return family, folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher_of(folder_of):
+    """Function teacher_of(name) -> the float32 teacher; each is loaded once."""
+
+    @functools.cache
+    def load(name):
+        family, folder = folder_of(name)
+        return find(TEACHERS, family).load(str(folder), torch.device("cpu"))
+
+    return load
+
+
+def pytest_configure(config):
+    config.stash[DIFFERENCES] = {}
+
+
+@pytest.fixture
+def largest(request):
+    """Function largest(name, column, checked) that adds an export's differences to the table at the end of the run."""
+
+    def write(name, column, checked):
+        steps = ",".join(map(str, checked["steps"]))
+        request.config.stash[DIFFERENCES].setdefault(name, {})[column] = f"{checked['difference']:.1e} ({steps})"
+
+    return write
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print the largest difference of every export from its student, and the numbers of steps."""
+    rows = config.stash[DIFFERENCES]
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    if rows:
+        terminalreporter.write_line(f"{'largest difference (steps)':36}" + "".join(f"{c:>18}" for c in columns))
+    for name, row in rows.items():
+        terminalreporter.write_line(f"{name:36}" + "".join(f"{row.get(c, '-'):>18}" for c in columns))

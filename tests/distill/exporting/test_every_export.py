@@ -1,0 +1,85 @@
+"""Property test of exports: every family x method x number of steps gives the student's images, from the same noise."""
+
+import json
+
+import pytest
+import torch
+
+from distill.config.recipe import Recipe, TeacherRecipe, method_options
+from distill.config.registry import TEACHERS, find
+from distill.exporting.pipeline import describe, export
+from distill.exporting.verify import TOLERANCE
+from tests.teachers.families.stock import prompts_of
+from tests.teachers.families.variants import VARIANTS
+
+CPU = torch.device("cpu")
+COST = {"steps": 0, "seconds": 0.0, "samples": 0, "device": "cpu"}
+METHODS = {
+    "dmd": {"name": "dmd"},
+    "dmd, 2 steps": {"name": "dmd", "timesteps": [999, 499]},
+    "dmd, 1 early step": {"name": "dmd", "timesteps": [399]},
+    "dmd, 4 steps": {"name": "dmd", "timesteps": [999, 749, 499, 249]},
+    "scm": {"name": "scm"},
+    "scm, native time": {"name": "scm", "adaptation_steps": 0},
+    "rcm": {"name": "rcm"},
+}
+
+
+def perturb(module, size=0.02):
+    """Change all weights as training does, so that an export of the teacher's weights is noticed."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+def exported(run, teacher, name, method, guidance=1.0, size=0.02):
+    """Export an untrained, perturbed student; returns the contents of distill.json."""
+    recipe = Recipe("run", TeacherRecipe(path=None, family=VARIANTS[name][0], guidance=guidance), method)
+    cls, options = method_options(recipe)
+    torch.manual_seed(0)
+    distiller = cls(teacher, guidance, options)
+    perturb(distiller.student, size)
+    times = distiller.sampling_schedules()[0]
+    record = describe(recipe, teacher, distiller, distiller.student, times, COST, "pixels")
+    run.mkdir(exist_ok=True)
+    folder = export(run, teacher, distiller.student, times, record, prompts_of(name))
+    return json.loads((folder / "distill.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_export_gives_the_students_images(name, method, teacher_of, tmp_path, largest):
+    stored = exported(tmp_path / "run", teacher_of(name), name, METHODS[method])
+    largest(name, method, stored["checked"])
+    assert stored["checked"]["difference"] <= TOLERANCE
+    assert stored["checked"]["steps"] == [entry["num_steps"] for entry in stored["calls"]]
+
+
+HALF = [(name, torch.bfloat16) for name, (family, _) in VARIANTS.items() if family != "unconditional"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dmd, 2 steps", "scm"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*HALF, ("Stable Diffusion 1.5", torch.float16), ("DiT", torch.float32)], ids=str
+)
+def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
+    name, method, dtype, folder_of, tmp_path, largest
+):
+    family, folder = folder_of(name)
+    teacher = find(TEACHERS, family).load(str(folder), CPU, dtype)
+    teacher.enable_lora(4)
+    stored = exported(tmp_path / "run", teacher, name, METHODS[method])
+    largest(name, f"lora, {method}, {str(dtype)[6:]}", stored["checked"])
+    assert stored["checked"]["difference"] <= TOLERANCE
+    assert stored["checked"].get("lora_difference", 0.0) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "Stable Diffusion XL", "Flux.1 dev"])
+def test_every_embedded_guidance_scale_is_checked(name, teacher_of, tmp_path, largest):
+    method = {"name": "scm", "guidances": [1.0, 3.0, 5.0]}
+    stored = exported(tmp_path / "run", teacher_of(name), name, method, guidance=3.0)
+    largest(name, "guidances", stored["checked"])
+    assert stored["checked"]["difference"] <= TOLERANCE

@@ -1,0 +1,151 @@
+"""An export that differs from its student is refused; cards run as they are written; exports load in half precision."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, LCMScheduler
+
+from distill.checks.export_checks import check_student
+from distill.exporting.card import call_lines, prompt_argument
+from distill.exporting.verify import ExportMismatch
+from tests.commands import fewstep
+from tests.distill.exporting.test_every_export import METHODS, exported
+from tests.teachers.tiny_pipelines import BUILDERS
+
+CPU = torch.device("cpu")
+SD = "Stable Diffusion 1.5"
+
+
+def wrong_times(teacher, monkeypatch, offset):
+    """Let the teacher export its students at a second angle that is `offset` radians too large."""
+    right = type(teacher).pipeline
+    monkeypatch.setattr(
+        teacher,
+        "pipeline",
+        lambda student, times: right(teacher, student, [times[0], *(t + offset for t in times[1:])]),
+    )
+
+
+def test_a_wrong_second_step_is_refused_and_the_old_pipeline_stays(teacher_of, tmp_path, monkeypatch):
+    teacher = teacher_of(SD)
+    exported(tmp_path / "run", teacher, SD, METHODS["scm"])
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    wrong_times(teacher, monkeypatch, 0.05)
+    with pytest.raises(ExportMismatch, match=r"within 0\.001, got a difference of .* at 2 steps; it was not exported"):
+        exported(tmp_path / "run", teacher, SD, METHODS["scm"])
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+
+
+def test_a_pipeline_whose_images_saturate_is_compared_by_its_latents(teacher_of, tmp_path, monkeypatch):
+    teacher = teacher_of("pixels, cosine")
+    exported(tmp_path / "run", teacher, "pixels, cosine", METHODS["dmd"])
+    right = type(teacher).pipeline
+
+    def wrong(student, times):
+        pipe = right(teacher, student, times)
+        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, trained_betas=None)
+        return pipe
+
+    monkeypatch.setattr(teacher, "pipeline", wrong)
+    with pytest.raises(ExportMismatch):
+        exported(tmp_path / "run", teacher, "pixels, cosine", METHODS["dmd"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_exported(value, teacher_of, tmp_path, monkeypatch):
+    teacher = teacher_of(SD)
+    student = teacher.student
+
+    def broken():
+        made = student()
+        with torch.no_grad():
+            next(made.parameters()).view(-1)[0] = value
+        return made
+
+    monkeypatch.setattr(teacher, "student", broken)
+    with pytest.raises(ValueError, match="must be finite, got NaN or infinite values in conv_in"):
+        exported(tmp_path / "run", teacher, SD, METHODS["dmd"])
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, grey"])
+def test_the_cards_code_runs_as_it_is_written(name, teacher_of, tmp_path):
+    exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
+    folder = tmp_path / "run" / "pipeline"
+    card = (folder / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict = {}
+    exec(code.replace("path/to/this/folder", str(folder)).replace("a photo of ...", "a coat"), names)
+    assert len(names["images"]) >= 1
+    assert np.asarray(names["images"][0]).size
+    assert "the pipeline's samples differ from the student's by at most" in card
+    assert "not supported" in card  # image-to-image, ControlNet
+
+
+def test_class_conditional_cards_pass_a_class(teacher_of, tmp_path):
+    exported(tmp_path / "run", teacher_of("DiT"), "DiT", METHODS["dmd"])
+    card = (tmp_path / "run" / "pipeline" / "README.md").read_text()
+    assert "pipe(class_labels=[0], " in card and "pipeline_tag: text-to-image" not in card
+
+
+@pytest.mark.parametrize("name", [SD, "unconditional UNet"])
+def test_call_lines_pass_prompts_to_pipelines_that_take_them(name, teacher_of):
+    teacher = teacher_of(name)
+    kind = type(teacher.pipeline(teacher.student(), [teacher.denoiser.path.t_max]))
+    lines = call_lines([{"num_steps": 1, "call": {"num_inference_steps": 1}}], prompt_argument(kind, teacher))
+    assert ("'a photo of ...'" in lines) == (name == SD)
+
+
+@pytest.mark.parametrize("name", [SD, "Stable Diffusion 3.5", "DiT", "pixels, learned variance"])
+def test_exports_load_in_half_precision(name, teacher_of, tmp_path):
+    """In half precision the images are near those in float32, and the scheduler's table stays in float32."""
+    half = torch.float16 if name.startswith("pixels") else torch.bfloat16  # DDPMPipeline gives NumPy arrays
+    stored = exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
+    inputs = {"class_labels": [1]} if name == "DiT" else {} if name.startswith("pixels") else {"prompt": "a coat"}
+    images = []
+    for dtype in (torch.float32, half):
+        pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=dtype)
+        pipe.set_progress_bar_config(disable=True)
+        call = stored["calls"][0]["call"]
+        images.append(pipe(**inputs, **call, generator=torch.Generator().manual_seed(0), output_type="np").images)
+        assert getattr(pipe.scheduler, "alphas_cumprod", torch.zeros(1)).dtype == torch.float32
+    assert np.isfinite(images[1]).all()
+    assert np.abs(images[0] - images[1]).mean() < 0.1
+
+
+@pytest.mark.parametrize("name", [SD, "DiT", "pixels, learned variance"])
+def test_default_number_of_steps_is_refused_with_a_reason(name, teacher_of, tmp_path):
+    exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    inputs = {"class_labels": [1]} if name == "DiT" else {} if name.startswith("pixels") else {"prompt": "a coat"}
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        pipe(**inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, cosine"])
+def test_exported_students_pass_fewstep_check(name, teacher_of, tmp_path):
+    exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
+    results = check_student(tmp_path / "run" / "pipeline", CPU)
+    assert [result.name for result in results] == [
+        "export, 1 step",
+        "export, 2 steps",
+        "export against the run's student",
+    ]
+    assert all(result.passed for result in results), results
+
+
+def test_fewstep_check_fails_for_an_export_that_was_changed(teacher_of, tmp_path, capsys):
+    exported(tmp_path / "run", teacher_of("pixels, v"), "pixels, v", METHODS["scm"])
+    file = tmp_path / "run" / "pipeline" / "distill.json"
+    assert fewstep("check", tmp_path / "run") == 0
+    assert "every check passed" in capsys.readouterr().out
+    stored = json.loads(file.read_text())
+    stored["checked"]["difference"] = 0.1
+    file.write_text(json.dumps(stored))
+    assert fewstep("check", tmp_path / "run") == 1
+    assert "failed: export against the run's student" in capsys.readouterr().out
