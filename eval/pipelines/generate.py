@@ -7,7 +7,6 @@ has its own random generators, so its noise depends neither on the batch size no
 
 import hashlib
 import inspect
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from torch import Tensor
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas
 from teachers.loading import registry, source
-from teachers.loading.inspection import OPTIONAL, check_folder
+from teachers.loading.inspection import check_folder
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
@@ -53,7 +52,6 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
         options: dict[str, Any] = {"dtype": {"default": dtype}}
         options |= {"safety_checker": None} if "safety_checker" in components else {}
         options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
-        options |= absent_components(folder)
         owners = tuple(registry.owners())
         pipe = source.load_pipeline((kind,), str(folder), owners=owners, pickles=True, **options)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -64,15 +62,6 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
     pipe.set_progress_bar_config(disable=True)
     correct_null_class(pipe)
     return pipe.to(device)
-
-
-def absent_components(folder: Path) -> dict[str, None]:
-    """The optional components that a pipeline's index names but that have no folder, such as a safety checker."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # diffusers reports it
-    return {name: None for name in OPTIONAL if isinstance(index.get(name), list) and not (folder / name).is_dir()}
 
 
 def correct_null_class(pipe: Pipeline) -> None:

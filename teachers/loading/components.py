@@ -42,6 +42,20 @@ def component_class(library: str, name: str, owners: Iterable[type[Any]]) -> typ
     return found if isinstance(found, type) else None
 
 
+def installed_class(entry: Any, owners: Iterable[type[Any]] = ()) -> type[Any] | None:
+    """`component_class` of an index's value; None if it names no class of an allowed package.
+
+    Raises:
+        ValueError: If diffusers or transformers has no such class.
+    """
+    if not is_component(entry):
+        return None
+    kind = component_class(entry[0], entry[1], owners)
+    if kind is None and entry[0] in LIBRARIES:
+        raise ValueError(f"{entry[0]} has no class {entry[1]} in the installed version; upgrade it")
+    return kind
+
+
 def is_component(value: Any) -> bool:
     """Whether a value of an index names a component that is present."""
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)

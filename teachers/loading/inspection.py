@@ -6,6 +6,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from teachers.loading.components import LIBRARIES, component_class, is_component
+
 INDEX = "model_index.json"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # no family uses them
 
@@ -23,6 +25,17 @@ def check_folder(path: str) -> None:
         encoder = folder / tokenizer.name.replace("tokenizer", "text_encoder")
         if tokenizer.is_dir() and encoder.is_dir():
             check_tokenizer(tokenizer, encoder)
+
+
+def unusable_components(folder: Path, index: dict[str, Any]) -> list[str]:
+    """The components of `OPTIONAL` that an index names but that cannot be loaded: without a folder or a class."""
+    named = {name: index[name] for name in OPTIONAL if is_component(index.get(name))}
+    # transformers 5 has no CLIPFeatureExtractor, which many folders of Stable Diffusion 1.x name.
+    return [
+        name
+        for name, entry in named.items()
+        if not (folder / name).is_dir() or (entry[0] in LIBRARIES and component_class(entry[0], entry[1], ()) is None)
+    ]
 
 
 def check_component_weights(path: str) -> None:

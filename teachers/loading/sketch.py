@@ -8,7 +8,8 @@ from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
 from teachers.core.teacher import Teacher
-from teachers.loading.components import check_components, component_class, is_component
+from teachers.loading.components import check_components, installed_class
+from teachers.loading.inspection import OPTIONAL
 from teachers.loading.markers import apply_markers
 from teachers.loading.source import config_source, loading_errors
 
@@ -47,9 +48,7 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
         }
         parts |= {name: index[name] for name in parameters if name in index and not isinstance(index[name], list)}
         for name, value in index.items():
-            component = (
-                component_class(value[0], value[1], owners) if is_component(value) and name in parameters else None
-            )
+            component = installed_class(value, owners) if name in parameters and name not in OPTIONAL else None
             if component is not None and issubclass(component, ConfigMixin):
                 with torch.device("meta" if issubclass(component, nn.Module) else "cpu"):
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from teachers.loading.components import check_components
-from teachers.loading.inspection import check_component_weights, check_folder
+from teachers.loading.inspection import check_component_weights, check_folder, unusable_components
 from teachers.loading.markers import apply_markers
 from teachers.loading.weights import INDEX, check_finite, load_networks
 
@@ -129,7 +129,10 @@ def load_pipeline(
     check_weights(path)
     folder = str(configuration(path)) if Path(path).is_file() else path
     if name:
-        check_components(DiffusionPipeline.load_config(folder), (*accepted, *owners), path)
+        index = DiffusionPipeline.load_config(folder)
+        check_components(index, (*accepted, *owners), path)
+        if Path(path).is_dir():
+            options |= dict.fromkeys(unusable_components(Path(path), index))
     check_folder(folder)
     if not pickles:
         check_component_weights(path)

@@ -20,7 +20,8 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 from torch import nn
 
-from teachers.loading.components import LIBRARIES, component_class, is_component
+from teachers.loading.components import installed_class
+from teachers.loading.inspection import OPTIONAL
 
 logger = logging.getLogger(__name__)
 INDEX = "model_index.json"
@@ -102,9 +103,7 @@ def network_classes(folder: Path, owners: Iterable[type[Any]] = ()) -> dict[str,
     """
     classes: dict[str, Any] = {}
     for name, entry in json.loads((folder / INDEX).read_text(encoding="utf-8")).items():
-        kind = component_class(entry[0], entry[1], owners) if is_component(entry) else None
-        if kind is None and is_component(entry) and entry[0] in LIBRARIES:
-            raise ValueError(f"{entry[0]} has no class {entry[1]} in the installed version; upgrade it")
+        kind = None if name in OPTIONAL else installed_class(entry, owners)
         if kind is not None and issubclass(kind, ModelMixin | transformers.PreTrainedModel):
             classes[name] = kind
     return classes

@@ -13,7 +13,7 @@ from tests.teachers.families.stock import prompts_of
 from tests.teachers.families.variants import VARIANTS
 
 CPU = torch.device("cpu")
-COST = {"steps": 0, "seconds": 0.0, "samples": 0, "device": "cpu"}
+COST = {"exported_step": 0, "steps": 0, "seconds": 0.0, "samples": 0, "device": "cpu"}
 METHODS = {
     "dmd": {"name": "dmd"},
     "dmd, 2 steps": {"name": "dmd", "timesteps": [999, 499]},

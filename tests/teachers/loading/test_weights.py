@@ -285,3 +285,14 @@ def test_pickled_weights_are_read_by_evaluation_only_and_as_strictly(folder):
     torch.save({key: value for key, value in tensors.items() if key != "conv_in.bias"}, file)
     with pytest.raises(ValueError, match=r"lack conv_in.bias"):
         load_for_eval(folder, CPU, torch.float32)
+
+
+def test_components_that_no_family_uses_may_lack_their_class_or_folder(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]  # gone in transformers 5
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "feature_extractor").mkdir()
+    (folder / "model_index.json").write_text(json.dumps(index))
+    load_all(folder)
+    assert "StableDiffusionPipeline" in describe(str(folder))
+    assert load_for_eval(folder, CPU, torch.float32).feature_extractor is None
