@@ -13,7 +13,7 @@ from torch import nn
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
-from teachers.loading.inspection import check_component_weights, check_folder
+from teachers.loading.inspection import check_folder
 from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
 from teachers.loading.source import check_weights, config_source, loading_errors
@@ -57,7 +57,6 @@ def describe(path: str) -> str:
     source, family = config_source(path), installed()[name]
     check_weights(path)
     check_folder(source)
-    check_component_weights(path)
     teacher = sketch(path, family)
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)

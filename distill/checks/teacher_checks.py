@@ -131,7 +131,7 @@ def latent_checks(teacher: Teacher) -> list[Check]:
     vae = getattr(getattr(teacher, "stock", None), "vae", None)
     if vae is not None:
         code: Any = vae.encode(images.to(vae.device, vae.dtype))
-        mean = code.latent if hasattr(code, "latent") else code.latent_dist.mean
+        mean = code.latent_dist.mean if hasattr(code, "latent_dist") else code[0]
         images = vae.decode(mean).sample.float().cpu()
     spread = (decoded - images).abs().max().item() / images.abs().max().clamp_min(1).item()
     checks.append(Check("encode, then decode", spread, TOLERANCE, "against the autoencoder" if vae is not None else ""))

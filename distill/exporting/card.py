@@ -75,7 +75,13 @@ def step_note(cost: dict[str, Any]) -> str:
     return f"Weights: the EMA of step {cost['exported_step']:,}, which has the best held-out distance of the run.\n"
 
 
-def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, teacher: Teacher) -> str:
+def model_card(
+    record: dict[str, Any],
+    kind: type[DiffusionPipeline],
+    scheduler: str,
+    teacher: Teacher,
+    absent: Sequence[str] = (),
+) -> str:
     """The README of an exported pipeline, with its description and the calls that sample from it.
 
     Args:
@@ -83,7 +89,9 @@ def model_card(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler:
         kind: Class of the pipeline.
         scheduler: Class name of its scheduler.
         teacher: The teacher.
+        absent: Components that the pipeline has to be loaded without explicitly.
     """
+    without = "".join(f", {name}=None" for name in absent)
     prompt, pipeline = prompt_argument(kind, teacher), kind.__name__
     prompts = prompt is not None and "class_labels" not in prompt
     steps = " or ".join(str(entry["num_steps"]) for entry in record["calls"])
@@ -130,7 +138,7 @@ A {steps}-step student of `{record["teacher"]["path"]}`, {distilled}.
 ```python
 from {module} import {loader}
 
-pipe = {loader}.from_pretrained("path/to/this/folder")
+pipe = {loader}.from_pretrained("path/to/this/folder"{without})
 {calls}
 ```
 {guidance_note}{lora}

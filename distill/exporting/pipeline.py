@@ -20,6 +20,7 @@ from distill.exporting.verify import (
     on_device,
     promised_calls,
     refuse,
+    stored_without,
 )
 from distill.methods.base import Distiller
 from distill.training.engine import Engine
@@ -81,7 +82,8 @@ def export(
                 "\n".join(" ".join(caption.split()) for caption in captions) + "\n", encoding="utf-8"
             )
         (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(model_card(record, kind, scheduler, teacher), encoding="utf-8")
+        card = model_card(record, kind, scheduler, teacher, list(stored_without(kind, temporary)))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return final
 
 
@@ -131,7 +133,7 @@ def lora_pipeline(kind: type[DiffusionPipeline], folder: Path, student: Denoiser
     assert isinstance(student.network, Adapted)
     base = Adapted(student.network.lora_base).merged_copy()  # without an adapter: the teacher's own network
     name = next(key for key in ("unet", "transformer") if key in kind.load_config(folder))
-    return kind.from_pretrained(folder, use_safetensors=True, **{name: base})
+    return kind.from_pretrained(folder, use_safetensors=True, **{name: base}, **stored_without(kind, folder))
 
 
 def export_student(

@@ -27,6 +27,7 @@ from eval.pipelines.jobs import steps as steps_text
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
+from teachers.loading.components import absent_components
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
 SAMPLES = 2  # images of each call
@@ -278,7 +279,12 @@ def promised_calls(calls: Sequence[Mapping[str, Any]], scales: Sequence[float]) 
 
 def load_exported(kind: type[DiffusionPipeline], folder: Any, device: torch.device) -> Pipeline:
     """Load an exported pipeline from its folder in float32, as the model card says."""
-    return on_device(kind.from_pretrained(folder, use_safetensors=True), device)
+    return on_device(kind.from_pretrained(folder, use_safetensors=True, **stored_without(kind, folder)), device)
+
+
+def stored_without(kind: type[DiffusionPipeline], folder: Any) -> dict[str, None]:
+    """The arguments of `from_pretrained` for components that a pipeline was saved without, such as T5 of SD3."""
+    return dict.fromkeys(absent_components(kind, kind.load_config(folder), str(folder)))
 
 
 def check_finite(student: Denoiser) -> None:

@@ -18,14 +18,13 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDIMPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor
 
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas
 from teachers.loading import registry, source
-from teachers.loading.inspection import check_folder
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
@@ -44,7 +43,6 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    check_folder(str(folder))
     try:
         kind = pipeline_class(folder)
         components = inspect.signature(kind.__init__).parameters
@@ -111,16 +109,19 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
         pipe: The pipeline, changed in place.
 
     Returns:
-        The solver's name, or None if the scheduler stays: flow matching and others that are not variance preserving.
+        The solver's name, or None if the scheduler stays: that of `DDIMPipeline`, flow matching, and others that are
+        not variance preserving.
     """
     old, table = pipe.scheduler.config, alphas_cumprod(pipe.scheduler)
-    if table is None:
+    if table is None or isinstance(pipe, DDIMPipeline):  # it passes arguments of its own scheduler
         return None
+    # Latent pipelines drop a learned variance before the scheduler.
+    learned = old.get("variance_type") in ("learned", "learned_range") and "vae" not in pipe.components
     pipe.scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=old["num_train_timesteps"],
         trained_betas=betas(table),
         prediction_type=old.get("prediction_type", "epsilon"),
-        variance_type=learned if (learned := str(old.get("variance_type"))) in ("learned", "learned_range") else None,
+        variance_type=old["variance_type"] if learned else None,
         rescale_betas_zero_snr=bool(old.get("rescale_betas_zero_snr", False)),
         algorithm_type="dpmsolver++",
         solver_order=2,

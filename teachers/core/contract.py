@@ -80,6 +80,8 @@ class Contract:
         feature_models: Feature extractors for evaluations of this family's images, by name: functions of a device.
         default_features: The extractor that `evaluation.features: auto` selects.
         options: Further arguments of `from_pretrained`.
+        text_widths: Keys of the network's config that must be the width of the embeddings of text encoders, with the
+            names of these components. Widths of several are added up.
         encoder_components: How the names of the components begin whose weights "condition" and "encode" read. Results
             are computed again if these, or any configuration, change. A family outside this project that does not
             declare it computes them again if anything changes.
@@ -98,6 +100,7 @@ class Contract:
     feature_models: ClassVar[Mapping[str, Callable[[torch.device], FeatureModel]]] = {}
     default_features: ClassVar[str] = "pixels"
     options: ClassVar[dict[str, Any]] = {}
+    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = True

@@ -19,7 +19,8 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.time_embedding import has_time_embedding, refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
 from teachers.loading.contents import pipeline_contents, without_runtime
-from teachers.loading.source import TEXT_COMPONENTS, load_pipeline, local_or_hub
+from teachers.loading.inspection import check_text_widths
+from teachers.loading.source import TEXT_COMPONENTS, config_source, load_pipeline, local_or_hub
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
 from teachers.support.keys import key
@@ -91,6 +92,7 @@ class Teacher(Contract, ABC):
                 f"{cls.__name__}.pipelines must name a pipeline class, got (); build the teacher in Python"
             )
         source = cls.locate(path)
+        check_text_widths(config_source(source), cls.network, cls.text_widths)
         owners = (cls, *cls.components)
         stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
         teacher = cls.wrap(stock.to(device), cls.sigma_data if sigma_data is None else sigma_data)

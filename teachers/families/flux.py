@@ -1,7 +1,7 @@
 """Flux.1: a rectified-flow transformer on packed latents; the guidance scale is an input of "dev"."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,10 @@ class Flux(LatentTeacher):
     """
 
     pipelines: ClassVar[Pipelines] = (FluxPipeline,)
+    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "joint_attention_dim": ("text_encoder_2",),
+        "pooled_projection_dim": ("text_encoder",),
+    }
     passes_sigmas: ClassVar[bool] = True
     takes_variance_preserving: ClassVar[bool] = False
     ignores_guidance: ClassVar[bool] = True
@@ -50,7 +54,7 @@ class Flux(LatentTeacher):
 
     def latent_shape(self) -> tuple[int, int, int]:
         sides = height_and_width(self.stock.vae.config.sample_size)  # not in the transformer's; 1024 / 8 for Flux.1
-        height, width = (side // self.factor for side in sides)
+        height, width = (side // self.factor // 2 * 2 for side in sides)  # the pipeline packs 2 x 2 patches
         return self.stock.transformer.config.in_channels // 4, height, width
 
     def unpack(self, native: Tensor) -> Tensor:

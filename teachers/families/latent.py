@@ -72,6 +72,7 @@ class LatentTeacher(Teacher):
         blocks = "encoder_block_out_channels" if isinstance(vae, AutoencoderDC) else "block_out_channels"
         self.factor = 2 ** (len(vae.config[blocks]) - 1)
         self.shape = self.latent_shape()
+        self._check_channels()
         self.image_size = (self.shape[1] * self.factor, self.shape[2] * self.factor)
         # Transformers whose shift depends on the image size have patches of 2 x 2.
         tokens = self.shape[1] * self.shape[2] // 4
@@ -99,6 +100,22 @@ class LatentTeacher(Teacher):
         """The shape (C, H, W) of a latent at the pipeline's default image size."""
         config = self.stock.components[self.network].config
         return config.in_channels, *height_and_width(config.sample_size)
+
+    def _check_channels(self) -> None:
+        """Raise ValueError if the network's channels are not those of the autoencoder's latents."""
+        config, channels = self.stock.components[self.network].config, self.stock.vae.config.latent_channels
+        packed = config.in_channels // self.shape[0]
+        if self.shape[0] != channels:
+            raise ValueError(
+                f"in_channels of the {self.network} must be {channels * packed} for the {channels} latent channels of "
+                f"the vae, got {config.in_channels}; pipelines that take a mask or an image are not supported"
+            )
+        outputs = config.get("out_channels") or config.in_channels
+        if outputs not in (config.in_channels, 2 * config.in_channels):
+            raise ValueError(
+                f"out_channels of the {self.network} must be {config.in_channels}, or twice as many with a learned "
+                f"variance, got {outputs}"
+            )
 
     def text_pipeline(self) -> Any:
         """A pipeline with the text encoders and tokenizers that `condition` needs; the first call loads them."""
@@ -136,7 +153,7 @@ class LatentTeacher(Teacher):
     def _mean(self, images: Tensor) -> Tensor:
         vae = self.stock.vae
         code = vae.encode(images.to(self.device, vae.dtype))
-        mean: Tensor = code.latent if isinstance(vae, AutoencoderDC) else code.latent_dist.mean
+        mean: Tensor = code.latent_dist.mean if hasattr(code, "latent_dist") else code[0]
         return mean.float()
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -270,13 +287,28 @@ class LatentUNet(LatentTeacher):
     """A pipeline with a latent UNet. Exports ignore `guidance_scale`, unless the student has an embedding for it.
 
     Attributes:
+        addition: `addition_embed_type` of the UNet.
         fixed_guidance: The scale of `fix_guidance`; None for a network that does not embed the guidance scale.
     """
 
     network: ClassVar[str] = "unet"
+    addition: ClassVar[str | None] = None
     takes_flow: ClassVar[bool] = False
     ignores_guidance: ClassVar[bool] = True
     fixed_guidance: float | None = None
+
+    def __init__(self, pipeline: Any, sigma_data: float = 1.0) -> None:
+        config = pipeline.unet.config
+        for key, value in {
+            "addition_embed_type": self.addition,
+            "class_embed_type": None,
+            "num_class_embeds": None,
+        }.items():
+            if config.get(key) != value:
+                raise ValueError(
+                    f"{key} of the unet must be {value} for a {type(pipeline).__name__}, got {config[key]!r}"
+                )
+        super().__init__(pipeline, sigma_data)
 
     @property
     def embeds_guidance(self) -> bool:

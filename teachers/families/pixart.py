@@ -1,6 +1,6 @@
 """PixArt-Alpha and PixArt-Sigma: a diffusion transformer with a T5 text encoder; the learned variance is ignored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ class PixArt(LatentTeacher):
     """`PixArtAlphaPipeline` and `PixArtSigmaPipeline`."""
 
     pipelines: ClassVar[Pipelines] = (PixArtAlphaPipeline, PixArtSigmaPipeline)
+    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"caption_channels": ("text_encoder",)}
     takes_flow: ClassVar[bool] = False
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Sana: a rectified-flow transformer with linear attention, a deep-compression autoencoder and a Gemma text encoder."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ class Sana(LatentTeacher):
     """
 
     pipelines: ClassVar[Pipelines] = (SanaPipeline,)
+    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"caption_channels": ("text_encoder",)}
     refuses_steps: ClassVar[bool] = False
 
     def __init__(self, pipeline: SanaPipeline, sigma_data: float = 1.0) -> None:

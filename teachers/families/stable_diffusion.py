@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a latent UNet with a CLIP text encoder that predicts epsilon or v."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ class StableDiffusion(LatentUNet):
     """`StableDiffusionPipeline`. `path` may be "pocket", the pipeline that is part of this project."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusionPipeline,)
+    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cross_attention_dim": ("text_encoder",)}
     options: ClassVar[dict[str, Any]] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 
     @classmethod

@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5: a rectified-flow transformer with three text encoders, of which T5 is optional."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ class StableDiffusion3(LatentTeacher):
     """`StableDiffusion3Pipeline`."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusion3Pipeline,)
+    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder_3",)}
     refuses_steps: ClassVar[bool] = False
 
     def condition(self, prompts: Sequence[str]) -> Condition:

@@ -1,6 +1,6 @@
 """Stable Diffusion XL: a latent UNet with two text encoders, a pooled embedding, and the image size as condition."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,8 @@ class StableDiffusionXL(LatentUNet):
     """`StableDiffusionXLPipeline` without a refiner. The size condition says that images are uncropped originals."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusionXLPipeline,)
+    addition: ClassVar[str | None] = "text_time"
+    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cross_attention_dim": ("text_encoder", "text_encoder_2")}
 
     @staticmethod
     def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

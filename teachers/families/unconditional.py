@@ -43,6 +43,12 @@ class Unconditional(Teacher):
         height, width = height_and_width(unet.config.sample_size)
         self.shape = (unet.config.in_channels, height, width)
         self.image_size = (height, width)
+        channels, outputs = self.shape[0], unet.config.out_channels
+        if outputs not in (channels, 2 * channels):
+            raise ValueError(
+                f"out_channels of the UNet2DModel must be {channels}, or {2 * channels} with a learned variance, got "
+                f"{outputs}"
+            )
 
     @classmethod
     def wrap(cls, pipeline: Any, sigma_data: float | None = None) -> Self:
@@ -54,6 +60,8 @@ class Unconditional(Teacher):
         return cls(pipeline.unet, pipeline.scheduler, cls.sigma_data if sigma_data is None else sigma_data)
 
     def encode(self, images: Tensor) -> Tensor:
+        if self.shape[0] not in (1, 3):
+            raise ValueError(f"in_channels of the UNet2DModel must be 1 or 3 to train on images, got {self.shape[0]}")
         images = images.to(self.unet.device)
         images = images.mean(1, keepdim=True) if self.shape[0] == 1 else images
         return images / self.denoiser.path.sigma_data

@@ -4,6 +4,7 @@ A component's class is one of diffusers or transformers, or one of a package tha
 imported it already.
 """
 
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -13,6 +14,8 @@ from typing import Any
 import diffusers.pipelines
 
 LIBRARIES = ("diffusers", "transformers")
+# Components that a pipeline works without, although it has to be loaded with them as None explicitly.
+DISPENSABLE = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
 
 
 def check_components(index: Mapping[str, Any], owners: Iterable[type[Any]], path: str) -> None:
@@ -34,6 +37,22 @@ def check_components(index: Mapping[str, Any], owners: Iterable[type[Any]], path
                 f"{path}: the component {name} must be a class of {known}, got {value[0]}.{value[1]}; "
                 "install the package of its teacher family, which must import that class"
             )
+
+
+def absent_components(kind: type[Any], index: Mapping[str, Any], path: str) -> list[str]:
+    """The components of `DISPENSABLE` that are null in an index.
+
+    Raises:
+        ValueError: With the name of a null component that the pipeline class needs.
+    """
+    absent = []
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        null = isinstance(index.get(name), list | tuple) and not is_component(index[name])
+        if null and name in DISPENSABLE:
+            absent.append(name)
+        elif null and parameter.default is parameter.empty and name not in getattr(kind, "_optional_components", ()):
+            raise ValueError(f"{path}: a {kind.__name__} must have a {name}, got null in model_index.json")
+    return absent
 
 
 def component_class(library: str, name: str, owners: Iterable[type[Any]]) -> type[Any] | None:

@@ -8,8 +8,8 @@ from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
 from teachers.core.teacher import Teacher
-from teachers.loading.components import check_components, installed_class
-from teachers.loading.inspection import OPTIONAL
+from teachers.loading.components import absent_components, check_components, installed_class
+from teachers.loading.inspection import OPTIONAL, check_text_widths
 from teachers.loading.markers import apply_markers
 from teachers.loading.source import config_source, loading_errors
 
@@ -42,6 +42,8 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
             raise ValueError(f"{path} is a {index['_class_name']}; this family takes {' or '.join(kinds)}")
         owners = (family, *family.pipelines, *family.components)
         check_components(index, owners, path)
+        absent_components(kind, index, path)
+        check_text_widths(path, family.network, family.text_widths)
         parameters = inspect.signature(kind.__init__).parameters
         parts: dict[str, Any] = {
             name: None for name, p in parameters.items() if name != "self" and p.default is inspect.Parameter.empty

@@ -21,8 +21,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from teachers.loading.components import check_components
-from teachers.loading.inspection import check_component_weights, check_folder, unusable_components
+from teachers.loading.components import absent_components, check_components
+from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
 from teachers.loading.weights import INDEX, check_finite, load_networks
 
@@ -131,11 +131,10 @@ def load_pipeline(
     if name:
         index = DiffusionPipeline.load_config(folder)
         check_components(index, (*accepted, *owners), path)
+        options |= dict.fromkeys(absent_components(kind, index, path))
         if Path(path).is_dir():
             options |= dict.fromkeys(unusable_components(Path(path), index))
-    check_folder(folder)
-    if not pickles:
-        check_component_weights(path)
+    check_folder(folder, pickles)
     components = inspect.signature(kind.__init__).parameters
     options |= {part: None for part in components if skip and part.startswith(skip)}
     is_file = Path(path).is_file()

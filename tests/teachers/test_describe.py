@@ -50,6 +50,56 @@ def test_description_needs_no_weights(tiny, tmp_path):
         assert part in text
 
 
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+FAULTS = {
+    "an inpainting network": ("unet/config.json", {"in_channels": 9}, "in_channels of the unet must be 4"),
+    "an odd output": ("unet/config.json", {"out_channels": 6}, "out_channels of the unet must be 4"),
+    "class embeddings": ("unet/config.json", {"num_class_embeds": 10}, "num_class_embeds of the unet must be None"),
+    "another text encoder": ("unet/config.json", {"cross_attention_dim": 48}, "cross_attention_dim of .* 32, got 48"),
+    "no text encoder": ("model_index.json", {"text_encoder": [None, None]}, "must have a text_encoder, got null"),
+    "quantized weights": (
+        "text_encoder/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}},
+        "text_encoder must not be quantized, got bitsandbytes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_description_refuses_components_that_do_not_fit_together(fault, tiny, tmp_path):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny("Stable Diffusion 1.5")[1], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    file, values, message = FAULTS[fault]
+    change(folder / file, **values)
+    with pytest.raises(ValueError, match=message):
+        describe(str(folder))
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "tokenizer", "vae", "scheduler"])
+def test_missing_folder_of_a_component_is_named_by_description_and_loading_alike(name, tiny, tmp_path):
+    family, source = tiny("Stable Diffusion 1.5")
+    folder = tmp_path / "pipeline"
+    shutil.copytree(source, folder)
+    shutil.rmtree(folder / name)
+    for use in (describe, lambda path: find(TEACHERS, family).load(path, CPU)):
+        with pytest.raises(ValueError, match=f"has no folder {name}, which its model_index.json names"):
+            use(str(folder))
+
+
+def test_stable_diffusion_3_saved_without_t5_is_loaded_with_its_text_encoders(tiny, tmp_path):
+    family, source = tiny("Stable Diffusion 3.5")
+    folder = tmp_path / "pipeline"
+    shutil.copytree(source, folder)
+    change(folder / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(folder / part)
+    assert "flow_prediction" in describe(str(folder))
+    teacher = find(TEACHERS, family).load(str(folder), CPU)
+    assert teacher.condition(["a bag"])["encoder_hidden_states"].isfinite().all()
+
+
 def training_bytes(distiller) -> int:
     """Bytes of all tensors at the peak of a step, with one phase at a time as in the training loop."""
     networks = [distiller.teacher.denoiser, distiller]
