@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
-from teachers.core.schedule import alphas_cumprod, betas
+from teachers.core.schedule import alphas_cumprod, betas, prediction_type
 from teachers.loading import registry, source
 
 IMAGENET = 1000  # classes; also the number of their null class
@@ -120,7 +120,7 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
     pipe.scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=old["num_train_timesteps"],
         trained_betas=betas(table),
-        prediction_type=old.get("prediction_type", "epsilon"),
+        prediction_type=prediction_type(pipe.scheduler),
         variance_type=old["variance_type"] if learned else None,
         rescale_betas_zero_snr=bool(old.get("rescale_betas_zero_snr", False)),
         algorithm_type="dpmsolver++",

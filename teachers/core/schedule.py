@@ -91,13 +91,18 @@ def clipping(scheduler: Any) -> str | None:
     return next((key for key in ("thresholding", "clip_sample") if _config(scheduler).get(key)), None)
 
 
+def prediction_type(scheduler: Any) -> str:
+    """The prediction type in a scheduler's config; "original_sample" is an older name in EulerDiscreteScheduler."""
+    name = str(scheduler.config["prediction_type"])
+    return "sample" if name == "original_sample" else name
+
+
 def _config(scheduler: Any) -> Any:
     return getattr(scheduler, "config", {})
 
 
 def _prediction(scheduler: Any, table: Tensor) -> Prediction:
-    name = scheduler.config["prediction_type"]
-    name = "sample" if name == "original_sample" else name  # an older name in EulerDiscreteScheduler
+    name = prediction_type(scheduler)
     known = [kind for kind in get_args(Prediction) if kind != "flow_prediction"]
     if name not in known:
         raise ValueError(

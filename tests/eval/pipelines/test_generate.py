@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -117,6 +119,21 @@ def test_the_solver_keeps_betas_and_prediction_type(text_pipeline, old):
         pipe.scheduler.set_timesteps(steps)
         assert len(pipe.scheduler.timesteps) == steps
         assert pipe.scheduler.timesteps[0] == 999
+
+
+def test_the_solver_takes_the_older_name_of_sample_prediction(text_pipeline):
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    pipe.scheduler = EulerDiscreteScheduler(prediction_type="original_sample")
+    use_modern_solver(pipe)
+    assert pipe.scheduler.config.prediction_type == "sample"
+
+
+def test_ddim_pipeline_keeps_its_scheduler_to_which_it_passes_eta(unconditional_pipeline, tmp_path):
+    stock = DDPMPipeline.from_pretrained(unconditional_pipeline)
+    DDIMPipeline(stock.unet, DDIMScheduler()).save_pretrained(tmp_path / "ddim")
+    pipe = load_pipeline(tmp_path / "ddim", CPU, torch.float32)
+    assert use_modern_solver(pipe) is None
+    assert generate(pipe, {"num_inference_steps": 2}, None, [0, 1]).isfinite().all()
 
 
 def test_zero_terminal_snr_stays_finite(text_pipeline):
