@@ -1,7 +1,8 @@
 """Stable Diffusion 3 and 3.5: a rectified-flow transformer with three text encoders, of which T5 is optional."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -17,6 +18,12 @@ class StableDiffusion3(LatentTeacher):
     pipelines: ClassVar[Pipelines] = (StableDiffusion3Pipeline,)
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder_3",)}
     refuses_steps: ClassVar[bool] = False
+
+    def _load_text_pipeline(self) -> Any:
+        pipeline = super()._load_text_pipeline()
+        # Without T5 the pipeline pads with zeros of the transformer's width.
+        pipeline.transformer = SimpleNamespace(config=self.stock.transformer.config)
+        return pipeline
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
