@@ -132,6 +132,7 @@ def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: st
     if best is None or ema is None:
         return Outcome(state.step, None if problem else state.step, problem, fingerprint)
     engine.load_full_state(state.ema, ema)
+    state.seconds = max(state.seconds, best["seconds"])
     if problem and _same(engine, collapse(monitor, state, best["step"])):
         return Outcome(
             state.step, None, f"{problem}, and so did those of the best EMA, of step {best['step']}", fingerprint

@@ -203,16 +203,19 @@ def test_the_best_is_evaluated_again_if_the_evaluation_changed(teacher, tmp_path
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_a_finished_run_is_exported_again_if_another_ema_is_requested(teacher, tmp_path):
-    train(recipe_in(tmp_path, evaluate_every=1), teacher)
-    recipe = recipe_in(tmp_path, evaluate_every=1, export="last")
+def test_a_finished_run_is_exported_again_if_another_ema_is_requested(teacher, tmp_path, capfd):
+    recipe = recipe_in(tmp_path)
     train(recipe, teacher)
-    last = checkpoint.load_newest(recipe.folder / "checkpoints").ema
-    assert record_of(recipe)["cost"]["exported_step"] == 4
-    assert torch.equal(exported(recipe)["conv_in.weight"], last["network.conv_in.weight"])
-    changed = replace(recipe, evaluation=EvaluationRecipe(reference="images"))
-    train(changed, teacher)
-    assert record_of(changed)["evaluation"]["reference"] == "images"
+    last = recipe_in(tmp_path, export="last")
+    with_reference = replace(last, evaluation=EvaluationRecipe(reference=str(tmp_path)))
+    for changed in (last, with_reference):
+        train(changed, teacher)
+        assert "is finished" not in capfd.readouterr().out
+        train(changed, teacher)
+        assert "is finished" in capfd.readouterr().out
+    weights = checkpoint.load_newest(recipe.folder / "checkpoints").ema
+    assert torch.equal(exported(recipe)["conv_in.weight"], weights["network.conv_in.weight"])
+    assert record_of(recipe)["evaluation"]["reference"] == str(tmp_path)
 
 
 def test_the_export_of_a_failed_run_fails_as_its_training_did(folder, tmp_path, capfd):
@@ -226,6 +229,18 @@ def test_the_export_of_a_failed_run_fails_as_its_training_did(folder, tmp_path, 
             command()
         assert record_of(recipe)["cost"]["exported_step"] == 0
     assert export_run(recipe.folder / "pipeline") == recipe.folder / "pipeline"
+
+
+def test_the_cost_of_an_export_includes_a_best_newer_than_the_last_checkpoint(folder, tmp_path):
+    recipe = recipe_in(tmp_path, path=str(folder), checkpoint_every=2)
+    train(recipe)
+    newest = best.best_record(recipe.folder / "checkpoints", run_key(fingerprint(recipe, plan_data(recipe))))
+    shutil.rmtree(recipe.folder / "checkpoints" / "00000004")  # killed before it was written
+    shutil.rmtree(recipe.folder / "pipeline")
+    export_run(recipe.folder)
+    cost = record_of(recipe)["cost"]
+    assert cost["exported_step"] == cost["steps"] == newest["step"] == 4 and cost["samples"] == 16
+    assert cost["seconds"] == pytest.approx(newest["seconds"], abs=0.06)
 
 
 def test_the_best_of_another_recipe_is_not_used(tmp_path):
