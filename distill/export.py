@@ -10,12 +10,13 @@ import dataclasses
 from pathlib import Path
 
 from distill.config.recipe import SAVED, load
-from distill.exporting.finish import finish
+from distill.exporting.finish import finish, report_failure
 from distill.exporting.hub import CARD, add_evaluation, find_report, push
 from distill.exporting.pipeline import PROMPTS
 from distill.training import checkpoint
 from distill.training.engine import Engine
-from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder
+from distill.training.outcome import failed_before
+from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder, run_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from teachers.support.files import atomic_write
@@ -32,6 +33,7 @@ def export_run(run: Path) -> Path:
 
     Raises:
         ValueError: If there is nothing to export.
+        RunFailed: A SystemExit with code 3: the run failed, and only its best EMA, if any, was exported.
     """
     if (run / "model_index.json").is_file():
         return run
@@ -39,6 +41,8 @@ def export_run(run: Path) -> Path:
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
     newest = checkpoint.newest_meta(run / "checkpoints")
     record = run / "pipeline" / "distill.json"
+    if newest is not None and (failure := failed_before(run, run_key(newest["fingerprint"]))):
+        report_failure(failure, run, is_main=True)
     if record.is_file() and (newest is None or is_exported(run, newest)):
         return record.parent
     if newest is None:

@@ -69,8 +69,8 @@ def train(
     is_main = os.environ.get("RANK", "0") == "0"
     with lock_run_folder(recipe.folder) if is_main else nullcontext():
         identity = fingerprint(recipe, plan, teacher)
-        failure = failed_before(recipe, run_key(identity))
-        if failure is not None:
+        failure = failed_before(recipe.folder, run_key(identity))
+        if failure is not None and failure.step >= recipe.train.steps:
             if not is_main:
                 time.sleep(10)  # the launcher ends all processes with the first; the main one prints the error
             report_failure(failure, recipe.folder, is_main)

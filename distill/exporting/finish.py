@@ -45,9 +45,9 @@ def finish(
     if outcome.exported is not None:
         final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported)
     if engine.is_main:
+        write_failure(recipe.folder, outcome)  # before the export counts: a failed run is never taken for finished
         if outcome.exported is not None:
-            record_export(recipe.folder, identity, state.step)
-        write_failure(recipe.folder, outcome)
+            record_export(recipe, identity, state.step)
     engine.wait()
     report_failure(outcome, recipe.folder, engine.is_main)
     return final

@@ -165,11 +165,12 @@ def export_student(
         return recipe.folder / "pipeline"
     if state.step == 0:
         student = teacher.student()  # untrained: an unchanged copy of the teacher
+    trained = max(state.step, exported_step)  # a killed run's best EMA can be newer than its last checkpoint
     cost = {
-        "steps": state.step,
+        "steps": trained,
         "exported_step": exported_step,
         "seconds": round(state.seconds, 1),
-        "samples": state.step * recipe.train.batch_size,
+        "samples": trained * recipe.train.batch_size,
         "device": device_name(engine.device),
     }
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe))

@@ -27,7 +27,7 @@ def save_best(folder: Path, ema: Mapping[str, Tensor], record: Mapping[str, Any]
     Args:
         folder: The folder of the run's checkpoints.
         ema: The unsharded state of the EMA.
-        record: JSON values: step, seconds, fingerprint (of `run_key`) and held_out_frechet.
+        record: JSON values: step, seconds, held_out_frechet, evaluation (`Monitor.key`) and fingerprint (`run_key`).
 
     Raises:
         ValueError: If it cannot be written, such as on a full disk; the earlier one is then unchanged.

@@ -6,8 +6,8 @@ of accelerate's configuration. It is called directly because accelerate prepares
 """
 
 import copy
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -255,6 +255,18 @@ class Engine:
             if isinstance(tensor, DTensor):
                 value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
             tensor.copy_(value)
+
+    @contextmanager
+    def replaced_state(self, module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Load `state` as `load_full_state` does; after the block the present one, kept on the CPU, is restored."""
+        own = [local_shard(value).detach() for value in module.state_dict().values()]
+        kept = [value.to("cpu", copy=True) for value in own]
+        try:
+            self.load_full_state(module, state)
+            yield
+        finally:
+            for value, old in zip(own, kept, strict=True):
+                value.copy_(old)
 
     def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Load the result of `full_state` into an optimizer, for any number of processes.

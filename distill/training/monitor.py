@@ -63,6 +63,9 @@ class Monitor:
         device: The device of the networks.
         writes: Whether this process writes files and messages. With sharded networks every process has a monitor,
             because all of them take part in sampling, but only one writes.
+
+    Attributes:
+        key: A key of the teacher's samples. Only distances from monitors with the same key can be compared.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Monitor:
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._generator(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         name, cache = teacher_samples_key(recipe, teacher, data, self.extract), recipe.folder / "cache"
+        self.key = name[:12]
         self.teacher_results = _cached(
             cache / "teacher.safetensors",
             name,
@@ -175,6 +179,12 @@ class Monitor:
         target = self.teacher_results
         return frechet_from_statistics(mean, covariance, target["mean"], target["covariance"])
 
+    def distances(self, distiller: Distiller, student: Denoiser) -> dict[str, float | None]:
+        """The held-out Frechet distances by number of steps, as `history.jsonl` has them: None if not finite."""
+        times = distiller.sampling_schedules()[0]
+        found = {f"{n}": self.distance(student, times[:n]) for n in distiller.step_counts(times)}
+        return {n: d if math.isfinite(d) else None for n, d in found.items()}
+
     def grid(self, step: int, rows: Mapping[str, tuple[Denoiser, Sequence[float]]]) -> Tensor:
         """Save a grid of samples: the teacher's in the first row, then one row for each denoiser, from the same noise.
 
@@ -225,26 +235,29 @@ class Monitor:
             trackers: accelerate's trackers.
 
         Returns:
-            The record: step, seconds, and held_out_frechet by number of steps, None for one that is not finite.
+            The record: step, seconds, held_out_frechet by number of steps, and the monitor's key as evaluation.
         """
         times = distiller.sampling_schedules()[0]
-        counts = distiller.step_counts(times)
-        distances = {f"{n}": self.distance(ema, times[:n]) for n in counts}
-        rows = {f"student, {n} steps": (ema, times[:n]) for n in counts}
+        distances = self.distances(distiller, ema)
+        rows = {f"student, {n} steps": (ema, times[:n]) for n in distiller.step_counts(times)}
         rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.preview_models().items()}
         grid = self.grid(step, rows)
-        finite = {n: d if math.isfinite(d) else None for n, d in distances.items()}
-        record = {"step": step, "seconds": round(seconds, 2), "held_out_frechet": finite}
+        record = {
+            "step": step,
+            "seconds": round(seconds, 2),
+            "held_out_frechet": distances,
+            "evaluation": self.key,
+        }
         if not self.writes:
             return record
         history.append(record)
         tqdm.write(
             f"step {step}: held-out Frechet distance to the teacher "
-            + ", ".join(f"{d:.3f} ({n} steps)" for n, d in distances.items())
+            + ", ".join(f"{_number(d):.3f} ({n} steps)" for n, d in distances.items())
         )
         with warn_if_unwritable(f"the trackers' record of step {step}"):
             for tracker in trackers:
-                tracker.log({f"held_out_frechet/{n}": d for n, d in distances.items()}, step=step)
+                tracker.log({f"held_out_frechet/{n}": _number(d) for n, d in distances.items()}, step=step)
                 if tracker.name == "tensorboard":
                     tracker.writer.add_image("samples", grid, step)
         return record
@@ -299,6 +312,10 @@ def _cached(file: Path, name: str, compute: Callable[[], dict[str, Tensor]]) -> 
             warnings.warn(f"{error}; the next start computes {file.name} again", stacklevel=2)
             return tensors
     return load_file(file)
+
+
+def _number(distance: float | None) -> float:
+    return math.inf if distance is None else distance
 
 
 def _ratio(values: Tensor, target: Tensor) -> float:

@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from distill.config.recipe import Recipe
 from distill.training import checkpoint
 from distill.training.best import best_record, load_best, save_best, score
 from distill.training.engine import Engine
 from distill.training.monitor import Monitor
-from distill.training.run_folder import held_out_records
+from distill.training.run_folder import held_out_records, is_exported
 from distill.training.setup import checkpoints_folder
 from distill.training.state import TrainState
 from teachers.support.errors import EXIT_FAILED
@@ -91,21 +93,14 @@ def keep_best(
     Raises:
         ValueError: If it cannot be written and train.on_failed_save is "stop".
     """
-    folder = checkpoints_folder(recipe)
-    best = best_record(folder, fingerprint)
+    best = _best(recipe, state, monitor, fingerprint, engine)
     if not _same(engine, is_better(record, best)):
         return
     if best is not None and _same(engine, collapse(monitor, state, state.step)):
         return
     ema = engine.full_state(state.ema.state_dict())
-    if not engine.is_main:
-        return
-    try:
-        save_best(folder, ema, {**record, "fingerprint": fingerprint})
-    except ValueError as error:
-        if recipe.train.on_failed_save == "stop":
-            raise
-        engine.print(f"warning: {error}; training continues")
+    if engine.is_main:
+        _save_best(recipe, ema, {**record, "fingerprint": fingerprint}, engine)
 
 
 def settle(recipe: Recipe, state: TrainState, monitor: Monitor | None, fingerprint: str, engine: Engine) -> Outcome:
@@ -130,13 +125,14 @@ def settle(recipe: Recipe, state: TrainState, monitor: Monitor | None, fingerpri
 
 def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: str, engine: Engine) -> Outcome:
     folder = checkpoints_folder(recipe)
-    best = best_record(folder, fingerprint)
+    best = _best(recipe, state, monitor, fingerprint, engine)
     problem = _same(engine, _problem(recipe, state, monitor, best))
     wanted = best is not None and best["step"] != state.step and (problem or recipe.train.export == "best")
     ema = load_best(folder) if wanted else None
     if best is None or ema is None:
         return Outcome(state.step, None if problem else state.step, problem, fingerprint)
     engine.load_full_state(state.ema, ema)
+    state.seconds = max(state.seconds, best["seconds"])
     if problem and _same(engine, collapse(monitor, state, best["step"])):
         return Outcome(
             state.step, None, f"{problem}, and so did those of the best EMA, of step {best['step']}", fingerprint
@@ -144,11 +140,48 @@ def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: st
     return Outcome(state.step, best["step"], problem, fingerprint)
 
 
+def _best(
+    recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: str, engine: Engine
+) -> dict[str, Any] | None:
+    """The record of the best EMA; it is evaluated again if its distances cannot be compared with the monitor's.
+
+    They cannot if the run was resumed with other features or another number of samples, for example.
+    """
+    folder = checkpoints_folder(recipe)
+    record = best_record(folder, fingerprint)
+    if record is None or record.get("evaluation") == monitor.key:
+        return record
+    weights = load_best(folder)
+    if weights is None:
+        return None
+    with engine.replaced_state(state.ema, weights):
+        distances = monitor.distances(state.distiller, state.ema)
+    record = record | {"held_out_frechet": distances, "evaluation": monitor.key}
+    engine.print(f"the best EMA, of step {record['step']}, was evaluated again, because the evaluation has changed")
+    if engine.is_main:
+        _save_best(recipe, weights, record, engine)
+    return record
+
+
+def _save_best(recipe: Recipe, ema: Mapping[str, Tensor], record: Mapping[str, Any], engine: Engine) -> None:
+    """Save the best EMA. A failure ends the run only if train.on_failed_save is "stop"."""
+    try:
+        save_best(checkpoints_folder(recipe), ema, record)
+    except ValueError as error:
+        if recipe.train.on_failed_save == "stop":
+            raise
+        engine.print(f"warning: {error}; training continues")
+
+
 def _problem(recipe: Recipe, state: TrainState, monitor: Monitor, best: Mapping[str, Any] | None) -> str | None:
     """What is wrong with the last EMA."""
     if collapsed := collapse(monitor, state, state.step):
         return collapsed
-    records = [r for r in held_out_records(recipe.folder / "history.jsonl") if r["step"] <= state.step]
+    records = [
+        record
+        for record in held_out_records(recipe.folder / "history.jsonl")
+        if record["step"] <= state.step and record.get("evaluation") == monitor.key
+    ]
     if best is None or not records:
         return None
     last = records[-1]
@@ -184,16 +217,16 @@ def write_failure(folder: Path, outcome: Outcome) -> None:
         temporary.write_text(json.dumps(asdict(outcome), indent=2) + "\n", encoding="utf-8")
 
 
-def failed_before(recipe: Recipe, fingerprint: str) -> Outcome | None:
-    """The outcome of a run that has reached its last step and has failed."""
-    newest = checkpoint.newest_meta(checkpoints_folder(recipe))
+def failed_before(folder: Path, fingerprint: str) -> Outcome | None:
+    """The outcome of a run that failed at its newest checkpoint, if what it exported is still there."""
+    newest = checkpoint.newest_meta(folder / "checkpoints")
     try:
-        outcome = Outcome(**json.loads((recipe.folder / FAILED).read_text(encoding="utf-8")))
+        outcome = Outcome(**json.loads((folder / FAILED).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     if newest is None or outcome.fingerprint != fingerprint or newest["step"] != outcome.step:
         return None
-    return outcome if outcome.step >= recipe.train.steps else None
+    return outcome if outcome.exported is None or is_exported(folder, newest) else None
 
 
 def _same(engine: Engine, value: Any) -> Any:

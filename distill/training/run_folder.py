@@ -140,7 +140,7 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     if meta is None:
         return False
     check_same_run(meta, recipe, expected)
-    if meta["step"] >= recipe.train.steps and is_exported(recipe.folder, meta):
+    if meta["step"] >= recipe.train.steps and is_exported(recipe.folder, meta, recipe):
         return True
     if meta["fingerprint"].get(CODE) != expected[CODE]:
         warnings.warn(
@@ -151,20 +151,30 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     return False
 
 
-def is_exported(folder: Path, meta: dict[str, Any]) -> bool:
-    """Whether the pipeline in a run's folder was exported from the checkpoint with the record `meta` or a later one."""
+def is_exported(folder: Path, meta: dict[str, Any], recipe: Recipe | None = None) -> bool:
+    """Whether the pipeline in a run's folder was exported from the checkpoint with the record `meta` or a later one.
+
+    If a recipe is given, its train.export and its evaluation, which `distill.json` has, must be those of the export.
+    """
     try:
         exported = json.loads((folder / EXPORTED).read_text(encoding="utf-8"))
         same = exported["fingerprint"] == key(meta["fingerprint"]) and exported["step"] >= meta["step"]
+        same = same and (recipe is None or exported["options"] == export_key(recipe))
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return same and (folder / "pipeline" / "distill.json").is_file()
 
 
-def record_export(folder: Path, identity: dict[str, str], step: int) -> None:
+def record_export(recipe: Recipe, identity: dict[str, str], step: int) -> None:
     """Record which state the pipeline in a run's folder was exported from, for `is_exported`."""
-    with atomic_write(folder / EXPORTED) as temporary:
-        temporary.write_text(json.dumps({"fingerprint": key(identity), "step": step}) + "\n", encoding="utf-8")
+    record = {"fingerprint": key(identity), "step": step, "options": export_key(recipe)}
+    with atomic_write(recipe.folder / EXPORTED) as temporary:
+        temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def export_key(recipe: Recipe) -> str:
+    """A key of what an export depends on beside the run's fingerprint."""
+    return key(recipe.train.export, recipe.evaluation)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Training curves of a run, read from the logs next to its pipeline.
 
-Each line of `history.jsonl` has a step, seconds, and the held-out Frechet distance by number of steps. Each line of
-`log.jsonl` has a step, seconds, and the values that the method logs. Both files are optional.
+Each line of `history.jsonl` has a step, seconds, the held-out Frechet distance by number of steps, and a key of the
+evaluation's settings; only the distances of the last settings are comparable, and shown. Each line of `log.jsonl` has a
+step, seconds, and the values that the method logs. Both files are optional.
 """
 
 import json
@@ -23,7 +24,10 @@ def curves(runs: list[Run]) -> list[dict[str, Any]]:
 
 def _curves(run: Run) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
-    for entry in _lines(run.folder.parent / HISTORY):
+    evaluations = _lines(run.folder.parent / HISTORY)
+    for entry in evaluations:
+        if entry.get("evaluation") != evaluations[-1].get("evaluation"):
+            continue
         for num_steps, value in (entry.get("held_out_frechet") or {}).items():
             name = f"{run.name}, {num_steps} step" + "s" * (num_steps != "1")
             found.setdefault(("Held-out Frechet distance", name), []).append((entry.get("seconds"), value))

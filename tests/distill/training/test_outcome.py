@@ -5,7 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
-from distill.config.recipe import OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import EvaluationRecipe, OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
 from distill.export import export_run
 from distill.train import train
 from distill.training import best, checkpoint
@@ -180,6 +180,67 @@ def test_the_best_is_known_after_a_kill_between_an_evaluation_and_a_checkpoint(t
     one, two = record_of(whole)["cost"]["exported_step"], record_of(parts)["cost"]["exported_step"]
     assert one == two and distances(whole) == distances(parts)
     assert all(torch.equal(value, exported(parts)[key]) for key, value in exported(whole).items())
+
+
+@pytest.mark.parametrize(("first", "then"), [(16, 40), (40, 16)])
+def test_the_best_is_evaluated_again_if_the_evaluation_changed(teacher, tmp_path, capfd, first, then):
+    """Distances from 16 samples are a third larger than from 40: they must not decide which EMA is the best."""
+    train(recipe_in(tmp_path, steps=4, evaluate_samples=first), teacher)
+    recipe = recipe_in(tmp_path, steps=6, evaluate_samples=then)
+    train(recipe, teacher)
+    lines = [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["evaluation"] == lines[-1]["evaluation"]] == [6]
+    record = best.best_record(
+        recipe.folder / "checkpoints", run_key(fingerprint(recipe, plan_data(recipe, teacher), teacher))
+    )
+    assert record["evaluation"] == lines[-1]["evaluation"]
+    one, two = record["held_out_frechet"]["1"], lines[-1]["held_out_frechet"]["1"]
+    assert one <= two < 1.1 * one
+    assert "was evaluated again, because the evaluation has changed" in capfd.readouterr().out
+    unchanged = recipe_in(tmp_path, name="unchanged", steps=6, evaluate_samples=first)
+    train(unchanged, teacher)
+    one, two = (checkpoint.load_newest(r.folder / "checkpoints").ema for r in (recipe, unchanged))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_finished_run_is_exported_again_if_another_ema_is_requested(teacher, tmp_path, capfd):
+    recipe = recipe_in(tmp_path)
+    train(recipe, teacher)
+    last = recipe_in(tmp_path, export="last")
+    with_reference = replace(last, evaluation=EvaluationRecipe(reference=str(tmp_path)))
+    for changed in (last, with_reference):
+        train(changed, teacher)
+        assert "is finished" not in capfd.readouterr().out
+        train(changed, teacher)
+        assert "is finished" in capfd.readouterr().out
+    weights = checkpoint.load_newest(recipe.folder / "checkpoints").ema
+    assert torch.equal(exported(recipe)["conv_in.weight"], weights["network.conv_in.weight"])
+    assert record_of(recipe)["evaluation"]["reference"] == str(tmp_path)
+
+
+def test_the_export_of_a_failed_run_fails_as_its_training_did(folder, tmp_path, capfd):
+    recipe = recipe_in(tmp_path, ZERO, path=str(folder))
+    for command in (lambda: train(recipe), lambda: export_run(recipe.folder)):
+        with pytest.raises(RunFailed, match="only the EMA of step 0 was exported"):
+            command()
+    for command in (lambda: train(recipe), lambda: export_run(recipe.folder)):  # what was exported is gone
+        shutil.rmtree(recipe.folder / "pipeline")
+        with pytest.raises(RunFailed):
+            command()
+        assert record_of(recipe)["cost"]["exported_step"] == 0
+    assert export_run(recipe.folder / "pipeline") == recipe.folder / "pipeline"
+
+
+def test_the_cost_of_an_export_includes_a_best_newer_than_the_last_checkpoint(folder, tmp_path):
+    recipe = recipe_in(tmp_path, path=str(folder), checkpoint_every=2)
+    train(recipe)
+    newest = best.best_record(recipe.folder / "checkpoints", run_key(fingerprint(recipe, plan_data(recipe))))
+    shutil.rmtree(recipe.folder / "checkpoints" / "00000004")  # killed before it was written
+    shutil.rmtree(recipe.folder / "pipeline")
+    export_run(recipe.folder)
+    cost = record_of(recipe)["cost"]
+    assert cost["exported_step"] == cost["steps"] == newest["step"] == 4 and cost["samples"] == 16
+    assert cost["seconds"] == pytest.approx(newest["seconds"], abs=0.06)
 
 
 def test_the_best_of_another_recipe_is_not_used(tmp_path):

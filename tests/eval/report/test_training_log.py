@@ -41,6 +41,19 @@ def test_curves_are_read_from_history_and_log(make_run):
     json.dumps(found, allow_nan=False)
 
 
+def test_only_comparable_distances_are_shown(make_run):
+    folder = make_run("mine")
+    distances = [(30.0, "a"), (29.0, "a"), (20.0, "b"), (19.0, "b")]
+    write(
+        folder / "history.jsonl",
+        [
+            {"step": i, "seconds": i, "held_out_frechet": {"1": d}, "evaluation": e}
+            for i, (d, e) in enumerate(distances)
+        ],
+    )
+    assert [curve["values"] for curve in curves([read_run(folder)])] == [[20, 19]]
+
+
 def test_runs_without_logs_have_no_curves(make_run):
     run = read_run(make_run("mine"))
     assert curves([run]) == []
