@@ -16,13 +16,13 @@ from distill.checks.teacher_checks import check_teacher
 from teachers.loading.registry import family_of, installed, locate
 
 
-def check(path: str, family: str | None = None, sigma_data: float = 1.0) -> int:
+def check(path: str, family: str | None = None, sigma_data: float | None = None) -> int:
     """Run the checks of a teacher or of an exported student and print a table.
 
     Args:
         path: A teacher (pipeline folder, Hub id, .safetensors file, name), a run's folder or an exported pipeline.
         family: The teacher's family; None: the one that takes the pipeline.
-        sigma_data: Standard deviation of the teacher's native latents or pixels.
+        sigma_data: Standard deviation of the teacher's native latents or pixels; None: the family's.
 
     Returns:
         The exit code: 0 if every check passed, else 1.

@@ -34,7 +34,7 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     """
     record = read_record(folder)
     family = find(TEACHERS, record["teacher"]["family"])
-    teacher: Teacher = family.load(str(folder), device)
+    teacher: Teacher = family.load(str(folder), device, sigma_data=record["teacher"].get("sigma_data"))
     student = teacher.denoiser
     scales = embed_scales(teacher, student, record)
     pipe = load_exported(family_class(family, folder), folder, device)
@@ -91,4 +91,4 @@ def example_prompts(folder: Path, pipe: Any) -> list[str]:
     stored = folder / PROMPTS_FILE
     if stored.is_file():
         return stored.read_text(encoding="utf-8").split("\n")[:2]
-    return prompts_for(pipe) or [""]
+    return prompts_for(type(pipe)) or [""]

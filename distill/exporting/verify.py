@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from distill.methods.compiling import eager
 from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of
 from eval.pipelines.jobs import steps as steps_text
+from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
@@ -39,27 +40,39 @@ class ExportMismatch(ValueError):
 
 
 class NoiseRecorder(TorchFunctionMode):
-    """While active, records the normal noise that torch draws.
+    """While active, records the normal noise that torch draws for `SAMPLES` latents, together or one by one.
 
     Args:
-        size: Number of values of a draw that is recorded; other draws are not.
+        shape: The shape of one latent; draws of other sizes are not recorded.
 
     Attributes:
-        noises: The recorded draws in order, on the CPU.
+        noises: The recorded noise in order, (SAMPLES, ...) each, on the CPU.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        self.size = size
+        self.shape = torch.Size(shape)
         self.noises: list[Tensor] = []
+        self.rows: list[Tensor] = []
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = function(*args, **(kwargs or {}))
-        if function in DRAWS and output.numel() == self.size:
-            self.noises.append(output.detach().float().cpu().clone())
+        if function in DRAWS:
+            self._record(output.detach())
         return output
+
+    def _record(self, draw: Tensor) -> None:
+        values = self.shape.numel()
+        if draw.numel() == SAMPLES * values:
+            self.noises.append(draw.float().cpu().clone())
+        elif draw.numel() == values:  # a pipeline with one generator for each sample
+            row = draw[None] if draw.shape == self.shape else draw
+            self.rows.append(row.float().cpu().clone())
+            if len(self.rows) == SAMPLES:
+                self.noises.append(torch.cat(self.rows))
+                self.rows = []
 
 
 @contextmanager
@@ -104,13 +117,11 @@ def sample_pipeline(
         Images, latents and noise, on the CPU.
     """
     ready = arguments(pipe, call, prompts, range(SAMPLES))
-    ready.pop("latents", None)  # the pipeline draws its first noise too
-    if "generator" in ready:
-        ready["generator"] = torch.Generator().manual_seed(SEED)
+    ready.pop(argument(type(pipe), "latents"), None)  # the pipeline draws its first noise too
     with (
         torch.random.fork_rng(cuda_devices()),
         recorded_steps(pipe.scheduler) as steps,
-        NoiseRecorder(SAMPLES * torch.Size(shape).numel()) as recorder,
+        NoiseRecorder(shape) as recorder,
     ):
         torch.manual_seed(SEED)
         images = images_of(pipe(**ready)).cpu()
