@@ -10,14 +10,13 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from distill.exporting.verify import recorded_steps
+from distill.exporting.recording import SAMPLES, recorded_steps
 from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of, network
 from eval.pipelines.signatures import argument, takes_prompts
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
 
 PROMPTS, CLASSES = ("a photo of a coat", "an ankle boot"), ("0", "1")
-BATCH = 2
 
 Inputs: TypeAlias = dict[str, Tensor]
 
@@ -89,24 +88,28 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
         num_steps: Number of steps.
         guidance: Guidance scale.
     """
-    ready = arguments(pipe, teacher.usual_call(num_steps, guidance), prompts_for(type(pipe)), range(BATCH))
-    ready.pop(argument(type(pipe), "latents"), None)
-    with torch.random.fork_rng(cuda_devices()), torch.no_grad(), recorded_steps(pipe.scheduler) as outputs:
-        with network_inputs(network(pipe), lambda: len(outputs)) as calls:
-            torch.manual_seed(0)
-            images = images_of(pipe(**ready))
+    ready = arguments(pipe, teacher.usual_call(num_steps, guidance), prompts_for(type(pipe)), range(SAMPLES))
+    ready.pop(argument(type(pipe), "latents") or "", None)
+    with (
+        torch.random.fork_rng(cuda_devices()),
+        torch.no_grad(),
+        recorded_steps(pipe.scheduler) as outputs,
+        network_inputs(network(pipe), lambda: len(outputs)) as calls,
+    ):
+        torch.manual_seed(0)
+        images = images_of(pipe(**ready))
     steps = [[call for step, call in calls if step == i] for i in range(len(outputs))]
     if not all(steps):
         raise ValueError(
             f"{type(pipe).__name__} must call its network and then scheduler.step in each step, got {len(calls)} calls "
             f"of the network and {len(outputs)} of scheduler.step"
         )
-    samples = [teacher.unpack(first_sample(step[0])[:BATCH]) for step in steps]
+    samples = [teacher.unpack(first_sample(step[0])[:SAMPLES]) for step in steps]
     path = teacher.denoiser.path
     timesteps = torch.as_tensor(pipe.scheduler.timesteps).double().cpu()
     end = path.t_min if isinstance(pipe.scheduler, DDIMScheduler) and not isinstance(path, Flow) else 0.0
     angles = [*path.angle(timesteps).tolist(), end]
-    return StockRun(joined(steps[0]), samples, [teacher.unpack(output[:BATCH]) for output in outputs], angles, images)
+    return StockRun(joined(steps[0]), samples, [teacher.unpack(output[:SAMPLES]) for output in outputs], angles, images)
 
 
 @contextmanager

@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from distill.checks.stock import (
-    BATCH,
     Inputs,
     StockRun,
+    first_sample,
     network_inputs,
     prompts_for,
     run_stock,
     use_first_order_sampler,
 )
 from distill.checks.table import Check, left_out
+from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
 from eval.pipelines.generate import Pipeline, correct_null_class, network
@@ -34,7 +35,9 @@ LARGEST_FLOAT64 = 2_000_000_000  # parameters of a network that is copied to flo
 SECOND_TIME = 0.7  # radians
 
 
-def check_teacher(family: type[Teacher], path: str, device: torch.device, sigma_data: float | None = None) -> list[Check]:
+def check_teacher(
+    family: type[Teacher], path: str, device: torch.device, sigma_data: float | None = None
+) -> list[Check]:
     """Run every check of a teacher.
 
     Args:
@@ -47,11 +50,12 @@ def check_teacher(family: type[Teacher], path: str, device: torch.device, sigma_
         The results in order.
     """
     teacher = family.load(path, device, torch.float32, sigma_data)
-    pipe: Any = load_pipeline(family.pipelines, path, dtype=torch.float32, **family.options)
+    owners = (family, *family.components)
+    pipe: Any = load_pipeline(family.pipelines, path, owners=owners, dtype=torch.float32, **family.options)
     correct_null_class(pipe)
     use_first_order_sampler(pipe)
     on_device(pipe, device)
-    prompts = prompts_for(type(pipe)) or [""] * BATCH
+    prompts = prompts_for(type(pipe)) or [""] * SAMPLES
     with exact_float32():
         checks = stock_checks(pipe, teacher, prompts)
         del pipe
@@ -97,14 +101,14 @@ def sampler_difference(run: StockRun, teacher: Teacher, cond: Condition, guidanc
 
 def condition_checks(run: StockRun, teacher: Teacher, cond: Condition, guidance: float) -> list[Check]:
     """What the teacher passes to its network apart from samples and timesteps, against what the pipeline passes."""
-    ours, theirs = teacher_inputs(teacher, cond, guidance), run.inputs
+    (ours, rows), theirs = teacher_inputs(teacher, cond, guidance), run.inputs
     if not ours:
         return [left_out("condition", "the network takes none")]
     if missing := sorted(set(ours) - set(theirs)):
         note = f"the pipeline does not pass {', '.join(missing)} to its network"
         return [Check("condition", math.nan, TOLERANCE, note)]
     theirs = {key: theirs[key] for key in ours}
-    if guidance == 1.0 or teacher.embeds_guidance:
+    if rows == SAMPLES:
         return [Check("condition", _gap(ours, theirs), TOLERANCE)]
     (first, null), halves = _halves(ours), _halves(theirs)
     orders = [(_gap(first, halves[i]), _gap(null, halves[1 - i])) for i in (0, 1)]
@@ -112,15 +116,16 @@ def condition_checks(run: StockRun, teacher: Teacher, cond: Condition, guidance:
     return [Check("condition", with_prompt, TOLERANCE), Check("null condition", without, TOLERANCE)]
 
 
-def teacher_inputs(teacher: Teacher, cond: Condition, guidance: float) -> Inputs:
-    """What the teacher's network receives, by names of its arguments: those that samples and angles do not change."""
+def teacher_inputs(teacher: Teacher, cond: Condition, guidance: float) -> tuple[Inputs, int]:
+    """What the teacher's network receives apart from samples and timesteps, by names of its arguments, and its rows."""
     calls = []
     with network_inputs(teacher.denoiser.network, lambda: 0) as recorded, torch.no_grad():
         for seed, t in enumerate((0.5, 1.1)):
-            x = torch.randn(BATCH, *teacher.shape, generator=torch.Generator().manual_seed(seed)).to(_device(teacher))
-            teacher.velocity(x, torch.full((BATCH,), t, device=x.device), cond, guidance)
+            x = torch.randn(SAMPLES, *teacher.shape, generator=torch.Generator().manual_seed(seed)).to(_device(teacher))
+            teacher.velocity(x, torch.full((SAMPLES,), t, device=x.device), cond, guidance)
             calls.append(recorded[-1][1])
-    return {key: value for key, value in calls[0].items() if torch.equal(value, calls[1][key])}
+    same = {key: value for key, value in calls[0].items() if torch.equal(value, calls[1][key])}
+    return same, len(first_sample(calls[0]))
 
 
 def _halves(inputs: Inputs) -> tuple[Inputs, Inputs]:

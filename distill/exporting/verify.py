@@ -8,7 +8,6 @@ The difference is the larger of two: the largest absolute difference of the imag
 the last step, divided by their standard deviation where it is above 1. Images alone hide errors where they saturate.
 """
 
-import functools
 import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +18,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from distill.exporting.recording import SAMPLES, NoiseRecorder, recorded_steps
 from distill.methods.compiling import eager
 from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of
 from eval.pipelines.jobs import steps as steps_text
@@ -30,49 +29,11 @@ from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
-SAMPLES = 2  # images of each call
 SEED = 0
-DRAWS = frozenset({torch.randn, torch.randn_like, torch.normal, Tensor.normal_})
 
 
 class ExportMismatch(ValueError):
     """An exported pipeline does not give its student's images."""
-
-
-class NoiseRecorder(TorchFunctionMode):
-    """While active, records the normal noise that torch draws for `SAMPLES` latents, together or one by one.
-
-    Args:
-        shape: The shape of one latent; draws of other sizes are not recorded.
-
-    Attributes:
-        noises: The recorded noise in order, (SAMPLES, ...) each, on the CPU.
-    """
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.shape = torch.Size(shape)
-        self.noises: list[Tensor] = []
-        self.rows: list[Tensor] = []
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = function(*args, **(kwargs or {}))
-        if function in DRAWS:
-            self._record(output.detach())
-        return output
-
-    def _record(self, draw: Tensor) -> None:
-        values = self.shape.numel()
-        if draw.numel() == SAMPLES * values:
-            self.noises.append(draw.float().cpu().clone())
-        elif draw.numel() == values:  # a pipeline with one generator for each sample
-            row = draw[None] if draw.shape == self.shape else draw
-            self.rows.append(row.float().cpu().clone())
-            if len(self.rows) == SAMPLES:
-                self.noises.append(torch.cat(self.rows))
-                self.rows = []
 
 
 @contextmanager
@@ -117,7 +78,7 @@ def sample_pipeline(
         Images, latents and noise, on the CPU.
     """
     ready = arguments(pipe, call, prompts, range(SAMPLES))
-    ready.pop(argument(type(pipe), "latents"), None)  # the pipeline draws its first noise too
+    ready.pop(argument(type(pipe), "latents") or "", None)  # the pipeline draws its first noise too
     with (
         torch.random.fork_rng(cuda_devices()),
         recorded_steps(pipe.scheduler) as steps,
@@ -126,28 +87,6 @@ def sample_pipeline(
         torch.manual_seed(SEED)
         images = images_of(pipe(**ready)).cpu()
     return Sampled(images, steps[-1].float().cpu() if steps else None, recorder.noises)
-
-
-@contextmanager
-def recorded_steps(scheduler: Any) -> Iterator[list[Tensor]]:
-    """A context that yields a list, to which the samples that `scheduler.step` returns are appended."""
-    steps: list[Tensor] = []
-    step = getattr(scheduler, "step", None)
-    if step is None:
-        yield steps
-        return
-
-    @functools.wraps(step)  # pipelines look for arguments such as `generator` in its signature
-    def recording(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        steps.append(result[0])
-        return result
-
-    scheduler.step = recording
-    try:
-        yield steps
-    finally:
-        del scheduler.step
 
 
 def sample_student(
