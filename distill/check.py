@@ -34,6 +34,8 @@ def check(path: str, family: str | None = None, sigma_data: float | None = None)
     folder = next((f for f in (Path(path) / "pipeline", Path(path)) if (f / "distill.json").is_file()), None)
     if folder is not None:
         checks = check_student(folder, device)
+    elif (Path(path) / "checkpoints").is_dir():
+        raise ValueError(f"{path} is a run without a pipeline; export its student first with fewstep export {path}")
     else:
         located = locate(path)
         name = family or family_of(located)

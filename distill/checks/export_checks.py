@@ -54,9 +54,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / "distill.json"
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        for key in ("teacher", "times", "calls", "options"):
-            record[key]
-    except (ValueError, KeyError) as error:
+        parts = {"times": record["times"], "calls": record["calls"], "teacher.family": record["teacher"]["family"]}
+        if empty := [name for name, value in parts.items() if not value]:
+            raise ValueError(f"{empty[0]} must not be empty")
+        dict(record["options"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not readable ({error}); export the run again") from error
     return record
 
@@ -74,6 +76,7 @@ def embed_scales(teacher: Teacher, student: Denoiser, record: dict[str, Any]) ->
     scales: list[float] = list(record["options"].get("guidances") or ())
     if scales:
         student.defaults = teacher.guidance_condition(student, torch.tensor(scales[:1]))
+        student.guidance_input = True
     return scales
 
 

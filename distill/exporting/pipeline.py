@@ -110,7 +110,7 @@ def check_export(
         ExportMismatch: If a difference is above the tolerance.
     """
     device, times = next(student.parameters()).device, record["times"]
-    scales = record["options"].get("guidances", ()) if student.defaults else ()
+    scales = record["options"].get("guidances", ()) if student.guidance_input else ()
     kept = "the checkpoints of the run are unchanged"
     pipe = load_exported(kind, folder, device)
     worst = differences(pipe, teacher, student, times, promised_calls(record["calls"], scales), captions or [""])

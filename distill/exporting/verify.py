@@ -189,7 +189,7 @@ def _sample_all(
 
 def _scales(teacher: Teacher, student: Denoiser, call: Mapping[str, Any]) -> Condition:
     """The condition's entries for the guidance scale of a call, if the student has an input for it."""
-    if not student.defaults or "guidance_scale" not in call:
+    if not student.guidance_input or "guidance_scale" not in call:
         return {}
     return teacher.guidance_condition(student, torch.full((SAMPLES,), float(call["guidance_scale"])))
 
