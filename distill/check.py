@@ -13,7 +13,8 @@ import torch
 from distill.checks.export_checks import check_student
 from distill.checks.table import table
 from distill.checks.teacher_checks import check_teacher
-from teachers.loading.registry import family_of, installed, locate
+from distill.config.registry import TEACHERS, find
+from teachers.loading.registry import family_of, locate
 
 
 def check(path: str, family: str | None = None, sigma_data: float | None = None) -> int:
@@ -39,12 +40,10 @@ def check(path: str, family: str | None = None, sigma_data: float | None = None)
     else:
         located = locate(path)
         name = family or family_of(located)
-        families = installed()
-        if name not in families:
-            raise ValueError(f"--family must be one of {', '.join(families)}, got {name!r}")
-        if not families[name].pipelines:
+        kind = find(TEACHERS, name)
+        if not kind.pipelines:
             raise ValueError(f"--family must be a family with pipelines, got {name!r}")
-        checks = check_teacher(families[name], families[name].locate(path), device, sigma_data)
+        checks = check_teacher(kind, kind.locate(path), device, sigma_data)
     print(table(checks))
     failed = [check.name for check in checks if not check.passed]
     print(f"failed: {', '.join(failed)}" if failed else "every check passed")

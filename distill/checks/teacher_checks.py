@@ -224,7 +224,10 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
     except ValueError as error:
         note = str(error)
     times = [student.path.t_max, SECOND_TIME]
-    pipe: Any = teacher.pipeline(student, times)
+    try:
+        pipe: Any = teacher.pipeline(student, times)
+    except ValueError as error:
+        return [Check("export", math.nan, TOLERANCE, f"at {times[0]:.4f} and {times[1]:.4f} rad: {error}")]
     kind, before = type(pipe), network(pipe).state_dict()
     calls = [{"num_steps": n, "call": teacher.calls(n, times[:n])} for n in (1, 2)]
     with tempfile.TemporaryDirectory() as folder:
