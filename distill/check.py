@@ -13,16 +13,17 @@ import torch
 from distill.checks.export_checks import check_student
 from distill.checks.table import table
 from distill.checks.teacher_checks import check_teacher
-from teachers.loading.registry import family_of, installed, locate
+from distill.config.registry import TEACHERS, find
+from teachers.loading.registry import family_of, locate
 
 
-def check(path: str, family: str | None = None, sigma_data: float = 1.0) -> int:
+def check(path: str, family: str | None = None, sigma_data: float | None = None) -> int:
     """Run the checks of a teacher or of an exported student and print a table.
 
     Args:
         path: A teacher (pipeline folder, Hub id, .safetensors file, name), a run's folder or an exported pipeline.
         family: The teacher's family; None: the one that takes the pipeline.
-        sigma_data: Standard deviation of the teacher's native latents or pixels.
+        sigma_data: Standard deviation of the teacher's native latents or pixels; None: the family's.
 
     Returns:
         The exit code: 0 if every check passed, else 1.
@@ -34,15 +35,15 @@ def check(path: str, family: str | None = None, sigma_data: float = 1.0) -> int:
     folder = next((f for f in (Path(path) / "pipeline", Path(path)) if (f / "distill.json").is_file()), None)
     if folder is not None:
         checks = check_student(folder, device)
+    elif (Path(path) / "checkpoints").is_dir():
+        raise ValueError(f"{path} is a run without a pipeline; export its student first with fewstep export {path}")
     else:
         located = locate(path)
         name = family or family_of(located)
-        families = installed()
-        if name not in families:
-            raise ValueError(f"--family must be one of {', '.join(families)}, got {name!r}")
-        if not families[name].pipelines:
+        kind = find(TEACHERS, name)
+        if not kind.pipelines:
             raise ValueError(f"--family must be a family with pipelines, got {name!r}")
-        checks = check_teacher(families[name], families[name].locate(path), device, sigma_data)
+        checks = check_teacher(kind, kind.locate(path), device, sigma_data)
     print(table(checks))
     failed = [check.name for check in checks if not check.passed]
     print(f"failed: {', '.join(failed)}" if failed else "every check passed")

@@ -120,9 +120,9 @@ def export(**options: Any) -> None:
 @click.argument("path")
 @click.option("--family", metavar="NAME", help="The teacher's family. Default: the one that takes the pipeline.")
 @click.option(
-    "--sigma-data", type=float, default=1.0, show_default=True, help="Standard deviation of the teacher's latents."
+    "--sigma-data", type=float, help="Standard deviation of the teacher's latents. Default: the family's, usually 1."
 )
-def check(path: str, family: str | None, sigma_data: float) -> int:
+def check(path: str, family: str | None, sigma_data: float | None) -> int:
     """Check a teacher or an exported student against stock diffusers; print check, largest difference, tolerance, ok.
 
     PATH is a teacher (pipeline folder, Hub id, .safetensors file, or "pocket"), a run or an exported pipeline. The exit

@@ -36,6 +36,7 @@ from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_ru
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
+from teachers.networks.adapters import unwrap
 
 
 def train(
@@ -108,6 +109,8 @@ def distil(
     teacher, dataset = prepare(recipe, plan, engine, teacher)
     preparation = time.perf_counter() - start
     state = TrainState.build(recipe, teacher, engine)
+    if engine.sharding is None:
+        check_schedules(state.distiller)
     if state.resume(checkpoints_folder(recipe), engine):
         engine.print(f"resuming {folder} at step {state.step}")
     else:
@@ -160,6 +163,14 @@ def distil(
         engine.print(f"stopped at step {state.step}; run the same command again to continue")
         raise SystemExit(0)
     return finish(recipe, state, teacher, dataset, monitor, engine, identity)
+
+
+def check_schedules(distiller: Distiller) -> None:
+    """Raise ValueError before training if the times of a student without a time embedding cannot be exported."""
+    teacher, student = distiller.teacher, distiller.student
+    if teacher.exports and not teacher.time_embeddings(unwrap(student.network)):
+        for times in distiller.sampling_schedules():
+            teacher.pipeline(student, times)
 
 
 def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, recipe: Recipe) -> Metrics:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from distill.check import check
+from distill.checks.teacher_checks import check_teacher
 from distill.config.recipe import Recipe, load
 from distill.methods.jvp import finite_difference, jvp
 from distill.sample import sample_images
@@ -100,6 +102,7 @@ def test_lora_trains_and_exports_without_a_time_embedding_of_diffusers(recipe):
     pipe = load_pipeline(folder, CPU, torch.float32)
     assert not any("lora" in name for name in pipe.vit.state_dict())
     assert not (folder / "lora").exists()
+    assert check(str(folder)) == 0
 
 
 def test_the_tangent_is_exact(teacher):
@@ -152,6 +155,25 @@ def test_describe_and_the_memory_plan_read_the_configuration_only(recipe):
     chosen = recipe("dmd", "method.gan_weight=0.01")
     assert plan(chosen, 8).weights > 0
     assert any("activations" in line for line in plan_lines(chosen, 8, CPU))
+
+
+def test_fewstep_check_passes(capsys):
+    """The pipeline passes its condition by position, evaluates guidance apart, and has other names of arguments."""
+    assert check(str(PATH)) == 0, capsys.readouterr().out
+
+
+WRONG = {
+    "condition": {"condition": lambda self, prompts: {"digit": torch.tensor([3 if p else 10 for p in prompts])}},
+    "null condition": {"encode_null_condition": lambda self: {"digit": torch.tensor([0])}},
+    "decode": {"decode": lambda self, latents: latents.expand(-1, 3, -1, -1)},
+}
+
+
+@pytest.mark.parametrize("row", WRONG)
+def test_a_wrong_family_fails_the_check_that_names_the_fault(row, teacher):
+    wrong = type("Wrong", (type(teacher),), WRONG[row])
+    failed = [result.name for result in check_teacher(wrong, str(PATH), CPU) if not result.passed]
+    assert row in failed
 
 
 def test_features_and_judge_come_from_the_family(plugin):
@@ -214,6 +236,7 @@ def test_students_of_the_digits(method, recipe, tmp_path, monkeypatch):
     pipeline = distil(chosen, monkeypatch)
     rows = judge_twice(chosen, tmp_path)
     check_outputs(chosen, pipeline, tmp_path / "first")
+    assert check(str(pipeline)) == 0
     teacher, teacher_one, student = rows[0], rows[1], next(row for row in rows if row["method"] == method)
     assert student["frechet_distance"] < 0.5 * teacher_one["frechet_distance"]
     assert student["frechet_distance"] < 5 * teacher["frechet_distance"]

@@ -34,7 +34,7 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     """
     record = read_record(folder)
     family = find(TEACHERS, record["teacher"]["family"])
-    teacher: Teacher = family.load(str(folder), device)
+    teacher: Teacher = family.load(str(folder), device, sigma_data=record["teacher"].get("sigma_data"))
     student = teacher.denoiser
     scales = embed_scales(teacher, student, record)
     pipe = load_exported(family_class(family, folder), folder, device)
@@ -54,9 +54,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / "distill.json"
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        for key in ("teacher", "times", "calls", "options"):
-            record[key]
-    except (ValueError, KeyError) as error:
+        parts = {"times": record["times"], "calls": record["calls"], "teacher.family": record["teacher"]["family"]}
+        if empty := [name for name, value in parts.items() if not value]:
+            raise ValueError(f"{empty[0]} must not be empty")
+        dict(record["options"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not readable ({error}); export the run again") from error
     return record
 
@@ -74,6 +76,7 @@ def embed_scales(teacher: Teacher, student: Denoiser, record: dict[str, Any]) ->
     scales: list[float] = list(record["options"].get("guidances") or ())
     if scales:
         student.defaults = teacher.guidance_condition(student, torch.tensor(scales[:1]))
+        student.guidance_input = True
     return scales
 
 
@@ -91,4 +94,4 @@ def example_prompts(folder: Path, pipe: Any) -> list[str]:
     stored = folder / PROMPTS_FILE
     if stored.is_file():
         return stored.read_text(encoding="utf-8").split("\n")[:2]
-    return prompts_for(pipe) or [""]
+    return prompts_for(type(pipe)) or [""]

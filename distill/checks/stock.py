@@ -1,19 +1,24 @@
 """A teacher's stock pipeline with a deterministic first-order sampler, and what its network receives."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from distill.exporting.verify import recorded_steps
-from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of, network, parameters
+from distill.exporting.recording import SAMPLES, recorded_steps
+from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of, network
+from eval.pipelines.signatures import argument, takes_prompts
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
 
 PROMPTS, CLASSES = ("a photo of a coat", "an ankle boot"), ("0", "1")
+
+Inputs: TypeAlias = dict[str, Tensor]
 
 
 @dataclass
@@ -21,24 +26,23 @@ class StockRun:
     """One call of a stock pipeline.
 
     Attributes:
-        inputs: Keyword arguments of the first network call; nested ones are added.
+        inputs: What the network receives in the first step, by names of its arguments; see `joined`.
         samples: Native samples (B, *shape) before each step.
         outputs: Native samples after each step.
         angles: Angles in radians of all steps, and of the end.
         images: Images (B, 3, H, W) in [0, 1].
     """
 
-    inputs: dict[str, Any]
+    inputs: Inputs
     samples: list[Tensor]
     outputs: list[Tensor]
     angles: list[float]
     images: Tensor
 
 
-def prompts_for(pipe: Pipeline) -> list[str] | None:
+def prompts_for(kind: type[DiffusionPipeline]) -> list[str] | None:
     """Two prompts that the pipeline takes; class numbers for class-conditional ones, None for unconditional ones."""
-    takes = parameters(type(pipe))
-    return list(PROMPTS) if "prompt" in takes else list(CLASSES) if "class_labels" in takes else None
+    return list(PROMPTS if argument(kind, "prompt") else CLASSES) if takes_prompts(kind) else None
 
 
 def use_first_order_sampler(pipe: Pipeline) -> None:
@@ -84,32 +88,70 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
         num_steps: Number of steps.
         guidance: Guidance scale.
     """
-    prompts = prompts_for(pipe)
-    ready = arguments(pipe, teacher.usual_call(num_steps, guidance), prompts, range(2))
-    ready.pop("latents", None)
-    if "generator" in ready:
-        ready["generator"] = torch.Generator().manual_seed(0)
-    calls: list[tuple[Any, Any]] = []
-    hook = network(pipe).register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
-    )
-    try:
-        with torch.random.fork_rng(cuda_devices()), torch.no_grad(), recorded_steps(pipe.scheduler) as outputs:
-            torch.manual_seed(0)
-            images = images_of(pipe(**ready))
-    finally:
-        hook.remove()
-    samples = [teacher.unpack(_sample_of(args, kwargs)[:2]) for args, kwargs in calls]
-    inputs = {**calls[0][1], **(calls[0][1].get("added_cond_kwargs") or {})}
+    ready = arguments(pipe, teacher.usual_call(num_steps, guidance), prompts_for(type(pipe)), range(SAMPLES))
+    ready.pop(argument(type(pipe), "latents") or "", None)
+    with (
+        torch.random.fork_rng(cuda_devices()),
+        torch.no_grad(),
+        recorded_steps(pipe.scheduler) as outputs,
+        network_inputs(network(pipe), lambda: len(outputs)) as calls,
+    ):
+        torch.manual_seed(0)
+        images = images_of(pipe(**ready))
+    steps = [[call for step, call in calls if step == i] for i in range(len(outputs))]
+    if not all(steps):
+        raise ValueError(
+            f"{type(pipe).__name__} must call its network and then scheduler.step in each step, got {len(calls)} calls "
+            f"of the network and {len(outputs)} of scheduler.step"
+        )
+    samples = [teacher.unpack(first_sample(step[0])[:SAMPLES]) for step in steps]
     path = teacher.denoiser.path
     timesteps = torch.as_tensor(pipe.scheduler.timesteps).double().cpu()
     end = path.t_min if isinstance(pipe.scheduler, DDIMScheduler) and not isinstance(path, Flow) else 0.0
     angles = [*path.angle(timesteps).tolist(), end]
-    return StockRun(inputs, samples, [teacher.unpack(output[:2]) for output in outputs], angles, images)
+    return StockRun(joined(steps[0]), samples, [teacher.unpack(output[:SAMPLES]) for output in outputs], angles, images)
 
 
-def _sample_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """The noisy sample among the arguments of a network call: the first tensor with more than one dimension."""
-    named = [kwargs[key] for key in ("hidden_states", "sample") if key in kwargs]
-    first: Tensor = next(v for v in (*args, *named, *kwargs.values()) if isinstance(v, Tensor) and v.ndim > 1)
-    return first
+@contextmanager
+def network_inputs(module: nn.Module, step: Callable[[], int]) -> Iterator[list[tuple[int, Inputs]]]:
+    """A context that yields a list, to which `step()` and the inputs of every call of a network are appended."""
+    calls: list[tuple[int, Inputs]] = []
+    names = inspect.signature(module.forward)
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((step(), tensors(names.bind(*args, **kwargs).arguments)))
+
+    hook = module.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def tensors(values: Mapping[str, Any]) -> Inputs:
+    """The tensors among `values` by name; those of nested mappings are added."""
+    found: Inputs = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            found[name] = value.detach()
+        elif isinstance(value, Mapping):
+            found |= tensors(value)
+    return found
+
+
+def first_sample(inputs: Inputs) -> Tensor:
+    """The noisy sample among the inputs of a network: the first tensor with more than one dimension."""
+    named = [inputs[key] for key in ("hidden_states", "sample") if key in inputs]
+    return next(value for value in (*named, *inputs.values()) if value.ndim > 1)
+
+
+def joined(calls: Sequence[Inputs]) -> Inputs:
+    """The inputs of one step as one batch; pipelines may call the network once without and once with the condition."""
+    if len(calls) == 1:
+        return calls[0]
+    rows = len(first_sample(calls[0]))
+    return {
+        key: torch.cat([call[key] for call in calls]) if value.ndim and len(value) == rows else value
+        for key, value in calls[0].items()
+        if all(key in call for call in calls)
+    }

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,20 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from distill.checks.stock import CLASSES, PROMPTS, StockRun, prompts_for, run_stock, use_first_order_sampler
+from distill.checks.stock import (
+    Inputs,
+    StockRun,
+    first_sample,
+    network_inputs,
+    prompts_for,
+    run_stock,
+    use_first_order_sampler,
+)
 from distill.checks.table import Check, left_out
+from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
-from eval.pipelines.generate import Pipeline, correct_null_class, network, parameters
+from eval.pipelines.generate import Pipeline, correct_null_class, network
 from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher, save_pipeline
@@ -25,28 +35,31 @@ LARGEST_FLOAT64 = 2_000_000_000  # parameters of a network that is copied to flo
 SECOND_TIME = 0.7  # radians
 
 
-def check_teacher(family: type[Teacher], path: str, device: torch.device, sigma_data: float = 1.0) -> list[Check]:
+def check_teacher(
+    family: type[Teacher], path: str, device: torch.device, sigma_data: float | None = None
+) -> list[Check]:
     """Run every check of a teacher.
 
     Args:
         family: The teacher's class.
         path: The pipeline, as `family.locate` returns it.
         device: Where the networks go.
-        sigma_data: Standard deviation of the native latents or pixels.
+        sigma_data: Standard deviation of the native latents or pixels; None: the family's.
 
     Returns:
         The results in order.
     """
     teacher = family.load(path, device, torch.float32, sigma_data)
-    pipe = load_pipeline(family.pipelines, path, dtype=torch.float32, **family.options)
+    owners = (family, *family.components)
+    pipe: Any = load_pipeline(family.pipelines, path, owners=owners, dtype=torch.float32, **family.options)
     correct_null_class(pipe)
     use_first_order_sampler(pipe)
     on_device(pipe, device)
+    prompts = prompts_for(type(pipe)) or [""] * SAMPLES
     with exact_float32():
-        checks = stock_checks(pipe, teacher)
+        checks = stock_checks(pipe, teacher, prompts)
         del pipe
         checks += latent_checks(teacher)
-        prompts = list(PROMPTS) if "prompt" in _takes(family) else list(CLASSES)
         cond = teacher.condition(prompts)
         checks += [batch_check(teacher, cond), tangent_check(teacher, cond)]
         if family.exports:
@@ -56,21 +69,16 @@ def check_teacher(family: type[Teacher], path: str, device: torch.device, sigma_
     return checks
 
 
-def _takes(family: type[Teacher]) -> set[str]:
-    return set().union(*(parameters(kind) for kind in family.pipelines))
-
-
-def stock_checks(pipe: Pipeline, teacher: Teacher) -> list[Check]:
+def stock_checks(pipe: Pipeline, teacher: Teacher, prompts: Sequence[str]) -> list[Check]:
     """The stock sampler, the condition and the decoder, without and with guidance."""
-    prompts = prompts_for(pipe)
-    cond = teacher.condition(prompts or ["", ""])
+    cond = teacher.condition(prompts)
     checks = []
     for name, guidance in (("stock sampler", 1.0), ("stock sampler with guidance", GUIDANCE)):
         if guidance != 1.0 and not teacher.guided:
             continue
         run = run_stock(pipe, teacher, STEPS, guidance)
         checks.append(Check(name, sampler_difference(run, teacher, cond, guidance), TOLERANCE))
-    checks += condition_checks(run, teacher, cond)
+    checks += condition_checks(run, teacher, cond, guidance if teacher.guided else 1.0)
     ours = (teacher.decode(run.outputs[-1] / teacher.denoiser.path.sigma_data) / 2 + 0.5).clamp(0, 1)
     checks.append(Check("decode", (ours - run.images.to(ours.device)).abs().max().item(), TOLERANCE))
     return checks
@@ -91,25 +99,41 @@ def sampler_difference(run: StockRun, teacher: Teacher, cond: Condition, guidanc
     return worst
 
 
-def condition_checks(run: StockRun, teacher: Teacher, cond: Condition) -> list[Check]:
-    """The condition and the null condition against what the pipeline passes to its network."""
-    missing = [key for key in cond if not isinstance(run.inputs.get(key), Tensor)]
-    if missing:
-        note = f"the pipeline does not pass {', '.join(missing)} to its network"
-        return [Check("condition", math.nan, 0.0, note)]
-    if not cond:
+def condition_checks(run: StockRun, teacher: Teacher, cond: Condition, guidance: float) -> list[Check]:
+    """What the teacher passes to its network apart from samples and timesteps, against what the pipeline passes."""
+    (ours, rows), theirs = teacher_inputs(teacher, cond, guidance), run.inputs
+    if not ours:
         return [left_out("condition", "the network takes none")]
-    null = teacher.null_condition(cond) if teacher.guided else {}
-    guided = all(len(run.inputs[key]) == 2 * len(value) for key, value in cond.items())
-    if not guided:
-        return [Check("condition", _gap(cond, {key: run.inputs[key] for key in cond}), TOLERANCE)]
-    halves = [{key: run.inputs[key].chunk(2)[i] for key in cond} for i in (0, 1)]
-    orders = [(_gap(cond, halves[i]), _gap(null, halves[1 - i])) for i in (0, 1)]
-    first, second = min(orders, key=lambda pair: (math.isnan(sum(pair)), sum(pair)))
-    return [Check("condition", first, TOLERANCE), Check("null condition", second, TOLERANCE)]
+    if missing := sorted(set(ours) - set(theirs)):
+        note = f"the pipeline does not pass {', '.join(missing)} to its network"
+        return [Check("condition", math.nan, TOLERANCE, note)]
+    theirs = {key: theirs[key] for key in ours}
+    if rows == SAMPLES:
+        return [Check("condition", _gap(ours, theirs), TOLERANCE)]
+    (first, null), halves = _halves(ours), _halves(theirs)
+    orders = [(_gap(first, halves[i]), _gap(null, halves[1 - i])) for i in (0, 1)]
+    with_prompt, without = min(orders, key=lambda pair: (math.isnan(sum(pair)), sum(pair)))
+    return [Check("condition", with_prompt, TOLERANCE), Check("null condition", without, TOLERANCE)]
 
 
-def _gap(ours: Condition, theirs: dict[str, Tensor]) -> float:
+def teacher_inputs(teacher: Teacher, cond: Condition, guidance: float) -> tuple[Inputs, int]:
+    """What the teacher's network receives apart from samples and timesteps, by names of its arguments, and its rows."""
+    calls = []
+    with network_inputs(teacher.denoiser.network, lambda: 0) as recorded, torch.no_grad():
+        for seed, t in enumerate((0.5, 1.1)):
+            x = torch.randn(SAMPLES, *teacher.shape, generator=torch.Generator().manual_seed(seed)).to(_device(teacher))
+            teacher.velocity(x, torch.full((SAMPLES,), t, device=x.device), cond, guidance)
+            calls.append(recorded[-1][1])
+    same = {key: value for key, value in calls[0].items() if torch.equal(value, calls[1][key])}
+    return same, len(first_sample(calls[0]))
+
+
+def _halves(inputs: Inputs) -> tuple[Inputs, Inputs]:
+    first, second = ({key: value.chunk(2)[i] for key, value in inputs.items() if value.ndim} for i in (0, -1))
+    return first, second
+
+
+def _gap(ours: Inputs, theirs: Inputs) -> float:
     if any(ours[key].shape != theirs[key].shape for key in ours):
         return math.nan
     return max((ours[key].float() - theirs[key].to(ours[key].device).float()).abs().max().item() for key in ours)
@@ -200,7 +224,10 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
     except ValueError as error:
         note = str(error)
     times = [student.path.t_max, SECOND_TIME]
-    pipe: Any = teacher.pipeline(student, times)
+    try:
+        pipe: Any = teacher.pipeline(student, times)
+    except ValueError as error:
+        return [Check("export", math.nan, TOLERANCE, f"at {times[0]:.4f} and {times[1]:.4f} rad: {error}")]
     kind, before = type(pipe), network(pipe).state_dict()
     calls = [{"num_steps": n, "call": teacher.calls(n, times[:n])} for n in (1, 2)]
     with tempfile.TemporaryDirectory() as folder:

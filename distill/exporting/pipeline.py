@@ -112,14 +112,14 @@ def check_export(
         ExportMismatch: If a difference is above the tolerance.
     """
     device, times = next(student.parameters()).device, record["times"]
-    scales = record["options"].get("guidances", ()) if student.defaults else ()
+    scales = record["options"].get("guidances", ()) if student.guidance_input else ()
     kept = "the checkpoints of the run are unchanged"
     pipe = load_exported(kind, folder, device)
     worst = differences(pipe, teacher, student, times, promised_calls(record["calls"], scales), captions or [""])
     refuse(worst, "the exported pipeline", kept)
     checked = {"difference": max(worst.values()), "steps": list(worst), "tolerance": TOLERANCE}
     if "lora" in record:
-        pipe = lora_pipeline(kind, folder, student)
+        pipe = lora_pipeline(kind, folder, teacher, student)
         pipe.load_lora_weights(folder / LORA)
         calls = record["lora"]["calls"]
         worst = differences(on_device(pipe, device), teacher, student, times, calls, captions or [""])
@@ -128,12 +128,12 @@ def check_export(
     return checked
 
 
-def lora_pipeline(kind: type[DiffusionPipeline], folder: Path, student: Denoiser) -> Any:
+def lora_pipeline(kind: type[DiffusionPipeline], folder: Path, teacher: Teacher, student: Denoiser) -> Any:
     """The teacher's stock pipeline with the student's scheduler, in float32, to load the student's LoRA file into."""
     assert isinstance(student.network, Adapted)
     base = Adapted(student.network.lora_base).merged_copy()  # without an adapter: the teacher's own network
-    name = next(key for key in ("unet", "transformer") if key in kind.load_config(folder))
-    return kind.from_pretrained(folder, use_safetensors=True, **{name: base}, **stored_without(kind, folder))
+    options = {teacher.network: base, **stored_without(kind, folder)}
+    return kind.from_pretrained(folder, use_safetensors=True, **options)
 
 
 def export_student(
@@ -223,6 +223,7 @@ def describe(
         "teacher": {
             "family": source.family,
             "path": source.path,
+            "sigma_data": teacher.denoiser.path.sigma_data,
             "num_steps": source.num_steps,
             "call": teacher.usual_call(source.num_steps, source.guidance),
         },

@@ -8,7 +8,6 @@ The difference is the larger of two: the largest absolute difference of the imag
 the last step, divided by their standard deviation where it is above 1. Images alone hide errors where they saturate.
 """
 
-import functools
 import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,48 +18,23 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from distill.exporting.recording import SAMPLES, NoiseRecorder, recorded_steps
 from distill.methods.compiling import eager
 from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of
 from eval.pipelines.jobs import steps as steps_text
+from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.loading.components import absent_components
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
-SAMPLES = 2  # images of each call
 SEED = 0
-DRAWS = frozenset({torch.randn, torch.randn_like, torch.normal, Tensor.normal_})
 
 
 class ExportMismatch(ValueError):
     """An exported pipeline does not give its student's images."""
-
-
-class NoiseRecorder(TorchFunctionMode):
-    """While active, records the normal noise that torch draws.
-
-    Args:
-        size: Number of values of a draw that is recorded; other draws are not.
-
-    Attributes:
-        noises: The recorded draws in order, on the CPU.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.noises: list[Tensor] = []
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        output = function(*args, **(kwargs or {}))
-        if function in DRAWS and output.numel() == self.size:
-            self.noises.append(output.detach().float().cpu().clone())
-        return output
 
 
 @contextmanager
@@ -105,39 +79,15 @@ def sample_pipeline(
         Images, latents and noise, on the CPU.
     """
     ready = arguments(pipe, call, prompts, range(SAMPLES))
-    ready.pop("latents", None)  # the pipeline draws its first noise too
-    if "generator" in ready:
-        ready["generator"] = torch.Generator().manual_seed(SEED)
+    ready.pop(argument(type(pipe), "latents") or "", None)  # the pipeline draws its first noise too
     with (
         torch.random.fork_rng(cuda_devices()),
         recorded_steps(pipe.scheduler) as steps,
-        NoiseRecorder(SAMPLES * torch.Size(shape).numel()) as recorder,
+        NoiseRecorder(shape) as recorder,
     ):
         torch.manual_seed(SEED)
         images = images_of(pipe(**ready)).cpu()
     return Sampled(images, steps[-1].float().cpu() if steps else None, recorder.noises)
-
-
-@contextmanager
-def recorded_steps(scheduler: Any) -> Iterator[list[Tensor]]:
-    """A context that yields a list, to which the samples that `scheduler.step` returns are appended."""
-    steps: list[Tensor] = []
-    step = getattr(scheduler, "step", None)
-    if step is None:
-        yield steps
-        return
-
-    @functools.wraps(step)  # pipelines look for arguments such as `generator` in its signature
-    def recording(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        steps.append(result[0])
-        return result
-
-    scheduler.step = recording
-    try:
-        yield steps
-    finally:
-        del scheduler.step
 
 
 def sample_student(
@@ -240,7 +190,7 @@ def _sample_all(
 
 def _scales(teacher: Teacher, student: Denoiser, call: Mapping[str, Any]) -> Condition:
     """The condition's entries for the guidance scale of a call, if the student has an input for it."""
-    if not student.defaults or "guidance_scale" not in call:
+    if not student.guidance_input or "guidance_scale" not in call:
         return {}
     return teacher.guidance_condition(student, torch.full((SAMPLES,), float(call["guidance_scale"])))
 

@@ -79,6 +79,13 @@ def bake_timesteps(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor
         fold_guidance(network, denoiser.defaults["timestep_cond"])
     if torch.allclose(trained, timesteps, rtol=0, atol=1e-4):
         return network
+    if not has_time_embedding(network):
+        angles = denoiser.path.angle(timesteps.double()).tolist()
+        raise ValueError(
+            f"the times of a {type(network).__name__} must be those of its scheduler's timesteps, "
+            f"{_listed(angles)} radians, got {_listed(times)}: it has no time embedding of diffusers that could be "
+            "changed for others; set the method's times, such as method.second_times"
+        )
     for project, embedding in time_embeddings(network):
         target, features = (project(steps).double() for steps in (trained, timesteps))  # (N, features)
         layer, guidance_layer = embedding.linear_1, embedding.cond_proj
@@ -89,6 +96,10 @@ def bake_timesteps(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor
             inputs = torch.cat([inputs, guidance_layer.weight.double()], dim=1)
         layer.weight.copy_(weight + change @ torch.linalg.pinv(inputs))
     return network
+
+
+def _listed(times: Sequence[float]) -> str:
+    return ", ".join(f"{t:.9g}" for t in times)
 
 
 def guidance_embedding(guidance: Tensor, width: int) -> Tensor:

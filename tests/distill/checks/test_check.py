@@ -49,5 +49,5 @@ def test_a_difference_that_is_not_a_number_fails():
 
 
 def test_unknown_families_are_refused(text_pipeline):
-    with pytest.raises(ValueError, match="--family must be one of"):
+    with pytest.raises(ValueError, match="there is no teacher family 'nothing'"):
         check(str(text_pipeline), "nothing")

@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler
+from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from distill.checks.export_checks import check_student
+from distill.config.registry import TEACHERS, find
 from distill.exporting.card import call_lines, prompt_argument
 from distill.exporting.verify import ExportMismatch
 from tests.commands import fewstep
@@ -139,6 +140,21 @@ def test_exported_students_pass_fewstep_check(name, teacher_of, tmp_path):
     assert all(result.passed for result in results), results
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_students_of_a_teacher_that_embeds_its_guidance_are_exported_and_pass(rank, folder_of, tmp_path):
+    """The teacher's scale is part of the student's weights, whatever scale the call of its pipeline has."""
+    _, folder = folder_of(SD)
+    stock = StableDiffusionPipeline.from_pretrained(folder)
+    stock.register_modules(unet=UNet2DConditionModel(**dict(stock.unet.config) | {"time_cond_proj_dim": 8}))
+    stock.save_pretrained(tmp_path / "teacher")
+    teacher = find(TEACHERS, "stable_diffusion").load(str(tmp_path / "teacher"), CPU)
+    if rank:
+        teacher.enable_lora(rank)
+    stored = exported(tmp_path / "run", teacher, SD, METHODS["dmd, 2 steps"], guidance=4.0)
+    assert ("lora" in stored) == bool(rank)
+    assert all(result.passed for result in check_student(tmp_path / "run" / "pipeline", CPU))
+
+
 def test_fewstep_check_fails_for_an_export_that_was_changed(teacher_of, tmp_path, capsys):
     exported(tmp_path / "run", teacher_of("pixels, v"), "pixels, v", METHODS["scm"])
     file = tmp_path / "run" / "pipeline" / "distill.json"
@@ -149,3 +165,23 @@ def test_fewstep_check_fails_for_an_export_that_was_changed(teacher_of, tmp_path
     file.write_text(json.dumps(stored))
     assert fewstep("check", tmp_path / "run") == 1
     assert "failed: export against the run's student" in capsys.readouterr().out
+    for damaged in ([1], stored | {"times": []}, stored | {"calls": []}, stored | {"teacher": {}}):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match=r"distill\.json is not readable .*; export the run again"):
+            check_student(file.parent, CPU)
+
+
+def test_fewstep_check_of_a_run_without_a_pipeline_says_so(tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    assert fewstep("check", tmp_path) == 2
+    assert "is a run without a pipeline; export its student first" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma_data", [0.5, 2.0])
+def test_fewstep_check_reads_the_runs_sigma_data(sigma_data, folder_of, tmp_path):
+    family, folder = folder_of("Stable Diffusion 3.5")
+    teacher = find(TEACHERS, family).load(str(folder), CPU, sigma_data=sigma_data)
+    stored = exported(tmp_path / "run", teacher, "Stable Diffusion 3.5", METHODS["scm"])
+    assert stored["teacher"]["sigma_data"] == sigma_data
+    assert all(result.passed for result in check_student(tmp_path / "run" / "pipeline", CPU))

@@ -28,25 +28,26 @@ def blobs(count: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def teacher():
-    """A small UNet, trained to predict the sample in 600 steps."""
+    """A small UNet, trained to predict the sample in 400 steps."""
     torch.manual_seed(0)
     network = UNet2DModel(
         sample_size=8,
         in_channels=1,
         out_channels=1,
-        block_out_channels=(32, 32),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
+        block_out_channels=(16,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
         layers_per_block=1,
         norm_num_groups=8,
+        add_attention=False,
     )
     scheduler = DDPMScheduler(prediction_type="sample", clip_sample=False)
     images, rng = blobs(4096), torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, 600)
-    for _ in range(600):
-        x0, z = images[torch.randint(4096, (64,), generator=rng)], torch.randn(64, 1, 8, 8, generator=rng)
-        timestep = torch.randint(1000, (64,), generator=rng)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, 400)
+    for _ in range(400):
+        x0, z = images[torch.randint(4096, (32,), generator=rng)], torch.randn(32, 1, 8, 8, generator=rng)
+        timestep = torch.randint(1000, (32,), generator=rng)
         alpha = scheduler.alphas_cumprod[timestep]
         x_t = scheduler.add_noise(x0, z, timestep)
         weight = (1 / (1 - alpha)).clamp(max=25).sqrt()
@@ -59,20 +60,25 @@ def teacher():
 
 
 def distil(teacher, folder, boundary_angle: float) -> Recipe:
-    method = {"tangent_warmup": 100, "second_times": [0.4, 0.6], "boundary_angle": boundary_angle}
+    method = {
+        "adaptation_steps": 50,
+        "tangent_warmup": 50,
+        "second_times": [0.4, 0.6],
+        "boundary_angle": boundary_angle,
+    }
     recipe = Recipe(
         "blobs",
         TeacherRecipe(sigma_data=teacher.denoiser.path.sigma_data),
         {"name": "scm", **method},
         output=str(folder),
-        optimizers={"student": OptimizerRecipe(lr=5e-4)},
+        optimizers={"student": OptimizerRecipe(lr=1e-3)},
         train=TrainRecipe(
-            steps=350,
-            batch_size=64,
+            steps=250,
+            batch_size=32,
             ema=0.98,
-            evaluate_every=350,
+            evaluate_every=250,
             evaluate_samples=300,
-            evaluate_teacher_steps=30,
+            evaluate_teacher_steps=15,
             tracker="none",
         ),
     )
@@ -83,11 +89,11 @@ def distil(teacher, folder, boundary_angle: float) -> Recipe:
 def test_with_the_boundary_condition_samples_stay_near_the_teachers(teacher, tmp_path):
     recipe = distil(teacher, tmp_path, 0.4)
     end = json.loads((recipe.folder / "history.jsonl").read_text().splitlines()[-1])["held_out_frechet"]
-    assert max(end.values()) < 0.5  # 0.11 and 0.13 when this was written; the untrained student has 10 and 1.2
+    assert max(end.values()) < 1  # 0.34 and 0.52 when this was written; the untrained student has 8.8 and 1.5
 
 
 def test_without_it_the_run_collapses_and_says_so(teacher, tmp_path):
     with pytest.raises(RunFailed):
         distil(teacher, tmp_path, NO_BOUNDARY)
     end = json.loads((tmp_path / "blobs" / "history.jsonl").read_text().splitlines()[-1])["held_out_frechet"]
-    assert max(end.values()) > 5  # 11.8 and 28.0
+    assert max(end.values()) > 5  # 16 and 27
