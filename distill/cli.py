@@ -20,7 +20,9 @@ OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 CONFIG = click.option(
     "--config", metavar="NAME", help="Start accelerate's launcher with this configuration: a name (ddp) or a file."
 )
-PROCESSES = click.option("--num-processes", type=int, help="Start this many processes with accelerate's launcher.")
+PROCESSES = click.option(
+    "--num-processes", type=click.IntRange(min=1), help="Start this many processes with accelerate's launcher."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -242,13 +244,16 @@ def _run(
     from distill.training.setup import plan_data
 
     plan_data(checked)  # errors are found before any process starts
-    arguments = [str(recipe_file(recipe)), *overrides]
+    arguments = [str(recipe_file(recipe).absolute()), *overrides]  # absolute: its name may start with a dash
     return launch(module, arguments, None if config is None else _config_file(config), processes)
 
 
 def _config_file(name: str) -> Path:
     known = {file.stem: file for file in sorted((FOLDER / "accelerate").glob("*.yaml"))}
     if Path(name).is_file():
+        from teachers.support.yaml_files import read_yaml
+
+        read_yaml(Path(name))  # accelerate would print a traceback
         return Path(name)
     if name not in known:
         raise ValueError(f"--config must be a file or one of {', '.join(known)}, got {name!r}")

@@ -11,11 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from distill.config.registry import DISTILLERS, find
+from teachers.support.yaml_files import parse_value
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str], recipe: type) -> None:
@@ -99,9 +96,9 @@ def _value(kind: Any, key: str, text: str) -> Any:
 
 def _yaml(key: str, text: str) -> Any:
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]  # type: ignore
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{key} must be a YAML value, got {text!r}: {' '.join(str(error).split())}") from error
+        return parse_value(text)
+    except ValueError as error:
+        raise ValueError(f"{key} must be a YAML value, got {text!r}: {error}") from error
 
 
 def _merge(into: dict[Any, Any], values: Mapping[Any, Any]) -> None:

@@ -4,7 +4,6 @@ Every dataclass checks itself when it is created, so a recipe from Python is che
 """
 
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from distill.config.overrides import apply_overrides
 from distill.config.registry import DISTILLERS, TEACHERS, find
@@ -25,7 +22,7 @@ from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import suggest
 from teachers.support.files import atomic_write
-from teachers.support.text import read_text
+from teachers.support.yaml_files import read_yaml
 
 SAVED = "recipe.yaml"  # in a run's folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
@@ -246,11 +243,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: One sentence with the file or the key that is wrong, and what would be right.
     """
     path = recipe_file(source)
-    text = read_text(path)
-    try:
-        values: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values at its top level")
     apply_overrides(values, overrides, Recipe)

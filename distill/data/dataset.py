@@ -151,7 +151,14 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
         images = open_images(recipe, guided)
         if needs_latents:
             return Plan(images=images, notes=images.notes)
-        return Plan([caption or "" for caption in images.captions()], notes=images.notes)
+        captions = list(images.captions())
+        used = [caption or "" for caption in captions if caption is not None or not guided]
+        if not used:
+            raise ValueError(f"data.images {recipe.images} must have at least one caption, got none")
+        missing = len(captions) - len(used)
+        return Plan(
+            used, notes=[*images.notes, *([f"{missing} images without a caption are not used"] * bool(missing))]
+        )
     if needs_latents:
         raise ValueError("data.images must be set for this method, for example to a folder of images with captions")
     if recipe.prompts is None:
@@ -174,6 +181,8 @@ def open_images(recipe: DataRecipe, guided: bool) -> Images:
         ValueError: If they cannot be opened, or have no captions.
     """
     assert recipe.images is not None
+    if not recipe.images:
+        raise ValueError("data.images must be a folder, .parquet or .tar files, or a dataset on the Hub, got ''")
     if is_hf_source(recipe.images):
         return HFImages(recipe.images, guided, recipe.column, recipe.streaming, recipe.limit)
     if recipe.streaming or recipe.column:

@@ -6,6 +6,7 @@ Datasets are read as data only: no code of a dataset is executed, and no path th
 `streaming` a dataset is read once from front to back, without a local copy.
 """
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,8 @@ from huggingface_hub import HfApi
 from distill.data.images import Block, Images, Row
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
 from teachers.support.keys import file_content, key
+from teachers.support.listing import is_image
+from teachers.support.text import printable
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # names of image columns in tables without column types
@@ -47,7 +50,10 @@ class HFImages(Images):
             kind = BUILDERS[files[0].suffix.lower()] if files else source
             contents = [file_content(file) for file in files]
             # `datasets` identifies local files by their modification times, so its cache gets a name by content.
-            local: dict[str, Any] = {"data_files": list(map(str, files)), "name": key(contents)[:32]}
+            local: dict[str, Any] = {
+                "data_files": [glob.escape(str(file)) for file in files],
+                "name": key(contents)[:32],
+            }
             selection: dict[str, Any] = local if files else {"revision": revision}
             data = library.load_dataset(kind, split="train", streaming=streaming, **selection)
             features = data.features or dict.fromkeys(next(iter(data)))
@@ -96,13 +102,22 @@ def is_hf_source(source: str) -> bool:
     """Whether `HFImages` reads `source`: a file or pattern with a known extension, a folder of them, or a Hub name."""
     path = Path(source)
     is_name = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.exists()
-    return bool(path.suffix.lower() in BUILDERS or _files(source) or (is_name and all(source.split("/"))))
+    is_file = path.suffix.lower() in BUILDERS and not path.is_dir()
+    return bool(is_file or _files(source) or (is_name and all(source.split("/"))))
 
 
 def _files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix.lower() in BUILDERS)
+        files = [file for file in path.iterdir() if not file.name.startswith(".")]
+        tables = sorted(file for file in files if file.suffix.lower() in BUILDERS)
+        if tables and any(is_image(file) for file in files):
+            raise ValueError(
+                f"the folder {source} must hold images or {' or '.join(BUILDERS)} files, but has images and "
+                f"{printable(tables[0].name)}; move one kind elsewhere (captions of images are read from "
+                "metadata.jsonl, metadata.csv or .txt files)"
+            )
+        return tables
     if path.suffix.lower() not in BUILDERS:
         return []
     files = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.name else []

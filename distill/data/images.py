@@ -110,7 +110,7 @@ class ImageFolder(Images):
         if not files:
             problem = f"; {_names(others)} have other endings" if others else ""
             raise ValueError(f"the folder {folder} contains no images ({', '.join(ENDINGS[:10])}){problem}")
-        captions = _captions(others, files)
+        captions = _captions(others, files) if captioned else {}
         self.rows = []
         for file in files[: limit or None]:
             row = Row(str(file), captions.get(file), file)

@@ -6,17 +6,12 @@ The keys of a protocol are names of options. Options on the command line overrid
 looked up relative to the current folder, then relative to the protocol's folder.
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from teachers.support.errors import suggest
-from teachers.support.text import read_text
+from teachers.support.yaml_files import read_yaml
 
 KINDS: Mapping[str, type] = {
     "prompts": str,
@@ -45,11 +40,7 @@ def read_protocol(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"--protocol must be a YAML file such as recipes/eval/coco30k.yaml, there is no {path}")
-    text = read_text(path)
-    try:
-        stored = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    stored = read_yaml(path)
     if not isinstance(stored, dict) or not stored:
         raise ValueError(f"{path} must contain options and their values, such as samples: 30000")
     options: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import csv
 import importlib
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
     file = Path(source)
     if not file.is_file():
         raise ValueError(f"there is no file of prompts {source}; give a text file with one prompt per line, or a table")
+    if file.suffix.lower() in (".json", ".yaml", ".yml"):
+        raise ValueError(f"{source} must be a text file with one prompt per line, or a table ({', '.join(READERS)})")
     reader = READERS.get(file.suffix.lower())
     if reader is None and column is not None:
         raise ValueError(
@@ -85,19 +88,23 @@ def check_text(value: Any, where: str) -> str | None:
     """A prompt or caption as text, without a byte-order mark and outer blanks.
 
     Args:
-        value: A stored value: text, a number (such as a class), or None.
+        value: A stored value: text, a number (such as a class), or None or NaN, which tables store for no value.
         where: What to name in error messages.
 
     Returns:
-        The text; None for None.
+        The text; None for no value.
 
     Raises:
         ValueError: If it is a list or another type, or text that cannot be encoded.
     """
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        found = f"a list of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__
+        found = type(value).__name__
+        if isinstance(value, list | tuple):
+            found = f"a list of {len(value)}"
+        elif isinstance(value, Mapping):
+            found = f"a group ({', '.join(map(str, value))})"
         raise ValueError(f"{where}: a prompt or caption must be one text, got {found}; write one of them")
     text = str(value).removeprefix("\ufeff").strip()
     if len(text) > LONGEST:
@@ -178,7 +185,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), delimiter=delimiter)
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if any(row.pop(None, None) or ()):  # csv's key for values beyond the last column
@@ -187,7 +194,7 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{file} is not readable as a table ({error})") from error
+        raise ValueError(f"{file}, line {reader.line_num}: this is not readable as a table ({error})") from error
 
 
 def _table(file: Path) -> Iterator[dict[str, Any]]:

@@ -236,7 +236,7 @@ def test_metadata_csv_and_subfolders(tmp_path):
             '{"file_name": "0.png", "text": ["a", "b"]}',
             "line 1: .* must be one text, got a list of 2",
         ),
-        ("metadata.jsonl", '{"file_name": "0.png", "text": {"en": "a"}}', "must be one text, got dict"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": {"en": "a"}}', r"must be one text, got a group \(en\)"),
         ("metadata.jsonl", "\n".join([ROWS[0], ROWS[0]]), r"line 2: this is a second caption of '0\.png'"),
         ("metadata.jsonl", '{"text": "a"}', "line 1: every line must have the name of its image"),
         ("metadata.jsonl", '{"file_name": 0, "text": "a"}', "line 1: every line must have the name of its image"),

@@ -86,3 +86,29 @@ def test_missing_pyarrow_is_an_error_with_the_command_to_install_it(tmp_path, mo
     with pytest.raises(ValueError, match=r'needs the package pyarrow: pip install -e "\.\[data\]"'):
         read_prompts(file)
     assert read_prompts(write_prompts(tmp_path / "a.csv")) == WORDS
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_quote_that_is_not_closed_is_an_error(tmp_path, ending):
+    (tmp_path / f"a{ending}").write_text('text\n"a dog\na bird\n')
+    with pytest.raises(ValueError, match=r"line \d: this is not readable as a table \(unexpected end of data\)"):
+        read_prompts(str(tmp_path / f"a{ending}"))
+
+
+def test_nan_is_a_missing_value(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": NaN}\n{"text": "a coat"}\n{"text": null}\n')
+    assert read_prompts(str(tmp_path / "a.jsonl")) == ["a coat"]
+
+
+def test_group_of_captions_is_an_error_with_their_names(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": {"en": "a coat", "fr": "un manteau"}}\n')
+    with pytest.raises(ValueError, match=r"must be one text, got a group \(en, fr\); write one of them"):
+        read_prompts(str(tmp_path / "a.jsonl"))
+    assert read_prompts(str(tmp_path / "a.jsonl"), "text.fr") == ["un manteau"]
+
+
+@pytest.mark.parametrize("ending", [".json", ".yaml"])
+def test_other_structured_files_are_not_read_as_lines(tmp_path, ending):
+    (tmp_path / f"a{ending}").write_text('["a coat", "a bag"]')
+    with pytest.raises(ValueError, match=r"must be a text file with one prompt per line, or a table \(\.jsonl, "):
+        read_prompts(str(tmp_path / f"a{ending}"))
