@@ -14,6 +14,7 @@ import yaml
 
 from distill.cli import fewstep as group
 from distill.config.shipped import shipped
+from distill.training import launch
 from tests.commands import fewstep
 from tests.settings import FAST
 
@@ -96,6 +97,27 @@ def test_errors_are_one_sentence(words, message, capsys):
     assert fewstep(*words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_number_of_processes_must_be_positive(count, capsys):
+    assert fewstep("train", "pocket/dmd", "--num-processes", count) == 2
+    assert "Invalid value for '--num-processes'" in capsys.readouterr().err
+
+
+def test_launcher_configuration_that_is_not_yaml_is_an_error(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("a: [")
+    assert fewstep("train", "pocket/dmd", "--config", tmp_path / "a.yaml") == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/a.yaml is not valid YAML: ")
+
+
+def test_recipe_whose_name_starts_with_a_dash_is_launched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fewstep("recipes", "copy", "pocket/dmd", "--", "-r.yaml")
+    started = []
+    monkeypatch.setattr(launch, "launch", lambda module, arguments, *_: started.append(arguments) or 0)
+    assert fewstep("train", "--num-processes", "1", "--", "-r.yaml", "name=exp #2") == 0
+    assert started == [[str(tmp_path / "-r.yaml"), "name=exp #2"]]
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
