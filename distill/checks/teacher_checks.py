@@ -27,8 +27,9 @@ from eval.pipelines.generate import Pipeline, correct_null_class, network
 from eval.pipelines.jobs import steps
 from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Condition
+from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher, save_pipeline
-from teachers.core.trigflow import rotate
+from teachers.core.trigflow import Flow, rotate
 from teachers.loading.source import load_pipeline
 
 STEPS, GUIDANCE = 4, 3.0
@@ -223,7 +224,7 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
         teacher.refit_time_embedding(student, 8.0)
     except ValueError as error:
         note = str(error)
-    times = [student.path.t_max, SECOND_TIME]
+    times = [student.path.t_max, second_time(teacher)]
     try:
         pipe: Any = teacher.pipeline(student, times)
     except ValueError as error:
@@ -237,6 +238,14 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
         del pipe, before
         worst = differences(loaded, teacher, student, times, calls, prompts)
     return [Check(f"export, {steps(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
+
+
+def second_time(teacher: Teacher) -> float:
+    """An angle of the second step: any, or that of the scheduler's timestep if no time embedding can be changed."""
+    path = teacher.denoiser.path
+    if isinstance(path, Flow) or teacher.time_embeddings(teacher.denoiser.network):
+        return SECOND_TIME
+    return float(path.angle(torch.tensor(lcm_timesteps(path, 2)))[1])
 
 
 def state_gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
