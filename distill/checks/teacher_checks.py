@@ -25,9 +25,11 @@ from distill.exporting.verify import TOLERANCE, differences, exact_float32, load
 from distill.methods.jvp import finite_difference, jvp
 from eval.pipelines.generate import Pipeline, correct_null_class, network
 from eval.pipelines.jobs import steps
+from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Condition
+from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher, save_pipeline
-from teachers.core.trigflow import rotate
+from teachers.core.trigflow import Flow, rotate
 from teachers.loading.source import load_pipeline
 
 STEPS, GUIDANCE = 4, 3.0
@@ -73,12 +75,11 @@ def stock_checks(pipe: Pipeline, teacher: Teacher, prompts: Sequence[str]) -> li
     """The stock sampler, the condition and the decoder, without and with guidance."""
     cond = teacher.condition(prompts)
     checks = []
-    for name, guidance in (("stock sampler", 1.0), ("stock sampler with guidance", GUIDANCE)):
-        if guidance != 1.0 and not teacher.guided:
-            continue
+    guided = teacher.guided and argument(type(pipe), "guidance_scale") is not None
+    for name, guidance in [("stock sampler", 1.0), ("stock sampler with guidance", GUIDANCE)][: 1 + guided]:
         run = run_stock(pipe, teacher, STEPS, guidance)
         checks.append(Check(name, sampler_difference(run, teacher, cond, guidance), TOLERANCE))
-    checks += condition_checks(run, teacher, cond, guidance if teacher.guided else 1.0)
+    checks += condition_checks(run, teacher, cond, guidance)
     ours = (teacher.decode(run.outputs[-1] / teacher.denoiser.path.sigma_data) / 2 + 0.5).clamp(0, 1)
     checks.append(Check("decode", (ours - run.images.to(ours.device)).abs().max().item(), TOLERANCE))
     return checks
@@ -223,7 +224,7 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
         teacher.refit_time_embedding(student, 8.0)
     except ValueError as error:
         note = str(error)
-    times = [student.path.t_max, SECOND_TIME]
+    times = [student.path.t_max, second_time(teacher)]
     try:
         pipe: Any = teacher.pipeline(student, times)
     except ValueError as error:
@@ -237,6 +238,14 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
         del pipe, before
         worst = differences(loaded, teacher, student, times, calls, prompts)
     return [Check(f"export, {steps(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
+
+
+def second_time(teacher: Teacher) -> float:
+    """An angle of the second step: any, or that of the scheduler's timestep if no time embedding can be changed."""
+    path = teacher.denoiser.path
+    if isinstance(path, Flow) or teacher.time_embeddings(teacher.denoiser.network):
+        return SECOND_TIME
+    return float(path.angle(torch.tensor(lcm_timesteps(path, 2)))[1])
 
 
 def state_gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
