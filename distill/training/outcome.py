@@ -148,7 +148,7 @@ def _best(
     They cannot if the run was resumed with other features or another number of samples, for example.
     """
     folder = checkpoints_folder(recipe)
-    record = best_record(folder, fingerprint)
+    record: dict[str, Any] | None = _same(engine, best_record(folder, fingerprint))  # others may read an earlier file
     if record is None or record.get("evaluation") == monitor.key:
         return record
     weights = load_best(folder)

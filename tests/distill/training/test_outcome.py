@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -306,3 +308,32 @@ def test_commands_end_with_exit_code_3(folder, tmp_path, words):
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 3, ended.stderr
         assert ended.stderr.count("went wrong") == 1 and "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_sharded_processes_agree_on_the_best(folder, tmp_path):
+    """The main process writes the best EMA while the others continue; they must not read an earlier one."""
+    file = tmp_path / "r.yaml"
+    for options in ({"steps": 4}, {"steps": 6, "evaluate_samples": 40}):
+        recipe = recipe_in(tmp_path, path=str(folder), precision="no", **options)
+        file.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(recipe)))))
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+        variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "distill.train", str(file)],
+                env=os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank},
+            )
+            for rank in "01"
+        ]
+        try:
+            assert [process.wait(timeout=200) for process in processes] == [0, 0]
+        finally:
+            for process in processes:
+                process.kill()
+    lines = [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
+    record = best.best_record(recipe.folder / "checkpoints", run_key(fingerprint(recipe, plan_data(recipe))))
+    assert record["evaluation"] == lines[-1]["evaluation"] != lines[0]["evaluation"]
+    assert record_of(recipe)["cost"]["exported_step"] == record["step"]
