@@ -26,6 +26,7 @@ from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
+from distill.training.diversity import NOISES, SAMPLES, relative_variation, variation
 from distill.training.run_folder import JsonlLog, warn_if_unwritable
 from eval.features.extractors import Extractor, extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
@@ -40,8 +41,6 @@ from teachers.support.keys import key
 
 CHUNK = 50  # samples of one batch
 GRID = 8  # images in a row of the grid
-DIVERSITY_SAMPLES = 64  # samples from which `Monitor.diversity` is measured
-DIVERSITY_NOISES = 16  # of them for each prompt
 
 
 def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, features: Extractor) -> str:
@@ -100,8 +99,8 @@ class Monitor:
     def _teacher_diversity(self, steps: int, guidance: float) -> dict[str, Tensor]:
         """Variation over noise of the teacher's samples, and of its x0 after one evaluation at the largest angle."""
         samples, first = [], []
-        for rows in torch.arange(min(DIVERSITY_SAMPLES, self.count)).split(CHUNK):
-            noise, cond = self.noise[rows].to(self.device), self._cond(rows // DIVERSITY_NOISES)
+        for rows in torch.arange(min(SAMPLES, self.count)).split(CHUNK):
+            noise, cond = self.noise[rows].to(self.device), self._cond(rows // NOISES)
             samples.append(decode_images(self.teacher, teacher_endpoint(self.teacher, noise, cond, steps, guidance)))
             t = torch.full((len(noise),), self.teacher.denoiser.path.t_max, device=self.device)
             x_t = initial_x_t(self.teacher.denoiser, noise, t[0].item())
@@ -120,10 +119,10 @@ class Monitor:
             evaluation, from which a student starts. 0 for samples that are not finite.
         """
         times, target = distiller.sampling_schedules()[0], self.teacher_diversity["samples"]
-        total = min(DIVERSITY_SAMPLES, self.count)
-        images = [self.images(student, times[:n], total, DIVERSITY_NOISES) for n in distiller.step_counts(times)]
-        ratios = [_ratio(variation(part).cpu(), target) for part in images]
-        return max(ratios), _ratio(self.teacher_diversity["first"], target)
+        total = min(SAMPLES, self.count)
+        images = [self.images(student, times[:n], total, NOISES) for n in distiller.step_counts(times)]
+        ratios = [relative_variation(variation(part).cpu(), target) for part in images]
+        return max(ratios), relative_variation(self.teacher_diversity["first"], target)
 
     @torch.no_grad()
     def _sample_teacher(self, steps: int, guidance: float, generator: torch.Generator) -> dict[str, Tensor]:
@@ -282,25 +281,6 @@ class Monitor:
         return min(scored)[1]
 
 
-def variation(images: Tensor) -> Tensor:
-    """How much images differ within groups of up to `DIVERSITY_NOISES` consecutive ones.
-
-    Args:
-        images: Images (N, ...).
-
-    Returns:
-        (2,): the mean over groups of their variance, and of their median squared distance from an image to its nearest
-        neighbour. The second is small where samples are copies of a few images, whose variance may be large.
-    """
-    groups = images.double().flatten(1).split(DIVERSITY_NOISES)
-    variances = [group.var(0, correction=0).mean() for group in groups]
-    nearest = []
-    for group in groups:
-        distances = torch.cdist(group, group, compute_mode="donot_use_mm_for_euclid_dist").square() / group.shape[1]
-        nearest.append(distances.fill_diagonal_(math.inf).amin(1).median())
-    return torch.stack([torch.stack(variances).mean(), torch.stack(nearest).mean()])
-
-
 def _cached(file: Path, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors in `file` if its key is `name`; otherwise computed without compilation, and stored."""
     if not shards.is_valid(file, name):
@@ -316,12 +296,6 @@ def _cached(file: Path, name: str, compute: Callable[[], dict[str, Tensor]]) -> 
 
 def _number(distance: float | None) -> float:
     return math.inf if distance is None else distance
-
-
-def _ratio(values: Tensor, target: Tensor) -> float:
-    """The smaller ratio of two results of `variation`; 0 if one is not finite, 1 where the teacher does not vary."""
-    ratios = torch.where(target > 1e-12, values / target.clamp_min(1e-12), 1.0)
-    return float(ratios.min()) if bool(ratios.isfinite().all()) else 0.0
 
 
 def choose_features(recipe: Recipe) -> str:

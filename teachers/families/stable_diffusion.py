@@ -9,7 +9,7 @@ from torch import nn
 
 import teachers.pocket
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.families.latent import LatentUNet
+from teachers.families.latent_unet import LatentUNet
 from teachers.loading.source import Pipelines, local_or_hub
 
 

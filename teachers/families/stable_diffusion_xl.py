@@ -8,7 +8,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.families.latent import LatentUNet
+from teachers.families.latent_unet import LatentUNet
 from teachers.loading.source import Pipelines
 
 

@@ -19,7 +19,7 @@ from distill.config.recipe import EvaluationRecipe, OptimizerRecipe, Recipe, Tea
 from distill.export import export_run
 from distill.train import train
 from distill.training import best, checkpoint
-from distill.training.monitor import variation
+from distill.training.diversity import variation
 from distill.training.outcome import FAILED, RunFailed, is_better
 from distill.training.run_folder import fingerprint, run_key
 from distill.training.setup import plan_data
