@@ -185,6 +185,8 @@ def _problem(recipe: Recipe, state: TrainState, monitor: Monitor, best: Mapping[
     if best is None or not records:
         return None
     last = records[-1]
+    if best["step"] == 0 and last["step"] < FIRST_STEPS:
+        return None  # a student is often worse than the untrained one at first
     end, least = (score(record["held_out_frechet"], monitor.noise_floor) for record in (last, best))
     if end <= FAR * least:
         return None

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,13 +102,17 @@ def hub(monkeypatch, text_pipeline):
     """A Hub with one pipeline; returns the requested ids."""
     requested = []
 
-    def download(name, **_):
+    def located(name):
         requested.append(name)
         if name != "owner/clothes":
             raise OSError("no route\nto the hub")
         return str(text_pipeline)
 
-    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    config = DiffusionPipeline.load_config
+    monkeypatch.setattr(StableDiffusionPipeline, "download", lambda name: str(text_pipeline))
+    monkeypatch.setattr(
+        DiffusionPipeline, "load_config", lambda name, **_: config(name if Path(name).is_dir() else located(name))
+    )
     return requested
 
 
