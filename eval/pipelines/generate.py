@@ -53,6 +53,8 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
         owners = tuple(registry.owners())
         pipe = source.load_pipeline((kind,), str(folder), owners=owners, pickles=True, **options)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise  # a sentence of ours, the same as in `fewstep describe`
         raise ValueError(f"diffusers could not load the pipeline in {folder}: {error}") from error
     finally:
         diffusers.utils.logging.enable_progress_bar()
