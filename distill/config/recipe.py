@@ -104,7 +104,9 @@ class TrainRecipe(Checked):
         50, "The teacher's steps for the samples of the held-out distance.", at_least=1
     )
     export: Literal["best", "last"] = option(
-        "best", "The EMA that is exported: the one with the smallest held-out distance, or that of the last step."
+        "best",
+        "The EMA that is exported. last: that of the last step. best: the same, unless the held-out distance of the "
+        "run ends at more than 1.5 times its smallest; then the EMA with the smallest.",
     )
     tracker: Literal["tensorboard", "wandb", "none"] = option("tensorboard", "Where metrics are logged.")
 

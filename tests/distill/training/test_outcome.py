@@ -20,6 +20,7 @@ from distill.export import export_run
 from distill.train import train
 from distill.training import best, checkpoint
 from distill.training.diversity import variation
+from distill.training.monitor import Monitor
 from distill.training.outcome import FAILED, RunFailed, is_better
 from distill.training.run_folder import fingerprint, run_key
 from distill.training.setup import plan_data
@@ -80,7 +81,7 @@ def exported(recipe):
     return load_file(recipe.folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def test_a_healthy_run_exports_its_best_ema_and_says_which(teacher, tmp_path):
+def test_a_healthy_run_says_which_ema_it_exports(teacher, tmp_path):
     recipe = recipe_in(tmp_path, steps=6)
     train(recipe, teacher)
     record, curve = record_of(recipe), distances(recipe)
@@ -94,6 +95,25 @@ def test_a_healthy_run_exports_its_best_ema_and_says_which(teacher, tmp_path):
     assert not (recipe.folder / FAILED).exists()
     assert checkpoint.steps(recipe.folder / "checkpoints") == [4, 6]  # the best is not counted
     assert train(recipe, teacher) == recipe.folder / "pipeline"
+
+
+@pytest.mark.parametrize(("distance", "step"), [(1.4, 4), (1.6, 2)])
+def test_the_best_is_exported_only_if_the_run_ends_clearly_above_it(teacher, tmp_path, monkeypatch, distance, step):
+    values = {0: 9e3, 2: 1e3, 4: distance * 1e3}  # far above the noise floor
+
+    def scripted(monitor, distiller, student):
+        return {"1": values[scripted.step]}
+
+    def evaluate(monitor, history, distiller, ema, at, *rest):
+        scripted.step = at
+        return original(monitor, history, distiller, ema, at, *rest)
+
+    original = Monitor.evaluate
+    monkeypatch.setattr(Monitor, "distances", scripted)
+    monkeypatch.setattr(Monitor, "evaluate", evaluate)
+    recipe = recipe_in(tmp_path, steps=4)
+    train(recipe, teacher)
+    assert record_of(recipe)["cost"]["exported_step"] == step
 
 
 def test_the_last_ema_is_exported_on_request_or_without_evaluations(teacher, tmp_path):
