@@ -358,4 +358,6 @@ def test_sharded_processes_agree_on_the_best(folder, tmp_path):
     lines = [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
     record = best.best_record(recipe.folder / "checkpoints", run_key(fingerprint(recipe, plan_data(recipe))))
     assert record["evaluation"] == lines[-1]["evaluation"] != lines[0]["evaluation"]
-    assert record_of(recipe)["cost"]["exported_step"] == record["step"]
+    curve = distances(recipe)
+    ends_clearly_above = curve[6] > TIE * curve[record["step"]]
+    assert record_of(recipe)["cost"]["exported_step"] == (record["step"] if ends_clearly_above else 6)
