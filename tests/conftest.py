@@ -1,5 +1,6 @@
 """Fixtures of all tests: tiny random pipelines with the architecture of the pocket teacher, and untrained runs."""
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -17,6 +18,13 @@ from teachers.pocket.parts import make_autoencoder, make_text_encoder, make_toke
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+gc.freeze()  # garbage collections skip the many objects of the imported libraries
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker more than cores, because many tests wait for the processes that they start."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
