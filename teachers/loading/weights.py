@@ -8,6 +8,7 @@ as the libraries themselves treat them.
 import json
 import logging
 import math
+import pickle
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,7 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 from torch import nn
 
-from teachers.loading.components import installed_class
-from teachers.loading.inspection import OPTIONAL
+from teachers.loading.components import OPTIONAL, installed_class
 
 logger = logging.getLogger(__name__)
 INDEX = "model_index.json"
@@ -160,10 +160,10 @@ def load_network(
     options: dict[str, Any] = (
         {"ignore_mismatched_sizes": True} if issubclass(kind, transformers.PreTrainedModel) else {}
     )
-    options |= {"variant": variant, "use_safetensors": safetensors, "device_map": device}
+    options |= {"variant": variant, "use_safetensors": safetensors, "device_map": device, "trust_remote_code": False}
     try:
         network, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
         first = " ".join(str(error).split()).split(". ")[0]
         raise ValueError(f"the weights in {folder} are not those of a {kind.__name__}: {first}") from error
     check_keys(folder, network, info)
