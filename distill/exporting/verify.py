@@ -29,7 +29,8 @@ from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.loading import registry
 from teachers.loading.components import absent_components
-from teachers.loading.source import check_trusted
+from teachers.loading.inspection import check_folder
+from teachers.loading.source import check_trusted, check_weights, loading_errors
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
 SEED = 0
@@ -232,8 +233,11 @@ def promised_calls(calls: Sequence[Mapping[str, Any]], scales: Sequence[float]) 
 def load_exported(kind: type[DiffusionPipeline], folder: Any, device: torch.device) -> Pipeline:
     """Load an exported pipeline from its folder in float32, as the model card says."""
     check_trusted(str(folder), (kind, *registry.owners()), kind)
+    check_weights(str(folder))
+    check_folder(str(folder))
     absent = stored_without(kind, folder)
-    pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **absent)
+    with loading_errors(str(folder)):
+        pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **absent)
     return on_device(pipe, device)
 
 
