@@ -43,6 +43,7 @@ def check_pipeline(folder: Path, allow_pickle: bool = False) -> None:
     """
     kind = pipeline_class(folder)
     source.check_trusted(str(folder), (kind, *registry.owners()), kind)
+    source.check_weights(str(folder))
     check_folder(str(folder), allow_pickle, quantized=True)
 
 

@@ -125,6 +125,8 @@ def check_trusted(
         ValueError: If the pipeline names a class of another package, code of its own, or a file outside its folder.
     """
     index: dict[str, Any] = DiffusionPipeline.load_config(path)
+    if kind is not None and index.get("_class_name") != kind.__name__:
+        raise ValueError(f"_class_name of {path} must be {kind.__name__}, got {index.get('_class_name')!r}")
     check_components(index, owners, path, kind)
     if Path(path).is_dir():
         check_pipeline_files(Path(path), index)

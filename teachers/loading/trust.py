@@ -55,8 +55,6 @@ def check_model_files(folder: Path) -> None:
     Raises:
         ValueError: With the name of a file that is outside the folder or names code.
     """
-    if (folder / "adapter_config.json").exists():  # it names another folder or repository, which would be loaded
-        raise ValueError(f"{folder} holds an adapter (adapter_config.json); merge it into the weights of its model")
     check_files(folder, folder)
 
 
@@ -67,6 +65,7 @@ def check_files(folder: Path, root: Path) -> None:
         folder: The component's folder; it need not exist.
         root: The folder that every file must be inside of.
     """
+    check_no_adapter(folder)
     for file in _walk(folder):
         check_inside(file, root)
         if file.suffix == ".json" and file.is_file():
@@ -74,6 +73,14 @@ def check_files(folder: Path, root: Path) -> None:
                 check_weight_index(file)
             elif "config" in file.name:
                 check_config(file)
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Check that a component is no adapter, whose configuration names the folder or repository of its base model."""
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} holds an adapter (adapter_config.json); merge the adapter into the weights and save it again"
+        )
 
 
 def check_inside(path: Path, root: Path) -> None:

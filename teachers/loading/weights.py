@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import nn
 
 from teachers.loading.components import OPTIONAL, installed_class
+from teachers.loading.trust import check_no_adapter
 
 logger = logging.getLogger(__name__)
 INDEX = "model_index.json"
@@ -149,11 +150,7 @@ def load_network(
         variant, files = weight_files(folder, "bin")
     else:
         check_shards(folder, files)
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{folder} holds an adapter (adapter_config.json), not only a {kind.__name__}; merge the adapter into the "
-            "weights and save the pipeline again"
-        )
+    check_no_adapter(folder)
     if variant and device != "meta":
         logger.warning("%s has only weights of the variant %s, which are loaded", folder, variant)
     # transformers lists tensors of other shapes, diffusers raises an error with the first one.

@@ -22,7 +22,15 @@ UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.saf
 
 def code(folder: Path) -> str:
     """Python source that writes the canary; also classes with the names that attacks ask for."""
-    names = "Evil EvilPipeline EvilConfig EvilModel EvilTokenizer UNet2DConditionModel CLIPTokenizer".split()
+    names = [
+        "Evil",
+        "EvilPipeline",
+        "EvilConfig",
+        "EvilModel",
+        "EvilTokenizer",
+        "UNet2DConditionModel",
+        "CLIPTokenizer",
+    ]
     classes = "".join(f"class {name}:\n    from_pretrained = classmethod(lambda *a, **k: None)\n" for name in names)
     return f"open({str(folder.parent / CANARY)!r}, 'w').write('x')\n{classes}def generate(**k): ...\n"
 
@@ -263,7 +271,7 @@ REFUSED: dict[str, Attack] = {
     "linked weights": link(UNET),
     "linked weights of the text encoder": link(TEXT),
     "linked config": link("vae/config.json"),
-    "linked vocabulary": link("tokenizer/vocab.json"),
+    "linked vocabulary": link("tokenizer/tokenizer.json"),
     "linked index": link("model_index.json"),
     "linked folder in a component": inner_link,
     # Pickles.
