@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, cached_file
@@ -75,7 +76,7 @@ def load_pretrained(source: str, processor: Any, option: str, allow_pickle: bool
             check_cached_index(source, allow_pickle)
         model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=safe, trust_remote_code=False)
         return model.eval().requires_grad_(False), processor.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"transformers could not load {source} ({(str(error).splitlines() or [''])[0]}); "
             f"use a folder with a model and its processor, both saved by save_pretrained, as in {option}"

@@ -157,9 +157,11 @@ def load_network(
     options: dict[str, Any] = (
         {"ignore_mismatched_sizes": True} if issubclass(kind, transformers.PreTrainedModel) else {}
     )
-    options |= {"variant": variant, "use_safetensors": safetensors, "device_map": device, "trust_remote_code": False}
+    options |= {"variant": variant, "use_safetensors": safetensors, "device_map": device}
     try:
-        network, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        network, info = kind.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options
+        )
     except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
         first = " ".join(str(error).split()).split(". ")[0]
         raise ValueError(f"the weights in {folder} are not those of a {kind.__name__}: {first}") from error

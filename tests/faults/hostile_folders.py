@@ -35,6 +35,11 @@ def code(folder: Path) -> str:
     return f"open({str(folder.parent / CANARY)!r}, 'w').write('x')\n{classes}def generate(**k): ...\n"
 
 
+def executed(folder: Path) -> bool:
+    """Whether the canary of a folder exists."""
+    return (folder.parent / CANARY).exists()
+
+
 class Bomb:
     """Creates the canary when it is unpickled."""
 
@@ -280,7 +285,7 @@ REFUSED: dict[str, Attack] = {
     "zipped network": zipped(UNET, "diffusion_pytorch_model.bin"),
     "zipped text encoder": zipped(TEXT, "pytorch_model.bin"),
     "pickle called safetensors": pickled(TEXT, "model.safetensors"),
-    "pickled shard": sharded(TEXT, "pytorch_model.bin"),
+    "shard that is a pickle": sharded(TEXT, "pytorch_model.bin"),
     "pickled shard of a pickled index": sharded(TEXT, "pytorch_model.bin", "bin"),
 }
 IGNORED: dict[str, Attack] = {

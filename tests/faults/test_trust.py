@@ -3,7 +3,7 @@
 The folders are in `tests.faults.hostile_folders`.
 """
 
-import io
+import ast
 import json
 import shutil
 import sys
@@ -21,7 +21,9 @@ from eval.pipelines.generate import check_pipeline, load_pipeline
 from teachers.describe import describe
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.loading.sketch import sketch
-from tests.faults.hostile_folders import CANARY, IGNORED, REFUSED
+from tests.commands import fewstep
+from tests.faults.hostile_folders import IGNORED, REFUSED, executed
+from tests.settings import ROOT
 
 CPU = torch.device("cpu")
 # Every function that reads a pipeline of a stranger, as the commands call it.
@@ -32,22 +34,13 @@ LOADERS = {
     "describe": lambda folder: describe(str(folder)),
     "check": lambda folder: check_student(folder, CPU),
     "export": lambda folder: load_exported(StableDiffusionPipeline, folder, CPU),
-    "eval": lambda folder: check_pipeline(folder),
+    "eval": check_pipeline,
     "sample": lambda folder: load_pipeline(folder, CPU, torch.float32),
     "demo": lambda folder: Demo([folder], CPU, "float32"),
     "allow pickle": lambda folder: load_pipeline(folder, CPU, torch.float32, allow_pickle=True),
 }
 UNREAD = ("pickle", "zipped")  # these attacks are on weights, which these loaders do not read
 SKETCHES = ("dry run", "memory")
-
-
-@pytest.fixture
-def questions(monkeypatch) -> list[str]:
-    """The questions that were asked; every one is answered with yes."""
-    asked: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
-    return asked
 
 
 @pytest.fixture
@@ -79,10 +72,6 @@ def model(text_pipeline, tmp_path, monkeypatch) -> Path:
         del sys.modules[name]
 
 
-def executed(folder: Path) -> bool:
-    return (folder.parent / CANARY).exists()
-
-
 @pytest.mark.parametrize("attack", REFUSED)
 def test_hostile_folders_are_refused_by_every_loader_and_run_nothing(model, attack, questions):
     REFUSED[attack](model)
@@ -106,3 +95,70 @@ def test_code_that_nothing_names_is_left_alone(model, attack, questions, monkeyp
         load(model)
         assert not executed(model), name
     assert not questions
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+FAST = ("train.steps=1", "train.batch_size=2", "train.evaluate_every=0", "train.tracker=none", "output=runs")
+RECIPE = ("pocket/dmd", "teacher.path=./model", "method.pairs=4", *FAST)
+COMMANDS = {
+    "train": ("train", *RECIPE),
+    "train --dry-run": ("train", *RECIPE, "--dry-run"),
+    "pairs": ("pairs", *RECIPE),
+    "memory": ("memory", *RECIPE),
+    "describe": ("describe", "model"),
+    "check": ("check", "model"),
+    "check of a teacher": ("check", "teacher"),
+    "export": ("export", "model"),
+    "eval": ("eval", "model", "--features", "pixels", "--samples", "2", "--out", "report"),
+    "eval of its teacher": ("eval", "student", "--features", "pixels", "--samples", "2", "--out", "report"),
+    "sample": ("sample", "model", "--prompt", "a coat"),
+    "demo": ("demo", "model", "--port", "0"),
+}
+ATTACKS = (
+    "module in the folder",
+    "pipeline in a file",
+    "auto_map of the text encoder",
+    "shard above",
+    "linked vocabulary",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_hostile_folders_with_one_sentence(model, text_pipeline, command, questions, capsys):
+    original = model.with_name("original")
+    shutil.copytree(model, original)
+    shutil.copytree(original, model.with_name("student"))
+    for attack in ATTACKS:
+        shutil.rmtree(model)
+        shutil.copytree(original, model)
+        shutil.rmtree(model.with_name("sub"), ignore_errors=True)
+        REFUSED[attack](model)
+        (model.with_name("teacher")).unlink(missing_ok=True)
+        model.with_name("teacher").symlink_to(model)
+        if command == "check of a teacher":
+            (model / "distill.json").unlink()
+        assert fewstep(*COMMANDS[command]) == 2, attack
+        output = "".join(capsys.readouterr())
+        assert output.count("error: ") == 1 and "Traceback" not in output, output
+        assert not executed(model), attack
+    assert not questions
+
+
+# --- explicit arguments ----------------------------------------------------------------------------------------------
+
+
+def test_every_call_that_loads_a_repository_says_that_its_code_is_not_trusted():
+    calls, silent = 0, []
+    for package in ("teachers", "eval", "distill"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+                if name not in ("from_pretrained", "download", "load_dataset"):
+                    continue
+                calls += 1
+                given = {word.arg: word.value for word in node.keywords}
+                trusted = given.get("trust_remote_code")
+                if not (isinstance(trusted, ast.Constant) and trusted.value is False):
+                    silent.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert calls >= 9 and not silent
