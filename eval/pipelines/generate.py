@@ -25,7 +25,7 @@ from torch import Tensor
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas, prediction_type
 from teachers.loading import registry, source
-from teachers.loading.inspection import check_folder
+from teachers.loading.inspection import check_networks_stored, stored_components
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
@@ -42,9 +42,8 @@ def check_pipeline(folder: Path, allow_pickle: bool = False) -> None:
         ValueError: The pipeline names other code than that of installed packages, files outside its folder, or pickles.
     """
     kind = pipeline_class(folder)
-    source.check_trusted(str(folder), (kind, *registry.owners()), kind)
-    source.check_weights(str(folder))
-    check_folder(str(folder), allow_pickle, quantized=True)
+    index = source.check_trusted(str(folder), (kind, *registry.owners()), kind)
+    check_networks_stored(folder, stored_components(index), allow_pickle, quantized=True)
 
 
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, allow_pickle: bool = False) -> Pipeline:

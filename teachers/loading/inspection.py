@@ -28,7 +28,7 @@ def check_folder(path: str, pickles: bool = False, quantized: bool = False) -> N
     if not (folder / INDEX).is_file():
         return
     index = _json(folder / INDEX)
-    components = [name for name in sorted(index) if is_component(index[name]) and name not in OPTIONAL]
+    components = stored_components(index)
     for name in components:
         if not (folder / name).is_dir():
             raise ValueError(f"{path} has no folder {name}, which its {INDEX} names; get the complete pipeline")
@@ -37,6 +37,11 @@ def check_folder(path: str, pickles: bool = False, quantized: bool = False) -> N
         encoder = folder / tokenizer.name.replace("tokenizer", "text_encoder")
         if tokenizer.is_dir() and encoder.is_dir():
             check_tokenizer(tokenizer, encoder)
+
+
+def stored_components(index: Mapping[str, Any]) -> list[str]:
+    """The components that an index names and that have to be in the folder."""
+    return [name for name in sorted(index) if is_component(index[name]) and name not in OPTIONAL]
 
 
 def unusable_components(folder: Path, index: dict[str, Any]) -> list[str]:
