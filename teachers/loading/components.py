@@ -86,7 +86,7 @@ def _check_component(name: str, entry: list[str], owners: tuple[type[Any], ...],
             f"{library}.{class_name}"
         )
     for part, (role, kinds) in ROLES.items():
-        if part in name and library in LIBRARIES and not issubclass(found, kinds):
+        if part in name and library in LIBRARIES and not issubclass(found, kinds):  # type: ignore[arg-type]
             raise ValueError(f"{path}: the component {name} must be {role}, got {library}.{class_name}")
 
 

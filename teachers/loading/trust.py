@@ -19,6 +19,7 @@ from teachers.loading.components import is_component
 
 # Keys by which a configuration names code of its repository.
 CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "custom_generate", "_module")
+TRUST = "trust_remote_code"  # some configurations pass it on to the model that they name
 # Keys whose value is the name of a class of diffusers or transformers.
 CLASSES = ("_class_name", "tokenizer_class", "processor_class", "image_processor_type", "feature_extractor_type")
 # Keys whose value can name compiled code in a repository of the Hub, as "owner/name".
@@ -121,7 +122,7 @@ def check_config(file: Path) -> None:
         ValueError: With the key that does.
     """
     for key, value in _entries(_values(file)):
-        if key in CODE and isinstance(value, str | list | dict) and value:
+        if (key in CODE and isinstance(value, str | list | dict) and value) or (key == TRUST and value):
             raise ValueError(
                 f"{file} names code of its repository ({key}), which is never run; use a model of diffusers, "
                 "transformers or an installed teacher family"

@@ -45,6 +45,7 @@ ATTACKS: dict[str, Attack] = {
     "auto_map of the image processor": config("preprocessor_config.json", auto_map=PROCESSOR_MAP),
     "auto_map of the processor": config("processor_config.json", auto_map=PROCESSOR_MAP),
     "auto_map of the tokenizer": config("tokenizer_config.json", auto_map=TOKENIZER_MAP),
+    "trust of a config": config("config.json", vision_config={"trust_remote_code": True}),
     "nested auto_map": config("config.json", vision_config={"auto_map": MAP}),
     "kernel of a repository": config("config.json", _attn_implementation="evil/kernel"),
     "nested kernel of a repository": config("config.json", vision_config={"attn_implementation": "evil/kernel"}),

@@ -47,5 +47,5 @@ def test_a_protocol_can_allow_pickled_weights(tmp_path):
     assert read_protocol(file) == {"allow_pickle": True, "samples": 4}
     for value in ("yes please", "1"):
         file.write_text(f"allow_pickle: {value}\n")
-        with pytest.raises(ValueError, match="allow_pickle in .* must be true or false"):
+        with pytest.raises(ValueError, match=r"allow_pickle in .* must be true or false"):
             read_protocol(file)
