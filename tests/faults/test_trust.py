@@ -5,13 +5,15 @@ The folders are in `tests.faults.hostile_folders`.
 
 import ast
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from safetensors.torch import save_file
 
 from distill.checks.export_checks import check_student
 from distill.exporting.verify import load_exported
@@ -95,6 +97,72 @@ def test_code_that_nothing_names_is_left_alone(model, attack, questions, monkeyp
         load(model)
         assert not executed(model), name
     assert not questions
+
+
+# --- the Hub's cache and single files ----------------------------------------------------------------------------------
+
+
+def in_hub_cache(folder: Path) -> Path:
+    """A copy of a folder as the Hub's cache stores it: a snapshot of links to blobs."""
+    repository = folder.parent / "hub" / "models--owner--name"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(sorted(file for file in folder.rglob("*") if file.is_file())):
+        target = snapshot / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blobs / str(number))
+        target.symlink_to(os.path.relpath(blobs / str(number), target.parent))
+    return snapshot
+
+
+def test_a_snapshot_of_the_hub_is_loaded_and_its_code_is_not(model, questions):
+    for attack in ("code beside the index", "code beside the networks", "code for generation"):
+        IGNORED[attack](model)
+    snapshot = in_hub_cache(model)
+    load_pipeline(snapshot, CPU, torch.float32)
+    describe(str(snapshot))
+    assert not executed(model) and not questions
+
+
+@pytest.mark.parametrize(
+    "target", ["../../../../../secret", "/etc/hostname", "../../../../models--other--name/blobs/0"]
+)
+def test_links_of_a_snapshot_to_other_places_than_its_blobs_are_refused(model, target):
+    snapshot = in_hub_cache(model)
+    (snapshot / "tokenizer" / "tokenizer.json").unlink()
+    (snapshot / "tokenizer" / "tokenizer.json").symlink_to(target)
+    for load in (lambda: load_pipeline(snapshot, CPU, torch.float32), lambda: describe(str(snapshot))):
+        with pytest.raises(ValueError, match=r"tokenizer\.json must not be a link to outside of"):
+            load()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    ["os", "module beside the folder", "own package", "pipeline in a file", "auto_map of the tokenizer", "link"],
+)
+def test_the_configuration_of_a_single_file_is_checked_too(model, attack, questions):
+    (REFUSED["linked config"] if attack == "link" else REFUSED[attack])(model)
+    save_file({"a": torch.zeros(1)}, model.with_suffix(".safetensors"))
+    path = str(model.with_suffix(".safetensors"))
+    for load in (
+        lambda: StableDiffusion.load(path, CPU),
+        lambda: sketch(path, StableDiffusion),
+        lambda: describe(path),
+    ):
+        with pytest.raises(ValueError) as error:
+            load()
+        assert "\n" not in str(error.value) and not executed(model)
+    assert not questions
+
+
+@pytest.mark.parametrize("name", [["evil_mod", "EvilPipeline"], "StableDiffusionPipeline"])
+def test_the_index_of_a_hub_id_is_checked_before_anything_is_downloaded(model, name, monkeypatch):
+    values = {"_class_name": name, "unet": ["evil_mod", "Evil"]}
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda path, **_: values)
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda *_, **__: pytest.fail("downloaded"))
+    for load in (lambda: StableDiffusion.load("owner/name", CPU), lambda: sketch("owner/name", StableDiffusion)):
+        with pytest.raises(ValueError, match=r"_class_name of owner/name|the component unet must be a class of"):
+            load()
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
