@@ -99,7 +99,7 @@ def test_code_that_nothing_names_is_left_alone(model, attack, questions, monkeyp
     assert not questions
 
 
-# --- the Hub's cache and single files ----------------------------------------------------------------------------------
+# --- the Hub's cache and single files ---------------------------------------------------------------------------------
 
 
 def in_hub_cache(folder: Path) -> Path:
