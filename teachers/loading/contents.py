@@ -114,7 +114,9 @@ def _components(index: Path) -> list[str] | None:
     """The components of a pipeline that have a folder, or None if there is no readable index."""
     try:
         stored = json.loads(index.read_text(encoding="utf-8"))
-        return [name for name, value in stored.items() if isinstance(value, list) and any(value)]
+        return [
+            name for name, value in stored.items() if isinstance(value, list) and any(value) and name.isidentifier()
+        ]
     except (OSError, ValueError, AttributeError):
         return None
 
