@@ -168,7 +168,7 @@ def test_the_index_of_a_hub_id_is_checked_before_anything_is_downloaded(model, n
 # --- commands --------------------------------------------------------------------------------------------------------
 
 FAST = ("train.steps=1", "train.batch_size=2", "train.evaluate_every=0", "train.tracker=none", "output=runs")
-RECIPE = ("pocket/dmd", "teacher.path=./model", "method.pairs=4", *FAST)
+RECIPE = ("pocket/dmd", "teacher.path=./model", "method.regression_weight=1.0", "method.regression_pairs=4", *FAST)
 COMMANDS = {
     "train": ("train", *RECIPE),
     "train --dry-run": ("train", *RECIPE, "--dry-run"),
@@ -183,13 +183,13 @@ COMMANDS = {
     "sample": ("sample", "model", "--prompt", "a coat"),
     "demo": ("demo", "model", "--port", "0"),
 }
-ATTACKS = (
-    "module in the folder",
-    "pipeline in a file",
-    "auto_map of the text encoder",
-    "shard above",
-    "linked vocabulary",
-)
+ATTACKS = {  # and what the sentence says
+    "module in the folder": "the component unet must be a class of diffusers, transformers",
+    "pipeline in a file": "EvilPipeline",
+    "auto_map of the text encoder": "names code of its repository",
+    "shard above": "must list safetensors files in its own folder",
+    "linked vocabulary": "must not be a link to outside of",
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -197,7 +197,7 @@ def test_every_command_refuses_hostile_folders_with_one_sentence(model, text_pip
     original = model.with_name("original")
     shutil.copytree(model, original)
     shutil.copytree(original, model.with_name("student"))
-    for attack in ATTACKS:
+    for attack, words in ATTACKS.items():
         shutil.rmtree(model)
         shutil.copytree(original, model)
         shutil.rmtree(model.with_name("sub"), ignore_errors=True)
@@ -209,6 +209,7 @@ def test_every_command_refuses_hostile_folders_with_one_sentence(model, text_pip
         assert fewstep(*COMMANDS[command]) == 2, attack
         output = "".join(capsys.readouterr())
         assert output.count("error: ") == 1 and "Traceback" not in output, output
+        assert words in output, output
         assert not executed(model), attack
     assert not questions
 
