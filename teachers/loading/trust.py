@@ -24,6 +24,8 @@ TRUST = "trust_remote_code"  # some configurations pass it on to the model that 
 CLASSES = ("_class_name", "tokenizer_class", "processor_class", "image_processor_type", "feature_extractor_type")
 # Keys whose value can name compiled code in a repository of the Hub, as "owner/name".
 KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
+# Keys whose value names files that a tokenizer reads.
+FILES = ("vocab_file", "merges_file", "tokenizer_file", "spm_file", "fast_tokenizer_files", "configuration_files")
 MODEL_TYPE = re.compile(r"[\w.-]*")
 CACHE = re.compile(r"(models|datasets|spaces|kernels)--.+")  # the folder of a repository in the Hub's cache
 
@@ -131,8 +133,19 @@ def check_config(file: Path) -> None:
             raise ValueError(f"{key} in {file} must be the name of a class, got {value!r}")
         if key == "model_type" and value is not None and not (isinstance(value, str) and MODEL_TYPE.fullmatch(value)):
             raise ValueError(f"{key} in {file} must be the name of an architecture, got {value!r}")
+        if key in FILES and (outside := next((name for name in _names(value) if _is_elsewhere(file, name)), None)):
+            raise ValueError(f"{key} in {file} must be a file in its own folder, got {outside!r}; remove the key")
         if key in KERNELS and any(mark in json.dumps(value) for mark in "/@"):
             raise ValueError(f"{key} in {file} must not name code of a repository, got {value!r}; remove the key")
+
+
+def _names(value: Any) -> list[str]:
+    return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+
+
+def _is_elsewhere(file: Path, name: str) -> bool:
+    """Whether `name` leads to an existing file in another folder. Paths on an author's machine are of no effect."""
+    return os.path.basename(name) != name and (os.path.exists(name) or (file.parent / name).exists())
 
 
 def _is_class_name(value: Any, key: str) -> bool:

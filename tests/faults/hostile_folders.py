@@ -169,10 +169,6 @@ def inner_link(folder: Path) -> None:
     (folder / "tokenizer" / "more").symlink_to(folder.parent)
 
 
-def special_file(folder: Path) -> None:
-    os.mkfifo(folder / "unet" / "extra_config.json")
-
-
 def nested_pipeline(folder: Path) -> None:
     """A network that is itself a pipeline, whose class is in a file of its folder."""
     python("unet/evil_mod.py")(folder)
@@ -257,6 +253,10 @@ REFUSED: dict[str, Attack] = {
     "class of a config with a dot": config("unet/config.json", _class_name="evil_mod.Evil"),
     "class of a config that is a module": config("unet/config.json", _class_name="utils"),
     "class of a scheduler's config": config("scheduler/scheduler_config.json", _class_name="../evil_mod"),
+    "vocabulary elsewhere": config("tokenizer/tokenizer_config.json", vocab_file="/etc/hostname"),
+    "tokenizer file above": config("tokenizer/tokenizer_config.json", tokenizer_file="../model_index.json"),
+    "versions of a tokenizer": config("tokenizer/tokenizer_config.json", fast_tokenizer_files=["../unet/config.json"]),
+    "versions of a config": config("text_encoder/config.json", configuration_files=["../unet/config.json"]),
     "tokenizer class with a dot": config("tokenizer/tokenizer_config.json", tokenizer_class="evil_mod.Evil"),
     "tokenizer class that is a function": config("tokenizer/tokenizer_config.json", tokenizer_class="pipeline"),
     "processor class with a slash": config("tokenizer/tokenizer_config.json", processor_class="evil/Evil"),
