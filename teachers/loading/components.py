@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers.pipelines
 from diffusers import ModelMixin, SchedulerMixin
+from diffusers.guiders.guider_utils import BaseGuidance
 from torch import nn
 from transformers import FeatureExtractionMixin, ImageProcessingMixin, PreTrainedModel, ProcessorMixin
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -23,8 +24,9 @@ LIBRARIES = ("diffusers", "transformers")
 DISPENSABLE = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # no family uses them
 NETWORKS = (ModelMixin, PreTrainedModel)
-KINDS = (*NETWORKS, SchedulerMixin, Tokenizer, ProcessorMixin, ImageProcessingMixin, FeatureExtractionMixin)
-# What a component must be, by a part of its name; other components may be any of KINDS.
+PROCESSORS = (Tokenizer, ProcessorMixin, ImageProcessingMixin, FeatureExtractionMixin)
+KINDS = (*NETWORKS, SchedulerMixin, BaseGuidance, *PROCESSORS)
+# What a component must be by its name, such as unet, prior_scheduler or text_encoder_2; others may be any of KINDS.
 ROLES: Mapping[str, tuple[str, tuple[type[Any], ...]]] = {
     "scheduler": ("a scheduler", (SchedulerMixin,)),
     "tokenizer": ("a tokenizer", (Tokenizer, ProcessorMixin)),
@@ -86,7 +88,7 @@ def _check_component(name: str, entry: list[str], owners: tuple[type[Any], ...],
             f"{library}.{class_name}"
         )
     for part, (role, kinds) in ROLES.items():
-        if part in name and library in LIBRARIES and not issubclass(found, kinds):  # type: ignore[arg-type]
+        if re.fullmatch(rf"(\w+_)?{part}(_\d+)?", name) and library in LIBRARIES and not issubclass(found, kinds):  # type: ignore[arg-type]
             raise ValueError(f"{path}: the component {name} must be {role}, got {library}.{class_name}")
 
 
