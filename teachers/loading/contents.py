@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 
-from teachers.loading.source import INDEX, class_name, configuration, download, loading_errors
+from teachers.loading.source import INDEX, configuration, download, loading_errors
 from teachers.support.canonical import plain_attributes
 from teachers.support.keys import code, file_content, folder_contents, key
 
@@ -125,7 +125,6 @@ def _snapshot(path: str, options: dict[str, Any]) -> Path | None:
     """The folder of a Hub id in the Hub's cache, with all files that loading reads."""
     try:
         with loading_errors(path):
-            class_name(path)
             return download(DiffusionPipeline, path, **options)
     except ValueError:
         index = try_to_load_from_cache(path, INDEX)  # an incomplete copy; loading says what is missing

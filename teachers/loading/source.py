@@ -134,7 +134,7 @@ def check_trusted(
 
 
 def download(kind: type[DiffusionPipeline], hub_id: str, pickles: bool = False, **parts: None) -> Path:
-    """Download a pipeline into the Hub's cache. `class_name` has checked its index; none of its code is run.
+    """Download a pipeline into the Hub's cache. None of its code is run; `check_trusted` checks its files.
 
     Args:
         kind: The pipeline's class, or `DiffusionPipeline`.

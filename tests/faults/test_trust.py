@@ -36,7 +36,7 @@ LOADERS = {
     "describe": lambda folder: describe(str(folder)),
     "check": lambda folder: check_student(folder, CPU),
     "export": lambda folder: load_exported(StableDiffusionPipeline, folder, CPU),
-    "eval": check_pipeline,
+    "eval": lambda folder: (check_pipeline(folder), load_pipeline(folder, CPU, torch.float32)),
     "sample": lambda folder: load_pipeline(folder, CPU, torch.float32),
     "demo": lambda folder: Demo([folder], CPU, "float32"),
     "allow pickle": lambda folder: load_pipeline(folder, CPU, torch.float32, allow_pickle=True),
