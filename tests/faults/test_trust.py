@@ -89,9 +89,9 @@ def test_hostile_folders_are_refused_by_every_loader_and_run_nothing(model, atta
     assert not questions
 
 
-@pytest.mark.parametrize("attack", IGNORED)
-def test_code_that_nothing_names_is_left_alone(model, attack, questions, monkeypatch):
-    IGNORED[attack](model)
+def test_code_that_nothing_names_is_left_alone(model, questions, monkeypatch):
+    for attack in IGNORED.values():
+        attack(model)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(model)])
     for name, load in LOADERS.items():
         load(model)
