@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from distill.config.shipped import FOLDER, description, recipe_file, shipped
-from eval.__main__ import demo, evaluate
+from eval.__main__ import ALLOW_PICKLE, demo, evaluate
 from teachers.__main__ import describe, families
 from teachers.support.errors import run_click
 
@@ -148,6 +148,7 @@ def check(path: str, family: str | None, sigma_data: float | None) -> int:
 @click.option("--num-steps", type=int, help="Network evaluations. Default: the fewest that the student was made for.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option("--out", type=PATH, default=Path("sample.png"), show_default=True, help="The image file to write.")
+@ALLOW_PICKLE
 def sample(**options: Any) -> None:
     """Generate images with the student of RUN.
 

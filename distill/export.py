@@ -19,6 +19,7 @@ from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder, run_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
+from eval.pipelines.generate import check_pipeline
 from teachers.support.files import atomic_write
 
 
@@ -76,6 +77,7 @@ def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: P
         ValueError: If there is nothing to export, the report does not fit, or the upload fails.
     """
     pipeline = export_run(run)
+    check_pipeline(pipeline)
     evaluation, card = find_report(pipeline, report), pipeline / CARD
     with atomic_write(card, concurrent=True) as temporary:
         temporary.write_text(add_evaluation(card.read_text(encoding="utf-8"), evaluation), encoding="utf-8")

@@ -45,7 +45,13 @@ def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
 
 @torch.no_grad()
 def sample_images(
-    run: Path, prompts: list[str], count: int, num_steps: int | None, seed: int, device: torch.device
+    run: Path,
+    prompts: list[str],
+    count: int,
+    num_steps: int | None,
+    seed: int,
+    device: torch.device,
+    allow_pickle: bool = False,
 ) -> Tensor:
     """Sample images with an exported pipeline.
 
@@ -56,6 +62,7 @@ def sample_images(
         num_steps: Number of sampling steps; None: the fewest.
         seed: Seed of the noise.
         device: The device of the pipeline.
+        allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
     Returns:
         Images (N, 3, H, W) in [0, 1], with N = count * max(1, len(prompts)).
@@ -66,7 +73,8 @@ def sample_images(
     folder = run / "pipeline" if (run / "pipeline").is_dir() else run
     with hold_pipelines([run]):
         call = stored_call(folder, num_steps)
-        pipe = load_pipeline(folder, device, torch.float16 if device.type == "cuda" else torch.float32)
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        pipe = load_pipeline(folder, device, dtype, allow_pickle)
     prompted = takes_prompts(type(pipe))
     if prompted and not prompts:
         raise ValueError(f"--prompt is required for {type(pipe).__name__}")
@@ -87,11 +95,19 @@ def grid(images: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def sample_to_file(run: Path, prompts: Sequence[str], count: int, num_steps: int | None, seed: int, out: Path) -> None:
+def sample_to_file(
+    run: Path,
+    prompts: Sequence[str],
+    count: int,
+    num_steps: int | None,
+    seed: int,
+    out: Path,
+    allow_pickle: bool = False,
+) -> None:
     """Sample images and save them as one grid; see `fewstep sample --help`.
 
     Args:
-        run, prompts, count, num_steps, seed: As for `sample_images`.
+        run, prompts, count, num_steps, seed, allow_pickle: As for `sample_images`.
         out: The image file.
 
     Raises:
@@ -102,7 +118,7 @@ def sample_to_file(run: Path, prompts: Sequence[str], count: int, num_steps: int
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, got {out}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = sample_images(run, list(prompts), count, num_steps, seed, device)
+    images = sample_images(run, list(prompts), count, num_steps, seed, device, allow_pickle)
     out.parent.mkdir(parents=True, exist_ok=True)
     image = grid(images, count if prompts else math.ceil(math.sqrt(len(images))))
     with atomic_write(out, concurrent=True) as temporary:

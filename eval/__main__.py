@@ -16,6 +16,11 @@ from teachers.support.errors import run_click
 PATH = click.Path(path_type=Path)
 DEVICE = click.option("--device", help='Such as "cpu" or "cuda:0". Default: a GPU if there is one.')
 WEIGHTS = click.option("--inception-weights", type=PATH, metavar="FILE", help="Inception weights to use.")
+ALLOW_PICKLE = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read pickled weights where there are no safetensors files. Only tensors are unpickled.",
+)
 SIZE = click.option("--size", type=int, help="Resize images to this many pixels per side before they are scored.")
 
 
@@ -51,6 +56,7 @@ def evaluate() -> None:
 @click.option("--prompts", help='"pocket", a file of prompts (.txt, .csv, .jsonl), or "none".')
 @SIZE
 @click.option("--clip", is_flag=False, flag_value=CLIP, metavar="[MODEL]", help=f"Add the CLIP score. Default: {CLIP}.")
+@ALLOW_PICKLE
 @click.option("--protocol", type=PATH, metavar="FILE", help="A YAML file with values for these options.")
 @click.option("--steps", metavar="N[,N]", help="Pipelines without distill.json: numbers of steps, a row each.")
 @click.option("--guidance", type=float, help="Pipelines without distill.json: the guidance_scale of their calls.")
@@ -92,6 +98,7 @@ def compare(ctx: click.Context, **options: Any) -> None:
 @click.option("--features", default="clean", show_default=True, help=f"One of {', '.join(FEATURES)}.")
 @WEIGHTS
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Images read at once.")
+@ALLOW_PICKLE
 @DEVICE
 def images(**options: Any) -> None:
     """Compare the images in FOLDER with REFERENCE: a folder, an .npz, or clean-fid:NAME/RES/SPLIT.
@@ -112,6 +119,7 @@ def images(**options: Any) -> None:
 @click.option("--features", default="clean", show_default=True, help=f"One of {', '.join(FEATURES)}.")
 @WEIGHTS
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Images read at once.")
+@ALLOW_PICKLE
 @DEVICE
 def stats(**options: Any) -> None:
     """Save the statistics of the images in FOLDER, for --reference.
@@ -132,6 +140,7 @@ def stats(**options: Any) -> None:
 @click.option("--share", is_flag=True, help="Also a public address, through gradio's servers.")
 @DEVICE
 @click.option("--precision", help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")
+@ALLOW_PICKLE
 def demo(**options: Any) -> None:
     """Generate with teacher and students side by side, in a browser. Needs the `demo` extra.
 

@@ -88,7 +88,7 @@ class Comparison:
         inputs, installed = read_inputs(options), installed_metrics()
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device)
-        features = extractor(inputs.features, device, options.inception_weights)
+        features = extractor(inputs.features, device, options.inception_weights, options.allow_pickle)
         dimensions = features.dimensions
         reference = None
         if inputs.reference is not None:
@@ -106,6 +106,7 @@ class Comparison:
             lpips=load_lpips(device) if options.lpips == "auto" else options.lpips,
             prompt_classifier=prompt_judge(inputs.features, device),
             clip=options.clip,
+            allow_pickle=options.allow_pickle,
         )
         settings = Settings(
             samples=options.samples,
@@ -119,6 +120,7 @@ class Comparison:
             compiled=options.compiled,
             size=options.size,
             timing=options.timing,
+            allow_pickle=options.allow_pickle,
         )
         return cls(options, inputs, installed, context, settings)
 
@@ -150,6 +152,7 @@ class Comparison:
             "batch_size": options.batch_size,
             "seed": options.seed,
             "size": options.size,
+            "allow_pickle": options.allow_pickle,
             "features": settings.extractor.name,
             "clip": None if options.clip is None else {"source": options.clip, "figure": headings.get("clip_score")},
             "reference": inputs.reference,

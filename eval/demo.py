@@ -171,6 +171,7 @@ def serve_runs(
     share: bool = False,
     device: str | None = None,
     precision: str | None = None,
+    allow_pickle: bool = False,
     show: Callable[[Demo, str, int, bool], Any] = serve,
 ) -> None:
     """Load `runs` and serve the page until the process is stopped.
@@ -182,6 +183,7 @@ def serve_runs(
         share: Whether to serve at a public address too, through gradio's servers.
         device: A torch device; None means a GPU if there is one.
         precision: float32, float16 or bfloat16; None means float16 on a GPU and float32 on a CPU.
+        allow_pickle: Whether pickled weights are read where there are no safetensors files.
         show: Serves the loaded demo.
 
     Raises:
@@ -190,7 +192,8 @@ def serve_runs(
     _gradio()
     check_port(host, port)
     chosen = choose_device(device)
-    show(Demo(runs, chosen, choose_precision(precision, chosen)), host, port, share)
+    loaded = Demo(runs, chosen, choose_precision(precision, chosen), allow_pickle=allow_pickle)
+    show(loaded, host, port, share)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.config.names import INCEPTION_MODES
+from eval.config.names import INCEPTION_MODES, PICKLES_ALLOWED
 from eval.features.extractors import Extractor, extractor
 from eval.features.image_folder import features_of_folder, image_warnings
 from eval.metrics.fid import FrechetTo, statistics
@@ -35,6 +35,7 @@ def compare_folders(
     inception_weights: Path | None = None,
     batch_size: int = 32,
     device: str | None = None,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Compute, print and return every metric of the images in `folder` against a reference.
 
@@ -48,6 +49,7 @@ def compare_folders(
         inception_weights: A file of Inception weights.
         batch_size: Images per batch.
         device: A torch device; None means a GPU if there is one.
+        allow_pickle: Whether pickled weights of feature extractors are read where there are no safetensors files.
 
     Returns:
         The metrics by name, as `compare_features` returns them, with warnings about the images added.
@@ -55,9 +57,11 @@ def compare_folders(
     Raises:
         ValueError: If an option is invalid, or the images or the reference cannot be used.
     """
-    chosen, sample_features = _extract(folder, size, features, inception_weights, batch_size, device)
+    chosen, sample_features = _extract(folder, size, features, inception_weights, batch_size, device, allow_pickle)
     target = read_reference(reference, chosen, size)
     metrics = compare_features(Reference(*statistics(sample_features), sample_features), target, chosen, seed)
+    if allow_pickle:
+        metrics["warnings"].append(PICKLES_ALLOWED)
     folders = [path for path in (folder, Path(reference)) if path.is_dir()]
     metrics["warnings"] += [warning for path in dict.fromkeys(folders) for warning in image_warnings(path, size)]
     print(as_text(metrics))
@@ -75,6 +79,7 @@ def save_statistics(
     inception_weights: Path | None = None,
     batch_size: int = 32,
     device: str | None = None,
+    allow_pickle: bool = False,
 ) -> None:
     """Save mean, covariance and features of the images in `folder` as an .npz file.
 
@@ -86,11 +91,12 @@ def save_statistics(
         inception_weights: A file of Inception weights.
         batch_size: Images per batch.
         device: A torch device; None means a GPU if there is one.
+        allow_pickle: Whether pickled weights of feature extractors are read where there are no safetensors files.
 
     Raises:
         ValueError: If an option is invalid, the images cannot be used, or the file cannot be written.
     """
-    chosen, found = _extract(folder, size, features, inception_weights, batch_size, device)
+    chosen, found = _extract(folder, size, features, inception_weights, batch_size, device, allow_pickle)
     save(out, Reference(*statistics(found), found), chosen, size)
     print(f"saved mu, sigma and features ({chosen.name}) of {len(found):,} images to {out}")
     for warning in image_warnings(folder, size) + too_few_samples(len(found), found.shape[1], "images"):
@@ -98,13 +104,19 @@ def save_statistics(
 
 
 def _extract(
-    folder: Path, size: int | None, features: str, weights: Path | None, batch_size: int, device: str | None
+    folder: Path,
+    size: int | None,
+    features: str,
+    weights: Path | None,
+    batch_size: int,
+    device: str | None,
+    allow_pickle: bool,
 ) -> tuple[Extractor, Tensor]:
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if size is not None and size < 1:
         raise ValueError(f"--size must be at least 1, got {size}")
-    chosen = extractor(features, choose_device(device), weights)
+    chosen = extractor(features, choose_device(device), weights, allow_pickle)
     return chosen, features_of_folder(folder, chosen, batch_size, size)
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,11 +87,7 @@ def make_run(tmp_path, text_pipeline) -> Callable[..., Path]:
         run = tmp_path / "runs" / name.replace("/", "_").replace("<", "_")
         folder = run / "pipeline"
         folder.mkdir(parents=True)
-        for file in pipeline.rglob("*"):
-            if file.is_file():
-                target = folder / file.relative_to(pipeline)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(file)
+        shutil.copytree(pipeline, folder, dirs_exist_ok=True)
         stored = {
             "format": 1,
             "version": "0.1.0",

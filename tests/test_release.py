@@ -38,3 +38,28 @@ def test_release_is_complete_and_reproducible(tmp_path):
     files = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in files if "test" in name.partition("/")[0]]
     assert any(name.endswith("licenses/LICENSE") or name.endswith(".dist-info/LICENSE") for name in files)
+
+
+# The first versions without these known vulnerabilities: code execution, memory errors and unbounded work on files.
+SAFE = {
+    "torch": ((2, 10), "CVE-2025-32434 and CVE-2026-24747: torch.load with weights_only"),
+    "transformers": ((5, 5), "CVE-2026-4372 and CVE-2026-5241: a config that names code or trusts its own"),
+    "diffusers": ((0, 42, 1), "0.42.0 imports the modules that model_index.json names"),
+    "pillow": ((12, 3), "CVE-2025-48379 (DDS), CVE-2026-25990 and CVE-2026-42311 (PSD), CVE-2026-40192 (FITS)"),
+    "jinja2": ((3, 1, 6), "CVE-2025-27516: sandbox"),
+    "pyyaml": ((5, 4), "CVE-2020-14343: full_load"),
+    "tqdm": ((4, 66, 3), "CVE-2024-34062: eval of arguments"),
+    "pyarrow": ((23, 0, 1), "CVE-2023-47248 (pickles in files), CVE-2026-25087"),
+    "datasets": ((4, 0), "scripts of datasets"),
+    "gradio": ((6, 7), "CVE-2026-28414 (files outside of the page's), CVE-2026-28415 (redirects)"),
+}
+
+
+def test_lower_bounds_of_dependencies_are_above_known_vulnerabilities():
+    text = (ROOT / "setup.cfg").read_text()
+    bounds: dict[str, list[tuple[int, ...]]] = {}
+    for name, version in re.findall(r"^    ([A-Za-z0-9_.-]+)(?:\[\w+\])?(?:>=|==)([\d.]+)", text, re.MULTILINE):
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        bounds.setdefault(key, []).append(tuple(int(part) for part in version.split(".")))
+    for name, (safe, reason) in SAFE.items():
+        assert bounds[name] and all(bound >= safe for bound in bounds[name]), f"{name}: {reason}"

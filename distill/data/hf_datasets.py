@@ -55,7 +55,7 @@ class HFImages(Images):
                 "name": key(contents)[:32],
             }
             selection: dict[str, Any] = local if files else {"revision": revision}
-            data = library.load_dataset(kind, split="train", streaming=streaming, **selection)
+            data = library.load_dataset(kind, split="train", streaming=streaming, trust_remote_code=False, **selection)
             features = data.features or dict.fromkeys(next(iter(data)))
             self.image = _image_column(source, features, library.Image)
             self.caption = _caption_column(source, features, column) if captioned else None

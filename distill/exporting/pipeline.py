@@ -120,7 +120,7 @@ def check_export(
     checked = {"difference": max(worst.values()), "steps": list(worst), "tolerance": TOLERANCE}
     if "lora" in record:
         pipe = lora_pipeline(kind, folder, teacher, student)
-        pipe.load_lora_weights(folder / LORA)
+        pipe.load_lora_weights(folder / LORA, use_safetensors=True)
         calls = record["lora"]["calls"]
         worst = differences(on_device(pipe, device), teacher, student, times, calls, captions or [""])
         refuse(worst, "the LoRA file on the teacher's pipeline", kept)
@@ -133,7 +133,7 @@ def lora_pipeline(kind: type[DiffusionPipeline], folder: Path, teacher: Teacher,
     assert isinstance(student.network, Adapted)
     base = Adapted(student.network.lora_base).merged_copy()  # without an adapter: the teacher's own network
     options = {teacher.network: base, **stored_without(kind, folder)}
-    return kind.from_pretrained(folder, use_safetensors=True, **options)
+    return kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
 
 
 def export_student(

@@ -27,7 +27,10 @@ from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
+from teachers.loading import registry
 from teachers.loading.components import absent_components
+from teachers.loading.inspection import check_folder
+from teachers.loading.source import check_trusted, check_weights, loading_errors
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
 SEED = 0
@@ -229,7 +232,13 @@ def promised_calls(calls: Sequence[Mapping[str, Any]], scales: Sequence[float]) 
 
 def load_exported(kind: type[DiffusionPipeline], folder: Any, device: torch.device) -> Pipeline:
     """Load an exported pipeline from its folder in float32, as the model card says."""
-    return on_device(kind.from_pretrained(folder, use_safetensors=True, **stored_without(kind, folder)), device)
+    check_trusted(str(folder), (kind, *registry.owners()), kind)
+    check_weights(str(folder))
+    check_folder(str(folder))
+    absent = stored_without(kind, folder)
+    with loading_errors(str(folder)):
+        pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **absent)
+    return on_device(pipe, device)
 
 
 def stored_without(kind: type[DiffusionPipeline], folder: Any) -> dict[str, None]:

@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-import transformers
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from teachers.core.teacher import Teacher
+from teachers.loading.components import installed_class
 from teachers.loading.sketch import sketch
 from teachers.loading.source import config_source
 from teachers.networks.adapters import unwrap
@@ -126,11 +126,11 @@ def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teach
     parts: dict[str, Any] = {}
     for name, value in DiffusionPipeline.load_config(source).items():
         if isinstance(value, list) and value[0] == "transformers" and name.startswith(("text_encoder", "tokenizer")):
-            kind: Any = getattr(transformers, value[1])
+            kind: Any = installed_class(value)
             if name.startswith("tokenizer"):
-                parts[name] = kind.from_pretrained(source, subfolder=name)
+                parts[name] = kind.from_pretrained(source, subfolder=name, trust_remote_code=False)
                 continue
-            config = kind.config_class.from_pretrained(source, subfolder=name)
+            config = kind.config_class.from_pretrained(source, subfolder=name, trust_remote_code=False)
             with META:
                 parts[name] = kind(config).requires_grad_(False).eval()
     if parts:

@@ -16,6 +16,7 @@ from distill.data.dataset import Plan
 from distill.training import checkpoint
 from teachers import pocket
 from teachers.core.teacher import Teacher
+from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
 from teachers.support.files import atomic_write
 from teachers.support.keys import code, content, key
 from teachers.support.locks import lock_folder
@@ -79,10 +80,19 @@ def run_key(identity: dict[str, str]) -> str:
 
 
 def stored_contents(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's teacher computes with, by name: its files, and the precision of its weights."""
+    """What the recipe's teacher computes with, by name: its files, and the precision of its weights.
+
+    Raises:
+        ValueError: If a file of the teacher's pipeline names code or a file outside its folder; see `check_trusted`.
+    """
     family: type[Teacher] = find(TEACHERS, recipe.teacher.family)
     assert recipe.teacher.path is not None
-    return family.stored_contents(family.locate(recipe.teacher.path)) | {"precision": recipe.teacher.precision}
+    path = family.locate(recipe.teacher.path)
+    source = config_source(path)
+    if (Path(source) / INDEX).is_file():
+        with loading_errors(path):
+            check_trusted(source, (family, *family.pipelines, *family.components))
+    return family.stored_contents(path) | {"precision": recipe.teacher.precision}
 
 
 def _data_keys(plan: Plan) -> dict[str, str]:

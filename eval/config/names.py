@@ -24,3 +24,7 @@ VISION_MODELS = {
     "clip": VisionModel("CLIP", "openai/clip-vit-large-patch14"),
 }
 FEATURES = ("pocket", *INCEPTION_MODES, *VISION_MODELS, "pixels")
+PICKLES_ALLOWED = (
+    "Pickled weights were allowed (--allow-pickle): pipelines, feature extractors and CLIP models without safetensors "
+    "files were read from pickles."
+)

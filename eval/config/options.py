@@ -47,6 +47,8 @@ class Options:
         guidance: The guidance_scale for pipelines without a distill.json.
         size: Pixels per side that images are resized to before they are scored (`eval.features.resize`).
         clip: A CLIP model; adds its CLIP score.
+        allow_pickle: Whether pickled weights are read where there are no safetensors files, of pipelines, feature
+            extractors and CLIP models.
         protocol: The protocol file that the options come from; it is only named in the report.
         command: The command that the report shows; None: the command line of this process.
         few_steps: Numbers of steps that the teacher is also evaluated at.
@@ -72,6 +74,7 @@ class Options:
     guidance: float | None = None
     size: int | None = None
     clip: str | None = None
+    allow_pickle: bool = False
     protocol: Path | None = None
     command: str | None = None
     few_steps: Sequence[int] = (1, 2, 4, 8)

@@ -22,6 +22,7 @@ KINDS: Mapping[str, type] = {
     "features": str,
     "reference": str,
     "clip": str,
+    "allow_pickle": bool,
 }
 FILES = ("prompts", "reference", "clip")
 
@@ -48,8 +49,9 @@ def read_protocol(path: Path) -> dict[str, Any]:
         kind = KINDS.get(key)
         if kind is None:
             raise ValueError(f"{path} has the unknown option {key!r}{suggest(key, KINDS)}; known: {', '.join(KINDS)}")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{key} in {path} must be {'a number' if kind is int else 'text'}, got {value!r}")
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            expected = {int: "a number", bool: "true or false"}.get(kind, "text")
+            raise ValueError(f"{key} in {path} must be {expected}, got {value!r}")
         relative = path.parent / str(value)
         use_relative = key in FILES and not Path(str(value)).exists() and relative.exists()
         options[key] = str(relative) if use_relative else value

@@ -81,13 +81,16 @@ class Extractor:
         return features.masked_fill(not_finite.to(features.device)[:, None], torch.nan)
 
 
-def extractor(name: str, device: torch.device | str = "cpu", weights: Path | None = None) -> Extractor:
+def extractor(
+    name: str, device: torch.device | str = "cpu", weights: Path | None = None, allow_pickle: bool = False
+) -> Extractor:
     """Load the feature extractor `name`.
 
     Args:
         name: One of the names above.
         device: The device of its network.
         weights: A file of Inception weights; None searches for them (`eval.features.inception.resolve_weights`).
+        allow_pickle: Whether pickled weights of vision models are read where there are no safetensors files.
 
     Raises:
         ValueError: If the name is unknown or the weights are missing.
@@ -101,7 +104,7 @@ def extractor(name: str, device: torch.device | str = "cpu", weights: Path | Non
         return Extractor(mode, inception_features(mode, torch.device(device), file), content(file))
     kind, _, source = name.partition("=")
     if kind in VISION_MODELS:
-        function = vision_features(kind, source or None, torch.device(device))
+        function = vision_features(kind, source or None, torch.device(device), allow_pickle)
         return Extractor(kind, function, content(source or VISION_MODELS[kind].source))
     if name == "pixels":
         return Extractor(name, lambda images: F.adaptive_avg_pool2d(images.to(device), 8).flatten(1))

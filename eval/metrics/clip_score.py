@@ -32,16 +32,17 @@ class ClipModel:
         longest: The number of tokens at which prompts are cut.
     """
 
-    def __init__(self, source: str = CLIP, device: torch.device | str = "cpu") -> None:
+    def __init__(self, source: str = CLIP, device: torch.device | str = "cpu", allow_pickle: bool = False) -> None:
         """
         Args:
             source: A folder written by save_pretrained (model and processor) or a Hub id.
             device: The model's device.
+            allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
         Raises:
             ValueError: The model cannot be loaded or is not a CLIP model.
         """
-        model, processor = load_pretrained(source, AutoProcessor, "--clip FOLDER")
+        model, processor = load_pretrained(source, AutoProcessor, "--clip FOLDER", allow_pickle)
         if model.config.model_type != "clip":
             raise ValueError(
                 f"--clip must name a CLIP model such as {CLIP}; {source} is a {model.config.model_type} model"
@@ -106,7 +107,7 @@ class ClipScore(SampleMetric):
         super().__init__(context)
         assert context.clip is not None
         self.source = context.clip
-        self.model = ClipModel(context.clip, context.device)
+        self.model = ClipModel(context.clip, context.device, context.allow_pickle)
         self.heading = f"{self.model.name}@{context.samples}"
 
     def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:

@@ -61,6 +61,7 @@ class MetricContext:
         lpips: The LPIPS distance, or None if its weights are not on this machine.
         prompt_classifier: Recognizes what a prompt requests, or None.
         clip: The CLIP model selected with --clip: a folder or a Hub id.
+        allow_pickle: Whether pickled weights are read where there are no safetensors files.
     """
 
     samples: int
@@ -74,6 +75,7 @@ class MetricContext:
     lpips: Distance | None = None
     prompt_classifier: PromptClassifier | None = None
     clip: str | None = None
+    allow_pickle: bool = False
 
     @property
     def reference_images(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from eval.pipelines.generate import Pipeline, arguments, counted, images_of, load_pipeline, network
+from eval.pipelines.generate import Pipeline, arguments, check_pipeline, counted, images_of, load_pipeline, network
 from eval.pipelines.latency import timed
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
@@ -83,6 +83,7 @@ class Demo:
         device: The device of all pipelines.
         precision: A key of `PRECISIONS`.
         max_seconds: A pipeline call that takes longer is ended.
+        allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
     Attributes:
         pipelines: The teacher first, then the students.
@@ -96,12 +97,18 @@ class Demo:
     """
 
     def __init__(
-        self, runs: Sequence[Path], device: torch.device, precision: str, max_seconds: float = MAX_SECONDS
+        self,
+        runs: Sequence[Path],
+        device: torch.device,
+        precision: str,
+        max_seconds: float = MAX_SECONDS,
+        allow_pickle: bool = False,
     ) -> None:
         self.max_seconds = max_seconds
         self.device = device
+        self.allow_pickle = allow_pickle
         with hold_pipelines(runs):
-            self._load([read_run(run) for run in runs], PRECISIONS[precision])
+            self._load([read_run(run, allow_pickle=allow_pickle) for run in runs], PRECISIONS[precision])
         for pipeline in self.pipelines:  # warm-up
             self._generate(pipeline, self.warm_up_prompt, 0, 1)
 
@@ -109,13 +116,17 @@ class Demo:
         self.pipelines: list[DemoPipeline] = []
         self.teacher_steps = 0
         distilled = next((run for run in students if run.teacher_call is not None), None)
+        for run in students:
+            check_pipeline(run.folder, self.allow_pickle)
         if distilled is not None and distilled.teacher_call is not None:
             default, self.teacher_steps = distilled.teacher_call, distilled.teacher_steps
-            pipe = load_pipeline(teacher_folder(shared_setting(students, "teacher")), self.device, dtype)
+            folder = teacher_folder(shared_setting(students, "teacher"), self.allow_pickle)
+            pipe = load_pipeline(folder, self.device, dtype, self.allow_pickle)
             self.pipelines.append(DemoPipeline("teacher", pipe, {self.teacher_steps: default}, is_teacher=True))
         for run in students:
             calls = {entry["num_steps"]: entry["call"] for entry in run.calls}
-            self.pipelines.append(DemoPipeline(run.name, load_pipeline(run.folder, self.device, dtype), calls))
+            pipe = load_pipeline(run.folder, self.device, dtype, self.allow_pickle)
+            self.pipelines.append(DemoPipeline(run.name, pipe, calls))
         self.takes_prompt = takes_prompts(type(self.pipelines[0].pipe))
         self.student_steps = sorted({entry["num_steps"] for run in students for entry in run.calls})
         self.is_pocket = any(run.teacher == "pocket" for run in students)

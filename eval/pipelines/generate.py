@@ -25,18 +25,35 @@ from torch import Tensor
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas, prediction_type
 from teachers.loading import registry, source
+from teachers.loading.inspection import check_networks_stored, stored_components
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
 
 
-def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
+def check_pipeline(folder: Path, allow_pickle: bool = False) -> None:
+    """Check everything that a pipeline's files name, before any pipeline is loaded.
+
+    Args:
+        folder: The pipeline's folder.
+        allow_pickle: Whether pickled weights are read where there are no safetensors files.
+
+    Raises:
+        ValueError: The pipeline names other code than that of installed packages, files outside its folder, or pickles.
+    """
+    kind = pipeline_class(folder)
+    index = source.check_trusted(str(folder), (kind, *registry.owners()), kind)
+    check_networks_stored(folder, stored_components(index), allow_pickle, quantized=True)
+
+
+def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, allow_pickle: bool = False) -> Pipeline:
     """Load a pipeline without progress bars and without a safety checker, which would replace images by black ones.
 
     Args:
         folder: The pipeline's folder.
         device: Where its networks go.
         dtype: The precision of its weights.
+        allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
     Raises:
         ValueError: Its class is unknown (`pipeline_class`), or it cannot be loaded.
@@ -51,7 +68,9 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
         options |= {"safety_checker": None} if "safety_checker" in components else {}
         options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
         owners = tuple(registry.owners())
-        pipe = source.load_pipeline((kind,), str(folder), owners=owners, pickles=True, **options)
+        pipe = source.load_pipeline(
+            (kind,), str(folder), owners=owners, pickles=allow_pickle, quantized=True, **options
+        )
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, ValueError) and str(folder) in str(error):
             raise  # a sentence of ours, the same as in `fewstep describe`

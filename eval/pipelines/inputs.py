@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from eval.config.options import Options
+from eval.pipelines.generate import check_pipeline
 from eval.pipelines.jobs import Job, baseline_of, jobs_of
 from eval.pipelines.runs import Run, prompts_for, read_run, shared_setting
 
@@ -40,7 +41,8 @@ def read_inputs(options: Options) -> Inputs:
     Raises:
         ValueError: A run is not valid, runs contradict each other, or an option does not fit the runs.
     """
-    runs = [read_run(run, options.step_counts, options.guidance) for run in options.runs]
+    pickles = options.allow_pickle
+    runs = [read_run(run, options.step_counts, options.guidance, pickles) for run in options.runs]
     if options.describes_calls and all(run.teacher_call is not None for run in runs):
         raise ValueError(
             "--steps and --guidance are only for pipelines without a distill.json, all of these have one; omit them"
@@ -58,6 +60,8 @@ def read_inputs(options: Options) -> Inputs:
     prompts, known = prompts_for(None if source == "none" else source, options.samples)
     if options.clip is not None and prompts is None:
         raise ValueError("--clip needs prompts, because a CLIP score compares an image with its prompt; omit --clip")
-    jobs = jobs_of(runs, teacher, prompts is not None, options.few_steps)
+    jobs = jobs_of(runs, teacher, prompts is not None, options.few_steps, pickles)
+    for folder in {job.folder: None for job in jobs}:
+        check_pipeline(folder, pickles)
     baseline = 0 if options.baseline is None else baseline_of(jobs, options.baseline)
     return Inputs(runs, teacher, features, reference, source, prompts, known, jobs, baseline)

@@ -41,7 +41,9 @@ class Job:
         return "reference" if self.is_reference else "samples"
 
 
-def jobs_of(runs: list[Run], teacher: str | None, prompted: bool, few_steps: Sequence[int]) -> list[Job]:
+def jobs_of(
+    runs: list[Run], teacher: str | None, prompted: bool, few_steps: Sequence[int], allow_pickle: bool = False
+) -> list[Job]:
     """The rows to measure, in the order of the report. No weights are read.
 
     Args:
@@ -49,11 +51,12 @@ def jobs_of(runs: list[Run], teacher: str | None, prompted: bool, few_steps: Seq
         teacher: Their teacher, or None: then there are only the rows of the runs.
         prompted: Whether the samples have prompts.
         few_steps: Numbers of steps that the teacher is also evaluated at.
+        allow_pickle: Whether pickled weights of the teacher may be downloaded.
 
     Raises:
         ValueError: The teacher does not exist, or a pipeline does not accept its call.
     """
-    jobs = [] if teacher is None else _teacher_jobs(runs, teacher_folder(teacher), few_steps)
+    jobs = [] if teacher is None else _teacher_jobs(runs, teacher_folder(teacher, allow_pickle), few_steps)
     names = [run.name for run in runs]
     for run in runs:
         name = run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder})"

@@ -16,7 +16,7 @@ from eval.pipelines.signatures import argument, pipeline_class
 from teachers import pocket
 from teachers.loading import registry
 from teachers.loading.prompts import read_prompts
-from teachers.loading.source import loading_errors
+from teachers.loading.source import class_name, download, loading_errors
 
 FORMAT = 1
 EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.json
@@ -55,18 +55,21 @@ class Run:
     teacher_contents: dict[str, str] = field(default_factory=dict)
 
 
-def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None = None) -> Run:
+def read_run(
+    path: Path, step_counts: Sequence[int] = (), guidance: float | None = None, allow_pickle: bool = False
+) -> Run:
     """Read a run. Relative paths in its distill.json are resolved.
 
     Args:
         path: A folder with `pipeline/` in it, a diffusers pipeline's folder, or a Hub id.
         step_counts: The numbers of steps that an external pipeline is called with; empty: the default of its class.
         guidance: The guidance_scale that an external pipeline is called with; None: the default of its class.
+        allow_pickle: Whether pickled weights of a Hub id are downloaded where there are no safetensors files.
 
     Raises:
         ValueError: The folder, its distill.json or one of its entries is missing or invalid.
     """
-    folder = pipeline_folder(path)
+    folder = pipeline_folder(path, allow_pickle)
     file = folder / "distill.json"
     if not file.is_file():
         return _external_pipeline(path, folder, step_counts, guidance)
@@ -108,7 +111,7 @@ def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None
     )
 
 
-def pipeline_folder(path: Path) -> Path:
+def pipeline_folder(path: Path, allow_pickle: bool = False) -> Path:
     """The folder of a run's pipeline; that of a Hub id is downloaded. Raises ValueError if there is no pipeline."""
     folder = next((f for f in (path / "pipeline", path) if (f / "model_index.json").is_file()), None)
     if folder is not None:
@@ -118,15 +121,16 @@ def pipeline_folder(path: Path) -> Path:
         raise ValueError(
             f"{path} {problem}; a run must be a folder with pipeline/ in it, a diffusers pipeline's folder, or a Hub id"
         )
-    return download_pipeline(str(path), f"{path} is not a folder and cannot be downloaded from the Hub")
+    return download_pipeline(str(path), f"{path} is not a folder and cannot be downloaded from the Hub", allow_pickle)
 
 
-def download_pipeline(hub_id: str, problem: str) -> Path:
+def download_pipeline(hub_id: str, problem: str, allow_pickle: bool = False) -> Path:
     """Download a pipeline into the Hub's cache.
 
     Args:
         hub_id: Its Hub id.
         problem: The beginning of the error message.
+        allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
 
     Returns:
         Its folder.
@@ -136,8 +140,8 @@ def download_pipeline(hub_id: str, problem: str) -> Path:
     """
     try:
         with loading_errors(hub_id):
-            kind = registry.pipeline_class(str(DiffusionPipeline.load_config(hub_id).get("_class_name")))
-            return Path((kind or DiffusionPipeline).download(hub_id))
+            kind = registry.pipeline_class(class_name(hub_id) or "")
+            return download(kind or DiffusionPipeline, hub_id, allow_pickle)
     except Exception as error:  # the Hub's client raises exceptions of many libraries
         raise ValueError(f"{problem}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
@@ -208,11 +212,12 @@ def shared_setting(runs: list[Run], name: str) -> Any:
     return getattr(distilled[0], name) if distilled else None
 
 
-def teacher_folder(path: str) -> Path:
+def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
     """The folder of the teacher's pipeline.
 
     Args:
         path: "pocket", a folder, or a Hub id, which is downloaded.
+        allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
 
     Raises:
         ValueError: There is no pipeline.
@@ -224,7 +229,9 @@ def teacher_folder(path: str) -> Path:
         raise ValueError(f'the pocket teacher is not in {folder}; create it with "python -m benchmarks.pocket.make"')
     if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ValueError(f'teacher.path in distill.json must be a diffusers pipeline, got "{path}"')
-    return download_pipeline(path, f'the teacher "{path}" is not on this machine and cannot be downloaded')
+    return download_pipeline(
+        path, f'the teacher "{path}" is not on this machine and cannot be downloaded', allow_pickle
+    )
 
 
 def prompts_for(source: str | None, count: int) -> tuple[list[str] | None, int]:

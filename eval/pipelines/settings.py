@@ -34,6 +34,7 @@ class Settings:
         compiled: Whether latency is also measured under torch.compile.
         size: Pixels per side that images are resized to before they are scored, or None.
         timing: How latencies are measured.
+        allow_pickle: Whether pickled weights are read where there are no safetensors files.
     """
 
     samples: int
@@ -47,6 +48,7 @@ class Settings:
     compiled: bool = False
     size: int | None = None
     timing: Timing = field(default_factory=Timing)
+    allow_pickle: bool = False
 
     def images(self, output: Any) -> Tensor:
         """The images of a pipeline's output, resized to `size`."""
@@ -75,7 +77,8 @@ class Loader:
             self.unload()
             dtype = PRECISIONS[self.settings.precision]
             self._pipe, self.seconds = timed(
-                lambda: load_pipeline(job.folder, self.settings.device, dtype), self.settings.device
+                lambda: load_pipeline(job.folder, self.settings.device, dtype, self.settings.allow_pickle),
+                self.settings.device,
             )
             self.solver = use_modern_solver(self._pipe) if job.fast_solver else None
             self._loaded = (job.folder, job.fast_solver)

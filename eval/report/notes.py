@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from eval.config.names import PICKLES_ALLOWED
 from eval.metrics.context import MetricContext
 from eval.pipelines.inputs import Inputs
 from eval.pipelines.runs import teacher_folder
@@ -22,7 +23,7 @@ def notes(inputs: Inputs, context: MetricContext, size: int | None, problems: li
         size: Pixels per side that images were resized to, or None.
         problems: Metrics that could not be loaded, one sentence each.
     """
-    out = []
+    out = [PICKLES_ALLOWED] if context.allow_pickle else []
     samples, dimensions = context.samples, context.dimensions
     if inputs.reference is None:
         out.append(
@@ -41,14 +42,15 @@ def notes(inputs: Inputs, context: MetricContext, size: int | None, problems: li
             f"There are {inputs.known_prompts:,} prompts for {samples:,} samples, so prompts are repeated; published "
             "evaluations use one caption per sample."
         )
-    return [*out, *_teacher_notes(inputs), *_call_notes(inputs), *problems]
+    return [*out, *_teacher_notes(inputs, context.allow_pickle), *_call_notes(inputs), *problems]
 
 
-def _teacher_notes(inputs: Inputs) -> list[str]:
+def _teacher_notes(inputs: Inputs, allow_pickle: bool) -> list[str]:
     """Runs whose teacher was replaced or edited since they were trained."""
     out = []
     for run in inputs.runs:
-        changed = changed_files(teacher_folder(run.teacher), run.teacher_contents) if run.teacher else []
+        folder = teacher_folder(run.teacher, allow_pickle) if run.teacher else None
+        changed = [] if folder is None else changed_files(folder, run.teacher_contents)
         if changed:
             more = f" and {len(changed) - 1} more files" if len(changed) > 1 else ""
             out.append(

@@ -1,10 +1,11 @@
 """The classes that a pipeline's index names. Nothing is imported because an index names it.
 
-A component's class is one of diffusers or transformers, or one of a package that registers a teacher family, which has
-imported it already.
+A component's class is a model, scheduler, tokenizer or processor of diffusers or transformers, or a class of a package
+that registers a teacher family, which has imported it already.
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -12,31 +13,91 @@ from types import ModuleType
 from typing import Any
 
 import diffusers.pipelines
+from diffusers import ModelMixin, SchedulerMixin
+from diffusers.guiders.guider_utils import BaseGuidance
+from torch import nn
+from transformers import FeatureExtractionMixin, ImageProcessingMixin, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 LIBRARIES = ("diffusers", "transformers")
 # Components that a pipeline works without, although it has to be loaded with them as None explicitly.
 DISPENSABLE = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # no family uses them
+NETWORKS = (ModelMixin, PreTrainedModel)
+PROCESSORS = (Tokenizer, ProcessorMixin, ImageProcessingMixin, FeatureExtractionMixin)
+KINDS = (*NETWORKS, SchedulerMixin, BaseGuidance, *PROCESSORS)
+# What a component must be by its name, such as unet, prior_scheduler or text_encoder_2; others may be any of KINDS.
+ROLES: Mapping[str, tuple[str, tuple[type[Any], ...]]] = {
+    "scheduler": ("a scheduler", (SchedulerMixin,)),
+    "tokenizer": ("a tokenizer", (Tokenizer, ProcessorMixin)),
+    "text_encoder": ("a network", NETWORKS),
+    "unet": ("a network", NETWORKS),
+    "transformer": ("a network", NETWORKS),
+    "vae": ("a network", NETWORKS),
+}
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-def check_components(index: Mapping[str, Any], owners: Iterable[type[Any]], path: str) -> None:
-    """Check the libraries that an index names, before anything is loaded.
+def check_components(
+    index: Mapping[str, Any], owners: Iterable[type[Any]], path: str, kind: type[Any] | None = None
+) -> None:
+    """Check the components that an index names, before anything is loaded.
 
     Args:
         index: The contents of model_index.json.
         owners: Classes of installed packages whose classes are allowed too: pipelines, families, components.
         path: The pipeline, for the message.
+        kind: The pipeline's class, whose components must be entries [library, class] or null.
 
     Raises:
-        ValueError: If a component is a class of another library.
+        ValueError: If a component is not a class of an allowed package, or a class of the wrong kind for its name.
     """
-    allowed = packages(owners)
+    owners = tuple(owners)
+    if not isinstance(index.get("_class_name", ""), str):
+        raise ValueError(f"_class_name of {path} must be the name of one class, got {index['_class_name']!r}")
+    known = set() if kind is None else component_names(kind)
     for name, value in index.items():
-        if is_component(value) and _module(value[0], allowed) is None:
-            known = ", ".join([*LIBRARIES, *sorted(allowed - {*LIBRARIES})])
-            raise ValueError(
-                f"{path}: the component {name} must be a class of {known}, got {value[0]}.{value[1]}; "
-                "install the package of its teacher family, which must import that class"
-            )
+        if is_component(value):
+            _check_component(name, value, owners, path)
+        elif name in known and not (isinstance(value, list | tuple) and value and value[0] is None):
+            raise ValueError(f"the component {name} of {path} must be a library and a class of it, got {value!r}")
+
+
+def _check_component(name: str, entry: list[str], owners: tuple[type[Any], ...], path: str) -> None:
+    library, class_name = entry
+    allowed = packages(owners)
+    if not name.isidentifier():
+        raise ValueError(f"the components of {path} must have names without dots and slashes, got {name!r}")
+    module = _module(library, allowed)
+    if module is None:
+        known = ", ".join([*LIBRARIES, *sorted(allowed - {*LIBRARIES})])
+        raise ValueError(
+            f"{path}: the component {name} must be a class of {known}, got {library}.{class_name}; "
+            "install the package of its teacher family, which must import that class"
+        )
+    found = getattr(module, class_name, None) if class_name.isidentifier() else None
+    if found is None and class_name.isidentifier():
+        if name in OPTIONAL:
+            return  # `unusable_components` leaves it out
+        raise ValueError(f"{library} has no class {class_name} in the installed version; upgrade it")
+    if missing := getattr(found, "_backends", None):  # the libraries' stand-in for a class
+        raise ValueError(f"{library}.{class_name} of {path} needs {' and '.join(map(str, missing))}; install it")
+    if not _is_loadable(found, library):
+        raise ValueError(
+            f"{path}: the component {name} must be a model, scheduler, tokenizer or processor, got "
+            f"{library}.{class_name}"
+        )
+    for part, (role, kinds) in ROLES.items():
+        if re.fullmatch(rf"(\w+_)?{part}(_\d+)?", name) and library in LIBRARIES and not issubclass(found, kinds):  # type: ignore[arg-type]
+            raise ValueError(f"{path}: the component {name} must be {role}, got {library}.{class_name}")
+
+
+def component_names(kind: type[Any]) -> set[str]:
+    """The names of a pipeline class's components: its parameters without a default, and those it declares optional."""
+    parameters = inspect.signature(kind.__init__).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind not in variable and n != "self"}
+    return needed | set(getattr(kind, "_optional_components", ()))
 
 
 def absent_components(kind: type[Any], index: Mapping[str, Any], path: str) -> list[str]:
@@ -58,7 +119,7 @@ def absent_components(kind: type[Any], index: Mapping[str, Any], path: str) -> l
 def component_class(library: str, name: str, owners: Iterable[type[Any]]) -> type[Any] | None:
     """The class of a component, from its entry [library, name] in an index; None if it is not allowed or unknown."""
     found = getattr(_module(library, packages(owners)), name, None)
-    return found if isinstance(found, type) else None
+    return found if _is_loadable(found, library) else None
 
 
 def installed_class(entry: Any, owners: Iterable[type[Any]] = ()) -> type[Any] | None:
@@ -90,4 +151,16 @@ def _module(library: str, allowed: set[str]) -> ModuleType | None:
         return import_module(library)
     if library.isidentifier() and isinstance(module := getattr(diffusers.pipelines, library, None), ModuleType):
         return module  # such as stable_diffusion, for its safety checker
-    return sys.modules.get(library) if library.partition(".")[0] in allowed else None
+    if not MODULE.fullmatch(library) or library.partition(".")[0] not in allowed - {*LIBRARIES}:
+        return None
+    return sys.modules.get(library)
+
+
+def _is_loadable(found: Any, library: str) -> bool:
+    """Whether `found` is a class that a pipeline of `library` can have as a component."""
+    if not isinstance(found, type):
+        return False
+    package = found.__module__.partition(".")[0]
+    if package in LIBRARIES:
+        return issubclass(found, KINDS)
+    return package == library.partition(".")[0] and (issubclass(found, nn.Module) or hasattr(found, "from_pretrained"))

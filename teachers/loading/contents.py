@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 
-from teachers.loading.source import INDEX, configuration, loading_errors
+from teachers.loading.source import INDEX, configuration, download, loading_errors
 from teachers.support.canonical import plain_attributes
 from teachers.support.keys import code, file_content, folder_contents, key
 
@@ -114,7 +114,9 @@ def _components(index: Path) -> list[str] | None:
     """The components of a pipeline that have a folder, or None if there is no readable index."""
     try:
         stored = json.loads(index.read_text(encoding="utf-8"))
-        return [name for name, value in stored.items() if isinstance(value, list) and any(value)]
+        return [
+            name for name, value in stored.items() if isinstance(value, list) and any(value) and name.isidentifier()
+        ]
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -123,7 +125,7 @@ def _snapshot(path: str, options: dict[str, Any]) -> Path | None:
     """The folder of a Hub id in the Hub's cache, with all files that loading reads."""
     try:
         with loading_errors(path):
-            return Path(DiffusionPipeline.download(path, use_safetensors=True, **options))
+            return download(DiffusionPipeline, path, **options)
     except ValueError:
         index = try_to_load_from_cache(path, INDEX)  # an incomplete copy; loading says what is missing
         return Path(index).parent if isinstance(index, str) else None

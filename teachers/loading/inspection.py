@@ -7,18 +7,18 @@ from typing import Any
 
 from safetensors import safe_open
 
-from teachers.loading.components import LIBRARIES, component_class, is_component
+from teachers.loading.components import LIBRARIES, OPTIONAL, component_class, is_component
 
 INDEX = "model_index.json"
-OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # no family uses them
 
 
-def check_folder(path: str, pickles: bool = False) -> None:
+def check_folder(path: str, pickles: bool = False, quantized: bool = False) -> None:
     """Check the files of a local pipeline folder; other paths are not checked.
 
     Args:
         path: The folder; its networks may have no weights, such as a configuration beside a single file.
-        pickles: Whether the pipeline is loaded as diffusers does: with .bin files and quantized networks.
+        pickles: Whether .bin files are read where there are no .safetensors files.
+        quantized: Whether networks may be quantized.
 
     Raises:
         ValueError: If a component has no folder, a network of a folder with weights has no safetensors weights, a
@@ -28,16 +28,20 @@ def check_folder(path: str, pickles: bool = False) -> None:
     if not (folder / INDEX).is_file():
         return
     index = _json(folder / INDEX)
-    components = [name for name in sorted(index) if is_component(index[name]) and name not in OPTIONAL]
+    components = stored_components(index)
     for name in components:
         if not (folder / name).is_dir():
             raise ValueError(f"{path} has no folder {name}, which its {INDEX} names; get the complete pipeline")
-    if not pickles:
-        check_networks_stored(folder, components)
+    check_networks_stored(folder, components, pickles, quantized)
     for tokenizer in sorted(folder.glob("tokenizer*")):
         encoder = folder / tokenizer.name.replace("tokenizer", "text_encoder")
         if tokenizer.is_dir() and encoder.is_dir():
             check_tokenizer(tokenizer, encoder)
+
+
+def stored_components(index: Mapping[str, Any]) -> list[str]:
+    """The components that an index names and that have to be in the folder."""
+    return [name for name in sorted(index) if is_component(index[name]) and name not in OPTIONAL]
 
 
 def unusable_components(folder: Path, index: dict[str, Any]) -> list[str]:
@@ -51,8 +55,15 @@ def unusable_components(folder: Path, index: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_networks_stored(folder: Path, components: Iterable[str]) -> None:
+def check_networks_stored(
+    folder: Path, components: Iterable[str], pickles: bool = False, quantized: bool = False
+) -> None:
     """Check that the networks of a folder have safetensors weights, if it has any weights, in full precision.
+
+    Args:
+        folder: The pipeline's folder.
+        components: The names of its components.
+        pickles, quantized: As in `check_folder`.
 
     Raises:
         ValueError: With the name of a component that has none, or quantized ones.
@@ -62,10 +73,10 @@ def check_networks_stored(folder: Path, components: Iterable[str]) -> None:
         config = folder / name / "config.json"
         if not config.is_file():
             continue
-        if quantized := _json(config).get("quantization_config"):
-            method = quantized.get("quant_method", "an unknown method")
+        if not quantized and (settings := _json(config).get("quantization_config")):
+            method = settings.get("quant_method", "an unknown method")
             raise ValueError(f"{folder / name} must not be quantized, got {method}; use the weights in full precision")
-        if weights and not any(config.parent.glob("*.safetensors")):
+        if weights and not pickles and not any(config.parent.glob("*.safetensors")):
             raise ValueError(f"{folder} has no safetensors weights for {name}; save it again with save_pretrained")
 
 

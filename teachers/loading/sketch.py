@@ -8,10 +8,10 @@ from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
 from teachers.core.teacher import Teacher
-from teachers.loading.components import absent_components, check_components, installed_class
-from teachers.loading.inspection import OPTIONAL, check_text_widths
+from teachers.loading.components import OPTIONAL, absent_components, installed_class
+from teachers.loading.inspection import check_text_widths
 from teachers.loading.markers import apply_markers
-from teachers.loading.source import config_source, loading_errors
+from teachers.loading.source import check_trusted, class_name, config_source, loading_errors
 
 # Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments
 # of AdamW of each network that trains, and 4 for the gradient of the network that is being updated.
@@ -37,11 +37,12 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
     with loading_errors(path):
         index = DiffusionPipeline.load_config(path)
         kinds = {kind.__name__: kind for kind in family.pipelines}
-        kind = kinds.get(index["_class_name"])
+        name = class_name(path)
+        kind = kinds.get(str(name))
         if kind is None:
-            raise ValueError(f"{path} is a {index['_class_name']}; this family takes {' or '.join(kinds)}")
+            raise ValueError(f"{path} is a {name}; this family takes {' or '.join(kinds)}")
         owners = (family, *family.pipelines, *family.components)
-        check_components(index, owners, path)
+        check_trusted(path, owners, kind)
         absent_components(kind, index, path)
         check_text_widths(path, family.network, family.text_widths)
         parameters = inspect.signature(kind.__init__).parameters

@@ -8,7 +8,8 @@ is no such folder, diffusers fetches the usual configuration from the Hub.
 
 import inspect
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,9 +25,18 @@ from torch import nn
 from teachers.loading.components import absent_components, check_components
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
+from teachers.loading.trust import check_pipeline_files
 from teachers.loading.weights import INDEX, check_finite, load_networks
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
+LOADING_ERRORS = (
+    OSError,
+    SafetensorError,
+    SingleFileComponentError,
+    json.JSONDecodeError,
+    NotImplementedError,
+    pickle.UnpicklingError,
+)
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
 TEXT_COMPONENTS = ("text_encoder", "tokenizer")
 OTHER_COMPONENTS = ("unet", "transformer", "vae", "image_encoder", "safety_checker", "feature_extractor")
@@ -90,9 +100,53 @@ def class_name(path: str) -> str | None:
             return None
     with loading_errors(path):
         try:
-            return str(DiffusionPipeline.load_config(path)["_class_name"])
+            name = DiffusionPipeline.load_config(path)["_class_name"]
         except KeyError as error:
             raise ValueError(f"{path}/{INDEX} has no _class_name; save the pipeline again") from error
+    if not isinstance(name, str):  # diffusers takes a list for a class in a file of the repository
+        raise ValueError(f"_class_name of {path} must be the name of one class, got {name!r}")
+    return name
+
+
+def check_trusted(
+    path: str, owners: Iterable[type[Any]], kind: type[DiffusionPipeline] | None = None
+) -> dict[str, Any]:
+    """Check everything that a pipeline's files name, before anything is loaded. Every loader calls it.
+
+    Args:
+        path: A pipeline folder or a Hub id, of which only the index is checked here and the files when it is loaded.
+        owners: Classes of installed packages whose components may be loaded.
+        kind: The pipeline's class, if it is known.
+
+    Returns:
+        The contents of model_index.json.
+
+    Raises:
+        ValueError: If the pipeline names a class of another package, code of its own, or a file outside its folder.
+    """
+    index: dict[str, Any] = DiffusionPipeline.load_config(path)
+    if kind is not None and index.get("_class_name") != kind.__name__:
+        raise ValueError(f"_class_name of {path} must be {kind.__name__}, got {index.get('_class_name')!r}")
+    check_components(index, owners, path, kind)
+    if Path(path).is_dir():
+        check_pipeline_files(Path(path), index)
+    return index
+
+
+def download(kind: type[DiffusionPipeline], hub_id: str, pickles: bool = False, **parts: None) -> Path:
+    """Download a pipeline into the Hub's cache. None of its code is run; `check_trusted` checks its files.
+
+    Args:
+        kind: The pipeline's class, or `DiffusionPipeline`.
+        hub_id: Its Hub id.
+        pickles: Whether .bin files are downloaded where there are no .safetensors files.
+        parts: Components that are not needed, as None.
+
+    Returns:
+        Its folder.
+    """
+    safe = None if pickles else True
+    return Path(kind.download(hub_id, use_safetensors=safe, trust_remote_code=False, **parts))
 
 
 def load_pipeline(
@@ -101,6 +155,7 @@ def load_pipeline(
     skip: tuple[str, ...] = (),
     owners: tuple[type[Any], ...] = (),
     pickles: bool = False,
+    quantized: bool = False,
     **options: Any,
 ) -> Any:
     """Load the pipeline at `path`.
@@ -113,6 +168,7 @@ def load_pipeline(
         skip: How the names of components begin that are not loaded; they are None.
         owners: Further classes of packages whose components may be loaded (`components.check_components`).
         pickles: Whether .bin files are read where there are no .safetensors files.
+        quantized: Whether networks may be quantized.
         options: Further arguments of `from_pretrained`.
 
     Returns:
@@ -126,15 +182,14 @@ def load_pipeline(
     if name not in (None, *known):
         raise ValueError(f"{path} is a {name}; this family takes {' or '.join(known)}")
     kind = known[name] if name else accepted[0]
-    check_weights(path)
     folder = str(configuration(path)) if Path(path).is_file() else path
+    index = check_trusted(folder, (*accepted, *owners), kind) if name else {}
+    check_weights(path)
     if name:
-        index = DiffusionPipeline.load_config(folder)
-        check_components(index, (*accepted, *owners), path)
         options |= dict.fromkeys(absent_components(kind, index, path))
         if Path(path).is_dir():
             options |= dict.fromkeys(unusable_components(Path(path), index))
-    check_folder(folder, pickles)
+    check_folder(folder, pickles, quantized)
     components = inspect.signature(kind.__init__).parameters
     options |= {part: None for part in components if skip and part.startswith(skip)}
     is_file = Path(path).is_file()
@@ -168,11 +223,12 @@ def from_folder(
     Raises:
         ValueError: If the parameters of a network are not exactly those of its files.
     """
-    safe = {"use_safetensors": None if pickles else True, "trust_remote_code": False}
     parts = {name: value for name, value in options.items() if value is None}
-    folder = Path(path) if Path(path).is_dir() else Path(kind.download(path, **safe, **parts))
+    folder = Path(path) if Path(path).is_dir() else download(kind, path, pickles, **parts)
+    check_trusted(str(folder), owners, kind)
     networks = load_networks(folder, parts, options["dtype"], pickles, owners)
-    return kind.from_pretrained(str(folder), **safe, **(options | networks))
+    safe = None if pickles else True
+    return kind.from_pretrained(str(folder), use_safetensors=safe, trust_remote_code=False, **(options | networks))
 
 
 def _single_file(kind: Any, path: str, name: str | None, options: dict[str, Any]) -> Any:
@@ -207,7 +263,7 @@ def loading_errors(path: str) -> Iterator[None]:
     """A context that turns errors of loading the pipeline at `path` into one-line ValueErrors."""
     try:
         yield
-    except (OSError, SafetensorError, SingleFileComponentError, json.JSONDecodeError, NotImplementedError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(_message(error, path)) from error
 
 

@@ -8,6 +8,7 @@ as the libraries themselves treat them.
 import json
 import logging
 import math
+import pickle
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 from torch import nn
 
-from teachers.loading.components import installed_class
-from teachers.loading.inspection import OPTIONAL
+from teachers.loading.components import OPTIONAL, installed_class
+from teachers.loading.trust import check_no_adapter
 
 logger = logging.getLogger(__name__)
 INDEX = "model_index.json"
@@ -149,11 +150,7 @@ def load_network(
         variant, files = weight_files(folder, "bin")
     else:
         check_shards(folder, files)
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{folder} holds an adapter (adapter_config.json), not only a {kind.__name__}; merge the adapter into the "
-            "weights and save the pipeline again"
-        )
+    check_no_adapter(folder)
     if variant and device != "meta":
         logger.warning("%s has only weights of the variant %s, which are loaded", folder, variant)
     # transformers lists tensors of other shapes, diffusers raises an error with the first one.
@@ -162,8 +159,10 @@ def load_network(
     )
     options |= {"variant": variant, "use_safetensors": safetensors, "device_map": device}
     try:
-        network, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
-    except (RuntimeError, ValueError) as error:
+        network, info = kind.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options
+        )
+    except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
         first = " ".join(str(error).split()).split(". ")[0]
         raise ValueError(f"the weights in {folder} are not those of a {kind.__name__}: {first}") from error
     check_keys(folder, network, info)

@@ -50,7 +50,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
     tokenizer.save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

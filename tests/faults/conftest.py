@@ -1,5 +1,7 @@
 """The smallest run that uses every part of the loop: a tiny pipeline with the pocket teacher's prompts and latents."""
 
+import io
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -27,3 +29,12 @@ def recipe(text_pipeline, tmp_path) -> Callable[..., Recipe]:
         return load(RECIPES / f"{method}.yaml", [*FAST, *fixed, *overrides])
 
     return make
+
+
+@pytest.fixture
+def questions(monkeypatch) -> list[str]:
+    """The questions that were asked; every one is answered with yes."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
+    return asked

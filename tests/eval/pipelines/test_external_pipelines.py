@@ -109,7 +109,7 @@ def hub(monkeypatch, text_pipeline):
         return str(text_pipeline)
 
     config = DiffusionPipeline.load_config
-    monkeypatch.setattr(StableDiffusionPipeline, "download", lambda name: str(text_pipeline))
+    monkeypatch.setattr(StableDiffusionPipeline, "download", lambda name, **_: str(text_pipeline))
     monkeypatch.setattr(
         DiffusionPipeline, "load_config", lambda name, **_: config(name if Path(name).is_dir() else located(name))
     )

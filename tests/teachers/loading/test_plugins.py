@@ -179,9 +179,10 @@ def test_an_index_cannot_name_modules_to_import(library, text_pipeline, tmp_path
 def test_components_of_families_and_of_stock_pipelines_are_allowed():
     index = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "image_encoder": [None, None]}
     check_components(index, [], "x")
-    check_components({"unet": ["teachers.families.analytic", "Network"]}, [Unconditional], "x")
-    with pytest.raises(ValueError, match=r"got teachers\.families\.analytic\.Network"):
-        check_components({"unet": ["teachers.families.analytic", "Network"]}, [DiTPipeline], "x")
+    assert "analytic" in installed()  # which imports it
+    check_components({"unet": ["teachers.families.analytic", "MixtureNetwork"]}, [Unconditional], "x")
+    with pytest.raises(ValueError, match=r"got teachers\.families\.analytic\.MixtureNetwork"):
+        check_components({"unet": ["teachers.families.analytic", "MixtureNetwork"]}, [DiTPipeline], "x")
 
 
 def test_problems_of_a_family_are_listed():
