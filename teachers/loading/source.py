@@ -24,7 +24,8 @@ from torch import nn
 from teachers.loading.components import absent_components, check_components
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
-from teachers.loading.weights import INDEX, check_finite, load_networks
+from teachers.loading.sizes import check_configs, check_sizes
+from teachers.loading.weights import INDEX, check_finite, load_networks, network_classes
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
@@ -88,6 +89,8 @@ def class_name(path: str) -> str | None:
         path = str(configuration(path))
         if not Path(path).is_dir():
             return None
+    if Path(path).is_dir():
+        check_configs(Path(path))
     with loading_errors(path):
         try:
             return str(DiffusionPipeline.load_config(path)["_class_name"])
@@ -171,6 +174,8 @@ def from_folder(
     safe = {"use_safetensors": None if pickles else True, "trust_remote_code": False}
     parts = {name: value for name, value in options.items() if value is None}
     folder = Path(path) if Path(path).is_dir() else Path(kind.download(path, **safe, **parts))
+    check_configs(folder)
+    check_sizes(folder, {name: kind for name, kind in network_classes(folder, owners).items() if name not in parts})
     networks = load_networks(folder, parts, options["dtype"], pickles, owners)
     return kind.from_pretrained(str(folder), **safe, **(options | networks))
 

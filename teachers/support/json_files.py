@@ -12,12 +12,13 @@ MAX_DIGITS = 38  # of a whole number; tokenizers store 10^30 for "no limit"
 MAX_DEPTH = 100
 
 
-def read_json(file: Path, limit: Limit = CONFIG_BYTES) -> Any:
+def read_json(file: Path, limit: Limit = CONFIG_BYTES, constants: bool = False) -> Any:
     """The value in a UTF-8 JSON file.
 
     Args:
         file: The file.
         limit: The largest size of the file in bytes.
+        constants: Whether NaN and Infinity are allowed.
 
     Raises:
         ValueError: With the file's name, if it is too large or is not valid JSON (see `parse_json`).
@@ -25,7 +26,7 @@ def read_json(file: Path, limit: Limit = CONFIG_BYTES) -> Any:
     """
     text = read_text(file, limit)
     try:
-        return parse_json(text)
+        return parse_json(text, constants)
     except ValueError as error:
         raise ValueError(f"{printable(file)} is not valid JSON: {error}") from error
 
