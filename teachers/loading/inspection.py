@@ -116,10 +116,10 @@ def check_tokenizer(tokenizer: Path, encoder: Path) -> None:
                 f"{number} for the {kind} {printable(token)!r}; save the text encoder after resize_token_embeddings"
             )
     length = _json(tokenizer / "tokenizer_config.json").get("model_max_length")
-    if positions is not None and isinstance(length, int | float) and length > positions:
+    if positions is not None and length is not None and not (isinstance(length, int) and 2 <= length <= positions):
         raise ValueError(
-            f"model_max_length of {tokenizer} must be at most {positions}, the positions of {encoder.name}, got "
-            f"{length:g}"
+            f"model_max_length of {tokenizer} must be a whole number from 2 to {positions}, the positions of "
+            f"{encoder.name}, got {printable(length)[:40]}"
         )
 
 

@@ -29,8 +29,8 @@ INDEX = "model_index.json"
 TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # and indexes of sharded weights
 MAX_INT = 2**31 - 1
 MAX_TIMESTEPS = 1_000_000  # and every other number of a scheduler
-MAX_REPEATED = 100_000
-REPEATED = ("layer", "block", "depth", "heads", "repeat")  # parts of keys whose values are numbers of layers
+MAX_REPEATED = 10_000
+REPEATED = ("layer", "block", "depth", "heads", "repeat")  # parts of keys of numbers of layers, unless of "channels"
 SIDES = ("sample_size", "pos_embed_max_size")
 GIB = 2**30
 
@@ -66,7 +66,7 @@ def _check_numbers(file: Path, values: Any, scheduler: bool, key: str = "") -> N
         if isinstance(values, float) and (math.isnan(values) or (math.isinf(values) and not scheduler)):
             raise ValueError(f"{printable(key)} in {file} must be a finite number, got {values}")
         if abs(values) > most and math.isfinite(values) and (scheduler or isinstance(values, int)):
-            raise ValueError(f"{printable(key)} in {file} must be at most {most:,}, got {values:g}{advice}")
+            raise ValueError(f"{printable(key)} in {file} must be at most {most:,}, got {values:.12g}{advice}")
 
 
 def _largest(key: str, scheduler: bool) -> tuple[int, str]:
@@ -75,7 +75,8 @@ def _largest(key: str, scheduler: bool) -> tuple[int, str]:
         return MAX_TIMESTEPS, ""
     if key in SIDES:
         return SIDE.value, f"; {SIDE.advice}"
-    return (MAX_REPEATED, "") if any(part in key for part in REPEATED) else (MAX_INT, "")
+    repeated = any(part in key for part in REPEATED) and "channels" not in key
+    return (MAX_REPEATED if repeated else MAX_INT), ""
 
 
 def check_sizes(folder: Path, classes: dict[str, Any]) -> None:

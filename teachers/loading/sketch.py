@@ -80,6 +80,18 @@ def add_text_encoders(teacher: Teacher, source: str) -> None:
                 continue
             with bounded(Path(source) / name):
                 parts[name] = build(kind, source, name).requires_grad_(False).eval()
+            parts[name].register_forward_pre_hook(_with_whole_mask, with_kwargs=True)
     if parts:
         stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
         stock.register_modules(**parts)
+        if hasattr(stock, "tokenizer_max_length") and parts.get("tokenizer") is not None:  # as its constructor does
+            stock.tokenizer_max_length = parts["tokenizer"].model_max_length
+
+
+def _with_whole_mask(module: nn.Module, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give an encoder a mask (B, 1, L, L): whether it needs one (B, L) depends on values, which meta tensors lack."""
+    mask = keywords.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.is_meta and mask.ndim == 2:
+        whole = mask.new_zeros(len(mask), 1, mask.shape[1], mask.shape[1], dtype=torch.float32)
+        keywords = {**keywords, "attention_mask": whole}
+    return args, keywords

@@ -4,6 +4,7 @@
 message, before any weights are read.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,7 @@ def check_fit(teacher: Teacher, source: str) -> None:
     Raises:
         ValueError: With the step that failed and the reason.
     """
-    network = teacher.network
+    network, cond = teacher.network, None
     with _step(source, "its text encoders cannot encode a prompt"):
         add_text_encoders(teacher, source)
         cond = teacher.condition([""])
@@ -97,6 +98,10 @@ def check_fit(teacher: Teacher, source: str) -> None:
     x = torch.empty(1, *teacher.shape, device=meta)
     t = torch.full((1,), (teacher.denoiser.path.t_min + teacher.denoiser.path.t_max) / 2, device=meta)
     size = " x ".join(map(str, teacher.shape))
+    with _step(source, f"its pipeline does not take its default size, {size}"):
+        _check_size(teacher)
+    if cond is None:  # the meta device cannot compute it
+        return
     with _step(source, f"its {network} cannot be evaluated at its default size, {size}"):
         velocity = teacher.denoiser.velocity(x, t, cond)
         if velocity.shape != x.shape:
@@ -105,6 +110,23 @@ def check_fit(teacher: Teacher, source: str) -> None:
         decoded: Any = teacher.decode(x)
         if len(teacher.shape) == 3 and tuple(decoded.shape[-2:]) != tuple(teacher.image_size):
             raise ValueError(f"it gives {tuple(decoded.shape[1:])}, expected images of {tuple(teacher.image_size)}")
+
+
+def _check_size(teacher: Teacher) -> None:
+    """Check the default image size with the pipeline's own `check_inputs`, if it has one."""
+    check = getattr(getattr(teacher, "stock", None), "check_inputs", None)
+    if check is None or not {"height", "width"} <= set(parameters := inspect.signature(check).parameters):
+        return
+    height, width = teacher.image_size
+    known = {"prompt": "", "height": height, "width": width, "callback_steps": 1}
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    try:
+        check(**{name: known.get(name) for name in dict.fromkeys([*required, "height", "width"])})
+    except ValueError as error:
+        if "height" in str(error):
+            raise
+    except Exception:
+        return  # it has arguments that are unknown here
 
 
 @contextmanager

@@ -50,5 +50,5 @@ TABLE_BYTES = Limit("FEWSTEP_MAX_TABLE_BYTES", 2**26)  # of a tokenizer's vocabu
 ARRAY_BYTES = Limit("FEWSTEP_MAX_ARRAY_BYTES", 2**32)  # of the arrays in an .npz file, decompressed
 ROW_BYTES = Limit("FEWSTEP_MAX_ROW_BYTES", 2**28)  # of one file in a .tar, or of one value in a .parquet file
 PARAMETERS = Limit("FEWSTEP_MAX_PARAMETERS", 200_000_000_000)  # of one network
-MODULES = Limit("FEWSTEP_MAX_MODULES", 50_000)  # of one network
+MODULES = Limit("FEWSTEP_MAX_MODULES", 20_000)  # of one network
 SIDE = Limit("FEWSTEP_MAX_SIDE", 4096)  # of a network's inputs or an autoencoder's images
