@@ -92,7 +92,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
 
 def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
     try:
-        check_npz(path)
+        check_npz(path, ("mu", "sigma", "features", "extractor", "size"))
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
             features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
