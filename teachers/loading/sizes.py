@@ -137,7 +137,9 @@ def bounded(source: Path) -> Iterator[None]:
         counts[limit] += size
         if counts[limit] > limit.value:
             kind = "parameters" if limit is PARAMETERS else "modules"
-            raise OversizedNetwork(f"{source} describes a network of more than {limit.value:,} {kind}; {limit.advice}")
+            raise UnusableConfiguration(
+                f"{source} describes a network of more than {limit.value:,} {kind}; {limit.advice}"
+            )
 
     def tensor(module: nn.Module, name: str, value: Tensor | None) -> None:
         add(PARAMETERS, 0 if value is None else value.numel())
@@ -149,18 +151,20 @@ def bounded(source: Path) -> Iterator[None]:
     ]
     try:
         yield
-    except OversizedNetwork:
+    except UnusableConfiguration:
         raise
     except Exception as error:  # constructors raise many types for values that do not fit together
         reason = printable(" ".join(str(error).split()))[:300] or type(error).__name__
-        raise ValueError(f"{source} has a configuration that its class cannot be built from: {reason}") from error
+        raise UnusableConfiguration(
+            f"{source} has a configuration that its class cannot be built from: {reason}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
 
 
-class OversizedNetwork(ValueError):
-    """A network beyond the limits."""
+class UnusableConfiguration(ValueError):
+    """A component that is beyond the limits, or that its class cannot be built from."""
 
 
 def check_memory(folder: Path, files: Mapping[Path, torch.dtype]) -> None:

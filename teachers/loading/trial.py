@@ -14,7 +14,7 @@ import torch
 
 from teachers.core.teacher import Teacher
 from teachers.loading.inspection import check_folder, check_text_widths
-from teachers.loading.sizes import OversizedNetwork
+from teachers.loading.sizes import UnusableConfiguration, check_configs
 from teachers.loading.sketch import add_text_encoders, sketch
 from teachers.loading.source import check_weights, config_source
 from teachers.support.text import printable
@@ -56,11 +56,12 @@ def check_fit_once(path: str, family: type[Teacher]) -> None:
 
 
 def _check_pipeline(path: str, family: type[Teacher]) -> None:
+    check_configs(Path(path))
     check_folder(path, pickles=True)
     check_text_widths(path, family.network, family.text_widths)
     try:
         teacher = sketch(path, family)
-    except OversizedNetwork:
+    except UnusableConfiguration:
         raise
     except ValueError:
         return
