@@ -84,7 +84,7 @@ def check_sizes(folder: Path, classes: dict[str, Any]) -> None:
 
     Args:
         folder: The pipeline's folder.
-        classes: The classes of its networks by component name, as `teachers.loading.weights.network_classes` finds them.
+        classes: The classes of its networks by component name, from `teachers.loading.weights.network_classes`.
 
     Raises:
         ValueError: With the component, if it has more parameters or modules than `PARAMETERS` and `MODULES` allow, more

@@ -37,9 +37,6 @@ MAX_CHANNELS = 8  # of a TIFF
 MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten, and each takes the time of a whole image
 MAX_ASPECT = 32  # of the longer side to the shorter one, for training: of other images little would remain
 
-_decoding = 0  # pixels that are being decoded for training
-_decoded = threading.Condition()
-
 
 @dataclass(frozen=True)
 class Decoded:
@@ -82,7 +79,7 @@ def read_for_training(source: Path | bytes, name: str, side: int | None = None) 
                     _check_pixels(width, height)
                 image.draft(None, (2 * reduced, 2 * reduced))  # only JPEG; twice the size, as it is resized afterwards
             _check(image, source)
-            with _budget(image.width * image.height):
+            with _budget.take(image.width * image.height):
                 return _flatten(image, reduced if image.width * image.height > LARGE else None)
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ValueError(f"{printable(name)} {_problem(error, source)}") from error
@@ -115,6 +112,29 @@ def image_header(file: Path) -> Iterator[Image.Image]:
         raise ValueError(f"{printable(file)} {_problem(error, file)}") from error
     with image:
         yield image
+
+
+class _Budget:
+    """Limits the pixels that several threads decode at the same time."""
+
+    def __init__(self) -> None:
+        self.used, self.changed = 0, threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """A context in which this thread decodes `pixels`; it waits while others decode too many."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.used == 0 or self.used + pixels <= BUDGET)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
+
+
+_budget = _Budget()
 
 
 class _Refused(ValueError):
@@ -173,21 +193,6 @@ def _check_blocks(image: Any) -> None:
 
 def _is_progressive(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and bool(image.info.get("progressive"))
-
-
-@contextmanager
-def _budget(pixels: int) -> Iterator[None]:
-    """A context in which this thread decodes `pixels`; it waits while other threads decode too many."""
-    global _decoding
-    with _decoded:
-        _decoded.wait_for(lambda: _decoding == 0 or _decoding + pixels <= BUDGET)
-        _decoding += pixels
-    try:
-        yield
-    finally:
-        with _decoded:
-            _decoding -= pixels
-            _decoded.notify_all()
 
 
 def _flatten(image: Image.Image, side: int | None = None) -> Decoded:

@@ -33,7 +33,7 @@ def parse_value(text: str) -> Any:
     """One YAML value.
 
     Raises:
-        ValueError: If it is not YAML, has more than `MAX_VALUES` values, or a number of more than 64 bits or with leading
+        ValueError: If it is not YAML, has more than `MAX_VALUES` values, a number of more than 64 bits, or with leading
             zeros or colons: YAML 1.1 reads 010 as 8 and 1:30 as 90.
     """
     try:

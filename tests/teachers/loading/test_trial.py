@@ -1,4 +1,4 @@
-"""Pipelines that are too large or whose components do not fit together: one message in `describe`, training, evaluation.
+"""Pipelines that are too large or do not fit together: one message in `describe`, training and evaluation.
 
 Nothing of their size is allocated: networks are built and evaluated on the meta device.
 """
@@ -56,20 +56,20 @@ def test_every_family_fits_together(name, tiny):
 TOO_LARGE = [
     (SD, UNET, {"layers_per_block": 10**6}, "layers_per_block in .*unet.* must be at most 10,000"),
     (SD, UNET, {"transformer_layers_per_block": [10**9, 1]}, "transformer_layers_per_block in .* at most 10,000"),
-    (SD, UNET, {"block_out_channels": [10**7, 10**7]}, "unet describes a network of more than 200,000,000,000 parameters"),
+    (SD, UNET, {"block_out_channels": [10**7, 10**7]}, "unet describes a network of more than 200,000,000,000"),
     (SD, UNET, {"sample_size": 10**6}, "sample_size in .* must be at most 4,096, got 1000000; set FEWSTEP_MAX_SIDE"),
     (SD, UNET, {"sample_size": [8, 10**6]}, "sample_size in .* must be at most 4,096"),
     (SD, UNET, {"cross_attention_dim": 10**12}, "cross_attention_dim in .* must be at most 2,147,483,647"),
     (SD, UNET, {"norm_eps": float("nan")}, "norm_eps in .* must be a finite number, got nan"),
-    (SD, VAE, {"latent_channels": 10**9}, "vae describes a network of more than 200,000,000,000 parameters; set FEWSTEP"),
+    (SD, VAE, {"latent_channels": 10**9}, "vae describes a network of more than 200,000,.* set FEWSTEP"),
     (SD, VAE, {"sample_size": 10**6}, "sample_size in .*vae.* must be at most 4,096"),
     (SD, TEXT, {"num_hidden_layers": 10**9}, "num_hidden_layers in .*text_encoder.* must be at most 10,000"),
-    (SD, TEXT, {"intermediate_size": 2**31 - 1}, "describes a network of 275,[0-9,]+ parameters, but|more than 200,000"),
+    (SD, TEXT, {"intermediate_size": 2**31 - 1}, "describes a network of (275,.* but|more than)"),
     (SD, TEXT, {"vocab_size": 10**6}, "describes a network of .* parameters, but its weights have"),
     (SD, TEXT, {"max_position_embeddings": 10**8}, "describes a network of .* parameters, but its weights have"),
-    (SD, TOKENIZER, {"model_max_length": 10**9}, "model_max_length of .* a whole number from 2 to 16, .* got 1000000000"),
+    (SD, TOKENIZER, {"model_max_length": 10**9}, "model_max_length of .* a whole number from 2 to 16, .* got 1000"),
     (SD, TOKENIZER, {"model_max_length": 0}, "model_max_length of .* must be a whole number from 2 to 16"),
-    (SD, SCHEDULER, {"num_train_timesteps": 10**12}, "num_train_timesteps in .* must be at most 1,000,000, got 10000000"),
+    (SD, SCHEDULER, {"num_train_timesteps": 10**12}, "num_train_timesteps in .* must be at most 1,000,000"),
     (SD, SCHEDULER, {"num_train_timesteps": 1e12}, "num_train_timesteps in .* must be at most 1,000,000"),
     (SD3, TRANSFORMER, {"pos_embed_max_size": 10**5}, "pos_embed_max_size in .* must be at most 4,096"),
     (SD3, TRANSFORMER, {"num_layers": 10**9}, "num_layers in .* must be at most 10,000"),

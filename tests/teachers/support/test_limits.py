@@ -278,7 +278,7 @@ def test_archives_that_inflate_are_refused_before_they_are_read(tmp_path):
         with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
             archive.addfile(tarfile.TarInfo(name))
     for name, match in {
-        "large.tar": r"a\.jpg in .*large\.tar must have at most 268,435,456 bytes, got 1,099,511,627,776; set FEWSTEP_MAX",
+        "large.tar": r"a\.jpg in .*large\.tar must have at most 268,435,456 bytes, got 1,099,511,627,776; set",
         "gzip.tar": r"gzip\.tar must be a \.tar that is not compressed, got gzip",
         "a.txt.gz.tar": r"a\.txt\.gz in .* must not be compressed",
         "a.jpg.zst.tar": r"a\.jpg\.zst in .* must not be compressed",
@@ -303,7 +303,7 @@ def test_statistics_that_inflate_are_refused_before_they_are_read(tmp_path, monk
     monkeypatch.setenv("FEWSTEP_MAX_ARRAY_BYTES", "500_000")  # arr_0 is not read
     assert len(reference(str(file), extractor("pixels")).mean) == 192
     monkeypatch.setenv("FEWSTEP_MAX_ARRAY_BYTES", "100_000")
-    with pytest.raises(ValueError, match="must have at most 100,000 bytes, got .* FEWSTEP_MAX_ARRAY_BYTES"):
+    with pytest.raises(ValueError, match=r"must have at most 100,000 bytes, got .* FEWSTEP_MAX_ARRAY_BYTES"):
         reference(str(file), extractor("pixels"))
 
 
