@@ -89,7 +89,7 @@ UNFIT = [
     (SD, VAE, {"block_out_channels": [8, 8, 8, 8]}, "its decoder cannot decode 4 x 8 x 8"),
     (SD, UNET, {"norm_num_groups": 7}, "unet has a configuration that its class cannot be built from: num_channels"),
     (SD, TEXT, {"hidden_size": 48}, "cross_attention_dim of .* must be the width .*, 48, got 32"),
-    (SD, TEXT, {"vocab_size": 10}, "describes|must have an embedding for every token"),
+    (SD, TEXT, {"vocab_size": 10}, "have another shape of embeddings.token_embedding"),
     (SD, SCHEDULER, {"num_train_timesteps": -3}, "scheduler has a configuration that its class cannot be built from"),
     (SD, SCHEDULER, {"beta_start": "a"}, "scheduler has a configuration that its class cannot be built from"),
     ("Flux.1 dev", TRANSFORMER, {"axes_dims_rope": [4, 4, 4]}, "its transformer cannot be evaluated"),
@@ -149,12 +149,11 @@ def test_a_configuration_has_a_largest_size(tiny, tmp_path):
 
 def test_weights_that_are_larger_than_the_memory_are_refused_before_they_are_read(tiny, tmp_path):
     folder = shutil.copytree(tiny(SD)[1], tmp_path / "pipeline")
-    change(folder / UNET, block_out_channels=[8192, 163840])
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    header = json.dumps({"x": {"dtype": "F32", "shape": [2**43], "data_offsets": [0, 2**45]}}).encode()
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2**41], "data_offsets": [0, 2**43]}}).encode()
     with file.open("wb") as stream:  # sparse: it takes no space on the disk
         stream.write(len(header).to_bytes(8, "little") + header)
-        stream.truncate(8 + len(header) + 2**45)
+        stream.truncate(8 + len(header) + 2**43)
     for read in READERS[1:]:
         assert "must fit into the memory of this machine" in message(read, folder) or "more than" in message(
             read, folder
