@@ -35,7 +35,6 @@ def _check_tar(file: Path) -> None:
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
-                archive.members = []  # tarfile keeps all of them otherwise
                 where = f"{printable(member.name)[:200]} in {printable(file)}"
                 if member.isreg() and member.size > most:
                     raise ValueError(

@@ -131,12 +131,13 @@ def load_networks(
     """
     networks: dict[str, nn.Module] = {}
     classes = {name: kind for name, kind in network_classes(folder, owners).items() if name not in skip}
-    own_dtype = {name: dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype for name in classes}
+    own_dtype: dict[str, Any] = {
+        name: dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype for name in classes
+    }
     check_memory(folder, {file: own_dtype[name] for name in classes for file in weight_files(folder / name)[1]})
     for name, kind in classes.items():
         if (folder / name).is_dir():
-            own: Any = own_dtype[name]
-            networks[name] = load_network(kind, folder / name, own, pickles)
+            networks[name] = load_network(kind, folder / name, own_dtype[name], pickles)
             check_finite(folder / name, networks[name])
     return networks
 
