@@ -89,7 +89,7 @@ def page(demo: Demo) -> Any:
         def generate(prompt: str, seed: float | None, steps: int, teacher: float) -> list[Any]:
             try:
                 results = demo.generate(prompt or "", int(seed or 0), int(steps), int(teacher))
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:  # an infinite seed is the latter
                 gr.Warning(html.escape(str(error)))  # gr.Error would cover every image
                 return [gr.skip() for _ in range(2 * len(demo.pipelines))]
             reference = results[0] if demo.teacher_steps else None

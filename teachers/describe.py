@@ -13,10 +13,10 @@ from torch import nn
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
-from teachers.loading.inspection import check_folder
 from teachers.loading.registry import family_of, installed, locate
-from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
-from teachers.loading.source import check_trusted, check_weights, config_source, loading_errors
+from teachers.loading.sketch import DMD_BYTES, SCM_BYTES
+from teachers.loading.source import config_source, loading_errors
+from teachers.loading.trial import check_teacher
 from teachers.loading.weights import check_networks, weight_files
 
 
@@ -55,19 +55,14 @@ def describe(path: str) -> str:
     path = locate(path)
     name = family_of(path)
     source, family = config_source(path), installed()[name]
-    owners = (family, *family.pipelines, *family.components)
-    with loading_errors(path):
-        check_trusted(source, owners)
-    check_weights(path)
-    check_folder(source)
-    teacher = sketch(path, family)
+    teacher = check_teacher(path, family)
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)
     stored: dict[str, int] = {}
     variants: list[str] = []
     if Path(source).is_dir():
         with loading_errors(path):
-            variants = check_networks(Path(source), owners)
+            variants = check_networks(Path(source), (family, *family.pipelines, *family.components))
             stored = stored_parameters(Path(source), family.network)
     clips = clipping(getattr(getattr(teacher, "stock", teacher), "scheduler", None))
     kind = "variance preserving" if isinstance(schedule, VariancePreserving) else "rectified flow"

@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from distill.data.archives import check_archive
 from distill.data.images import Block, Images, Row
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
 from teachers.support.keys import file_content, key
@@ -44,6 +45,8 @@ class HFImages(Images):
     def __init__(self, source: str, captioned: bool, column: str | None, streaming: bool, limit: int) -> None:
         library = import_optional("datasets", f"reading {source}")
         files = _files(source)
+        for file in files:
+            check_archive(file)
         self.source, self.limit, self.streaming = source, limit, streaming
         revision = None if files else _revision(source)
         with readable_errors(source):

@@ -14,6 +14,7 @@ from PIL import Image
 from teachers.loading.prompts import COLUMNS, check_text, read_rows
 from teachers.support.images import Decoded, read_for_training
 from teachers.support.keys import file_content, key
+from teachers.support.limits import CAPTION_BYTES
 from teachers.support.listing import ENDINGS, is_image, list_files
 from teachers.support.text import printable, read_text
 
@@ -160,7 +161,7 @@ def _captions(others: Sequence[Path], files: Sequence[Path]) -> dict[Path, str |
     """The caption of each image file that has one; metadata takes precedence over .txt files."""
     texts = {file.with_suffix(""): file for file in others if file.suffix.lower() == ".txt"}  # .txt comes after .TXT
     captions = {
-        file: check_text(read_text(text), printable(text))
+        file: check_text(read_text(text, CAPTION_BYTES), printable(text))
         for file in files
         if (text := texts.get(file.with_suffix("")))
     }

@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from teachers.core.teacher import Teacher
-from teachers.loading.components import installed_class
-from teachers.loading.sketch import sketch
+from teachers.loading.sketch import add_text_encoders, sketch
 from teachers.loading.source import config_source
 from teachers.networks.adapters import unwrap
 
@@ -121,21 +119,8 @@ def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teach
         path: A pipeline's folder, a Hub id or a .safetensors file.
         dtype: The precision of the frozen weights.
     """
-    source = config_source(path)
     teacher = sketch(path, family)
-    parts: dict[str, Any] = {}
-    for name, value in DiffusionPipeline.load_config(source).items():
-        if isinstance(value, list) and value[0] == "transformers" and name.startswith(("text_encoder", "tokenizer")):
-            kind: Any = installed_class(value)
-            if name.startswith("tokenizer"):
-                parts[name] = kind.from_pretrained(source, subfolder=name, trust_remote_code=False)
-                continue
-            config = kind.config_class.from_pretrained(source, subfolder=name, trust_remote_code=False)
-            with META:
-                parts[name] = kind(config).requires_grad_(False).eval()
-    if parts:
-        stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
-        stock.register_modules(**parts)
+    add_text_encoders(teacher, config_source(path))
     teacher.denoiser.to(dtype)
     if dtype == torch.float16:  # as in `load_pipeline`, which keeps these modules in float32 for bfloat16
         for module in resident_modules(teacher):

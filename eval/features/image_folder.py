@@ -31,7 +31,7 @@ def read_image(file: Path) -> Tensor:
     Raises:
         ValueError: If the file is damaged or has more than 8 bits per channel.
     """
-    return pil_to_tensor(read_as_clean_fid(file)).float() / 255
+    return _read_bytes(file).float().div_(255)
 
 
 def image_warnings(folder: Path, size: int | None = None) -> list[str]:
@@ -81,10 +81,19 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
 
 def read_batches(files: list[Path], batch_size: int) -> Iterator[Tensor]:
     """Read images in order as batches (B, 3, H, W), B at most `batch_size`; a change of size starts a new batch."""
-    for shape, group in itertools.groupby(map(read_image, files), key=lambda image: image.shape):
+    for shape, group in itertools.groupby(map(_read_bytes, files), key=lambda image: image.shape):
         most = max(1, min(batch_size, MAX_PIXELS // (shape[1] * shape[2])))
-        while batch := list(itertools.islice(group, most)):
-            yield torch.stack(batch)
+        while images := list(itertools.islice(group, most)):
+            batch = torch.empty(len(images), *shape)  # filled image by image: `torch.stack` needs twice the memory
+            for index in range(len(images)):
+                batch[index] = images[index]
+            del images
+            yield batch.div_(255)
+
+
+def _read_bytes(file: Path) -> Tensor:
+    """An image as RGB (3, H, W) in bytes; see `read_image`."""
+    return pil_to_tensor(read_as_clean_fid(file))
 
 
 def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32, size: int | None = None) -> Tensor:

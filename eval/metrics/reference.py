@@ -13,6 +13,7 @@ from eval.features.image_folder import features_of_folder
 from eval.metrics.context import Reference
 from eval.metrics.fid import statistics
 from teachers import pocket
+from teachers.support.arrays import check_npz
 from teachers.support.files import atomic_write
 from teachers.support.text import printable
 
@@ -91,6 +92,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
 
 def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
     try:
+        check_npz(path, ("mu", "sigma", "features", "extractor", "size"))
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
             features = torch.from_numpy(arrays["features"]) if "features" in arrays else None

@@ -26,6 +26,7 @@ from eval.pipelines.signatures import argument, check_call, parameters, pipeline
 from teachers.core.schedule import alphas_cumprod, betas, prediction_type
 from teachers.loading import registry, source
 from teachers.loading.inspection import check_networks_stored, stored_components
+from teachers.loading.trial import check_fit_once
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
@@ -68,6 +69,8 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, allow_
         options |= {"safety_checker": None} if "safety_checker" in components else {}
         options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
         owners = tuple(registry.owners())
+        if (family := registry.family_of_class(kind)) is not None:
+            check_fit_once(str(folder), family)
         pipe = source.load_pipeline(
             (kind,), str(folder), owners=owners, pickles=allow_pickle, quantized=True, **options
         )

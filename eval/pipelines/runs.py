@@ -4,7 +4,6 @@ An external pipeline has no distill.json. It is called with the defaults of its 
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from teachers import pocket
 from teachers.loading import registry
 from teachers.loading.prompts import read_prompts
 from teachers.loading.source import class_name, download, loading_errors
+from teachers.support.json_files import read_json
 
 FORMAT = 1
 EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.json
@@ -74,9 +74,9 @@ def read_run(
     if not file.is_file():
         return _external_pipeline(path, folder, step_counts, guidance)
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); export the pipeline again") from error
+        stored = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; export the pipeline again") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ValueError(f"{file} must have format {FORMAT}; export the pipeline again with this version")
     teacher = _entry(stored, "teacher", dict, file)

@@ -1,7 +1,6 @@
 """How a pipeline class's `__call__` takes its inputs: diffusers' names, or those that its teacher family declares."""
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from teachers.loading import registry
+from teachers.support.json_files import read_json
 
 
 def parameters(kind: type[DiffusionPipeline]) -> set[str]:
@@ -60,7 +60,7 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     """
     file = folder / "model_index.json"
     try:
-        name = str(json.loads(file.read_text(encoding="utf-8"))["_class_name"])
+        name = str(read_json(file, constants=True)["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is not the index of a diffusers pipeline; save the pipeline again ({error})"

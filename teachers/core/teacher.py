@@ -93,6 +93,9 @@ class Teacher(Contract, ABC):
             )
         source = cls.locate(path)
         check_text_widths(config_source(source), cls.network, cls.text_widths)
+        from teachers.loading.trial import check_teacher_once  # it needs this module
+
+        check_teacher_once(source, cls)
         owners = (cls, *cls.components)
         stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
         teacher = cls.wrap(stock.to(device), cls.sigma_data if sigma_data is None else sigma_data)

@@ -13,6 +13,11 @@ from teachers.core.teacher import Teacher, height_and_width
 from teachers.core.time_embedding import bake_timesteps
 from teachers.loading.source import Pipelines
 
+TIME_EMBEDDINGS = {  # what is wrong with the others
+    "fourier": "it takes the logarithm of the timestep, which is 0 at the end of a schedule of timesteps",
+    "learned": "it knows whole timesteps only, and students are trained at all times between",
+}
+
 
 class Unconditional(Teacher):
     """`DDPMPipeline` or `DDIMPipeline`. The latents are pixels.
@@ -35,6 +40,11 @@ class Unconditional(Teacher):
         if unet.config.class_embed_type or unet.config.num_class_embeds:
             raise ValueError(
                 "the family `unconditional` takes a UNet2DModel without classes, got a class-conditional one"
+            )
+        if unet.config.time_embedding_type != "positional":
+            raise ValueError(
+                "time_embedding_type of the UNet2DModel must be positional, got "
+                f"{unet.config.time_embedding_type}: {TIME_EMBEDDINGS.get(unet.config.time_embedding_type, 'unknown')}"
             )
         self.unet = unet
         path, prediction = schedule(scheduler, sigma_data, flow=False)

@@ -1,6 +1,5 @@
 """What can be refused from the files of a pipeline folder alone, for training, description and evaluation alike."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,9 @@ from typing import Any
 from safetensors import safe_open
 
 from teachers.loading.components import LIBRARIES, OPTIONAL, component_class, is_component
+from teachers.support.json_files import read_json
+from teachers.support.limits import TABLE_BYTES
+from teachers.support.text import printable
 
 INDEX = "model_index.json"
 
@@ -106,24 +108,29 @@ def check_text_widths(path: str, network: str, widths: Mapping[str, tuple[str, .
 
 
 def check_tokenizer(tokenizer: Path, encoder: Path) -> None:
-    """Check that a text encoder has an embedding for every added token, as textual inversion needs.
+    """Check that a text encoder has an embedding for every token, and a position for every token of a prompt.
 
     Args:
         tokenizer: The tokenizer's folder.
         encoder: The text encoder's folder.
 
     Raises:
-        ValueError: With the token that has none.
+        ValueError: With the token that has none, or the number of positions.
     """
-    rows = embedding_rows(encoder)
+    rows, positions = embedding_rows(encoder), text_positions(encoder)
     added = added_tokens(tokenizer)
-    if rows is None or not added:
-        return
-    token, number = max(added.items(), key=lambda item: item[1])
-    if number >= rows:
+    for kind, tokens in (("token", vocabulary(tokenizer)), ("added token", added)):
+        token, number = max(tokens.items(), key=lambda item: item[1], default=("", -1))
+        if rows is not None and number >= rows:
+            raise ValueError(
+                f"{encoder} must have an embedding for every token of {tokenizer.name}, got {rows} rows and no row "
+                f"{number} for the {kind} {printable(token)!r}; save the text encoder after resize_token_embeddings"
+            )
+    length = _json(tokenizer / "tokenizer_config.json").get("model_max_length")
+    if positions is not None and length is not None and not (isinstance(length, int) and 2 <= length <= positions):
         raise ValueError(
-            f"{encoder} must have an embedding for every token of {tokenizer.name}, got {rows} rows and no row "
-            f"{number} for the added token {token!r}; save the text encoder after resize_token_embeddings"
+            f"model_max_length of {tokenizer} must be a whole number from 2 to {positions}, the positions of "
+            f"{encoder.name}, got {printable(length)[:40]}"
         )
 
 
@@ -139,6 +146,16 @@ def embedding_rows(encoder: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def text_positions(encoder: Path) -> int | None:
+    """The most tokens that a CLIP text encoder takes, by its config; None for other text encoders."""
+    config = _json(encoder / "config.json")
+    values = config.get("text_config") or config
+    if not str(values.get("model_type", config.get("model_type", ""))).startswith("clip"):
+        return None
+    found = values.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
 def embedding_width(encoder: Path) -> int | None:
     """Width of a text encoder's embeddings by its config; None if the config does not say it."""
     config = _json(encoder / "config.json")
@@ -147,6 +164,15 @@ def embedding_width(encoder: Path) -> int | None:
             if isinstance(values.get(key), int):
                 return int(values[key])
     return None
+
+
+def vocabulary(tokenizer: Path) -> dict[str, int]:
+    """The tokens of a tokenizer with their numbers; empty if its files do not list them as JSON."""
+    found = _json(tokenizer / "vocab.json") or (_json(tokenizer / "tokenizer.json").get("model") or {}).get("vocab")
+    if isinstance(found, list):  # pairs of a token and its score, in order
+        found = {str(entry[0]): number for number, entry in enumerate(found) if isinstance(entry, list) and entry}
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {str(token): number for token, number in pairs if isinstance(number, int)}
 
 
 def added_tokens(tokenizer: Path) -> dict[str, int]:
@@ -163,7 +189,7 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file, TABLE_BYTES, constants=True)
     except ValueError:
-        return {}  # transformers reports it
+        return {}  # `check_configs` or transformers reports it
     return values if isinstance(values, dict) else {}

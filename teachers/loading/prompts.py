@@ -8,17 +8,18 @@ one, or the first of COLUMNS that it has. Files are UTF-8, and only line feeds a
 import csv
 import importlib
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from teachers import pocket
+from teachers.support.json_files import parse_json
 from teachers.support.text import printable, read_lines, read_text
 
 COLUMNS = ("text", "prompt", "caption")
 LONGEST = 20_000  # characters of a caption; text encoders read the first 77 to 512 tokens
+PARQUET_ROWS = 256  # read at a time: a long value that is stored once can stand in many rows
 EXTRA = 'pip install -e ".[data]"'
 
 
@@ -175,9 +176,9 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}, line {number}: this is not JSON") from error
+            row = parse_json(line, constants=True)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: this is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f'{file}, line {number}: every line must be a JSON object such as {{"text": ...}}')
         yield number, row
@@ -205,7 +206,7 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
     parquet = import_optional("pyarrow.parquet", f"reading {file}")
     try:
         with parquet.ParquetFile(file) as stored:
-            for batch in stored.iter_batches(columns=_text_columns(stored.schema_arrow)):
+            for batch in stored.iter_batches(PARQUET_ROWS, columns=_text_columns(stored.schema_arrow)):
                 yield from batch.to_pylist()
     except (OSError, import_optional("pyarrow", f"reading {file}").ArrowException) as error:
         raise ValueError(f"{file} is not readable as parquet ({' '.join(str(error).split())})") from error

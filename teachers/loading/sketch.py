@@ -1,6 +1,7 @@
 """A teacher from its configuration alone: networks on the meta device, no weights."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from teachers.core.teacher import Teacher
 from teachers.loading.components import OPTIONAL, absent_components, installed_class
 from teachers.loading.inspection import check_text_widths
 from teachers.loading.markers import apply_markers
-from teachers.loading.source import check_trusted, class_name, config_source, loading_errors
+from teachers.loading.sizes import bounded, build, check_configs
+from teachers.loading.source import TEXT_COMPONENTS, check_trusted, class_name, config_source, loading_errors
 
 # Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments
 # of AdamW of each network that trains, and 4 for the gradient of the network that is being updated.
@@ -35,6 +37,8 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
     """
     file, path = path, config_source(path)
     with loading_errors(path):
+        if Path(path).is_dir():
+            check_configs(Path(path))
         index = DiffusionPipeline.load_config(path)
         kinds = {kind.__name__: kind for kind in family.pipelines}
         name = class_name(path)
@@ -53,8 +57,41 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
         for name, value in index.items():
             component = installed_class(value, owners) if name in parameters and name not in OPTIONAL else None
             if component is not None and issubclass(component, ConfigMixin):
-                with torch.device("meta" if issubclass(component, nn.Module) else "cpu"):
+                with torch.device("meta" if issubclass(component, nn.Module) else "cpu"), bounded(Path(path) / name):
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))
     if file != path:
         parts["scheduler"] = apply_markers(parts["scheduler"], file)
     return family.wrap(kind(**parts), family.sigma_data)
+
+
+def add_text_encoders(teacher: Teacher, source: str) -> None:
+    """Add tokenizers, and text encoders on the meta device, which define the shapes of conditions.
+
+    Args:
+        teacher: A teacher from `sketch`.
+        source: The pipeline's folder or Hub id.
+    """
+    parts: dict[str, Any] = {}
+    for name, value in DiffusionPipeline.load_config(source).items():
+        if isinstance(value, list) and value[0] == "transformers" and name.startswith(TEXT_COMPONENTS):
+            kind: Any = installed_class(value)
+            if name.startswith("tokenizer"):
+                parts[name] = kind.from_pretrained(source, subfolder=name, trust_remote_code=False)
+                continue
+            with bounded(Path(source) / name):
+                parts[name] = build(kind, source, name).requires_grad_(False).eval()
+            parts[name].register_forward_pre_hook(_with_whole_mask, with_kwargs=True)
+    if parts:
+        stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
+        stock.register_modules(**parts)
+        if hasattr(stock, "tokenizer_max_length") and parts.get("tokenizer") is not None:  # as its constructor does
+            stock.tokenizer_max_length = parts["tokenizer"].model_max_length
+
+
+def _with_whole_mask(module: nn.Module, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give an encoder a mask (B, 1, L, L): whether it needs one (B, L) depends on values, which meta tensors lack."""
+    mask = keywords.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.is_meta and mask.ndim == 2:
+        whole = mask.new_zeros(len(mask), 1, mask.shape[1], mask.shape[1], dtype=torch.float32)
+        keywords = {**keywords, "attention_mask": whole}
+    return args, keywords

@@ -25,8 +25,9 @@ from torch import nn
 from teachers.loading.components import absent_components, check_components
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
+from teachers.loading.sizes import check_configs, check_sizes
 from teachers.loading.trust import check_pipeline_files
-from teachers.loading.weights import INDEX, check_finite, load_networks
+from teachers.loading.weights import INDEX, check_finite, load_networks, network_classes
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 LOADING_ERRORS = (
@@ -98,6 +99,8 @@ def class_name(path: str) -> str | None:
         path = str(configuration(path))
         if not Path(path).is_dir():
             return None
+    if Path(path).is_dir():
+        check_configs(Path(path))
     with loading_errors(path):
         try:
             name = DiffusionPipeline.load_config(path)["_class_name"]
@@ -225,7 +228,9 @@ def from_folder(
     """
     parts = {name: value for name, value in options.items() if value is None}
     folder = Path(path) if Path(path).is_dir() else download(kind, path, pickles, **parts)
+    check_configs(folder)
     check_trusted(str(folder), owners, kind)
+    check_sizes(folder, {name: kind for name, kind in network_classes(folder, owners).items() if name not in parts})
     networks = load_networks(folder, parts, options["dtype"], pickles, owners)
     safe = None if pickles else True
     return kind.from_pretrained(str(folder), use_safetensors=safe, trust_remote_code=False, **(options | networks))

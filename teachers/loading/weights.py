@@ -5,7 +5,6 @@ lacks, such as the layers of adapters. Here both are errors. Renamed keys of old
 as the libraries themselves treat them.
 """
 
-import json
 import logging
 import math
 import pickle
@@ -22,7 +21,10 @@ from safetensors import safe_open
 from torch import nn
 
 from teachers.loading.components import OPTIONAL, installed_class
+from teachers.loading.sizes import check_memory, check_sizes
 from teachers.loading.trust import check_no_adapter
+from teachers.support.json_files import read_json
+from teachers.support.limits import TABLE_BYTES
 
 logger = logging.getLogger(__name__)
 INDEX = "model_index.json"
@@ -72,7 +74,7 @@ def check_shards(folder: Path, files: Collection[Path]) -> None:
     listed: set[tuple[str, str]] = set()
     names = {file.name for file in files}
     for index in folder.glob("*.safetensors.index*.json"):
-        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        entries = read_json(index, TABLE_BYTES)["weight_map"].items()
         listed |= {(key, file) for key, file in entries} if names.intersection(dict(entries).values()) else set()
     if not listed:
         return
@@ -103,7 +105,7 @@ def network_classes(folder: Path, owners: Iterable[type[Any]] = ()) -> dict[str,
         ValueError: If diffusers or transformers has no such class.
     """
     classes: dict[str, Any] = {}
-    for name, entry in json.loads((folder / INDEX).read_text(encoding="utf-8")).items():
+    for name, entry in read_json(folder / INDEX, constants=True).items():
         kind = None if name in OPTIONAL else installed_class(entry, owners)
         if kind is not None and issubclass(kind, ModelMixin | transformers.PreTrainedModel):
             classes[name] = kind
@@ -129,10 +131,14 @@ def load_networks(
         ValueError: If a network's parameters are not exactly those of its files, or are not finite.
     """
     networks: dict[str, nn.Module] = {}
-    for name, kind in network_classes(folder, owners).items():
-        if name not in skip and (folder / name).is_dir():
-            own: Any = dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
-            networks[name] = load_network(kind, folder / name, own, pickles)
+    classes = {name: kind for name, kind in network_classes(folder, owners).items() if name not in skip}
+    own_dtype: dict[str, Any] = {
+        name: dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype for name in classes
+    }
+    check_memory(folder, {file: own_dtype[name] for name in classes for file in weight_files(folder / name)[1]})
+    for name, kind in classes.items():
+        if (folder / name).is_dir():
+            networks[name] = load_network(kind, folder / name, own_dtype[name], pickles)
             check_finite(folder / name, networks[name])
     return networks
 
@@ -210,15 +216,29 @@ def check_finite(source: Path, network: nn.Module) -> None:
     if absent:
         raise ValueError(f"{source} has no weights for {_some(absent)} of its {type(network).__name__}")
     for name, value in network.named_parameters():
-        # The sum needs no second copy of the weights; it may overflow, so a bad one is checked again.
-        if not math.isfinite(value.detach().sum(dtype=torch.float32)) and not bool(value.isfinite().all()):
-            raise ValueError(f"{source} has values of {name} that are infinite or not a number in {value.dtype}")
+        _check_values(source, name, value.detach())
+
+
+def check_stored_values(source: Path, files: Iterable[Path]) -> None:
+    """`check_finite` for the tensors in .safetensors files, one at a time."""
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                value = tensors.get_tensor(name)
+                if value.is_floating_point():
+                    _check_values(source, name, value)
+
+
+def _check_values(source: Path, name: str, value: torch.Tensor) -> None:
+    # The sum needs no second copy of the weights; it may overflow, so a bad one is checked again.
+    if not math.isfinite(value.sum(dtype=torch.float32)) and not bool(value.isfinite().all()):
+        raise ValueError(f"{source} has values of {name} that are infinite or not a number in {value.dtype}")
 
 
 def check_networks(folder: Path, owners: Iterable[type[Any]] = ()) -> list[str]:
-    """Check a pipeline's networks against the names and shapes in their files, as loading them does.
+    """Check a pipeline's networks against the names, shapes and values in their files, as loading them does.
 
-    No weights are read. Components without .safetensors files are left out.
+    One tensor at a time is in memory. Components without .safetensors files are left out.
 
     Args:
         folder: The pipeline's folder.
@@ -228,14 +248,17 @@ def check_networks(folder: Path, owners: Iterable[type[Any]] = ()) -> list[str]:
         The variants that would be loaded, such as "unet fp16".
 
     Raises:
-        ValueError: If a network does not fit its files.
+        ValueError: If a network does not fit its files, or a value is not finite.
     """
     variants = []
-    for name, kind in network_classes(folder, owners).items():
+    classes = network_classes(folder, owners)
+    check_sizes(folder, classes)
+    for name, kind in classes.items():
         variant, files = weight_files(folder / name)
         if files:
             with _without_progress_bars():
                 load_network(kind, folder / name, device="meta")
+            check_stored_values(folder / name, files)
         if variant:
             variants.append(f"{name} {variant}")
     return variants

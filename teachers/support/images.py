@@ -10,6 +10,9 @@ can be compared with published ones, and training reads what an image viewer sho
 | more than 8 bits in a grey channel | refused | refused |
 | 16-bit colour | the upper 8 bits, as Pillow | the same |
 | animation | first frame | first frame |
+
+An image of more than `teachers.support.limits.IMAGE_PIXELS` pixels is refused before it is decoded. In training,
+baseline JPEGs are decoded at a reduced size, which counts.
 """
 
 import io
@@ -18,18 +21,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from teachers.support.limits import IMAGE_PIXELS
 from teachers.support.text import printable
 
 # Formats that Pillow decodes itself. Others run programs (EPS) or are no photographs.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-LARGE = 2**24  # pixels; larger images are decoded one at a time and reduced if that is enough, JPEGs while decoding
+LARGE = 2**24  # pixels; larger images are reduced if that is enough, JPEGs while decoding
+BUDGET = 2**26  # pixels of the images that several threads decode at the same time for training
+MAX_CHANNELS = 8  # of a TIFF
+MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten, and each takes the time of a whole image
 MAX_ASPECT = 32  # of the longer side to the shorter one, for training: of other images little would remain
-
-_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,19 @@ def read_for_training(source: Path | bytes, name: str, side: int | None = None) 
     """
     try:
         with _open(source) as image:
-            _check(image)
             width, height = image.size
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise _Refused(
                     f"is {width} x {height} pixels; its longer side must be at most {MAX_ASPECT} times the shorter one"
                 )
-            if side is not None and width * height > LARGE:
-                image.draft(None, (2 * side, 2 * side))  # only JPEG; twice the size, because it is resized afterwards
-            if image.width * image.height <= LARGE:
-                return _flatten(image)
-            with _one_at_a_time:
-                return _flatten(image, side)
+            reduced = side if width * height > LARGE else None
+            if reduced is not None:
+                if _is_progressive(image):  # all of its coefficients are in memory
+                    _check_pixels(width, height)
+                image.draft(None, (2 * reduced, 2 * reduced))  # only JPEG; twice the size, as it is resized afterwards
+            _check(image, source)
+            with _budget.take(image.width * image.height):
+                return _flatten(image, reduced if image.width * image.height > LARGE else None)
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ValueError(f"{printable(name)} {_problem(error, source)}") from error
 
@@ -86,7 +93,7 @@ def read_as_clean_fid(file: Path) -> Image.Image:
     """
     try:
         with _open(file) as image:
-            _check(image)
+            _check(image, file)
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ValueError(f"{printable(file)} {_problem(error, file)}") from error
@@ -107,6 +114,29 @@ def image_header(file: Path) -> Iterator[Image.Image]:
         yield image
 
 
+class _Budget:
+    """Limits the pixels that several threads decode at the same time."""
+
+    def __init__(self) -> None:
+        self.used, self.changed = 0, threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """A context in which this thread decodes `pixels`; it waits while others decode too many."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.used == 0 or self.used + pixels <= BUDGET)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
+
+
+_budget = _Budget()
+
+
 class _Refused(ValueError):
     """An image that is readable and cannot be used; the message follows its name."""
 
@@ -119,15 +149,50 @@ def _open(source: Path | bytes) -> Image.Image:
                 f"has the shape {array.shape} and the type {array.dtype}; an array of an image must have the shape "
                 "(H, W, 3) and the type uint8"
             )
+        _check_pixels(array.shape[1], array.shape[0])
         return Image.fromarray(np.ascontiguousarray(array))
     Image.init()
+    if IMAGE_PIXELS.value > 2 * (Image.MAX_IMAGE_PIXELS or IMAGE_PIXELS.value):
+        Image.MAX_IMAGE_PIXELS = IMAGE_PIXELS.value  # Pillow's own limit, which applies to the header already
     known = [name for name in FORMATS if name in Image.OPEN]
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
 
 
-def _check(image: Image.Image) -> None:
+def _check(image: Image.Image, source: Path | bytes) -> None:
+    """Raise an error for an opened image whose pixels must not or cannot be decoded."""
+    _check_pixels(*image.size)
     if image.mode.startswith(("I", "F")):  # convert("RGB") would clip them
         raise _Refused(f"has more than 8 bits per channel (mode {image.mode}); save it as 8-bit RGB")
+    if image.format == "TIFF":
+        _check_blocks(image)
+    if _is_progressive(image):
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        if content.count(b"\xff\xda") > MAX_SCANS:  # start of scan
+            raise _Refused(f"is a JPEG of more than {MAX_SCANS} scans; save it again")
+
+
+def _check_pixels(width: int, height: int) -> None:
+    most = IMAGE_PIXELS.value
+    if width * height > most:
+        raise _Refused(
+            f"is {width} x {height} pixels, more than the {most:,} that are read from one image; make it smaller, or "
+            f"{IMAGE_PIXELS.advice}"
+        )
+
+
+def _check_blocks(image: Any) -> None:
+    """Check the strips or tiles of a TIFF, which libtiff decodes as a whole even if the image is smaller."""
+    rows = min(image.tag_v2.get(278, 1), image.height)  # RowsPerStrip, by default the whole image
+    width, height = image.tag_v2.get(322, image.width), image.tag_v2.get(323, rows)  # TileWidth, TileLength
+    if width * height > IMAGE_PIXELS.value:
+        raise _Refused(f"has tiles of {width} x {height} pixels, more than the {IMAGE_PIXELS.value:,} that are read")
+    samples = image.tag_v2.get(277, 1)  # SamplesPerPixel
+    if samples > MAX_CHANNELS:
+        raise _Refused(f"has {samples} channels, expected at most {MAX_CHANNELS}")
+
+
+def _is_progressive(image: Image.Image) -> bool:
+    return image.format in ("JPEG", "MPO") and bool(image.info.get("progressive"))
 
 
 def _flatten(image: Image.Image, side: int | None = None) -> Decoded:
@@ -156,8 +221,10 @@ def _problem(error: Exception, source: Path | bytes) -> str:
     if isinstance(error, _Refused):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        return f"has more than {limit:,} pixels, the most that are read from one image; make it smaller"
+        return (
+            f"has more than {IMAGE_PIXELS.value:,} pixels, the most that are read from one image; make it smaller, or "
+            f"{IMAGE_PIXELS.advice}"
+        )
     reason = printable(error) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "it has no known image format"

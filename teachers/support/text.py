@@ -3,23 +3,30 @@
 import re
 from pathlib import Path
 
+from teachers.support.limits import TEXT_BYTES, Limit
+
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32 files start with them too, or with zero bytes
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, limit: Limit = TEXT_BYTES) -> str:
     """Read a UTF-8 file, with or without a byte-order mark. Line ends are kept as they are.
 
     Args:
         file: The file.
+        limit: The largest size of the file in bytes; no more is read.
 
     Returns:
         The text without the byte-order mark.
 
     Raises:
-        ValueError: If it is not UTF-8; the message names the file and the line.
+        ValueError: If it is larger than `limit` or is not UTF-8; the message names the file and the line.
         OSError: If it cannot be opened.
     """
-    content = file.read_bytes()
+    most = limit.value
+    with file.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{printable(file)} must have at most {most:,} bytes, but has more; {limit.advice}")
     if content.startswith(UTF_16_MARKS) or b"\0" in content:
         line = content.partition(b"\0")[0].count(b"\n") + 1
         raise ValueError(f"{printable(file)}, line {line}: this is UTF-16 or binary data; save the file as UTF-8 text")

@@ -220,7 +220,7 @@ def test_pickled_weights_are_not_loaded(tiny, tmp_path):
 
 def test_invalid_index_raises_an_error(tmp_path):
     (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(ValueError, match="not a valid JSON") as error:
+    with pytest.raises(ValueError, match="is not valid JSON") as error:
         StableDiffusion.load(str(tmp_path), CPU)
     check_one_line(error)
     (tmp_path / "model_index.json").write_text("{}")

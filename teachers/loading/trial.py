@@ -1,0 +1,148 @@
+"""Checks that the components of a pipeline fit together: the prompt, one evaluation and the decoder on the meta device.
+
+`fewstep describe`, training and evaluation call the same functions, so they refuse the same pipelines with the same
+message, before any weights are read.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from teachers.core.teacher import Teacher
+from teachers.loading.inspection import check_folder, check_text_widths
+from teachers.loading.sizes import UnusableConfiguration, check_configs
+from teachers.loading.sketch import add_text_encoders, sketch
+from teachers.loading.source import check_trusted, check_weights, config_source, loading_errors
+from teachers.support.text import printable
+
+Stamp = tuple[str, str, str, tuple[tuple[str, int, int], ...]]
+_checked: set[Stamp] = set()  # folders that passed, with their files' times
+
+
+def check_teacher(path: str, family: type[Teacher]) -> Teacher:
+    """Check a teacher by its configuration and the headers of its weights.
+
+    Args:
+        path: A pipeline folder, a Hub id or a .safetensors file, as `Teacher.locate` returns it.
+        family: Its family.
+
+    Returns:
+        The teacher with its networks on the meta device.
+
+    Raises:
+        ValueError: If a configuration cannot be used, or the components do not fit together.
+    """
+    source = config_source(path)
+    with loading_errors(path):
+        check_trusted(source, (family, *family.pipelines, *family.components))
+    check_weights(path)
+    check_folder(source)
+    teacher = sketch(path, family)
+    if Path(source).is_dir():
+        check_fit(teacher, source)
+    return teacher
+
+
+def check_teacher_once(path: str, family: type[Teacher]) -> None:
+    """`check_teacher` for a local pipeline, unless the same files passed it in this process already."""
+    _once(path, family, check_teacher)
+
+
+def check_fit_once(path: str, family: type[Teacher]) -> None:
+    """`check_fit` for a local pipeline of a family, which may be one that is no teacher, such as a few-step student."""
+    _once(path, family, _check_pipeline)
+
+
+def _check_pipeline(path: str, family: type[Teacher]) -> None:
+    check_configs(Path(path))
+    check_folder(path, pickles=True, quantized=True)
+    check_text_widths(path, family.network, family.text_widths)
+    try:
+        teacher = sketch(path, family)
+    except UnusableConfiguration:
+        raise
+    except ValueError:
+        return
+    check_fit(teacher, path)
+
+
+def _once(path: str, family: type[Teacher], check: Callable[[str, type[Teacher]], Any]) -> None:
+    folder = Path(config_source(path))
+    if not folder.is_dir():
+        return
+    files = sorted(file for file in [*folder.glob("*"), *folder.glob("*/*")] if file.is_file())
+    times = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    stamp = (check.__name__, path, f"{family.__module__}.{family.__qualname__}", times)
+    if stamp not in _checked:
+        check(path, family)
+        _checked.add(stamp)
+
+
+@torch.no_grad()
+def check_fit(teacher: Teacher, source: str) -> None:
+    """Encode a prompt, evaluate the network once and decode, with shapes only.
+
+    Args:
+        teacher: A teacher on the meta device, from `sketch`; its text encoders are added.
+        source: The pipeline's folder.
+
+    Raises:
+        ValueError: With the step that failed and the reason.
+    """
+    network, cond = teacher.network, None
+    with _step(source, "its text encoders cannot encode a prompt"):
+        add_text_encoders(teacher, source)
+        cond = teacher.condition([""])
+    meta = torch.device("meta")
+    x = torch.empty(1, *teacher.shape, device=meta)
+    t = torch.full((1,), (teacher.denoiser.path.t_min + teacher.denoiser.path.t_max) / 2, device=meta)
+    size = " x ".join(map(str, teacher.shape))
+    with _step(source, f"its pipeline does not take its default size, {size}"):
+        _check_size(teacher)
+    if cond is None:  # the meta device cannot compute it
+        return
+    with _step(source, f"its {network} cannot be evaluated at its default size, {size}"):
+        velocity = teacher.denoiser.velocity(x, t, cond)
+        if velocity.shape != x.shape:
+            raise ValueError(f"it gives {tuple(velocity.shape[1:])}")
+    with _step(source, f"its decoder cannot decode {size}"):
+        decoded: Any = teacher.decode(x)
+        if len(teacher.shape) == 3 and tuple(decoded.shape[-2:]) != tuple(teacher.image_size):
+            raise ValueError(f"it gives {tuple(decoded.shape[1:])}, expected images of {tuple(teacher.image_size)}")
+
+
+def _check_size(teacher: Teacher) -> None:
+    """Check the default image size with the pipeline's own `check_inputs`, if it has one."""
+    check = getattr(getattr(teacher, "stock", None), "check_inputs", None)
+    if check is None or not {"height", "width"} <= set(parameters := inspect.signature(check).parameters):
+        return
+    height, width = teacher.image_size
+    known = {"prompt": "", "height": height, "width": width, "callback_steps": 1}
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    try:
+        check(**{name: known.get(name) for name in dict.fromkeys([*required, "height", "width"])})
+    except ValueError as error:
+        if "height" in str(error):
+            raise
+    except Exception:
+        return  # it has arguments that are unknown here
+
+
+@contextmanager
+def _step(source: str, problem: str) -> Iterator[None]:
+    """A context that turns errors of networks into one sentence. What the meta device cannot compute passes."""
+    try:
+        yield
+    except NotImplementedError:
+        return
+    except Exception as error:  # networks raise many types for shapes that do not fit
+        text = " ".join(printable(line.strip()) for line in str(error).splitlines())
+        if re.search(r"\bmeta\b", text):  # values are needed, or a constant is on another device
+            return
+        reason = text[:300] or type(error).__name__
+        raise ValueError(f"the components of {source} do not fit together: {problem} ({reason})") from error
