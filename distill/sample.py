@@ -17,6 +17,7 @@ from eval.pipelines.generate import arguments, images_of, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.signatures import takes_prompts
 from teachers.support.files import atomic_write
+from teachers.support.text import read_text
 
 
 def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"RUN must be the folder of a finished run; {folder} has no distill.json")
     try:
-        calls = {entry["num_steps"]: entry["call"] for entry in json.loads(file.read_text(encoding="utf-8"))["calls"]}
+        calls = {entry["num_steps"]: entry["call"] for entry in json.loads(read_text(file))["calls"]}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not readable ({error}); export the run again") from error
     chosen = min(calls) if num_steps is None else num_steps

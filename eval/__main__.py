@@ -77,8 +77,8 @@ def compare(ctx: click.Context, **options: Any) -> None:
     from eval.compare import compare as run
     from eval.report import plain
 
-    click.echo(plain(run(**options)))
-    click.echo(
+    print(plain(run(**options)))
+    print(
         f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)"
     )
 

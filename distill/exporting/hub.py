@@ -15,6 +15,7 @@ from eval.report.columns import quality, speed
 from eval.report.markdown import table
 from eval.report.model_index import model_index
 from teachers.support.locks import hold
+from teachers.support.text import read_text
 
 CARD = "README.md"
 SECTION = "\n## Evaluation\n"
@@ -38,7 +39,7 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
     for folder in folders:
         file = folder / "report.json"
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = json.loads(read_text(file))
             runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except (OSError, ValueError, KeyError, TypeError):
             continue

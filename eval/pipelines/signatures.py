@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from teachers.loading import registry
+from teachers.support.text import read_text
 
 
 def parameters(kind: type[DiffusionPipeline]) -> set[str]:
@@ -60,7 +61,7 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     """
     file = folder / "model_index.json"
     try:
-        name = str(json.loads(file.read_text(encoding="utf-8"))["_class_name"])
+        name = str(json.loads(read_text(file))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is not the index of a diffusers pipeline; save the pipeline again ({error})"

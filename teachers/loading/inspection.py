@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from teachers.loading.components import LIBRARIES, component_class, is_component
+from teachers.support.text import read_text
 
 INDEX = "model_index.json"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # no family uses them
@@ -152,7 +153,7 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_text(file))
     except ValueError:
         return {}  # transformers reports it
     return values if isinstance(values, dict) else {}

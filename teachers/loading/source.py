@@ -25,6 +25,7 @@ from teachers.loading.components import absent_components, check_components
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
 from teachers.loading.weights import INDEX, check_finite, load_networks
+from teachers.support.regular import check_regular, check_special
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
@@ -46,10 +47,13 @@ def local_or_hub(path: str) -> str:
     """
     local = Path(path)
     if local.is_dir():
-        if not (local / INDEX).is_file():
+        if (local / INDEX).exists():
+            check_regular(local / INDEX)
+        else:
             raise ValueError(f"{path} is a folder without {INDEX}, so it is not a diffusers pipeline")
         return str(local)
     if local.exists():
+        check_regular(local)
         if local.suffix != ".safetensors":
             raise ValueError(
                 f"{path} must be a diffusers pipeline folder, a Hub id or a .safetensors file, got another kind of file"
@@ -82,12 +86,14 @@ def class_name(path: str) -> str | None:
         The class name; None for a single file without a configuration folder.
 
     Raises:
-        ValueError: If the pipeline's index cannot be read.
+        ValueError: If the pipeline's index cannot be read, or its folder holds a special file.
     """
     if Path(path).is_file():
         path = str(configuration(path))
         if not Path(path).is_dir():
             return None
+    if Path(path).is_dir():
+        check_special(Path(path))
     with loading_errors(path):
         try:
             return str(DiffusionPipeline.load_config(path)["_class_name"])
@@ -191,9 +197,11 @@ def check_weights(path: str) -> None:
     """Check the headers of the local .safetensors files at `path`.
 
     Raises:
-        ValueError: With the name of a file that is corrupt or incomplete.
+        ValueError: With the name of a file that is corrupt, incomplete or not a regular file.
     """
     local = Path(path)
+    if local.is_dir():
+        check_special(local)
     for file in sorted(local.rglob("*.safetensors")) if local.is_dir() else [local] if local.is_file() else []:
         try:
             with safe_open(file, framework="pt"):

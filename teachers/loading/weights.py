@@ -22,6 +22,7 @@ from torch import nn
 
 from teachers.loading.components import installed_class
 from teachers.loading.inspection import OPTIONAL
+from teachers.support.text import read_text
 
 logger = logging.getLogger(__name__)
 INDEX = "model_index.json"
@@ -71,7 +72,7 @@ def check_shards(folder: Path, files: Collection[Path]) -> None:
     listed: set[tuple[str, str]] = set()
     names = {file.name for file in files}
     for index in folder.glob("*.safetensors.index*.json"):
-        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        entries = json.loads(read_text(index))["weight_map"].items()
         listed |= {(key, file) for key, file in entries} if names.intersection(dict(entries).values()) else set()
     if not listed:
         return
@@ -102,7 +103,7 @@ def network_classes(folder: Path, owners: Iterable[type[Any]] = ()) -> dict[str,
         ValueError: If diffusers or transformers has no such class.
     """
     classes: dict[str, Any] = {}
-    for name, entry in json.loads((folder / INDEX).read_text(encoding="utf-8")).items():
+    for name, entry in json.loads(read_text(folder / INDEX)).items():
         kind = None if name in OPTIONAL else installed_class(entry, owners)
         if kind is not None and issubclass(kind, ModelMixin | transformers.PreTrainedModel):
             classes[name] = kind

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from teachers.support.regular import check_regular, open_regular
 from teachers.support.text import printable
 
 # Formats that Pillow decodes itself. Others run programs (EPS) or are no photographs.
@@ -113,6 +114,7 @@ class _Refused(ValueError):
 
 def _open(source: Path | bytes) -> Image.Image:
     if isinstance(source, Path) and source.suffix == ".npy":
+        check_regular(source)
         array = np.load(source, allow_pickle=False, mmap_mode="r")
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             raise _Refused(
@@ -122,7 +124,10 @@ def _open(source: Path | bytes) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(array))
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source), formats=known)
+    check_regular(source)  # Pillow would wait for a FIFO
+    return Image.open(source, formats=known)
 
 
 def _check(image: Image.Image) -> None:
@@ -170,5 +175,5 @@ def _problem(error: Exception, source: Path | bytes) -> str:
 
 
 def _start(file: Path) -> bytes:
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return stream.read(100)

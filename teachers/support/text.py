@@ -1,8 +1,14 @@
-"""Text files: UTF-8 only, and lines end at line feeds and carriage returns only."""
+"""Text files (UTF-8 only, and lines end at line feeds and carriage returns only), and text that is safe to show."""
 
+import json
 import re
+import unicodedata
 from pathlib import Path
+from typing import Any
 
+from teachers.support.regular import read_bytes
+
+JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within emoji
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32 files start with them too, or with zero bytes
 
 
@@ -17,9 +23,9 @@ def read_text(file: Path) -> str:
 
     Raises:
         ValueError: If it is not UTF-8; the message names the file and the line.
-        OSError: If it cannot be opened.
+        OSError: If it cannot be opened, or is not a regular file.
     """
-    content = file.read_bytes()
+    content = read_bytes(file)
     if content.startswith(UTF_16_MARKS) or b"\0" in content:
         line = content.partition(b"\0")[0].count(b"\n") + 1
         raise ValueError(f"{printable(file)}, line {line}: this is UTF-16 or binary data; save the file as UTF-8 text")
@@ -46,6 +52,44 @@ def read_lines(file: Path) -> list[str]:
     return split_lines(read_text(file))
 
 
-def printable(value: object) -> str:
-    """`value` as text on one line: control characters, line breaks and lone surrogates become escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
+def printable(value: object, lines: bool = False) -> str:
+    """`value` as text that is safe to show in a terminal, a table or a page.
+
+    Control characters (of terminals, too), marks that change the direction of text, other invisible characters and lone
+    surrogates become escape sequences such as "\\x1b" and "\\u202e". Joiners between letters and all blanks stay.
+
+    Args:
+        value: A text, or another object as `str` writes it.
+        lines: Whether line feeds and tabs stay too; otherwise the result is one line.
+    """
+    text = str(value)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if _is_safe(c, lines) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def cleaned(value: Any) -> Any:
+    """Nested lists and dicts of JSON values with every text made `printable`."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {cleaned(key): cleaned(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [cleaned(entry) for entry in value]
+    return value
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON in which letters of all languages stay readable and characters that are not safe are escaped.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return "".join(c if _is_safe(c, lines=True) else json.dumps(c)[1:-1] for c in text)
+
+
+def _is_safe(character: str, lines: bool) -> bool:
+    if character in "\n\t":
+        return lines
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
