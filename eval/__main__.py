@@ -78,9 +78,7 @@ def compare(ctx: click.Context, **options: Any) -> None:
     from eval.report import plain
 
     print(plain(run(**options)))
-    print(
-        f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)"
-    )
+    print(f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)")
 
 
 @evaluate.command(short_help="Compare two folders of images.")

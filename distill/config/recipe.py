@@ -22,9 +22,15 @@ from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import suggest
 from teachers.support.files import atomic_write
+from teachers.support.text import folder_name_problem, printable
 from teachers.support.yaml_files import read_yaml
 
 SAVED = "recipe.yaml"  # in a run's folder
+# Names of this project's files in the folder of runs, and in a run's folder, where trackers use the run's name.
+RESERVED = (
+    *("report", "cache", "checkpoints", "samples", "pipeline", SAVED),
+    *("history.jsonl", "log.jsonl", "exported.json", "failed.json"),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
 
@@ -192,8 +198,12 @@ class Recipe(Checked):
     evaluation: EvaluationRecipe = option(factory=EvaluationRecipe, help="Evaluation.")
 
     def check(self) -> None:
-        if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
-            raise InvalidOption("name", f"must be a plain folder name without slashes, got {self.name!r}")
+        if problem := folder_name_problem(self.name, RESERVED):
+            raise InvalidOption("name", f"must be a plain folder name without slashes, got {self.name!r}: {problem}")
+        if printable(self.output) != self.output:
+            raise InvalidOption(
+                "output", f"must be a folder without control characters in its name, got {self.output!r}"
+            )
         if self.teacher.path is not None and self.teacher.family == "auto":
             self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
         if self.teacher.sigma_data is None:
@@ -270,6 +280,8 @@ def save(recipe: Recipe) -> None:
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists
     head = f"# fewstep train {recipe.folder / SAVED}\n"
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if printable(text, lines=True) != text:  # marks of direction, which YAML need not escape
+        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
     with atomic_write(recipe.folder / SAVED) as temporary:
         temporary.write_text(head + text, encoding="utf-8")
 

@@ -10,8 +10,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from teachers.loading.source import INDEX, configuration, loading_errors
 from teachers.support.canonical import plain_attributes
-from teachers.support.text import read_text
 from teachers.support.keys import code, file_content, folder_contents, key
+from teachers.support.text import read_text
 
 Contents = Mapping[str, str]
 ALL = ("",)  # how the names of all components begin

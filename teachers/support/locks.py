@@ -29,7 +29,11 @@ HOLDER = re.compile(r"process \d{1,10} on [\w.-]{1,255}")
 
 @contextmanager
 def lock_folder(
-    folder: Path, what: str, advice: str, temporary: Sequence[str] = (), owned: tuple[Sequence[str], Sequence[str]] = ((), ())
+    folder: Path,
+    what: str,
+    advice: str,
+    temporary: Sequence[str] = (),
+    owned: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Iterator[None]:
     """Create a folder that this process writes, and lock it.
 

@@ -5,7 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
 from teachers.support.text import printable
@@ -53,10 +53,8 @@ def clean_output() -> Iterator[None]:
 
     def record(*arguments: Any, **options: Any) -> logging.LogRecord:
         made = make_record(*arguments, **options)
-        try:
+        with suppress(Exception):  # a wrong format: logging reports it
             made.msg, made.args = printable(made.getMessage(), lines=True), ()
-        except Exception:  # a wrong format: logging reports it
-            pass
         return made
 
     warnings.formatwarning = warning_text

@@ -3,12 +3,15 @@
 import json
 import re
 import unicodedata
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from teachers.support.regular import read_bytes
 
 JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within emoji
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}  # of Windows
+LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32 files start with them too, or with zero bytes
 
 
@@ -87,6 +90,26 @@ def json_text(value: Any, indent: int | None = None) -> str:
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     return "".join(c if _is_safe(c, lines=True) else json.dumps(c)[1:-1] for c in text)
+
+
+def folder_name_problem(name: str, reserved: Collection[str] = ()) -> str | None:
+    """Why `name` cannot be the name of a new folder on every system; None if it can.
+
+    Args:
+        name: The name.
+        reserved: Names, in lower case, that have another meaning.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        return "it must be one name"
+    if printable(name) != name:
+        return "it has control characters or other invisible characters"
+    if name[0] in ".-~" or name[-1] in ". " or name[0] == " ":
+        return "it must neither begin with a dot, a dash, a tilde or a blank nor end with a dot or a blank"
+    if name.partition(".")[0].upper() in DEVICES or name.lower() in reserved:
+        return "this name is reserved"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"it must have at most {LONGEST_NAME} bytes"
+    return None
 
 
 def _is_safe(character: str, lines: bool) -> bool:
