@@ -31,8 +31,9 @@ TEMPORARY = (  # what an interrupted run leaves
     *(".pipeline*.tmp", ".*.json*.tmp", ".recipe.yaml*.tmp"),
     *("checkpoints/.*.tmp", "checkpoints/best/.*.tmp", "cache/**/.*.tmp"),
 )
-OWN_FILES = ("recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json")  # what a run writes in its folder
-OWN_FOLDERS = ("checkpoints", "samples", "cache", "pipeline")
+FOLDERS = ("checkpoints", "pipeline")  # without which no run can end
+# What a run writes in its folder, beside a folder with the run's name, which trackers write.
+OWN = (*FOLDERS, "samples", "cache", "recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json")
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
 
@@ -189,8 +190,7 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
             the run writes.
     """
     advice = "give this run another name (name=...) or another folder (output=...)"
-    folders = (*OWN_FOLDERS, folder.name)  # trackers write to a folder with the run's name
-    with lock_folder(folder, "the run's folder", advice, TEMPORARY, (OWN_FILES, folders)):
+    with lock_folder(folder, "the run's folder", advice, TEMPORARY, (*OWN, folder.name), FOLDERS):
         yield
 
 

@@ -33,7 +33,8 @@ def lock_folder(
     what: str,
     advice: str,
     temporary: Sequence[str] = (),
-    owned: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    owned: Sequence[str] = (),
+    folders: Sequence[str] = (),
 ) -> Iterator[None]:
     """Create a folder that this process writes, and lock it.
 
@@ -42,7 +43,8 @@ def lock_folder(
         what: What the folder is, for messages, such as "the run's folder".
         advice: How to choose another folder, such as "give this run another name (name=...)".
         temporary: Patterns of temporary names in the folder; what killed processes have left there is removed.
-        owned: Names of the files and of the folders that the command writes in the folder; see `check_owned`.
+        owned: Names of what the command writes in the folder; they must be no links and no special files.
+        folders: Those of `owned` that must be folders.
 
     Raises:
         ValueError: If the folder cannot be written, is in use by another process, or holds a link or a special file at a
@@ -63,7 +65,7 @@ def lock_folder(
                 f"{what} {folder} is in use by another command ({holder[0] if holder else 'unknown process'}); "
                 f"wait until it ends, or {advice}"
             )
-        check_owned(folder, *owned)
+        check_owned(folder, owned, folders)
         remove_stale(folder, temporary)
         try:
             if os.fstat(handle).st_nlink > 1:  # a hard link: the text would be written to another file, too

@@ -76,13 +76,14 @@ def append_line(path: Path, line: str) -> None:
     if path.is_symlink():
         raise NotRegular(f"{path} must be a file, got a link; remove it")
     handle = os.open(path, APPEND, 0o666)
-    with os.fdopen(handle, "ab") as file:
+    with os.fdopen(handle, "ab", buffering=0) as file:  # a buffer would be written again when the file is closed
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise NotRegular(f"{path} must be a file, got {kind_of(status.st_mode)}; remove it")
         try:
-            file.write(f"{line}\n".encode())
-            file.flush()
+            rest = f"{line}\n".encode()
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError:
             os.ftruncate(handle, status.st_size)
             raise
@@ -103,34 +104,28 @@ def check_special(folder: Path) -> None:
     _refuse_special(found)
 
 
-def check_owned(folder: Path, files: Sequence[str], folders: Sequence[str]) -> None:
+def check_owned(folder: Path, names: Sequence[str], folders: Sequence[str] = ()) -> None:
     """Check what a command writes in `folder`: links would lead it to other files, and special files would block it.
 
     Args:
         folder: The folder that the command writes.
-        files: Names of files; what does not exist yet is not checked.
-        folders: Names of folders; everything in them is checked too.
+        names: Names of files and folders in it, and everything in these folders; what does not exist is not checked.
+        folders: Those of `names` that must be folders.
 
     Raises:
-        NotRegular: With the first path that is a link, a special file, or a folder in the place of a file.
+        NotRegular: With the first path that is a link or a special file, or a file in the place of a folder.
     """
-    for name, expected in [*((name, stat.S_IFREG) for name in files), *((name, stat.S_IFDIR) for name in folders)]:
-        try:
-            mode = (folder / name).lstat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if stat.S_IFMT(mode) != expected:
-            raise NotRegular(f"{folder / name} must be {KINDS[expected]}, got {kind_of(mode)}; remove or rename it")
-    for name in folders:
-        for root, inner, names in os.walk(folder / name):
-            for entry in (*inner, *names):
-                try:
-                    mode = os.lstat(os.path.join(root, entry)).st_mode
-                except FileNotFoundError:  # another process has removed its temporary file
-                    continue
-                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                    path = Path(root) / entry
-                    raise NotRegular(f"{path} must be a file or a folder, got {kind_of(mode)}; remove it")
+    for path in (folder / name for name in names):
+        inside = (Path(root) / name for root, inner, files in os.walk(path) for name in (*inner, *files))
+        for found in (path, *inside):
+            try:
+                mode = found.lstat().st_mode
+            except FileNotFoundError:  # it does not exist yet, or was a temporary file of another process
+                continue
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise NotRegular(f"{found} must be a file or a folder, got {kind_of(mode)}; remove or rename it")
+        if path.name in folders and path.exists() and not path.is_dir():
+            raise NotRegular(f"{path} must be a folder, got a file; remove or rename it")
 
 
 def is_inside(path: Path, folder: Path) -> bool:
