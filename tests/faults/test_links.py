@@ -122,12 +122,12 @@ def test_a_folder_is_never_replaced_by_a_file_or_a_file_by_a_folder(tmp_path):
     (tmp_path / "figures.json").mkdir()
     (tmp_path / "figures.json" / "mine").write_text(PRECIOUS)
     (tmp_path / "pipeline").write_text(PRECIOUS)
-    with pytest.raises(ValueError, match=r"figures\.json must be a file, got a folder"):
-        with atomic_write(tmp_path / "figures.json") as temporary:
-            temporary.write_text("new")
-    with pytest.raises(ValueError, match="pipeline must be a folder, got a file"):
-        with atomic_write(tmp_path / "pipeline") as temporary:
-            temporary.mkdir()
+    refused = pytest.raises(ValueError, match=r"figures\.json must be a file, got a folder")
+    with refused, atomic_write(tmp_path / "figures.json") as temporary:
+        temporary.write_text("new")
+    refused = pytest.raises(ValueError, match="pipeline must be a folder, got a file")
+    with refused, atomic_write(tmp_path / "pipeline") as temporary:
+        temporary.mkdir()
     assert (tmp_path / "figures.json" / "mine").read_text() == (tmp_path / "pipeline").read_text() == PRECIOUS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "pipeline"]
 
