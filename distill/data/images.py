@@ -3,6 +3,7 @@
 This module reads folders of image files; `distill.data.hf_datasets` reads other sources.
 """
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +150,7 @@ class ImageFolder(Images):
 
 def _text(value: object, where: str) -> str | None:
     """A caption of metadata, which must be text: a number may be a class or an index."""
-    if isinstance(value, int | float) and value == value:  # NaN is no value
+    if isinstance(value, int | float) and not math.isnan(value):  # NaN stands for no value
         raise ValueError(f"{where}: a caption must be text, got the number {value}; write it in quotes")
     return check_text(value, where)
 
