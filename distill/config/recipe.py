@@ -15,6 +15,7 @@ import yaml
 
 from distill.config.overrides import apply_overrides
 from distill.config.registry import DISTILLERS, TEACHERS, find
+from distill.config.run_names import check_run_names
 from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, InvalidOption, build, option
 from eval.config.names import FEATURES
@@ -22,15 +23,10 @@ from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import suggest
 from teachers.support.files import atomic_write
-from teachers.support.text import folder_name_problem, printable
+from teachers.support.text import printable
 from teachers.support.yaml_files import read_yaml
 
 SAVED = "recipe.yaml"  # in a run's folder
-# Names of this project's files in the folder of runs, and in a run's folder, where trackers use the run's name.
-RESERVED = (
-    *("report", "cache", "checkpoints", "samples", "pipeline", SAVED),
-    *("history.jsonl", "log.jsonl", "exported.json", "failed.json"),
-)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
 
@@ -198,12 +194,7 @@ class Recipe(Checked):
     evaluation: EvaluationRecipe = option(factory=EvaluationRecipe, help="Evaluation.")
 
     def check(self) -> None:
-        if problem := folder_name_problem(self.name, RESERVED):
-            raise InvalidOption("name", f"must be a plain folder name without slashes, got {self.name!r}: {problem}")
-        if printable(self.output) != self.output:
-            raise InvalidOption(
-                "output", f"must be a folder without control characters in its name, got {self.output!r}"
-            )
+        check_run_names(self.name, self.output)
         if self.teacher.path is not None and self.teacher.family == "auto":
             self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
         if self.teacher.sigma_data is None:
