@@ -1,5 +1,6 @@
 """The command line `fewstep`. Arguments are parsed before torch is imported, so that help is immediate."""
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from distill.config.shipped import FOLDER, description, recipe_file, shipped
 from eval.__main__ import ALLOW_PICKLE, demo, evaluate
 from teachers.__main__ import describe, families
 from teachers.support.errors import run_click
+from teachers.support.text import read_text
 
 PATH = click.Path(path_type=Path)
 RECIPE = click.argument("recipe")
@@ -191,14 +193,14 @@ def list_recipes() -> None:
     found = shipped()
     width = max(map(len, found))
     for name, file in found.items():
-        click.echo(f"{name:<{width}}  {description(file).partition('. ')[0].rstrip('.')}.")
+        print(f"{name:<{width}}  {description(file).partition('. ')[0].rstrip('.')}.")
 
 
 @recipes.command()
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME."""
-    click.echo(recipe_file(name).read_text(encoding="utf-8"), nl=False)
+    print(read_text(recipe_file(name)), end="")
 
 
 @recipes.command()
@@ -208,10 +210,10 @@ def copy(name: str, target: Path | None) -> None:
     """Copy the recipe NAME into TARGET (default: a file of that name here), to be edited."""
     source = recipe_file(name)
     target = Path(source.name) if target is None else target / source.name if target.is_dir() else target
-    if target.exists():
+    if os.path.lexists(target):  # also a broken link, which would be followed
         raise ValueError(f"{target} exists already; name another file")
     shutil.copyfile(source, target)
-    click.echo(f"{target}: edit it, then run fewstep train {target}")
+    print(f"{target}: edit it, then run fewstep train {target}")
 
 
 @recipes.command()
@@ -223,7 +225,7 @@ def keys(method: str | None) -> None:
     from distill.config.typed import document
 
     for entry in document(find(DISTILLERS, method).Options, "method") if method else document(Recipe):
-        click.echo(f"{entry.key}  ({entry.kind}; default {entry.default})\n    {entry.help}")
+        print(f"{entry.key}  ({entry.kind}; default {entry.default})\n    {entry.help}")
 
 
 for command in (describe, families, demo):
@@ -251,7 +253,7 @@ def _run(
 
 def _config_file(name: str) -> Path:
     known = {file.stem: file for file in sorted((FOLDER / "accelerate").glob("*.yaml"))}
-    if Path(name).is_file():
+    if Path(name).is_file() or (Path(name).exists() and name not in known):
         from teachers.support.yaml_files import read_yaml
 
         read_yaml(Path(name))  # accelerate would print a traceback

@@ -37,6 +37,7 @@ from distill.training.setup import build_monitor, checkpoints_folder, plan_data,
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
 from teachers.networks.adapters import unwrap
+from teachers.support.text import printable
 
 
 def train(
@@ -131,7 +132,9 @@ def distil(
             keep_best(recipe, state, monitor, record, run_key(identity), engine)
 
     stop = Stop(engine.group)
-    bar = tqdm(total=settings.steps, initial=state.step, desc=recipe.name, disable=not engine.is_main, mininterval=1)
+    bar = tqdm(
+        total=settings.steps, initial=state.step, desc=printable(recipe.name), disable=not engine.is_main, mininterval=1
+    )
     log = MetricLog(engine, folder / "log.jsonl", state.step, bar)
     if _due(settings.evaluate_every, state.step, settings.steps) and history.last < state.step:
         evaluate()

@@ -83,10 +83,8 @@ def compare(ctx: click.Context, **options: Any) -> None:
     from eval.compare import compare as run
     from eval.report import plain
 
-    click.echo(plain(run(**options)))
-    click.echo(
-        f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)"
-    )
+    print(plain(run(**options)))
+    print(f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)")
 
 
 @evaluate.command(short_help="Compare two folders of images.")

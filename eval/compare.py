@@ -34,6 +34,7 @@ from eval.report.rows import rows
 from eval.report.training_log import curves
 from teachers.support.locks import lock_folder
 
+OWN = ("cache", "report.html", "report.md", "report.json", "report.csv", "model-index.yaml", "grid.png")
 TEMPORARY = (".report.*.tmp", ".grid.png.tmp", ".model-index.yaml.tmp", "cache/.*.tmp")
 
 
@@ -57,7 +58,7 @@ def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
         folder, settings = comparison.options.out, comparison.settings
         machine: dict[str, Any] = dict(describe_machine(settings.device, settings.precision))
         busy = load_average()
-        with lock_folder(folder, "--out", "choose another folder with --out", TEMPORARY):
+        with lock_folder(folder, "--out", "choose another folder with --out", TEMPORARY, OWN):
             measured, reference = comparison.measure(machine)
             report = comparison.report(measured, reference, {**machine, "load_before": busy})
             write_report(report, [shrunk(row.result.images[:SHOWN_IMAGES]) for row in measured], folder)

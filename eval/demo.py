@@ -21,6 +21,7 @@ from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_WAITING, RequestLimits
 from eval.pipelines.demo_pipelines import EXAMPLES, MAX_PROMPT_LENGTH, MAX_TEACHER_STEPS, Demo, TimedImage
 from eval.pipelines.machine import choose_device, choose_precision
 from teachers.support.errors import run_click
+from teachers.support.text import printable
 
 
 def caption(result: TimedImage, teacher: TimedImage | None) -> str:
@@ -80,7 +81,7 @@ def page(demo: Demo) -> Any:
         with gr.Row():
             for pipeline in demo.pipelines:
                 with gr.Column(min_width=200):
-                    gr.HTML(f"<h3>{html.escape(pipeline.name)}</h3>")
+                    gr.HTML(f"<h3>{html.escape(printable(pipeline.name))}</h3>")
                     images.append(gr.Image(show_label=False, interactive=False, format="png", buttons=["download"]))
                     captions.append(gr.HTML("&nbsp;"))
         if demo.is_pocket:
@@ -90,7 +91,7 @@ def page(demo: Demo) -> Any:
             try:
                 results = demo.generate(prompt or "", int(seed or 0), int(steps), int(teacher))
             except (ValueError, OverflowError) as error:  # an infinite seed is the latter
-                gr.Warning(html.escape(str(error)))  # gr.Error would cover every image
+                gr.Warning(html.escape(printable(error)))  # gr.Error would cover every image
                 return [gr.skip() for _ in range(2 * len(demo.pipelines))]
             reference = results[0] if demo.teacher_steps else None
             return [with_own_name(result.image) for result in results] + [

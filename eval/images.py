@@ -23,6 +23,7 @@ from eval.metrics.reference import Reference, save
 from eval.metrics.reference import reference as read_reference
 from eval.pipelines.machine import choose_device
 from teachers.support.files import atomic_write
+from teachers.support.text import printable
 
 
 def compare_folders(
@@ -191,4 +192,4 @@ def as_text(metrics: dict[str, Any]) -> str:
             lines.append(f"{key.capitalize() + suffix:<{width}} {metrics[key]:.4f}")
     count = metrics["reference_images"]
     lines.append(f"{'reference images':<{width}} {'statistics only' if count is None else count}")
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in metrics["warnings"])])
+    return "\n".join([*lines, *(f"warning: {printable(warning)}" for warning in metrics["warnings"])])

@@ -21,7 +21,7 @@ def describe(path: str) -> None:
     """
     from teachers.describe import describe as lines
 
-    click.echo(lines(path))
+    print(lines(path))
 
 
 @click.command()
@@ -30,7 +30,7 @@ def families() -> None:
     from teachers.loading.registry import installed
 
     for name, cls in installed().items():
-        click.echo(f"{name:<22} {', '.join(kind.__name__ for kind in cls.pipelines) or 'for use from Python'}")
+        print(f"{name:<22} {', '.join(kind.__name__ for kind in cls.pipelines) or 'for use from Python'}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -18,6 +18,7 @@ from teachers.loading.sketch import DMD_BYTES, SCM_BYTES
 from teachers.loading.source import config_source, loading_errors
 from teachers.loading.trial import check_teacher
 from teachers.loading.weights import check_networks, weight_files
+from teachers.support.text import printable
 
 
 def stored_parameters(folder: Path, network: str) -> dict[str, int]:
@@ -82,7 +83,7 @@ def describe(path: str) -> str:
         "sCM": f"{memory(trained, SCM_BYTES)}: teacher, student, EMA",
         "": "(float32 with AdamW, one process; without activations, autoencoder and text encoders)",
     }
-    return "\n".join([path, *(f"  {key:<10} {value}" for key, value in lines.items() if value)])
+    return "\n".join([printable(path), *(f"  {key:<10} {printable(value)}" for key, value in lines.items() if value)])
 
 
 def guidance(teacher: Teacher) -> str:

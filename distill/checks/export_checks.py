@@ -15,6 +15,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
+from teachers.support.text import read_text
 
 PROMPTS_FILE = "training_prompts.txt"
 
@@ -53,7 +54,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The contents of a pipeline's `distill.json`; ValueError if it is not readable."""
     file = folder / "distill.json"
     try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(read_text(file))
         parts = {"times": record["times"], "calls": record["calls"], "teacher.family": record["teacher"]["family"]}
         if empty := [name for name, value in parts.items() if not value]:
             raise ValueError(f"{empty[0]} must not be empty")
@@ -82,7 +83,7 @@ def embed_scales(teacher: Teacher, student: Denoiser, record: dict[str, Any]) ->
 
 def family_class(family: type[Teacher], folder: Path) -> Any:
     """The class of the pipeline in `folder`, among those of the family and diffusers' own."""
-    name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    name = json.loads(read_text(folder / "model_index.json"))["_class_name"]
     for kind in family.pipelines:
         if kind.__name__ == name:
             return kind
@@ -93,5 +94,5 @@ def example_prompts(folder: Path, pipe: Any) -> list[str]:
     """Training prompts that the export stored, else prompts that the pipeline takes."""
     stored = folder / PROMPTS_FILE
     if stored.is_file():
-        return stored.read_text(encoding="utf-8").split("\n")[:2]
+        return read_text(stored).split("\n")[:2]
     return prompts_for(type(pipe)) or [""]

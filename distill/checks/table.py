@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from teachers.support.text import printable
+
 
 @dataclass(frozen=True)
 class Check:
@@ -34,11 +36,13 @@ def left_out(name: str, reason: str) -> Check:
 
 def table(checks: Sequence[Check]) -> str:
     """The checks as text, one line each: check, largest difference, tolerance, ok."""
-    width = max(len("check"), *(len(check.name) for check in checks))
+    width = max(len("check"), *(len(printable(check.name)) for check in checks))
     lines = [f"{'check':<{width}}  {'largest difference':>18}  {'tolerance':>9}  ok"]
     for check in checks:
         value = "-" if check.tolerance is None and math.isnan(check.difference) else f"{check.difference:.1e}"
         limit = "-" if check.tolerance is None else f"{check.tolerance:.0e}"
         verdict = "-" if check.tolerance is None else "yes" if check.passed else "NO"
-        lines.append(f"{check.name:<{width}}  {value:>18}  {limit:>9}  {verdict:<3} {check.note}".rstrip())
+        lines.append(
+            f"{printable(check.name):<{width}}  {value:>18}  {limit:>9}  {verdict:<3} {printable(check.note)}".rstrip()
+        )
     return "\n".join(lines)

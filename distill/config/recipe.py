@@ -15,6 +15,7 @@ import yaml
 
 from distill.config.overrides import apply_overrides
 from distill.config.registry import DISTILLERS, TEACHERS, find
+from distill.config.run_names import check_run_names
 from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, InvalidOption, build, option
 from eval.config.names import FEATURES
@@ -22,6 +23,7 @@ from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import suggest
 from teachers.support.files import atomic_write
+from teachers.support.text import printable
 from teachers.support.yaml_files import read_yaml
 
 SAVED = "recipe.yaml"  # in a run's folder
@@ -192,8 +194,7 @@ class Recipe(Checked):
     evaluation: EvaluationRecipe = option(factory=EvaluationRecipe, help="Evaluation.")
 
     def check(self) -> None:
-        if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
-            raise InvalidOption("name", f"must be a plain folder name without slashes, got {self.name!r}")
+        check_run_names(self.name, self.output)
         if self.teacher.path is not None and self.teacher.family == "auto":
             self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
         if self.teacher.sigma_data is None:
@@ -270,6 +271,8 @@ def save(recipe: Recipe) -> None:
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists
     head = f"# fewstep train {recipe.folder / SAVED}\n"
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if printable(text, lines=True) != text:  # marks of direction, which YAML need not escape
+        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
     with atomic_write(recipe.folder / SAVED) as temporary:
         temporary.write_text(head + text, encoding="utf-8")
 

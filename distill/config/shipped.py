@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from teachers.support.errors import suggest
+from teachers.support.regular import check_regular
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 OTHERS = ("accelerate", "eval")  # folders of launcher configurations and evaluation protocols
@@ -19,11 +20,13 @@ def recipe_file(source: str | Path) -> Path:
     """The file of a recipe, given by its path or by the name of a shipped one.
 
     Raises:
-        ValueError: If there is neither, with the closest existing name.
+        ValueError: If there is neither, with the closest existing name, or if it is a folder, a FIFO or a device.
     """
     path, name = Path(source), str(source)
     if path.is_file():
         return path
+    if path.exists():
+        check_regular(path)
     known = shipped()
     if name.removesuffix(".yaml") in known:
         return known[name.removesuffix(".yaml")]

@@ -26,7 +26,7 @@ from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents, encoder_key
 from teachers.support.files import atomic_write
 from teachers.support.keys import key
-from teachers.support.text import printable
+from teachers.support.text import printable, read_text
 
 BATCH = 64  # prompts or images that are encoded together
 NOTES = {  # what is said about the images that a shard lists
@@ -190,7 +190,7 @@ class Encoder:
     def _read_index(self, index: Path, source: str) -> list[str] | None:
         """The keys of all shards of a source of images; None if it has not been encoded completely."""
         try:
-            stored = json.loads(index.read_text(encoding="utf-8"))
+            stored = json.loads(read_text(index))
             return list(stored["shards"]) if stored["key"] == source else None
         except (OSError, ValueError, KeyError, TypeError):
             return None

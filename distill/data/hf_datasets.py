@@ -21,6 +21,7 @@ from distill.data.images import Block, Images, Row
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
 from teachers.support.keys import file_content, key
 from teachers.support.listing import is_image
+from teachers.support.regular import NotRegular
 from teachers.support.text import printable
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
@@ -51,7 +52,7 @@ class HFImages(Images):
         revision = None if files else _revision(source)
         with readable_errors(source):
             kind = BUILDERS[files[0].suffix.lower()] if files else source
-            contents = [file_content(file) for file in files]
+            contents = [file_content(file) for file in files]  # of regular files only
             # `datasets` identifies local files by their modification times, so its cache gets a name by content.
             local: dict[str, Any] = {
                 "data_files": [glob.escape(str(file)) for file in files],
@@ -173,6 +174,6 @@ def readable_errors(source: str) -> Iterator[None]:
             raise ValueError(
                 f"data.images {source} is not a folder, and the Hub cannot be reached to look for a dataset"
             ) from error
-        if type(error) is ValueError and len(chain) == 1:
+        if (type(error) is ValueError and len(chain) == 1) or isinstance(error, NotRegular):
             raise  # raised in this module
         raise ValueError(f"the dataset {source} cannot be read: {text[:200]}") from error

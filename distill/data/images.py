@@ -3,6 +3,7 @@
 This module reads folders of image files; `distill.data.hf_datasets` reads other sources.
 """
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -148,6 +149,13 @@ class ImageFolder(Images):
         return notes
 
 
+def _text(value: object, where: str) -> str | None:
+    """A caption of metadata, which must be text: a number may be a class or an index."""
+    if isinstance(value, int | float) and not math.isnan(value):  # NaN stands for no value
+        raise ValueError(f"{where}: a caption must be text, got the number {value}; write it in quotes")
+    return check_text(value, where)
+
+
 def _row_key(row: Row) -> str:
     assert isinstance(row.image, Path)
     return key(file_content(row.image), row.caption)
@@ -184,5 +192,5 @@ def _captions(others: Sequence[Path], files: Sequence[Path]) -> dict[Path, str |
                 raise ValueError(f"{where}: this is a second caption of {printable(name)!r}; an image must have one")
             described.add(image)
             column = next((column for column in COLUMNS if column in row), None)
-            captions[image] = None if column is None else check_text(row[column], where)
+            captions[image] = None if column is None else _text(row[column], where)
     return captions

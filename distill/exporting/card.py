@@ -6,7 +6,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from eval.report.markdown import escape
 from teachers.core.teacher import Teacher
+from teachers.support.text import cleaned, json_text, printable
 
 
 def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None) -> str:
@@ -68,6 +70,11 @@ def is_stock(kind: type[DiffusionPipeline]) -> bool:
     return kind.__module__.partition(".")[0] == "diffusers"
 
 
+def code_span(text: str) -> str:
+    """A text as code in Markdown; backticks in it cannot end the code."""
+    return "`" + printable(text).replace("`", "'") + "`"
+
+
 def step_note(cost: dict[str, Any]) -> str:
     """The line that says which training step's EMA the pipeline has, if it is not the last one."""
     if cost["exported_step"] == cost["steps"]:
@@ -91,7 +98,7 @@ def model_card(
         teacher: The teacher.
         absent: Components that the pipeline has to be loaded without explicitly.
     """
-    without = "".join(f", {name}=None" for name in absent)
+    record, without = cleaned(record), "".join(f", {name}=None" for name in absent)
     prompt, pipeline = prompt_argument(kind, teacher), kind.__name__
     prompts = prompt is not None and "class_labels" not in prompt
     steps = " or ".join(str(entry["num_steps"]) for entry in record["calls"])
@@ -124,16 +131,16 @@ def model_card(
             f"{checked['difference']:.1e} (checked at {steps} step{'s' * (steps != '1')})."
         )
     lora = lora_section(record, kind, scheduler, prompt) if "lora" in record else ""
-    distilled = f"distilled with {record['method']} by fewstep {record['version']}"
+    distilled = f"distilled with {escape(record['method'])} by fewstep {record['version']}"
     return f"""---
 library_name: diffusers
 pipeline_tag: {"text-to-image" if prompts else "unconditional-image-generation"}
-tags: [distillation, {record["method"]}, few-step]
+tags: [distillation, {json_text(record["method"])}, few-step]
 ---
 
-# {record["name"]}
+# {escape(record["name"])}
 
-A {steps}-step student of `{record["teacher"]["path"]}`, {distilled}.
+A {steps}-step student of {code_span(record["teacher"]["path"])}, {distilled}.
 
 ```python
 from {module} import {loader}

@@ -10,14 +10,17 @@ import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from distill.exporting.pipeline import PROMPTS
+from distill.exporting.pipeline import EVALUATION_PROMPTS, PROMPTS
 from eval.report.columns import quality, speed
-from eval.report.markdown import table
+from eval.report.markdown import escape, table
 from eval.report.model_index import model_index
 from teachers.support.locks import hold
+from teachers.support.regular import outside_links
+from teachers.support.text import cleaned, read_text
 
 CARD = "README.md"
 SECTION = "\n## Evaluation\n"
+FRONT_MATTER = re.compile(r"---\n(?P<front>.*?\n)?---\n", re.DOTALL)
 
 
 def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
@@ -38,7 +41,7 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
     for folder in folders:
         file = folder / "report.json"
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = json.loads(read_text(file))
             runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -64,8 +67,14 @@ def add_evaluation(text: str, report: dict[str, Any] | None) -> str:
     Returns:
         The new model card.
     """
-    _, front, body = text.split("---\n", 2)
-    values = yaml.safe_load(front)
+    found = FRONT_MATTER.match(text)
+    try:
+        values = yaml.safe_load(found["front"]) if found else {}
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"the front matter of {CARD} is not valid YAML; export the run again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the front matter of {CARD} must hold keys and values; export the run again")
+    values, body = cleaned(values), text[found.end() :] if found else text
     values.pop("model-index", None)
     body = body.split(SECTION)[0]
     if report is not None:
@@ -73,8 +82,11 @@ def add_evaluation(text: str, report: dict[str, Any] | None) -> str:
         own = [row for row in report["rows"] if row["pipeline"] == report["runs"][0]["folder"]]
         shown = [row for row in report["rows"] if row["method"] == "teacher" and not row["solver"]] + own
         tables = ("\n".join(table(columns, {"rows": shown})) for columns in (quality(report), speed(report)))
-        how = f"{report['samples']:,} samples for each row, seed {report['seed']}, the same prompts and noise"
-        body += "\n\n".join([SECTION.rstrip(), *tables, f"{how}; measured {report['date']} by `fewstep eval`.\n"])
+        seed = escape(str(report["seed"]))
+        how = f"{report['samples']:,} samples for each row, seed {seed}, the same prompts and noise"
+        body += "\n\n".join(
+            [SECTION.rstrip(), *tables, f"{how}; measured {escape(str(report['date']))} by `fewstep eval`.\n"]
+        )
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
@@ -82,7 +94,7 @@ def push(pipeline: Path, name: str, private: bool) -> str:
     """Upload a pipeline to the Hugging Face Hub. The model is created if it does not exist.
 
     Args:
-        pipeline: The folder of an exported pipeline. Its training prompts are not uploaded.
+        pipeline: The folder of an exported pipeline. Its files of prompts are not uploaded.
         name: The model, as owner/name.
         private: Create the model as a private one.
 
@@ -90,8 +102,9 @@ def push(pipeline: Path, name: str, private: bool) -> str:
         The model's URL.
 
     Raises:
-        ValueError: If the upload fails, with the reason.
+        ValueError: If the upload fails, with the reason, or a link in the folder leads to a file outside of it.
     """
+    refuse_links(pipeline)
     try:
         api = HfApi()
         repository = api.create_repo(name, private=private or None, exist_ok=True)
@@ -99,12 +112,18 @@ def push(pipeline: Path, name: str, private: bool) -> str:
             api.upload_folder(
                 repo_id=repository.repo_id,
                 folder_path=pipeline,
-                ignore_patterns=[PROMPTS],  # they may be confidential
+                ignore_patterns=[PROMPTS, EVALUATION_PROMPTS],  # they may be confidential
                 commit_message="A few-step student",
             )
         return str(repository)
     except Exception as error:  # the client raises many types
         raise ValueError(_reason(error, name)) from None  # a traceback could show request headers
+
+
+def refuse_links(pipeline: Path) -> None:
+    """Raise ValueError if an upload of `pipeline` would publish a file outside of it, or wait for a special file."""
+    if found := outside_links(pipeline):
+        raise ValueError(f"{found[0]} is a link out of the folder or a special file; remove it before the upload")
 
 
 def _reason(error: Exception, name: str) -> str:

@@ -1,6 +1,7 @@
 """Export a student as a diffusers pipeline with `distill.json` and a model card."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,15 @@ from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.loading.contents import stored_files
+from teachers.loading.prompts import read_prompts
 from teachers.networks.adapters import Adapted
 from teachers.support.files import atomic_write
 from teachers.support.locks import replaced
 
 PROMPTS = "training_prompts.txt"  # in the pipeline's folder
+EVALUATION_PROMPTS = (
+    "evaluation_prompts.txt"  # a copy of evaluation.prompts, because `fewstep eval` reads no other file
+)
 LORA = "lora"  # in the pipeline's folder, if the student is a LoRA adapter
 
 
@@ -45,6 +50,7 @@ def export(
     times: Sequence[float],
     record: dict[str, Any],
     captions: Sequence[str],
+    prompts: Sequence[str] = (),
 ) -> Path:
     """Write a student as a stock diffusers pipeline, atomically. Waits while other processes read the present one.
 
@@ -55,6 +61,7 @@ def export(
         times: Decreasing angles of its sampling steps, in radians.
         record: The contents of `distill.json`, from `describe`.
         captions: The distinct training captions. They are stored if the recipe has no other prompts for evaluation.
+        prompts: The prompts of the evaluation, if the recipe names a file of them; they are stored.
 
     Returns:
         The pipeline's folder.
@@ -77,10 +84,10 @@ def export(
             ]
             record = record | {"lora": {"folder": LORA, "calls": calls}}
         record = record | {"checked": check_export(temporary, kind, teacher, student, record, captions)}
-        if record["evaluation"]["prompts"] == PROMPTS:
-            (temporary / PROMPTS).write_text(
-                "\n".join(" ".join(caption.split()) for caption in captions) + "\n", encoding="utf-8"
-            )
+        stored = {PROMPTS: captions, EVALUATION_PROMPTS: prompts}.get(record["evaluation"]["prompts"])
+        if stored is not None:
+            lines = "".join(f"{' '.join(prompt.split())}\n" for prompt in stored)
+            (temporary / record["evaluation"]["prompts"]).write_text(lines, encoding="utf-8")
         (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         card = model_card(record, kind, scheduler, teacher, list(stored_without(kind, temporary)))
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -175,13 +182,30 @@ def export_student(
     }
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe))
     record["teacher"]["contents"] = stored_files(dataset.teacher or {})
-    final = export(recipe.folder, teacher, student, times, record, dataset.captions)
+    prompts = evaluation_prompts(recipe, record)
+    final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts)
     checked = json.loads((final / "distill.json").read_text(encoding="utf-8"))["checked"]
     counts = " and ".join(steps(count) for count in checked["steps"])
     gap = checked["difference"]
     print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final
+
+
+def evaluation_prompts(recipe: Recipe, record: dict[str, Any]) -> list[str]:
+    """The prompts of the recipe's evaluation that are stored with the pipeline; none if it names no file of them.
+
+    If the file has become unreadable since the recipe was checked, `record` names the training prompts instead, with a
+    warning: the export of a long training must not fail because of it.
+    """
+    if record["evaluation"]["prompts"] != EVALUATION_PROMPTS or recipe.evaluation.prompts is None:
+        return []
+    try:
+        return read_prompts(recipe.evaluation.prompts)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{error}; the pipeline is evaluated with its training prompts instead", stacklevel=2)
+        record["evaluation"]["prompts"] = PROMPTS
+        return []
 
 
 def device_name(device: torch.device) -> str:
@@ -213,7 +237,8 @@ def describe(
     """
     source, data = recipe.teacher, recipe.data.prompts or recipe.data.images
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
-    prompts = recipe.evaluation.prompts or ("pocket" if data == "pocket" else PROMPTS)
+    named = recipe.evaluation.prompts
+    prompts = "pocket" if (named or data) == "pocket" else EVALUATION_PROMPTS if named else PROMPTS
     return {
         "format": 1,
         "version": __version__,

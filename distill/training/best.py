@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distill.training.checkpoint import contiguous
 from teachers.support.files import atomic_write, sha256, tensor_bytes
+from teachers.support.regular import check_regular
 
 BEST, FILE = "best", "ema.safetensors"
 
@@ -48,6 +49,7 @@ def save_best(folder: Path, ema: Mapping[str, Tensor], record: Mapping[str, Any]
 def best_record(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """The record of the best EMA; None if there is none, or if it belongs to another recipe or to other data."""
     try:
+        check_regular(folder / BEST / FILE)
         with safe_open(folder / BEST / FILE, framework="pt") as file:
             record: dict[str, Any] = json.loads(file.metadata()["record"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
@@ -59,6 +61,7 @@ def load_best(folder: Path) -> dict[str, Tensor] | None:
     """The weights of the best EMA on the CPU; None, with a warning, if the file is damaged."""
     path = folder / BEST / FILE
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             expected = file.metadata()["sha256"]
         tensors = load_file(path)

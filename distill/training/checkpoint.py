@@ -7,6 +7,7 @@ damaged later is renamed, and the previous one is used. Weights are safetensors;
 """
 
 import json
+import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teachers.support.files import atomic_write, remove_folder, sha256_file
+from teachers.support.files import atomic_write, remove, remove_folder, sha256_file
+from teachers.support.text import read_text
 
 FORMAT = 1
 WEIGHTS, EMA, OPTIMIZERS, META = "weights.safetensors", "ema.safetensors", "optimizers.pt", "meta.json"
 MANIFEST = "manifest.json"
+STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,14}")  # the names of checkpoints
 
 
 @dataclass
@@ -93,14 +96,14 @@ def steps(folder: Path) -> list[int]:
     """The steps of the complete checkpoints in `folder`, in increasing order."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+    return sorted(int(p.name) for p in folder.iterdir() if STEP.fullmatch(p.name) and p.is_dir())
 
 
 def newest_meta(folder: Path) -> dict[str, Any] | None:
     """The meta record of the newest checkpoint whose record is readable, or None. Other files are not read."""
     for step in reversed(steps(folder)):
         try:
-            return json.loads((folder / f"{step:08d}" / META).read_text(encoding="utf-8"))
+            return json.loads(read_text(folder / f"{step:08d}" / META))
         except (OSError, ValueError):
             continue
     return None
@@ -129,7 +132,7 @@ def quarantine_damaged(folder: Path) -> None:
                     f"remove {folder} to start again"
                 ) from damage
             renamed = folder / f"damaged-{path.name}"
-            shutil.rmtree(renamed, ignore_errors=True)
+            remove(renamed)
             path.replace(renamed)
             warnings.warn(
                 f"the checkpoint {path} is damaged ({damage}); it becomes {renamed.name}, and the previous one is used",
@@ -152,7 +155,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
             load_file(newest / WEIGHTS),
             load_file(newest / EMA),
             torch.load(newest / OPTIMIZERS, map_location="cpu", weights_only=True),
-            json.loads((newest / META).read_text(encoding="utf-8")),
+            json.loads(read_text(newest / META)),
         )
     except Exception as error:  # readers raise different types for damaged files
         raise ValueError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error})") from error
@@ -161,8 +164,8 @@ def load_newest(folder: Path) -> Checkpoint | None:
 def _verify(path: Path) -> None:
     """Raise DamagedCheckpoint if a file differs from the manifest, ValueError for a folder of another format."""
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path / MANIFEST)
+    except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(
                 f"{path} has no {MANIFEST}, so it is not a checkpoint of this version; "

@@ -23,6 +23,7 @@ from distill.training.setup import checkpoints_folder
 from distill.training.state import TrainState
 from teachers.support.errors import EXIT_FAILED
 from teachers.support.files import atomic_write
+from teachers.support.text import read_text
 
 FAILED = "failed.json"  # in a run's folder
 # Of the recorded runs (500 samples), healthy ones end at up to 1.5 times their best distance, collapsed ones at 40 to
@@ -247,7 +248,7 @@ def failed_before(folder: Path, fingerprint: str) -> Outcome | None:
     """The outcome of a run that failed at its newest checkpoint, if what it exported is still there."""
     newest = checkpoint.newest_meta(folder / "checkpoints")
     try:
-        outcome = Outcome(**json.loads((folder / FAILED).read_text(encoding="utf-8")))
+        outcome = Outcome(**json.loads(read_text(folder / FAILED)))
     except (OSError, ValueError, TypeError):
         return None
     if newest is None or outcome.fingerprint != fingerprint or newest["step"] != outcome.step:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from teachers.loading.source import INDEX, check_trusted, config_source, loading
 from teachers.support.files import atomic_write
 from teachers.support.keys import code, content, key
 from teachers.support.locks import lock_folder
+from teachers.support.regular import append_line, check_regular
+from teachers.support.text import read_text
 
 EXPORTED = "exported.json"  # says which checkpoint the folder's pipeline was exported from
 CODE = "the code and its libraries"  # its name in a fingerprint
@@ -31,6 +32,9 @@ TEMPORARY = (  # what an interrupted run leaves
     *(".pipeline*.tmp", ".*.json*.tmp", ".recipe.yaml*.tmp"),
     *("checkpoints/.*.tmp", "checkpoints/best/.*.tmp", "cache/**/.*.tmp"),
 )
+FOLDERS = ("checkpoints", "pipeline")  # without which no run can end
+# What a run writes in its folder, beside a folder with the run's name, which trackers write.
+OWN = (*FOLDERS, "samples", "cache", "recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json")
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
 
@@ -167,7 +171,7 @@ def is_exported(folder: Path, meta: dict[str, Any], recipe: Recipe | None = None
     If a recipe is given, its train.export and its evaluation, which `distill.json` has, must be those of the export.
     """
     try:
-        exported = json.loads((folder / EXPORTED).read_text(encoding="utf-8"))
+        exported = json.loads(read_text(folder / EXPORTED))
         same = exported["fingerprint"] == key(meta["fingerprint"]) and exported["step"] >= meta["step"]
         same = same and (recipe is None or exported["options"] == export_key(recipe))
     except (OSError, ValueError, KeyError, TypeError):
@@ -192,10 +196,11 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     """Create the run's folder and lock it for this process; see `lock_folder`.
 
     Raises:
-        ValueError: If the folder cannot be written, or is in use by another process.
+        ValueError: If the folder cannot be written, is in use by another process, or has a link or a special file where
+            the run writes.
     """
     advice = "give this run another name (name=...) or another folder (output=...)"
-    with lock_folder(folder, "the run's folder", advice, TEMPORARY):
+    with lock_folder(folder, "the run's folder", advice, TEMPORARY, (*OWN, folder.name), FOLDERS):
         yield
 
 
@@ -225,10 +230,10 @@ class JsonlLog:
         self.last: float = -1
         if not path.is_file():
             return
-        lines = path.read_text(errors="replace", encoding="utf-8").splitlines()
+        lines = _lines(path)
         valid = [line for line in lines if start and _step(line) <= start]
         self.last = max((_step(line) for line in valid), default=-1)
-        if valid != lines:
+        if valid != lines or path.stat().st_nlink > 1:  # appending to a hard link would change a backup, too
             try:
                 with atomic_write(path) as temporary:
                     temporary.write_text("".join(f"{line}\n" for line in valid), encoding="utf-8")
@@ -243,14 +248,7 @@ class JsonlLog:
         """
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         try:
-            size = self.path.stat().st_size if self.path.is_file() else 0
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(finite) + "\n")
-            except OSError:
-                if self.path.is_file():
-                    os.truncate(self.path, size)  # an incomplete line
-                raise
+            append_line(self.path, json.dumps(finite))
         except OSError as error:
             self._warn("a record could not be written to", error)
         self.last = record["step"]
@@ -261,8 +259,13 @@ class JsonlLog:
 
 def held_out_records(path: Path) -> list[dict[str, Any]]:
     """The records of `history.jsonl` in order, without an incomplete last line; [] if there is no such file."""
-    lines = path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []
+    lines = _lines(path) if path.is_file() else []
     return [json.loads(line) for line in lines if math.isfinite(_step(line))]
+
+
+def _lines(path: Path) -> list[str]:
+    check_regular(path)
+    return path.read_text(errors="replace", encoding="utf-8").splitlines()
 
 
 def _step(line: str) -> float:

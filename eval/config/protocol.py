@@ -39,7 +39,7 @@ def read_protocol(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, is not YAML, or has an unknown option or a value of the wrong type.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"--protocol must be a YAML file such as recipes/eval/coco30k.yaml, there is no {path}")
     stored = read_yaml(path)
     if not isinstance(stored, dict) or not stored:

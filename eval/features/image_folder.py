@@ -44,7 +44,7 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
         size: The size that images are resized to (`eval.features.resize`), or None.
     """
     grey, transparent, rotated, sizes, count = 0, 0, 0, Counter[tuple[int, int]](), 0
-    files = list_files(folder)
+    files, name = list_files(folder), printable(folder)
     for file in filter(is_image, files):
         with contextlib.suppress(ValueError), image_header(file) as image:
             count += 1
@@ -55,25 +55,23 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
     warnings = []
     if grey:
         warnings.append(
-            f"{grey} of {count} images in {folder} are grey: the channel is repeated three times, as in clean-fid"
+            f"{grey} of {count} images in {name} are grey: the channel is repeated three times, as in clean-fid"
         )
     if transparent:
-        warnings.append(
-            f"{transparent} of {count} images in {folder} have transparency: it is ignored, as in clean-fid"
-        )
+        warnings.append(f"{transparent} of {count} images in {name} have transparency: it is ignored, as in clean-fid")
     if rotated:
         warnings.append(
-            f"{rotated} of {count} images in {folder} have an EXIF orientation: it is ignored, as in clean-fid"
+            f"{rotated} of {count} images in {name} have an EXIF orientation: it is ignored, as in clean-fid"
         )
     if others := [file.name for file in files if not is_image(file) and file.suffix.lower() in ALMOST]:
         warnings.append(
-            f"{len(others)} files in {folder} are not read, because clean-fid does not list their endings: "
+            f"{len(others)} files in {name} are not read, because clean-fid does not list their endings: "
             f"{', '.join(map(printable, others[:LISTED]))}{', ...' if len(others) > LISTED else ''}"
         )
     if len(sizes) > 1 and size is None:
         (width, height), most = sizes.most_common(1)[0]
         warnings.append(
-            f"the images in {folder} have {len(sizes)} different sizes ({most} of {count} are {width} x {height}) and "
+            f"the images in {name} have {len(sizes)} different sizes ({most} of {count} are {width} x {height}) and "
             "are resized one by one for the features; --size crops and resizes all of them to one size first"
         )
     return warnings
@@ -112,7 +110,7 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
     if len(files) < 2:
         raise ValueError(f"{folder} contains {len(files)} images; a distribution needs at least 2, better thousands")
     features = []
-    with tqdm(total=len(files), desc=folder.name or str(folder), unit="img") as bar:
+    with tqdm(total=len(files), desc=printable(folder.name or folder), unit="img") as bar:
         for batch in read_batches(files, batch_size):
             features.append(extractor(center_crop_resize(batch, size)).cpu())
             bar.update(len(batch))

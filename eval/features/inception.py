@@ -35,6 +35,7 @@ from torchvision.models.inception import BasicConv2d, Inception3
 from eval.config.names import INCEPTION_MODES
 from teachers.support.files import atomic_write
 from teachers.support.keys import file_content
+from teachers.support.regular import check_regular
 
 SIZE = 299  # pixels a side of the network's input
 DIMENSIONS = 2048
@@ -84,8 +85,10 @@ def resolve_weights(explicit: Path | None = None, files: list[Path] | None = Non
     Raises:
         ValueError: If the explicit file is missing, the download fails, or the file has an unknown sha256.
     """
-    if explicit is not None and not explicit.is_file():
+    if explicit is not None and not explicit.exists():
         raise ValueError(f"there are no Inception weights at {explicit}; expected the path of {NVIDIA_FILE}")
+    if explicit is not None:
+        check_regular(explicit)
     candidates = [explicit] if explicit else weight_files() if files is None else files
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:

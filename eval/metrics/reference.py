@@ -15,6 +15,7 @@ from eval.metrics.fid import statistics
 from teachers import pocket
 from teachers.support.arrays import check_npz
 from teachers.support.files import atomic_write
+from teachers.support.regular import check_regular
 from teachers.support.text import printable
 
 CLEAN_FID = "clean-fid:"
@@ -52,11 +53,12 @@ def reference(source: str, extractor: Extractor, size: int | None = None) -> Ref
     if path.is_dir():
         features = features_of_folder(path, extractor, size=size)
         return Reference(*statistics(features), features)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
             f'there is no reference "{source}"; --reference must be an .npz with mu and sigma, a folder of images, '
             f"or {CLEAN_FID}NAME/RES/SPLIT"
         )
+    check_regular(path)
     return _from_npz(path, extractor, size)
 
 

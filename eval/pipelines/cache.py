@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from teachers.support.files import atomic_write
+from teachers.support.regular import check_special
+from teachers.support.text import read_text
 
 SCORES = "scores/"  # prefix of the tensors of scores; the rest is the metric's key
 
@@ -47,7 +49,8 @@ def load(cache: Path, name: str) -> Result | None:
     """The row called `name`, or None if it does not exist or cannot be read."""
     folder = cache / name
     try:
-        figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+        figures = json.loads(read_text(folder / "figures.json"))
+        check_special(folder)
         stored = load_file(folder / "features.safetensors")
         with Image.open(folder / "images.png") as sheet:
             pixels = torch.frombuffer(bytearray(sheet.convert("RGB").tobytes()), dtype=torch.uint8)

@@ -14,7 +14,7 @@ from eval.pipelines.generate import Pipeline, arguments, check_pipeline, counted
 from eval.pipelines.latency import timed
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
-from eval.pipelines.runs import Run, prompts_for, read_run, shared_setting, teacher_folder
+from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting, teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
 
 MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
@@ -130,7 +130,8 @@ class Demo:
         self.takes_prompt = takes_prompts(type(self.pipelines[0].pipe))
         self.student_steps = sorted({entry["num_steps"] for run in students for entry in run.calls})
         self.is_pocket = any(run.teacher == "pocket" for run in students)
-        prompts, _ = prompts_for(next((run.prompts for run in students if run.prompts is not None), None), 1)
+        own = next((run for run in students if run.prompts is not None), None)
+        prompts, _ = prompts_for(None if own is None else own_prompts([own]), 1)
         self.warm_up_prompt = prompts[0] if prompts else "0"
 
     def generate(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[TimedImage]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from eval.config.options import Options
 from eval.pipelines.generate import check_pipeline
 from eval.pipelines.jobs import Job, baseline_of, jobs_of
-from eval.pipelines.runs import Run, prompts_for, read_run, shared_setting
+from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_inputs(options: Options) -> Inputs:
             "--steps and --guidance are only for pipelines without a distill.json, all of these have one; omit them"
         )
     teacher = shared_setting(runs, "teacher")
-    source = options.prompts or shared_setting(runs, "prompts")
+    source = options.prompts or own_prompts(runs)
     features = options.features or shared_setting(runs, "features") or "clean"
     reference = options.reference or shared_setting(runs, "reference")
     reference = None if reference == "teacher" else reference

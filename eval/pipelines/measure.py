@@ -22,6 +22,7 @@ from eval.pipelines.generate import Pipeline, arguments, counted, network, seede
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
 from eval.pipelines.settings import Loader, Settings
+from teachers.support.text import printable
 
 KEPT_IMAGES = 64  # of each row, for metrics that compare images with the teacher's
 KEPT_PIXELS = 2**26  # at most, except for the images that the report shows
@@ -112,7 +113,7 @@ def _generate(samples: _Samples, calls: _Calls, batches: list[list[int]]) -> Non
     """Generate and score all samples of a row."""
     settings, job = calls.settings, calls.job
     metrics = [] if job.is_reference else [m for m in settings.metrics if isinstance(m, SampleMetric)]
-    with tqdm(total=settings.samples, desc=job.name, unit="img") as bar:
+    with tqdm(total=settings.samples, desc=printable(job.name), unit="img") as bar:
         for number, indices in enumerate(batches):
             ready = calls.prepare(indices)
             with calls.seeded(indices):

@@ -17,6 +17,7 @@ from teachers.loading import registry
 from teachers.loading.prompts import read_prompts
 from teachers.loading.source import class_name, download, loading_errors
 from teachers.support.json_files import read_json
+from teachers.support.regular import NotRegular, is_inside
 
 FORMAT = 1
 EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.json
@@ -34,7 +35,7 @@ class Run:
         teacher_call: Arguments of the teacher's usual call.
         teacher_steps: The number of steps of that call; 0 without a teacher.
         calls: The pipeline's calls, each with "num_steps" and "call", the arguments.
-        prompts: The source of prompts.
+        prompts: The source of prompts; it is read only if it is in the run's folder (`own_prompts`).
         features: The feature extractor.
         reference: The reference.
         cost: The cost of training, as the run recorded it.
@@ -71,10 +72,14 @@ def read_run(
     """
     folder = pipeline_folder(path, allow_pickle)
     file = folder / "distill.json"
-    if not file.is_file():
+    if not file.exists() and not file.is_symlink():
         return _external_pipeline(path, folder, step_counts, guidance)
+    if not is_inside(file, folder):
+        raise ValueError(f"{file} must be a file, got a link to a file outside of its folder; replace it by the file")
     try:
         stored = read_json(file)
+    except NotRegular:
+        raise
     except ValueError as error:
         raise ValueError(f"{error}; export the pipeline again") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
@@ -101,11 +106,9 @@ def read_run(
         calls=calls,
         prompts=None
         if evaluation.get("prompts") is None
-        else _resolve(_entry(evaluation, "prompts", str, file), folder),
+        else _resolve(_entry(evaluation, "prompts", str, file), folder, first=True),
         features=evaluation.get("features") or "pixels",
-        reference=None
-        if evaluation.get("reference") is None
-        else _resolve(_entry(evaluation, "reference", str, file), folder),
+        reference=None if evaluation.get("reference") is None else _reference(evaluation, file),
         cost=stored.get("cost"),
         teacher_contents=dict(teacher.get("contents") or {}),
     )
@@ -178,11 +181,43 @@ def _entry(mapping: Any, key: str, kind: type, file: Path) -> Any:
     return mapping[key]
 
 
-def _resolve(path: str, folder: Path) -> str:
-    """A path relative to the pipeline's folder if it exists only there, otherwise unchanged."""
-    if path != "pocket" and not Path(path).exists() and (folder / path).exists():
+def _reference(evaluation: dict[str, Any], file: Path) -> str:
+    """The reference; a folder that contains the run, such as "/", would be searched whole."""
+    found = _resolve(_entry(evaluation, "reference", str, file), file.parent)
+    if Path(found).is_dir() and file.resolve().is_relative_to(Path(found).resolve()):
+        raise ValueError(
+            f"the reference in {file} must be an .npz or a folder of images, got {found!r}, which holds it"
+        )
+    return found
+
+
+def _resolve(path: str, folder: Path, first: bool = False) -> str:
+    """A path relative to the pipeline's folder if it exists only there, or `first` there; otherwise unchanged."""
+    if path != "pocket" and (first or not Path(path).exists()) and (folder / path).exists():
         return str(folder / path)
     return path
+
+
+def own_prompts(runs: list[Run]) -> str | None:
+    """The source of prompts that all runs with a teacher agree on, by name or by content.
+
+    A distill.json may come from a stranger, and prompts are shown in reports, so no file outside of its folder is read.
+
+    Raises:
+        ValueError: The runs name different prompts, or a file outside of their folders.
+    """
+    files = {run.prompts: run.folder for run in runs if run.prompts not in (None, "pocket")}
+    for source, folder in files.items():
+        if not is_inside(Path(str(source)), folder):
+            raise ValueError(
+                f"the distill.json in {folder} names the prompts {source!r}, which are not in its folder; "
+                "give --prompts to choose prompts"
+            )
+    first, *others = [run.prompts for run in runs if run.teacher is not None] or [None]
+    if first in files and all(other in files and read_prompts(other) == read_prompts(first) for other in others):
+        return first
+    shared: str | None = shared_setting(runs, "prompts")
+    return shared
 
 
 def shared_setting(runs: list[Run], name: str) -> Any:

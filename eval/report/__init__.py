@@ -1,7 +1,6 @@
 """Writes a report: report.html, report.md, report.json, report.csv, model-index.yaml and grid.png."""
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from eval.report.html import page
 from eval.report.markdown import markdown, plain
 from eval.report.model_index import model_index
 from teachers.support.files import atomic_write
+from teachers.support.text import cleaned, json_text
 
 
 def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) -> None:
@@ -26,6 +26,7 @@ def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) ->
     - model-index.yaml: the figures for model cards on the Hugging Face Hub
     - grid.png: the first images of every row
 
+    Control characters and marks of direction in names and prompts are escaped (`teachers.support.text.printable`).
     All contents are prepared before the first file is written, and each file is written under a temporary name and then
     renamed.
 
@@ -38,12 +39,13 @@ def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) ->
         ValueError: A figure is NaN or infinite.
         OSError: A file cannot be written.
     """
+    exact, report = report, cleaned(report)
     stream = io.BytesIO()
     sheet = grid(report["rows"], images, report["prompts"]["first"])
     sheet.save(stream, format="PNG", optimize=True)
     files = {
         "grid.png": stream.getvalue(),
-        "report.json": (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        "report.json": (json_text(exact, indent=2) + "\n").encode(),
         "report.md": markdown(report).encode(),
         "report.html": page(report, images).encode(),
         "report.csv": csv_table(report).encode(),

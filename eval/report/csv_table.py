@@ -6,9 +6,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from eval.report.columns import columns
+from teachers.support.text import printable
 
 ALWAYS = ("name", "method", "num_steps", "solver", "seed", "samples")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would evaluate text that begins with one of these
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "|",
+    "%",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)  # a spreadsheet would evaluate text that begins with one of these
 
 
 def csv_table(report: dict[str, Any]) -> str:
@@ -49,4 +61,7 @@ def _cells(row: dict[str, Any], report: dict[str, Any]) -> Iterator[tuple[str, A
 
 def _plain(value: Any) -> Any:
     """Text that a spreadsheet does not evaluate; numbers are unchanged."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text

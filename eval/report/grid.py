@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from teachers.support.text import printable
+
 PIXEL_RATIO = 2  # pixels of the file per CSS pixel, for high-density displays
 CELL = 96 * PIXEL_RATIO
 GAP = 5 * PIXEL_RATIO
@@ -76,7 +78,7 @@ def wrap_text(text: str, font: Any, width: int, max_lines: int) -> list[str]:
     Text that does not fit ends in an ellipsis. A word that is too long for a line is broken after its hyphens.
     """
     lines = [""]
-    for word in text.split(" "):  # split() would also split at no-break spaces
+    for word in printable(text).split(" "):  # split() would also split at no-break spaces
         parts = [word] if font.getlength(word) <= width else re.findall("[^-]*-|[^-]+", word)
         for number, part in enumerate(parts):
             longer = f"{lines[-1]}{'' if number else ' '}{part}".strip()

@@ -21,6 +21,7 @@ from eval.report.scatter import scatter, series_of
 from eval.report.table import Figure, figure, table
 from eval.report.templating import render
 from eval.report.training_charts import training_charts
+from teachers.support.text import cleaned
 
 MAX_CARDS = 8  # rows with a card at the top
 NARROW = (360, 400)  # size of the scatter chart on a phone
@@ -59,6 +60,7 @@ def page(report: dict[str, Any], images: Sequence[Tensor]) -> str:
         report: The content of report.json.
         images: For each row of the report, its first samples (K, 3, H, W) in [0, 1].
     """
+    report = cleaned(report)
     rows = report["rows"]
     students = [i for i, row in enumerate(rows) if row["method"] != "teacher"]
     series = series_of(rows)

@@ -5,26 +5,28 @@ from typing import Any
 
 from eval.report.columns import Column, columns, quality, speed
 from eval.report.formats import significant
+from teachers.support.text import cleaned, printable
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The text of report.md: tables, notes, images, and everything needed to reproduce the figures."""
+    report = cleaned(report)
     machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report["machine"].items())
-    meanings = [f"- **{_escape(column.heading)}**: {_escape(column.help)}" for column in columns(report) if column.help]
+    meanings = [f"- **{escape(column.heading)}**: {escape(column.help)}" for column in columns(report) if column.help]
     return "\n".join(
         [
-            f"# {_escape(title(report))}",
+            f"# {escape(title(report))}",
             "",
             *table(quality(report), report),
             "",
             *table(speed(report), report),
             "",
-            *[f"> {_escape(note)}\n" for note in report["notes"]],
+            *[f"> {escape(note)}\n" for note in report["notes"]],
             "![Samples: one column per row of the table, one line per prompt, the same noise in a line](grid.png)",
             "",
             *meanings,
             "",
-            f"Measured {report['date']} on: {_escape(machine)}.",
+            f"Measured {report['date']} on: {escape(machine)}.",
             "",
             "```",
             report["command"].replace("`", "'"),
@@ -41,18 +43,18 @@ def table(shown: list[Column], report: dict[str, Any]) -> list[str]:
         shown: Its columns.
         report: The report, of which only `rows` is used.
     """
-    head = "| " + " | ".join(_escape(column.heading) for column in shown) + " |"
+    head = "| " + " | ".join(escape(column.heading) for column in shown) + " |"
     rule = "| " + " | ".join("---" if column.key in ("name", "training") else "---:" for column in shown) + " |"
     return [head, rule, *("| " + " | ".join(_cell(c, row) for c in shown) + " |" for row in report["rows"])]
 
 
 def _cell(column: Column, row: dict[str, Any]) -> str:
     """A figure and its interval in parentheses; bold if it is the best or tied with it."""
-    text = _escape(column.text(row[column.key]))
+    text = escape(column.text(row[column.key]))
     if column.is_best(row):
         text = f"**{text}**"
     interval = column.interval_text(row)
-    return text if interval is None else f"{text} ({_escape(interval)})"
+    return text if interval is None else f"{text} ({escape(interval)})"
 
 
 def title(report: dict[str, Any], written: Callable[[str], str] = str, most: int = 3, longest: int = 48) -> str:
@@ -76,6 +78,7 @@ def title(report: dict[str, Any], written: Callable[[str], str] = str, most: int
 
 def plain(report: dict[str, Any]) -> str:
     """The summary columns as a table of equal column widths, for the terminal."""
+    report = cleaned(report)
     shown = [column for column in columns(report) if column.summary]
     cells = [[c.heading for c in shown]] + [[c.text(row[c.key]) for c in shown] for row in report["rows"]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
@@ -93,8 +96,9 @@ def spread(row: dict[str, Any]) -> str:
     return f"{significant(row['latency_ms_p5'])}–{significant(row['latency_ms_p95'])}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text without the characters that Markdown interprets: cell breaks, HTML, emphasis, links."""
+    text = printable(text)
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(character, entity)
     for character in "\\|*_`[]":

@@ -4,21 +4,21 @@ Source: https://huggingface.co/docs/hub/model-cards#evaluation-results. There is
 strings are valid YAML, so all strings are quoted as JSON.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from eval.pipelines.jobs import steps
+from teachers.support.text import cleaned, json_text
 
 MEASUREMENTS = ("latency_ms", "nfe")
 
 
 def model_index(report: dict[str, Any]) -> str:
     """YAML with one `model-index` document per run, one result for each of its rows, and all metrics in each."""
-    documents = []
+    report, documents = cleaned(report), []
     for run in report["runs"]:
         rows = [row for row in report["rows"] if row["pipeline"] == run["folder"]]
-        documents.append("\n".join(["model-index:", f"- name: {json.dumps(run['name'])}", "  results:"]))
+        documents.append("\n".join(["model-index:", f"- name: {json_text(run['name'])}", "  results:"]))
         documents[-1] += "".join(_result(row, report) for row in rows) or " []"
     return "---\n" + "\n---\n".join(documents) + "\n"
 
@@ -31,16 +31,16 @@ def _result(row: dict[str, Any], report: dict[str, Any]) -> str:
         "  - task:",
         f"      type: {'text-to-image' if prompted else 'unconditional-image-generation'}",
         "    dataset:",
-        f"      name: {json.dumps(str(dataset))}",
-        f"      type: {json.dumps(str(dataset))}",
+        f"      name: {json_text(str(dataset))}",
+        f"      type: {json_text(str(dataset))}",
         "    metrics:",
     ]
     for kind, name, value in _figures(row, report):
         if value is not None:
             lines += [
-                f"    - name: {json.dumps(name + ', ' + steps(row['num_steps']))}",
-                f"      type: {json.dumps(kind)}",
-                f"      value: {json.dumps(value)}",
+                f"    - name: {json_text(name + ', ' + steps(row['num_steps']))}",
+                f"      type: {json_text(kind)}",
+                f"      value: {json_text(value)}",
             ]
     return "\n".join(lines)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.pipelines.runs import Run
+from teachers.support.regular import is_inside
+from teachers.support.text import read_text
 
 HISTORY, LOG = "history.jsonl", "log.jsonl"
 LOGGED = {"fake_score/loss": "Fake score's loss", "student/tangent_norm": "Tangent's norm"}
@@ -53,13 +55,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The valid lines of a file; an interrupted run can leave an incomplete one. Empty if there is no file."""
     out = []
     try:
-        text = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        text = read_text(path).splitlines() if is_inside(path, path.parent) else []
+    except (OSError, ValueError):
         return []
     for line in text:
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict):
             out.append(entry)

@@ -24,6 +24,7 @@ from teachers.loading.source import TEXT_COMPONENTS, config_source, load_pipelin
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
 from teachers.support.keys import key
+from teachers.support.text import read_text
 
 
 def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
@@ -348,6 +349,6 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """
     pipeline.save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("*/config.json"):
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = json.loads(read_text(config))
         if "transformers_version" in values:
             config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")

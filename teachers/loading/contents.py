@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from teachers.loading.source import INDEX, configuration, download, loading_errors
 from teachers.support.canonical import plain_attributes
 from teachers.support.keys import code, file_content, folder_contents, key
+from teachers.support.text import read_text
 
 Contents = Mapping[str, str]
 ALL = ("",)  # how the names of all components begin
@@ -61,7 +62,12 @@ def stored_files(contents: Contents) -> dict[str, str]:
 def changed_files(folder: Path, stored: Contents) -> list[str]:
     """The names of the files in `stored` that are missing in a pipeline's folder or have other contents there."""
     files = {name: folder / name for name in stored}
-    return [name for name, file in files.items() if not file.is_file() or file_content(file) != stored[name]]
+    return [name for name, file in files.items() if not _is_stored(file, folder) or file_content(file) != stored[name]]
+
+
+def _is_stored(file: Path, folder: Path) -> bool:
+    """Whether a file exists and its name, which comes from a distill.json, does not lead out of the folder."""
+    return ".." not in file.parts and file.is_relative_to(folder) and file.is_file()
 
 
 def encoder_key(teacher: Any, contents: Contents, method: str, *makers: Any) -> str:
@@ -113,7 +119,7 @@ def without_weights(contents: Contents, components: tuple[str, ...]) -> dict[str
 def _components(index: Path) -> list[str] | None:
     """The components of a pipeline that have a folder, or None if there is no readable index."""
     try:
-        stored = json.loads(index.read_text(encoding="utf-8"))
+        stored = json.loads(read_text(index))
         return [
             name for name, value in stored.items() if isinstance(value, list) and any(value) and name.isidentifier()
         ]

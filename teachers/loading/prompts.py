@@ -15,6 +15,7 @@ from typing import Any
 
 from teachers import pocket
 from teachers.support.json_files import parse_json
+from teachers.support.regular import check_regular
 from teachers.support.text import printable, read_lines, read_text
 
 COLUMNS = ("text", "prompt", "caption")
@@ -39,8 +40,9 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
     if source == "pocket":
         return pocket.balanced_prompts(160)  # all captions of all classes; more would repeat them
     file = Path(source)
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"there is no file of prompts {source}; give a text file with one prompt per line, or a table")
+    check_regular(file)  # also for readers of other libraries
     if file.suffix.lower() in (".json", ".yaml", ".yml"):
         raise ValueError(f"{source} must be a text file with one prompt per line, or a table ({', '.join(READERS)})")
     reader = READERS.get(file.suffix.lower())

@@ -28,6 +28,7 @@ from teachers.loading.markers import apply_markers
 from teachers.loading.sizes import check_configs, check_sizes
 from teachers.loading.trust import check_pipeline_files
 from teachers.loading.weights import INDEX, check_finite, load_networks, network_classes
+from teachers.support.regular import check_regular, check_special
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 LOADING_ERRORS = (
@@ -57,10 +58,13 @@ def local_or_hub(path: str) -> str:
     """
     local = Path(path)
     if local.is_dir():
-        if not (local / INDEX).is_file():
+        if (local / INDEX).exists():
+            check_regular(local / INDEX)
+        else:
             raise ValueError(f"{path} is a folder without {INDEX}, so it is not a diffusers pipeline")
         return str(local)
     if local.exists():
+        check_regular(local)
         if local.suffix != ".safetensors":
             raise ValueError(
                 f"{path} must be a diffusers pipeline folder, a Hub id or a .safetensors file, got another kind of file"
@@ -93,13 +97,14 @@ def class_name(path: str) -> str | None:
         The class name; None for a single file without a configuration folder.
 
     Raises:
-        ValueError: If the pipeline's index cannot be read.
+        ValueError: If the pipeline's index cannot be read, or its folder holds a special file.
     """
     if Path(path).is_file():
         path = str(configuration(path))
         if not Path(path).is_dir():
             return None
     if Path(path).is_dir():
+        check_special(Path(path))
         check_configs(Path(path))
     with loading_errors(path):
         try:
@@ -252,9 +257,11 @@ def check_weights(path: str) -> None:
     """Check the headers of the local .safetensors files at `path`.
 
     Raises:
-        ValueError: With the name of a file that is corrupt or incomplete.
+        ValueError: With the name of a file that is corrupt, incomplete or not a regular file.
     """
     local = Path(path)
+    if local.is_dir():
+        check_special(local)
     for file in sorted(local.rglob("*.safetensors")) if local.is_dir() else [local] if local.is_file() else []:
         try:
             with safe_open(file, framework="pt"):

@@ -17,6 +17,8 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from teachers.support.files import atomic_write, sha256, sha256_file
+from teachers.support.listing import walk
+from teachers.support.regular import check_regular
 
 LARGE = 2**25  # bytes from which a hash is remembered on disk too
 SETTLED = 2.0  # seconds; coarser than the clocks of common file systems
@@ -27,6 +29,7 @@ _remembered: dict[str, tuple[list[int], str]] = {}
 
 def file_content(file: Path) -> str:
     """The SHA-256 of a file's content, from memory if the file did not change; see the module's docstring."""
+    check_regular(file)
     path, stamp = str(file.resolve()), _stamp(file)
     known = _remembered.get(path) or (_read(path) if stamp[2] >= LARGE else None)
     if known is not None and known[0] == stamp:
@@ -58,17 +61,15 @@ def content(source: str | Path) -> str:
         if not isinstance(cached, str):
             return sha256([f"name {source}".encode()])
         path = Path(cached).parent
-    return sha256(f"{name} {value}\n".encode() for name, value in folder_contents(path).items())
+    entries = folder_contents(path).items()
+    return sha256(f"{name} {value}\n".encode("utf-8", "surrogateescape") for name, value in entries)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """The files of a folder in order, also in linked subfolders."""
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and not name.endswith(IGNORED):
-                file = Path(root) / name
-                yield file.relative_to(folder).as_posix(), file
+    found = [file.relative_to(folder) for file in walk(folder) if not file.name.endswith(IGNORED)]
+    for file in sorted(found, key=lambda file: [*((1, name) for name in file.parts[:-1]), (0, file.name)]):
+        yield file.as_posix(), folder / file
 
 
 def _stamp(file: Path) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from teachers.support.terminal import clean_output
 from teachers.support.text import printable, split_lines
 
 EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 130
@@ -26,7 +27,8 @@ def run_cli(command: Callable[[], Any]) -> int:
 
     A ValueError or OSError is a user's mistake: its message is printed and the code is 2, also if the memory does not
     suffice. Ctrl-C gives code 130.
-    With FEWSTEP_DEBUG=1 in the environment, exceptions keep their traceback.
+    With FEWSTEP_DEBUG=1 in the environment, exceptions keep their traceback. What the command prints, warns and logs is
+    cleaned of control characters, which names and texts of strangers may contain.
 
     Args:
         command: What to run; an int that it returns is the exit code.
@@ -35,7 +37,8 @@ def run_cli(command: Callable[[], Any]) -> int:
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        result = command()
+        with clean_output():
+            result = command()
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from teachers.support.regular import NotRegular, check_target, open_regular
+
 if TYPE_CHECKING:  # torch is slow to import
     from torch import Tensor
 
@@ -31,7 +33,7 @@ def sha256(parts: Iterable[bytes | memoryview | Path]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            with part.open("rb") as file:
+            with open_regular(part) as file:
                 while block := file.read(BLOCK):
                     digest.update(block)
         else:
@@ -66,6 +68,7 @@ def atomic_write(path: Path, concurrent: bool = False) -> Iterator[Path]:
 
     Raises:
         OSError: If the disk is full or cannot be written, with the path. Other errors of the block are unchanged.
+        NotRegular: If `path` is a device or a FIFO, or a folder where the block writes a file, or the reverse.
 
     Yields:
         The temporary path, which does not exist yet: `.NAME.tmp`, or `.NAME.PID.tmp` if `concurrent`.
@@ -75,9 +78,11 @@ def atomic_write(path: Path, concurrent: bool = False) -> Iterator[Path]:
         ...     temporary.write_text(text)
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if concurrent else f".{path.name}.tmp")
+    check_target(path)
     remove(temporary)
     try:
         yield temporary
+        _check_same_kind(temporary, path)
         for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
             flush_to_disk(file)
         if path.is_dir():
@@ -94,6 +99,13 @@ def atomic_write(path: Path, concurrent: bool = False) -> Iterator[Path]:
         if _is_unwritable(error):
             raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:200]})") from error
         raise
+
+
+def _check_same_kind(temporary: Path, path: Path) -> None:
+    """Raise NotRegular if a file would replace a folder, whose content would be lost, or a folder a file."""
+    if path.exists() and path.is_dir() != temporary.is_dir():
+        wanted, found = ("folder", "file") if temporary.is_dir() else ("file", "folder")
+        raise NotRegular(f"{path} must be a {wanted}, got a {found}; remove or rename it")
 
 
 def _is_unwritable(error: BaseException) -> bool:

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from teachers.support.limits import IMAGE_PIXELS
+from teachers.support.regular import check_regular, open_regular, read_bytes
 from teachers.support.text import printable
 
 # Formats that Pillow decodes itself. Others run programs (EPS) or are no photographs.
@@ -143,6 +144,7 @@ class _Refused(ValueError):
 
 def _open(source: Path | bytes) -> Image.Image:
     if isinstance(source, Path) and source.suffix == ".npy":
+        check_regular(source)
         array = np.load(source, allow_pickle=False, mmap_mode="r")
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             raise _Refused(
@@ -155,7 +157,10 @@ def _open(source: Path | bytes) -> Image.Image:
     if IMAGE_PIXELS.value > 2 * (Image.MAX_IMAGE_PIXELS or IMAGE_PIXELS.value):
         Image.MAX_IMAGE_PIXELS = IMAGE_PIXELS.value  # Pillow's own limit, which applies to the header already
     known = [name for name in FORMATS if name in Image.OPEN]
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source), formats=known)
+    check_regular(source)  # Pillow would wait for a FIFO
+    return Image.open(source, formats=known)
 
 
 def _check(image: Image.Image, source: Path | bytes) -> None:
@@ -166,7 +171,7 @@ def _check(image: Image.Image, source: Path | bytes) -> None:
     if image.format == "TIFF":
         _check_blocks(image)
     if _is_progressive(image):
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = source if isinstance(source, bytes) else read_bytes(source)
         if content.count(b"\xff\xda") > MAX_SCANS:  # start of scan
             raise _Refused(f"is a JPEG of more than {MAX_SCANS} scans; save it again")
 
@@ -237,5 +242,5 @@ def _problem(error: Exception, source: Path | bytes) -> str:
 
 
 def _start(file: Path) -> bytes:
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return stream.read(100)

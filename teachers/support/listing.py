@@ -31,10 +31,11 @@ def list_files(folder: Path) -> list[Path]:
         problem = "is a file" if folder.exists() else "does not exist"
         hint = "; unpack it first" if folder.suffix.lower() in (".zip", ".gz", ".tgz", ".7z", ".rar") else ""
         raise ValueError(f"{folder} {problem}, expected a folder of images ({', '.join(ENDINGS[:10])}){hint}")
-    return sorted(_walk(folder, ()), key=str)
+    return sorted(walk(folder), key=str)
 
 
-def _walk(folder: Path, parents: Sequence[tuple[int, int]]) -> Iterator[Path]:
+def walk(folder: Path, parents: Sequence[tuple[int, int]] = ()) -> Iterator[Path]:
+    """The files of a folder and its subfolders that are not hidden; a link to a folder that contains it is left out."""
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in parents:  # a link to a folder that contains it
@@ -44,6 +45,6 @@ def _walk(folder: Path, parents: Sequence[tuple[int, int]]) -> Iterator[Path]:
             if entry.name.startswith("."):
                 continue
             if os.path.isdir(entry.path):  # False for a link to itself, for which `entry.is_dir` raises an error
-                yield from _walk(folder / entry.name, (*parents, identity))
+                yield from walk(folder / entry.name, (*parents, identity))
             else:
                 yield folder / entry.name

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from teachers.support.files import remove_stale
+from teachers.support.regular import check_owned
+from teachers.support.text import printable
 
 try:
     import fcntl
@@ -21,11 +23,19 @@ except ImportError:  # Windows has no fcntl; folders are not locked there
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO must not block
 HOLDER = re.compile(r"process \d{1,10} on [\w.-]{1,255}")
 
 
 @contextmanager
-def lock_folder(folder: Path, what: str, advice: str, temporary: Sequence[str] = ()) -> Iterator[None]:
+def lock_folder(
+    folder: Path,
+    what: str,
+    advice: str,
+    temporary: Sequence[str] = (),
+    owned: Sequence[str] = (),
+    folders: Sequence[str] = (),
+) -> Iterator[None]:
     """Create a folder that this process writes, and lock it.
 
     Args:
@@ -33,13 +43,16 @@ def lock_folder(folder: Path, what: str, advice: str, temporary: Sequence[str] =
         what: What the folder is, for messages, such as "the run's folder".
         advice: How to choose another folder, such as "give this run another name (name=...)".
         temporary: Patterns of temporary names in the folder; what killed processes have left there is removed.
+        owned: Names of what the command writes in the folder; they must be no links and no special files.
+        folders: Those of `owned` that must be folders.
 
     Raises:
-        ValueError: If the folder cannot be written, or is in use by another process.
+        ValueError: If the folder cannot be written, is in use by another process, or holds a link or a special file at
+            a name of `owned`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
     except OSError as error:
         raise ValueError(f"{what} {folder} cannot be written ({error.strerror}); {advice}") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -52,13 +65,16 @@ def lock_folder(folder: Path, what: str, advice: str, temporary: Sequence[str] =
                 f"{what} {folder} is in use by another command ({holder[0] if holder else 'unknown process'}); "
                 f"wait until it ends, or {advice}"
             )
+        check_owned(folder, owned, folders)
         remove_stale(folder, temporary)
         try:
+            if os.fstat(handle).st_nlink > 1:  # a hard link: the text would be written to another file, too
+                raise OSError
             lock.seek(0)
             lock.truncate()
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
-        except OSError:  # a full disk: the lock holds without its text
+        except OSError:  # also on a full disk: the lock holds without its text
             pass
         yield
 
@@ -90,13 +106,13 @@ def _locked(folder: Path, exclusive: bool, message: str) -> Iterator[None]:
     """Lock the folder itself, so that no file has to be created in the folder of somebody else."""
     while True:
         try:
-            handle = os.open(folder, os.O_RDONLY)
+            handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         except OSError:  # it does not exist yet, or cannot be opened, as on Windows
             yield
             return
         try:
             if not _lock(handle, exclusive, wait=False):
-                print(message, flush=True)
+                print(printable(message), flush=True)
                 _lock(handle, exclusive, wait=True)
             if _is_same(handle, folder):
                 yield

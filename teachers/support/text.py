@@ -1,10 +1,18 @@
-"""Text files: UTF-8 only, and lines end at line feeds and carriage returns only."""
+"""Text files (UTF-8 only, and lines end at line feeds and carriage returns only), and text that is safe to show."""
 
+import json
 import re
+import unicodedata
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from teachers.support.limits import TEXT_BYTES, Limit
+from teachers.support.regular import open_regular
 
+JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within emoji
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}  # of Windows
+LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32 files start with them too, or with zero bytes
 
 
@@ -20,11 +28,11 @@ def read_text(file: Path, limit: Limit = TEXT_BYTES) -> str:
 
     Raises:
         ValueError: If it is larger than `limit` or is not UTF-8; the message names the file and the line.
-        OSError: If it cannot be opened.
+        OSError: If it cannot be opened, or is not a regular file.
     """
     most = limit.value
-    with file.open("rb") as stream:
-        content = stream.read(most + 1)
+    with open_regular(file) as stream:
+        content = stream.read(most + 1) or b""  # None: a file of the kernel that has nothing to read now
     if len(content) > most:
         raise ValueError(f"{printable(file)} must have at most {most:,} bytes, but has more; {limit.advice}")
     if content.startswith(UTF_16_MARKS) or b"\0" in content:
@@ -53,6 +61,64 @@ def read_lines(file: Path) -> list[str]:
     return split_lines(read_text(file))
 
 
-def printable(value: object) -> str:
-    """`value` as text on one line: control characters, line breaks and lone surrogates become escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(value))
+def printable(value: object, lines: bool = False) -> str:
+    """`value` as text that is safe to show in a terminal, a table or a page.
+
+    Control characters (of terminals, too), marks that change the direction of text, other invisible characters and lone
+    surrogates become escape sequences such as "\\x1b" and "\\u202e". Joiners between letters and all blanks stay.
+
+    Args:
+        value: A text, or another object as `str` writes it.
+        lines: Whether line feeds and tabs stay too; otherwise the result is one line.
+    """
+    text = str(value)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if _is_safe(c, lines) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def cleaned(value: Any) -> Any:
+    """Nested lists and dicts of JSON values with every text made `printable`."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {cleaned(key): cleaned(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [cleaned(entry) for entry in value]
+    return value
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON in which letters of all languages stay readable and characters that are not safe are escaped.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return "".join(c if _is_safe(c, lines=True) else json.dumps(c)[1:-1] for c in text)
+
+
+def folder_name_problem(name: str, reserved: Collection[str] = ()) -> str | None:
+    """Why `name` cannot be the name of a new folder on every system; None if it can.
+
+    Args:
+        name: The name.
+        reserved: Names, in lower case, that have another meaning.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        return "it must be one name"
+    if printable(name) != name:
+        return "it has control characters or other invisible characters"
+    if name[0] in ".-~" or name[-1] in ". " or name[0] == " ":
+        return "it must neither begin with a dot, a dash, a tilde or a blank nor end with a dot or a blank"
+    if name.partition(".")[0].upper() in DEVICES or name.lower() in reserved:
+        return "this name is reserved"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"it must have at most {LONGEST_NAME} bytes"
+    return None
+
+
+def _is_safe(character: str, lines: bool) -> bool:
+    if character in "\n\t":
+        return lines
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"

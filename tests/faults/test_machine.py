@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-from pathlib import Path
 
 import pytest
 import torch
@@ -51,12 +50,17 @@ def test_more_shards_than_open_files_are_allowed(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_log_on_a_full_device_costs_the_line_and_a_warning(tmp_path):
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+def test_log_that_cannot_grow_costs_the_line_and_a_warning(tmp_path):
     log = JsonlLog(tmp_path / "log.jsonl", 0)
-    with pytest.warns(UserWarning, match=r"log\.jsonl \(No space left on device\)"):
-        log.append({"step": 3})
-    assert log.last == 3
+    log.append({"step": 2})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.warns(UserWarning, match=r"log\.jsonl \(File too large\)"):
+            log.append({"step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.last == 3 and (tmp_path / "log.jsonl").read_text() == '{"step": 2}\n'
 
 
 def test_log_whose_file_system_became_read_only_costs_the_line_and_a_warning(tmp_path, monkeypatch):
@@ -66,8 +70,7 @@ def test_log_whose_file_system_became_read_only_costs_the_line_and_a_warning(tmp
     def refused(*args, **kwargs):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "open", refused)
-    monkeypatch.setattr(os, "truncate", refused)
+    monkeypatch.setattr(os, "open", refused)
     with pytest.warns(UserWarning, match="Read-only file system"):
         log.append({"step": 2})
 
