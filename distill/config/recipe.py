@@ -44,7 +44,10 @@ class TeacherRecipe(Checked):
         50, "Steps of the teacher's usual call, the baseline of the report.", at_least=1, at_most=10_000
     )
     sigma_data: float | None = option(
-        None, "Standard deviation of the native latents or pixels; null: that of the family, 1.0 by default.", above=0, at_most=1e4
+        None,
+        "Standard deviation of the native latents or pixels; null: that of the family, 1.0 by default.",
+        above=0,
+        at_most=1e4,
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the frozen weights; auto: float32, or bfloat16 with memory.tier=lora."
@@ -87,9 +90,7 @@ class OptimizerRecipe(Checked):
 
     def check(self) -> None:
         if self.lr * self.weight_decay > 1 + 1e-9:  # a step would change the sign of every weight
-            raise InvalidOption(
-                "weight_decay", f"must be at most 1 / lr ({1 / self.lr:g}), got {self.weight_decay:g}"
-            )
+            raise InvalidOption("weight_decay", f"must be at most 1 / lr ({1 / self.lr:g}), got {self.weight_decay:g}")
 
 
 @dataclass
@@ -97,10 +98,8 @@ class TrainRecipe(Checked):
     """`train:` in a recipe: the loop."""
 
     steps: int = option(1000, "Steps; one step updates the student once.", at_least=0, at_most=10**9)
-    batch_size: int = option(
-        64, "Samples of a step, over all processes and micro-batches.", at_least=1, at_most=10**7
-    )
-    accumulation: int = option(1, "Micro-batches a step, on each process.", at_least=1)
+    batch_size: int = option(64, "Samples of a step, over all processes and micro-batches.", at_least=1, at_most=10**7)
+    accumulation: int = option(1, "Micro-batches a step, on each process.", at_least=1, at_most=10**7)
     max_norm: float = option(
         1.0, "Gradients are clipped to this norm; a large one, such as 1e9, clips nothing.", above=0
     )

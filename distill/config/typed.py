@@ -12,4 +12,14 @@ from teachers.support.options import (
     option,
 )
 
-__all__ = ["Checked", "InvalidOption", "KeyDoc", "build", "check_fields", "check_value", "convert", "document", "option"]
+__all__ = [
+    "Checked",
+    "InvalidOption",
+    "KeyDoc",
+    "build",
+    "check_fields",
+    "check_value",
+    "convert",
+    "document",
+    "option",
+]

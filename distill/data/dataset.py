@@ -144,9 +144,8 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
         _, labels = pocket.examples()
         phrasings = [pocket.captions(label) for label in range(10)]
         chosen = torch.randint(1 << 30, (len(labels),), generator=generator).tolist()
-        return Plan(
-            [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)], pocket=True
-        )
+        captions = [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)]
+        return Plan(captions[: recipe.limit or None], pocket=True)
     if recipe.images is not None:
         images = open_images(recipe, guided)
         if needs_latents:

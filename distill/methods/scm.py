@@ -50,7 +50,10 @@ class SCMOptions(Checked):
         "auto", "How the derivative along the trajectory is computed."
     )
     tangent_warmup: int = option(
-        200, "Steps over which the unstable part of the tangent is scaled from 0 to 1 (section 4.2).", at_least=1, at_most=10**9
+        200,
+        "Steps over which the unstable part of the tangent is scaled from 0 to 1 (section 4.2).",
+        at_least=1,
+        at_most=10**9,
     )
     tangent_offset: float = option(
         1.0, "c in the normalised tangent g / (|g| + c), with |g| the L2 norm of one sample.", at_least=0, at_most=1e6
@@ -91,9 +94,7 @@ class SCMOptions(Checked):
         if not self.second_times:
             raise InvalidOption("second_times", "must have at least one angle, got []")
         if self.drift == "data" and self.guidances:
-            raise InvalidOption(
-                "guidances", f"must be empty with method.drift=data, got {list(self.guidances)}"
-            )
+            raise InvalidOption("guidances", f"must be empty with method.drift=data, got {list(self.guidances)}")
 
 
 class LogVariance(nn.Module):
@@ -133,6 +134,7 @@ class SCM(Distiller):
     def __init__(self, teacher: Teacher, guidance: float, options: SCMOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
         self._check_guidance()
+        self.check_run(options, guidance)
         self.tangent, self._message = tangent(options.tangent, next(self.student.parameters()).device)
         self.log_variance = LogVariance() if options.learned_weighting else None
         if options.guidances:
@@ -144,16 +146,19 @@ class SCM(Distiller):
             self.student.boundary_angle = options.boundary_angle
 
     def _check_guidance(self) -> None:
-        drift, guidances = self.options.drift, self.options.guidances
-        if drift == "data" and (guidances or (self.guidance != 1.0 and self.teacher.guided)):
+        if self.options.drift == "data" and self.guidance != 1.0 and self.teacher.guided:
             raise ValueError(
-                "with method.drift=data (sCT) teacher.guidance must be 1.0 and method.guidances empty, because the "
-                f"loss does not use the teacher; got {self.guidance} and {list(guidances)}"
+                "teacher.guidance must be 1.0 with method.drift=data (sCT), whose loss does not use the teacher, "
+                f"got {self.guidance}"
             )
-        if guidances and not min(guidances) <= self.guidance <= max(guidances):
+
+    @classmethod
+    def check_run(cls, options: SCMOptions, guidance: float) -> None:
+        scales = options.guidances
+        if scales and not min(scales) <= guidance <= max(scales):
             raise ValueError(
-                f"teacher.guidance, at which the student is evaluated, must be within method.guidances "
-                f"{list(guidances)}, got {self.guidance}"
+                f"teacher.guidance, at which the student is evaluated, must be within method.guidances {list(scales)}, "
+                f"got {guidance}"
             )
 
     @classmethod

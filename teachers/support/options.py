@@ -157,7 +157,11 @@ def _check_bounds(field: dataclasses.Field[Any], number: float, value: Any, path
 
 
 def _words(name: str, bound: float) -> str:
-    return "positive" if (name, bound) == ("above", 0) else f"{_BOUNDS[name][1]} {bound if isinstance(bound, int) else f'{bound:g}'}"
+    return (
+        "positive"
+        if (name, bound) == ("above", 0)
+        else f"{_BOUNDS[name][1]} {bound if isinstance(bound, int) else f'{bound:g}'}"
+    )
 
 
 def _single(number: float) -> float:
