@@ -116,9 +116,7 @@ def test_a_pipeline_that_is_not_the_export_is_exported_again(run, folder, monkey
     whole = (pipeline / WEIGHTS).read_bytes()
     half(pipeline, folder)
     (pipeline / f"{WEIGHTS}.index.json").write_text("{}")
-    with pytest.warns(
-        UserWarning, match=f"is not as it was exported \\({WEIGHTS}, .* changed\\); it is exported again"
-    ):
+    with pytest.warns(UserWarning, match=rf"is not as it was exported \({WEIGHTS}, .* changed\); it is exported again"):
         assert is_repeated(recipe, monkeypatch)
     assert (pipeline / WEIGHTS).read_bytes() == whole
     assert not (pipeline / f"{WEIGHTS}.index.json").exists()
@@ -216,7 +214,7 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_neither_exported_nor_r
     (recipe.folder / "exported.json").unlink()
     before = (recipe.folder / "pipeline" / WEIGHTS).read_bytes()
     for start in (lambda: export_run(recipe.folder), lambda: train(recipe), lambda: train(run(6))):
-        with pytest.raises(ValueError, match="checkpoint of step 4 .* must have finite weights, got NaN or infinite"):
+        with pytest.raises(ValueError, match=r"checkpoint of step 4 .* must have finite weights, got NaN or infinite"):
             start()
     assert (recipe.folder / "pipeline" / WEIGHTS).read_bytes() == before
 
