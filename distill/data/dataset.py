@@ -180,8 +180,6 @@ def open_images(recipe: DataRecipe, guided: bool) -> Images:
         ValueError: If they cannot be opened, or have no captions.
     """
     assert recipe.images is not None
-    if not recipe.images:
-        raise ValueError("data.images must be a folder, .parquet or .tar files, or a dataset on the Hub, got ''")
     if is_hf_source(recipe.images):
         return HFImages(recipe.images, guided, recipe.column, recipe.streaming, recipe.limit)
     if recipe.streaming or recipe.column:
