@@ -145,7 +145,7 @@ def test_an_extended_run_that_ended_before_its_export_is_exported_on_the_next_st
 
 
 def test_a_run_beyond_the_recipes_last_step_is_refused(run):
-    with pytest.raises(ValueError, match="train.steps must be at least 4, the step that .* has reached, got 2"):
+    with pytest.raises(ValueError, match=r"train\.steps must be at least 4, the step that .* has reached, got 2"):
         train(run(2))
 
 

@@ -193,5 +193,5 @@ def test_a_distance_from_what_is_no_covariance_is_refused():
     bad = torch.diag(torch.tensor([1.0, 1.0, -0.5]))
     for target in (torch.eye(3), torch.diag(torch.tensor([1.0, 1.0, 0.0]))):
         for mean in (0.0, 5.0):
-            with pytest.raises(ValueError, match="no negative eigenvalues|symmetric"):
+            with pytest.raises(ValueError, match=r"must have no negative eigenvalues"):
                 FrechetTo(torch.zeros(3), target).distance(torch.full((3,), mean), bad)
