@@ -106,7 +106,7 @@ def test_a_pipeline_in_memory_is_a_teacher():
         (lambda: distill.Recipe("a", distill.TeacherRecipe(), {"name": "dmd", "gan": 1}), "unknown key 'method.gan'"),
         (
             lambda: distill.Recipe("a", distill.TeacherRecipe(), {"name": "dmd"}, optimizers={"student": {"lr": -1}}),
-            r"optimizers\.student\.lr must be at least 0, got -1",
+            r"optimizers\.student\.lr must be positive, got -1",
         ),
     ],
 )
