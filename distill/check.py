@@ -13,7 +13,9 @@ import torch
 from distill.checks.export_checks import check_student
 from distill.checks.table import table
 from distill.checks.teacher_checks import check_teacher
+from distill.config.recipe import TeacherRecipe
 from distill.config.registry import TEACHERS, find
+from distill.config.typed import check_value
 from teachers.loading.registry import family_of, locate
 
 
@@ -31,6 +33,7 @@ def check(path: str, family: str | None = None, sigma_data: float | None = None)
     Raises:
         ValueError: If there is no such pipeline, or no family takes it.
     """
+    check_value(TeacherRecipe, "sigma_data", sigma_data, "--sigma-data")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = next((f for f in (Path(path) / "pipeline", Path(path)) if (f / "distill.json").is_file()), None)
     if folder is not None:

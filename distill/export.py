@@ -16,7 +16,15 @@ from distill.exporting.pipeline import PROMPTS
 from distill.training import checkpoint
 from distill.training.engine import Engine
 from distill.training.outcome import failed_before
-from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder, run_key
+from distill.training.run_folder import (
+    changed_since_export,
+    check_same_run,
+    export_record,
+    fingerprint,
+    is_exported,
+    lock_run_folder,
+    run_key,
+)
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from eval.pipelines.generate import check_pipeline
@@ -44,7 +52,16 @@ def export_run(run: Path) -> Path:
     record = run / "pipeline" / "distill.json"
     if newest is not None and (failure := failed_before(run, run_key(newest["fingerprint"]))):
         report_failure(failure, run, is_main=True)
-    if record.is_file() and (newest is None or is_exported(run, newest)):
+    if newest is not None and is_exported(run, newest):
+        return record.parent
+    if newest is None and record.is_file():
+        exported = export_record(run)
+        changed = changed_since_export(run, exported) if exported else []
+        if changed:
+            raise ValueError(
+                f"{record.parent} must be as it was exported, but {changed[0]} changed, and {run} has no checkpoint to "
+                f"export it again from; to use it as it is, give its own folder: fewstep export {record.parent}"
+            )
         return record.parent
     if newest is None:
         raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distill.config.recipe import load
 from distill.train import train
+from eval.config.options import check_options
 
 
 def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
@@ -27,6 +28,7 @@ def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
     Raises:
         ValueError: If a recipe is wrong or the comparison fails.
     """
+    check_options(samples=samples)
     start = time.perf_counter()
     runs = []
     for number, name in enumerate(("dmd", "scm"), start=1):

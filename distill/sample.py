@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from eval.config.options import check_options
 from eval.pipelines.generate import arguments, images_of, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.signatures import takes_prompts
 from teachers.support.files import atomic_write
 from teachers.support.json_files import read_json
+
+MOST_IMAGES = 10_000  # of one prompt; all are in memory together
 
 
 def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
@@ -115,6 +118,9 @@ def sample_to_file(
     """
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
+    if count > MOST_IMAGES:
+        raise ValueError(f"--count must be at most {MOST_IMAGES}, got {count}")
+    check_options(seed=seed)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"--out must end in .png, .jpg or .webp, got {out}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -157,14 +157,15 @@ def distil(
             state.seconds += time.perf_counter() - last
             evaluate()
             last = time.perf_counter()  # evaluations are not part of the cost
-    stop.restore()
     bar.close()
     if settings.tracker != "none":
         engine.accelerator.end_training()
     if stopping and state.step < settings.steps:
+        stop.restore()
         engine.wait()
         engine.print(f"stopped at step {state.step}; run the same command again to continue")
         raise SystemExit(0)
+    stop.restore()  # `finish` delays signals itself
     return finish(recipe, state, teacher, dataset, monitor, engine, identity)
 
 

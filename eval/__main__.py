@@ -134,7 +134,7 @@ def stats(**options: Any) -> None:
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve at.")
-@click.option("--port", type=int, default=7860, show_default=True, help="The port to serve at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="The port to serve at.")
 @click.option("--share", is_flag=True, help="Also a public address, through gradio's servers.")
 @DEVICE
 @click.option("--precision", help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")

@@ -27,6 +27,7 @@ from eval.pipelines.jobs import REFERENCE_NAME
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import choose_device, choose_precision, describe_machine, load_average
 from eval.pipelines.measure import SHOWN_IMAGES, shrunk
+from eval.pipelines.runs import pipeline_identity
 from eval.pipelines.settings import Settings
 from eval.report import write_report
 from eval.report.notes import notes
@@ -148,7 +149,15 @@ class Comparison:
             "command": options.command or shlex.join(sys.orig_argv),
             "protocol": None if options.protocol is None else str(options.protocol),
             "teacher": None if inputs.teacher is None else {"path": inputs.teacher, "call": inputs.jobs[0].call},
-            "runs": [{"folder": str(run.folder), "name": run.name, "method": run.method} for run in inputs.runs],
+            "runs": [
+                {
+                    "folder": str(run.folder),
+                    "name": run.name,
+                    "method": run.method,
+                    "contents": pipeline_identity(run.folder),
+                }
+                for run in inputs.runs
+            ],
             "samples": options.samples,
             "batch_size": options.batch_size,
             "seed": options.seed,

@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from eval.config.names import INCEPTION_MODES, PICKLES_ALLOWED
+from eval.config.options import check_options
 from eval.features.extractors import Extractor, extractor
 from eval.features.image_folder import features_of_folder, image_warnings
 from eval.metrics.fid import FrechetTo, statistics
 from eval.metrics.intervals import interval, standard_error
 from eval.metrics.kid import kid
 from eval.metrics.prdc import LEAST, prdc
-from eval.metrics.reference import Reference, save
+from eval.metrics.reference import Reference, check_dimensions, save
 from eval.metrics.reference import reference as read_reference
 from eval.pipelines.machine import choose_device
 from teachers.support.files import atomic_write
@@ -58,8 +59,10 @@ def compare_folders(
     Raises:
         ValueError: If an option is invalid, or the images or the reference cannot be used.
     """
+    check_options(seed=seed)
     chosen, sample_features = _extract(folder, size, features, inception_weights, batch_size, device, allow_pickle)
     target = read_reference(reference, chosen, size)
+    check_dimensions(reference, target, chosen, sample_features.shape[1])
     metrics = compare_features(Reference(*statistics(sample_features), sample_features), target, chosen, seed)
     if allow_pickle:
         metrics["warnings"].append(PICKLES_ALLOWED)
@@ -113,10 +116,7 @@ def _extract(
     device: str | None,
     allow_pickle: bool,
 ) -> tuple[Extractor, Tensor]:
-    if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    if size is not None and size < 1:
-        raise ValueError(f"--size must be at least 1, got {size}")
+    check_options(batch_size=batch_size, size=size)
     chosen = extractor(features, choose_device(device), weights, allow_pickle)
     return chosen, features_of_folder(folder, chosen, batch_size, size)
 

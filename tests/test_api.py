@@ -100,13 +100,13 @@ def test_a_pipeline_in_memory_is_a_teacher():
     [
         (lambda: distill.TrainRecipe(steps=-1), "steps must be at least 0, got -1"),
         (lambda: distill.TrainRecipe(steps="many"), "steps must be a whole number, got 'many'"),
-        (lambda: distill.OptimizerRecipe(lr=float("inf")), "lr must be finite, got inf"),
+        (lambda: distill.OptimizerRecipe(lr=float("inf")), "lr must be positive, at most 10 and finite, got inf"),
         (lambda: distill.Recipe("a/b", distill.TeacherRecipe(), {"name": "dmd"}), "name must be a plain folder name"),
         (lambda: distill.Recipe("a", distill.TeacherRecipe(), {"name": "dm"}), "there is no method 'dm'"),
         (lambda: distill.Recipe("a", distill.TeacherRecipe(), {"name": "dmd", "gan": 1}), "unknown key 'method.gan'"),
         (
             lambda: distill.Recipe("a", distill.TeacherRecipe(), {"name": "dmd"}, optimizers={"student": {"lr": -1}}),
-            r"optimizers\.student\.lr must be at least 0, got -1",
+            r"optimizers\.student\.lr must be positive, got -1",
         ),
     ],
 )

@@ -39,10 +39,17 @@ class TeacherRecipe(Checked):
         'The teacher: a pipeline folder, a Hub id, a .safetensors file, or "pocket". null: given to `train` in Python.',
     )
     family: str = option("auto", "The teacher family; auto finds the one that takes the pipeline at `path`.")
-    guidance: float = option(1.0, "Classifier-free guidance scale that goes into the student; 1.0 means none.")
-    num_steps: int = option(50, "Steps of the teacher's usual call, the baseline of the report.", at_least=1)
+    guidance: float = option(
+        1.0, "Classifier-free guidance scale that goes into the student; 1.0 means none.", at_least=1, at_most=1000
+    )
+    num_steps: int = option(
+        50, "Steps of the teacher's usual call, the baseline of the report.", at_least=1, at_most=10_000
+    )
     sigma_data: float | None = option(
-        None, "Standard deviation of the native latents or pixels; null: that of the family, 1.0 by default.", above=0
+        None,
+        "Standard deviation of the native latents or pixels; null: that of the family, 1.0 by default.",
+        above=0,
+        at_most=1e4,
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the frozen weights; auto: float32, or bfloat16 with memory.tier=lora."
@@ -63,27 +70,41 @@ class DataRecipe(Checked):
     streaming: bool = option(False, "Read .parquet, .tar or the Hub once, front to back, without a local copy.")
     limit: int = option(0, "Use the first so many rows; 0: all.", at_least=0)
 
+    def check(self) -> None:
+        if self.streaming and self.images is None:
+            raise InvalidOption("streaming", "must be false without data.images, got True")
+        if self.images == "pocket" and (self.streaming or self.column is not None):
+            name = "streaming" if self.streaming else "column"
+            default = "false" if self.streaming else "null"
+            raise InvalidOption(name, f"must be {default} with data.images=pocket, got {getattr(self, name)!r}")
+
 
 @dataclass
 class OptimizerRecipe(Checked):
     """`optimizers.NAME:` in a recipe: AdamW for one phase (student, fake_score)."""
 
-    lr: float = option(1e-4, "Learning rate.", at_least=0)
+    lr: float = option(1e-4, "Learning rate.", above=0, at_most=10)
     betas: tuple[float, float] = option((0.9, 0.99), "AdamW's betas.", at_least=0, below=1)
-    eps: float = option(1e-8, "AdamW's epsilon.", at_least=0)
-    weight_decay: float = option(0.01, "AdamW's weight decay.", at_least=0)
-    warmup: int = option(0, "Steps of linear warm-up.", at_least=0)
+    eps: float = option(1e-8, "AdamW's epsilon.", above=0, at_most=1e6)
+    weight_decay: float = option(0.01, "AdamW's weight decay; times lr at most 1.", at_least=0)
+    warmup: int = option(0, "Steps of linear warm-up.", at_least=0, at_most=10**9)
     schedule: Literal["constant", "cosine"] = option("constant", "cosine falls to zero at the last step.")
+
+    def check(self) -> None:
+        if self.lr * self.weight_decay > 1 + 1e-9:  # a step would change the sign of every weight
+            raise InvalidOption("weight_decay", f"must be at most 1 / lr ({1 / self.lr:g}), got {self.weight_decay:g}")
 
 
 @dataclass
 class TrainRecipe(Checked):
     """`train:` in a recipe: the loop."""
 
-    steps: int = option(1000, "Steps; one step updates the student once.", at_least=0)
-    batch_size: int = option(64, "Samples of a step, over all processes and micro-batches.", at_least=1)
-    accumulation: int = option(1, "Micro-batches a step, on each process.", at_least=1)
-    max_norm: float = option(1.0, "Gradients are clipped to this norm.", above=0, infinite=True)
+    steps: int = option(1000, "Steps; one step updates the student once.", at_least=0, at_most=10**9)
+    batch_size: int = option(64, "Samples of a step, over all processes and micro-batches.", at_least=1, at_most=10**7)
+    accumulation: int = option(1, "Micro-batches a step, on each process.", at_least=1, at_most=10**7)
+    max_norm: float = option(
+        1.0, "Gradients are clipped to this norm; a large one, such as 1e9, clips nothing.", above=0
+    )
     ema: float = option(0.99, "Decay of the exponential moving average that is exported.", at_least=0, below=1)
     precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision, as accelerate's mixed_precision.")
     compile: Literal["none", "blocks", "networks"] = option(
@@ -101,9 +122,9 @@ class TrainRecipe(Checked):
     evaluate_every: int = option(
         200, "Steps between evaluations (held-out Frechet distance, sample grid); 0: never.", at_least=0
     )
-    evaluate_samples: int = option(500, "Samples of the held-out Frechet distance.", at_least=2)
+    evaluate_samples: int = option(500, "Samples of the held-out Frechet distance.", at_least=2, at_most=10**7)
     evaluate_teacher_steps: int = option(
-        50, "The teacher's steps for the samples of the held-out distance.", at_least=1
+        50, "The teacher's steps for the samples of the held-out distance.", at_least=1, at_most=10_000
     )
     export: Literal["best", "last"] = option(
         "best",
@@ -126,7 +147,7 @@ class MemoryRecipe(Checked):
     tier: Literal["full", "lora"] = option(
         "full", "full: a whole network each for student and fake score; lora: LoRA adapters on the teacher's network."
     )
-    rank: int = option(64, "Rank of the LoRA adapters.", at_least=1)
+    rank: int = option(64, "Rank of the LoRA adapters.", at_least=1, at_most=65536)
     checkpointing: bool | None = option(
         None, "Activation checkpointing; null: on with memory.tier=lora, off with memory.tier=full."
     )
@@ -186,7 +207,7 @@ class Recipe(Checked):
         help="`name`: dmd, scm, rcm or an installed plug-in; the other keys are the method's options."
     )
     output: str = option("runs", "The folder of all runs.")
-    seed: int = option(0, "Seed of every random number of the run.")
+    seed: int = option(0, "Seed of every random number of the run.", at_least=0)
     data: DataRecipe = option(factory=DataRecipe, help="What the student learns from.")
     optimizers: dict[str, OptimizerRecipe] = option(factory=dict, help="An optimizer for each phase of the method.")
     train: TrainRecipe = option(factory=TrainRecipe, help="The training loop.")

@@ -3,6 +3,7 @@
 A recipe can only name an installed plug-in, so an untrusted YAML file cannot execute code.
 """
 
+import dataclasses
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -43,5 +44,5 @@ def _check_method(method: Any) -> None:
 
     if not (isinstance(method, type) and issubclass(method, Distiller)):
         raise TypeError("an entry point must name a subclass of distill.methods.base.Distiller")
-    if not isinstance(getattr(method, "Options", None), type):
+    if not dataclasses.is_dataclass(getattr(method, "Options", None)):
         raise TypeError(f"{method.__name__}.Options must be a dataclass of the method's options")

@@ -1,223 +1,25 @@
-"""Dataclasses that check themselves: documented, typed, bounded options, from Python or from YAML values.
+"""What options of recipes and methods are declared with; evaluation shares it (`teachers.support.options`)."""
 
-Supported annotations: other dataclasses, numbers, `str`, `bool`, `Literal`, `X | None`, `dict`, `tuple` and `Any`.
-"""
+from teachers.support.options import (
+    Checked,
+    InvalidOption,
+    KeyDoc,
+    build,
+    check_fields,
+    check_value,
+    convert,
+    document,
+    option,
+)
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, Literal
-
-from teachers.support.errors import suggest
-
-LARGEST_INT = 2**62
-_KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-_BOUNDS: Mapping[str, tuple[Any, str]] = {
-    "at_least": (lambda value, bound: value >= bound, "at least"),
-    "above": (lambda value, bound: value > bound, "above"),
-    "at_most": (lambda value, bound: value <= bound, "at most"),
-    "below": (lambda value, bound: value < bound, "below"),
-}
-
-
-class InvalidOption(ValueError):
-    """An option with a value that cannot be used.
-
-    Args:
-        key: The option's name, or its dotted path from the recipe's top level.
-        problem: The rest of the message, such as "must be at least 1, got 0".
-    """
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key} {problem}")
-        self.key, self.problem = key, problem
-
-
-def option(
-    default: Any = dataclasses.MISSING,
-    help: str = "",
-    *,
-    factory: Any = dataclasses.MISSING,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-    infinite: bool = False,
-) -> Any:
-    """A dataclass field with its documentation and bounds.
-
-    Args:
-        default: The default value; without one (and without `factory`) the key is required.
-        help: One sentence for `--help`, `fewstep recipes keys` and the documentation.
-        factory: Makes a mutable default.
-        at_least, above, at_most, below: Bounds of a number, or of every number in a tuple.
-        infinite: Whether an infinite number is allowed.
-    """
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"help": help, "infinite": infinite} | {k: v for k, v in bounds.items() if v is not None}
-    if factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-class Checked:
-    """Base class of dataclasses whose values are checked and converted when an instance is made."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        self.check()
-
-    def check(self) -> None:
-        """Check how options depend on each other. Override it and raise InvalidOption for invalid combinations."""
-
-
-def check_fields(instance: Any) -> None:
-    """Convert every field of a dataclass instance to its annotated type and check its bounds.
-
-    Raises:
-        InvalidOption: With the field's name, for a wrong type or a number outside the field's bounds.
-    """
-    hints = typing.get_type_hints(type(instance))
-    for field in dataclasses.fields(instance):
-        value = convert(hints[field.name], getattr(instance, field.name), field.name)
-        object.__setattr__(instance, field.name, value)
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                _check_bounds(field, number, value)
-
-
-def _check_bounds(field: dataclasses.Field[Any], number: float, shown: Any) -> None:
-    if math.isinf(number) and not field.metadata.get("infinite", False):
-        raise InvalidOption(field.name, f"must be finite, got {shown}")
-    for name, (holds, words) in _BOUNDS.items():
-        bound = field.metadata.get(name)
-        if bound is not None and not holds(number, bound):
-            raise InvalidOption(field.name, f"must be {words} {bound:g}, got {shown}")
-
-
-def build(cls: type[Any], values: Any, path: str) -> Any:
-    """An instance of the dataclass `cls` from plain values, as a YAML file holds them.
-
-    Args:
-        cls: A dataclass, checked by `check_fields` whether or not it inherits from `Checked`.
-        values: A dict of its fields.
-        path: The dotted key of the values, "" at the top level.
-
-    Raises:
-        ValueError: With the full key, for an unknown or missing key or a value that cannot be used.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{path or 'the recipe'} must be a group of keys, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            raise ValueError(
-                f"unknown key {_join(path, key)!r}{suggest(str(key), fields)}; the keys here are {', '.join(fields)}"
-            )
-    for name, f in fields.items():
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ValueError(f"the key {_join(path, name)!r} is missing")
-    converted = {key: convert(hints[key], value, _join(path, key)) for key, value in values.items()}
-    try:
-        made = cls(**converted)
-        if not isinstance(made, Checked):
-            check_fields(made)
-    except InvalidOption as error:
-        raise InvalidOption(_join(path, error.key), error.problem) from error
-    return made
-
-
-def convert(kind: Any, value: Any, path: str) -> Any:
-    """`value` converted to the annotation `kind`; ValueError with the key `path` if it has another type."""
-    if isinstance(value, str) and "${" in value:
-        raise InvalidOption(path, f"holds an interpolation ({value!r}); recipes take plain values only")
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind):
-        return value if isinstance(value, typing.cast(type, kind)) else build(typing.cast(type, kind), value, path)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value is False and "no" in arguments:  # YAML reads a bare no as false
-            return "no"
-        if value not in arguments or isinstance(value, bool):
-            hint = suggest(str(value), arguments)
-            raise InvalidOption(path, f"must be one of {', '.join(arguments)}, got {value!r}{hint}")
-        return value
-    if origin in (types.UnionType, typing.Union):  # always "X | None"
-        return None if value is None else convert(next(a for a in arguments if a is not type(None)), value, path)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise InvalidOption(path, f"must be a group of keys, got {value!r}")
-        return {str(key): convert(arguments[1], item, _join(path, key)) for key, item in value.items()}
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
-            length = "" if arguments[-1] is ... else f" of {len(arguments)} values"
-            raise InvalidOption(path, f"must be a list{length}, got {value!r}")
-        return tuple(convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    return _convert_scalar(kind, value, path)
-
-
-def _convert_scalar(kind: Any, value: Any, path: str) -> Any:
-    if isinstance(value, int) and abs(value) > LARGEST_INT:
-        raise InvalidOption(
-            path, f"must be at most {LARGEST_INT} in size, got a number of {len(str(abs(value)))} digits"
-        )
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, float) and math.isnan(value):
-        raise InvalidOption(path, "must be a number, got nan")
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InvalidOption(path, f"must be {_KINDS[kind]}, got {value!r}")
-    return value
-
-
-@dataclasses.dataclass(frozen=True)
-class KeyDoc:
-    """One documented key: dotted name, type, default and help, all as text."""
-
-    key: str
-    kind: str
-    default: str
-    help: str
-
-
-def document(cls: type[Any], prefix: str = "") -> list[KeyDoc]:
-    """The documentation of every key of the dataclass `cls`, groups flattened to dotted keys, in order."""
-    hints, out = typing.get_type_hints(cls), []
-    for field in dataclasses.fields(cls):
-        kind, key = hints[field.name], _join(prefix, field.name)
-        arguments = typing.get_args(kind)
-        if dataclasses.is_dataclass(kind):
-            out += document(typing.cast(type, kind), key)
-        elif typing.get_origin(kind) is dict and dataclasses.is_dataclass(arguments[1]):
-            out += document(typing.cast(type, arguments[1]), f"{key}.NAME")
-        else:
-            out.append(KeyDoc(key, _kind_text(kind), _default_text(field), field.metadata.get("help", "")))
-    return out
-
-
-def _kind_text(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (types.UnionType, typing.Union):
-        return " | ".join("null" if a is type(None) else _kind_text(a) for a in arguments)
-    if origin is tuple:
-        return f"list of {_kind_text(arguments[0])}"
-    return {Any: "any", bool: "true | false", int: "int", float: "float", str: "string"}.get(kind, "group of keys")
-
-
-def _default_text(field: dataclasses.Field[Any]) -> str:
-    if field.default is dataclasses.MISSING:
-        return "{}" if field.default_factory is not dataclasses.MISSING else "required"
-    value = field.default
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+__all__ = [
+    "Checked",
+    "InvalidOption",
+    "KeyDoc",
+    "build",
+    "check_fields",
+    "check_value",
+    "convert",
+    "document",
+    "option",
+]

@@ -144,9 +144,8 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
         _, labels = pocket.examples()
         phrasings = [pocket.captions(label) for label in range(10)]
         chosen = torch.randint(1 << 30, (len(labels),), generator=generator).tolist()
-        return Plan(
-            [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)], pocket=True
-        )
+        captions = [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)]
+        return Plan(captions[: recipe.limit or None], pocket=True)
     if recipe.images is not None:
         images = open_images(recipe, guided)
         if needs_latents:
@@ -181,8 +180,6 @@ def open_images(recipe: DataRecipe, guided: bool) -> Images:
         ValueError: If they cannot be opened, or have no captions.
     """
     assert recipe.images is not None
-    if not recipe.images:
-        raise ValueError("data.images must be a folder, .parquet or .tar files, or a dataset on the Hub, got ''")
     if is_hf_source(recipe.images):
         return HFImages(recipe.images, guided, recipe.column, recipe.streaming, recipe.limit)
     if recipe.streaming or recipe.column:

@@ -17,10 +17,11 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from distill.data.archives import check_archive
-from distill.data.images import Block, Images, Row
+from distill.data.images import Block, Images, Row, list_names
+from distill.data.splits import training_files
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
 from teachers.support.keys import file_content, key
-from teachers.support.listing import is_image
+from teachers.support.listing import is_image, list_images
 from teachers.support.regular import NotRegular
 from teachers.support.text import printable
 
@@ -45,7 +46,7 @@ class HFImages(Images):
 
     def __init__(self, source: str, captioned: bool, column: str | None, streaming: bool, limit: int) -> None:
         library = import_optional("datasets", f"reading {source}")
-        files = _files(source)
+        files, self.notes = _training_split(source, _files(source))
         for file in files:
             check_archive(file)
         self.source, self.limit, self.streaming = source, limit, streaming
@@ -115,11 +116,13 @@ def _files(source: str) -> list[Path]:
     if path.is_dir():
         files = [file for file in path.iterdir() if not file.name.startswith(".")]
         tables = sorted(file for file in files if file.suffix.lower() in BUILDERS)
+        if [table.name for table in tables] == ["metadata.parquet"] and list_images(path):
+            return []  # captions of the images in the folder
         if tables and any(is_image(file) for file in files):
             raise ValueError(
                 f"the folder {source} must hold images or {' or '.join(BUILDERS)} files, but has images and "
                 f"{printable(tables[0].name)}; move one kind elsewhere (captions of images are read from "
-                "metadata.jsonl, metadata.csv or .txt files)"
+                "metadata.jsonl, metadata.csv, metadata.parquet or .txt files)"
             )
         return tables
     if path.suffix.lower() not in BUILDERS:
@@ -128,6 +131,24 @@ def _files(source: str) -> list[Path]:
     if not files:
         raise ValueError(f"the file of images {source} does not exist")
     return files
+
+
+def _training_split(source: str, files: list[Path]) -> tuple[list[Path], list[str]]:
+    """The files of a folder or pattern that are for training, and what to say about the others."""
+    used = training_files(files)
+    if len(files) < 2 or len(used) == len(files):
+        return files, []
+    others = [file for file in files if file not in used]
+    if not used:
+        if not Path(source).is_dir():
+            return files, []  # a pattern such as test-*.parquet: what it names is meant
+        raise ValueError(
+            f"{source} must have files for training, but {list_names(others)} are for other splits by their names; "
+            "give a pattern, such as test-*.parquet, to train on them"
+        )
+    return used, [
+        f"{len(others)} files of {source} are not used, because they are not for training: {list_names(others)}"
+    ]
 
 
 def _image_column(source: str, features: Any, kind: type) -> str:

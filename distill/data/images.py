@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from distill.data.splits import in_training_folders
 from teachers.loading.prompts import COLUMNS, check_text, read_rows
 from teachers.support.images import Decoded, read_for_training
 from teachers.support.keys import file_content, key
@@ -19,7 +20,11 @@ from teachers.support.limits import CAPTION_BYTES
 from teachers.support.listing import ENDINGS, is_image, list_files
 from teachers.support.text import printable, read_text
 
-METADATA = ("metadata.jsonl", "metadata.csv")  # captions of the images in their folder, as for HF's ImageFolder
+METADATA = (
+    "metadata.jsonl",
+    "metadata.csv",
+    "metadata.parquet",
+)  # captions of the images in their folder, as for HF's ImageFolder
 LISTED = 5  # names in a message
 
 
@@ -89,7 +94,9 @@ class Images(ABC):
 class ImageFolder(Images):
     """Image files of a folder and its subfolders, as `teachers.support.listing.list_images` finds them.
 
-    Captions are in metadata.jsonl or metadata.csv (columns file_name, relative to their folder, and text, prompt or
+    If there are subfolders for training and for validation or test, only those for training are read.
+
+    Captions are in metadata.jsonl, .csv or .parquet (columns file_name, relative to their folder, and text, prompt or
     caption), or in .txt files beside the images with the same names.
 
     Args:
@@ -110,9 +117,10 @@ class ImageFolder(Images):
         files = [file for file in found if is_image(file)]
         others = [file for file in found if not is_image(file)]
         if not files:
-            problem = f"; {_names(others)} have other endings" if others else ""
+            problem = f"; {list_names(others)} have other endings" if others else ""
             raise ValueError(f"the folder {folder} contains no images ({', '.join(ENDINGS[:10])}){problem}")
         captions = _captions(others, files) if captioned else {}
+        listed, files = files, in_training_folders(files, folder)
         self.rows = []
         for file in files[: limit or None]:
             row = Row(str(file), captions.get(file), file)
@@ -123,7 +131,10 @@ class ImageFolder(Images):
                     "same folder, or to metadata.jsonl as text, prompt or caption"
                 )
             self.rows.append(row)
-        self.notes = self._notes(others)
+        apart = len(listed) - len(files)
+        self.notes = self._notes(others) + [
+            f"{apart} images of {folder} are not used, because they are not in its folders for training"
+        ] * bool(apart)
         self._row_keys = [_row_key(row) for row in self.rows]
         self.content_key = key(self._row_keys)
 
@@ -141,11 +152,11 @@ class ImageFolder(Images):
         if unused:
             notes.append(
                 f"{len(unused)} files in {self.folder} are not used, because their endings are not those of images: "
-                f"{_names(unused)}"
+                f"{list_names(unused)}"
             )
         empty = [row.name for row in self.rows if row.caption == ""]
         if empty:
-            notes.append(f"{len(empty)} images have an empty caption: {_names(empty)}")
+            notes.append(f"{len(empty)} images have an empty caption: {list_names(empty)}")
         return notes
 
 
@@ -161,7 +172,8 @@ def _row_key(row: Row) -> str:
     return key(file_content(row.image), row.caption)
 
 
-def _names(files: Sequence[object]) -> str:
+def list_names(files: Sequence[object]) -> str:
+    """The first few names, for a message."""
     return ", ".join(printable(file) for file in files[:LISTED]) + (", ..." if len(files) > LISTED else "")
 
 

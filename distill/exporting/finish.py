@@ -7,11 +7,14 @@ from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
 from distill.exporting.pipeline import export_student
 from distill.training.engine import Engine
+from distill.training.guard import Stop
 from distill.training.monitor import Monitor
 from distill.training.outcome import Outcome, RunFailed, settle, write_failure
 from distill.training.run_folder import record_export, run_key
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
+
+DELAYED = "the student is being exported; this ends when it is on disk (a second signal ends it now)"
 
 
 def finish(
@@ -24,6 +27,8 @@ def finish(
     identity: dict[str, str],
 ) -> Path:
     """Judge a run, and export its best or last EMA. Every process calls it.
+
+    SIGINT and SIGTERM take effect when the export is on disk; a second one acts immediately.
 
     Args:
         recipe: The run's recipe.
@@ -40,15 +45,16 @@ def finish(
     Raises:
         RunFailed: If training went wrong. The best EMA has been exported, unless its samples collapsed too.
     """
-    outcome = settle(recipe, state, monitor, run_key(identity), engine)
     final = recipe.folder / "pipeline"
-    if outcome.exported is not None:
-        final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported)
-    if engine.is_main:
-        write_failure(recipe.folder, outcome)  # before the export counts: a failed run is never taken for finished
+    with Stop(message=DELAYED if engine.is_main else ""):
+        outcome = settle(recipe, state, monitor, run_key(identity), engine)
         if outcome.exported is not None:
-            record_export(recipe, identity, state.step)
-    engine.wait()
+            final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported)
+        if engine.is_main:
+            write_failure(recipe.folder, outcome)  # before the export counts: a failed run is never taken for finished
+            if outcome.exported is not None:
+                record_export(recipe, identity, state.step)
+        engine.wait()
     report_failure(outcome, recipe.folder, engine.is_main)
     return final
 

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from distill.exporting.pipeline import EVALUATION_PROMPTS, PROMPTS
+from eval.pipelines.runs import pipeline_identity
 from eval.report.columns import quality, speed
 from eval.report.markdown import escape, table
 from eval.report.model_index import model_index
@@ -24,7 +25,7 @@ FRONT_MATTER = re.compile(r"---\n(?P<front>.*?\n)?---\n", re.DOTALL)
 
 
 def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
-    """The newest evaluation of `pipeline`.
+    """An evaluation of `pipeline` with the files that it has now.
 
     Args:
         pipeline: The folder of an exported pipeline.
@@ -34,7 +35,7 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
         The contents of `report.json` with the runs of this pipeline only, or None if there is none.
 
     Raises:
-        ValueError: If `report` is given and has no evaluation of this pipeline, or is older than the pipeline.
+        ValueError: If `report` is given and has no evaluation of this pipeline, or one of other contents of its files.
     """
     run = pipeline.parent
     folders = [report] if report else [run / "report", run.parent / "report", run.parent.parent / "report"]
@@ -45,11 +46,14 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
             runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        outdated = file.stat().st_mtime < (pipeline / "distill.json").stat().st_mtime
-        if runs and not outdated:
+        current = runs and all(entry.get("contents") == pipeline_identity(pipeline) for entry in runs)
+        if current:
             return stored | {"runs": runs}
         if runs and report:
-            raise ValueError(f"{file} is older than the pipeline; evaluate it again with fewstep eval {run}")
+            raise ValueError(
+                f"{file} must be an evaluation of {pipeline} as it is now, but its files have changed; evaluate it "
+                f"again with fewstep eval {run}"
+            )
     if report:
         raise ValueError(
             f"{report} contains no evaluation of {pipeline}; evaluate it with fewstep eval {run} --out {report}"

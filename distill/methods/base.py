@@ -65,6 +65,19 @@ class Distiller(nn.Module, ABC):
         """
         return 0, 0
 
+    @classmethod
+    def check_run(cls, options: Any, guidance: float) -> None:
+        """Check what `Options` alone cannot: the teacher's guidance, and files that the method needs.
+
+        It is called before the teacher is loaded and the data is encoded. Override it to raise ValueError for whatever
+        would stop the method later; the default accepts everything.
+
+        Args:
+            options: An instance of `Options`.
+            guidance: Classifier-free guidance scale of the teacher.
+        """
+        return
+
     @abstractmethod
     def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """The loss of one micro-batch.

@@ -24,7 +24,10 @@ class RCMOptions(Checked):
     """`method:` in a recipe with `name: rcm`."""
 
     dmd_weight: float = option(
-        10.0, "Weight of DMD's loss (a mean over elements) relative to sCM's loss (a sum over elements).", above=0
+        10.0,
+        "Weight of DMD's loss (a mean over elements) relative to sCM's loss (a sum over elements).",
+        above=0,
+        at_most=1e6,
     )
     scm: SCMOptions = option(factory=SCMOptions, help="Options of the sCM loss.")
     dmd: DMDOptions = option(factory=DMDOptions, help="Options of the DMD loss.")
@@ -61,6 +64,11 @@ class RCM(Distiller):
     @classmethod
     def needs_latents(cls, options: RCMOptions) -> bool:
         return True
+
+    @classmethod
+    def check_run(cls, options: RCMOptions, guidance: float) -> None:
+        SCM.check_run(options.scm, guidance)
+        DMD.check_run(options.dmd, guidance)
 
     @classmethod
     def pairs(cls, options: RCMOptions) -> tuple[int, int]:

@@ -35,31 +35,44 @@ class SCMOptions(Checked):
         "teacher", "The slope dx/dt: the teacher's velocity (sCD), or the training sample's own (sCT)."
     )
     guidances: tuple[float, ...] = option(
-        (), "Guidance scales to sample from; the scale is then an input of the student. []: one fixed scale."
+        (),
+        "Guidance scales to sample from; the scale is then an input of the student. []: one fixed scale.",
+        at_least=1,
+        at_most=1000,
     )
     proposal: tuple[float, float] = option(
-        (0.3, 1.4), "Mean and standard deviation of log tan t. Add log 2 to means that are stated for sigma_d = 0.5."
+        (0.3, 1.4),
+        "Mean and standard deviation of log tan t. Add log 2 to means that are stated for sigma_d = 0.5.",
+        at_least=-10,
+        at_most=10,
     )
     tangent: Literal["auto", "jvp", "jvp_flash", "finite_difference"] = option(
         "auto", "How the derivative along the trajectory is computed."
     )
     tangent_warmup: int = option(
-        200, "Steps over which the unstable part of the tangent is scaled from 0 to 1 (section 4.2).", at_least=1
+        200,
+        "Steps over which the unstable part of the tangent is scaled from 0 to 1 (section 4.2).",
+        at_least=1,
+        at_most=10**9,
     )
     tangent_offset: float = option(
-        1.0, "c in the normalised tangent g / (|g| + c), with |g| the L2 norm of one sample.", at_least=0
+        1.0, "c in the normalised tangent g / (|g| + c), with |g| the L2 norm of one sample.", at_least=0, at_most=1e6
     )
     learned_weighting: bool = option(False, "The adaptive weighting w_phi(t) of noise levels (section 4.2).")
     adaptation_steps: int = option(
-        200, "First steps, in which the student adapts to time_scale and max_angle; 0: neither is used.", at_least=0
+        200,
+        "First steps, in which the student adapts to time_scale and max_angle; 0: neither is used.",
+        at_least=0,
+        at_most=10**9,
     )
     time_scale: float = option(
-        8.0, "Scale of the student's time input: time_scale * t instead of the native timestep.", above=0
+        8.0, "Scale of the student's time input: time_scale * t instead of the native timestep.", above=0, at_most=1e4
     )
     max_angle: float = option(
         1.2,
         "Angle in radians that limits where an epsilon student's output is evaluated near the end of time.",
         above=SOFT_WIDTH,
+        at_most=math.pi,
     )
     boundary_angle: float = option(
         0.4,
@@ -80,6 +93,8 @@ class SCMOptions(Checked):
             raise InvalidOption("proposal", f"must have a standard deviation above 0, got {list(self.proposal)}")
         if not self.second_times:
             raise InvalidOption("second_times", "must have at least one angle, got []")
+        if self.drift == "data" and self.guidances:
+            raise InvalidOption("guidances", f"must be empty with method.drift=data, got {list(self.guidances)}")
 
 
 class LogVariance(nn.Module):
@@ -119,6 +134,7 @@ class SCM(Distiller):
     def __init__(self, teacher: Teacher, guidance: float, options: SCMOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
         self._check_guidance()
+        self.check_run(options, guidance)
         self.tangent, self._message = tangent(options.tangent, next(self.student.parameters()).device)
         self.log_variance = LogVariance() if options.learned_weighting else None
         if options.guidances:
@@ -130,16 +146,19 @@ class SCM(Distiller):
             self.student.boundary_angle = options.boundary_angle
 
     def _check_guidance(self) -> None:
-        drift, guidances = self.options.drift, self.options.guidances
-        if drift == "data" and (guidances or (self.guidance != 1.0 and self.teacher.guided)):
+        if self.options.drift == "data" and self.guidance != 1.0 and self.teacher.guided:
             raise ValueError(
-                "with method.drift=data (sCT) teacher.guidance must be 1.0 and method.guidances empty, because the "
-                f"loss does not use the teacher; got {self.guidance} and {list(guidances)}"
+                "teacher.guidance must be 1.0 with method.drift=data (sCT), whose loss does not use the teacher, "
+                f"got {self.guidance}"
             )
-        if guidances and not min(guidances) <= self.guidance <= max(guidances):
+
+    @classmethod
+    def check_run(cls, options: SCMOptions, guidance: float) -> None:
+        scales = options.guidances
+        if scales and not min(scales) <= guidance <= max(scales):
             raise ValueError(
-                f"teacher.guidance, at which the student is evaluated, must be within method.guidances "
-                f"{list(guidances)}, got {self.guidance}"
+                f"teacher.guidance, at which the student is evaluated, must be within method.guidances {list(scales)}, "
+                f"got {guidance}"
             )
 
     @classmethod

@@ -6,9 +6,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -22,14 +22,19 @@ TIMEOUT = 30.0  # seconds without a heartbeat after which a process counts as no
 class Stop:
     """Ends the training loop after the current step on SIGINT or SIGTERM; a second signal acts immediately.
 
+    Without calls of `agreed` it only delays a first signal, such as until an export is on disk. Use it as a context
+    manager, which restores the previous handlers, or call `restore`.
+
     With several processes, a signal to one of them stops all of them after the same step. The processes exchange their
     state by an asynchronous reduction that starts after one step and is read after the next, so no step is slowed.
 
     Args:
         group: A process group for CPU tensors; None for one process.
+        message: What is printed at the first signal.
     """
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self, group: Any = None, message: str = "") -> None:
+        self._message = message
         self._requested_at: float | None = None
         self._group = group
         self._flag = torch.zeros(1)
@@ -44,9 +49,17 @@ class Stop:
     def _handle(self, number: int, frame: object) -> None:
         if self._requested_at is None:
             self._requested_at = time.monotonic()
+            if self._message:
+                os.write(2, f"\n{self._message}\n".encode())  # print may be interrupted inside itself
         elif time.monotonic() - self._requested_at > SAME_REQUEST:
             self.restore()
             signal.raise_signal(number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
 
     def agreed(self) -> bool:
         """Whether to stop now. Every process calls this once after each step; all receive the same answer."""
@@ -69,6 +82,15 @@ class Stop:
             self._pending = None
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
+        self._previous_handlers = {}
+
+
+def nonfinite_tensor(state: Mapping[str, Any]) -> str | None:
+    """The name of a tensor in a state that is NaN or infinite somewhere; None if there is none."""
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            return name
+    return None
 
 
 class NonFiniteGuard:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from teachers import pocket
 from teachers.core.teacher import Teacher
 from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
 from teachers.support.files import atomic_write
-from teachers.support.keys import code, content, key
+from teachers.support.keys import code, content, folder_contents, key
 from teachers.support.locks import lock_folder
 from teachers.support.regular import append_line, check_regular
 from teachers.support.text import read_text
 
-EXPORTED = "exported.json"  # says which checkpoint the folder's pipeline was exported from
+EXPORTED = "exported.json"  # says what the folder's pipeline was exported from, and has the hashes of its files
+PIPELINE = "pipeline"
 CODE = "the code and its libraries"  # its name in a fingerprint
 # What computes a training step, beside the method and the teacher.
 LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
@@ -141,21 +142,35 @@ def _change(name: str, before: str | None, after: str | None) -> str:
 
 
 def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
-    """Whether the run's folder already has the result of this recipe.
+    """Whether the run's folder already has the result of this recipe: the export's record and every file must agree.
 
     Args:
         recipe: The run's recipe.
         expected: The run's fingerprint.
 
     Raises:
-        ValueError: If the folder's checkpoints are of another recipe, of other data or of another teacher.
+        ValueError: If the folder's checkpoints are of another recipe, of other data or of another teacher, or of later
+            steps than the recipe's last.
     """
     meta = checkpoint.newest_meta(recipe.folder / "checkpoints")
     if meta is None:
         return False
     check_same_run(meta, recipe, expected)
-    if meta["step"] >= recipe.train.steps and is_exported(recipe.folder, meta, recipe):
-        return True
+    record = export_record(recipe.folder, meta)
+    done = record is not None and record["step"] == recipe.train.steps and record["options"] == export_key(recipe)
+    if record is not None and done:
+        changed = changed_since_export(recipe.folder, record)
+        if not changed:
+            return True
+        warnings.warn(
+            f"{recipe.folder / PIPELINE} is not as it was exported ({_some(changed)} changed); it is exported again",
+            stacklevel=2,
+        )
+    if meta["step"] > recipe.train.steps:
+        raise ValueError(
+            f"train.steps must be at least {meta['step']}, the step that {recipe.folder} has reached, got "
+            f"{recipe.train.steps}; or give this run another name (name=...)"
+        )
     if meta["fingerprint"].get(CODE) != expected[CODE]:
         warnings.warn(
             f"{recipe.folder} was trained with other versions of the code or of its libraries up to step "
@@ -165,25 +180,51 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     return False
 
 
-def is_exported(folder: Path, meta: dict[str, Any], recipe: Recipe | None = None) -> bool:
-    """Whether the pipeline in a run's folder was exported from the checkpoint with the record `meta` or a later one.
+def is_exported(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether the pipeline in a run's folder was exported from the checkpoint with the record `meta` or a later one."""
+    record = export_record(folder, meta)
+    return record is not None and record["step"] >= meta["step"] and not changed_since_export(folder, record)
 
-    If a recipe is given, its train.export and its evaluation, which `distill.json` has, must be those of the export.
-    """
+
+def export_record(folder: Path, meta: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """What `record_export` wrote; None if there is no such record, or not one of the run with the record `meta`."""
     try:
-        exported = json.loads(read_text(folder / EXPORTED))
-        same = exported["fingerprint"] == key(meta["fingerprint"]) and exported["step"] >= meta["step"]
-        same = same and (recipe is None or exported["options"] == export_key(recipe))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return same and (folder / "pipeline" / "distill.json").is_file()
+        record = json.loads(read_text(folder / EXPORTED))
+        found = {"fingerprint": str(record["fingerprint"]), "step": int(record["step"]), "files": dict(record["files"])}
+        found["options"] = str(record["options"])
+        same = meta is None or found["fingerprint"] == run_key(meta["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if same else None
+
+
+def changed_since_export(folder: Path, record: dict[str, Any]) -> list[str]:
+    """The files of a run's pipeline that are not as they were exported: missing, altered, or added to a component.
+
+    Args:
+        folder: The run's folder.
+        record: The export's record, from `export_record`.
+    """
+    before = record["files"]
+    present = folder_contents(folder / PIPELINE)
+    added = [name for name in present if name not in before and "/" in name]  # no loader reads a file beside the index
+    return [name for name in before if present.get(name) != before[name]] + added
 
 
 def record_export(recipe: Recipe, identity: dict[str, str], step: int) -> None:
-    """Record which state the pipeline in a run's folder was exported from, for `is_exported`."""
-    record = {"fingerprint": key(identity), "step": step, "options": export_key(recipe)}
+    """Record which state the pipeline in a run's folder was exported from, and all its files, for `finished`."""
+    record = {
+        "fingerprint": run_key(identity),
+        "step": step,
+        "options": export_key(recipe),
+        "files": folder_contents(recipe.folder / PIPELINE),
+    }
     with atomic_write(recipe.folder / EXPORTED) as temporary:
-        temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def export_key(recipe: Recipe) -> str:

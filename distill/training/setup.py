@@ -39,6 +39,7 @@ def plan_data(
         ValueError: If the data cannot be used.
     """
     cls, options = method_options(recipe)
+    cls.check_run(options, recipe.teacher.guidance)
     family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
     if latents is None:
         return data.plan(recipe.data, cls.needs_latents(options), family.guided)
@@ -48,6 +49,8 @@ def plan_data(
         raise ValueError(
             f"latents must have the shape (N, {', '.join(map(str, teacher.shape))}), got {tuple(latents.shape)}"
         )
+    if not latents.is_floating_point() or not len(latents):
+        raise ValueError(f"latents must be real numbers in at least one row, got {len(latents)} of {latents.dtype}")
     if not bool(latents.isfinite().all()):
         raise ValueError("latents must be finite, got NaN or infinite values")
     captions = [""] * len(latents) if captions is None else list(captions)

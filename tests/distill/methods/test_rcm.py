@@ -62,7 +62,7 @@ def test_student_is_exported_like_that_of_scm(text_pipeline):
 
 
 def test_options_check_themselves():
-    with pytest.raises(ValueError, match="dmd_weight must be above 0, got 0"):
+    with pytest.raises(ValueError, match="dmd_weight must be positive, got 0"):
         method(dmd_weight=0.0)
     with pytest.raises(ValueError, match=r"scm\.guidances must be empty"):
         RCMOptions(scm=SCMOptions(guidances=(1.0,)))

@@ -12,7 +12,7 @@ from torchvision.transforms.functional import center_crop
 
 from eval.__main__ import evaluate
 from eval.compare import compare
-from eval.config.protocol import KINDS, read_protocol
+from eval.config.protocol import KEYS, read_protocol
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read_image
 from eval.features.resize import center_crop_resize
@@ -76,11 +76,11 @@ def test_a_small_substitute_of_the_coco_protocol(make_run, tmp_path, text_pipeli
 
 
 def test_the_command_line_overrides_the_protocol(make_run, tmp_path, capsys):
-    (tmp_path / "p.yaml").write_text("samples: 1\nsize: 0\n")
+    (tmp_path / "p.yaml").write_text("samples: 4\nsize: 8\n")
     command = [str(make_run()), "--protocol", str(tmp_path / "p.yaml"), "--out", str(tmp_path / "out")]
-    assert main(command) == 2
+    assert main([*command, "--samples", "1"]) == 2
     assert "--samples must be at least 2, got 1" in capsys.readouterr().err
-    assert main([*command, "--samples", "4"]) == 2
+    assert main([*command, "--size", "0"]) == 2
     assert "--size must be at least 1, got 0" in capsys.readouterr().err
 
 
@@ -117,9 +117,17 @@ def test_missing_files_are_refused_before_generation(missing, make_run, tmp_path
     ("text", "sentence"),
     [
         ("sampels: 4", "unknown option 'sampels', did you mean 'samples'"),
-        ("samples: many", "must be a number, got 'many'"),
-        ("samples: true", "must be a number, got True"),
-        ("features: 3", "must be text, got 3"),
+        ("samples: many", "must be a whole number, got 'many'"),
+        ("samples: true", "must be a whole number, got True"),
+        ("samples: 1", "p.yaml must be at least 2, got 1"),
+        ("samples: .inf", "must be a whole number, got inf"),
+        ("seed: -1", "must be at least 0, got -1"),
+        ("seed: 4294967296", "must be at most 4294967295"),
+        ("size: 0", "must be at least 1, got 0"),
+        ("batch_size: 0", "must be at least 1, got 0"),
+        ("reference: null", "must have a value, got null"),
+        ("prompts: ''", "must be a text that is not empty, got ''"),
+        ("features: 3", "must be a string, got 3"),
         ("- a list", "must contain options and their values"),
         ("", "must contain options and their values"),
         ("a: [", "is not valid YAML"),
@@ -134,7 +142,7 @@ def test_mistakes_in_a_protocol(text, sentence, tmp_path, capsys):
 
 
 def test_every_option_of_a_protocol_is_an_option_of_the_command():
-    assert set(KINDS) <= {parameter.name for parameter in evaluate.commands["compare"].params}
+    assert set(KEYS) <= {parameter.name for parameter in evaluate.commands["compare"].params}
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (40, 53), (53, 40), (64, 16), (8, 9)])

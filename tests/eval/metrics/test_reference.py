@@ -5,11 +5,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.linalg import sqrtm
 
 from eval.features.extractors import extractor
 from eval.metrics.fid import FrechetTo
 from eval.metrics.reference import reference
+from tests.commands import eval_main as main
 
 WIDTH = 192
 RNG = np.random.default_rng(0)
@@ -49,6 +51,13 @@ def test_statistics_of_other_programs_give_scipys_distance(tmp_path, arrays, dty
     assert distance(tmp_path / "a.npz") == pytest.approx(expected, rel=1e-8)
 
 
+def with_eigenvalue(value):
+    """SIGMA with its smallest eigenvalue replaced by `value` times the largest."""
+    values, vectors = np.linalg.eigh(SIGMA)
+    values[0] = value * values[-1]
+    return (vectors * values) @ vectors.T
+
+
 def broken():
     class Trap:
         def __reduce__(self):
@@ -56,13 +65,51 @@ def broken():
 
     nan, asymmetric = np.full(WIDTH, np.nan), SIGMA.copy()
     asymmetric[0, 1] += 1
+    tilted, correlated = SIGMA.copy(), SIGMA.copy()
+    tilted[0, 1] += 1e-4 * SIGMA.max()
+    correlated[0, 1] = correlated[1, 0] = 2 * np.sqrt(SIGMA[0, 0] * SIGMA[1, 1])
     return {
         "samples only": (lambda file: np.savez(file, np.zeros((4, 8, 8, 3), np.uint8)), "mu"),
         "nan": (lambda file: np.savez(file, mu=nan, sigma=SIGMA), "mu in .* must be finite"),
         "inf": (lambda file: np.savez(file, mu=MU, sigma=SIGMA * np.inf), "sigma in .* must be finite"),
         "nan features": (lambda file: np.savez(file, mu=MU, sigma=SIGMA, features=nan[None]), "features in .* finite"),
         "features": (lambda file: np.savez(file, mu=MU, sigma=SIGMA, features=np.zeros((4, 3))), r"shape \(N, 192\)"),
-        "asymmetric": (lambda file: np.savez(file, mu=MU, sigma=asymmetric), "must be symmetric"),
+        "asymmetric": (lambda file: np.savez(file, mu=MU, sigma=asymmetric), "sigma in .* must be symmetric"),
+        "slightly asymmetric": (lambda file: np.savez(file, mu=MU, sigma=tilted), "sigma in .* must be symmetric"),
+        "negative": (lambda file: np.savez(file, mu=MU, sigma=-SIGMA), "sigma in .* must have no negative eigenvalues"),
+        "one negative eigenvalue": (
+            lambda file: np.savez(file, mu=MU, sigma=with_eigenvalue(-1e-3)),
+            "sigma in .* must have no negative eigenvalues",
+        ),
+        "variance and correlation above 1": (
+            lambda file: np.savez(file, mu=MU, sigma=correlated),
+            "sigma in .* must have no negative eigenvalues",
+        ),
+        "complex sigma": (
+            lambda file: np.savez(file, mu=MU, sigma=SIGMA + 1j),
+            "sigma must hold real numbers, got complex",
+        ),
+        "complex mu": (lambda file: np.savez(file, mu=MU + 0j, sigma=SIGMA), "mu must hold real numbers, got complex"),
+        "complex features": (
+            lambda file: np.savez(file, mu=MU, sigma=SIGMA, features=FEATURES + 0j),
+            "features must hold real numbers, got complex",
+        ),
+        "flags": (lambda file: np.savez(file, mu=MU > 0, sigma=SIGMA), "mu must hold real numbers, got bool"),
+        "dates": (
+            lambda file: np.savez(file, mu=MU.astype("M8[s]"), sigma=SIGMA),
+            "mu must hold real numbers, got datetime",
+        ),
+        "no dimensions": (lambda file: np.savez(file, mu=np.zeros(0), sigma=np.zeros((0, 0))), r"shapes \(D,\)"),
+        "a number": (lambda file: np.savez(file, mu=1.0, sigma=1.0), r"shapes \(D,\)"),
+        "another width": (lambda file: np.savez(file, mu=MU[:-1], sigma=SIGMA), r"shapes \(D,\)"),
+        "one sample": (lambda file: np.savez(file, mu=MU, sigma=SIGMA, features=FEATURES[:1]), "at least two rows"),
+        "no samples": (lambda file: np.savez(file, mu=MU, sigma=SIGMA, features=FEATURES[:0]), "at least two rows"),
+        "other keys": (lambda file: np.savez(file, mean=MU, cov=SIGMA), ""),
+        "a large size": (
+            lambda file: np.savez(file, mu=MU, sigma=SIGMA, size=12),
+            "made from images of 12 x 12 pixels",
+        ),
+        "a list of sizes": (lambda file: np.savez(file, mu=MU, sigma=SIGMA, size=[8, 8]), ""),
         "shapes": (lambda file: np.savez(file, mu=MU[None], sigma=SIGMA), r"shapes \(D,\) and \(D, D\)"),
         "empty": (lambda file: file.write(b""), ""),
         "html": (lambda file: file.write(b"<html>404</html>"), ""),
@@ -99,3 +146,52 @@ def test_damaged_bytes_are_errors(tmp_path):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"must be an \.npz with the arrays mu and sigma"):
         reference(str(tmp_path / "a.npz"), extractor("pixels"))
+
+
+@pytest.mark.parametrize("images", [10, 50, 150])
+def test_a_covariance_without_full_rank_in_single_precision_is_accepted(tmp_path, images):
+    """Fewer images than dimensions: some eigenvalues are negative by rounding; they count as zero."""
+    sigma = np.cov(FEATURES[:images], rowvar=False)
+    np.savez(tmp_path / "a.npz", mu=MU.astype(np.float32), sigma=sigma.astype(np.float32))
+    assert np.linalg.eigvalsh(sigma.astype(np.float32).astype(np.float64)).min() < 0
+    np.savez(tmp_path / "b.npz", mu=MU, sigma=sigma)
+    assert distance(tmp_path / "a.npz") == pytest.approx(distance(tmp_path / "b.npz"), rel=1e-3)
+
+
+def test_statistics_of_another_type_or_order_are_read(tmp_path):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(WIDTH, np.int64), sigma=np.eye(WIDTH, dtype=np.float16))
+    assert distance(tmp_path / "a.npz") > 0
+    np.savez(tmp_path / "b.npz", mu=MU, sigma=SIGMA, features=FEATURES.astype(">f4"))
+    assert reference(str(tmp_path / "b.npz"), extractor("pixels")).features.shape == FEATURES.shape
+
+
+def test_the_reference_of_another_extractor_is_refused_with_both_widths(tmp_path, capsys):
+    for i in range(2):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    np.savez(tmp_path / "a.npz", mu=np.zeros(7), sigma=np.eye(7))
+    assert main(["images", str(tmp_path), str(tmp_path / "a.npz"), "--features", "pixels"]) == 2
+    assert 'a.npz" has 7 dimensions and the features "pixels" have 192' in capsys.readouterr().err
+
+
+COVARIANCES = {
+    "asymmetric": (torch.eye(3) + torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0.0]]), "symmetric"),
+    "negative": (torch.diag(torch.tensor([1.0, 1.0, -0.01])), "no negative eigenvalues"),
+    "nan": (torch.full((3, 3), torch.nan), "finite"),
+    "complex": (torch.eye(3, dtype=torch.complex128), "real"),
+    "wide": (torch.eye(4), r"shapes \(D,\) and \(D, D\)"),
+}
+
+
+@pytest.mark.parametrize("case", COVARIANCES)
+def test_a_distance_to_what_is_no_covariance_is_refused(case):
+    covariance, message = COVARIANCES[case]
+    with pytest.raises(ValueError, match=f"covariance must .*{message}|must have the {message}"):
+        FrechetTo(torch.zeros(3), covariance)
+
+
+def test_a_distance_from_what_is_no_covariance_is_refused():
+    bad = torch.diag(torch.tensor([1.0, 1.0, -0.5]))
+    for target in (torch.eye(3), torch.diag(torch.tensor([1.0, 1.0, 0.0]))):
+        for mean in (0.0, 5.0):
+            with pytest.raises(ValueError, match=r"must have no negative eigenvalues"):
+                FrechetTo(torch.zeros(3), target).distance(torch.full((3,), mean), bad)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from distill.config.typed import option
 from distill.data.batch import Batch
 from distill.methods.base import Distiller
 from teachers.core.sampling import sample
@@ -9,8 +10,8 @@ from teachers.core.sampling import sample
 
 @dataclass
 class RegressionOptions:
-    pairs: int = 1000
-    teacher_steps: int = 50
+    pairs: int = option(1000, "Number of teacher pairs.", at_least=1)
+    teacher_steps: int = option(50, "The teacher's ODE steps for each pair.", at_least=1, at_most=10_000)
 
 
 class Regression(Distiller):

@@ -1,0 +1,241 @@
+"""A run counts as finished only if its export's record and every file of its pipeline agree with the recipe."""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from distill.config.recipe import load
+from distill.export import export_run
+from distill.exporting import finish as finish_module
+from distill.train import train
+from distill.training import checkpoint, state
+from distill.training.guard import Stop
+from distill.training.run_folder import fingerprint, finished, is_exported
+from distill.training.setup import plan_data
+from tests.settings import FAST
+
+train_module = importlib.import_module("distill.train")  # `distill.train` is also the name of its function
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(text_pipeline, tmp_path_factory):
+    """A folder with a recipe, and two finished runs of it: "two" of 2 steps and "four" of 4."""
+    root = tmp_path_factory.mktemp("completion")
+    (root / "p.txt").write_text("a coat\na bag\n")
+    (root / "r.yaml").write_text(
+        f"name: r\noutput: {root / 'runs'}\ndata: {{prompts: {root / 'p.txt'}}}\n"
+        f"method: {{name: dmd, fake_score_updates: 1}}\n"
+        f"teacher: {{family: stable_diffusion, path: {text_pipeline}, guidance: 2.0, num_steps: 2}}\n"
+    )
+    for name, steps in (("two", 2), ("four", 4)):
+        train(load(root / "r.yaml", [*FAST, f"name={name}", f"train.steps={steps}"]))
+    return root
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """run(steps): the recipe of a copy of the run of 4 steps, in the test's folder."""
+    shutil.copytree(folder / "runs" / "four", tmp_path / "runs" / "four")
+    return lambda steps=4: load(
+        folder / "r.yaml", [*FAST, f"output={tmp_path / 'runs'}", "name=four", f"train.steps={steps}"]
+    )
+
+
+def steps_of(pipeline):
+    return json.loads((pipeline / "distill.json").read_text())["cost"]["steps"]
+
+
+def is_repeated(recipe, monkeypatch):
+    """Whether `train` exports again, instead of calling the run finished."""
+    exports = []
+    finish = finish_module.finish
+    monkeypatch.setattr(train_module, "finish", lambda *a: exports.append(1) or finish(*a))
+    assert steps_of(train(recipe)) == recipe.train.steps
+    return bool(exports)
+
+
+def altered(pipeline):
+    file = pipeline / WEIGHTS
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+
+
+def other(pipeline, folder):
+    shutil.rmtree(pipeline)
+    shutil.copytree(folder / "runs/two/pipeline", pipeline)
+
+
+def half(pipeline, folder):
+    shutil.copy(folder / "runs/two/pipeline" / WEIGHTS, pipeline / WEIGHTS)
+
+
+def with_record(pipeline, folder):
+    other(pipeline, folder)
+    shutil.copy(folder / "runs/two/exported.json", pipeline.parent / "exported.json")
+
+
+CHANGES = {
+    "altered weights": lambda pipeline, folder: altered(pipeline),
+    "missing weights": lambda pipeline, folder: (pipeline / WEIGHTS).unlink(),
+    "missing configuration": lambda pipeline, folder: (pipeline / "unet/config.json").unlink(),
+    "missing distill.json": lambda pipeline, folder: (pipeline / "distill.json").unlink(),
+    "missing pipeline": lambda pipeline, folder: shutil.rmtree(pipeline),
+    "missing record": lambda pipeline, folder: (pipeline.parent / "exported.json").unlink(),
+    "empty record": lambda pipeline, folder: (pipeline.parent / "exported.json").write_text("{}"),
+    "a number as record": lambda pipeline, folder: (pipeline.parent / "exported.json").write_text("3"),
+    "another scheduler": lambda pipeline, folder: (pipeline / "scheduler/scheduler_config.json").write_text("{}"),
+    "an index of shards": lambda pipeline, folder: (pipeline / f"{WEIGHTS}.index.json").write_text("{}"),
+    "the pipeline of an earlier step": other,
+    "half of the pipeline of an earlier step": half,
+    "pipeline and record of an earlier step": with_record,
+    "a pipeline cut in the middle": lambda pipeline, folder: os.truncate(pipeline / WEIGHTS, 1000),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is not as it was exported")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_whose_pipeline_is_not_the_export_is_not_finished(run, folder, change):
+    recipe = run()
+    identity = fingerprint(recipe, plan_data(recipe))
+    assert finished(recipe, identity)
+    CHANGES[change](recipe.folder / "pipeline", folder)
+    assert not finished(recipe, identity)
+    assert not is_exported(recipe.folder, checkpoint.newest_meta(recipe.folder / "checkpoints"))
+
+
+def test_a_pipeline_that_is_not_the_export_is_exported_again(run, folder, monkeypatch):
+    recipe = run()
+    pipeline = recipe.folder / "pipeline"
+    whole = (pipeline / WEIGHTS).read_bytes()
+    half(pipeline, folder)
+    (pipeline / f"{WEIGHTS}.index.json").write_text("{}")
+    with pytest.warns(UserWarning, match=rf"is not as it was exported \({WEIGHTS}, .* changed\); it is exported again"):
+        assert is_repeated(recipe, monkeypatch)
+    assert (pipeline / WEIGHTS).read_bytes() == whole
+    assert not (pipeline / f"{WEIGHTS}.index.json").exists()
+    assert not is_repeated(recipe, pytest.MonkeyPatch())
+
+
+def test_files_that_no_loader_reads_do_not_matter(run, monkeypatch):
+    recipe = run()
+    (recipe.folder / "pipeline/README.md").write_text("# changed by fewstep export")
+    (recipe.folder / "pipeline/notes.txt").write_text("mine")
+    assert not is_repeated(recipe, monkeypatch)
+    assert (recipe.folder / "pipeline/notes.txt").is_file()
+
+
+def test_an_extended_run_that_ended_before_its_export_is_exported_on_the_next_start(run, monkeypatch):
+    def killed(*args):
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "finish", killed)
+        with pytest.raises(SystemExit, match="killed"):
+            train(run(6))
+    assert steps_of(run().folder / "pipeline") == 4
+    assert not is_repeated(run(4), pytest.MonkeyPatch()), "the run of 4 steps is finished"
+    assert is_repeated(run(6), monkeypatch)
+
+
+def test_a_run_beyond_the_recipes_last_step_is_refused(run):
+    with pytest.raises(ValueError, match=r"train\.steps must be at least 4, the step that .* has reached, got 2"):
+        train(run(2))
+
+
+def test_an_altered_pipeline_without_checkpoints_is_not_taken_for_the_export(run):
+    folder = run().folder
+    shutil.rmtree(folder / "checkpoints")
+    assert export_run(folder) == folder / "pipeline"
+    altered(folder / "pipeline")
+    with pytest.raises(ValueError, match=f"must be as it was exported, but {WEIGHTS} changed"):
+        export_run(folder)
+    assert export_run(folder / "pipeline") == folder / "pipeline"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_export_waits_until_it_is_on_disk(run, monkeypatch, capfd, number):
+    export = finish_module.export_student
+
+    def interrupted(*args):
+        signal.raise_signal(number)
+        return export(*args)
+
+    monkeypatch.setattr(finish_module, "export_student", interrupted)
+    before = signal.getsignal(number)
+    assert steps_of(train(run(6))) == 6
+    assert signal.getsignal(number) is before
+    assert "ends when it is on disk" in capfd.readouterr().err
+    assert not is_repeated(run(6), pytest.MonkeyPatch())
+
+
+def test_a_second_signal_during_the_export_acts_at_once_and_nothing_is_lost(run, monkeypatch):
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        later = time.monotonic() + 60
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda: later)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(finish_module, "export_student", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(run(6))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert steps_of(run().folder / "pipeline") == 4
+    assert is_repeated(run(6), monkeypatch)
+
+
+def test_handlers_are_restored_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), Stop():
+        assert signal.getsignal(signal.SIGTERM) is not before
+        raise RuntimeError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("part", "value"), [("weights", float("inf")), ("ema", float("nan"))])
+def test_a_checkpoint_with_weights_that_are_not_finite_is_neither_exported_nor_resumed(run, part, value):
+    recipe = run()
+    checkpoints = recipe.folder / "checkpoints"
+    saved = checkpoint.load_newest(checkpoints)
+    name = next(iter(getattr(saved, part)))
+    getattr(saved, part)[name].view(-1)[0] = value
+    checkpoint.save(checkpoints, saved, keep=9)
+    (recipe.folder / "exported.json").unlink()
+    before = (recipe.folder / "pipeline" / WEIGHTS).read_bytes()
+    for start in (lambda: export_run(recipe.folder), lambda: train(recipe), lambda: train(run(6))):
+        with pytest.raises(ValueError, match=r"checkpoint of step 4 .* must have finite weights, got NaN or infinite"):
+            start()
+    assert (recipe.folder / "pipeline" / WEIGHTS).read_bytes() == before
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(run, monkeypatch, capsys):
+    update = train_module.train_step
+
+    def broken(run_state, *rest):
+        metrics = update(run_state, *rest)
+        if run_state.step == 6:
+            with torch.no_grad():
+                next(run_state.ema.parameters()).fill_(torch.nan)
+        return metrics
+
+    monkeypatch.setattr(train_module, "train_step", broken)
+    with pytest.raises(ValueError, match="step 6 was not written, because weights must be finite"):
+        train(load_with(run(6), "stop"))
+    assert checkpoint.steps(run().folder / "checkpoints")[-1] == 4
+    assert state.nonfinite_tensor({"a": torch.ones(2), "b": torch.tensor([torch.inf])}) == "b"
+
+
+def load_with(recipe, on_failed_save):
+    recipe.train.on_failed_save = on_failed_save
+    return recipe

@@ -1,0 +1,211 @@
+"""Every option of every dataclass: wrong values are refused with a sentence that names the option."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any
+
+import pytest
+
+from distill.config.recipe import (
+    DataRecipe,
+    EvaluationRecipe,
+    MemoryRecipe,
+    OptimizerRecipe,
+    Recipe,
+    TeacherRecipe,
+    TrainRecipe,
+)
+from distill.config.typed import InvalidOption, build, check_value, option
+from distill.methods.dmd import DMDOptions
+from distill.methods.rcm import RCMOptions
+from distill.methods.scm import SCMOptions
+from eval.config.options import Options, Timing
+from tests.plugin.fewstep_plugin.regression import RegressionOptions
+
+CLASSES = (
+    *(Recipe, TeacherRecipe, DataRecipe, OptimizerRecipe, TrainRecipe, MemoryRecipe, EvaluationRecipe),
+    *(DMDOptions, SCMOptions, RCMOptions, RegressionOptions, Options, Timing),
+)
+WRONG: dict[str, Any] = {
+    "negative": -1,
+    "zero": 0,
+    "nan": math.nan,
+    "inf": math.inf,
+    "minus inf": -math.inf,
+    "huge": 1e300,
+    "huge int": 10**30,
+    "large": 2**61,
+    "tiny": 1e-60,
+    "bool": True,
+    "string": "many",
+    "list": [[]],
+    "empty": "",
+}
+# Values of these kinds that an option can use. All others must be refused.
+MEANINGFUL: dict[str, set[str]] = {
+    "Recipe.seed": {"zero", "large"},
+    "TeacherRecipe.sigma_data": set(),
+    "DataRecipe.limit": {"zero", "large"},
+    "OptimizerRecipe.betas": {"zero", "tiny"},
+    "OptimizerRecipe.weight_decay": {"zero", "tiny", "large"},  # at most 1 / lr
+    "OptimizerRecipe.warmup": {"zero"},
+    "TrainRecipe.steps": {"zero"},
+    "TrainRecipe.ema": {"zero", "tiny"},
+    "TrainRecipe.max_norm": {"large"},
+    "TrainRecipe.keep_every": {"zero", "large"},
+    "TrainRecipe.evaluate_every": {"zero", "large"},
+    **{f"TrainRecipe.{name}": {"large"} for name in ("checkpoint_every", "keep_checkpoints", "log_every")},
+    "DMDOptions.regression_pairs": {"zero"},
+    "DMDOptions.noise_range": {"zero", "tiny"},
+    "DMDOptions.gan_noise_range": {"zero", "tiny"},
+    **{
+        f"DMDOptions.{name}": {"zero", "tiny"}
+        for name in ("regression_weight", "gan_weight", "discriminator_weight", "r1_weight")
+    },
+    "SCMOptions.proposal": {"negative", "zero", "tiny"},
+    "SCMOptions.tangent_offset": {"zero", "tiny"},
+    "SCMOptions.adaptation_steps": {"zero"},
+    "RegressionOptions.pairs": {"large"},
+    "Options.seed": {"zero"},
+    "Options.guidance": {"zero", "tiny"},
+    "Timing.seconds": {"zero", "tiny", "large"},
+}
+
+
+def inner(kind: Any) -> Any:
+    """The annotation without `| None`."""
+    return (
+        next((a for a in typing.get_args(kind) if a is not NoneType), kind)
+        if NoneType in typing.get_args(kind)
+        else kind
+    )
+
+
+def numeric() -> list[tuple[type, str, Any]]:
+    """Class, name and annotation of every option that holds numbers."""
+    found = []
+    for cls in CLASSES:
+        for field in dataclasses.fields(cls):
+            kind = inner(typing.get_type_hints(cls)[field.name])
+            item = typing.get_args(kind)[0] if typing.get_origin(kind) in (tuple, Sequence) else kind
+            if item in (int, float):
+                found.append((cls, field.name, kind))
+    return found
+
+
+def wrong_value(kind: Any, value: Any) -> Any:
+    """`value` as an option of this kind: the first or last number of a pair, the only one of a list."""
+    arguments = typing.get_args(kind)
+    if not arguments:
+        return value
+    return [value] if ... in arguments or len(arguments) == 1 else [value, 0.97]
+
+
+@pytest.mark.parametrize(("cls", "name", "kind"), numeric(), ids=lambda value: getattr(value, "__name__", str(value)))
+def test_wrong_numbers_are_refused_with_the_name_of_the_option(cls, name, kind):
+    accepted = set()
+    for label, value in WRONG.items():
+        try:
+            check_value(cls, name, wrong_value(kind, value))
+        except InvalidOption as error:
+            assert error.key.startswith(name) and "must " in str(error) and "\n" not in str(error)
+            assert "got " in str(error)
+        else:
+            accepted.add(label)
+    assert accepted == MEANINGFUL.get(f"{cls.__name__}.{name}", set())
+
+
+def test_the_table_names_existing_options():
+    assert set(MEANINGFUL) <= {f"{cls.__name__}.{name}" for cls, name, _ in numeric()}
+    assert len(numeric()) > 45
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_texts_and_flags_of_another_type_are_refused(cls):
+    for field in dataclasses.fields(cls):
+        kind = inner(typing.get_type_hints(cls)[field.name])
+        wrong = {str: ["", " ", "a\0b", 3, True, ["a"]], bool: [1, 0.0, "yes", [True]]}.get(kind, [])
+        if typing.get_origin(kind) is typing.Literal:
+            wrong = ["", "other", 3, True, ["a"]]
+        for value in wrong:
+            with pytest.raises(InvalidOption, match=rf"^{field.name} must "):
+                check_value(cls, field.name, value)
+
+
+@dataclass
+class PlugInOptions:
+    """A plug-in's options: a plain dataclass, with and without limits."""
+
+    weight: float = option(0.5, "Weight of the loss.", at_least=0)
+    rate: float = 0.1
+    name: str = "a"
+    angles: tuple[float, ...] = option((0.5,), "Angles.", above=0, below=2, order="decrease")
+    pairs: list[int] = dataclasses.field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weight": -1}, "method.weight must be at least 0, got -1.0"),
+        ({"weight": math.inf}, "method.weight must be at least 0 and finite, got inf"),
+        ({"rate": math.nan}, "method.rate must be finite, got nan"),
+        ({"rate": 1e300}, "method.rate must be finite in single precision, got 1e+300"),
+        ({"name": ""}, "method.name must be a text that is not empty, got ''"),
+        ({"angles": [0.5, 0.6]}, "method.angles must decrease, got [0.5, 0.6]"),
+        ({"angles": [0.5, math.nan]}, "method.angles must be above 0"),
+        ({"pairs": [1, "x"]}, "method.pairs[1] must be a whole number, got 'x'"),
+    ],
+)
+def test_options_of_plug_ins_are_checked_alike(values, message):
+    with pytest.raises(InvalidOption) as error:
+        build(PlugInOptions, values, "method")
+    assert str(error.value).startswith(message.replace("above 0", "positive"))
+
+
+RELATIONS = [
+    (OptimizerRecipe, {"lr": 0.5, "weight_decay": 3.0}, "weight_decay must be at most 1 / lr"),
+    (TrainRecipe, {"batch_size": 6, "accumulation": 4}, "batch_size must be a multiple of train.accumulation"),
+    (DataRecipe, {"streaming": True}, "streaming must be false without data.images"),
+    (DataRecipe, {"images": "pocket", "column": "text"}, "column must be null with data.images=pocket"),
+    (DMDOptions, {"timesteps": [1, 2]}, "timesteps must decrease"),
+    (DMDOptions, {"timesteps": [700, 700]}, "timesteps must decrease"),
+    (DMDOptions, {"noise_range": [0.9, 0.1]}, "noise_range must increase"),
+    (DMDOptions, {"gan_noise_range": [0.5, 0.5]}, "gan_noise_range must increase"),
+    (DMDOptions, {"regression_weight": 1, "regression_pairs": 0}, "regression_pairs must be at least 1"),
+    (DMDOptions, {"gan_weight": 1, "discriminator_weight": 0}, "discriminator_weight must be positive"),
+    (DMDOptions, {"r1_weight": 1}, "r1_weight must be 0 without a discriminator"),
+    (SCMOptions, {"proposal": [0.3, -1]}, "proposal must have a standard deviation above 0"),
+    (SCMOptions, {"second_times": []}, "second_times must have at least one angle"),
+    (SCMOptions, {"drift": "data", "guidances": [2.0]}, "guidances must be empty with method.drift=data"),
+    (RCMOptions, {"dmd": {"noise_range": [0.9, 0.1]}}, "dmd.noise_range must increase"),
+    (MemoryRecipe, {"tier": "lora", "offload_teacher": True}, "offload_teacher must be false"),
+]
+
+
+@pytest.mark.parametrize(("cls", "values", "message"), RELATIONS)
+def test_options_that_contradict_each_other_are_refused(cls, values, message):
+    with pytest.raises(InvalidOption) as error:
+        build(cls, values, "")
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"samples": 1}, "--samples must be at least 2, got 1"),
+        ({"batch_size": True}, "--batch-size must be a whole number, got True"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"guidance": math.nan}, "--guidance must be at least 0, at most 1000 and finite, got nan"),
+        ({"few_steps": (1, 0)}, "few_steps must be at least 1, got [1, 0]"),
+        ({"prompts": ""}, "--prompts must be a text that is not empty, got ''"),
+        ({"steps": "0"}, "--steps must be whole numbers of at least 1"),
+    ],
+)
+def test_options_of_an_evaluation_are_named_as_on_the_command_line(values, message, tmp_path):
+    with pytest.raises(ValueError) as error:
+        Options(**{"runs": ["x"], "out": tmp_path} | values)
+    assert str(error.value).startswith(message)
