@@ -3,7 +3,6 @@
 fewstep sample runs/pocket-scm --prompt "a photo of an ankle boot" --num-steps 2 --out boot.png
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from eval.pipelines.generate import arguments, images_of, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.signatures import takes_prompts
+from teachers.loading.record import RECORD, read_record
 from teachers.support.files import atomic_write
 
 
@@ -29,12 +29,13 @@ def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such file, or no call with this number of steps.
     """
-    file = folder / "distill.json"
+    file = folder / RECORD
     if not file.is_file():
         raise ValueError(f"RUN must be the folder of a finished run; {folder} has no distill.json")
+    record = read_record(folder)
     try:
-        calls = {entry["num_steps"]: entry["call"] for entry in json.loads(file.read_text(encoding="utf-8"))["calls"]}
-    except (ValueError, KeyError, TypeError) as error:
+        calls = {entry["num_steps"]: entry["call"] for entry in record["calls"]}
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is not readable ({error}); export the run again") from error
     chosen = min(calls) if num_steps is None else num_steps
     if chosen not in calls:

@@ -24,7 +24,7 @@ from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents, encoder_key
-from teachers.support.files import atomic_write
+from teachers.support.checksums import Damaged, read_json, write_json
 from teachers.support.keys import key
 from teachers.support.text import printable
 
@@ -107,8 +107,7 @@ class Encoder:
             keys = self._write_images(images, encoder)
             if self.accelerator.is_main_process:
                 index.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(index, concurrent=True) as temporary:
-                    temporary.write_text(json.dumps({"key": source, "shards": keys}), encoding="utf-8")
+                write_json(index, {"key": source, "shards": keys}, concurrent=True)
         assert keys is not None
         stored = [load_file(self._file(name)) for name in keys]
         for kind, problem in NOTES.items():
@@ -190,9 +189,9 @@ class Encoder:
     def _read_index(self, index: Path, source: str) -> list[str] | None:
         """The keys of all shards of a source of images; None if it has not been encoded completely."""
         try:
-            stored = json.loads(index.read_text(encoding="utf-8"))
+            stored = read_json(index)
             return list(stored["shards"]) if stored["key"] == source else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, Damaged, KeyError, TypeError):
             return None
 
     def _on_any(self, condition: bool) -> bool:

@@ -40,10 +40,11 @@ def finish(
     Raises:
         RunFailed: If training went wrong. The best EMA has been exported, unless its samples collapsed too.
     """
-    outcome = settle(recipe, state, monitor, run_key(identity), engine)
+    run = run_key(identity)
+    outcome = settle(recipe, state, monitor, run, engine)
     final = recipe.folder / "pipeline"
     if outcome.exported is not None:
-        final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported)
+        final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported, run)
     if engine.is_main:
         write_failure(recipe.folder, outcome)  # before the export counts: a failed run is never taken for finished
         if outcome.exported is not None:

@@ -1,6 +1,5 @@
 """The evaluation in a pipeline's model card, and the upload to the Hugging Face Hub."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from distill.exporting.pipeline import PROMPTS
 from eval.report.columns import quality, speed
 from eval.report.markdown import table
 from eval.report.model_index import model_index
+from teachers.support.checksums import Damaged, read_json
 from teachers.support.locks import hold
 
 CARD = "README.md"
@@ -31,16 +31,18 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
         The contents of `report.json` with the runs of this pipeline only, or None if there is none.
 
     Raises:
-        ValueError: If `report` is given and has no evaluation of this pipeline, or is older than the pipeline.
+        ValueError: If a report is damaged, or `report` is given and has no evaluation of this pipeline or is older.
     """
     run = pipeline.parent
     folders = [report] if report else [run / "report", run.parent / "report", run.parent.parent / "report"]
     for folder in folders:
         file = folder / "report.json"
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = read_json(file, required=False)
             runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
-        except (OSError, ValueError, KeyError, TypeError):
+        except Damaged as error:
+            raise ValueError(f"{error}; evaluate the pipeline again with fewstep eval {run}") from error
+        except (OSError, KeyError, TypeError):
             continue
         outdated = file.stat().st_mtime < (pipeline / "distill.json").stat().st_mtime
         if runs and not outdated:

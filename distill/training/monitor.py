@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -283,15 +282,15 @@ class Monitor:
 
 def _cached(file: Path, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors in `file` if its key is `name`; otherwise computed without compilation, and stored."""
-    if not shards.is_valid(file, name):
-        with eager():
-            tensors = compute()
-        try:
-            shards.write(file, name, tensors)
-        except ValueError as error:
-            warnings.warn(f"{error}; the next start computes {file.name} again", stacklevel=2)
-            return tensors
-    return load_file(file)
+    if (found := shards.read(file, name)) is not None:
+        return found
+    with eager():
+        tensors = compute()
+    try:
+        shards.write(file, name, tensors)
+    except ValueError as error:
+        warnings.warn(f"{error}; the next start computes {file.name} again", stacklevel=2)
+    return tensors
 
 
 def _number(distance: float | None) -> float:

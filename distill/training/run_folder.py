@@ -16,6 +16,8 @@ from distill.data.dataset import Plan
 from distill.training import checkpoint
 from teachers import pocket
 from teachers.core.teacher import Teacher
+from teachers.loading.record import read_record
+from teachers.support.checksums import Damaged, read_json, seal, unseal, write_json
 from teachers.support.files import atomic_write
 from teachers.support.keys import code, content, key
 from teachers.support.locks import lock_folder
@@ -152,24 +154,24 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
 
 
 def is_exported(folder: Path, meta: dict[str, Any], recipe: Recipe | None = None) -> bool:
-    """Whether the pipeline in a run's folder was exported from the checkpoint with the record `meta` or a later one.
+    """Whether the pipeline in a run's folder is intact, and of the checkpoint with the record `meta` or a later one.
 
     If a recipe is given, its train.export and its evaluation, which `distill.json` has, must be those of the export.
     """
     try:
-        exported = json.loads((folder / EXPORTED).read_text(encoding="utf-8"))
+        exported = read_json(folder / EXPORTED)
         same = exported["fingerprint"] == key(meta["fingerprint"]) and exported["step"] >= meta["step"]
         same = same and (recipe is None or exported["options"] == export_key(recipe))
+        return bool(same) and exported["pipeline"] == key(read_record(folder / "pipeline"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return same and (folder / "pipeline" / "distill.json").is_file()
 
 
 def record_export(recipe: Recipe, identity: dict[str, str], step: int) -> None:
     """Record which state the pipeline in a run's folder was exported from, for `is_exported`."""
-    record = {"fingerprint": key(identity), "step": step, "options": export_key(recipe)}
-    with atomic_write(recipe.folder / EXPORTED) as temporary:
-        temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    pipeline = key(read_record(recipe.folder / "pipeline"))
+    record = {"fingerprint": key(identity), "step": step, "options": export_key(recipe), "pipeline": pipeline}
+    write_json(recipe.folder / EXPORTED, record)
 
 
 def export_key(recipe: Recipe) -> str:
@@ -199,29 +201,33 @@ def warn_if_unwritable(what: str) -> Iterator[None]:
 
 
 class JsonlLog:
-    """A log file with one JSON record, with the key `step`, in each line.
+    """A log file with one JSON record, with the key `step`, in each line. Each record has a checksum.
 
     Args:
         path: The file.
         start: The step that the run resumes from. Later records, which an interrupted run wrote after its last
-            checkpoint, and an incomplete last line are removed.
+            checkpoint, an incomplete last line, damaged records, with a warning, and those of other runs are removed.
+        run: The run's key, from `run_key`; records have it as "run".
 
     Attributes:
         last: The step of the last record; -1 if there is none.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: int, run: str = "") -> None:
+        self.path, self.run = path, run
         self.last: float = -1
         if not path.is_file():
             return
-        lines = path.read_text(errors="replace", encoding="utf-8").splitlines()
-        valid = [line for line in lines if start and _step(line) <= start]
-        self.last = max((_step(line) for line in valid), default=-1)
-        if valid != lines:
+        lines = _lines(path)
+        records = [_record(line, run) for line in lines]
+        if any(record is None for record in records[:-1]):
+            warnings.warn(f"damaged records of {path} are removed", stacklevel=2)
+        kept = [(line, r["step"]) for line, r in zip(lines, records, strict=True) if r and start and r["step"] <= start]
+        self.last = max((step for _, step in kept), default=-1)
+        if len(kept) < len(lines):
             try:
                 with atomic_write(path) as temporary:
-                    temporary.write_text("".join(f"{line}\n" for line in valid), encoding="utf-8")
+                    temporary.write_text("".join(f"{line}\n" for line, _ in kept), encoding="utf-8")
             except OSError as error:
                 self._warn("later records could not be removed from", error)
 
@@ -232,11 +238,12 @@ class JsonlLog:
         warning.
         """
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        line = json.dumps(seal({**finite, "run": self.run}))
         try:
             size = self.path.stat().st_size if self.path.is_file() else 0
             try:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(finite) + "\n")
+                    file.write(line + "\n")
             except OSError:
                 if self.path.is_file():
                     os.truncate(self.path, size)  # an incomplete line
@@ -249,14 +256,21 @@ class JsonlLog:
         warnings.warn(f"{what} {self.path} ({error.strerror or error})", stacklevel=3)
 
 
-def held_out_records(path: Path) -> list[dict[str, Any]]:
-    """The records of `history.jsonl` in order, without an incomplete last line; [] if there is no such file."""
-    lines = path.read_text(errors="replace", encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if math.isfinite(_step(line))]
+def held_out_records(path: Path, run: str) -> list[dict[str, Any]]:
+    """The valid records of the run with the key `run` in `history.jsonl`, in order; [] if there is no such file."""
+    return [record for record in (_record(line, run) for line in _lines(path)) if record is not None]
 
 
-def _step(line: str) -> float:
+def _lines(path: Path) -> list[str]:
+    """The lines of a log, which end with "\\n" only."""
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _record(line: str, run: str) -> dict[str, Any] | None:
+    """The record in a line; None if it is incomplete, damaged or of another run."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # an incomplete line
+        record = unseal(line, "a record")
+    except Damaged:
+        return None
+    return record if record.get("run") == run and isinstance(record.get("step"), int | float) else None

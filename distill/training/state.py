@@ -120,8 +120,13 @@ class TrainState:
         state.optimizers = {p: adamw(state.parameters[p], rates[p], memory.eight_bit) for p in rates}
         return state
 
-    def resume(self, folder: Path, engine: Engine) -> bool:
+    def resume(self, folder: Path, engine: Engine, check: Callable[[dict[str, Any]], None] = lambda meta: None) -> bool:
         """Load the newest valid checkpoint in `folder`. Every process calls it.
+
+        Args:
+            folder: The run's folder of checkpoints.
+            engine: The run's engine.
+            check: Raises ValueError if the checkpoint with this meta record does not belong to the run.
 
         Returns:
             False if there is no checkpoint; the state is then unchanged.
@@ -136,6 +141,7 @@ class TrainState:
         engine.check_same(0 if saved is None else saved.meta["step"], "checkpoints")
         if saved is None:
             return False
+        check(saved.meta)
         engine.load_full_state(self.distiller, saved.weights)
         engine.load_full_state(self.ema, saved.ema)
         for phase, optimizer in self.optimizers.items():

@@ -13,6 +13,7 @@ from eval.features.image_folder import features_of_folder
 from eval.metrics.context import Reference
 from eval.metrics.fid import statistics
 from teachers import pocket
+from teachers.support.checksums import SHA256, Damaged, digest
 from teachers.support.files import atomic_write
 from teachers.support.text import printable
 
@@ -81,6 +82,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
     }
     if found.features is not None:
         arrays["features"] = found.features.numpy()
+    arrays[SHA256] = np.array(digest(arrays))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, concurrent=True) as temporary, temporary.open("wb") as file:
@@ -92,6 +94,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
 def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            _verify(arrays)
             mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
             features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
             made_with = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
@@ -118,6 +121,16 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
     if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-5 * float(covariance.abs().max())):
         raise ValueError(f"sigma in {path} must be symmetric, as a covariance is")
     return Reference(mean, covariance, features)
+
+
+def _verify(arrays: Any) -> None:
+    """Raise Damaged if an .npz that `save` wrote has changed. Those of other programs have no checksum."""
+    if SHA256 in arrays:
+        stored = {name: arrays[name] for name in arrays.files}
+        if str(stored.pop(SHA256)) != digest(stored):
+            raise Damaged("its checksum does not match: it has changed since it was written")
+    elif "extractor" in arrays:
+        raise Damaged(f'the array "{SHA256}" with its checksum is missing; write it again with fewstep eval stats')
 
 
 def _from_clean_fid(name: str, extractor: Extractor) -> Reference:

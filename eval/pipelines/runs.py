@@ -4,7 +4,6 @@ An external pipeline has no distill.json. It is called with the defaults of its 
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from eval.pipelines.signatures import argument, pipeline_class
 from teachers import pocket
 from teachers.loading import registry
 from teachers.loading.prompts import read_prompts
+from teachers.loading.record import RECORD, read_record
 from teachers.loading.source import loading_errors
 
 FORMAT = 1
@@ -39,6 +39,7 @@ class Run:
         reference: The reference.
         cost: The cost of training, as the run recorded it.
         teacher_contents: Hashes of the teacher's files as they were in training, by name.
+        key: The key of the training run, which the records of its logs have too.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Run:
     reference: str | None
     cost: dict[str, Any] | None
     teacher_contents: dict[str, str] = field(default_factory=dict)
+    key: str | None = None
 
 
 def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None = None) -> Run:
@@ -67,14 +69,11 @@ def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None
         ValueError: The folder, its distill.json or one of its entries is missing or invalid.
     """
     folder = pipeline_folder(path)
-    file = folder / "distill.json"
+    file = folder / RECORD
     if not file.is_file():
         return _external_pipeline(path, folder, step_counts, guidance)
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); export the pipeline again") from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+    stored = read_record(folder)
+    if stored.get("format") != FORMAT:
         raise ValueError(f"{file} must have format {FORMAT}; export the pipeline again with this version")
     teacher = _entry(stored, "teacher", dict, file)
     evaluation = _entry(stored, "evaluation", dict, file)
@@ -105,6 +104,7 @@ def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None
         else _resolve(_entry(evaluation, "reference", str, file), folder),
         cost=stored.get("cost"),
         teacher_contents=dict(teacher.get("contents") or {}),
+        key=stored.get("run"),
     )
 
 
@@ -217,7 +217,7 @@ def teacher_folder(path: str) -> Path:
     Raises:
         ValueError: There is no pipeline.
     """
-    folder = pocket.PIPELINE if path == "pocket" else Path(path)
+    folder = pocket.pipeline() if path == "pocket" else Path(path)
     if (folder / "model_index.json").is_file():
         return folder
     if path == "pocket":

@@ -36,7 +36,7 @@ PROJECT = ("teachers", "eval", "distill")
 APART = (
     *("distill.cli", "distill.config", "distill.exporting", "distill.methods", "distill.training"),
     *("eval.config", "eval.report"),
-    *(f"teachers.support.{name}" for name in ("canonical", "contents", "errors", "files", "keys")),
+    *(f"teachers.support.{name}" for name in ("canonical", "checksums", "contents", "errors", "files", "keys")),
 )
 
 
