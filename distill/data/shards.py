@@ -4,8 +4,9 @@ An interrupted computation loses at most one shard of each process. Any number o
 A file that was damaged later fails its checksum and is computed again.
 """
 
+import warnings
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def read(file: Path, key: str, rows: int = 0) -> dict[str, Tensor] | None:
 def is_valid(file: Path, key: str, rows: int = 0) -> bool:
     """Whether `read` finds the shard."""
     return read(file, key, rows) is not None
+
+
+def cached(file: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of the shard `file` if it is valid; otherwise they are computed, and stored if that is possible."""
+    if (found := read(file, key)) is not None:
+        return found
+    tensors = compute()
+    try:
+        write(file, key, tensors)
+    except ValueError as error:
+        warnings.warn(f"{error}; the next start computes {file.name} again", stacklevel=2)
+    return tensors
 
 
 def compact(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -162,7 +162,7 @@ def is_exported(folder: Path, meta: dict[str, Any], recipe: Recipe | None = None
         exported = read_json(folder / EXPORTED)
         same = exported["fingerprint"] == key(meta["fingerprint"]) and exported["step"] >= meta["step"]
         same = same and (recipe is None or exported["options"] == export_key(recipe))
-        return bool(same) and exported["pipeline"] == key(read_record(folder / "pipeline"))
+        return bool(same) and exported["pipeline"] == key(read_record(folder / "pipeline", complete=True))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

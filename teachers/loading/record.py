@@ -17,11 +17,14 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     write_json(folder / RECORD, {**record, "files": folder_contents(folder)})
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path, complete: bool = False) -> dict[str, Any]:
     """The record of the pipeline in `folder`, after verifying it and the files that it lists.
 
-    A record without checksums is taken as its author's own. Files that are not there are not an error: a download from
-    the Hub can leave out some.
+    A record without checksums is taken as its author's own.
+
+    Args:
+        folder: The pipeline's folder.
+        complete: Whether every file must be there; a download from the Hub can leave out some.
 
     Raises:
         FileNotFoundError: If there is no record.
@@ -34,7 +37,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     files = record.get("files") or {}
     if not isinstance(files, dict):
         raise ValueError(f'"files" in {folder / RECORD} must be a mapping, got {type(files).__name__}; {ADVICE}')
-    inside = {name: value for name, value in files.items() if _is_inside(name) and (folder / name).is_file()}
+    inside = {name: value for name, value in files.items() if _is_inside(name)}
+    if not complete:
+        inside = {name: value for name, value in inside.items() if (folder / name).is_file()}
     for name in changed_files(folder, inside):
         raise ValueError(f"{folder / name} is not the file that {RECORD} lists; {ADVICE}")
     return record
