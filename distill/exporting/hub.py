@@ -38,7 +38,7 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
     for folder in folders:
         file = folder / "report.json"
         try:
-            stored = read_json(file, required=False)
+            stored = read_json(file)
             runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except Damaged as error:
             raise ValueError(f"{error}; evaluate the pipeline again with fewstep eval {run}") from error

@@ -54,7 +54,8 @@ class Kind:
         write: Writes entry `number` into an empty folder.
         read: Reads entry `number` as the commands do: its value; None if it must be computed again.
         damages: Whether a file of the entry is damaged; by default all are.
-        chosen: Whether the user chooses the entry by its path.
+        chosen: Whether the user chooses the entry by its path, so that another whole entry there is no damage.
+        aim: What the names of files contain that are flipped, truncated and zeroed.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Kind:
     read: Callable[[Path, int], Any]
     damages: Callable[[str], bool] = lambda name: True
     chosen: bool = False
+    aim: str = ""
 
 
 def tensors(number: int, *shape: int) -> torch.Tensor:
@@ -306,14 +308,17 @@ def read_weights(folder: Path, number: int) -> Any:
         return copy.deepcopy([pocket.reference(), pocket.examples(), index])
 
 
+def write_keys(folder: Path, number: int) -> None:
+    write_index(folder / "i.json", f"key {number}", [f"{number}{i}" * 32 for i in range(9)])
+
+
 KINDS = (
-    Kind("checkpoint", write_checkpoints, read_checkpoint),
+    Kind("checkpoint", write_checkpoints, read_checkpoint, aim="00000004/"),
     Kind("best EMA", write_best, read_best),
     Kind("history.jsonl", write_history, read_history),
     Kind("failed.json", write_failed, read_failed, lambda name: name == "failed.json"),
     Kind("encoded shard", write_shard, read_shard),
-    Kind("index of encoded images", lambda f, n: write_index(f / "i.json", f"key {n}", [f"{n}{i}" * 32 for i in range(9)]),
-         lambda f, n: read_index(f / "i.json", f"key {n}")),
+    Kind("index of encoded images", write_keys, lambda f, n: read_index(f / "i.json", f"key {n}")),
     Kind("teacher pairs", make_pairs, make_pairs),
     Kind("monitor's teacher samples", write_shard, read_cached),
     Kind("measured row", write_row, read_row),

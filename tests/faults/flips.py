@@ -30,34 +30,35 @@ DAMAGES = ("flip", "truncation", "zero page", "missing", "exchanged")
 Files = dict[str, bytes]
 
 
-def changed(files: Files, other: Files, rng: random.Random, flips: int, chosen: bool) -> Iterator[tuple[str, Files]]:
+def changed(kind: Kind, files: Files, other: Files, rng: random.Random, flips: int) -> Iterator[tuple[str, Files]]:
     """All trials of one entry: the damage, and the new contents of the changed files.
 
     Args:
+        kind: The kind of the entry.
         files: The entry's files by name.
         other: Those of the other entry.
         rng: Chooses files and offsets.
         flips: Number of one-bit flips; there are a tenth as many truncations, and as many zero-filled pages.
-        chosen: Whether the user names the entry, so that another whole entry in its place is the user's choice.
     """
     names = sorted(name for name in files if files[name])
+    aims = [name for name in names if kind.aim in name]
     for _ in range(flips):
-        name = rng.choice(names)
+        name = rng.choice(aims)
         data = bytearray(files[name])
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         yield "flip", {name: bytes(data)}
     for _ in range(max(1, flips // 10)):
-        name = rng.choice(names)
+        name = rng.choice(aims)
         yield "truncation", {name: files[name][: rng.randrange(len(files[name]))]}
-        name = rng.choice(names)
+        name = rng.choice(aims)
         start = rng.randrange(0, len(files[name]), PAGE)
         end = min(start + PAGE, len(files[name]))
         yield "zero page", {name: files[name][:start] + bytes(end - start) + files[name][end:]}
     for name in names:
         yield "missing", {name: b""}
-        if other.get(name) and not (chosen and len(names) == 1):
+        if other.get(name) and not (kind.chosen and len(names) == 1):
             yield "exchanged", {name: other[name]}
-    if not chosen:
+    if not kind.chosen:
         yield "exchanged", {name: other[name] for name in names if name in other}
     for one, two in combinations(names, 2):
         if Path(one).suffix == Path(two).suffix:
@@ -120,7 +121,7 @@ def trial(kind: Kind, flips: int, seed: int = 0) -> tuple[Counter[tuple[str, str
         good, files = kind.read(folder, 0), snapshot(folder)
         assert good is not None and same(good, kind.read(folder, 0)), kind.name
         damaged = {name: data for name, data in files.items() if kind.damages(name)}
-        for damage, contents in changed(damaged, snapshot(other), rng, flips, kind.chosen):
+        for damage, contents in changed(kind, damaged, snapshot(other), rng, flips):
             for name, data in contents.items():
                 (folder / name).write_bytes(data)
                 if damage == "missing":

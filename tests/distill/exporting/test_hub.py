@@ -18,6 +18,7 @@ from distill.exporting import hub as hub_module
 from distill.train import train
 from distill.training import checkpoint
 from eval.compare import compare
+from teachers.support.checksums import write_json
 
 FAST = ["train.batch_size=2", "train.evaluate_every=0", "train.evaluate_samples=2", "train.evaluate_teacher_steps=1"]
 
@@ -175,7 +176,7 @@ def test_evaluation_of_an_earlier_export_is_not_used(finished, hub, tmp_path, mo
     folder = tmp_path / "runs" / "report"
     folder.mkdir()
     old = {"runs": [{"folder": str(finished / "pipeline"), "name": "student"}], "rows": []}
-    (folder / "report.json").write_text(json.dumps(old))
+    write_json(folder / "report.json", old)
     os.utime(folder / "report.json", (1e9, 1e9))
     run_command(finished)
     assert "no evaluation yet" in capsys.readouterr().out and "upload_folder" not in hub
