@@ -56,8 +56,8 @@ def best_record(folder: Path, fingerprint: str) -> dict[str, Any] | None:
         record: dict[str, Any] = json.loads(read_metadata(path)["record"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
-        warnings.warn(f"the record of the best EMA is damaged ({error}); it is not used", stacklevel=2)
+    except (OSError, ValueError, KeyError):
+        warnings.warn(f"the record of the best EMA {path} is damaged; it is not used", stacklevel=2)
         return None
     return record if record.get("fingerprint") == fingerprint else None
 
@@ -67,8 +67,8 @@ def load_best(folder: Path) -> dict[str, Tensor] | None:
     path = folder / BEST / FILE
     try:
         return load_tensors(path)[0]
-    except (OSError, Damaged) as error:
-        warnings.warn(f"the best EMA {path} is damaged ({error}); it is not used", stacklevel=2)
+    except (OSError, Damaged):
+        warnings.warn(f"the best EMA {path} is damaged; it is not used", stacklevel=2)
         return None
 
 
