@@ -1,10 +1,12 @@
 """Training runs of the pocket recipes, each in its own process, and their records."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from distill.training.run_folder import held_out_records
+from teachers.loading.record import read_record
 
 
 def train(recipe: str, folder: Path, *overrides: str) -> None:
@@ -15,10 +17,9 @@ def train(recipe: str, folder: Path, *overrides: str) -> None:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's held-out evaluations, in order of steps."""
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    return held_out_records(folder / "history.jsonl", exported(folder)["run"])
 
 
 def exported(folder: Path) -> dict[str, Any]:
     """The record of the distillation, which is stored with the exported pipeline."""
-    record: dict[str, Any] = json.loads((folder / "pipeline" / "distill.json").read_text(encoding="utf-8"))
-    return record
+    return read_record(folder / "pipeline")

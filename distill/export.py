@@ -9,7 +9,7 @@ continue afterwards. If `fewstep eval` has evaluated the pipeline, the results a
 import dataclasses
 from pathlib import Path
 
-from distill.config.recipe import SAVED, load
+from distill.config.saved import SAVED, load_saved
 from distill.exporting.finish import finish, report_failure
 from distill.exporting.hub import CARD, add_evaluation, find_report, push
 from distill.exporting.pipeline import PROMPTS
@@ -28,6 +28,7 @@ from distill.training.run_folder import (
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from eval.pipelines.generate import check_pipeline
+from teachers.loading.record import RECORD, read_record
 from teachers.support.files import atomic_write
 
 
@@ -45,14 +46,17 @@ def export_run(run: Path) -> Path:
         RunFailed: A SystemExit with code 3: the run failed, and only its best EMA, if any, was exported.
     """
     if (run / "model_index.json").is_file():
+        if (run / RECORD).is_file():
+            read_record(run)  # it must be intact
         return run
     if not run.is_dir():
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
     newest = checkpoint.newest_meta(run / "checkpoints")
-    record = run / "pipeline" / "distill.json"
+    record = run / "pipeline" / RECORD
     if newest is not None and (failure := failed_before(run, run_key(newest["fingerprint"]))):
         report_failure(failure, run, is_main=True)
     if newest is not None and is_exported(run, newest):
+        read_record(record.parent)  # it must be intact
         return record.parent
     if newest is None and record.is_file():
         exported = export_record(run)
@@ -62,12 +66,13 @@ def export_run(run: Path) -> Path:
                 f"{record.parent} must be as it was exported, but {changed[0]} changed, and {run} has no checkpoint to "
                 f"export it again from; to use it as it is, give its own folder: fewstep export {record.parent}"
             )
+        read_record(record.parent)  # it must be intact
         return record.parent
     if newest is None:
         raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")
     if not (run / SAVED).is_file():
         raise ValueError(f"{run} has no {SAVED}, so its checkpoint cannot be exported; finish the training instead")
-    recipe, folder = load(run / SAVED), run.resolve()
+    recipe, folder = load_saved(run / SAVED), run.resolve()
     settings = dataclasses.replace(recipe.train, tracker="none", shard_teacher=False)
     recipe = dataclasses.replace(recipe, output=str(folder.parent), name=folder.name, train=settings)
     plan = plan_data(recipe)
@@ -76,7 +81,7 @@ def export_run(run: Path) -> Path:
         check_same_run(newest, recipe, identity)
         teacher, dataset = prepare(recipe, plan, engine)
         state = TrainState.build(recipe, teacher, engine)
-        state.resume(checkpoints_folder(recipe), engine)
+        state.resume(checkpoints_folder(recipe), engine, lambda meta: check_same_run(meta, recipe, identity))
         monitor = build_monitor(recipe, teacher, dataset, engine)
         return finish(recipe, state, teacher, dataset, monitor, engine, identity)
 

@@ -16,8 +16,8 @@ from eval.config.options import check_options
 from eval.pipelines.generate import arguments, images_of, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.signatures import takes_prompts
+from teachers.loading.record import RECORD, read_record
 from teachers.support.files import atomic_write
-from teachers.support.json_files import read_json
 
 MOST_IMAGES = 10_000  # of one prompt; all are in memory together
 
@@ -32,12 +32,13 @@ def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such file, or no call with this number of steps.
     """
-    file = folder / "distill.json"
+    file = folder / RECORD
     if not file.is_file():
         raise ValueError(f"RUN must be the folder of a finished run; {folder} has no distill.json")
+    record = read_record(folder)
     try:
-        calls = {entry["num_steps"]: entry["call"] for entry in read_json(file)["calls"]}
-    except (ValueError, KeyError, TypeError) as error:
+        calls = {entry["num_steps"]: entry["call"] for entry in record["calls"]}
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is not readable ({error}); export the run again") from error
     chosen = min(calls) if num_steps is None else num_steps
     if chosen not in calls:

@@ -20,8 +20,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.config.recipe import Recipe, check_exports, save
+from distill.config.recipe import Recipe, check_exports
 from distill.config.registry import TEACHERS, find
+from distill.config.saved import save
 from distill.data import dataset as data
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
@@ -32,7 +33,7 @@ from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog, Metrics
 from distill.training.optimizers import set_learning_rate
 from distill.training.outcome import failed_before, keep_best
-from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder, run_key
+from distill.training.run_folder import JsonlLog, check_same_run, fingerprint, finished, lock_run_folder, run_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
@@ -105,21 +106,21 @@ def distil(
     Returns:
         The folder of the exported pipeline.
     """
-    settings, folder = recipe.train, recipe.folder
+    settings, folder, run = recipe.train, recipe.folder, run_key(identity)
     start = time.perf_counter()
     teacher, dataset = prepare(recipe, plan, engine, teacher)
     preparation = time.perf_counter() - start
     state = TrainState.build(recipe, teacher, engine)
     if engine.sharding is None:
         check_schedules(state.distiller)
-    if state.resume(checkpoints_folder(recipe), engine):
+    if state.resume(checkpoints_folder(recipe), engine, lambda meta: check_same_run(meta, recipe, identity)):
         engine.print(f"resuming {folder} at step {state.step}")
     else:
         state.seconds = preparation  # encoding and teacher pairs are part of the cost
     for message in state.distiller.startup_messages():
         engine.print(message)
     monitor = build_monitor(recipe, teacher, dataset, engine)
-    history = JsonlLog(folder / "history.jsonl", state.step)
+    history = JsonlLog(folder / "history.jsonl", state.step, run)
     if settings.shard_teacher and settings.steps:
         engine.shard(teacher.denoiser.network)
     if settings.tracker != "none":
@@ -129,13 +130,13 @@ def distil(
         if monitor:
             trackers = engine.trackers
             record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers)
-            keep_best(recipe, state, monitor, record, run_key(identity), engine)
+            keep_best(recipe, state, monitor, record, run, engine)
 
     stop = Stop(engine.group)
     bar = tqdm(
         total=settings.steps, initial=state.step, desc=printable(recipe.name), disable=not engine.is_main, mininterval=1
     )
-    log = MetricLog(engine, folder / "log.jsonl", state.step, bar)
+    log = MetricLog(engine, folder / "log.jsonl", state.step, bar, run)
     if _due(settings.evaluate_every, state.step, settings.steps) and history.last < state.step:
         evaluate()
     batches = dataset.micro_batches(batch_rngs(recipe, engine, state.distiller, state.step))

@@ -23,6 +23,7 @@ from teachers.core.teacher import save_pipeline
 from teachers.pocket import FOLDER
 from teachers.pocket.classifier import Classifier, rgb01
 from teachers.pocket.parts import make_tokenizer, sd15_scheduler
+from teachers.support.checksums import write_manifest
 from teachers.support.files import atomic_write
 
 TRAINING_LATENTS = 8000  # real latents that are shipped with the pipeline
@@ -128,6 +129,7 @@ def main() -> None:
         staged / "latents.safetensors",
     )
     write_card(staged, classifier, images)
+    write_manifest(staged, {"name": "pocket"})
     shutil.rmtree(args.out, ignore_errors=True)
     shutil.copytree(staged, args.out)
     print(f"The pocket teacher was written to {args.out}")

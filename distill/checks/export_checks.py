@@ -15,6 +15,8 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
+from teachers.loading.record import RECORD
+from teachers.loading.record import read_record as stored_record
 from teachers.support.text import read_text
 
 PROMPTS_FILE = "training_prompts.txt"
@@ -52,9 +54,9 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The contents of a pipeline's `distill.json`; ValueError if it is not readable."""
-    file = folder / "distill.json"
+    file = folder / RECORD
+    record = stored_record(folder)
     try:
-        record: dict[str, Any] = json.loads(read_text(file))
         parts = {"times": record["times"], "calls": record["calls"], "teacher.family": record["teacher"]["family"]}
         if empty := [name for name, value in parts.items() if not value]:
             raise ValueError(f"{empty[0]} must not be empty")

@@ -4,14 +4,12 @@ Every dataclass checks itself when it is created, so a recipe from Python is che
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from distill.config.overrides import apply_overrides
 from distill.config.registry import DISTILLERS, TEACHERS, find
@@ -22,11 +20,8 @@ from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import suggest
-from teachers.support.files import atomic_write
-from teachers.support.text import printable
 from teachers.support.yaml_files import read_yaml
 
-SAVED = "recipe.yaml"  # in a run's folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
 
@@ -285,29 +280,6 @@ def check_exports(recipe: Recipe) -> None:
             f"teacher.family {recipe.teacher.family!r} has no diffusers pipeline, so its students cannot be exported; "
             "use it from Python (benchmarks/analytic.py is an example)"
         )
-
-
-def save(recipe: Recipe) -> None:
-    """Write `recipe`, whole and checked, to its run's folder, as a file that `load` reads."""
-    values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists
-    head = f"# fewstep train {recipe.folder / SAVED}\n"
-    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    if printable(text, lines=True) != text:  # marks of direction, which YAML need not escape
-        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
-    with atomic_write(recipe.folder / SAVED) as temporary:
-        temporary.write_text(head + text, encoding="utf-8")
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that starts like a number: OmegaConf reads 1e3 as a number, which PyYAML writes as plain text."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if text[:1] in tuple("+-.0123456789") else None
-    ),
-)
 
 
 def method_options(recipe: Recipe) -> tuple[type[Any], Any]:

@@ -24,9 +24,9 @@ from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents, encoder_key
-from teachers.support.files import atomic_write
+from teachers.support.checksums import Damaged, read_json, write_json
 from teachers.support.keys import key
-from teachers.support.text import printable, read_text
+from teachers.support.text import printable
 
 BATCH = 64  # prompts or images that are encoded together
 NOTES = {  # what is said about the images that a shard lists
@@ -101,14 +101,13 @@ class Encoder:
         encoder = self.encoder_key("encode")
         source, processes = key(encoder, images.content_key), self.accelerator.num_processes
         index = self._file(source).with_suffix(".json")
-        keys = self._read_index(index, source)
+        keys = read_index(index, source)
         own = slice(self.accelerator.process_index, None, processes)
         if self._on_any(keys is None or not all(shards.is_valid(self._file(name), name) for name in keys[own])):
             keys = self._write_images(images, encoder)
             if self.accelerator.is_main_process:
                 index.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(index, concurrent=True) as temporary:
-                    temporary.write_text(json.dumps({"key": source, "shards": keys}), encoding="utf-8")
+                write_index(index, source, keys)
         assert keys is not None
         stored = [load_file(self._file(name)) for name in keys]
         for kind, problem in NOTES.items():
@@ -187,18 +186,29 @@ class Encoder:
         shards.write(file, name, {part: shards.compact(value, dtype) for part, value in rows.items()})
         self.written += 1
 
-    def _read_index(self, index: Path, source: str) -> list[str] | None:
-        """The keys of all shards of a source of images; None if it has not been encoded completely."""
-        try:
-            stored = json.loads(read_text(index))
-            return list(stored["shards"]) if stored["key"] == source else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
     def _on_any(self, condition: bool) -> bool:
         """Whether `condition` is true on any process."""
         flag = torch.tensor([float(condition)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
+
+
+def write_index(index: Path, source: str, keys: Sequence[str]) -> None:
+    """Write the keys of all shards of a source of images, for `read_index`."""
+    write_json(index, {"key": source, "shards": list(keys)}, concurrent=True)
+
+
+def read_index(index: Path, source: str) -> list[str] | None:
+    """The keys of all shards of a source of images; None if it has not been encoded completely.
+
+    Args:
+        index: The file with the keys.
+        source: The key of the encoder and the images.
+    """
+    try:
+        stored = read_json(index)
+        return list(stored["shards"]) if stored["key"] == source else None
+    except (OSError, Damaged, KeyError, TypeError):
+        return None
 
 
 def non_finite_rows(rows: Condition) -> list[int]:

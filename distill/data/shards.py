@@ -4,18 +4,19 @@ An interrupted computation loses at most one shard of each process. Any number o
 A file that was damaged later fails its checksum and is computed again.
 """
 
-import zlib
+import warnings
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from teachers.support.files import atomic_write, tensor_bytes
+from teachers.support.checksums import Damaged, load_tensors, read_metadata, save_tensors
+from teachers.support.files import atomic_write
 
 SHARD = 256  # rows of a file
 RESIDENT = 2**28  # bytes up to which a whole table is kept on the device
@@ -36,7 +37,7 @@ def write(file: Path, key: str, rows: Mapping[str, Tensor]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, concurrent=True) as temporary:
-            save_file(tensors, temporary, metadata={"key": key, "checksum": _checksum(tensors)})
+            save_tensors(temporary, tensors, {"key": key})
     except (OSError, SafetensorError) as error:  # safetensors raises its own type on a full disk
         if not is_valid(file, key):  # another run may have written the same shard at the same time
             raise ValueError(f"{file.parent} cannot be written ({' '.join(str(error).split())[:200]})") from error
@@ -44,26 +45,32 @@ def write(file: Path, key: str, rows: Mapping[str, Tensor]) -> None:
         old.unlink(missing_ok=True)
 
 
-def is_valid(file: Path, key: str, rows: int = 0) -> bool:
-    """Whether a shard exists, has the key and at least `rows` rows, and matches its checksum."""
-    if not file.is_file():
-        return False
+def read(file: Path, key: str, rows: int = 0) -> dict[str, Tensor] | None:
+    """The tensors of a shard; None unless it exists, has the key and at least `rows` rows, and its checksums match."""
     try:
-        with safe_open(file, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-        if metadata.get("key") != key:
-            return False
-        tensors = load_file(file)
-        return metadata.get("checksum") == _checksum(tensors) and all(len(value) >= rows for value in tensors.values())
-    except (SafetensorError, OSError):
-        return False
+        if read_metadata(file).get("key") != key:
+            return None
+        tensors, _ = load_tensors(file)
+    except (OSError, Damaged):
+        return None
+    return tensors if all(len(value) >= rows for value in tensors.values()) else None
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    total = 0
-    for name in sorted(tensors):
-        total = zlib.crc32(tensor_bytes(tensors[name]), zlib.crc32(name.encode(), total))
-    return f"{total:08x}"
+def is_valid(file: Path, key: str, rows: int = 0) -> bool:
+    """Whether `read` finds the shard."""
+    return read(file, key, rows) is not None
+
+
+def cached(file: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of the shard `file` if it is valid; otherwise they are computed, and stored if that is possible."""
+    if (found := read(file, key)) is not None:
+        return found
+    tensors = compute()
+    try:
+        write(file, key, tensors)
+    except ValueError as error:
+        warnings.warn(f"{error}; the next start computes {file.name} again", stacklevel=2)
+    return tensors
 
 
 def compact(value: Tensor, dtype: torch.dtype) -> Tensor:

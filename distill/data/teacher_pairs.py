@@ -24,6 +24,7 @@ from distill.data.shards import Table
 from teachers.core.sampling import teacher_endpoint
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents, teacher_key
+from teachers.support.keys import key
 
 
 def make(
@@ -58,12 +59,14 @@ def make(
     indices = torch.arange(count).split(shards.SHARD)
     files = [folder / f"{number:06d}.safetensors" for number in range(len(indices))]
     own = range(accelerator.process_index, len(files), accelerator.num_processes)
-    missing = [number for number in own if not shards.is_valid(files[number], name, len(indices[number]))]
+    # The number counts, because pair i has caption i: shards must not change places.
+    keys = [key(name, number) for number in range(len(files))]
+    missing = [number for number in own if not shards.is_valid(files[number], keys[number], len(indices[number]))]
     total = sum(len(indices[number]) for number in missing)
     bar = tqdm(total=total, desc="teacher pairs", unit="pair", disable=not (missing and accelerator.is_main_process))
     for number in missing:
         shard = make_shard(indices[number], recipe, teacher, len(captions), cond, steps, bar, accelerator.device)
-        shards.write(files[number], name, shard)
+        shards.write(files[number], keys[number], shard)
     bar.close()
     accelerator.wait_for_everyone()
     return shards.load(files, accelerator.device, count)

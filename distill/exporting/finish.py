@@ -46,10 +46,11 @@ def finish(
         RunFailed: If training went wrong. The best EMA has been exported, unless its samples collapsed too.
     """
     final = recipe.folder / "pipeline"
+    run = run_key(identity)
     with Stop(message=DELAYED if engine.is_main else ""):
-        outcome = settle(recipe, state, monitor, run_key(identity), engine)
+        outcome = settle(recipe, state, monitor, run, engine)
         if outcome.exported is not None:
-            final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported)
+            final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported, run)
         if engine.is_main:
             write_failure(recipe.folder, outcome)  # before the export counts: a failed run is never taken for finished
             if outcome.exported is not None:

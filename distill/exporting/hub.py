@@ -1,6 +1,5 @@
 """The evaluation in a pipeline's model card, and the upload to the Hugging Face Hub."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from eval.pipelines.runs import pipeline_identity
 from eval.report.columns import quality, speed
 from eval.report.markdown import escape, table
 from eval.report.model_index import model_index
+from teachers.support.checksums import Damaged, read_json
 from teachers.support.locks import hold
 from teachers.support.regular import outside_links
-from teachers.support.text import cleaned, read_text
+from teachers.support.text import cleaned
 
 CARD = "README.md"
 SECTION = "\n## Evaluation\n"
@@ -35,16 +35,19 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
         The contents of `report.json` with the runs of this pipeline only, or None if there is none.
 
     Raises:
-        ValueError: If `report` is given and has no evaluation of this pipeline, or one of other contents of its files.
+        ValueError: If a report is damaged, or `report` is given and has no evaluation of this pipeline, or one of other
+            contents of its files.
     """
     run = pipeline.parent
     folders = [report] if report else [run / "report", run.parent / "report", run.parent.parent / "report"]
     for folder in folders:
         file = folder / "report.json"
         try:
-            stored = json.loads(read_text(file))
+            stored = read_json(file)
             runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
-        except (OSError, ValueError, KeyError, TypeError):
+        except Damaged as error:
+            raise ValueError(f"{error}; evaluate the pipeline again with fewstep eval {run}") from error
+        except (OSError, KeyError, TypeError):
             continue
         current = runs and all(entry.get("contents") == pipeline_identity(pipeline) for entry in runs)
         if current:

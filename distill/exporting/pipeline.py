@@ -1,6 +1,5 @@
 """Export a student as a diffusers pipeline with `distill.json` and a model card."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.loading.contents import stored_files
 from teachers.loading.prompts import read_prompts
+from teachers.loading.record import read_record, write_record
 from teachers.networks.adapters import Adapted
 from teachers.support.files import atomic_write
 from teachers.support.locks import replaced
@@ -88,7 +88,7 @@ def export(
         if stored is not None:
             lines = "".join(f"{' '.join(prompt.split())}\n" for prompt in stored)
             (temporary / record["evaluation"]["prompts"]).write_text(lines, encoding="utf-8")
-        (temporary / "distill.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_record(temporary, record)
         card = model_card(record, kind, scheduler, teacher, list(stored_without(kind, temporary)))
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return final
@@ -151,6 +151,7 @@ def export_student(
     monitor: Monitor | None,
     engine: Engine,
     exported_step: int,
+    run: str,
 ) -> Path:
     """Choose the student's sampling schedule and export its EMA. Every process calls it.
 
@@ -162,6 +163,7 @@ def export_student(
         monitor: Evaluates candidate schedules on held-out samples; None on processes that do not evaluate.
         engine: The run's engine.
         exported_step: The training step of the EMA in `state`.
+        run: The run's key, from `run_key`.
 
     Returns:
         The pipeline's folder.
@@ -182,9 +184,10 @@ def export_student(
     }
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe))
     record["teacher"]["contents"] = stored_files(dataset.teacher or {})
+    record["run"] = run
     prompts = evaluation_prompts(recipe, record)
     final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts)
-    checked = json.loads((final / "distill.json").read_text(encoding="utf-8"))["checked"]
+    checked = read_record(final)["checked"]
     counts = " and ".join(steps(count) for count in checked["steps"])
     gap = checked["difference"]
     print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")

@@ -1,7 +1,8 @@
 """The best EMA of a run so far: `checkpoints/best/ema.safetensors`.
 
-The file has the EMA's weights and, as its metadata, the record of their evaluation with a SHA-256 of the weights. As it
-is one file, a new best replaces the old one at once, and a killed run has one of them.
+The file has the EMA's weights and, as its metadata, the record of their evaluation; checksums cover both
+(`teachers.support.checksums`). As it is one file, a new best replaces the old one at once, and a killed run has one of
+them.
 """
 
 import json
@@ -11,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from distill.training.checkpoint import contiguous
-from teachers.support.files import atomic_write, sha256, tensor_bytes
-from teachers.support.regular import check_regular
+from teachers.support.checksums import Damaged, load_tensors, read_metadata, save_tensors
+from teachers.support.files import atomic_write
 
 BEST, FILE = "best", "ema.safetensors"
 
@@ -34,11 +34,11 @@ def save_best(folder: Path, ema: Mapping[str, Tensor], record: Mapping[str, Any]
         ValueError: If it cannot be written, such as on a full disk; the earlier one is then unchanged.
     """
     tensors = contiguous(dict(ema))
-    metadata = {"record": json.dumps(dict(record)), "sha256": _digest(tensors)}
+    metadata = {"record": json.dumps(dict(record))}
     try:
         (folder / BEST).mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / BEST / FILE) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            save_tensors(temporary, tensors, metadata)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"the best EMA, of step {record['step']}, could not be written to {folder / BEST} "
@@ -47,12 +47,17 @@ def save_best(folder: Path, ema: Mapping[str, Tensor], record: Mapping[str, Any]
 
 
 def best_record(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The record of the best EMA; None if there is none, or if it belongs to another recipe or to other data."""
+    """The record of the best EMA; None if there is none, or if it belongs to another recipe or to other data.
+
+    None, with a warning, if the record is damaged.
+    """
+    path = folder / BEST / FILE
     try:
-        check_regular(folder / BEST / FILE)
-        with safe_open(folder / BEST / FILE, framework="pt") as file:
-            record: dict[str, Any] = json.loads(file.metadata()["record"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        record: dict[str, Any] = json.loads(read_metadata(path)["record"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError):
+        warnings.warn(f"the record of the best EMA {path} is damaged; it is not used", stacklevel=2)
         return None
     return record if record.get("fingerprint") == fingerprint else None
 
@@ -61,16 +66,10 @@ def load_best(folder: Path) -> dict[str, Tensor] | None:
     """The weights of the best EMA on the CPU; None, with a warning, if the file is damaged."""
     path = folder / BEST / FILE
     try:
-        check_regular(path)
-        with safe_open(path, framework="pt") as file:
-            expected = file.metadata()["sha256"]
-        tensors = load_file(path)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        tensors, expected = {}, ""
-    if not tensors or _digest(tensors) != expected:
+        return load_tensors(path)[0]
+    except (OSError, Damaged):
         warnings.warn(f"the best EMA {path} is damaged; it is not used", stacklevel=2)
         return None
-    return tensors
 
 
 def score(distances: Mapping[str, float | None], floor: float = 1e-12) -> float:
@@ -82,10 +81,3 @@ def score(distances: Mapping[str, float | None], floor: float = 1e-12) -> float:
     """
     values = [math.inf if value is None else max(value, floor) for value in distances.values()]
     return math.exp(sum(map(math.log, values)) / len(values)) if all(map(math.isfinite, values)) else math.inf
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    parts: list[bytes | memoryview | Path] = []
-    for name, value in sorted(tensors.items()):
-        parts += [f"{name} {value.dtype} {tuple(value.shape)}\n".encode(), tensor_bytes(value)]
-    return sha256(parts)

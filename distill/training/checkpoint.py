@@ -1,15 +1,17 @@
 """Checkpoints: written atomically, verified when they are read, and loaded without executing pickles.
 
 A checkpoint is a folder `checkpoints/00000200`. It is written under a temporary name and renamed when every file is on
-disk, so a folder with its final name is complete. `manifest.json` has the SHA-256 of each file: a checkpoint that was
-damaged later is renamed, and the previous one is used. Weights are safetensors; optimizer states are loaded with
-`weights_only`. The contents do not depend on the number of processes: tensors are unsharded and on the CPU.
+disk, so a folder with its final name is complete. `manifest.json` has the step, the SHA-256 of each file and its own: a
+checkpoint that was damaged later is renamed, and the previous one is used. Weights are safetensors; optimizer states
+are loaded with `weights_only`. The contents do not depend on the number of processes: tensors are unsharded and on the
+CPU.
 """
 
 import json
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teachers.support.files import atomic_write, remove, remove_folder, sha256_file
+from teachers.support.checksums import MANIFEST, Damaged, check_files, read_manifest, write_manifest
+from teachers.support.files import atomic_write, remove, remove_folder
 from teachers.support.text import read_text
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, EMA, OPTIMIZERS, META = "weights.safetensors", "ema.safetensors", "optimizers.pt", "meta.json"
-MANIFEST = "manifest.json"
 STEP = re.compile(r"[0-9]{8}|[1-9][0-9]{8,14}")  # the names of checkpoints
+OTHER_FORMAT = (
+    "{path} must be a checkpoint of format {expected}, got {found}; "
+    "resume with the version that wrote it, or give this run another name (name=...)"
+)
 
 
 @dataclass
@@ -43,10 +49,6 @@ class Checkpoint:
     ema: dict[str, Tensor]
     optimizers: dict[str, Any]
     meta: dict[str, Any]
-
-
-class DamagedCheckpoint(Exception):
-    """The files of a checkpoint do not match its manifest."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> Path:
@@ -74,10 +76,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -
             save_file(contiguous(checkpoint.ema), temporary / EMA)
             torch.save(checkpoint.optimizers, temporary / OPTIMIZERS)
             (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2), encoding="utf-8")
-            files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in temporary.iterdir()}
-            (temporary / MANIFEST).write_text(
-                json.dumps({"format": FORMAT, "files": files}, indent=2), encoding="utf-8"
-            )
+            write_manifest(temporary, {"format": FORMAT, "step": checkpoint.meta["step"]})
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, also in torch's and safetensors' types
         earlier = steps(folder)
         kept = f"the checkpoint of step {earlier[-1]} is kept" if earlier else "there is no earlier checkpoint"
@@ -100,11 +99,15 @@ def steps(folder: Path) -> list[int]:
 
 
 def newest_meta(folder: Path) -> dict[str, Any] | None:
-    """The meta record of the newest checkpoint whose record is readable, or None. Other files are not read."""
+    """The verified meta record of the newest checkpoint that has one, or None. Weights and optimizers are not read.
+
+    Raises:
+        ValueError: If a checkpoint has another format.
+    """
     for step in reversed(steps(folder)):
         try:
-            return json.loads(read_text(folder / f"{step:08d}" / META))
-        except (OSError, ValueError):
+            return _verified(folder / f"{step:08d}", (META,))
+        except (OSError, Damaged):
             continue
     return None
 
@@ -112,32 +115,36 @@ def newest_meta(folder: Path) -> dict[str, Any] | None:
 def quarantine_damaged(folder: Path) -> None:
     """Remove incomplete checkpoints, and rename damaged ones to `damaged-STEP` with a warning.
 
-    Checkpoints are verified from the newest on, up to the first valid one.
+    Checkpoints are verified from the newest on, up to the first valid one. If there is none, nothing is renamed.
 
     Raises:
-        ValueError: If every checkpoint is damaged, or if a folder is not a checkpoint of this version.
+        ValueError: If every checkpoint is damaged, or if one has another format.
     """
     for incomplete in folder.glob(".*.tmp") if folder.is_dir() else []:
         shutil.rmtree(incomplete, ignore_errors=True)
-    present = steps(folder)
-    for step in reversed(present):
+    damaged: dict[Path, Damaged] = {}
+    for step in reversed(steps(folder)):
         path = folder / f"{step:08d}"
         try:
-            _verify(path)
-            return
-        except DamagedCheckpoint as damage:
-            if step == present[0]:
-                raise ValueError(
-                    f"the checkpoint {path} is damaged ({damage}), and there is no earlier valid one; "
-                    f"remove {folder} to start again"
-                ) from damage
-            renamed = folder / f"damaged-{path.name}"
-            remove(renamed)
-            path.replace(renamed)
-            warnings.warn(
-                f"the checkpoint {path} is damaged ({damage}); it becomes {renamed.name}, and the previous one is used",
-                stacklevel=2,
-            )
+            _verified(path, (WEIGHTS, EMA, OPTIMIZERS, META))
+            break
+        except Damaged as damage:
+            damaged[path] = damage
+    else:
+        if damaged:
+            path, reason = next(reversed(damaged.items()))
+            raise ValueError(
+                f"the checkpoint {path} is damaged ({reason}), and there is no earlier valid one; "
+                "restore one from a copy, or give this run another name (name=...) to start again"
+            ) from reason
+    for path, reason in damaged.items():
+        renamed = folder / f"damaged-{path.name}"
+        remove(renamed)
+        path.replace(renamed)
+        warnings.warn(
+            f"the checkpoint {path} is damaged ({reason}); it becomes {renamed.name}, and the previous one is used",
+            stacklevel=2,
+        )
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -161,34 +168,37 @@ def load_newest(folder: Path) -> Checkpoint | None:
         raise ValueError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error})") from error
 
 
-def _verify(path: Path) -> None:
-    """Raise DamagedCheckpoint if a file differs from the manifest, ValueError for a folder of another format."""
+def _verified(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The meta record of the checkpoint `path` after verifying its files `names`, which include `META`.
+
+    Raises Damaged if a file differs from the manifest, ValueError for a folder of another format.
+    """
     try:
-        text = read_text(path / MANIFEST)
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise ValueError(
-                f"{path} has no {MANIFEST}, so it is not a checkpoint of this version; "
-                "remove it, or give this run another name (name=...)"
-            ) from error
-        raise DamagedCheckpoint(f"{MANIFEST}: {error}") from error
+        manifest = read_manifest(path)
+    except Damaged:
+        _refuse_other_format(path)
+        raise
+    except OSError as error:
+        raise Damaged(f"{MANIFEST} is missing or cannot be read ({error.strerror})") from error
+    if manifest.get("format") != FORMAT:
+        raise ValueError(OTHER_FORMAT.format(path=path, expected=FORMAT, found=manifest.get("format")))
+    if manifest.get("step") != int(path.name):
+        raise Damaged(f"{MANIFEST} is that of step {manifest.get('step')}")
+    check_files(path, manifest["files"], names)
+    meta: dict[str, Any] = json.loads(read_text(path / META))
+    if meta.get("step") != int(path.name):
+        raise Damaged(f"{META} is that of step {meta.get('step')}")
+    return meta
+
+
+def _refuse_other_format(path: Path) -> None:
+    """Raise ValueError for a checkpoint of format 1, whose manifest has no checksum."""
     try:
-        manifest = json.loads(text)
-        version, files = manifest["format"], dict(manifest["files"])
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{MANIFEST} is not readable") from error
-    if version != FORMAT:
-        raise ValueError(
-            f"{path} must be a checkpoint of format {FORMAT}, got {version}; "
-            "resume with the version that wrote it, or give this run another name (name=...)"
-        )
-    for name in (WEIGHTS, EMA, OPTIMIZERS, META):
-        file = path / name
-        if name not in expected or not file.is_file():
-            raise DamagedCheckpoint(f"{name} is missing")
-        if file.stat().st_size != expected[name][0] or sha256_file(file) != expected[name][1]:
-            raise DamagedCheckpoint(f"{name} has changed since it was written")
+        found = json.loads(read_text(path / MANIFEST))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if found == 1:
+        raise ValueError(OTHER_FORMAT.format(path=path, expected=FORMAT, found=found))
 
 
 def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

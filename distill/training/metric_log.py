@@ -22,11 +22,12 @@ class MetricLog:
         path: The JSONL file, one record for each flush.
         start: The step that the run resumes from; later records of an interrupted run are removed.
         bar: A tqdm progress bar that shows the student's losses.
+        run: The run's key.
     """
 
-    def __init__(self, engine: Engine, path: Path, start: int, bar: Any) -> None:
+    def __init__(self, engine: Engine, path: Path, start: int, bar: Any, run: str = "") -> None:
         self.engine, self.bar = engine, bar
-        self.file = JsonlLog(path, start)
+        self.file = JsonlLog(path, start, run)
         self._values: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, metrics: Metrics) -> None:

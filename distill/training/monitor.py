@@ -7,15 +7,12 @@ noise, are made once and stored in the run's cache.
 
 import json
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -85,14 +82,17 @@ class Monitor:
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         name, cache = teacher_samples_key(recipe, teacher, data, self.extract), recipe.folder / "cache"
         self.key = name[:12]
-        self.teacher_results = _cached(
-            cache / "teacher.safetensors",
-            name,
-            lambda: self._sample_teacher(steps, guidance, self._generator(recipe, "teacher")),
-        )
-        self.teacher_diversity = _cached(
-            cache / "diversity.safetensors", key("diversity", name), lambda: self._teacher_diversity(steps, guidance)
-        )
+        with eager():
+            self.teacher_results = shards.cached(
+                cache / "teacher.safetensors",
+                name,
+                lambda: self._sample_teacher(steps, guidance, self._generator(recipe, "teacher")),
+            )
+            self.teacher_diversity = shards.cached(
+                cache / "diversity.safetensors",
+                key("diversity", name),
+                lambda: self._teacher_diversity(steps, guidance),
+            )
         self.noise_floor = 2 * self.teacher_results["covariance"].trace().item() / self.count
 
     @torch.no_grad()
@@ -279,19 +279,6 @@ class Monitor:
         for distance, times in scored if self.writes else []:
             print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
         return min(scored)[1]
-
-
-def _cached(file: Path, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in `file` if its key is `name`; otherwise computed without compilation, and stored."""
-    if not shards.is_valid(file, name):
-        with eager():
-            tensors = compute()
-        try:
-            shards.write(file, name, tensors)
-        except ValueError as error:
-            warnings.warn(f"{error}; the next start computes {file.name} again", stacklevel=2)
-            return tensors
-    return load_file(file)
 
 
 def _number(distance: float | None) -> float:

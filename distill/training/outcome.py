@@ -4,7 +4,6 @@ A run has failed if its samples collapsed, or if its held-out distance ends far 
 is exported, and the command ends with exit code 3.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,9 +20,8 @@ from distill.training.monitor import Monitor
 from distill.training.run_folder import held_out_records, is_exported
 from distill.training.setup import checkpoints_folder
 from distill.training.state import TrainState
+from teachers.support.checksums import read_json, write_json
 from teachers.support.errors import EXIT_FAILED
-from teachers.support.files import atomic_write
-from teachers.support.text import read_text
 
 FAILED = "failed.json"  # in a run's folder
 # Of the recorded runs (500 samples), healthy ones end at up to 1.5 times their best distance, collapsed ones at 40 to
@@ -131,7 +129,7 @@ def settle(recipe: Recipe, state: TrainState, monitor: Monitor | None, fingerpri
 def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: str, engine: Engine) -> Outcome:
     folder = checkpoints_folder(recipe)
     best = _best(recipe, state, monitor, fingerprint, engine)
-    last = _last_record(recipe, state, monitor)
+    last = _last_record(recipe, state, monitor, fingerprint, engine)
     problem = _same(engine, _problem(state, monitor, best, last))
     better = _same(engine, _ratio(monitor, best, last) > TIE)
     newer = best is not None and best["step"] > state.step  # the last checkpoint was not written
@@ -182,14 +180,22 @@ def _save_best(recipe: Recipe, ema: Mapping[str, Tensor], record: Mapping[str, A
         engine.print(f"warning: {error}; training continues")
 
 
-def _last_record(recipe: Recipe, state: TrainState, monitor: Monitor) -> dict[str, Any] | None:
-    """The last evaluation that can be compared with the monitor's."""
+def _last_record(
+    recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: str, engine: Engine
+) -> dict[str, Any] | None:
+    """The last evaluation that can be compared with the monitor's; it is repeated if its record is lost or damaged."""
     records = [
         record
-        for record in held_out_records(recipe.folder / "history.jsonl")
+        for record in held_out_records(recipe.folder / "history.jsonl", fingerprint)
         if record["step"] <= state.step and record.get("evaluation") == monitor.key
     ]
-    return records[-1] if records else None
+    last, every = records[-1] if records else None, recipe.train.evaluate_every
+    due = state.step if state.step >= recipe.train.steps else state.step // max(every, 1) * every
+    if not every or not _same(engine, last is None or last["step"] < due):
+        return last
+    engine.print(f"the EMA of step {state.step} is evaluated again: history.jsonl has no valid record of step {due}")
+    distances = monitor.distances(state.distiller, state.ema)
+    return {"step": state.step, "held_out_frechet": distances, "evaluation": monitor.key}
 
 
 def _ratio(monitor: Monitor, best: Mapping[str, Any] | None, last: Mapping[str, Any] | None) -> float:
@@ -240,15 +246,14 @@ def write_failure(folder: Path, outcome: Outcome) -> None:
     if outcome.problem is None:
         (folder / FAILED).unlink(missing_ok=True)
         return
-    with atomic_write(folder / FAILED) as temporary:
-        temporary.write_text(json.dumps(asdict(outcome), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / FAILED, asdict(outcome))
 
 
 def failed_before(folder: Path, fingerprint: str) -> Outcome | None:
     """The outcome of a run that failed at its newest checkpoint, if what it exported is still there."""
     newest = checkpoint.newest_meta(folder / "checkpoints")
     try:
-        outcome = Outcome(**json.loads(read_text(folder / FAILED)))
+        outcome = Outcome(**read_json(folder / FAILED))
     except (OSError, ValueError, TypeError):
         return None
     if newest is None or outcome.fingerprint != fingerprint or newest["step"] != outcome.step:

@@ -16,11 +16,11 @@ from distill.training import checkpoint
 from teachers import pocket
 from teachers.core.teacher import Teacher
 from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
+from teachers.support.checksums import Damaged, read_json, seal, unseal, write_json
 from teachers.support.files import atomic_write
 from teachers.support.keys import code, content, folder_contents, key
 from teachers.support.locks import lock_folder
-from teachers.support.regular import append_line, check_regular
-from teachers.support.text import read_text
+from teachers.support.regular import append_line, read_bytes
 
 EXPORTED = "exported.json"  # says what the folder's pipeline was exported from, and has the hashes of its files
 PIPELINE = "pipeline"
@@ -189,7 +189,7 @@ def is_exported(folder: Path, meta: dict[str, Any]) -> bool:
 def export_record(folder: Path, meta: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """What `record_export` wrote; None if there is no such record, or not one of the run with the record `meta`."""
     try:
-        record = json.loads(read_text(folder / EXPORTED))
+        record = read_json(folder / EXPORTED)
         found = {"fingerprint": str(record["fingerprint"]), "step": int(record["step"]), "files": dict(record["files"])}
         found["options"] = str(record["options"])
         same = meta is None or found["fingerprint"] == run_key(meta["fingerprint"])
@@ -219,8 +219,7 @@ def record_export(recipe: Recipe, identity: dict[str, str], step: int) -> None:
         "options": export_key(recipe),
         "files": folder_contents(recipe.folder / PIPELINE),
     }
-    with atomic_write(recipe.folder / EXPORTED) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(recipe.folder / EXPORTED, record)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -255,29 +254,33 @@ def warn_if_unwritable(what: str) -> Iterator[None]:
 
 
 class JsonlLog:
-    """A log file with one JSON record, with the key `step`, in each line.
+    """A log file with one JSON record, with the key `step`, in each line. Each record has a checksum.
 
     Args:
         path: The file.
         start: The step that the run resumes from. Later records, which an interrupted run wrote after its last
-            checkpoint, and an incomplete last line are removed.
+            checkpoint, an incomplete last line, damaged records, with a warning, and those of other runs are removed.
+        run: The run's key, from `run_key`; records have it as "run".
 
     Attributes:
         last: The step of the last record; -1 if there is none.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: int, run: str = "") -> None:
+        self.path, self.run = path, run
         self.last: float = -1
         if not path.is_file():
             return
         lines = _lines(path)
-        valid = [line for line in lines if start and _step(line) <= start]
-        self.last = max((_step(line) for line in valid), default=-1)
-        if valid != lines or path.stat().st_nlink > 1:  # appending to a hard link would change a backup, too
+        records = [_record(line, run) for line in lines]
+        if any(record is None for record in records[:-1]):
+            warnings.warn(f"damaged records of {path} are removed", stacklevel=2)
+        kept = [(line, r["step"]) for line, r in zip(lines, records, strict=True) if r and start and r["step"] <= start]
+        self.last = max((step for _, step in kept), default=-1)
+        if len(kept) < len(lines) or path.stat().st_nlink > 1:  # appending to a hard link would change a backup, too
             try:
                 with atomic_write(path) as temporary:
-                    temporary.write_text("".join(f"{line}\n" for line in valid), encoding="utf-8")
+                    temporary.write_text("".join(f"{line}\n" for line, _ in kept), encoding="utf-8")
             except OSError as error:
                 self._warn("later records could not be removed from", error)
 
@@ -288,8 +291,9 @@ class JsonlLog:
         warning.
         """
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        line = json.dumps(seal({**finite, "run": self.run}))
         try:
-            append_line(self.path, json.dumps(finite))
+            append_line(self.path, line)
         except OSError as error:
             self._warn("a record could not be written to", error)
         self.last = record["step"]
@@ -298,19 +302,21 @@ class JsonlLog:
         warnings.warn(f"{what} {self.path} ({error.strerror or error})", stacklevel=3)
 
 
-def held_out_records(path: Path) -> list[dict[str, Any]]:
-    """The records of `history.jsonl` in order, without an incomplete last line; [] if there is no such file."""
-    lines = _lines(path) if path.is_file() else []
-    return [json.loads(line) for line in lines if math.isfinite(_step(line))]
+def held_out_records(path: Path, run: str) -> list[dict[str, Any]]:
+    """The valid records of the run with the key `run` in `history.jsonl`, in order; [] if there is no such file."""
+    return [record for record in (_record(line, run) for line in _lines(path)) if record is not None]
 
 
 def _lines(path: Path) -> list[str]:
-    check_regular(path)
-    return path.read_text(errors="replace", encoding="utf-8").splitlines()
+    """The lines of a log, which end with "\\n" only."""
+    text = read_bytes(path).decode("utf-8", errors="replace") if path.exists() else ""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
-def _step(line: str) -> float:
+def _record(line: str, run: str) -> dict[str, Any] | None:
+    """The record in a line; None if it is incomplete, damaged or of another run."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # an incomplete line
+        record = unseal(line, "a record")
+    except Damaged:
+        return None
+    return record if record.get("run") == run and isinstance(record.get("step"), int | float) else None

@@ -120,8 +120,13 @@ class TrainState:
         state.optimizers = {p: adamw(state.parameters[p], rates[p], memory.eight_bit) for p in rates}
         return state
 
-    def resume(self, folder: Path, engine: Engine) -> bool:
+    def resume(self, folder: Path, engine: Engine, check: Callable[[dict[str, Any]], None] = lambda meta: None) -> bool:
         """Load the newest valid checkpoint in `folder`. Every process calls it.
+
+        Args:
+            folder: The run's folder of checkpoints.
+            engine: The run's engine.
+            check: Raises ValueError if the checkpoint with this meta record does not belong to the run.
 
         Returns:
             False if there is no checkpoint; the state is then unchanged.
@@ -137,6 +142,7 @@ class TrainState:
         engine.check_same(0 if saved is None else saved.meta["step"], "checkpoints")
         if saved is None:
             return False
+        check(saved.meta)
         bad = nonfinite_tensor(saved.weights) or nonfinite_tensor(saved.ema)
         if bad is not None:
             raise ValueError(

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from teachers.support.keys import key
+from teachers.support.keys import file_content, key
 
 Backbone = Literal["vgg", "alex"]
 HUB = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
@@ -42,10 +42,12 @@ class Lpips:
             backbone: "vgg" as in training losses, or "alex" as in papers' figures.
 
         Raises:
-            ValueError: The backbone's weights are not on this machine and cannot be downloaded.
+            ValueError: The backbone's weights are damaged, or not on this machine and cannot be downloaded.
         """
         cached = Path(torch.hub.get_dir()) / "checkpoints" / HUB[backbone]
         packaged = None if cached.is_file() else packaged_weights(backbone)
+        if cached.is_file() and not file_content(cached).startswith(cached.stem.rpartition("-")[2]):
+            raise ValueError(f"{cached} is damaged: its SHA-256 must begin as its name ends; delete the file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the package calls torchvision with deprecated argument names
             try:

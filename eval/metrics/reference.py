@@ -15,6 +15,7 @@ from eval.metrics.context import Reference
 from eval.metrics.fid import check_statistics, statistics
 from teachers import pocket
 from teachers.support.arrays import check_npz
+from teachers.support.checksums import SHA256, Damaged, digest
 from teachers.support.files import atomic_write
 from teachers.support.regular import check_regular
 from teachers.support.text import printable
@@ -87,6 +88,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
     }
     if found.features is not None:
         arrays["features"] = found.features.numpy()
+    arrays[SHA256] = np.array(digest(arrays))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, concurrent=True) as temporary, temporary.open("wb") as file:
@@ -97,8 +99,9 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
 
 def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
     try:
-        check_npz(path, ("mu", "sigma", "features", "extractor", "size"))
+        check_npz(path, ("mu", "sigma", "features", "extractor", "size", SHA256))
         with np.load(path, allow_pickle=False) as arrays:
+            _verify(arrays)
             mean, covariance = (_double(arrays[key], key) for key in ("mu", "sigma"))
             features = _features(arrays["features"]) if "features" in arrays else None
             made_with = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
@@ -144,6 +147,16 @@ def _checked(source: str, mean: Tensor, covariance: Tensor, features: Tensor | N
                 f"{tuple(features.shape)}"
             )
     return Reference(mean, (covariance + covariance.T) / 2, features)
+
+
+def _verify(arrays: Any) -> None:
+    """Raise Damaged if an .npz that `save` wrote has changed. Those of other programs have no checksum."""
+    if SHA256 in arrays:
+        stored = {name: arrays[name] for name in arrays.files}
+        if str(stored.pop(SHA256)) != digest(stored):
+            raise Damaged("its checksum does not match: it has changed since it was written")
+    elif "extractor" in arrays:
+        raise Damaged(f'the array "{SHA256}" with its checksum is missing; write it again with fewstep eval stats')
 
 
 def _from_clean_fid(name: str, extractor: Extractor) -> Reference:

@@ -1,8 +1,9 @@
 """A cache of measured rows, so a repeated comparison measures only rows that changed.
 
-A row is the folder `cache/KEY/` with `figures.json`, `features.safetensors` (features, mean, covariance and scores) and
-`images.png` (its first images, one above the other). It is written under a temporary name and then renamed, so an
-interruption loses at most the current row.
+A row is the folder `cache/KEY/` with `figures.json`, `features.safetensors` (features, mean, covariance and scores),
+`images.png` (its first images, one above the other) and `manifest.json` (the row's key and the SHA-256 of each file).
+It is written under a temporary name and then renamed, so an interruption loses at most the current row. A row that was
+damaged later is measured again.
 """
 
 import json
@@ -17,10 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from teachers.support.checksums import check_files, read_manifest, write_manifest
 from teachers.support.files import atomic_write
 from teachers.support.regular import check_special
 from teachers.support.text import read_text
 
+FIGURES, FEATURES, IMAGES = "figures.json", "features.safetensors", "images.png"
 SCORES = "scores/"  # prefix of the tensors of scores; the rest is the metric's key
 
 
@@ -46,13 +49,17 @@ class Result:
 
 
 def load(cache: Path, name: str) -> Result | None:
-    """The row called `name`, or None if it does not exist or cannot be read."""
+    """The row called `name`, or None if it does not exist, is damaged or has another name."""
     folder = cache / name
     try:
-        figures = json.loads(read_text(folder / "figures.json"))
         check_special(folder)
-        stored = load_file(folder / "features.safetensors")
-        with Image.open(folder / "images.png") as sheet:
+        manifest = read_manifest(folder)
+        if manifest.get("key") != name:
+            return None
+        check_files(folder, manifest["files"], (FIGURES, FEATURES, IMAGES))
+        figures = json.loads(read_text(folder / FIGURES))
+        stored = load_file(folder / FEATURES)
+        with Image.open(folder / IMAGES) as sheet:
             pixels = torch.frombuffer(bytearray(sheet.convert("RGB").tobytes()), dtype=torch.uint8)
             width, height = sheet.size
             count = figures["images"]
@@ -73,8 +80,9 @@ def save(cache: Path, name: str, result: Result) -> None:
     rows = result.images.mul(255).round().byte().permute(0, 2, 3, 1)
     with atomic_write(cache / name) as temporary:
         temporary.mkdir()
-        (temporary / "figures.json").write_text(
+        (temporary / FIGURES).write_text(
             json.dumps({**result.figures, "images": count}, indent=2) + "\n", encoding="utf-8"
         )
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "features.safetensors")
-        Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(temporary / "images.png")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / FEATURES)
+        Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(temporary / IMAGES)
+        write_manifest(temporary, {"key": name})

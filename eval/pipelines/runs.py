@@ -16,10 +16,10 @@ from teachers import pocket
 from teachers.loading import registry
 from teachers.loading.contents import pipeline_contents
 from teachers.loading.prompts import read_prompts
+from teachers.loading.record import RECORD, read_record
 from teachers.loading.source import class_name, download, loading_errors
-from teachers.support.json_files import read_json
 from teachers.support.keys import file_content, key
-from teachers.support.regular import NotRegular, is_inside
+from teachers.support.regular import is_inside
 
 FORMAT = 1
 EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.json
@@ -42,6 +42,7 @@ class Run:
         reference: The reference.
         cost: The cost of training, as the run recorded it.
         teacher_contents: Hashes of the teacher's files as they were in training, by name.
+        key: The key of the training run, which the records of its logs have too.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Run:
     reference: str | None
     cost: dict[str, Any] | None
     teacher_contents: dict[str, str] = field(default_factory=dict)
+    key: str | None = None
 
 
 def read_run(
@@ -73,18 +75,13 @@ def read_run(
         ValueError: The folder, its distill.json or one of its entries is missing or invalid.
     """
     folder = pipeline_folder(path, allow_pickle)
-    file = folder / "distill.json"
+    file = folder / RECORD
     if not file.exists() and not file.is_symlink():
         return _external_pipeline(path, folder, step_counts, guidance)
     if not is_inside(file, folder):
         raise ValueError(f"{file} must be a file, got a link to a file outside of its folder; replace it by the file")
-    try:
-        stored = read_json(file)
-    except NotRegular:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{error}; export the pipeline again") from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+    stored = read_record(folder)
+    if stored.get("format") != FORMAT:
         raise ValueError(f"{file} must have format {FORMAT}; export the pipeline again with this version")
     teacher = _entry(stored, "teacher", dict, file)
     evaluation = _entry(stored, "evaluation", dict, file)
@@ -113,6 +110,7 @@ def read_run(
         reference=None if evaluation.get("reference") is None else _reference(evaluation, file),
         cost=stored.get("cost"),
         teacher_contents=dict(teacher.get("contents") or {}),
+        key=stored.get("run"),
     )
 
 
@@ -265,7 +263,7 @@ def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
     Raises:
         ValueError: There is no pipeline.
     """
-    folder = pocket.PIPELINE if path == "pocket" else Path(path)
+    folder = pocket.pipeline() if path == "pocket" else Path(path)
     if (folder / "model_index.json").is_file():
         return folder
     if path == "pocket":

@@ -12,6 +12,7 @@ from eval.report.grid import grid
 from eval.report.html import page
 from eval.report.markdown import markdown, plain
 from eval.report.model_index import model_index
+from teachers.support.checksums import seal
 from teachers.support.files import atomic_write
 from teachers.support.text import cleaned, json_text
 
@@ -21,7 +22,7 @@ def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) ->
 
     - report.html: a page with tables, charts and images that loads no other file
     - report.md: tables, notes and the command, as GitHub Markdown
-    - report.json: `report` itself
+    - report.json: `report` itself, with a checksum
     - report.csv: one line per row with every figure unrounded; the interval of KEY is in KEY_low and KEY_high
     - model-index.yaml: the figures for model cards on the Hugging Face Hub
     - grid.png: the first images of every row
@@ -45,7 +46,7 @@ def write_report(report: dict[str, Any], images: Sequence[Tensor], out: Path) ->
     sheet.save(stream, format="PNG", optimize=True)
     files = {
         "grid.png": stream.getvalue(),
-        "report.json": (json_text(exact, indent=2) + "\n").encode(),
+        "report.json": (json_text(seal(exact), indent=2) + "\n").encode(),
         "report.md": markdown(report).encode(),
         "report.html": page(report, images).encode(),
         "report.csv": csv_table(report).encode(),

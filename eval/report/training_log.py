@@ -5,14 +5,13 @@ evaluation's settings; only the distances of the last settings are comparable, a
 step, seconds, and the values that the method logs. Both files are optional.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from eval.pipelines.runs import Run
-from teachers.support.regular import is_inside
-from teachers.support.text import read_text
+from teachers.support.checksums import Damaged, unseal
+from teachers.support.regular import is_inside, read_bytes
 
 HISTORY, LOG = "history.jsonl", "log.jsonl"
 LOGGED = {"fake_score/loss": "Fake score's loss", "student/tangent_norm": "Tangent's norm"}
@@ -26,14 +25,14 @@ def curves(runs: list[Run]) -> list[dict[str, Any]]:
 
 def _curves(run: Run) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
-    evaluations = _lines(run.folder.parent / HISTORY)
+    evaluations = _lines(run.folder.parent / HISTORY, run.key)
     for entry in evaluations:
         if entry.get("evaluation") != evaluations[-1].get("evaluation"):
             continue
         for num_steps, value in (entry.get("held_out_frechet") or {}).items():
             name = f"{run.name}, {num_steps} step" + "s" * (num_steps != "1")
             found.setdefault(("Held-out Frechet distance", name), []).append((entry.get("seconds"), value))
-    for entry in _lines(run.folder.parent / LOG):
+    for entry in _lines(run.folder.parent / LOG, run.key):
         for key, title in LOGGED.items():
             found.setdefault((title, run.name), []).append((entry.get("seconds"), entry.get(key)))
     out = []
@@ -51,18 +50,18 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The valid lines of a file; an interrupted run can leave an incomplete one. Empty if there is no file."""
+def _lines(path: Path, run: str | None) -> list[dict[str, Any]]:
+    """The records of a file, without damaged and incomplete ones and those of other runs. Empty if there is no file."""
     out = []
     try:
-        text = read_text(path).splitlines() if is_inside(path, path.parent) else []
-    except (OSError, ValueError):
+        lines = read_bytes(path).split(b"\n") if is_inside(path, path.parent) else []
+    except OSError:
         return []
-    for line in text:
+    for line in lines:
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = unseal(line, path, required=False)
+        except Damaged:
             continue
-        if isinstance(entry, dict):
+        if run is None or entry.get("run", run) == run:
             out.append(entry)
     return out

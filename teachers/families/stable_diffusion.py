@@ -22,7 +22,7 @@ class StableDiffusion(LatentUNet):
 
     @classmethod
     def locate(cls, path: str) -> str:
-        return str(teachers.pocket.PIPELINE) if path == "pocket" else local_or_hub(path)
+        return str(teachers.pocket.pipeline()) if path == "pocket" else local_or_hub(path)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():

@@ -53,7 +53,7 @@ def locate(path: str) -> str:
     Raises:
         ValueError: If no pipeline can be at `path`.
     """
-    return str(pocket.PIPELINE) if path == "pocket" else local_or_hub(path)
+    return str(pocket.pipeline()) if path == "pocket" else local_or_hub(path)
 
 
 def load_teacher(

@@ -7,8 +7,8 @@ than `SETTLED` seconds ago is never remembered, because a second change could ca
 notice: storage that changes beneath the file system, and network file systems that report old change times.
 """
 
-import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +16,25 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from teachers.support.files import atomic_write, sha256, sha256_file
+from teachers.support.checksums import Damaged, read_json, write_json
+from teachers.support.files import sha256, sha256_file
 from teachers.support.listing import walk
 from teachers.support.regular import check_regular
 
 LARGE = 2**25  # bytes from which a hash is remembered on disk too
 SETTLED = 2.0  # seconds; coarser than the clocks of common file systems
+HUB_BLOB = re.compile(r"[\\/]blobs[\\/][0-9a-f]{64}$")  # a large file in the Hub's cache
 IGNORED = (".md", ".gitattributes", ".gitignore")  # endings of files that no loader reads
 
 _remembered: dict[str, tuple[list[int], str]] = {}
 
 
 def file_content(file: Path) -> str:
-    """The SHA-256 of a file's content, from memory if the file did not change; see the module's docstring."""
+    """The SHA-256 of a file's content, from memory if the file did not change; see the module's docstring.
+
+    Raises:
+        ValueError: If it is a file of the Hub's cache that is named by another SHA-256, or is no regular file.
+    """
     check_regular(file)
     path, stamp = str(file.resolve()), _stamp(file)
     known = _remembered.get(path) or (_read(path) if stamp[2] >= LARGE else None)
@@ -36,6 +42,10 @@ def file_content(file: Path) -> str:
         _remembered[path] = known
         return known[1]
     found = sha256_file(file)
+    if HUB_BLOB.search(path) and not path.endswith(found):
+        raise ValueError(
+            f"{path} is damaged: the Hub's cache names files by their SHA-256; delete it to download it again"
+        )
     settled = time.time() - max(stamp[3:]) / 1e9 > SETTLED
     if settled and os.name == "posix" and _stamp(file) == stamp:  # other systems have no change time
         _remembered[path] = stamp, found
@@ -84,9 +94,9 @@ def _note(path: str) -> Path:
 
 def _read(path: str) -> tuple[list[int], str] | None:
     try:
-        stamp, found = json.loads(_note(path).read_text(encoding="utf-8"))
-        return stamp, found
-    except (OSError, ValueError, TypeError):
+        note = read_json(_note(path))
+        return (note["stamp"], note["content"]) if note["path"] == path else None
+    except (OSError, Damaged, KeyError):
         return None
 
 
@@ -94,7 +104,6 @@ def _write(path: str, stamp: list[int], found: str) -> None:
     note = _note(path)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(note, concurrent=True) as temporary:
-            temporary.write_text(json.dumps([stamp, found]), encoding="utf-8")
+        write_json(note, {"path": path, "stamp": stamp, "content": found}, concurrent=True)
     except OSError:  # a home that cannot be written: the file is hashed again by the next process
         return

@@ -38,7 +38,7 @@ APART = (
     *("eval.config", "eval.report"),
     *(
         f"teachers.support.{name}"
-        for name in ("canonical", "contents", "errors", "files", "keys", "regular", "terminal")
+        for name in ("canonical", "checksums", "contents", "errors", "files", "keys", "regular", "terminal")
     ),
 )
 

@@ -1,6 +1,5 @@
 """Damaged checkpoints, checkpoints of other formats, and full disks."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -14,9 +13,9 @@ import torch
 
 from distill.train import train
 from distill.training import checkpoint
+from teachers.support.checksums import MANIFEST, seal, write_manifest
 
-FILES = (checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZERS, checkpoint.META, checkpoint.MANIFEST)
-NO_MANIFEST = (checkpoint.MANIFEST, "gone")  # a folder without manifest is not a checkpoint; it has its own test
+FILES = (checkpoint.WEIGHTS, checkpoint.EMA, checkpoint.OPTIMIZERS, checkpoint.META, MANIFEST)
 
 
 def store(folder, *steps):
@@ -27,14 +26,12 @@ def store(folder, *steps):
         checkpoint.save(folder, state, keep=9)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"), [case for case in product(FILES, ("flip", "cut", "gone")) if case != NO_MANIFEST]
-)
+@pytest.mark.parametrize(("name", "damage"), product(FILES, ("flip", "cut", "gone")))
 def test_damaged_checkpoint_is_renamed_and_the_previous_one_used(tmp_path, name, damage):
     store(tmp_path, 1, 2)
     file = tmp_path / "00000002" / name
     content = file.read_bytes()
-    position = content.index(b"1") if name == checkpoint.MANIFEST else len(content) // 2
+    position = content.index(b"1") if name == MANIFEST else len(content) // 2
     if damage == "gone":
         file.unlink()
     else:
@@ -55,13 +52,34 @@ def test_run_with_damaged_checkpoints_only_is_rejected(tmp_path):
         checkpoint.quarantine_damaged(tmp_path)
 
 
-@pytest.mark.parametrize("manifest", [None, {"format": 99, "files": {}}])
+@pytest.mark.parametrize("manifest", [seal({"format": 99, "files": {}}), {"format": 1, "files": {}}])
 def test_checkpoint_of_another_format_is_rejected(tmp_path, manifest):
     store(tmp_path, 1, 2)
-    file = tmp_path / "00000002" / checkpoint.MANIFEST
-    file.unlink() if manifest is None else file.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"00000002 (has no manifest|must be a checkpoint of format 1, got 99)"):
+    (tmp_path / "00000002" / MANIFEST).write_text(json.dumps(manifest))
+    for read in (checkpoint.quarantine_damaged, checkpoint.newest_meta):
+        with pytest.raises(ValueError, match=r"00000002 must be a checkpoint of format 2, got (99|1); resume with"):
+            read(tmp_path)
+
+
+def test_checkpoints_under_each_others_names_are_damaged(tmp_path):
+    store(tmp_path, 1, 2, 3)
+    (tmp_path / "00000003").rename(tmp_path / "x")
+    (tmp_path / "00000002").rename(tmp_path / "00000003")
+    (tmp_path / "x").rename(tmp_path / "00000002")
+    assert checkpoint.newest_meta(tmp_path) == {"step": 1}
+    with pytest.warns(UserWarning, match=r"is damaged \(manifest.json is that of step"):
         checkpoint.quarantine_damaged(tmp_path)
+    assert checkpoint.load_newest(tmp_path).meta["step"] == 1
+
+
+def test_nothing_is_renamed_if_no_checkpoint_is_valid(tmp_path):
+    store(tmp_path, 1, 2)
+    for step in (1, 2):
+        (tmp_path / f"0000000{step}" / checkpoint.META).write_text("{}")
+    assert checkpoint.newest_meta(tmp_path) is None
+    with pytest.raises(ValueError, match=r"00000001 is damaged .*restore one from a copy, or give this run another"):
+        checkpoint.quarantine_damaged(tmp_path)
+    assert checkpoint.steps(tmp_path) == [1, 2]
 
 
 class Exploit:
@@ -74,13 +92,7 @@ def test_pickles_are_not_executed_even_with_a_valid_manifest(tmp_path, monkeypat
     store(tmp_path, 1)
     file = tmp_path / "00000001" / checkpoint.OPTIMIZERS
     torch.save({"student": Exploit()}, file)
-    manifest = file.with_name(checkpoint.MANIFEST)
-    values = json.loads(manifest.read_text())
-    values["files"][file.name] = {
-        "bytes": file.stat().st_size,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-    }
-    manifest.write_text(json.dumps(values))
+    write_manifest(file.parent, {"format": checkpoint.FORMAT, "step": 1})
     checkpoint.quarantine_damaged(tmp_path)
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.load_newest(tmp_path)

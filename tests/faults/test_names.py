@@ -17,8 +17,9 @@ import yaml
 from PIL import Image
 
 from distill.checks.table import Check, table
-from distill.config.recipe import SAVED, load, save
+from distill.config.recipe import load
 from distill.config.run_names import RESERVED
+from distill.config.saved import SAVED, save
 from distill.data.images import ImageFolder
 from distill.exporting.card import code_span
 from distill.exporting.hub import add_evaluation

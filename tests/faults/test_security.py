@@ -16,6 +16,7 @@ from distill.config.recipe import load
 from distill.data.images import ImageFolder
 from distill.train import train
 from distill.training import checkpoint
+from teachers.support.checksums import MANIFEST, seal
 from tests.commands import eval_main
 
 SECRETS = {
@@ -88,10 +89,10 @@ def test_manifest_cannot_add_files_outside_the_checkpoint(tmp_path):
     """Only the files of a checkpoint are read, whatever a manifest lists."""
     state = checkpoint.Checkpoint({"a": torch.ones(4)}, {"b": torch.ones(4)}, {"student": {}}, {"step": 1})
     checkpoint.save(tmp_path / "c", state, keep=1)
-    manifest = tmp_path / "c" / "00000001" / checkpoint.MANIFEST
+    manifest = tmp_path / "c" / "00000001" / MANIFEST
     values = json.loads(manifest.read_text())
     values["files"]["../../secret"] = {"bytes": 1, "sha256": "0"}
-    manifest.write_text(json.dumps(values))
+    manifest.write_text(json.dumps(seal(values)))
     checkpoint.quarantine_damaged(tmp_path / "c")
     assert checkpoint.load_newest(tmp_path / "c").meta["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["c"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from distill.config.recipe import load, save
+from distill.config.recipe import load
+from distill.config.saved import save
 
 TEXTS = (
     "a=b.txt",

@@ -45,7 +45,7 @@ def test_full_disk_is_an_error_and_old_temporary_files_are_removed(tmp_path, mon
     def full(*arguments, **options):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr(shards, "save_tensors", full)
     with pytest.raises(ValueError, match=r"cannot be written \(Error while serializing: .*No space left"):
         write(file, "another", {"x": torch.ones(3)})
     write(file, "key", {"x": torch.ones(3)})  # another run has written it in the meantime

@@ -82,6 +82,18 @@ def test_valid_shards_are_kept_and_damaged_ones_are_made_again_bitwise(ready):
     assert first.stat().st_mtime_ns == stamp
 
 
+def test_shards_that_changed_places_are_made_again(ready):
+    """Pair i has caption i, so the rows of another shard would belong to other captions."""
+    _, _, build, cache = ready
+    before = [x.clone() for x in all_rows(build(count=8))]
+    first, second = sorted(cache.glob("pairs-*/*.safetensors"))
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+    assert all(torch.equal(a, b) for a, b in zip(before, all_rows(build(count=8)), strict=True))
+    assert first.read_bytes() == one
+
+
 def test_pairs_do_not_depend_on_their_number(ready):
     """Rounding depends on the batch size, so incomplete batches are padded to the size of complete ones."""
     build, cache = ready[2], ready[3]

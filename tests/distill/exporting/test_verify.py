@@ -163,9 +163,13 @@ def test_fewstep_check_fails_for_an_export_that_was_changed(teacher_of, tmp_path
     stored = json.loads(file.read_text())
     stored["checked"]["difference"] = 0.1
     file.write_text(json.dumps(stored))
+    assert fewstep("check", tmp_path / "run") == 2
+    assert 'distill.json has changed since it was written (its entry "sha256"' in capsys.readouterr().err
+    del stored["sha256"]  # as the message says
+    file.write_text(json.dumps(stored))
     assert fewstep("check", tmp_path / "run") == 1
     assert "failed: export against the run's student" in capsys.readouterr().out
-    for damaged in ([1], stored | {"times": []}, stored | {"calls": []}, stored | {"teacher": {}}):
+    for damaged in (stored | {"times": []}, stored | {"calls": []}, stored | {"teacher": {}}):
         file.write_text(json.dumps(damaged))
         with pytest.raises(ValueError, match=r"distill\.json is not readable .*; export the run again"):
             check_student(file.parent, CPU)

@@ -192,6 +192,29 @@ def test_a_damaged_best_is_reported_and_not_exported(teacher, tmp_path):
     assert not (recipe.folder / "pipeline").exists()
 
 
+@pytest.mark.parametrize(("damage", "again"), [("flipped", train), ("lost", lambda recipe: export_run(recipe.folder))])
+def test_the_last_evaluation_is_repeated_if_its_record_is_damaged_or_lost(folder, tmp_path, monkeypatch, damage, again):
+    """Without it, the record of step 2 would be taken for the end of the run, and the last EMA would be exported."""
+    scripted = {"step": 0, "values": {0: 9e3, 2: 1e3, 4: 2e3}}
+    monkeypatch.setattr(Monitor, "distances", lambda *a: {"1": scripted["values"][scripted["step"]]})
+    original = Monitor.evaluate
+
+    def evaluate(monitor, history, distiller, ema, at, *rest):
+        scripted["step"] = at
+        return original(monitor, history, distiller, ema, at, *rest)
+
+    monkeypatch.setattr(Monitor, "evaluate", evaluate)
+    recipe = recipe_in(tmp_path, steps=4, path=str(folder))
+    train(recipe)
+    assert record_of(recipe)["cost"]["exported_step"] == 2
+    shutil.rmtree(recipe.folder / "pipeline")
+    lines = (recipe.folder / "history.jsonl").read_text().splitlines()
+    last = [lines[-1].replace("2000.0", "1000.0")] if damage == "flipped" else []
+    (recipe.folder / "history.jsonl").write_text("\n".join([*lines[:-1], *last]) + "\n")
+    again(recipe)
+    assert record_of(recipe)["cost"]["exported_step"] == 2
+
+
 def test_the_best_is_known_after_a_kill_between_an_evaluation_and_a_checkpoint(teacher, tmp_path):
     """The run resumes before the best's step, evaluates it again and ends as the uninterrupted run."""
     whole = recipe_in(tmp_path, name="whole", checkpoint_every=4)

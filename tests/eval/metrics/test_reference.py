@@ -10,7 +10,7 @@ from scipy.linalg import sqrtm
 
 from eval.features.extractors import extractor
 from eval.metrics.fid import FrechetTo
-from eval.metrics.reference import reference
+from eval.metrics.reference import Reference, reference, save
 from tests.commands import eval_main as main
 
 WIDTH = 192
@@ -195,3 +195,37 @@ def test_a_distance_from_what_is_no_covariance_is_refused():
         for mean in (0.0, 5.0):
             with pytest.raises(ValueError, match=r"must have no negative eigenvalues"):
                 FrechetTo(torch.zeros(3), target).distance(torch.full((3,), mean), bad)
+
+
+def stored_reference(path):
+    """The arrays of a reference that `save` wrote."""
+    features = torch.from_numpy(FEATURES).float()
+    found = Reference(torch.from_numpy(MU), torch.from_numpy(SIGMA), features)
+    save(path, found, extractor("pixels"), 32)
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def test_a_saved_reference_is_read_as_it_was_written(tmp_path):
+    stored_reference(tmp_path / "r.npz")
+    found = reference(str(tmp_path / "r.npz"), extractor("pixels"), 32)
+    assert torch.equal(found.mean, torch.from_numpy(MU)) and found.features.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays | {"mu": arrays["mu"] + 1e-9},
+        lambda arrays: arrays | {"features": arrays["features"].astype(np.float64)},
+        lambda arrays: arrays | {"size": np.array(0)},
+        lambda arrays: {name: value for name, value in arrays.items() if name != "features"},
+        lambda arrays: {name: value for name, value in arrays.items() if name != "extractor"},
+        lambda arrays: {name: value for name, value in arrays.items() if name != "sha256"},  # of an earlier version
+    ],
+)
+def test_a_saved_reference_that_was_changed_is_an_error(tmp_path, change):
+    np.savez(tmp_path / "r.npz", **change(stored_reference(tmp_path / "r.npz")))
+    with pytest.raises(
+        ValueError, match=r"r\.npz must be .*\((its checksum does not match|the array \"sha256\" with its)"
+    ):
+        reference(str(tmp_path / "r.npz"), extractor("pixels"), 32)

@@ -1,0 +1,13 @@
+"""Damaged files that figures and weights come from are found, or the damage has no effect; see `tests.faults.flips`."""
+
+import pytest
+
+from tests.faults.flip_kinds import KINDS
+from tests.faults.flips import trial
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.replace(" ", "_"))
+def test_damage_is_found_or_harmless(kind):
+    counts, wrong = trial(kind, flips=50)
+    assert not wrong
+    assert sum(counts.values()) > 60
