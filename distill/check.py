@@ -15,8 +15,10 @@ from distill.checks.table import table
 from distill.checks.teacher_checks import check_teacher
 from distill.config.registry import TEACHERS, find
 from teachers.loading.registry import family_of, locate
+from teachers.support.errors import reads
 
 
+@reads
 def check(path: str, family: str | None = None, sigma_data: float | None = None) -> int:
     """Run the checks of a teacher or of an exported student and print a table.
 

@@ -19,6 +19,7 @@ from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, is_exported, lock_run_folder, run_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
+from teachers.support.errors import reading
 from teachers.support.files import atomic_write
 
 
@@ -39,11 +40,14 @@ def export_run(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
-    newest = checkpoint.newest_meta(run / "checkpoints")
     record = run / "pipeline" / "distill.json"
-    if newest is not None and (failure := failed_before(run, run_key(newest["fingerprint"]))):
+    with reading(run):
+        newest = checkpoint.newest_meta(run / "checkpoints")
+        failure = None if newest is None else failed_before(run, run_key(newest["fingerprint"]))
+        exported = newest is None or is_exported(run, newest)
+    if failure is not None:
         report_failure(failure, run, is_main=True)
-    if record.is_file() and (newest is None or is_exported(run, newest)):
+    if record.is_file() and exported:
         return record.parent
     if newest is None:
         raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")
@@ -55,7 +59,8 @@ def export_run(run: Path) -> Path:
     plan = plan_data(recipe)
     with lock_run_folder(recipe.folder), Engine(recipe.train, recipe.folder) as engine:
         identity = fingerprint(recipe, plan)
-        check_same_run(newest, recipe, identity)
+        with reading(run):
+            check_same_run(newest, recipe, identity)
         teacher, dataset = prepare(recipe, plan, engine)
         state = TrainState.build(recipe, teacher, engine)
         state.resume(checkpoints_folder(recipe), engine)
@@ -76,9 +81,12 @@ def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: P
         ValueError: If there is nothing to export, the report does not fit, or the upload fails.
     """
     pipeline = export_run(run)
-    evaluation, card = find_report(pipeline, report), pipeline / CARD
+    card = pipeline / CARD
+    with reading(card):
+        evaluation = find_report(pipeline, report)
+        text = add_evaluation(card.read_text(encoding="utf-8"), evaluation)
     with atomic_write(card, concurrent=True) as temporary:
-        temporary.write_text(add_evaluation(card.read_text(encoding="utf-8"), evaluation), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     print(f"pipeline: {pipeline}")
     print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
     if push_to_hub:

@@ -16,6 +16,7 @@ from torch import Tensor
 from eval.pipelines.generate import arguments, images_of, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.signatures import takes_prompts
+from teachers.support.errors import reads
 from teachers.support.files import atomic_write
 
 
@@ -44,6 +45,7 @@ def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
+@reads
 def sample_images(
     run: Path, prompts: list[str], count: int, num_steps: int | None, seed: int, device: torch.device
 ) -> Tensor:

@@ -18,6 +18,7 @@ from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
 from teachers.loading.source import check_weights, config_source, loading_errors
 from teachers.loading.weights import check_networks, weight_files
+from teachers.support.errors import reads
 
 
 def stored_parameters(folder: Path, network: str) -> dict[str, int]:
@@ -39,6 +40,7 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
     return counts
 
 
+@reads
 def describe(path: str) -> str:
     """Describe a teacher.
 

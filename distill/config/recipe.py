@@ -20,7 +20,7 @@ from distill.config.typed import Checked, InvalidOption, build, option
 from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
-from teachers.support.errors import suggest
+from teachers.support.errors import reads, suggest
 from teachers.support.files import atomic_write
 from teachers.support.yaml_files import read_yaml
 
@@ -231,6 +231,7 @@ class Recipe(Checked):
         return Path(self.output) / ".cache"
 
 
+@reads
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, merge overrides into it and check every value.
 

@@ -16,6 +16,7 @@ from distill.data.dataset import Plan
 from distill.training import checkpoint
 from teachers import pocket
 from teachers.core.teacher import Teacher
+from teachers.support.errors import reading
 from teachers.support.files import atomic_write
 from teachers.support.keys import code, content, key
 from teachers.support.locks import lock_folder
@@ -63,7 +64,8 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     fixed["method"] = {"name": recipe.method["name"]} | dataclasses.asdict(options)
     optimizers = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in method.PHASES}
     fixed["optimizers"] = {phase: dataclasses.asdict(optimizer) for phase, optimizer in optimizers.items()}
-    contents = stored_contents(recipe) if teacher is None else teacher.contents()
+    with reading(recipe.teacher.path or "the teacher"):
+        contents = stored_contents(recipe) if teacher is None else teacher.contents()
     family = find(TEACHERS, recipe.teacher.family) if teacher is None else type(teacher)
     return {
         **_flatten(fixed),

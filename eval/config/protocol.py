@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from teachers.support.errors import suggest
+from teachers.support.errors import reads, suggest
 from teachers.support.yaml_files import read_yaml
 
 KINDS: Mapping[str, type] = {
@@ -26,6 +26,7 @@ KINDS: Mapping[str, type] = {
 FILES = ("prompts", "reference", "clip")
 
 
+@reads
 def read_protocol(path: Path) -> dict[str, Any]:
     """Read the options of a protocol.
 

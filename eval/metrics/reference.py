@@ -13,6 +13,7 @@ from eval.features.image_folder import features_of_folder
 from eval.metrics.context import Reference
 from eval.metrics.fid import statistics
 from teachers import pocket
+from teachers.support.errors import reads
 from teachers.support.files import atomic_write
 from teachers.support.text import printable
 
@@ -21,6 +22,7 @@ CLEAN_FID = "clean-fid:"
 __all__ = ["CLEAN_FID", "Reference", "check_dimensions", "reference", "save"]
 
 
+@reads
 def reference(source: str, extractor: Extractor, size: int | None = None) -> Reference:
     """Read a reference.
 

@@ -25,11 +25,13 @@ from torch import Tensor
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas, prediction_type
 from teachers.loading import registry, source
+from teachers.support.errors import reads
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
 
 
+@reads
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pipeline:
     """Load a pipeline without progress bars and without a safety checker, which would replace images by black ones.
 

@@ -17,6 +17,7 @@ from teachers import pocket
 from teachers.loading import registry
 from teachers.loading.prompts import read_prompts
 from teachers.loading.source import loading_errors
+from teachers.support.errors import reads
 
 FORMAT = 1
 EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.json
@@ -55,6 +56,7 @@ class Run:
     teacher_contents: dict[str, str] = field(default_factory=dict)
 
 
+@reads
 def read_run(path: Path, step_counts: Sequence[int] = (), guidance: float | None = None) -> Run:
     """Read a run. Relative paths in its distill.json are resolved.
 
@@ -208,6 +210,7 @@ def shared_setting(runs: list[Run], name: str) -> Any:
     return getattr(distilled[0], name) if distilled else None
 
 
+@reads
 def teacher_folder(path: str) -> Path:
     """The folder of the teacher's pipeline.
 

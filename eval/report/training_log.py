@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.pipelines.runs import Run
+from teachers.support.errors import reading
 
 HISTORY, LOG = "history.jsonl", "log.jsonl"
 LOGGED = {"fake_score/loss": "Fake score's loss", "student/tangent_norm": "Tangent's norm"}
@@ -19,7 +20,11 @@ MOST = 200  # points of a curve
 
 def curves(runs: list[Run]) -> list[dict[str, Any]]:
     """The training curves of `runs`, each with `figure`, `run`, `method`, `seconds` and `values`."""
-    return [curve for run in runs for curve in _curves(run)]
+    found = []
+    for run in runs:
+        with reading(run.folder.parent):
+            found += _curves(run)
+    return found
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:

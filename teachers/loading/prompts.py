@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from teachers import pocket
+from teachers.support.errors import reads
 from teachers.support.text import printable, read_lines, read_text
 
 COLUMNS = ("text", "prompt", "caption")
@@ -22,6 +23,7 @@ LONGEST = 20_000  # characters of a caption; text encoders read the first 77 to 
 EXTRA = 'pip install -e ".[data]"'
 
 
+@reads
 def read_prompts(source: str, column: str | None = None) -> list[str]:
     """Read the prompts of a source.
 

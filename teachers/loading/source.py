@@ -7,7 +7,6 @@ is no such folder, diffusers fetches the usual configuration from the Hub.
 """
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import FromSingleFileMixin
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -25,6 +23,7 @@ from teachers.loading.components import absent_components, check_components
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
 from teachers.loading.weights import INDEX, check_finite, load_networks
+from teachers.support.errors import is_foreign, reason
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
@@ -204,10 +203,12 @@ def check_weights(path: str) -> None:
 
 @contextmanager
 def loading_errors(path: str) -> Iterator[None]:
-    """A context that turns errors of loading the pipeline at `path` into one-line ValueErrors."""
+    """A context that turns every error of loading the pipeline at `path` into a one-line ValueError."""
     try:
         yield
-    except (OSError, SafetensorError, SingleFileComponentError, json.JSONDecodeError, NotImplementedError) as error:
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
         raise ValueError(_message(error, path)) from error
 
 
@@ -216,7 +217,7 @@ def _message(error: BaseException, path: str) -> str:
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     text = " ".join(" ".join(str(link) for link in chain).split())
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = reason(error)
     if any(isinstance(link, GatedRepoError) for link in chain):
         return f"{path} is gated: accept its terms on its page at the Hub, log in (hf auth login), and run again"
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
