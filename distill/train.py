@@ -35,11 +35,13 @@ from distill.training.outcome import failed_before, keep_best
 from distill.training.run_folder import JsonlLog, fingerprint, finished, lock_run_folder, run_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
+from distill.training.watchdog import watched
 from teachers.core.teacher import Teacher
 from teachers.networks.adapters import unwrap
 from teachers.support.errors import reading
 
 
+@watched()
 def train(
     recipe: Recipe,
     teacher: Teacher | None = None,

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = """\
 import os, sys, time
 import torch.distributed as dist
-from distill.training.guard import Watchdog
+from distill.training.watchdog import Watchdog
 case, rank = sys.argv[1], int(os.environ["RANK"])
 dist.init_process_group("gloo")
 watchdog = None if case.startswith("agent") else Watchdog(rank, 2, heartbeat=0.2, timeout=1.0)
