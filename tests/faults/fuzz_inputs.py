@@ -5,6 +5,7 @@ import json
 import random
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +28,25 @@ from tests.teachers.families.variants import VARIANTS
 
 KINDS = ("models", "runs", "data", "references")
 MODELS = (
-    "Stable Diffusion",
-    "pixels, v",
-    "Stable Diffusion XL",
-    "PixArt-Alpha",
-    "Sana",
-    "DiT",
-    "Flux",
-    "Stable Diffusion 3",
-)
+    "Stable Diffusion 1.5", "pixels, v", "Stable Diffusion XL", "PixArt-Sigma 512", "Sana", "DiT", "Flux.1 dev",
+    "Stable Diffusion 3.5",
+)  # fmt: skip
 FAST = [
-    "train.batch_size=2", "train.log_every=1", "train.checkpoint_every=1", "train.evaluate_every=1", "train.tracker=none",
-    "train.evaluate_samples=2", "train.evaluate_teacher_steps=1", "evaluation.features=pixels", "train.steps=1", "name=run",
+    "train.batch_size=2", "train.log_every=1", "train.checkpoint_every=1", "train.evaluate_every=1", "name=run",
+    "train.tracker=none", "train.evaluate_samples=2", "train.evaluate_teacher_steps=1", "evaluation.features=pixels",
+    "train.steps=1",
 ]  # fmt: skip
 QUICK: dict[str, Any] = {
     "few_steps": (), "lpips": None, "samples": 2, "batch_size": 2, "timing": Timing(1, 0.01, 1, 1),
 }  # fmt: skip
-Command = Callable[[Path, random.Random], int]  # from the case's folder
 
 
 def make_models(folder: Path, names: tuple[str, ...] = MODELS) -> None:
     """A tiny random pipeline of each family."""
     tokenizer = make_tokenizer(folder.parent / "tokenizer")
     for name in names:
-        found = next((known for known in VARIANTS if known.lower() == name.lower()), None)
-        if found is not None:
-            torch.manual_seed(0)
-            VARIANTS[found][1](tokenizer).save_pretrained(folder / name.replace(" ", "_").replace(",", ""))
+        torch.manual_seed(0)
+        VARIANTS[name][1](tokenizer).save_pretrained(folder / name.replace(" ", "_").replace(",", ""))
 
 
 def make_runs(folder: Path, teacher: Path) -> None:
@@ -118,77 +111,148 @@ def make_references(folder: Path) -> None:
     (folder / "prompts.txt").write_text("a photo of a bag\na coat\n")
 
 
-def click(*words: object) -> int:
-    """`fewstep WORDS`."""
-    return run_click(fewstep, [str(word) for word in words], "fewstep")
+@dataclass(frozen=True)
+class Case:
+    """The commands of one case. Each method is one command and returns its exit code.
 
-
-def evaluated(*words: object) -> int:
-    """`fewstep eval WORDS`."""
-    return run_click(evaluate, [str(word) for word in words], "fewstep eval")
-
-
-def compared(runs: list[Path], out: Path, **options: Any) -> int:
-    """`fewstep eval RUNS` with short measurements."""
-    return run_cli(lambda: compare(runs, out, **(QUICK | options)) and None)
-
-
-def _trained(method: str, case: Path, *words: str) -> int:
-    return click("train", RECIPES / f"{method}.yaml", *FAST, f"output={case / 'out'}", *words)
-
-
-def _demo(run: Path) -> int:
-    def show(demo: Any, *_: object) -> None:
-        demo.generate("a coat", 1, 1, 1)
-
-    return run_cli(lambda: serve_runs([run], port=0, show=show))
-
-
-def commands(kind: str, teacher: Path) -> list[tuple[str, int, Command]]:
-    """The commands of a kind: a name, how often it is chosen, and what runs it in a case's folder.
-
-    Args:
-        kind: One of `KINDS`.
-        teacher: An undamaged pipeline for kinds that need one.
+    Attributes:
+        folder: The case's folder, with the damaged inputs in `in`; commands write into `out`.
+        teacher: An undamaged pipeline.
+        rng: The source of randomness.
     """
-    prompts = "a coat"
-    return {
-        "models": [
-            ("describe", 6, lambda c, r: click("describe", c / "in")),
-            ("memory", 3, lambda c, r: click("memory", RECIPES / "dmd.yaml", *FAST, f"teacher.path={c / 'in'}")),
-            ("check", 1, lambda c, r: click("check", c / "in")),
-            ("train", 3, lambda c, r: _trained(r.choice(("dmd", "scm")), c, f"teacher.path={c / 'in'}")),
-            ("dry run", 1, lambda c, r: _trained("dmd", c, f"teacher.path={c / 'in'}", "--dry-run")),
-            ("eval", 3, lambda c, r: compared([c / "in"], c / "out", features="pixels", steps="1", **_external(teacher, c))),
-            ("demo", 2, lambda c, r: _demo(c / "in")),
-        ],
-        "runs": [
-            ("export", 4, lambda c, r: click("export", c / "in" / "run")),
-            ("sample", 3, lambda c, r: click("sample", c / "in" / "run", "--prompt", prompts, "--out", c / "out" / "x.png")),
-            ("train", 4, lambda c, r: click("train", c / "in" / "run" / "recipe.yaml", f"output={c / 'in'}", "name=run", f"train.steps={r.choice((1, 2))}")),
-            ("check", 1, lambda c, r: click("check", c / "in" / "run")),
-            ("eval", 3, lambda c, r: compared([c / "in" / "run"], c / "out")),
-            ("demo", 1, lambda c, r: _demo(c / "in" / "run")),
-        ],
-        "data": [
-            ("images", 4, lambda c, r: _trained("scm", c, f"data.images={c / 'in' / r.choice(('images', 'captions'))}", f"teacher.path={teacher}")),
-            ("shards", 4, lambda c, r: _trained("scm", c, f"data.images={c / 'in' / r.choice(('images.parquet', 'images.tar'))}", f"teacher.path={teacher}", f"data.streaming={r.choice(('true', 'false'))}")),
-            ("prompts", 3, lambda c, r: _trained("dmd", c, f"data.prompts={c / 'in' / r.choice(('prompts.txt', 'prompts.csv', 'prompts.jsonl'))}", f"teacher.path={teacher}")),
-            ("eval images", 4, lambda c, r: evaluated("images", c / "in" / "images", c / "in" / "captions", "--features", "pixels")),
-            ("eval stats", 3, lambda c, r: evaluated("stats", c / "in" / "images", "-o", c / "out" / "s.npz", "--features", "pixels")),
-        ],
-        "references": [
-            ("eval images", 5, lambda c, r: evaluated("images", c / "in" / "data" / "images", c / "in" / r.choice(("reference.npz", "plain.npz")), "--features", "pixels")),
-            ("protocol", 4, lambda c, r: evaluated(teacher, "--steps", "1", "--out", c / "out", "--protocol", c / "in" / "protocol.yaml", "--samples", "1")),
-            ("reference", 4, lambda c, r: compared([teacher], c / "out", features="pixels", steps="1", reference=str(c / "in" / "reference.npz"), prompts=str(c / "in" / "prompts.txt"))),
-            ("inception", 1, lambda c, r: evaluated("images", c / "in" / "data" / "images", c / "in" / "plain.npz", "--inception-weights", c / "in" / r.choice(("reference.npz", "prompts.txt")))),
-        ],
-    }[kind]  # fmt: skip
+
+    folder: Path
+    teacher: Path
+    rng: random.Random
+
+    @property
+    def inputs(self) -> Path:
+        return self.folder / "in"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def fewstep(self, *words: object) -> int:
+        return run_click(fewstep, [str(word) for word in words], "fewstep")
+
+    def eval(self, *words: object) -> int:
+        return run_click(evaluate, [str(word) for word in words], "fewstep eval")
+
+    def compare(self, run: Path, **options: Any) -> int:
+        """`fewstep eval RUN` with short measurements."""
+        return run_cli(lambda: compare([run], self.out, **(QUICK | options)) and None)
+
+    def train(self, method: str, *words: object) -> int:
+        recipe = RECIPES / f"{method}.yaml"
+        return self.fewstep("train", recipe, *FAST, f"output={self.out}", f"teacher.path={self.teacher}", *words)
+
+    def demo_of(self, run: Path) -> int:
+        def show(demo: Any, *_: object) -> None:
+            demo.generate("a coat", 1, 1, 1)
+
+        return run_cli(lambda: serve_runs([run], port=0, show=show))
+
+    def one_of(self, *names: str) -> Path:
+        return self.inputs / self.rng.choice(names)
+
+    # models
+
+    def describe(self) -> int:
+        return self.fewstep("describe", self.inputs)
+
+    def memory(self) -> int:
+        return self.fewstep("memory", RECIPES / "dmd.yaml", *FAST, f"teacher.path={self.inputs}")
+
+    def check(self) -> int:
+        return self.fewstep("check", self.inputs)
+
+    def distil(self) -> int:
+        return self.train(self.rng.choice(("dmd", "scm")), f"teacher.path={self.inputs}")
+
+    def dry_run(self) -> int:
+        return self.train("dmd", f"teacher.path={self.inputs}", "--dry-run")
+
+    def evaluate_model(self) -> int:
+        index = self.inputs / "model_index.json"
+        text = index.read_text(errors="replace") if index.is_file() and not index.is_symlink() else ""
+        prompts = "none" if "DDPM" in text or "DiTPipeline" in text else "pocket"
+        reference = str(self.teacher.parent / "reference.npz")
+        return self.compare(self.inputs, features="pixels", steps="1", prompts=prompts, reference=reference)
+
+    def demo_model(self) -> int:
+        return self.demo_of(self.inputs)
+
+    # runs
+
+    @property
+    def run(self) -> Path:
+        return self.inputs / "run"
+
+    def export(self) -> int:
+        return self.fewstep("export", self.run)
+
+    def sample(self) -> int:
+        return self.fewstep("sample", self.run, "--prompt", "a coat", "--out", self.out / "x.png")
+
+    def resume(self) -> int:
+        words = [f"output={self.inputs}", "name=run", f"train.steps={self.rng.choice((1, 2))}"]
+        return self.fewstep("train", self.run / "recipe.yaml", *words)
+
+    def check_run(self) -> int:
+        return self.fewstep("check", self.run)
+
+    def evaluate_run(self) -> int:
+        return self.compare(self.run)
+
+    def demo_run(self) -> int:
+        return self.demo_of(self.run)
+
+    # data
+
+    def images(self) -> int:
+        return self.train("scm", f"data.images={self.one_of('images', 'captions')}")
+
+    def shards(self) -> int:
+        streaming = self.rng.choice(("true", "false"))
+        return self.train(
+            "scm", f"data.images={self.one_of('images.parquet', 'images.tar')}", f"data.streaming={streaming}"
+        )
+
+    def prompts(self) -> int:
+        return self.train("dmd", f"data.prompts={self.one_of('prompts.txt', 'prompts.csv', 'prompts.jsonl')}")
+
+    def eval_images(self) -> int:
+        return self.eval("images", self.inputs / "images", self.inputs / "captions", "--features", "pixels")
+
+    def eval_stats(self) -> int:
+        return self.eval("stats", self.inputs / "images", "-o", self.out / "s.npz", "--features", "pixels")
+
+    # references
+
+    def eval_statistics(self) -> int:
+        reference = self.one_of("reference.npz", "plain.npz")
+        return self.eval("images", self.inputs / "data" / "images", reference, "--features", "pixels")
+
+    def protocol(self) -> int:
+        file = self.inputs / "protocol.yaml"
+        return self.eval(self.teacher, "--steps", 1, "--out", self.out, "--protocol", file, "--samples", 1)
+
+    def reference(self) -> int:
+        files = {"reference": str(self.inputs / "reference.npz"), "prompts": str(self.inputs / "prompts.txt")}
+        return self.compare(self.teacher, features="pixels", steps="1", **files)
+
+    def inception(self) -> int:
+        weights = self.one_of("reference.npz", "prompts.txt")
+        images = self.inputs / "data" / "images"
+        return self.eval("images", images, self.inputs / "plain.npz", "--inception-weights", weights)
 
 
-def _external(teacher: Path, case: Path) -> dict[str, Any]:
-    """Options of an evaluation of a pipeline without a run."""
-    index = case / "in" / "model_index.json"
-    text = index.read_text(errors="replace") if index.is_file() and not index.is_symlink() else ""
-    prompted = not any(name in text for name in ("DDPM", "DiTPipeline"))
-    return {"prompts": "pocket" if prompted else "none", "reference": str(teacher.parent / "reference.npz")}
+# How often each command of a kind is chosen.
+COMMANDS: dict[str, dict[Callable[[Case], int], int]] = {
+    "models": {Case.describe: 6, Case.memory: 3, Case.check: 1, Case.distil: 3, Case.dry_run: 1, Case.evaluate_model: 3,
+               Case.demo_model: 2},
+    "runs": {Case.export: 4, Case.sample: 3, Case.resume: 4, Case.check_run: 1, Case.evaluate_run: 3, Case.demo_run: 1},
+    "data": {Case.images: 4, Case.shards: 4, Case.prompts: 3, Case.eval_images: 4, Case.eval_stats: 3},
+    "references": {Case.eval_statistics: 5, Case.protocol: 4, Case.reference: 4, Case.inception: 1},
+}  # fmt: skip

@@ -170,7 +170,9 @@ def test_library_messages_are_one_short_line_inside_a_command(capsys):
                 raise KeyError("inner")
             except KeyError:
                 logger.exception("failed")
-            text = warnings.formatwarning("first\nsecond " + "y" * 999, UserWarning, __file__, 1)  # pytest keeps warnings
+            text = warnings.formatwarning(
+                "first\nsecond " + "y" * 999, UserWarning, __file__, 1
+            )  # pytest keeps warnings
             assert text.startswith("warning: first second y") and len(text) < 400 and text.count("\n") == 1
 
         assert run_cli(command) == 0
