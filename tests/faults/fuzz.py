@@ -31,7 +31,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -237,7 +237,7 @@ def done_before(results: Path) -> dict[int, dict]:
 
 
 def fuzz(
-    kind: str, seed: int, indices: Iterator[int] | range, work: Path, seconds: float = 1e9
+    kind: str, seed: int, indices: Iterable[int], work: Path, seconds: float = 1e9, pipes: bool = True
 ) -> list[dict[str, object]]:
     """Run the cases that have no result yet, for at most about `seconds`; returns all records."""
     torch.set_num_threads(1)

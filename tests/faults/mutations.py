@@ -20,7 +20,8 @@ for _ in range(400):
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**6, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e-300, 1e308,
     float("nan"), float("inf"), "", " ", "null", "none", "pocket", "..", "../../up", "/etc/passwd", "/dev/zero", "~",
-    "\0", "\ud83d", "\x1b[31mred\x1b]0;title\x07", "\u202etxt.exe", "\u200b", "x" * 20_000, "é", "<script>alert(1)</script>",
+    "\0", "\ud83d",
+    "\x1b[31mred\x1b]0;title\x07", "\u202etxt.exe", "\u200b", "x" * 20_000, "é", "<script>alert(1)</script>",
     "${oc.env:HOME}", "{{ 7*7 }}", "%s%n", "os.system", "float64", "cuda:7", [], {}, [None], [[]], [1, 2, 3],
     ["evil", "Evil"], ["diffusers", "DiffusionPipeline"], ["transformers", "AutoModel"], ["diffusers", "os"],
     ["builtins", "exec"], {"": None}, {"a": {"b": [1]}}, [0.1] * 1000, list(range(-3, 3)), DEEP,
@@ -188,7 +189,8 @@ def change_arrays(rng: random.Random, file: Path) -> None:
     value = arrays[key]
     changes: list[Callable[[], Any]] = [
         lambda: value * np.nan, lambda: value * 1e200, lambda: -value, lambda: value.astype(complex) * 1j,
-        lambda: value[:1], lambda: value.T[..., None], lambda: value.astype(np.int8), lambda: np.array(None), lambda: np.array({"a": 1}),
+        lambda: value[:1], lambda: value.T[..., None], lambda: value.astype(np.int8), lambda: np.array(None),
+        lambda: np.array({"a": 1}),
         lambda: np.array("text"), lambda: np.zeros((0,)), lambda: np.zeros((0, 5)), lambda: value.astype(np.float16),
         lambda: np.random.default_rng(rng.randrange(99)).normal(size=value.shape), lambda: value.reshape(-1),
     ]  # fmt: skip

@@ -36,11 +36,12 @@ def test_unexpected_error_asks_for_a_report_and_has_code_1(error, capsys):
     assert re.search(r"test_errors\.py, line \d+", line) and "--debug" in line
 
 
-def test_recursion_without_end_is_one_line(capsys):
-    def command():
-        command()
+def endless():
+    endless()
 
-    assert run_cli(command) == 1
+
+def test_recursion_without_end_is_one_line(capsys):
+    assert run_cli(endless) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -91,7 +92,7 @@ def test_every_command_has_the_debug_option_once(top, capsys):
         (lambda: {}["_class_name"], "cannot be used: the key '_class_name' is missing"),
         (lambda: [] + {}, "cannot be used: TypeError: can only concatenate"),
         (lambda: json.loads("[" * 100_000), "cannot be used: it is nested too deeply"),
-        (lambda: b"\xff".decode(), "cannot be used: 'utf-8' codec can't decode"),
+        (b"\xff".decode, "cannot be used: 'utf-8' codec can't decode"),
         (lambda: 10.0**400, "cannot be used: OverflowError"),
         (lambda: int("1" * 5000), "cannot be used: Exceeds the limit"),
     ],
