@@ -111,15 +111,15 @@ def run_case(
     if kind == "models":
         base = rng.choice(sorted(path for path in base.iterdir() if path.is_dir()))
     shutil.copytree(base, case / "in", symlinks=True)
-    for name in (*ALLOWED, "home", "cwd"):
-        (case / name).mkdir()
+    for name in (*ALLOWED, "home/.cache", "cwd"):
+        (case / name).mkdir(parents=True)
     done = damage(rng, case / "in", case / "canary")
     if not pipes and any(path.is_fifo() for path in (case / "in").rglob("*")):
         return None
     choices = fuzz_inputs.COMMANDS[kind]
     command = rng.choices(list(choices), list(choices.values()))[0]
     name = command.__name__
-    writable = [case / folder for folder in ALLOWED]
+    writable = [case / folder for folder in (*ALLOWED, "home/.cache")]  # fewstep's own cache of hashes
     if kind == "runs":
         writable += [case / "in" / folder for folder in ("run", ".cache")]
     before, start = snapshot(case, writable), time.monotonic()

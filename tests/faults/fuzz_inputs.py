@@ -167,11 +167,14 @@ class Case:
     def check(self) -> int:
         return self.fewstep("check", self.inputs)
 
-    def distil(self) -> int:
-        return self.train(self.rng.choice(("dmd", "scm")), f"teacher.path={self.inputs}")
+    def distil(self, *words: str) -> int:
+        images = self.teacher.parents[1] / "data" / "images"
+        method, data = self.rng.choice((("dmd", "data.prompts=pocket"), ("scm", f"data.images={images}")))
+        fixed = ["teacher.family=auto", "teacher.guidance=1.0", f"teacher.path={self.inputs}", data]
+        return self.train(method, *fixed, *words)
 
     def dry_run(self) -> int:
-        return self.train("dmd", f"teacher.path={self.inputs}", "--dry-run")
+        return self.distil("--dry-run")
 
     def evaluate_model(self) -> int:
         index = self.inputs / "model_index.json"

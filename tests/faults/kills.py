@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from distill.config.recipe import load
@@ -41,6 +42,7 @@ from distill.training.setup import load_teacher, plan_data
 from eval.compare import compare
 from eval.config.options import Timing
 from teachers.pocket.parts import make_tokenizer
+from teachers.support.files import tensor_bytes
 from tests.settings import RECIPES
 from tests.teachers.tiny_pipelines import stable_diffusion
 
@@ -132,7 +134,7 @@ def digest(kind: str, folder: Path) -> str:
         found.update(str(stray).encode())
     for file in sorted(files):
         name = file.relative_to(folder) if kind != "eval" else file.name  # rows are named by keys of the machine
-        found.update(str(name).encode() + hashlib.sha256(file.read_bytes()).digest())
+        found.update(str(name).encode() + content(file))
     for file in sorted(folder.rglob("history.jsonl")):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         found.update(json.dumps([(line["step"], line["held_out_frechet"]) for line in lines]).encode())
@@ -140,6 +142,17 @@ def digest(kind: str, folder: Path) -> str:
         rows = json.loads((folder / "report.json").read_text())["rows"]
         found.update(json.dumps([{key: row.get(key) for key in FIGURES} for row in rows]).encode())
     return found.hexdigest()
+
+
+def content(file: Path) -> bytes:
+    """A hash of a file; of a .safetensors file its tensors only, since its metadata can have times."""
+    if file.suffix != ".safetensors":
+        return hashlib.sha256(file.read_bytes()).digest()
+    found = hashlib.sha256()
+    for name, tensor in sorted(load_file(file).items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor_bytes(tensor))
+    return found.digest()
 
 
 def start(work: Callable[[], object], errors: Path | None = None) -> int:
