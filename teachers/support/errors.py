@@ -21,7 +21,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from teachers.support.quiet import short_messages, shorten
 from teachers.support.text import printable, split_lines
 
-Source, Result, Arguments = TypeVar("Source"), TypeVar("Result"), ParamSpec("Arguments")
+Source = TypeVar("Source")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 EXIT_UNEXPECTED, EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 DEBUG = (
     "FEWSTEP_DEBUG"  # "1" in the environment: tracebacks are printed, also those of processes that a launcher starts

@@ -34,6 +34,7 @@ MODELS = (
 FAST = [
     "train.batch_size=2", "train.log_every=1", "train.checkpoint_every=1", "train.evaluate_every=1", "name=run",
     "train.tracker=none", "train.evaluate_samples=2", "train.evaluate_teacher_steps=1", "evaluation.features=pixels",
+    "evaluation.reference=null",
     "train.steps=1",
 ]  # fmt: skip
 QUICK: dict[str, Any] = {
@@ -239,7 +240,7 @@ class Case:
 
     def protocol(self) -> int:
         file = self.inputs / "protocol.yaml"
-        return self.eval(self.teacher, "--steps", 1, "--out", self.out, "--protocol", file, "--samples", 1)
+        return self.eval(self.teacher, "--steps", 1, "--out", self.out, "--protocol", file, "--samples", 2)
 
     def reference(self) -> int:
         files = {"reference": str(self.inputs / "reference.npz"), "prompts": str(self.inputs / "prompts.txt")}

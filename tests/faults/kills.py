@@ -50,6 +50,7 @@ WORK = ("train", "pairs", "encode", "eval", "export")
 SETTINGS = [
     "name=run", "train.batch_size=2", "train.checkpoint_every=2", "train.log_every=1", "train.evaluate_every=4",
     "train.evaluate_samples=4", "train.evaluate_teacher_steps=2", "train.tracker=none", "evaluation.features=pixels",
+    "evaluation.reference=null",
     "train.steps=8",
 ]  # fmt: skip
 PAIRS = ["method.regression_weight=0.25", "method.regression_distance=latent", "method.regression_pairs=24",
