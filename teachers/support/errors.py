@@ -18,8 +18,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from teachers.support.quiet import short_messages, shorten
-from teachers.support.text import printable, split_lines
+from teachers.support.quiet import one_line, short_messages
+from teachers.support.text import printable
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
@@ -110,7 +110,7 @@ def is_connection(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """An exception of a library as a short phrase on one line."""
-    text = shorten(" ".join(printable(line.strip()) for line in split_lines(str(error))).strip(), LONGEST_REASON)
+    text = one_line(str(error), LONGEST_REASON)
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, KeyError):
@@ -160,15 +160,15 @@ def _outcome(error: Exception) -> tuple[int, str]:
         return EXIT_ERROR, f"error: not enough memory ({cause}); use smaller batches (train.accumulation, --batch-size)"
     if isinstance(error, UnicodeEncodeError):
         return EXIT_ERROR, f"error: {error.object[:100]!a} {_unwritable(error)}"
-    text = " ".join(printable(line.strip()) for line in split_lines(str(error))).strip()
+    text = one_line(str(error), LONGEST)
     if isinstance(error, ValueError | OSError):
-        return EXIT_ERROR, "error: " + shorten(text or type(error).__name__, LONGEST)
+        return EXIT_ERROR, f"error: {text or type(error).__name__}"
     if is_connection(error):
         return EXIT_UNEXPECTED, (
             f"error: the connection between the processes of this run failed ({reason(error)}); "
             "run the same command again to continue from the last checkpoint"
         )
-    last, text = traceback.extract_tb(error.__traceback__)[-1:], shorten(text, LONGEST_REASON)
+    last, text = traceback.extract_tb(error.__traceback__)[-1:], one_line(str(error), LONGEST_REASON)
     where = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last else ""
     return EXIT_UNEXPECTED, (
         f"unexpected error: {type(error).__name__}: {text}{where}; please report it, run again with --debug "

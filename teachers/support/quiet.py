@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from teachers.support.text import printable
+from teachers.support.text import printable, split_lines
 
 LONGEST = 300  # characters of a log message or warning
 
@@ -17,6 +17,12 @@ def shorten(text: str, longest: int) -> str:
     return f"{text[: longest * 3 // 4]} ... {text[-longest // 4 :]}"
 
 
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """`text` as one line of at most about `longest` characters, without control characters."""
+    lines = split_lines(shorten(text, 4 * longest))  # escaping all of a huge text would take minutes
+    return shorten(" ".join(printable(line.strip()) for line in lines if line.strip()), longest)
+
+
 @contextmanager
 def short_messages(on: bool = True) -> Iterator[None]:
     """Inside the block, log messages and warnings are one short line each, without tracebacks and source lines."""
@@ -25,7 +31,7 @@ def short_messages(on: bool = True) -> Iterator[None]:
         return
     factory, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
     logging.setLogRecordFactory(_ShortRecord)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {_one_line(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     try:
         yield
     finally:
@@ -43,8 +49,4 @@ class _ShortRecord(logging.LogRecord):
             self.exc_info = None
             self.msg, self.args = f"{text} ({type(error).__name__}: {error})", None
             text = str(self.msg)
-        return _one_line(text)
-
-
-def _one_line(text: str) -> str:
-    return shorten(" ".join(printable(line.strip()) for line in text.splitlines() if line.strip()), LONGEST)
+        return one_line(text)

@@ -45,6 +45,7 @@ from tests.faults.mutations import damage
 
 LIMIT = 20  # seconds of one case
 HANG, MEMORY, FILE_SIZE = 97, 6 * 2**30, 2**28
+HUGE = 2**26  # bytes of a file that takes long to read
 MAX_LINES, MAX_CHARACTERS = 30, 10_000
 ALLOWED = ("out", "tmp")  # folders of a case that every command may write
 
@@ -103,7 +104,7 @@ def teacher(work: Path) -> Path:
 def run_case(
     kind: str, seed: int, index: int, work: Path, keep: bool = False, pipes: bool = True
 ) -> dict[str, object] | None:
-    """Run one case; returns its record, with "problem" if there was one; None for a named pipe without `pipes`."""
+    """Run one case; returns its record, with "problem" if there was one; without `pipes` None for named pipes and huge files."""
     rng = random.Random(f"{kind}/{seed}/{index}")
     case = work / "case"
     shutil.rmtree(case, ignore_errors=True)
@@ -114,7 +115,7 @@ def run_case(
     for name in (*ALLOWED, "home/.cache", "cwd"):
         (case / name).mkdir(parents=True)
     done = damage(rng, case / "in", case / "canary")
-    if not pipes and any(path.is_fifo() for path in (case / "in").rglob("*")):
+    if not pipes and any(path.is_fifo() or path.lstat().st_size > HUGE for path in (case / "in").rglob("*")):
         return None
     choices = fuzz_inputs.COMMANDS[kind]
     command = rng.choices(list(choices), list(choices.values()))[0]
@@ -264,7 +265,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "fewstep-fuzz")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after this time; the same command continues")
-    parser.add_argument("--no-pipes", action="store_true", help="leave cases with a named pipe for a later call")
+    parser.add_argument(
+        "--no-pipes", action="store_true", help="leave cases with named pipes or huge files for a later call"
+    )
     parser.add_argument("--only", type=int, nargs="+", help="run these cases again, and keep the last one's folder")
     args = parser.parse_args()
     args.work = args.work.resolve()

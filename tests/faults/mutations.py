@@ -288,9 +288,9 @@ def become_pipe(rng: random.Random, file: Path) -> None:
 
 
 def become_sparse(rng: random.Random, file: Path) -> None:
-    """A gigabyte of zeros that takes no space on the disk."""
+    """Up to a gigabyte of zeros that take no space on the disk."""
     with file.open("r+b") as stream:
-        stream.truncate(2**30)
+        stream.truncate(rng.choice((2**20, 2**24, 2**24, 2**30)))
 
 
 def remove_folder(rng: random.Random, file: Path) -> None:
