@@ -160,7 +160,7 @@ def judge(
     if (status in (2, 3) and len(errors) != 1) or (status == 0 and errors):
         return f"silent ({len(errors)} messages)"
     lines = [part for line in text.splitlines() for part in line.split("\r")[-1:] if part.strip()]
-    if status == 2 and (len(lines) > MAX_LINES or len(text) > MAX_CHARACTERS):
+    if status == 2 and name != "dry_run" and (len(lines) > MAX_LINES or len(text) > MAX_CHARACTERS):
         return f"noise ({len(lines)} lines, {len(text)} characters)"
     return None
 

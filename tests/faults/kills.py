@@ -131,7 +131,7 @@ def digest(kind: str, folder: Path) -> str:
     found = hashlib.sha256()
     patterns = ("**/*.safetensors", "**/optimizers.pt", "**/images.png")
     files = {file for pattern in patterns for file in folder.glob(pattern)}
-    if stray := [file for file in folder.rglob("*.tmp")]:
+    if stray := sorted(folder.glob("run/**/*.tmp")):  # the cache that runs share keeps those of killed processes
         found.update(str(stray).encode())
     for file in sorted(files):
         name = file.relative_to(folder) if kind != "eval" else file.name  # rows are named by keys of the machine
