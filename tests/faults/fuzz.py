@@ -104,7 +104,10 @@ def teacher(work: Path) -> Path:
 def run_case(
     kind: str, seed: int, index: int, work: Path, keep: bool = False, pipes: bool = True
 ) -> dict[str, object] | None:
-    """Run one case; returns its record, with "problem" if there was one; without `pipes` None for named pipes and huge files."""
+    """Run one case; returns its record, with "problem" if there was one.
+
+    Without `pipes` the result is None for a case with a named pipe or a huge file, which is not run.
+    """
     rng = random.Random(f"{kind}/{seed}/{index}")
     case = work / "case"
     shutil.rmtree(case, ignore_errors=True)
