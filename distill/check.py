@@ -17,8 +17,10 @@ from distill.config.recipe import TeacherRecipe
 from distill.config.registry import TEACHERS, find
 from distill.config.typed import check_value
 from teachers.loading.registry import family_of, locate
+from teachers.support.errors import reads
 
 
+@reads
 def check(path: str, family: str | None = None, sigma_data: float | None = None) -> int:
     """Run the checks of a teacher or of an exported student and print a table.
 

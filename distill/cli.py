@@ -13,7 +13,7 @@ import click
 from distill.config.shipped import FOLDER, description, recipe_file, shipped
 from eval.__main__ import ALLOW_PICKLE, demo, evaluate
 from teachers.__main__ import describe, families
-from teachers.support.errors import run_click
+from teachers.support.errors import add_debug_option, run_click
 from teachers.support.text import read_text
 
 PATH = click.Path(path_type=Path)
@@ -231,6 +231,7 @@ def keys(method: str | None) -> None:
 for command in (describe, families, demo):
     fewstep.add_command(command)
 fewstep.add_command(evaluate, "eval")
+add_debug_option(fewstep)
 
 
 def _run(

@@ -29,7 +29,9 @@ from distill.training.setup import build_monitor, checkpoints_folder, plan_data,
 from distill.training.state import TrainState
 from eval.pipelines.generate import check_pipeline
 from teachers.loading.record import RECORD, read_record
+from teachers.support.errors import reading
 from teachers.support.files import atomic_write
+from teachers.support.text import read_text
 
 
 def export_run(run: Path) -> Path:
@@ -51,21 +53,21 @@ def export_run(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
-    newest = checkpoint.newest_meta(run / "checkpoints")
     record = run / "pipeline" / RECORD
-    if newest is not None and (failure := failed_before(run, run_key(newest["fingerprint"]))):
-        report_failure(failure, run, is_main=True)
-    if newest is not None and is_exported(run, newest):
-        read_record(record.parent)  # it must be intact
-        return record.parent
-    if newest is None and record.is_file():
-        exported = export_record(run)
+    with reading(run):
+        newest = checkpoint.newest_meta(run / "checkpoints")
+        failure = None if newest is None else failed_before(run, run_key(newest["fingerprint"]))
+        exported = export_record(run) if newest is None else None
         changed = changed_since_export(run, exported) if exported else []
-        if changed:
-            raise ValueError(
-                f"{record.parent} must be as it was exported, but {changed[0]} changed, and {run} has no checkpoint to "
-                f"export it again from; to use it as it is, give its own folder: fewstep export {record.parent}"
-            )
+        done = newest is None or is_exported(run, newest)
+    if failure is not None:
+        report_failure(failure, run, is_main=True)
+    if newest is None and changed:
+        raise ValueError(
+            f"{record.parent} must be as it was exported, but {changed[0]} changed, and {run} has no checkpoint to "
+            f"export it again from; to use it as it is, give its own folder: fewstep export {record.parent}"
+        )
+    if record.is_file() and done:
         read_record(record.parent)  # it must be intact
         return record.parent
     if newest is None:
@@ -78,7 +80,8 @@ def export_run(run: Path) -> Path:
     plan = plan_data(recipe)
     with lock_run_folder(recipe.folder), Engine(recipe.train, recipe.folder) as engine:
         identity = fingerprint(recipe, plan)
-        check_same_run(newest, recipe, identity)
+        with reading(run):
+            check_same_run(newest, recipe, identity)
         teacher, dataset = prepare(recipe, plan, engine)
         state = TrainState.build(recipe, teacher, engine)
         state.resume(checkpoints_folder(recipe), engine, lambda meta: check_same_run(meta, recipe, identity))
@@ -100,9 +103,12 @@ def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: P
     """
     pipeline = export_run(run)
     check_pipeline(pipeline)
-    evaluation, card = find_report(pipeline, report), pipeline / CARD
+    card = pipeline / CARD
+    with reading(card):
+        evaluation = find_report(pipeline, report)
+        text = add_evaluation(read_text(card), evaluation)
     with atomic_write(card, concurrent=True) as temporary:
-        temporary.write_text(add_evaluation(card.read_text(encoding="utf-8"), evaluation), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     print(f"pipeline: {pipeline}")
     print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
     if push_to_hub:

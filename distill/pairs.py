@@ -18,8 +18,10 @@ from distill.training.engine import COLLECTIVE_TIMEOUT
 from distill.training.environment import without_accelerate_variables
 from distill.training.run_folder import lock_run_folder, stored_contents
 from distill.training.setup import load_teacher, plan_data
+from distill.training.watchdog import watched
 
 
+@watched()
 def make_pairs(recipe: Recipe) -> None:
     """Make the teacher pairs that `recipe` needs and that are not in its cache.
 

@@ -17,6 +17,7 @@ from eval.pipelines.generate import arguments, images_of, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.signatures import takes_prompts
 from teachers.loading.record import RECORD, read_record
+from teachers.support.errors import reads
 from teachers.support.files import atomic_write
 
 MOST_IMAGES = 10_000  # of one prompt; all are in memory together
@@ -48,6 +49,7 @@ def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
+@reads
 def sample_images(
     run: Path,
     prompts: list[str],

@@ -36,11 +36,14 @@ from distill.training.outcome import failed_before, keep_best
 from distill.training.run_folder import JsonlLog, check_same_run, fingerprint, finished, lock_run_folder, run_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
+from distill.training.watchdog import watched
 from teachers.core.teacher import Teacher
 from teachers.networks.adapters import unwrap
+from teachers.support.errors import reading
 from teachers.support.text import printable
 
 
+@watched()
 def train(
     recipe: Recipe,
     teacher: Teacher | None = None,
@@ -72,12 +75,14 @@ def train(
     is_main = os.environ.get("RANK", "0") == "0"
     with lock_run_folder(recipe.folder) if is_main else nullcontext():
         identity = fingerprint(recipe, plan, teacher)
-        failure = failed_before(recipe.folder, run_key(identity))
+        with reading(recipe.folder):
+            failure = failed_before(recipe.folder, run_key(identity))
+            done = finished(recipe, identity)
         if failure is not None and failure.step >= recipe.train.steps:
             if not is_main:
                 time.sleep(10)  # the launcher ends all processes with the first; the main one prints the error
             report_failure(failure, recipe.folder, is_main)
-        if finished(recipe, identity):
+        if done:
             final = recipe.folder / "pipeline"
             if is_main:
                 print(

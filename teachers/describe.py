@@ -18,6 +18,7 @@ from teachers.loading.sketch import DMD_BYTES, SCM_BYTES
 from teachers.loading.source import config_source, loading_errors
 from teachers.loading.trial import check_teacher
 from teachers.loading.weights import check_networks, weight_files
+from teachers.support.errors import reads
 from teachers.support.text import printable
 
 
@@ -40,6 +41,7 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
     return counts
 
 
+@reads
 def describe(path: str) -> str:
     """Describe a teacher.
 

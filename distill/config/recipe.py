@@ -19,7 +19,7 @@ from distill.config.typed import Checked, InvalidOption, build, option
 from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
-from teachers.support.errors import suggest
+from teachers.support.errors import reads, suggest
 from teachers.support.yaml_files import read_yaml
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
@@ -248,6 +248,7 @@ class Recipe(Checked):
         return Path(self.output) / ".cache"
 
 
+@reads
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, merge overrides into it and check every value.
 

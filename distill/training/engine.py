@@ -24,8 +24,8 @@ from distill.config.recipe import TrainRecipe
 from distill.methods import compiling
 from distill.methods.base import Distiller
 from distill.training.environment import check_environment, without_accelerate_variables
-from distill.training.guard import Watchdog
 from distill.training.sharding import local_shard, shard, sharding_options
+from distill.training.watchdog import Watchdog
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import unwrap
 from teachers.support.private_api import reset_accelerate
@@ -101,9 +101,9 @@ class Engine:
         self._unsharded_ema: Denoiser | None = None
         if self.world_size > 1:
             self.group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
-            self._watchdog = Watchdog(self.rank, self.world_size)
-            dist.barrier(self.group)
-            self._watchdog.start()
+            if not Watchdog.watching:  # a launcher without variables that `watched` knows, such as mpirun
+                self._watchdog = Watchdog(self.rank, self.world_size)
+                self._watchdog.start()
 
     @property
     def trackers(self) -> list[Any]:

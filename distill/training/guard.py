@@ -1,13 +1,10 @@
-"""Protection of long runs: signals, non-finite gradients, and processes that stop responding."""
+"""Protection of long runs: signals and non-finite gradients."""
 
 import os
 import signal
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any, Self
 
 import torch
@@ -15,8 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 SAME_REQUEST = 3.0  # seconds; a terminal and a launcher both send a signal when the user presses Ctrl-C
-HEARTBEAT = 3.0  # seconds between two heartbeats of a process
-TIMEOUT = 30.0  # seconds without a heartbeat after which a process counts as not responding
 
 
 class Stop:
@@ -162,103 +157,3 @@ class NonFiniteGuard:
         """The number of skipped steps by phase since the last call, with the keys of the log."""
         counts, self._skipped = self._skipped, Counter()
         return {f"{phase}/skipped": float(count) for phase, count in counts.items()}
-
-
-class Watchdog(threading.Thread):
-    """Ends this process if another process of the run stops responding without exiting.
-
-    torchrun's agent, which accelerate's launcher also uses, stops the run within seconds if a process of its machine
-    exits or is killed. It does not notice a process that exists but does not run (suspended, or blocked in a system
-    call), nor the loss of another machine; the remaining processes would then wait in a collective operation until its
-    timeout. This thread covers these cases: every process increments a counter in the run's store and reads the
-    counters of the others. `tests/faults/test_watchdog.py` shows both.
-
-    The store is part of the first process, or of its launcher. If that does not respond, calls of the store never
-    return, so a second thread makes them, and this thread only compares times.
-
-    Args:
-        rank: This process.
-        world_size: Number of processes.
-        heartbeat: Seconds between two increments.
-        timeout: Seconds without an increment after which a process counts as not responding.
-    """
-
-    runs = 0  # number of runs in this process; each run has its own keys in the store
-
-    def __init__(self, rank: int, world_size: int, heartbeat: float = HEARTBEAT, timeout: float = TIMEOUT) -> None:
-        super().__init__(daemon=True, name="watchdog")
-        self.rank, self.heartbeat, self.timeout = rank, heartbeat, timeout
-        self._finished = threading.Event()
-        self._store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=timeout),
-        )
-        self._keys = [f"fewstep/{Watchdog.runs}/{other}" for other in range(world_size)]
-        self._values = [""] * world_size  # the newest counters that were read
-        Watchdog.runs += 1
-        self._store.set(self._keys[rank], "0")
-
-    def run(self) -> None:
-        """Compare heartbeats until `stop` is called."""
-        threading.Thread(target=self._exchange, daemon=True, name="heartbeat").start()
-        previous = time.monotonic()
-        last = [("", previous)] * len(self._keys)
-        while not self._finished.wait(self.heartbeat):
-            now = time.monotonic()
-            if now - previous > self.heartbeat + self.timeout / 3:  # this process itself was suspended: start again
-                last = [(value, now) for value, _ in last]
-            previous = now
-            last = [
-                (value, now) if value != before else (before, since)
-                for value, (before, since) in zip(self._values, last, strict=True)
-            ]
-            late = [
-                other for other, (value, since) in enumerate(last) if value != "done" and now - since > self.timeout
-            ]
-            if late:
-                self._exit(late)
-
-    def _exchange(self) -> None:
-        """Send and read counters. Blocks for ever if the store's machine or process does not respond."""
-        count = 0
-        while not self._finished.wait(self.heartbeat):
-            count += 1
-            try:
-                self._store.set(self._keys[self.rank], str(count))
-                self._values = [value.decode() for value in self._store.multi_get(self._keys)]
-            except Exception:  # the store has ended: the counters that were read no longer change
-                continue
-
-    def _exit(self, late: list[int]) -> None:
-        if self._finished.is_set():
-            return
-        what = f"process {late[0]} has"
-        if self.rank in late:  # the own counter cannot be read either
-            what = "process 0 (or the launcher on its machine, or the network to it) has"
-        print(
-            f"\nerror: {what} not responded for {self.timeout:.0f} seconds; process {self.rank} stops. "
-            "Run the same command again to continue from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
-
-    def stop(self, finished: bool) -> None:
-        """Stop the thread.
-
-        Args:
-            finished: Whether this process is done. Otherwise the others stop when its heartbeats are missing.
-        """
-        self._finished.set()
-        if finished:
-            done = threading.Thread(target=self._set_done, daemon=True)
-            done.start()
-            done.join(timeout=self.heartbeat)  # the store may not respond
-
-    def _set_done(self) -> None:
-        try:
-            self._store.set(self._keys[self.rank], "done")
-        except Exception:  # the process of the store has already exited
-            return

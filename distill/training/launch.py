@@ -40,6 +40,8 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
         if any(failure.exitcode == EXIT_ERROR for failure in failures):
             return EXIT_ERROR  # the process has printed its error
         for failure in failures:
+            if str(failure.message).startswith(("error: ", "unexpected error: ")):
+                continue  # likewise
             ended = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with exit code {failure.exitcode}"
             print(f"error: process {failure.local_rank} ended {ended}; see its output above", file=sys.stderr)
         return 1

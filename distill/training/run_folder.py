@@ -17,6 +17,7 @@ from teachers import pocket
 from teachers.core.teacher import Teacher
 from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
 from teachers.support.checksums import Damaged, read_json, seal, unseal, write_json
+from teachers.support.errors import reading
 from teachers.support.files import atomic_write
 from teachers.support.keys import code, content, folder_contents, key
 from teachers.support.locks import lock_folder
@@ -69,7 +70,8 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     fixed["method"] = {"name": recipe.method["name"]} | dataclasses.asdict(options)
     optimizers = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in method.PHASES}
     fixed["optimizers"] = {phase: dataclasses.asdict(optimizer) for phase, optimizer in optimizers.items()}
-    contents = stored_contents(recipe) if teacher is None else teacher.contents()
+    with reading(recipe.teacher.path or "the teacher"):
+        contents = stored_contents(recipe) if teacher is None else teacher.contents()
     family = find(TEACHERS, recipe.teacher.family) if teacher is None else type(teacher)
     return {
         **_flatten(fixed),

@@ -16,6 +16,7 @@ from distill.training.memory_plan import print_plan
 from distill.training.monitor import Monitor, choose_features
 from distill.training.run_folder import stored_contents
 from teachers.core.teacher import Teacher
+from teachers.support.errors import reading
 
 
 def plan_data(
@@ -42,7 +43,8 @@ def plan_data(
     cls.check_run(options, recipe.teacher.guidance)
     family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
     if latents is None:
-        return data.plan(recipe.data, cls.needs_latents(options), family.guided)
+        with reading(recipe.data.images or recipe.data.prompts):
+            return data.plan(recipe.data, cls.needs_latents(options), family.guided)
     if teacher is None:
         raise ValueError("latents need a teacher in memory: pass both to train")
     if tuple(latents.shape[1:]) != tuple(teacher.shape):
@@ -64,7 +66,8 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
     assert recipe.teacher.path is not None
     family = find(TEACHERS, recipe.teacher.family)
     dtype = DTYPES[recipe.teacher.precision]
-    teacher: Teacher = family.load(recipe.teacher.path, device, dtype, recipe.teacher.sigma_data)
+    with reading(recipe.teacher.path):
+        teacher: Teacher = family.load(recipe.teacher.path, device, dtype, recipe.teacher.sigma_data)
     return teacher
 
 
@@ -82,12 +85,13 @@ def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | 
     """
     if engine.is_main and recipe.teacher.path is not None:
         print_plan(recipe, engine.world_size, engine.device)
-    contents = stored_contents(recipe) if teacher is None else teacher.contents()
-    if teacher is None:
-        teacher = load_teacher(recipe, engine.device)
     cls, options = method_options(recipe)
-    dataset = data.prepare(plan, teacher, recipe, engine.accelerator, contents)
-    return teacher, teacher_pairs.attach(dataset, recipe, teacher, cls.pairs(options), engine.accelerator)
+    with reading(recipe.teacher.path or "the teacher"):
+        contents = stored_contents(recipe) if teacher is None else teacher.contents()
+        if teacher is None:
+            teacher = load_teacher(recipe, engine.device)
+        dataset = data.prepare(plan, teacher, recipe, engine.accelerator, contents)
+        return teacher, teacher_pairs.attach(dataset, recipe, teacher, cls.pairs(options), engine.accelerator)
 
 
 def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine) -> Monitor | None:
@@ -95,7 +99,8 @@ def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: En
     with engine.accelerator.main_process_first():
         if not engine.is_main and engine.sharding is None:
             return None
-        return Monitor(recipe, teacher, dataset, choose_features(recipe), engine.device, engine.is_main)
+        with reading(recipe.teacher.path or "the teacher"):
+            return Monitor(recipe, teacher, dataset, choose_features(recipe), engine.device, engine.is_main)
 
 
 def checkpoints_folder(recipe: Recipe) -> Path:

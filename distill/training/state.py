@@ -20,6 +20,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 from teachers.networks.adapters import unwrap
 from teachers.networks.checkpointing import checkpoint_activations
+from teachers.support.errors import reading
 
 MAX_NONFINITE_STEPS = 10  # consecutive steps without a finite gradient before the run ends with an error
 MAX_NONFINITE_STEPS_FP16 = 40  # the gradient scaler finds its scale by overflowing in the first steps
@@ -138,7 +139,8 @@ class TrainState:
         if engine.is_main:
             checkpoint.quarantine_damaged(folder)
         engine.wait()
-        saved = checkpoint.load_newest(folder)
+        with reading(folder):
+            saved = checkpoint.load_newest(folder)
         engine.check_same(0 if saved is None else saved.meta["step"], "checkpoints")
         if saved is None:
             return False
@@ -149,13 +151,14 @@ class TrainState:
                 f"the checkpoint of step {saved.meta['step']} in {folder} must have finite weights, got NaN or "
                 f"infinite values in {bad}; remove it to continue from an earlier one"
             )
-        engine.load_full_state(self.distiller, saved.weights)
-        engine.load_full_state(self.ema, saved.ema)
-        for phase, optimizer in self.optimizers.items():
-            engine.restore(optimizer, saved.optimizers[phase])
-        if engine.scaler is not None and "scaler" in saved.optimizers:
-            engine.scaler.load_state_dict(saved.optimizers["scaler"])
-        self.step, self.seconds = saved.meta["step"], saved.meta["seconds"]
+        with reading(folder):
+            engine.load_full_state(self.distiller, saved.weights)
+            engine.load_full_state(self.ema, saved.ema)
+            for phase, optimizer in self.optimizers.items():
+                engine.restore(optimizer, saved.optimizers[phase])
+            if engine.scaler is not None and "scaler" in saved.optimizers:
+                engine.scaler.load_state_dict(saved.optimizers["scaler"])
+            self.step, self.seconds = saved.meta["step"], saved.meta["seconds"]
         return True
 
     def save(self, folder: Path, engine: Engine, fingerprint: dict[str, str], keep: int, keep_every: int = 0) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.options import Options
-from teachers.support.errors import suggest
+from teachers.support.errors import reads, suggest
 from teachers.support.options import check_value
 from teachers.support.yaml_files import read_yaml
 
@@ -18,6 +18,7 @@ KEYS = ("prompts", "samples", "size", "seed", "batch_size", "features", "referen
 FILES = ("prompts", "reference", "clip")
 
 
+@reads
 def read_protocol(path: Path) -> dict[str, Any]:
     """Read the options of a protocol.
 

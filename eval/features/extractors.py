@@ -25,6 +25,7 @@ from eval.features.inception import inception_features, resolve_weights
 from eval.features.transformers_models import vision_features
 from teachers import pocket
 from teachers.loading.registry import feature_models
+from teachers.support.errors import reads
 from teachers.support.keys import code, content, key
 
 
@@ -81,6 +82,7 @@ class Extractor:
         return features.masked_fill(not_finite.to(features.device)[:, None], torch.nan)
 
 
+@reads
 def extractor(
     name: str, device: torch.device | str = "cpu", weights: Path | None = None, allow_pickle: bool = False
 ) -> Extractor:

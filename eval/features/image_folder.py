@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from eval.features.extractors import Extractor
 from eval.features.resize import center_crop_resize
+from teachers.support.errors import reads
 from teachers.support.images import image_header, read_as_clean_fid
 from teachers.support.listing import is_image, list_files, list_images
 from teachers.support.text import printable
@@ -94,6 +95,7 @@ def _read_bytes(file: Path) -> Tensor:
     return pil_to_tensor(read_as_clean_fid(file))
 
 
+@reads
 def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32, size: int | None = None) -> Tensor:
     """Features (N, D) of all images in `folder`, in the order of `list_images`.
 

@@ -16,6 +16,7 @@ from eval.metrics.fid import check_statistics, statistics
 from teachers import pocket
 from teachers.support.arrays import check_npz
 from teachers.support.checksums import SHA256, Damaged, digest
+from teachers.support.errors import reads
 from teachers.support.files import atomic_write
 from teachers.support.regular import check_regular
 from teachers.support.text import printable
@@ -25,6 +26,7 @@ CLEAN_FID = "clean-fid:"
 __all__ = ["CLEAN_FID", "Reference", "check_dimensions", "reference", "save"]
 
 
+@reads
 def reference(source: str, extractor: Extractor, size: int | None = None) -> Reference:
     """Read a reference.
 

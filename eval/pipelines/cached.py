@@ -13,6 +13,7 @@ from eval.pipelines.measure import measure
 from eval.pipelines.settings import Loader, Settings
 from teachers.loading.contents import pipeline_contents
 from teachers.loading.registry import family_of, installed
+from teachers.support.errors import reads
 from teachers.support.keys import code, key
 
 
@@ -51,6 +52,7 @@ def measure_rows(jobs: list[Job], settings: Settings, folder: Path, machine: dic
     return rows
 
 
+@reads
 def pipeline_key(folder: Path) -> str:
     """A key of the contents of a pipeline's folder and of the family that takes it, without card and distill.json."""
     try:

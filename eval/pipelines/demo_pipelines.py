@@ -16,6 +16,7 @@ from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
 from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting, teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
+from teachers.support.errors import reading
 
 MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
 MAX_SECONDS = 300.0  # of one pipeline call
@@ -165,9 +166,10 @@ class Demo:
     def _generate(self, pipeline: DemoPipeline, prompt: str, seed: int, num_steps: int) -> TimedImage:
         steps, call = pipeline.call(num_steps)
         torch.manual_seed(seed % 2**63)  # some pipelines take the noise of later steps from the global generator
-        call_arguments = arguments(pipeline.pipe, call, [prompt] if self.takes_prompt else None, [0], seed)
-        with counted(pipeline.pipe) as count, time_limit(pipeline, self.max_seconds):
-            output, seconds = timed(lambda: pipeline.pipe(**call_arguments), self.device)
+        with reading(pipeline.name):
+            call_arguments = arguments(pipeline.pipe, call, [prompt] if self.takes_prompt else None, [0], seed)
+            with counted(pipeline.pipe) as count, time_limit(pipeline, self.max_seconds):
+                output, seconds = timed(lambda: pipeline.pipe(**call_arguments), self.device)
         pixels = (images_of(output)[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         image = Image.fromarray(pixels)
         factor = max(1, -(-MIN_DISPLAY_SIZE // max(image.size)))

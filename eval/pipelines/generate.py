@@ -27,11 +27,13 @@ from teachers.core.schedule import alphas_cumprod, betas, prediction_type
 from teachers.loading import registry, source
 from teachers.loading.inspection import check_networks_stored, stored_components
 from teachers.loading.trial import check_fit_once
+from teachers.support.errors import reads
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
 
 
+@reads
 def check_pipeline(folder: Path, allow_pickle: bool = False) -> None:
     """Check everything that a pipeline's files name, before any pipeline is loaded.
 
@@ -47,6 +49,7 @@ def check_pipeline(folder: Path, allow_pickle: bool = False) -> None:
     check_networks_stored(folder, stored_components(index), allow_pickle, quantized=True)
 
 
+@reads
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, allow_pickle: bool = False) -> Pipeline:
     """Load a pipeline without progress bars and without a safety checker, which would replace images by black ones.
 

@@ -22,6 +22,7 @@ from eval.pipelines.generate import Pipeline, arguments, counted, network, seede
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
 from eval.pipelines.settings import Loader, Settings
+from teachers.support.errors import reading
 from teachers.support.text import printable
 
 KEPT_IMAGES = 64  # of each row, for metrics that compare images with the teacher's
@@ -42,10 +43,12 @@ class _Calls:
 
     def prepare(self, indices: Sequence[int]) -> dict[str, Any]:
         """The arguments that generate the samples `indices`."""
-        return arguments(self.pipe, self.job.call, self.prompts(indices), indices, self.settings.seed, self.job.stream)
+        with reading(self.job.folder):
+            prompts, settings = self.prompts(indices), self.settings
+            return arguments(self.pipe, self.job.call, prompts, indices, settings.seed, self.job.stream)
 
     def run(self, ready: dict[str, Any]) -> Any:
-        with torch.inference_mode():
+        with reading(self.job.folder), torch.inference_mode():
             return self.pipe(**ready)
 
     def seeded(self, indices: Sequence[int]) -> AbstractContextManager[None]:

@@ -18,6 +18,7 @@ from teachers.loading.contents import pipeline_contents
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import RECORD, read_record
 from teachers.loading.source import class_name, download, loading_errors
+from teachers.support.errors import reads
 from teachers.support.keys import file_content, key
 from teachers.support.regular import is_inside
 
@@ -60,6 +61,7 @@ class Run:
     key: str | None = None
 
 
+@reads
 def read_run(
     path: Path, step_counts: Sequence[int] = (), guidance: float | None = None, allow_pickle: bool = False
 ) -> Run:
@@ -253,6 +255,7 @@ def shared_setting(runs: list[Run], name: str) -> Any:
     return getattr(distilled[0], name) if distilled else None
 
 
+@reads
 def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
     """The folder of the teacher's pipeline.
 

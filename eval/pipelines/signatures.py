@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from teachers.loading import registry
+from teachers.support.errors import reads
 from teachers.support.json_files import read_json
 
 
@@ -52,6 +53,7 @@ def check_call(kind: type[DiffusionPipeline], call: Mapping[str, Any], prompted:
         )
 
 
+@reads
 def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     """The class named in a pipeline's model_index.json, of diffusers or of an installed teacher family.
 

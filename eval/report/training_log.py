@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.pipelines.runs import Run
 from teachers.support.checksums import Damaged, unseal
+from teachers.support.errors import reading
 from teachers.support.regular import is_inside, read_bytes
 
 HISTORY, LOG = "history.jsonl", "log.jsonl"
@@ -20,7 +21,11 @@ MOST = 200  # points of a curve
 
 def curves(runs: list[Run]) -> list[dict[str, Any]]:
     """The training curves of `runs`, each with `figure`, `run`, `method`, `seconds` and `values`."""
-    return [curve for run in runs for curve in _curves(run)]
+    found = []
+    for run in runs:
+        with reading(run.folder.parent):
+            found += _curves(run)
+    return found
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:

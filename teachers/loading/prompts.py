@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from teachers import pocket
+from teachers.support.errors import reads
 from teachers.support.json_files import parse_json
 from teachers.support.regular import check_regular
 from teachers.support.text import printable, read_lines, read_text
@@ -24,6 +25,7 @@ PARQUET_ROWS = 256  # read at a time: a long value that is stored once can stand
 EXTRA = 'pip install -e ".[data]"'
 
 
+@reads
 def read_prompts(source: str, column: str | None = None) -> list[str]:
     """Read the prompts of a source.
 

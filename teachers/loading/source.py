@@ -7,8 +7,6 @@ is no such folder, diffusers fetches the usual configuration from the Hub.
 """
 
 import inspect
-import json
-import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import FromSingleFileMixin
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -28,17 +25,10 @@ from teachers.loading.markers import apply_markers
 from teachers.loading.sizes import check_configs, check_sizes
 from teachers.loading.trust import check_pipeline_files
 from teachers.loading.weights import INDEX, check_finite, load_networks, network_classes
+from teachers.support.errors import is_foreign, reason
 from teachers.support.regular import check_regular, check_special
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
-LOADING_ERRORS = (
-    OSError,
-    SafetensorError,
-    SingleFileComponentError,
-    json.JSONDecodeError,
-    NotImplementedError,
-    pickle.UnpicklingError,
-)
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
 TEXT_COMPONENTS = ("text_encoder", "tokenizer")
 OTHER_COMPONENTS = ("unet", "transformer", "vae", "image_encoder", "safety_checker", "feature_extractor")
@@ -272,10 +262,12 @@ def check_weights(path: str) -> None:
 
 @contextmanager
 def loading_errors(path: str) -> Iterator[None]:
-    """A context that turns errors of loading the pipeline at `path` into one-line ValueErrors."""
+    """A context that turns every error of loading the pipeline at `path` into a one-line ValueError."""
     try:
         yield
-    except LOADING_ERRORS as error:
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
         raise ValueError(_message(error, path)) from error
 
 
@@ -284,7 +276,7 @@ def _message(error: BaseException, path: str) -> str:
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     text = " ".join(" ".join(str(link) for link in chain).split())
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = reason(error)
     if any(isinstance(link, GatedRepoError) for link in chain):
         return f"{path} is gated: accept its terms on its page at the Hub, log in (hf auth login), and run again"
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):

@@ -1,19 +1,37 @@
-"""Command line errors: one sentence on standard error and exit code 2 instead of a traceback."""
+"""Command line errors: one sentence on standard error and an exit code instead of a traceback.
+
+`reading` turns any exception of reading a foreign file into such a sentence; `run_cli` prints it. `--debug`, or
+FEWSTEP_DEBUG=1 in the environment, prints the traceback too.
+"""
 
 import difflib
+import dis
 import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from teachers.support.quiet import one_line, short_messages
 from teachers.support.terminal import clean_output
-from teachers.support.text import printable, split_lines
+from teachers.support.text import printable
 
-EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED = 2, 3, 130
+Source = TypeVar("Source")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+EXIT_UNEXPECTED, EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+DEBUG = (
+    "FEWSTEP_DEBUG"  # "1" in the environment: tracebacks are printed, also those of processes that a launcher starts
+)
+PACKAGES = ("teachers", "eval", "distill")  # whose `raise ValueError` is a sentence for the user
+LONGEST = 2000  # characters of an error message
+LONGEST_REASON = 300  # characters of a library's message in it
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -22,38 +40,57 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def run_cli(command: Callable[[], Any]) -> int:
-    """Run a command and return its exit code.
+@contextmanager
+def reading(what: object, problem: str = "cannot be used") -> Iterator[None]:
+    """Turn any exception of reading or checking a foreign file into a ValueError that names it.
 
-    A ValueError or OSError is a user's mistake: its message is printed and the code is 2, also if the memory does not
-    suffice. Ctrl-C gives code 130.
-    With FEWSTEP_DEBUG=1 in the environment, exceptions keep their traceback. What the command prints, warns and logs is
-    cleaned of control characters, which names and texts of strangers may contain.
+    Sentences for the user and failed allocations pass unchanged.
 
     Args:
-        command: What to run; an int that it returns is the exit code.
+        what: The file or folder, or what the user calls it.
+        problem: What the exception means.
+
+    Raises:
+        ValueError: If the block raises another exception than those.
     """
-    for stream in (sys.stdout, sys.stderr):  # without UTF-8, what cannot be printed must not end a run
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
-            stream.reconfigure(errors="backslashreplace")
     try:
-        with clean_output():
-            result = command()
-        return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (ValueError, OSError) as error:
-        if os.environ.get("FEWSTEP_DEBUG") == "1":
+        yield
+    except BaseException as error:
+        if not is_foreign(error) or (isinstance(error, OSError) and error.filename is not None):
             raise
-        _report("error: " + " ".join(printable(line.strip()) for line in split_lines(_sentence(error))))
-        return EXIT_ERROR
-    except (MemoryError, RuntimeError) as error:
-        if os.environ.get("FEWSTEP_DEBUG") == "1" or not is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:200] or "MemoryError"
-        _report(f"error: not enough memory ({reason}); use smaller batches (train.accumulation, --batch-size)")
-        return EXIT_ERROR
+        raise ValueError(f"{printable(what)} {problem}: {reason(error)}") from error
+
+
+def reads(
+    function: Callable[Concatenate[Source, Arguments], Result],
+) -> Callable[Concatenate[Source, Arguments], Result]:
+    """Decorator of a function that reads the foreign file or folder that is its first argument; see `reading`."""
+
+    @wraps(function)
+    def read(source: Source, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with reading(source):
+            return function(source, *args, **kwargs)
+
+    return read
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether `error`, raised while a foreign file is read, is not a sentence for the user yet."""
+    if not isinstance(error, Exception):
+        return type(error).__name__ == "PanicException"  # of tokenizers and safetensors, which are written in Rust
+    return not (is_sentence(error) or is_out_of_memory(error) or is_connection(error))
+
+
+def is_sentence(error: BaseException) -> bool:
+    """Whether `error` is a ValueError or OSError that this project's code raises deliberately, for the user."""
+    trace = error.__traceback__
+    if trace is None or not isinstance(error, ValueError | OSError):
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
+    package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    return package in PACKAGES and instruction == dis.opmap["RAISE_VARARGS"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -66,20 +103,92 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _sentence(error: Exception) -> str:
+def is_connection(error: BaseException) -> bool:
+    """Whether `error` is torch's error of a lost connection to another process of the run."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "DistError" in names or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def reason(error: BaseException) -> str:
+    """An exception of a library as a short phrase on one line."""
+    text = one_line(str(error), LONGEST_REASON)
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"the key {text} is missing"
+    name = "" if isinstance(error, ValueError) and text else type(error).__name__
+    return f"{name}: {text}" if name and text else name or text
+
+
+def run_cli(command: Callable[[], Any]) -> int:
+    """Run a command and return its exit code.
+
+    A ValueError or OSError is a user's mistake: its message is printed and the code is 2, also if the memory does not
+    suffice. Ctrl-C gives code 130. Any other exception is a bug of this project: the code is 1, and the message asks
+    for a report. What the command prints, warns and logs is cleaned of control characters, which names and texts of
+    strangers may contain.
+
+    Args:
+        command: What to run; an int that it returns is the exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):  # without UTF-8, what cannot be printed must not end a run
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with short_messages(not is_debugging()), clean_output():
+            result = command()
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        if _is_main():
+            print("interrupted; run the same command again to continue", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        code, message = _outcome(error)
+        if is_debugging():
+            traceback.print_exc()
+        _report(message)
+        return code
+
+
+def is_debugging() -> bool:
+    """Whether tracebacks are printed."""
+    return os.environ.get(DEBUG) == "1"
+
+
+def _outcome(error: Exception) -> tuple[int, str]:
+    """The exit code of a command that ends with `error`, and what it prints."""
+    if is_out_of_memory(error):
+        cause = " ".join(str(error).split())[:200] or "MemoryError"
+        return EXIT_ERROR, f"error: not enough memory ({cause}); use smaller batches (train.accumulation, --batch-size)"
     if isinstance(error, UnicodeEncodeError):
-        return (
-            f"{error.object[:100]!a} cannot be written in this machine's encoding, {error.encoding}; "
-            "set PYTHONUTF8=1 in the environment"
+        return EXIT_ERROR, f"error: {error.object[:100]!a} {_unwritable(error)}"
+    text = one_line(str(error), LONGEST)
+    if isinstance(error, ValueError | OSError):
+        return EXIT_ERROR, f"error: {text or type(error).__name__}"
+    if is_connection(error):
+        return EXIT_UNEXPECTED, (
+            f"error: the connection between the processes of this run failed ({reason(error)}); "
+            "run the same command again to continue from the last checkpoint"
         )
-    return str(error)
+    last, text = traceback.extract_tb(error.__traceback__)[-1:], one_line(str(error), LONGEST_REASON)
+    where = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last else ""
+    return EXIT_UNEXPECTED, (
+        f"unexpected error: {type(error).__name__}: {text}{where}; please report it, run again with --debug "
+        "for the traceback"
+    )
+
+
+def _unwritable(error: UnicodeEncodeError) -> str:
+    if error.encoding.lower().startswith("utf"):
+        return "contains half of a surrogate pair, so it is not text; save it as UTF-8"
+    return f"cannot be written in this machine's encoding, {error.encoding}; set PYTHONUTF8=1 in the environment"
 
 
 def run_click(command: Any, arguments: Sequence[str] | None = None, name: str | None = None) -> int:
     """Run a click command and return its exit code; usage errors have code 2.
 
     Args:
-        command: A `click.Command`.
+        command: A `click.Command`; it and its subcommands get the option `--debug`.
         arguments: The command line, by default the process's.
         name: The program name that help and errors show.
     """
@@ -95,11 +204,38 @@ def run_click(command: Any, arguments: Sequence[str] | None = None, name: str | 
             error.show()
             return error.exit_code
 
-    return run_cli(run)
+    add_debug_option(command)
+    before = os.environ.get(DEBUG)
+    try:
+        return run_cli(run)
+    finally:
+        if before is None:
+            os.environ.pop(DEBUG, None)
+
+
+def add_debug_option(command: Any) -> None:
+    """Give a click command and all its subcommands the option `--debug`."""
+    import click
+
+    def switch_on(ctx: object, parameter: object, value: bool) -> None:
+        if value:
+            os.environ[DEBUG] = "1"
+
+    if not any(parameter.name == "debug" for parameter in command.params):
+        text = "Print the traceback of an error."
+        command.params.append(
+            click.Option(["--debug"], is_flag=True, expose_value=False, is_eager=True, callback=switch_on, help=text)
+        )
+    for child in getattr(command, "commands", {}).values():
+        add_debug_option(child)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _report(message: str) -> None:
-    if os.environ.get("RANK", "0") != "0":
+    if not _is_main():
         time.sleep(10)  # every process has the same error: the main one prints it, then the launcher ends the others
     print(message, file=sys.stderr)
     summary = os.environ.get("TORCHELASTIC_ERROR_FILE")

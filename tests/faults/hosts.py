@@ -4,7 +4,8 @@
 
 A case is named by how processes start ("bare", as a cluster's scheduler does, or "launcher"), the number of hosts, and
 what happens to the first host: its training process is suspended ("frozen"), its launcher is suspended ("agent"), all
-its processes are suspended ("hung"), or its network is cut ("cut"). Two hosts are two network namespaces that are
+its processes are suspended ("hung"), or its network is cut ("cut"); the first or the second training process is
+suspended while it still imports ("imports", "second"). Two hosts are two network namespaces that are
 connected by a pair of virtual interfaces, so they need root. Prints one line of JSON for each case; exit code 1 if a
 process of another host, or another training process of the same host, still runs a minute later.
 """
@@ -30,7 +31,9 @@ LIMIT = 60.0  # seconds in which the other processes must end
 CASES = (
     "bare-1-frozen", "launcher-1-frozen", "launcher-1-agent",
     "bare-2-frozen", "bare-2-cut", "launcher-2-frozen", "launcher-2-hung", "launcher-2-cut",
+    "bare-1-imports", "bare-1-second", "launcher-1-imports", "launcher-1-second",
 )  # fmt: skip
+EARLY = ("imports", "second")
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 SETTINGS = [*kill.SETTINGS, "name=run", "train.batch_size=4", "train.steps=100000"]
 
@@ -110,6 +113,19 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def wait_for_processes(started: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until both training processes exist; they import for seconds then."""
+    while sum(is_training(process) for top in started for process in family(top)) < 2:
+        time.sleep(0.02)
+
+
+def is_training(process: psutil.Process) -> bool:
+    try:
+        return trains(process, "0") or trains(process, "1")
+    except psutil.Error:  # it has not replaced its launcher's image yet
+        return False
+
+
 def wait_for_steps(started: list[subprocess.Popen[bytes]], output: Path) -> None:
     log = output / "run" / "log.jsonl"
     while not (log.is_file() and len(log.read_text().splitlines()) >= 4):
@@ -125,16 +141,22 @@ def case(name: str, teacher: str, output: Path) -> tuple[dict[str, object], bool
     with namespaces(int(hosts)) as names:
         try:
             started = start(how, names, [*SETTINGS, f"output={output}", f"teacher.path={teacher}"], output)
-            wait_for_steps(started, output)
+            if what in EARLY:
+                wait_for_processes(started)
+            else:
+                wait_for_steps(started, output)
             everyone = [family(process) for process in started]
             flat = [process for group in everyone for process in group]
             first = next(process for process in flat if trains(process, "0"))
             if what == "cut":
                 _ip("-n", names[0], "link", "set", "eth0", "down")
-            targets = {"frozen": [first], "agent": [everyone[0][0]], "hung": everyone[0], "cut": []}[what]
-            for process in targets:
+            targets = {"frozen": [first], "agent": [everyone[0][0]], "hung": everyone[0], "cut": [], "imports": [first]}
+            targets |= {"second": [process for process in flat if trains(process, "1")]}
+            for process in targets[what]:
                 process.suspend()
             others = everyone[1] if names else [p for p in flat if trains(p, "1") or (what == "agent" and p == first)]
+            if what == "second":
+                others = [first]
             start_time = time.monotonic()
             while any(map(alive, others)) and time.monotonic() - start_time < 2 * LIMIT:
                 time.sleep(0.1)

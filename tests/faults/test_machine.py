@@ -25,14 +25,6 @@ def test_failed_allocation_is_an_error_without_traceback(allocate, capsys):
     )
 
 
-def test_other_runtime_errors_keep_their_traceback():
-    def command() -> None:
-        raise RuntimeError("a bug")
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_cli(command)
-
-
 def test_more_shards_than_open_files_are_allowed(tmp_path, monkeypatch):
     """A large table stays memory-mapped, which needs no open files."""
     files = [tmp_path / f"{number:03d}.safetensors" for number in range(150)]

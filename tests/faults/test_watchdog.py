@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = """\
 import os, sys, time
 import torch.distributed as dist
-from distill.training.guard import Watchdog
+from distill.training.watchdog import Watchdog
 case, rank = sys.argv[1], int(os.environ["RANK"])
 dist.init_process_group("gloo")
 watchdog = None if case.startswith("agent") else Watchdog(rank, 2, heartbeat=0.2, timeout=1.0)
@@ -172,3 +172,51 @@ def test_watchdog_lets_a_run_continue_whose_processes_were_all_suspended(script)
         for process in (first, second):
             process.kill()
             process.communicate()
+
+
+EARLY = """\
+import os, sys
+import torch.distributed as dist
+from distill.training.watchdog import watched
+with watched():
+    dist.init_process_group("gloo")
+    dist.barrier()
+    sys.exit(0)
+"""
+
+
+def start_early(script, ranks):
+    script.write_text(EARLY)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    variables = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    variables |= {"OMP_NUM_THREADS": "1", "FEWSTEP_START_TIMEOUT": "4"}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script)], env=variables | {"RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ranks
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        ("0", "process 1 has not started 4 seconds after process 0; process 0 stops"),
+        (
+            "1",
+            "or the network to it) has not started 4 seconds after process 1; process 1 stops",
+        ),
+    ],
+)
+def test_process_ends_if_another_one_never_starts(script, rank, message):
+    """As if it were suspended while it imports: the process waits to meet it, without a step or a collective."""
+    (process,) = start_early(script, rank)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and message in errors and "FEWSTEP_START_TIMEOUT=300" in errors
+
+
+def test_watchdog_shares_the_store_of_the_process_group(script):
+    started = start_early(script, "10")
+    assert [process.wait(timeout=60) for process in started] == [0, 0], [p.stderr.read() for p in started]
