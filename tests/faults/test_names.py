@@ -193,7 +193,11 @@ def test_code_in_cards_cannot_be_left():
     assert code_span("a` <b> `\n# title\x1b") == "`a' <b> '\\n# title\\x1b`"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+def show_warning(message, category, filename, lineno, file=None, line=None):
+    """As Python does outside of pytest, which records warnings instead."""
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
 @hostile
 def test_commands_print_warn_log_and_fail_without_control_characters(capfd, name):
     """The streams are those of the process, as in a terminal."""
@@ -210,6 +214,7 @@ def test_commands_print_warn_log_and_fail_without_control_characters(capfd, name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
+            warnings.showwarning = show_warning
             assert run_cli(command) == 2
     finally:
         logging.getLogger("other").removeHandler(handler)
