@@ -25,7 +25,9 @@ from torch import Tensor
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas, prediction_type
 from teachers.loading import registry, source
+from teachers.loading.components import check_components
 from teachers.loading.trial import check_fit_once
+from teachers.support.json_files import read_json
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
@@ -52,6 +54,7 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Pip
         options |= {"safety_checker": None} if "safety_checker" in components else {}
         options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
         owners = tuple(registry.owners())
+        check_components(read_json(folder / source.INDEX, constants=True), owners, str(folder))
         if (family := registry.family_of_class(kind)) is not None:
             check_fit_once(str(folder), family)
         pipe = source.load_pipeline((kind,), str(folder), owners=owners, pickles=True, **options)
