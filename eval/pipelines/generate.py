@@ -72,6 +72,7 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, allow_
         options |= {"safety_checker": None} if "safety_checker" in components else {}
         options |= {"requires_safety_checker": False} if "requires_safety_checker" in components else {}
         owners = tuple(registry.owners())
+        source.check_trusted(str(folder), (kind, *owners), kind)
         if (family := registry.family_of_class(kind)) is not None:
             check_fit_once(str(folder), family)
         pipe = source.load_pipeline(

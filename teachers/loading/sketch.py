@@ -40,6 +40,8 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
         if Path(path).is_dir():
             check_configs(Path(path))
         index = DiffusionPipeline.load_config(path)
+        if "_class_name" not in index:
+            raise ValueError(f"{path}/model_index.json has no _class_name; save the pipeline again")
         kinds = {kind.__name__: kind for kind in family.pipelines}
         name = class_name(path)
         kind = kinds.get(str(name))

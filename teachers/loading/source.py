@@ -258,6 +258,8 @@ def check_weights(path: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ValueError(f"the weights {file} are corrupt or incomplete ({error}); get the file again") from error
+        except (RuntimeError, MemoryError) as error:
+            raise ValueError(f"the weights {file} are too large to be mapped into memory ({error})") from error
 
 
 @contextmanager

@@ -155,9 +155,8 @@ def test_weights_that_are_larger_than_the_memory_are_refused_before_they_are_rea
         stream.write(len(header).to_bytes(8, "little") + header)
         stream.truncate(8 + len(header) + 2**43)
     for read in READERS[1:]:
-        assert "must fit into the memory of this machine" in message(read, folder) or "more than" in message(
-            read, folder
-        )
+        # Some systems refuse to map such a file already.
+        assert re.search("must fit into the memory of this machine|too large to be mapped", message(read, folder))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
