@@ -12,7 +12,6 @@ from pathlib import Path
 from distill.config.saved import SAVED, load_saved
 from distill.exporting.finish import finish, report_failure
 from distill.exporting.hub import CARD, add_evaluation, find_report, push
-from distill.exporting.pipeline import PROMPTS
 from distill.training import checkpoint
 from distill.training.engine import Engine
 from distill.training.outcome import failed_before
@@ -112,7 +111,7 @@ def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: P
     print(f"pipeline: {pipeline}")
     print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
     if push_to_hub:
-        print(f"uploaded without {PROMPTS}: {push(pipeline, push_to_hub, private)}")
+        print(f"uploaded without its files of prompts: {push(pipeline, push_to_hub, private)}")
 
 
 if __name__ == "__main__":

@@ -19,5 +19,5 @@ def check_run_names(name: str, output: str) -> None:
     """
     if problem := folder_name_problem(name, RESERVED):
         raise InvalidOption("name", f"must be a plain folder name without slashes, got {name!r}: {problem}")
-    if printable(output) != output:
+    if printable(output, lines=True) != output or "\n" in output:
         raise InvalidOption("output", f"must be a folder without control characters in its name, got {output!r}")

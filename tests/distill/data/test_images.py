@@ -193,7 +193,7 @@ ROWS = [json.dumps({"file_name": f"{i}.png", "text": text}) for i, text in enume
         ("\ufeff" + "\n".join(ROWS), "a bag"),
         ("\r\n".join(ROWS), "a bag"),
         ("\n".join(['{"file_name": "0.png", "text": "a\u2028bag\x85"}', *ROWS[1:]]), "a\u2028bag"),
-        ("\n".join(['{"file_name": "./0.png", "prompt": 7}', *ROWS[1:]]), "7"),
+        ("\n".join(['{"file_name": "./0.png", "prompt": "7"}', *ROWS[1:]]), "7"),
     ],
 )
 def test_metadata_as_people_have_it(tmp_path, content, first):
@@ -236,6 +236,7 @@ def test_metadata_csv_and_subfolders(tmp_path):
             '{"file_name": "0.png", "text": ["a", "b"]}',
             "line 1: .* must be one text, got a list of 2",
         ),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": 7}', "line 1: a caption must be text, got the number 7"),
         ("metadata.jsonl", '{"file_name": "0.png", "text": {"en": "a"}}', r"must be one text, got a group \(en\)"),
         ("metadata.jsonl", "\n".join([ROWS[0], ROWS[0]]), r"line 2: this is a second caption of '0\.png'"),
         ("metadata.jsonl", '{"text": "a"}', "line 1: every line must have the name of its image"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import httpx
@@ -123,6 +124,10 @@ def test_runs_without_anything_to_export(tmp_path, make, message):
 @pytest.fixture
 def finished(make_run):
     run = make_run()
+    for file in (run / "pipeline").rglob("*"):
+        if file.is_symlink():  # an upload refuses links out of the folder
+            shutil.copyfile(file.resolve(), file.with_name("copy"))
+            file.with_name("copy").replace(file)
     (run / "pipeline" / "README.md").write_text(
         "---\nlibrary_name: diffusers\npipeline_tag: text-to-image\ntags: [distillation, dmd]\n---\n\n# student\n"
     )
@@ -159,7 +164,7 @@ def test_uploaded_card_contains_the_evaluation(finished, hub, tmp_path, capsys):
     assert hub["create_repo"] == ("me/student", {"private": True, "exist_ok": True})
     upload = hub["upload_folder"]
     assert upload["repo_id"] == "me/student" and upload["folder_path"] == finished / "pipeline"
-    assert upload["ignore_patterns"] == ["training_prompts.txt"]
+    assert upload["ignore_patterns"] == ["training_prompts.txt", "evaluation_prompts.txt"]
     out = capsys.readouterr().out
     assert "huggingface.co/me/student" in out and "the model card contains the evaluation" in out
     text = (finished / "pipeline" / "README.md").read_text()
