@@ -10,7 +10,7 @@ from torch import Tensor
 HALF_LENGTH = 64  # samples of the lower rate on each side of the filter's centre
 BETA = 10.0  # of the Kaiser window: about 100 dB of attenuation
 CUTOFF = 0.95  # of the lower rate's Nyquist frequency
-LARGEST = 2**12  # numerator and denominator of the ratio of the rates; larger ones are approximated to 1e-7
+LARGEST = 2**14  # numerator and denominator of the ratio of the rates; larger ones are approximated, to 1e-4 or better
 CONTEXT = 0.25  # seconds after the last sample that the filter may read: HALF_LENGTH samples at 256 Hz or more
 
 

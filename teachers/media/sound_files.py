@@ -28,6 +28,7 @@ from torch import Tensor
 
 from teachers.media.file_problems import Refused, problem
 from teachers.media.resampling import CONTEXT, resample
+from teachers.media.wav import read_wav
 from teachers.support.text import printable
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".m4a", ".mp4", ".webm", ".mov", ".mkv")

@@ -1,6 +1,7 @@
 """Write clips: animated WebP and GIF by Pillow, MP4 by the package av."""
 
 import io
+import itertools
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from teachers.support.files import atomic_write
 
 QUALITY = {"quality": 90, "method": 4}  # of WebP
 CONSTANT_QUALITY = "16"  # CRF of H.264; 0 is lossless and 23 the default
-MOST_RATE = 2**31 - 1  # of a Fraction that FFmpeg takes
+SMPTE_170M = 6  # as ITU-T H.273 numbers matrices
 
 
 def durations(frames: int, rate: float, unit: int = 1) -> list[int]:
@@ -25,7 +26,7 @@ def durations(frames: int, rate: float, unit: int = 1) -> list[int]:
         unit: Durations are multiples of so many milliseconds; GIF has 10.
     """
     edges = [round(index * 1000 / rate / unit) * unit for index in range(frames + 1)]
-    return [max(unit, after - before) for before, after in zip(edges, edges[1:], strict=False)]
+    return [max(unit, after - before) for before, after in itertools.pairwise(edges)]
 
 
 def animation(pixels: Tensor, rate: float, kind: str) -> bytes:
@@ -95,6 +96,8 @@ def _write_mp4(frames: np.ndarray, rate: float, file: Path) -> None:
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.colorspace = SMPTE_170M  # swscale's matrix; players assume another one for large clips
+        stream.codec_context.color_range = 1  # 16 to 235
         stream.options = {"crf": CONSTANT_QUALITY}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
