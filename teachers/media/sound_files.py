@@ -152,7 +152,7 @@ def _by_soundfile(soundfile: Any, stream: BinaryIO, most: float) -> Decoded:
             values = file.read(wanted, dtype="float32", always_2d=True)
             return torch.from_numpy(values).T, int(file.samplerate), len(values) == wanted < file.frames
     except soundfile.LibsndfileError as error:
-        raise UnknownFormat(error) from error
+        raise UnknownFormat(error.error_string) from error
 
 
 def _by_av(av: Any, stream: BinaryIO, most: float) -> Decoded:
