@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
-from teachers.media import Video
+from teachers.media import Video, video_decoding
 from teachers.media.video_decoding import MAX_PIXELS
 
 CLIP = Video(frames=9, height=32, width=32, rate=8)
@@ -335,12 +335,22 @@ def test_a_name_is_never_an_address(tmp_path, monkeypatch):
 
 
 def test_huge_frames_are_refused_before_they_are_decoded(tmp_path):
-    file = mp4(tmp_path / "a.mp4", grey_frames(levels(9)))
-    data = file.read_bytes()
-    where = data.index(b"avc1", data.index(b"stsd")) + 4 + 24  # width and height in the sample entry
-    huge = data[:where] + struct.pack(">HH", 60000, 60000) + data[where + 4 :]
-    with pytest.raises(ValueError, match=r"is 60000 x 60000 pixels; a clip must have at most [\d,]+ pixels per frame"):
+    data = mp4(tmp_path / "a.avi", grey_frames(levels(9)), codec="rawvideo", pix_fmt="bgr24").read_bytes()
+    where = data.index(b"strf") + 12  # width and height of the frames
+    huge = data[:where] + struct.pack("<ii", 10000, 10000) + data[where + 8 :]
+    with pytest.raises(ValueError, match=r"is 10000 x 10000 pixels; a clip must have at most [\d,]+ pixels per frame"):
         CLIP.read(huge, "huge")
+
+
+def test_decoders_refuse_frames_that_are_larger_than_declared(tmp_path, monkeypatch):
+    """The header of the file says 32 x 32, the header of the video 64 x 64."""
+    file = noise_file(tmp_path)
+    monkeypatch.setattr(video_decoding, "MAX_PIXELS", 1024)
+    data = bytearray(file.read_bytes())
+    where = data.index(b"avc1", data.index(b"stsd")) + 4 + 24
+    data[where : where + 4] = struct.pack(">HH", 32, 32)
+    with pytest.raises(ValueError, match=r"(Picture size 64x64 exceeds|is 64 x 64 pixels|cannot be read)"):
+        CLIP.read(bytes(data), "huge")
 
 
 def test_huge_animations_are_refused(tmp_path):
