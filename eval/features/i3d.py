@@ -37,7 +37,7 @@ BLOCKS = {
 
 
 def same_padding(inputs: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
-    """Pad with zeros as TensorFlow's SAME does: outputs are inputs / stride, rounded up; an odd zero goes to the end."""
+    """Pad with zeros as TensorFlow's SAME does: outputs are inputs / stride, rounded up; odd zeros go to the end."""
     padding: list[int] = []
     for size, k, s in zip(reversed(inputs.shape[2:]), reversed(kernel), reversed(stride), strict=True):
         total = max(0, (-(-size // s) - 1) * s + k - size)
