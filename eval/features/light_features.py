@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from teachers.media.pictures import LUMA
 from teachers.media.spectrogram import log_bands, power, window_length
 
 FRAMES = 4
@@ -13,7 +14,6 @@ SIDE = 8  # pixels of a reduced frame
 BANDS = 64
 FLOOR = 1e-10  # -100 dB of full scale
 DECIBELS_PER_UNIT = 20.0
-LUMA = (0.299, 0.587, 0.114)
 
 
 def motion_features(clips: Tensor) -> Tensor:

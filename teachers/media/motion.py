@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.features.light_features import LUMA
+from teachers.media.pictures import LUMA
 
 MOTIONS = (
     "moving left",

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.features.motion import MOTIONS, motion, motion_labels
-from eval.features.pitch import pitch
+from teachers.media.motion import MOTIONS, motion, motion_labels
+from teachers.media.pitch import pitch
 
 
 def moving_shape(
