@@ -103,10 +103,9 @@ def write_card(staged: Path, judge: ClipJudge, real: dict[str, Tensor], image: P
 
 def card(figures: dict[str, Any]) -> str:
     """The model card."""
-    table = "\n".join(
-        f"| {row['guidance']:g} | {row['motion']:.1%} | {row['class']:.1%} | {row['frechet']:.2f} | {row['flicker']:.4f} |"
-        for row in figures["rows"]
-    )
+    columns = {"guidance": "g", "motion": ".1%", "class": ".1%", "frechet": ".2f", "flicker": ".4f"}
+    lines = [[format(row[key], form) for key, form in columns.items()] for row in figures["rows"]]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     call = ", ".join(f"{key}={value}" for key, value in CALL.items())
     return f"""---
 license: mit
