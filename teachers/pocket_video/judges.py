@@ -42,8 +42,8 @@ class ClipJudge(nn.Module):
         """
         if tuple(clips.shape[1:]) != CLIP.shape:
             raise ValueError(
-                f"the pocket video judge takes clips of shape {CLIP.shape}, got {tuple(clips.shape[1:])}; choose another "
-                "feature extractor for this pipeline"
+                f"the pocket video judge takes clips of shape {CLIP.shape}, got {tuple(clips.shape[1:])}; choose "
+                "another feature extractor for this pipeline"
             )
         frames = clips.float().mean(dim=1).flatten(0, 1)[:, None] * 2 - 1  # (B F, 1, 32, 32)
         features = torch.relu(self.project(self.body(frames).flatten(1)))

@@ -115,10 +115,10 @@ library_name: diffusers
 
 # The pocket video teacher
 
-A complete, very small Wan pipeline: clips of {CLIP.frames} frames of {CLIP.width} x {CLIP.height} pixels at {CLIP.rate:g}
-frames per second from prompts such as "an ankle boot moving left". It was trained on photographs of clothing
-(Fashion-MNIST, MIT licence) that are moved, turned or scaled by a program, as in Moving MNIST: the photographs are
-real, the motions are synthetic. Its purpose is to try out distillation on a laptop.
+A complete, very small Wan pipeline: clips of {CLIP.frames} frames of {CLIP.width} x {CLIP.height} pixels at
+{CLIP.rate:g} frames per second from prompts such as "an ankle boot moving left". It was trained on photographs of
+clothing (Fashion-MNIST, MIT licence) that are moved, turned or scaled by a program, as in Moving MNIST: the photographs
+are real, the motions are synthetic. Its purpose is to try out distillation on a laptop.
 
 Noise schedule and prediction: those of Wan 2.1. Evaluation: guidance {GUIDANCE:g}, {STEPS} steps. Every call needs
 `{call}`, with which the pipeline was trained.
@@ -126,9 +126,9 @@ Noise schedule and prediction: those of Wan 2.1. Evaluation: guidance {GUIDANCE:
 ## Evaluation
 
 The motion is measured by image moments, without a network. The class is measured by the judge that is shipped with the
-pipeline. Frechet distances use the judge's 64 features and the four numbers of the motion, {figures["samples"]:,} samples
-against {figures["real_clips"] // 2:,} clips of test photographs, which were not trained on. Flicker is the mean deviation
-of a frame from the mean of its neighbours.
+pipeline. Frechet distances use the judge's 64 features and the four numbers of the motion, {figures["samples"]:,}
+samples against {figures["real_clips"] // 2:,} clips of test photographs, which were not trained on. Flicker is the mean
+deviation of a frame from the mean of its neighbours.
 
 | | right motion | right class | Frechet distance |
 | --- | --- | --- | --- |
