@@ -9,6 +9,8 @@ from transformers import (
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
+    ClapProcessor,
+    RobertaTokenizer,
     VideoMAEConfig,
     VideoMAEImageProcessor,
     VideoMAEModel,
@@ -19,10 +21,11 @@ from eval.features.extractors import extractor
 from eval.features.i3d import CLASSES, I3D, i3d_features, same_padding
 from eval.features.light_features import motion_features, spectrum_features
 from eval.features.media_extractors import media_extractor
-from eval.features.media_models import clap_audio
+from eval.features.media_models import ClapScorer, clap_audio
 from eval.features.vggish import VGGish, examples, mel_filters, vggish_features
 from eval.features.weight_files import load_weights
 from teachers.media import Audio, Image, Video
+from teachers.media.resampling import resample
 
 CLIP = Video(frames=9, height=16, width=16, rate=8)
 SOUND = Audio(channels=1, samples=8000, rate=8000)
@@ -304,9 +307,14 @@ def clap(tmp_path_factory):
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "intermediate_size": 16,
+        "max_position_embeddings": 24,
     }
     ClapModel(ClapConfig(audio_config=audio, text_config=text, projection_dim=16)).save_pretrained(folder)
-    ClapFeatureExtractor(sampling_rate=16000, max_length_s=1, truncation="rand_trunc").save_pretrained(folder)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = RobertaTokenizer(vocab={token: i for i, token in enumerate([*special, *"abcdefghi", "Ġ"])}, merges=[])
+    feature_extractor = ClapFeatureExtractor(sampling_rate=16000, max_length_s=1, truncation="rand_trunc")
+    feature_extractor.save_pretrained(folder)
+    ClapProcessor(feature_extractor, tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -329,6 +337,21 @@ def test_clap_does_not_depend_on_the_state_of_random_numbers(clap):
         with torch.no_grad():
             results.append(clap_audio(model, feature_extractor, long, 16000, CPU))
     assert torch.equal(*results)
+
+
+def test_the_clap_score_is_100_times_the_cosine_of_the_embeddings(clap):
+    score, samples, prompts = ClapScorer(str(clap), 8000), sounds(), ["a b", "c", "a " * 50]
+    scores = score(samples, prompts)
+    assert scores.shape == (3,)
+    assert ((scores >= 0) & (scores <= 100)).all()
+    torch.testing.assert_close(score(samples[2:], prompts[2:]), scores[2:], rtol=1e-3, atol=1e-3)
+    processor, model = ClapProcessor.from_pretrained(clap), ClapModel.from_pretrained(clap).eval()
+    mono = resample(samples[1], 8000, 16000)[0].numpy()
+    inputs = processor(text=[prompts[1]], audio=[mono], sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+    cosine = torch.cosine_similarity(output.audio_embeds, output.text_embeds).item()
+    assert scores[1].item() == pytest.approx(100 * max(0, cosine), abs=1e-3)
 
 
 def test_models_of_another_kind_are_refused(videomae, clap):
