@@ -55,15 +55,19 @@ def test_latents_are_standardised_and_decoded_as_the_pipeline_decodes_them():
         tokenizer=tokenizer, text_encoder=model.text, transformer=model.transformer, vae=vae, scheduler=make_scheduler()
     )
     pipeline.set_progress_bar_config(disable=True)
-    seen = {}
-    model.transformer.register_forward_hook(lambda *call: seen.setdefault("call", call), with_kwargs=True)
+    seen = []
+
+    def spy(*call):
+        seen.append(call)
+
+    model.transformer.register_forward_hook(spy, with_kwargs=True)
     prompts = ["a coat moving left", "a bag"]
     call = {**CALL, "num_inference_steps": 2, "guidance_scale": 1.0, "latents": torch.randn(2, *LATENT)}
     last = pipeline(prompts, **call, output_type="latent").frames
     expected = CLIP.received(pipeline(prompts, **call, output_type="pt"))
     torch.testing.assert_close(decode(vae, last), expected, rtol=1e-4, atol=1e-4)
 
-    _, _, arguments, output = seen["call"]
+    _, _, arguments, output = seen[0]
     encoded = tokenizer(prompts, padding="max_length", max_length=16, return_tensors="pt")
     level = arguments["timestep"].float() / TIMESTEPS
     with torch.no_grad():
