@@ -78,8 +78,8 @@ def motion(clips: Tensor) -> Motion:
     """
     mass = foreground(clips).double()
     height, width = mass.shape[2:]
-    y = torch.linspace(-1, 1, height, dtype=torch.float64, device=mass.device)[:, None]
-    x = torch.linspace(-1, 1, width, dtype=torch.float64, device=mass.device)
+    x, y = (torch.arange(size, dtype=torch.float64, device=mass.device) for size in (width, height))
+    x, y = (2 * x + 1) / width - 1, ((2 * y + 1) / height - 1)[:, None]  # of the pixels' centres
     total = mass.sum(dim=(2, 3)).clamp(min=1e-9)
 
     def mean(values: Tensor) -> Tensor:

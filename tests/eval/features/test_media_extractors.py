@@ -65,8 +65,8 @@ def test_names_name_their_medium():
         ("motion=x", CLIP, r'the features "motion" must be given as motion, got "motion=x"'),
         ("i3d=nowhere.pt", CLIP, r"there is no file nowhere\.pt; expected the weights of I3D"),
         ("vggish=nowhere.pt", SOUND, r"there is no file nowhere\.pt; expected the weights of VGGish"),
-        ("clap=nowhere", SOUND, r"transformers could not load nowhere .* as in clap=FOLDER"),
-        ("videomae=nowhere", CLIP, r"transformers could not load nowhere .* as in videomae=FOLDER"),
+        ("clap=/nowhere/clap", SOUND, r"transformers could not load /nowhere/clap .* as in clap=FOLDER"),
+        ("videomae=/nowhere/videomae", CLIP, r"transformers could not load /nowhere/videomae .* as in videomae=FOLDER"),
         ("frames=nothing", CLIP, r'unknown feature extractor "nothing"'),
     ],
 )
