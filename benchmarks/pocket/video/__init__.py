@@ -1,0 +1,1 @@
+"""Makes the pocket video teacher from moving photographs. Not part of the installed package."""

@@ -1,0 +1,58 @@
+"""Training and use of the judge of classes."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.pocket.training import train
+from benchmarks.pocket.video.data import random_clips
+from teachers.media.motion import motion_labels
+from teachers.pocket_video.judges import ClipJudge
+
+BATCH = 32
+
+
+def degrade(clips: Tensor, rng: torch.Generator) -> Tensor:
+    """Clips (B, 3, F, H, W) in [-1, 1] with random contrast, blur and noise.
+
+    A judge that has seen only sharp clips takes the blur of a decoder for another class.
+    """
+    small = F.avg_pool3d(clips, (1, 2, 2))
+    blurred = F.interpolate(small, clips.shape[2:], mode="trilinear", align_corners=False)
+    amount = torch.rand(len(clips), 1, 1, 1, 1, generator=rng) ** 2
+    mixed = torch.lerp(clips, blurred, amount)
+    contrast = 0.75 + 0.5 * torch.rand(len(clips), 1, 1, 1, 1, generator=rng)
+    noise = 0.15 * torch.rand(len(clips), 1, 1, 1, 1, generator=rng) * torch.randn(clips.shape, generator=rng)
+    return ((mixed + 1) * contrast - 1 + noise).clamp(-1, 1)
+
+
+def train_judge(photographs: Tensor, labels: Tensor, steps: int, work: Path) -> ClipJudge:
+    """Train the judge on degraded real clips."""
+    torch.manual_seed(0)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = torch.Generator().manual_seed(step)
+        clips, wanted = random_clips(photographs, labels, BATCH, rng)
+        logits = judge(degrade(clips, rng) / 2 + 0.5)
+        right = (logits.argmax(1) == wanted[:, 0]).float().mean().item()
+        return F.cross_entropy(logits, wanted[:, 0], label_smoothing=0.05), {"right": right}
+
+    judge = ClipJudge().train()
+    return train("judge", judge, loss, steps, 3e-3, work / "judge_state.pt", weight_decay=1e-2)
+
+
+@torch.no_grad()
+def assess(judge: ClipJudge, clips: Tensor, labels: Tensor) -> tuple[float, float, Tensor]:
+    """The share of clips (N, 3, 9, 32, 32) in [0, 1] with the right motion and class, and their features (N, 68)."""
+    features, right_motion, right_class = [], [], []
+    for batch, wanted in zip(clips.split(200), labels.split(200), strict=True):
+        features.append(judge.features(batch))
+        right_class.append(judge(batch).argmax(1) == wanted[:, 0])
+        right_motion.append(motion_labels(batch) == wanted[:, 1])
+    return (
+        torch.cat(right_motion).double().mean().item(),
+        torch.cat(right_class).double().mean().item(),
+        torch.cat(features),
+    )
