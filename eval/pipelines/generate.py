@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
-from teachers.core.schedule import alphas_cumprod, betas, prediction_type
+from teachers.core.schedule import alphas_cumprod, betas, is_shifted, prediction_type
 from teachers.loading import registry, source
 
 IMAGENET = 1000  # classes; also the number of their null class
@@ -111,11 +111,12 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
         pipe: The pipeline, changed in place.
 
     Returns:
-        The solver's name, or None if the scheduler stays: that of `DDIMPipeline`, flow matching, and others that are
-        not variance preserving.
+        The solver's name, or None if the scheduler stays: that of `DDIMPipeline`, flow matching, tables with a shifted
+        signal-to-noise ratio, and others that are not variance preserving.
     """
     old, table = pipe.scheduler.config, alphas_cumprod(pipe.scheduler)
-    if table is None or isinstance(pipe, DDIMPipeline):  # it passes arguments of its own scheduler
+    # DDIMPipeline passes arguments of its own scheduler, and shifted tables belong to video models with own solvers.
+    if table is None or isinstance(pipe, DDIMPipeline) or is_shifted(pipe.scheduler):
         return None
     # Latent pipelines drop a learned variance before the scheduler.
     learned = old.get("variance_type") in ("learned", "learned_range") and "vae" not in pipe.components

@@ -158,7 +158,8 @@ def from_folder(
     Args:
         kind: The pipeline class.
         path: The folder or the Hub id.
-        options: Further arguments of `from_pretrained`, among them dtype; components given as None are not loaded.
+        options: Further arguments of `from_pretrained`, among them dtype; components given as None or as a network are
+            not loaded.
         owners: Classes of packages whose components may be loaded.
         pickles: Whether .bin files are read where there are no .safetensors files.
 
@@ -169,7 +170,7 @@ def from_folder(
         ValueError: If the parameters of a network are not exactly those of its files.
     """
     safe = {"use_safetensors": None if pickles else True, "trust_remote_code": False}
-    parts = {name: value for name, value in options.items() if value is None}
+    parts = {name: value for name, value in options.items() if value is None or isinstance(value, nn.Module)}
     folder = Path(path) if Path(path).is_dir() else Path(kind.download(path, **safe, **parts))
     networks = load_networks(folder, parts, options["dtype"], pickles, owners)
     return kind.from_pretrained(str(folder), **safe, **(options | networks))
