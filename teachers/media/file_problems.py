@@ -1,0 +1,45 @@
+"""Messages about files of clips and sounds that cannot be read."""
+
+from pathlib import Path
+
+from teachers.support.text import printable
+
+START = 100  # bytes
+
+
+class Refused(ValueError):
+    """A file that is readable and cannot be used; the message follows its name."""
+
+
+def start_of(source: Path | bytes) -> bytes:
+    """The first bytes of a file or of its contents."""
+    if isinstance(source, bytes):
+        return source[:START]
+    with source.open("rb") as stream:
+        return stream.read(START)
+
+
+def problem(error: Exception, source: Path | bytes, kind: str) -> str:
+    """Why a file cannot be used, as the rest of a sentence that begins with its name.
+
+    Args:
+        error: What the decoder raised.
+        source: The file, or its contents.
+        kind: What it should be, such as "a clip".
+    """
+    if isinstance(error, Refused):
+        return str(error)
+    reason = printable(" ".join(str(error).split())) or type(error).__name__
+    if not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        reason = _content_problem(start_of(source)) or reason
+    return f"cannot be read as {kind} ({reason}); remove or replace it"
+
+
+def _content_problem(start: bytes) -> str | None:
+    if not start:
+        return "it is empty"
+    if start.lstrip().startswith(b"<"):
+        return "it is an HTML or XML page"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; run git lfs pull"
+    return None
