@@ -12,12 +12,13 @@ from torch import nn
 
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import VariancePreserving
+from teachers.core.trigflow import Cosine, Flow, VariancePreserving
 from teachers.loading.inspection import check_folder
 from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
 from teachers.loading.source import check_weights, config_source, loading_errors
 from teachers.loading.weights import check_networks, weight_files
+from teachers.media import Audio, Medium, Video
 
 
 def stored_parameters(folder: Path, network: str) -> dict[str, int]:
@@ -67,8 +68,9 @@ def describe(path: str) -> str:
             variants = check_networks(Path(source), (family, *family.pipelines, *family.components))
             stored = stored_parameters(Path(source), family.network)
     clips = clipping(getattr(getattr(teacher, "stock", teacher), "scheduler", None))
-    kind = "variance preserving" if isinstance(schedule, VariancePreserving) else "rectified flow"
-    channels, height, width = teacher.shape
+    kinds = {VariancePreserving: "variance preserving", Flow: "rectified flow", Cosine: "cosine"}
+    kind = next((text for path, text in kinds.items() if isinstance(schedule, path)), type(schedule).__name__)
+    latent = " x ".join(map(str, teacher.shape))
     lines = {
         "family": f"{name} ({DiffusionPipeline.load_config(source)['_class_name']})",
         "network": f"{type(denoiser.network).__name__}, {count(trained)} parameters",
@@ -77,7 +79,7 @@ def describe(path: str) -> str:
         "schedule": f"{kind}, {schedule.num_train_timesteps} timesteps",
         "predicts": denoiser.prediction,
         "angles": f"{schedule.t_min:.4f} to t_max = {schedule.t_max:.4f} rad",
-        "image": f"{teacher.image_size[0]} x {teacher.image_size[1]}, from {channels} x {height} x {width}",
+        teacher.medium.name: f"{sample_size(teacher.medium)}, from {latent}",
         "clipping": f"stock sampling limits x0 ({clips}); training and students do not" if clips else "",
         "guidance": guidance(teacher),
         "DMD": f"{memory(trained, DMD_BYTES)}: teacher, student, fake score, EMA",
@@ -85,6 +87,16 @@ def describe(path: str) -> str:
         "": "(float32 with AdamW, one process; without activations, autoencoder and text encoders)",
     }
     return "\n".join([path, *(f"  {key:<10} {value}" for key, value in lines.items() if value)])
+
+
+def sample_size(medium: Medium) -> str:
+    """The size of a decoded sample in words."""
+    if isinstance(medium, Video):
+        return f"{medium.frames} frames of {medium.height} x {medium.width}, {medium.rate:g} a second"
+    if isinstance(medium, Audio):
+        channels = "1 channel" if medium.channels == 1 else f"{medium.channels} channels"
+        return f"{medium.seconds:.2f} s at {medium.rate:g} Hz, {channels}"
+    return " x ".join(map(str, medium.shape[1:]))
 
 
 def guidance(teacher: Teacher) -> str:

@@ -106,8 +106,10 @@ class DMD(Distiller):
         super().__init__(teacher, guidance, options, student)
         self.times = self.angles(options.timesteps)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher (DMD, section 3.2)
-        layer = teacher.feature_layer
-        self.discriminator = Discriminator(self._features(), self._example(), layer) if options.gan_weight else None
+        self.discriminator = None
+        if options.gan_weight:
+            layer, stream = teacher.feature_layer, teacher.stream
+            self.discriminator = Discriminator(self._features(), self._example(), layer, stream=stream)
         self.lpips = Lpips(self._device()) if self._uses_lpips() else None
 
     @classmethod

@@ -89,7 +89,8 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
         precision: The recipe's train.precision.
     """
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    kinds = {"linear": half, "conv2d": half, "scaled_dot_product_attention": half}
+    convolutions = [f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)]
+    kinds = dict.fromkeys(("linear", *convolutions, "scaled_dot_product_attention"), half)
     kinds |= dict.fromkeys(("group_norm", "layer_norm", "softmax"), torch.float32 if half else None)
 
     def replace(name: str, kind: torch.dtype | None) -> Any:

@@ -130,10 +130,12 @@ class Teacher(Contract, ABC):
             return {}
         if unknown := sorted(set(size) - set(cls.size_keys)):
             allowed = f"have the keys {', '.join(cls.size_keys)}" if cls.size_keys else "be empty"
-            raise ValueError(f"teacher.size must {allowed} for a teacher of the family {cls.__name__}, got {unknown[0]!r}")
-        for key, value in size.items():
+            raise ValueError(
+                f"teacher.size must {allowed} for a teacher of the family {cls.__name__}, got {unknown[0]!r}"
+            )
+        for name, value in size.items():
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"teacher.size.{key} must be above 0, got {value}")
+                raise ValueError(f"teacher.size.{name} must be above 0, got {value}")
         return {"size": dict(size)}
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import CosineDPMSolverMultistepScheduler, StableAudioPipeline
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.few_step import check_times
@@ -143,7 +143,10 @@ class StableAudio(LatentTeacher):
                 "scheduler has no other noise levels"
             )
         ratios = [student.path.sigma_data * math.tan(t) for t in times]
-        ends = {"sigma_max": ratios[0], "sigma_min": ratios[-1] if len(times) > 1 else self.stock.scheduler.config.sigma_min}
+        ends = {
+            "sigma_max": ratios[0],
+            "sigma_min": ratios[-1] if len(times) > 1 else self.stock.scheduler.config.sigma_min,
+        }
         # "exponential" begins a single step at sigma_min
         scheduler = CosineDPMSolverMultistepScheduler.from_config(
             self.stock.scheduler.config, **ends, solver_order=1, sigma_schedule="karras"

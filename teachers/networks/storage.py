@@ -216,7 +216,9 @@ def plain_layer(layer: Any, change: Tensor | None = None) -> nn.Module:
 
 def _is_stored_kind(layer: nn.Module) -> bool:
     """Whether `store` replaces layers of this kind; other padding than zeros, and "same", stay as they are."""
-    simple = not isinstance(layer, CONVOLUTIONS) or (layer.padding_mode == "zeros" and not isinstance(layer.padding, str))
+    simple = not isinstance(layer, CONVOLUTIONS) or (
+        layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    )
     return type(layer) in STORED and simple
 
 

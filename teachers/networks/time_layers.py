@@ -37,7 +37,7 @@ class TimeEmbedding:
 
 
 def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
-    """The time embeddings of a diffusers network: one in most networks, one for each block in DiT; empty without any."""
+    """The time embeddings of a network: one in most networks of diffusers, one for each block in DiT, or none."""
     found = []
     for module in network.modules():
         parts = dict(module.named_children())
