@@ -71,6 +71,10 @@ class CogVideoX(LatentVideo):
             "rate": self.usual_rate,
         }
 
+    def patch(self) -> tuple[int, int]:
+        config = self.stock.transformer.config
+        return int(config.patch_size_t or 1), int(config.patch_size)
+
     @property
     def padding(self) -> int:
         """Latent frames before the first that make their number a multiple of the patch's; decoding drops them."""

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
+from teachers.support.private_api import kept_in_float32
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -170,17 +172,27 @@ STORED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+def dtype_parameter(network: nn.Module) -> nn.Parameter | None:
+    """The parameter from which diffusers takes a network's dtype: the first that does not stay in float32 by its name.
+
+    None for a network without parameters.
+    """
+    kept = kept_in_float32(network)
+    named = ((name, p) for name, p in network.named_parameters() if p.is_floating_point())
+    return next((p for name, p in named if not any(part in name for part in kept)), None)
+
+
 def store(network: nn.Module) -> None:
     """Make a frozen half-precision network compute in its input's precision, in place.
 
-    Layers in float32 do not change. The layer with the first parameter becomes float32 too, because diffusers takes a
-    network's dtype from that parameter and some networks cast their time embedding to it.
+    Layers in float32 do not change. The layer with `dtype_parameter` becomes float32 too, because some networks cast
+    their time embedding to the dtype that diffusers takes from it.
 
     Args:
         network: The frozen network.
     """
     stored = set()
-    first = next(network.parameters(), None)
+    first = dtype_parameter(network)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if not _is_stored_kind(child) or child.weight is first:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
-FEATURES = ("time_proj", "timesteps_proj")  # Wan's `time_proj` is a linear layer that follows its embedding
+FEATURES = ("timesteps_proj", "time_proj")  # Wan has both; its `time_proj` is a linear layer after its embedding
 LAYERS = ("time_embedding", "timestep_embedder", "time_embedder", "timestep_proj")
 
 

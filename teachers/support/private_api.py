@@ -125,6 +125,14 @@ def supports_gradient_checkpointing(network: "nn.Module") -> bool:
     return bool(getattr(network, "_supports_gradient_checkpointing", False))
 
 
+def kept_in_float32(network: "nn.Module") -> Sequence[str]:
+    """diffusers' `_keep_in_fp32_modules`: parts of the names of parameters that stay in float32 in half precision.
+
+    The public `ModelMixin.dtype` leaves them out, but says nothing about which parameter it takes the dtype from.
+    """
+    return tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
+
+
 def repeated_blocks(network: "nn.Module") -> Sequence[str]:
     """diffusers' `_repeated_blocks`: class names of the blocks that a network repeats, empty if it has none.
 
