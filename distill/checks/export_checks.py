@@ -34,7 +34,8 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     """
     record = read_record(folder)
     family = find(TEACHERS, record["teacher"]["family"])
-    teacher: Teacher = family.load(str(folder), device, sigma_data=record["teacher"].get("sigma_data"))
+    size = family.size_argument(record["teacher"].get("size"))
+    teacher: Teacher = family.load(str(folder), device, sigma_data=record["teacher"].get("sigma_data"), **size)
     student = teacher.denoiser
     scales = embed_scales(teacher, student, record)
     pipe = load_exported(family_class(family, folder), folder, device)

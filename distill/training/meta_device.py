@@ -1,7 +1,7 @@
 """Networks on the meta device, where tensors have shapes but no data, and counting the bytes of live tensors."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -114,16 +114,19 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
         yield
 
 
-def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
+def build_on_meta(
+    family: type[Teacher], path: str, dtype: torch.dtype, size: Mapping[str, float] | None = None
+) -> Teacher:
     """The teacher at `path` on the meta device, with its text encoders, which define the shapes of conditions.
 
     Args:
         family: The teacher's family.
         path: A pipeline's folder, a Hub id or a .safetensors file.
         dtype: The precision of the frozen weights.
+        size: Size of a sample, as `Teacher.load` takes it.
     """
     source = config_source(path)
-    teacher = sketch(path, family)
+    teacher = sketch(path, family, size)
     parts: dict[str, Any] = {}
     for name, value in DiffusionPipeline.load_config(source).items():
         if isinstance(value, list) and value[0] == "transformers" and name.startswith(("text_encoder", "tokenizer")):
@@ -149,4 +152,5 @@ def resident_modules(teacher: Teacher) -> list[nn.Module]:
     stock = vars(teacher).get("stock")
     parts = {name: part for name, part in stock.components.items() if isinstance(part, nn.Module)} if stock else {}
     network = unwrap(teacher.denoiser.network)
-    return [part for name, part in parts.items() if part is not network and not name.startswith("text_encoder")]
+    denoising = set(network.modules())
+    return [part for name, part in parts.items() if part not in denoising and not name.startswith("text_encoder")]

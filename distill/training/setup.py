@@ -61,7 +61,8 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
     assert recipe.teacher.path is not None
     family = find(TEACHERS, recipe.teacher.family)
     dtype = DTYPES[recipe.teacher.precision]
-    teacher: Teacher = family.load(recipe.teacher.path, device, dtype, recipe.teacher.sigma_data)
+    size = family.size_argument(recipe.teacher.size)
+    teacher: Teacher = family.load(recipe.teacher.path, device, dtype, recipe.teacher.sigma_data, **size)
     return teacher
 
 

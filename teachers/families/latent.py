@@ -78,7 +78,7 @@ class LatentTeacher(Teacher):
             self.takes_variance_preserving,
             self.takes_cosine,
         )
-        self.denoiser = Denoiser(pipeline.components[self.network], path, prediction, call=self.network_call()).eval()
+        self.denoiser = Denoiser(self.denoising_network(), path, prediction, call=self.network_call()).eval()
 
     @staticmethod
     def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
@@ -94,6 +94,11 @@ class LatentTeacher(Teacher):
             The network's output, (B, C or more, ...).
         """
         return default_call(network, sample, timestep, cond)
+
+    def denoising_network(self) -> nn.Module:
+        """The network of the denoiser."""
+        network: nn.Module = self.stock.components[self.network]
+        return network
 
     def network_call(self) -> Call:
         """`call`, or a partial application of it to settings of the pipeline; copies of the denoiser share it."""

@@ -36,13 +36,14 @@ def tiny(tmp_path_factory) -> Callable[[str], tuple[str, Path]]:
 def tiny_media(tmp_path_factory) -> Callable[[str], tuple[str, Path, dict[str, float]]]:
     """Function tiny_media(name) -> (family, folder, size) of a saved random pipeline of clips or sounds."""
     root = tmp_path_factory.mktemp("tiny_media")
+    tokenizer = make_tokenizer(root / "tokenizer")
 
     def make(name: str) -> tuple[str, Path, dict[str, float]]:
         family, build, size = media.BUILDERS[name]
         folder = root / name.replace(" ", "_")
         if not folder.exists():
             torch.manual_seed(0)
-            build(None).save_pretrained(folder)
+            build(tokenizer).save_pretrained(folder)
         return family, folder, size
 
     return make

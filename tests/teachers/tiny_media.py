@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import torch
 from diffusers import (
+    AnimateDiffPipeline,
     AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     AutoencoderOobleck,
@@ -12,19 +14,24 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     CosineDPMSolverMultistepScheduler,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    MotionAdapter,
     StableAudioDiTModel,
     StableAudioPipeline,
+    UNetMotionModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
-from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import GemmaTokenizer, LlamaConfig, LlamaModel, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
-from tests.teachers.tiny_pipelines import WIDTH, t5
+from tests.teachers.tiny_pipelines import WIDTH, autoencoder, clip, t5
 
 LENGTH = 16  # tokens of a prompt
 
@@ -42,7 +49,7 @@ def umt5() -> tuple[UMT5EncoderModel, T5TokenizerFast]:
     return UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **sizes)), tokenizer
 
 
-def wan(channels: int = 16, **options) -> WanPipeline:
+def wan(channels: int = 16, experts: bool = False, **options) -> WanPipeline:
     encoder, tokenizer = umt5()
     vae = AutoencoderKLWan(
         base_dim=8,
@@ -53,20 +60,13 @@ def wan(channels: int = 16, **options) -> WanPipeline:
         latents_mean=torch.linspace(-0.5, 0.5, channels).tolist(),
         latents_std=torch.linspace(0.5, 1.5, channels).tolist(),
     )
-    network = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=channels,
-        out_channels=channels,
-        text_dim=WIDTH,
-        freq_dim=256,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": WIDTH, "freq_dim": 256, "ffn_dim": 32}
+    sizes |= {"in_channels": channels, "out_channels": channels, "num_layers": 2, "rope_max_seq_len": 32}
+    network, low = (
+        WanTransformer3DModel(cross_attn_norm=True, qk_norm="rms_norm_across_heads", **sizes) for _ in range(2)
     )
+    if experts:
+        options |= {"transformer_2": low, "boundary_ratio": 0.875}
     solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     return WanPipeline(tokenizer, encoder, vae, solver, network, **options)
 
@@ -148,6 +148,61 @@ def cogvideox(**changes) -> CogVideoXPipeline:
     return CogVideoXPipeline(tokenizer, encoder, vae, network, scheduler)
 
 
+def hunyuan_video(tokenizer) -> HunyuanVideoPipeline:
+    letters = {
+        letter: i for i, letter in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", *"▁abcdefghijklmnopqrstuvwxyz"])
+    }
+    llama_tokenizer = GemmaTokenizer(letters, [])
+    llama_tokenizer.padding_side = "right"
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2}
+    llama = LlamaModel(LlamaConfig(vocab_size=len(llama_tokenizer), **sizes))
+    vae = AutoencoderKLHunyuanVideo(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        scaling_factor=0.476986,
+    )
+    network = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=2,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        rope_axes_dim=(2, 4, 4),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    return HunyuanVideoPipeline(llama, llama_tokenizer, network, vae, scheduler, clip(tokenizer), tokenizer)
+
+
+def animatediff(tokenizer) -> AnimateDiffPipeline:
+    blocks = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    network = UNetMotionModel(
+        sample_size=8,
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+        cross_attention_dim=WIDTH,
+        down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion"),
+        up_block_types=("CrossAttnUpBlockMotion", "UpBlockMotion"),
+        **blocks,
+    )
+    motion = {"motion_layers_per_block": 1, "motion_norm_num_groups": 4, "motion_num_attention_heads": 2}
+    adapter = MotionAdapter(block_out_channels=(8, 16), **motion)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False)
+    vae = autoencoder(scaling_factor=0.18)
+    return AnimateDiffPipeline(vae, clip(tokenizer), tokenizer, network, adapter, scheduler)
+
+
 def stable_audio() -> StableAudioPipeline:
     encoder, tokenizer = text_encoder()
     network = StableAudioDiTModel(
@@ -185,11 +240,14 @@ ROTARY = {"use_rotary_positional_embeddings": True}
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Wan 2.1": ("wan", lambda _: wan(), CLIP | {"max_sequence_length": LENGTH}),
     "Wan 2.2 5B": ("wan", lambda _: wan(12, expand_timesteps=True), CLIP | {"max_sequence_length": LENGTH}),
+    "Wan 2.2 A14B": ("wan", lambda _: wan(experts=True), CLIP | {"max_sequence_length": LENGTH}),
     "LTX": ("ltx", lambda _: ltx(), {"height": 32, "width": 64, "frames": 9, "rate": 24}),
     "LTX 0.9.1": ("ltx", lambda _: ltx(True), {"height": 32, "width": 32, "frames": 9}),
     "CogVideoX 2B": ("cogvideox", lambda _: cogvideox(), {}),
     "CogVideoX 5B": ("cogvideox", lambda _: cogvideox(**ROTARY), {}),
     "CogVideoX 1.5": ("cogvideox", lambda _: cogvideox(patch_size_t=2, patch_bias=False, **ROTARY), {}),
+    "HunyuanVideo": ("hunyuan_video", hunyuan_video, CLIP),
+    "AnimateDiff": ("animatediff", animatediff, {"height": 16, "width": 16, "frames": 3}),
     "Stable Audio": ("stable_audio", lambda _: stable_audio(), {}),
     "Stable Audio, short": ("stable_audio", lambda _: stable_audio(), {"seconds": 0.2}),
 }
