@@ -19,12 +19,13 @@ import numpy as np
 import torch
 import transformers
 from diffusers import DDIMPipeline, DPMSolverMultistepScheduler
-from PIL import Image
+import PIL.Image
 from torch import Tensor
 
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas, is_shifted, prediction_type
 from teachers.loading import registry, source
+from teachers.media import Image
 
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
@@ -152,7 +153,13 @@ def generators(indices: Sequence[int], seed: int, stream: str) -> list[torch.Gen
 
 
 def latent_shape(pipe: Pipeline, call: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """(channels, height, width) of a pipeline's latents, or None if its network has no sample size (packed latents)."""
+    """(channels, height, width) of the latents of images; None for other media and packed latents.
+
+    Pipelines then draw their noise themselves, with a generator for each sample.
+    """
+    family = registry.family_of_class(type(pipe))
+    if family is not None and family.medium_class is not Image:
+        return None
     config = network_config(pipe)
     size, factor = config.get("sample_size"), getattr(pipe, "vae_scale_factor", 1)
     if size is None or "in_channels" not in config:
@@ -278,7 +285,7 @@ def images_of(output: Any) -> Tensor:
     images = getattr(output, "images", output)
     if isinstance(images, tuple):
         images = images[0]
-    if isinstance(images, list) and images and isinstance(images[0], Image.Image):
+    if isinstance(images, list) and images and isinstance(images[0], PIL.Image.Image):
         images = np.stack([np.asarray(image.convert("RGB")) for image in images])
     elif isinstance(images, list) and images:
         images = torch.stack(images) if isinstance(images[0], Tensor) else np.stack(images)
@@ -308,11 +315,15 @@ def counted(pipe: Pipeline) -> Iterator[Count]:
     count = Count()
 
     def hook(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        count.evaluations += max((len(value) for value in tensors if value.ndim > 1), default=1)
+        # The sample, since the positions of Flux and the prompts of AnimateDiff's frames have other numbers of rows.
+        named = [kwargs[name] for name in ("hidden_states", "sample") if name in kwargs]
+        values = (value for value in (*args, *named, *kwargs.values()) if isinstance(value, Tensor))
+        count.evaluations += next((len(value) for value in values if value.ndim > 1), 1)
 
-    handle = network(pipe).register_forward_hook(hook, with_kwargs=True)
+    parts = [network(pipe), pipe.components.get("transformer_2")]  # Wan 2.2 has two
+    handles = [part.register_forward_hook(hook, with_kwargs=True) for part in parts if part is not None]
     try:
         yield count
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from teachers.loading.source import Pipelines
+from teachers.media import Image, Medium
 
 # diffusers' names of call arguments, which a pipeline may rename with `Contract.call_names`.
 CALL_NAMES = (
@@ -77,6 +78,7 @@ class Contract:
         sigma_data: The default of `teacher.sigma_data`: standard deviation of the native latents or pixels.
         feature_layer: Name of the network's submodule whose tokens (B, N, C) or maps (B, C, ...) DMD's discriminator
             reads; None: the middle of its blocks, if it has a child with a usual name.
+        medium_class: The class of `medium`: `Image`, `Video` or `Audio`.
         stream: Which of several outputs of that submodule belongs to the sample, not to the prompt: 0 for the first,
             -1 for the last.
         size_keys: The keys that `teacher.size` of a recipe may have; empty if the pipeline alone determines the size.
@@ -100,6 +102,7 @@ class Contract:
     call_names: ClassVar[Mapping[str, str]] = {}
     sigma_data: ClassVar[float] = 1.0
     feature_layer: ClassVar[str | None] = None
+    medium_class: ClassVar[type[Medium]] = Image
     stream: ClassVar[int] = -1
     size_keys: ClassVar[tuple[str, ...]] = ()
     feature_models: ClassVar[Mapping[str, Callable[[torch.device], FeatureModel]]] = {}

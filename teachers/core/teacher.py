@@ -189,6 +189,18 @@ class Teacher(Contract, ABC):
         """Native latents (B, *shape) from the form in which the stock pipeline passes them to its network."""
         return native
 
+    def added_noise(self, scheduler: Any, sample: Tensor) -> Tensor | None:
+        """The noise that a step of an exported pipeline has added, where `torch.randn` does not draw it.
+
+        Args:
+            scheduler: The exported pipeline's scheduler after the step.
+            sample: What the step returned.
+
+        Returns:
+            Standard normal noise, shape of `sample`; None if it was drawn by `torch.randn`, or if there is none.
+        """
+        return None
+
     def unload_encoders(self) -> None:
         """Free the memory of text and image encoders until they are used again; no-op for families without any."""
         return

@@ -56,7 +56,8 @@ class CogVideoX(LatentVideo):
         config = network.config
         rotary = None
         if config.use_rotary_positional_embeddings:
-            rotary = rotary_embedding(config, *sample.shape[2:], sample.device)
+            frames, height, width = sample.shape[2:]
+            rotary = rotary_embedding(config, frames, height, width, sample.device)
         output: Tensor = network(
             sample.transpose(1, 2), timestep=timestep, **cond, image_rotary_emb=rotary, return_dict=False
         )[0]

@@ -33,9 +33,9 @@ class HunyuanVideo(EmbeddedGuidance, LatentVideo):
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
         """Call the network with 1000 times the guidance scale, as the pipeline does."""
-        guidance = cond.get("guidance", torch.full_like(timestep, DEFAULT_GUIDANCE))
-        guidance = guidance * 1000 if network.config.guidance_embeds else None
-        output: Tensor = network(sample, timestep=timestep, **{**cond, "guidance": guidance}, return_dict=False)[0]
+        scale = cond.get("guidance", torch.full_like(timestep, DEFAULT_GUIDANCE))
+        guidance = {"guidance": 1000 * scale if network.config.guidance_embeds else None}
+        output: Tensor = network(sample, timestep=timestep, **{**cond, **guidance}, return_dict=False)[0]
         return output
 
     def patch(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from teachers.families.latent import LatentTeacher
-from teachers.media import Video
+from teachers.media import Medium, Video
 
 ARGUMENTS = {"height": "height", "width": "width", "frames": "num_frames", "rate": "frame_rate"}
 
@@ -29,6 +29,7 @@ class LatentVideo(LatentTeacher):
         ValueError: If the pipeline cannot make clips of that size.
     """
 
+    medium_class: ClassVar[type[Medium]] = Video
     size_keys: ClassVar[tuple[str, ...]] = ("height", "width", "frames", "rate")
     usual_rate: ClassVar[float] = 16.0
     side_unit: ClassVar[int] = 8

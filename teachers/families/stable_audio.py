@@ -13,7 +13,7 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.few_step import check_times
 from teachers.families.latent import LatentTeacher, freeze
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines, load_pipeline
-from teachers.media import Audio
+from teachers.media import Audio, Medium
 
 MAX_STEPS = 2
 
@@ -35,6 +35,7 @@ class StableAudio(LatentTeacher):
     """
 
     pipelines: ClassVar[Pipelines] = (StableAudioPipeline,)
+    medium_class: ClassVar[type[Medium]] = Audio
     size_keys: ClassVar[tuple[str, ...]] = ("seconds",)
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "condition": (*TEXT_COMPONENTS, "projection_model"),
@@ -152,6 +153,10 @@ class StableAudio(LatentTeacher):
             self.stock.scheduler.config, **ends, solver_order=1, sigma_schedule="karras"
         )
         return scheduler, student.path.timestep(torch.tensor(times, dtype=torch.float64))
+
+    def added_noise(self, scheduler: Any, sample: Tensor) -> Tensor | None:
+        level = scheduler.sigmas[scheduler.step_index]
+        return None if level == 0 else (sample - scheduler.model_outputs[-1]) / level
 
     def size_call(self) -> dict[str, Any]:
         return {} if self.whole else {"audio_end_in_s": self.seconds}

@@ -29,10 +29,18 @@ def problem(error: Exception, source: Path | bytes, kind: str) -> str:
     """
     if isinstance(error, Refused):
         return str(error)
-    reason = printable(" ".join(str(error).split())) or type(error).__name__
+    reason = printable(" ".join(_text(error).split())) or type(error).__name__
     if not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         reason = _content_problem(start_of(source)) or reason
     return f"cannot be read as {kind} ({reason}); remove or replace it"
+
+
+def _text(error: Exception) -> str:
+    """The message of an error; FFmpeg's last message is better than its numbers."""
+    log = getattr(error, "log", None)
+    if isinstance(log, tuple) and log[2:]:
+        return f"{getattr(error, 'strerror', '')}: {log[2]}"
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _content_problem(start: bytes) -> str | None:

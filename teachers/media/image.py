@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from teachers.media.medium import Medium, Playable, Reading
-from teachers.media.pictures import fit, tile, to_pil
+from teachers.media.pictures import TRANSPARENT, fit, tile, to_pil
 from teachers.support.files import atomic_write
 from teachers.support.images import read_for_training
 from teachers.support.listing import ENDINGS
-
-TRANSPARENT = "have transparent pixels, which are composited on white"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+TRANSPARENT = "have transparent pixels, which are composited on white"  # a note of `Reading`
+
 
 def fit(pixels: Tensor, height: int, width: int) -> Tensor:
     """Scale a picture until it covers height x width pixels, and crop its centre.

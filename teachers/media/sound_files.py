@@ -28,14 +28,12 @@ from torch import Tensor
 
 from teachers.media.file_problems import Refused, problem
 from teachers.media.resampling import CONTEXT, resample
-from teachers.media.wav import read_wav
+from teachers.media.wav import check_format, read_wav
 from teachers.support.text import printable
 
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".m4a", ".mp4", ".webm", ".mov", ".mkv")
 # FFmpeg's containers that hold the sound themselves. Playlists, such as HLS, would open other files and addresses.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mp3,ogg,flac,wav,aac,aiff"
-MAX_RATE = 768_000  # samples per second
-MAX_CHANNELS = 2
 FULL_SCALE = 1.0
 LOUDEST = 8.0  # times full scale; values above it are in another unit
 SILENCE = 1e-5  # -100 dB of full scale
@@ -72,10 +70,6 @@ def _prepare(
     values: Tensor, source_rate: int, more: bool, channels: int, samples: int, rate: int
 ) -> tuple[Tensor, tuple[str, ...]]:
     notes = []
-    if not 1 <= source_rate <= MAX_RATE:
-        raise Refused(f"has a sample rate of {source_rate:,}; it must be at most {MAX_RATE:,}")
-    if len(values) > MAX_CHANNELS:
-        raise Refused(f"has {len(values)} channels; a sound must have 1 or 2, so mix it down first")
     if values.shape[1] == 0:
         raise Refused("has no samples; remove or replace it")
     if not bool(values.isfinite().all()):
@@ -148,11 +142,12 @@ def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
 def _by_soundfile(soundfile: Any, stream: BinaryIO, most: float) -> Decoded:
     try:
         with soundfile.SoundFile(stream) as file:
+            check_format(file.channels, file.samplerate)
             wanted = int(most * file.samplerate) + 1
             values = file.read(wanted, dtype="float32", always_2d=True)
             return torch.from_numpy(values).T, int(file.samplerate), len(values) == wanted < file.frames
     except soundfile.LibsndfileError as error:
-        raise UnknownFormat(error) from error
+        raise UnknownFormat(error.error_string) from error
 
 
 def _by_av(av: Any, stream: BinaryIO, most: float) -> Decoded:
@@ -166,8 +161,7 @@ def _by_av(av: Any, stream: BinaryIO, most: float) -> Decoded:
             raise Refused("has no audio track")
         track = container.streams.audio[0]
         rate, channels = int(track.rate), int(track.channels)
-        if channels > MAX_CHANNELS:
-            raise Refused(f"has {channels} channels; a sound must have 1 or 2, so mix it down first")
+        check_format(channels, rate)
         resampler = av.AudioResampler(format="fltp", rate=rate)
         wanted, parts, count = int(most * rate) + 1, [], 0
         for frame in container.decode(track):

@@ -10,6 +10,20 @@ from torch import Tensor
 from teachers.media.file_problems import Refused
 
 UNKNOWN_LENGTH = 2**31 - 2**16  # bytes; programs that write to a pipe do not know the length and store about this
+MIN_RATE, MAX_RATE = 1000, 768_000  # samples per second
+MAX_CHANNELS = 2
+
+
+def check_format(channels: int, rate: int) -> None:
+    """Check the header of a file before anything is read.
+
+    Raises:
+        Refused: If it has too many channels, or an impossible sample rate.
+    """
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise Refused(f"has a sample rate of {rate:,}; it must be from {MIN_RATE:,} to {MAX_RATE:,}")
+    if channels > MAX_CHANNELS:
+        raise Refused(f"has {channels} channels; a sound must have 1 or 2, so mix it down first")
 
 
 def write_wav(sound: Tensor, rate: int, stream: BinaryIO) -> None:
@@ -49,8 +63,7 @@ def read_wav(stream: BinaryIO, most: float) -> tuple[Tensor, int, bool]:
             file.getframerate(),
             file.getnframes(),
         )
-        if rate < 1:
-            raise Refused(f"has a sample rate of {rate}; remove or replace it")
+        check_format(channels, rate)
         wanted = min(declared, int(most * rate) + 1)
         data = file.readframes(wanted)
         count = len(data) // (channels * width)
