@@ -47,8 +47,8 @@ class TeacherRecipe(Checked):
     )
     size: dict[str, float] | None = option(
         None,
-        "Size of a clip or sound where the pipeline's call determines it, such as {height: 480, width: 832, frames: 81, "
-        "rate: 16} or {seconds: 10}; null, or a missing key: the default of the pipeline's call.",
+        "Size of a clip or sound, which the call of its pipeline determines, such as {height: 480, width: 832, "
+        "frames: 81, rate: 16} or {seconds: 10}; null, or a missing key: the default of that call.",
     )
 
 

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import diffusers
 import numpy as np
+import PIL.Image
 import torch
 import transformers
 from diffusers import DDIMPipeline, DPMSolverMultistepScheduler
-import PIL.Image
 from torch import Tensor
 
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class

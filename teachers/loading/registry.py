@@ -73,7 +73,8 @@ def load_teacher(
         device: Where the teacher's networks go.
         dtype: Precision of weights that are loaded from a path; pipelines in memory keep theirs.
         sigma_data: Standard deviation of the native latents or pixels; None: the family's, 1.0 for those of diffusers.
-        size: Size of a clip or sound, such as {"height": 480, "width": 832, "frames": 81}; None: the pipeline's default.
+        size: Size of a clip or sound, such as {"height": 480, "width": 832, "frames": 81}; None: the default of the
+            pipeline's call.
 
     Returns:
         The frozen teacher.

@@ -26,6 +26,7 @@ from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
 from teachers.loading.weights import INDEX, check_finite, load_networks
 
+LOADING_ERRORS = (OSError, SafetensorError, SingleFileComponentError)
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
 TEXT_COMPONENTS = ("text_encoder", "tokenizer")
@@ -208,7 +209,8 @@ def loading_errors(path: str) -> Iterator[None]:
     """A context that turns errors of loading the pipeline at `path` into one-line ValueErrors."""
     try:
         yield
-    except (OSError, SafetensorError, SingleFileComponentError, json.JSONDecodeError, NotImplementedError) as error:
+    # ImportError: diffusers and transformers raise it for classes that need another package, such as torchsde.
+    except (*LOADING_ERRORS, json.JSONDecodeError, NotImplementedError, ImportError) as error:
         raise ValueError(_message(error, path)) from error
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from teachers.pocket.parts import make_tokenizer
-from tests.teachers import tiny_media as media
 from tests.teachers.tiny_pipelines import BUILDERS
 
 COLUMNS = ("wrap", "condition", "guidance", "DMD step", "sCM step", "export", "reload, 1 step", "reload, 2 steps")
@@ -28,23 +27,6 @@ def tiny(tmp_path_factory) -> Callable[[str], tuple[str, Path]]:
             torch.manual_seed(0)
             build(tokenizer).save_pretrained(folder)
         return family, folder
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny_media(tmp_path_factory) -> Callable[[str], tuple[str, Path, dict[str, float]]]:
-    """Function tiny_media(name) -> (family, folder, size) of a saved random pipeline of clips or sounds."""
-    root = tmp_path_factory.mktemp("tiny_media")
-    tokenizer = make_tokenizer(root / "tokenizer")
-
-    def make(name: str) -> tuple[str, Path, dict[str, float]]:
-        family, build, size = media.BUILDERS[name]
-        folder = root / name.replace(" ", "_")
-        if not folder.exists():
-            torch.manual_seed(0)
-            build(tokenizer).save_pretrained(folder)
-        return family, folder, size
 
     return make
 

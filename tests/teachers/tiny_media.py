@@ -1,5 +1,6 @@
 """Builders of tiny random pipelines of clips and sounds, with the real architecture of every family."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -182,6 +183,8 @@ def hunyuan_video(tokenizer) -> HunyuanVideoPipeline:
         rope_axes_dim=(2, 4, 4),
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = 77  # the pipeline pads to this length
     return HunyuanVideoPipeline(llama, llama_tokenizer, network, vae, scheduler, clip(tokenizer), tokenizer)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.exporting.recording import NoiseRecorder, recorded_steps
 from teachers.core.trigflow import Cosine, Flow
+from teachers.media import Video
 from tests.teachers.families.stock import PROMPTS
 from tests.teachers.tiny_media import BUILDERS
 
@@ -51,9 +52,14 @@ def load_stock(teacher, folder) -> Any:
 def run(pipe, teacher, call, seed=0) -> Run:
     """Call a pipeline and record what happens."""
     calls: list[dict[str, Any]] = []
-    hook = pipe.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append({"args": args} | kwargs), with_kwargs=True
-    )
+    networks = [pipe.components.get(name) for name in (teacher.network, "transformer_2")]
+    hooks = [
+        network.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append({"args": args} | kwargs), with_kwargs=True
+        )
+        for network in networks
+        if network is not None
+    ]
     x0, convert = [], getattr(pipe.scheduler, "convert_model_output", None)
     if convert is not None:
 
@@ -65,7 +71,8 @@ def run(pipe, teacher, call, seed=0) -> Run:
     with recorded_steps(pipe.scheduler) as outputs, NoiseRecorder(teacher.shape) as recorder, torch.no_grad():
         torch.manual_seed(seed)  # some schedulers draw their noise from the global generator
         pipe(prompt=PROMPTS, **call, **LATENT, generator=torch.Generator().manual_seed(seed))
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     per_step = len(calls) // len(outputs)
     first = [entry["args"][0] if entry["args"] else entry["hidden_states"] for entry in calls[::per_step]]
     path, scheduler = teacher.denoiser.path, pipe.scheduler
@@ -80,9 +87,11 @@ def run(pipe, teacher, call, seed=0) -> Run:
     )
 
 
-def conditions(run: Run, keys) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the network received with and without the prompt, in one batch (without first) or in two calls."""
     one, two = run.inputs[:2]
+    if teacher.medium_class is Video and teacher.network == "unet":  # once for each frame
+        one = {key: value[:: teacher.shape[1]] for key, value in one.items() if key in keys}
     if len(one["encoder_hidden_states"]) == 2:
         return {key: one[key] for key in keys}, {key: two[key] for key in keys}
     return {key: one[key].chunk(2)[1] for key in keys}, {key: one[key].chunk(2)[0] for key in keys}

@@ -30,7 +30,7 @@ def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path,
     torch.manual_seed(0)
     distiller = SCM(teacher, 2.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))
     for number in (0, 1):
-        step(distiller, "student", teacher, name, number)
+        step(distiller, "student", teacher, name, number, share=0.2)
     student, times = distiller.student, [distiller.student.path.t_max, 0.7]
     save_pipeline(teacher.pipeline(student, times), tmp_path)
     pipe = DiffusionPipeline.from_pretrained(tmp_path)

@@ -25,6 +25,12 @@ CPU = torch.device("cpu")
 every_family = pytest.mark.parametrize("name", NAMES)
 
 
+# Steps of the two transformers of Wan 2.2 may call only one of them; they have no GAN.
+EXPERTS = "Wan 2.2 A14B"
+SHARE = {EXPERTS: 0.2}
+GAN = {"gan_weight": 1e-3, "r1_weight": 1.0}
+
+
 def batch_of(teacher, seed=0):
     latents = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(seed))
     return Batch(teacher.condition(PROMPTS), BatchRandom((seed,), 0, 2, 2, CPU), latents)
@@ -35,16 +41,17 @@ def batch_of(teacher, seed=0):
 def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
-    distiller = DMD(teacher, 1.0, DMDOptions())
+    guidance = 6.0 if name == "HunyuanVideo" else 1.0  # a student receives the pipeline's default guidance scale
+    distiller = DMD(teacher, guidance, DMDOptions())
     batch = batch_of(teacher)
     with torch.no_grad():
         x = distiller.generate(batch)
     gradient, _ = distiller.gradient(x, x + 0.5 * torch.randn_like(x), torch.tensor([0.4, 1.2]), batch.cond)
     record(name, "DMD step", gradient.abs().max().item())
     assert gradient.abs().max() < 1e-4
-    distiller = DMD(teacher, 2.0, DMDOptions(gan_weight=1e-3, r1_weight=1.0))
+    distiller = DMD(teacher, 2.0, DMDOptions(**({} if name == EXPERTS else GAN)))
     for phase in ("fake_score", "student"):
-        step(distiller, phase, teacher, name)
+        step(distiller, phase, teacher, name, share=SHARE.get(name, 0.6))
 
 
 @every_family
@@ -53,9 +60,15 @@ def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
     teacher = load_media(name)
     cond, t = teacher.condition(PROMPTS), torch.tensor([0.5, 1.0])
     x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(0))
+    if name == EXPERTS:
+        with pytest.raises(ValueError, match="gan_weight must be 0"):
+            features(teacher.denoiser, x, t, cond)
+        return
     with torch.no_grad():
         found = features(teacher.denoiser, x, t, cond, teacher.feature_layer, teacher.stream)
     expected = teacher.tokens() + (name.startswith("Stable Audio"))  # its global token comes first
+    if name == "AnimateDiff":  # the middle block has half the sides
+        expected //= 4
     assert found.shape[:2] == (2, expected)
 
 
@@ -66,7 +79,7 @@ def test_scm_target_equals_that_of_torch_func_jvp(name, load_media, record):
     torch.manual_seed(0)
     distiller = SCM(teacher, 2.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))
     for number in (0, 1):
-        step(distiller, "student", teacher, name, number)
+        step(distiller, "student", teacher, name, number, share=SHARE.get(name, 0.6))
     batch, t = batch_of(teacher, 5), torch.tensor([0.5, 1.1])
     x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1))
     drift = teacher.velocity(x, t, batch.cond, 2.0)
@@ -86,7 +99,7 @@ def test_each_phase_of_rcm_trains(name, load_media):
     distiller = RCM(teacher, 2.0, RCMOptions(scm=SCMOptions(adaptation_steps=1, tangent_warmup=1)))
     for number in (0, 1):
         for phase in distiller.networks():
-            step(distiller, phase, teacher, name, number)
+            step(distiller, phase, teacher, name, number, share=SHARE.get(name, 0.6))
 
 
 @pytest.mark.slow
@@ -104,7 +117,7 @@ def test_adapters_train_and_leave_the_teacher_unchanged(name, precision, tiny_me
     for method in (DMD(teacher, 2.0, DMDOptions()), SCM(teacher, 2.0, SCMOptions(adaptation_steps=1))):
         for phase in method.networks():
             for number in (1, 2):  # the first step changes one matrix of each pair only
-                step(method, phase, teacher, name, number, share=0.4)
+                step(method, phase, teacher, name, number, share=0.1)
     assert torch.equal(teacher.velocity(x, t, batch.cond, 1.0), before)
     student = method.student
     network = merged_copy(student.network)
