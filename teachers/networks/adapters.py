@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
 from teachers.networks.fast_paths import without_fast_paths
@@ -52,8 +53,11 @@ class LoraBase:
         self._active: list[str] = []  # every layer holds this list; changing it switches the adapter of all layers
         self._count = 0
         # A rank above the smaller side of a weight matrix adds nothing. Depthwise convolutions get no adapter, nor does
-        # `nn.MultiheadAttention`, which reads the weight of its output projection without calling it.
+        # `nn.MultiheadAttention`, which reads the weight of its output projection without calling it, nor do the
+        # projections of motion layers, which are called with an argument's name that peft's layers do not have.
         uncalled = {id(m.out_proj) for m in base.modules() if isinstance(m, nn.MultiheadAttention)}
+        motion = [m for m in base.modules() if isinstance(m, AnimateDiffTransformer3D)]
+        uncalled |= {id(layer) for m in motion for layer in (m.proj_in, m.proj_out)}
         self.ranks = {
             name: min(rank, len(layer.weight), layer.weight[0].numel())
             for name, layer in base.named_modules()

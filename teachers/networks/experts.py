@@ -3,10 +3,13 @@
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from teachers.support.private_api import inherit_declarations
 
-class Experts(nn.Module):
+
+class Experts(ModelMixin):  # it supports activation checkpointing as its networks do
     """Calls one of two networks for each sample, by its timestep.
 
     Args:
@@ -17,15 +20,12 @@ class Experts(nn.Module):
     def __init__(self, high: nn.Module, low: nn.Module) -> None:
         super().__init__()
         self.high, self.low = high, low
+        inherit_declarations(self, high)
 
     @property
     def config(self) -> Any:
         """The config of the network for high noise levels."""
         return self.high.config
-
-    @property
-    def _keep_in_fp32_modules(self) -> Any:
-        return getattr(self.high, "_keep_in_fp32_modules", None)
 
     def forward(self, sample: Tensor, timestep: Tensor, boundary: float, **cond: Tensor) -> Tensor:
         """The output of the expert of each sample.

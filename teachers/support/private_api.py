@@ -125,6 +125,16 @@ def supports_gradient_checkpointing(network: "nn.Module") -> bool:
     return bool(getattr(network, "_supports_gradient_checkpointing", False))
 
 
+def inherit_declarations(network: "nn.Module", source: "nn.Module") -> None:
+    """Make a diffusers network declare what `source` does to the other functions of this file, in place.
+
+    For a `ModelMixin` that consists of networks of one class, which has no declarations of its own.
+    """
+    names = ("_keep_in_fp32_modules", "_no_split_modules", "_repeated_blocks", "_supports_gradient_checkpointing")
+    for name in names:
+        setattr(network, name, getattr(source, name, None))
+
+
 def kept_in_float32(network: "nn.Module") -> Sequence[str]:
     """diffusers' `_keep_in_fp32_modules`: parts of the names of parameters that stay in float32 in half precision.
 

@@ -86,9 +86,9 @@ def test_impossible_sizes_are_refused(case, tiny_media, tmp_path):
 
 def test_image_families_take_no_size(tiny, tmp_path):
     family, folder = tiny("Stable Diffusion 1.5")
-    with pytest.raises(ValueError, match="teacher.size must be empty for a teacher of the family StableDiffusion"):
+    with pytest.raises(ValueError, match=r"teacher.size must be empty for a teacher of the family StableDiffusion"):
         Recipe("run", TeacherRecipe(str(folder), size={"height": 512}), {"name": "scm"})
-    with pytest.raises(ValueError, match="teacher.size must be empty"):
+    with pytest.raises(ValueError, match=r"teacher.size must be empty"):
         find(TEACHERS, family).load(str(folder), CPU, size={"height": 512})
 
 
@@ -105,7 +105,7 @@ def test_a_missing_package_of_the_scheduler_is_named(tiny_media, monkeypatch):
     monkeypatch.setattr(diffusers, name, getattr(without_torchsde, name))
     path = str(tiny_media("Stable Audio")[1])
     for use in (describe, lambda path: find(TEACHERS, "stable_audio").load(path, CPU)):
-        with pytest.raises(ValueError, match="could not be loaded: .*requires the torchsde library"):
+        with pytest.raises(ValueError, match=r"could not be loaded: .*requires the torchsde library"):
             use(path)
 
 
@@ -120,7 +120,9 @@ def test_wan_s_transformers_must_fit_its_boundary(tiny_media):
     family, folder, size = tiny_media("Wan 2.1")
     pipe = diffusers.WanPipeline.from_pretrained(folder)
     pipe.register_to_config(boundary_ratio=0.9)
-    with pytest.raises(ValueError, match="two transformers if it has a boundary_ratio, else one, got transformer with"):
+    with pytest.raises(
+        ValueError, match=r"two transformers if it has a boundary_ratio, else one, got transformer with"
+    ):
         find(TEACHERS, family).wrap(pipe, size=size)
 
 
