@@ -96,6 +96,12 @@ def network(pipe: Pipeline) -> Any:
     raise ValueError(f"{type(pipe).__name__} must have a {' or a '.join(names)} to be evaluated")
 
 
+def networks(pipe: Pipeline) -> list[torch.nn.Module]:
+    """The denoising network, and the one for low noise levels that Wan 2.2 has besides."""
+    second = pipe.components.get("transformer_2")
+    return [network(pipe), *([second] if isinstance(second, torch.nn.Module) else [])]
+
+
 def network_config(pipe: Pipeline) -> Mapping[str, Any]:
     """The configuration of a pipeline's network by name; empty for a network without one."""
     config = getattr(network(pipe), "config", {})
@@ -320,8 +326,7 @@ def counted(pipe: Pipeline) -> Iterator[Count]:
         values = (value for value in (*args, *named, *kwargs.values()) if isinstance(value, Tensor))
         count.evaluations += next((len(value) for value in values if value.ndim > 1), 1)
 
-    parts = [network(pipe), pipe.components.get("transformer_2")]  # Wan 2.2 has two
-    handles = [part.register_forward_hook(hook, with_kwargs=True) for part in parts if part is not None]
+    handles = [part.register_forward_hook(hook, with_kwargs=True) for part in networks(pipe)]
     try:
         yield count
     finally:
