@@ -10,9 +10,10 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from torch import nn
 
+from teachers.core.cosine_path import Cosine
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import Cosine, Flow, VariancePreserving
+from teachers.core.trigflow import Flow, VariancePreserving
 from teachers.loading.inspection import check_folder
 from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch

@@ -26,10 +26,11 @@ from distill.methods.jvp import finite_difference, jvp
 from eval.pipelines.generate import Pipeline, correct_null_class, network
 from eval.pipelines.jobs import steps
 from eval.pipelines.signatures import argument
+from teachers.core.cosine_path import Cosine
 from teachers.core.denoiser import Condition
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher, save_pipeline
-from teachers.core.trigflow import Cosine, Flow, rotate
+from teachers.core.trigflow import Flow, rotate
 from teachers.loading.source import load_pipeline
 from teachers.media import Image
 

@@ -16,8 +16,9 @@ from diffusers import (
 )
 from torch import Tensor
 
+from teachers.core.cosine_path import Cosine
 from teachers.core.denoiser import Prediction
-from teachers.core.trigflow import Cosine, Flow, NoisePath, VariancePreserving
+from teachers.core.trigflow import Flow, NoisePath, VariancePreserving
 
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
 

@@ -15,8 +15,9 @@ from diffusers import (
 )
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 
+from teachers.core.cosine_path import Cosine
 from teachers.core.schedule import is_shifted, schedule
-from teachers.core.trigflow import Cosine, Flow, VariancePreserving
+from teachers.core.trigflow import Flow, VariancePreserving
 
 LTX = {
     "use_dynamic_shifting": True,

@@ -8,7 +8,8 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from distill.exporting.recording import NoiseRecorder, recorded_steps
-from teachers.core.trigflow import Cosine, Flow
+from teachers.core.cosine_path import Cosine
+from teachers.core.trigflow import Flow
 from teachers.media import Video
 from tests.teachers.families.stock import PROMPTS
 from tests.teachers.tiny_media import BUILDERS

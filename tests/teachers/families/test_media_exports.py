@@ -5,9 +5,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from distill.methods.scm import SCM, SCMOptions
+from teachers.core.cosine_path import Cosine
 from teachers.core.sampling import sample
 from teachers.core.teacher import save_pipeline
-from teachers.core.trigflow import Cosine
 from tests.teachers.families.media import NAMES, run
 from tests.teachers.families.stock import PROMPTS, difference
 from tests.teachers.families.training import step

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from distill.config.registry import TEACHERS, find
-from teachers.core.trigflow import Cosine, expand, rotate
+from teachers.core.cosine_path import Cosine
+from teachers.core.trigflow import expand, rotate
 from tests.teachers.families.media import NAMES, conditions, load_stock, run
 from tests.teachers.families.stock import PROMPTS, difference
 
