@@ -85,8 +85,8 @@ def sample_pipeline(
 
     def after_step(scheduler: Any, sample: Tensor) -> None:
         noise = teacher.added_noise(scheduler, sample)
-        if noise is not None:
-            recorder.noises.append(noise.float().cpu())
+        if noise is not None:  # other draws are parts of it
+            recorder.noises[len(steps) :] = [noise.float().cpu()]
 
     with torch.random.fork_rng(cuda_devices()), recorded_steps(pipe.scheduler, after_step) as steps, recorder:
         torch.manual_seed(SEED)

@@ -232,6 +232,14 @@ class Teacher(Contract, ABC):
             Keyword arguments for the pipeline's `__call__`.
         """
 
+    def check_exportable(self, times: Sequence[float]) -> None:
+        """Check that an exported pipeline can sample at decreasing angles `times`; runs check it before training.
+
+        Raises:
+            ValueError: If it cannot; by default it can at all angles.
+        """
+        return
+
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""
         usual = {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})

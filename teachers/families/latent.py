@@ -246,6 +246,7 @@ class LatentTeacher(Teacher):
         return first, second
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
+        self.check_exportable(times)
         scheduler, timesteps = self.scheduler(student, times)
         network = bake_timesteps(student, times, timesteps)
         pipeline: DiffusionPipeline = type(self.stock)(**self.parts(student, network, scheduler))

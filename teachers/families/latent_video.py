@@ -2,9 +2,11 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from teachers.core.few_step import is_default_schedule, native_levels
+from teachers.core.trigflow import Flow
 from teachers.families.latent import LatentTeacher
 from teachers.media import Medium, Video
 
@@ -91,6 +93,16 @@ class LatentVideo(LatentTeacher):
 
     def tokens(self) -> int:
         return math.prod(self.shape[1:]) // math.prod((self.patch()[0], self.patch()[1] ** 2))
+
+    def check_exportable(self, times: Sequence[float]) -> None:
+        takes_sigmas = "sigmas" in inspect.signature(type(self.stock).__call__).parameters
+        if isinstance(self.denoiser.path, Flow) and not takes_sigmas and not is_default_schedule(self.denoiser, times):
+            most = self.denoiser.path.num_train_timesteps
+            found = [round(level * most) for level in native_levels(self.denoiser.path, times)]
+            raise ValueError(
+                f"a student of {type(self.stock).__name__} must have one or two steps from pure noise, because its "
+                f"call takes no noise levels, got the timesteps {found}; begin method.timesteps with {most}"
+            )
 
     def size_call(self) -> dict[str, Any]:
         parameters = inspect.signature(type(self.stock).__call__).parameters

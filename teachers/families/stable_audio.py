@@ -136,13 +136,15 @@ class StableAudio(LatentTeacher):
     def refit_time_embedding(self, student: Denoiser, time_scale: float) -> None:
         """Do nothing: the features of a timestep in [0, 1] are slow enough for sCM."""
 
-    def scheduler(self, student: Denoiser, times: Sequence[float]) -> tuple[Any, Tensor]:
-        check_times(student.path, times)
+    def check_exportable(self, times: Sequence[float]) -> None:
         if len(times) > MAX_STEPS:
             raise ValueError(
                 f"a student of {type(self.stock).__name__} must have at most {MAX_STEPS} steps, got {len(times)}: its "
                 "scheduler has no other noise levels"
             )
+
+    def scheduler(self, student: Denoiser, times: Sequence[float]) -> tuple[Any, Tensor]:
+        check_times(student.path, times)
         ratios = [student.path.sigma_data * math.tan(t) for t in times]
         ends = {
             "sigma_max": ratios[0],

@@ -8,6 +8,7 @@ is no such folder, diffusers fetches the usual configuration from the Hub.
 
 import inspect
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,7 +175,23 @@ def from_folder(
     parts = {name: value for name, value in options.items() if value is None or isinstance(value, nn.Module)}
     folder = Path(path) if Path(path).is_dir() else Path(kind.download(path, **safe, **parts))
     networks = load_networks(folder, parts, options["dtype"], pickles, owners)
-    return kind.from_pretrained(str(folder), **safe, **(options | networks))
+    with without_notices():
+        return kind.from_pretrained(str(folder), **safe, **(options | networks))
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """A context without diffusers' warning about networks of a pipeline's own module, such as Stable Audio's."""
+    log = logging.getLogger("diffusers.pipelines.pipeline_loading_utils")
+    log.addFilter(_is_no_notice)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_no_notice)
+
+
+def _is_no_notice(record: logging.LogRecord) -> bool:
+    return "You have passed a non-standard module" not in record.getMessage()
 
 
 def _single_file(kind: Any, path: str, name: str | None, options: dict[str, Any]) -> Any:

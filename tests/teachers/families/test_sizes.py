@@ -9,6 +9,9 @@ from diffusers.utils import dummy_torch_and_torchsde_objects as without_torchsde
 
 from distill.config.recipe import Recipe, TeacherRecipe, load, save
 from distill.config.registry import TEACHERS, find
+from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.scm import SCM, SCMOptions
+from distill.train import check_schedules
 from distill.training.memory_plan import plan
 from distill.training.setup import load_teacher
 from teachers.describe import describe
@@ -114,6 +117,18 @@ def test_stable_audio_refuses_more_steps_than_its_scheduler_has(load_media):
     student = teacher.student()
     with pytest.raises(ValueError, match="must have at most 2 steps, got 3"):
         teacher.pipeline(student, [student.path.t_max, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("name", ["Wan 2.1", "LTX"])
+def test_noise_levels_that_the_call_cannot_take_are_refused_before_training(name, load_media):
+    teacher = load_media(name)
+    message = r"must have one or two steps from pure noise, .* got the timesteps \[999, 499\]; begin .* with 1000"
+    with pytest.raises(ValueError, match=message):
+        check_schedules(DMD(teacher, 1.0, DMDOptions(timesteps=(999, 499))))
+    check_schedules(DMD(teacher, 1.0, DMDOptions(timesteps=(1000, 499))))
+    check_schedules(SCM(teacher, 1.0, SCMOptions()))
+    with pytest.raises(ValueError, match="one or two steps"):
+        teacher.pipeline(teacher.student(), [teacher.denoiser.path.t_max, 1.0, 0.5])
 
 
 def test_wan_s_transformers_must_fit_its_boundary(tiny_media):
