@@ -4,6 +4,7 @@ fewstep describe PATH
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -41,11 +42,12 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
     return counts
 
 
-def describe(path: str) -> str:
+def describe(path: str, size: Mapping[str, float] | None = None) -> str:
     """Describe a teacher.
 
     Args:
         path: A pipeline folder, a Hub id, a .safetensors file or "pocket".
+        size: Size of a clip or sound, as `teacher.size` of a recipe; None: the default of the pipeline's call.
 
     Returns:
         Several lines of text.
@@ -59,7 +61,7 @@ def describe(path: str) -> str:
     source, family = config_source(path), installed()[name]
     check_weights(path)
     check_folder(source)
-    teacher = sketch(path, family)
+    teacher = sketch(path, family, size)
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)
     stored: dict[str, int] = {}

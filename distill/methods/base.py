@@ -88,8 +88,8 @@ class Distiller(nn.Module, ABC):
         Stable Diffusion's schedule.
 
         Args:
-            timesteps: Native timesteps in decreasing order, up to 999 of 1000, or 1000 of a rectified flow; empty for one
-                step at `t_max`.
+            timesteps: Native timesteps in decreasing order, at most 999 of 1000, or 1000 of a rectified flow; empty for
+                one step at `t_max`.
 
         Returns:
             The angles in radians, one for each timestep, in decreasing order.

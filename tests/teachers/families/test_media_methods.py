@@ -54,6 +54,13 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_m
         step(distiller, phase, teacher, name, share=SHARE.get(name, 0.6))
 
 
+def test_the_regression_of_clips_is_that_of_latents(load_media):
+    teacher = load_media("Wan 2.1")
+    with pytest.raises(ValueError, match="regression_distance must be latent for a teacher of clips, got 'lpips'"):
+        DMD(teacher, 1.0, DMDOptions(regression_weight=0.25))
+    DMD(teacher, 1.0, DMDOptions(regression_weight=0.25, regression_distance="latent"))
+
+
 @every_family
 def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
     """The number of tokens is that of the sample, not of the prompt, and each token depends on its own latent."""
