@@ -303,7 +303,6 @@ class DMD(Distiller):
         lpips = self.options.regression_weight > 0 and self.options.regression_distance == "lpips"
         if lpips and self.teacher.medium_class is not Image:
             raise ValueError(
-                f"method.regression_distance must be latent for a teacher of {self.teacher.medium.plural}, got 'lpips', "
-                "which compares images"
+                f"method.regression_distance must be latent for a teacher of {self.teacher.medium.plural}, got 'lpips'"
             )
         return lpips
