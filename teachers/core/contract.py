@@ -90,6 +90,8 @@ class Contract:
         encoder_components: How the names of the components begin whose weights "condition" and "encode" read. Results
             are computed again if these, or any configuration, change. A family outside this project that does not
             declare it computes them again if anything changes.
+        fewest_steps: The smallest number of steps at which the teacher's own pipeline begins at pure noise and ends at
+            finite values.
         ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
         refuses_steps: Whether exported pipelines raise an error for unsupported numbers of steps.
     """
@@ -110,6 +112,7 @@ class Contract:
     options: ClassVar[dict[str, Any]] = {}
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    fewest_steps: ClassVar[int] = 1
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = True
 

@@ -54,6 +54,7 @@ class LTX(LatentVideo):
     passes_sigmas: ClassVar[bool] = True
     takes_variance_preserving: ClassVar[bool] = False
     refuses_steps: ClassVar[bool] = False
+    fewest_steps: ClassVar[int] = 2  # one step divides by zero with shift_terminal
     side_unit: ClassVar[int] = 32
 
     def __init__(self, pipeline: LTXPipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:

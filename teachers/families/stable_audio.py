@@ -45,6 +45,7 @@ class StableAudio(LatentTeacher):
     takes_variance_preserving: ClassVar[bool] = False
     takes_cosine: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = False
+    fewest_steps: ClassVar[int] = 2  # a single exponential step begins at sigma_min
 
     def __init__(
         self, pipeline: StableAudioPipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None

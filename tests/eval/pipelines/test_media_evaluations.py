@@ -5,8 +5,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 from eval.pipelines.generate import arguments, counted, latent_shape
+from eval.pipelines.jobs import jobs_of
+from eval.pipelines.runs import Run
 from teachers.loading.registry import family_of_class
+from teachers.pocket.parts import make_tokenizer
 from tests.teachers.tiny_media import BUILDERS
+from tests.teachers.tiny_pipelines import flux
 
 PROMPTS = ["a coat", "a bag"]
 
@@ -29,10 +33,16 @@ def test_evaluations_are_counted_for_each_sample(name, tiny_media):
     assert BUILDERS[name][0] == family
 
 
-def test_the_positions_of_flux_are_not_evaluations(tmp_path, text_pipeline):
-    from teachers.pocket.parts import make_tokenizer
-    from tests.teachers.tiny_pipelines import flux
+@pytest.mark.parametrize(("name", "counts"), [("LTX", [2, 4]), ("Stable Audio", [2, 4]), ("Wan 2.1", [1, 2, 4])])
+def test_few_step_rows_of_a_teacher_begin_at_pure_noise(name, counts, tiny_media, tmp_path):
+    """One step of LTX's schedule is not a number, and one of Stable Audio's begins at its smallest noise level."""
+    teacher = str(tiny_media(name)[1])
+    run = Run(tmp_path, "run", "dmd", teacher, {"num_inference_steps": 50}, 50, [], None, None, None, None)
+    jobs = jobs_of([run], teacher, True, [1, 2, 4])
+    assert [job.num_steps for job in jobs] == [50, *counts]
 
+
+def test_the_positions_of_flux_are_not_evaluations(tmp_path):
     torch.manual_seed(0)
     pipe = flux(make_tokenizer(tmp_path), guidance_embeds=False)
     pipe.set_progress_bar_config(disable=True)
