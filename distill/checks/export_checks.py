@@ -14,7 +14,7 @@ from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import Flow
+from teachers.core.trigflow import VariancePreserving
 
 PROMPTS_FILE = "training_prompts.txt"
 
@@ -67,7 +67,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 def angles(student: Denoiser, record: dict[str, Any]) -> list[float]:
     """The student's sampling angles on the exported schedule, whose table can differ from the teacher's."""
     times: list[float] = record["times"]
-    if isinstance(student.path, Flow):
+    if not isinstance(student.path, VariancePreserving):
         return times
     return student.path.angle(torch.tensor(lcm_timesteps(student.path, len(times)))).tolist()
 

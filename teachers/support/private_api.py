@@ -125,6 +125,18 @@ def supports_gradient_checkpointing(network: "nn.Module") -> bool:
     return bool(getattr(network, "_supports_gradient_checkpointing", False))
 
 
+def required_packages(kind: type[Any]) -> Sequence[str]:
+    """diffusers' `_backends`: the packages besides PyTorch that a class needs and that are not installed.
+
+    diffusers replaces such a class by one that raises an error of several lines when it is used. Empty for other
+    classes.
+    """
+    from diffusers.utils import DummyObject
+
+    needed = getattr(kind, "_backends", ()) if isinstance(kind, DummyObject) else ()
+    return tuple(name for name in needed if name != "torch")
+
+
 def inherit_declarations(network: "nn.Module", source: "nn.Module") -> None:
     """Make a diffusers network declare what `source` does to the other functions of this file, in place.
 

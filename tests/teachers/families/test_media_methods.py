@@ -128,7 +128,8 @@ def test_adapters_train_and_leave_the_teacher_unchanged(name, precision, tiny_me
     assert torch.equal(teacher.velocity(x, t, batch.cond, 1.0), before)
     student = method.student
     network = merged_copy(student.network)
-    ordinary = Denoiser(network, student.path, student.prediction, student.time_scale, call=student.call)
+    options = {"time_scale": student.time_scale, "max_angle": student.max_angle, "call": student.call}
+    ordinary = Denoiser(network, student.path, student.prediction, **options)
     arguments = (x, t), (torch.randn_like(x), torch.ones_like(t))
     value, tangent = jvp(lambda x, t: student.velocity(x, t, batch.cond), *arguments)
     expected, slope = jvp(lambda x, t: ordinary.velocity(x, t, batch.cond), *arguments)

@@ -16,6 +16,7 @@ from diffusers import (
     UNet2DModel,
     WanTransformer3DModel,
 )
+from diffusers.utils import dummy_torch_and_torchsde_objects
 from torch import nn
 
 from teachers.support import private_api
@@ -33,6 +34,13 @@ def test_safe_softmax_is_zero_for_masked_rows():
     found = private_api.safe_softmax(scores, -1)
     torch.testing.assert_close(found[0], torch.softmax(scores[0], -1))
     assert torch.equal(found[1], torch.zeros(3)), message("torch._safe_softmax", "safe_softmax")
+
+
+def test_packages_that_a_missing_class_needs_are_listed():
+    api = "DummyObject._backends"
+    found = private_api.required_packages(dummy_torch_and_torchsde_objects.CosineDPMSolverMultistepScheduler)
+    assert found == ("torchsde",), message(api, "required_packages")
+    assert private_api.required_packages(UNet2DModel) == ()
 
 
 def test_declarations_of_a_network_are_inherited():
