@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from distill.data.batch import Batch
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import Flow
 
 Logs = dict[str, Tensor]  # detached scalars, averaged over the log interval
 
@@ -88,8 +87,7 @@ class Distiller(nn.Module, ABC):
         Stable Diffusion's schedule.
 
         Args:
-            timesteps: Native timesteps in decreasing order, at most 999 of 1000, or 1000 of a rectified flow; empty for
-                one step at `t_max`.
+            timesteps: Native timesteps in decreasing order; empty for one step at `t_max`.
 
         Returns:
             The angles in radians, one for each timestep, in decreasing order.
@@ -100,10 +98,10 @@ class Distiller(nn.Module, ABC):
         path = self.student.path
         if not timesteps:
             return [path.t_max]
-        last = path.num_train_timesteps - (0 if isinstance(path, Flow) else 1)  # a flow's last one is pure noise
+        last = path.num_train_timesteps - 1
         if any(b >= a for a, b in pairwise(timesteps)) or timesteps[0] > last or timesteps[-1] < 1:
             raise ValueError(f"method.timesteps must decrease within 1..{last}, got {list(timesteps)}")
-        return path.angle(torch.tensor(timesteps)).tolist()
+        return self.teacher.exportable_times(path.angle(torch.tensor(timesteps)).tolist())
 
     def phases(self, step: int) -> tuple[str, ...]:
         """The phases of one training step, in order; a phase may occur several times.

@@ -232,6 +232,10 @@ class Teacher(Contract, ABC):
             Keyword arguments for the pipeline's `__call__`.
         """
 
+    def exportable_times(self, times: list[float]) -> list[float]:
+        """The angles nearest to a method's decreasing angles `times` that an exported pipeline can sample."""
+        return times
+
     def check_exportable(self, times: Sequence[float]) -> None:
         """Check that an exported pipeline can sample at decreasing angles `times`; runs check it before training.
 

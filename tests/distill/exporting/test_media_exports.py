@@ -1,6 +1,5 @@
 """Exports of every family of clips and sounds give the student's samples, from the same noise, and say how to call."""
 
-import dataclasses
 import functools
 import json
 
@@ -12,7 +11,6 @@ from distill.config.recipe import Recipe, TeacherRecipe, method_options
 from distill.config.registry import TEACHERS, find
 from distill.exporting.pipeline import describe, export
 from distill.exporting.verify import TOLERANCE
-from teachers.core.trigflow import Flow
 from tests.distill.exporting.test_every_export import COST, perturb
 from tests.teachers.families.stock import PROMPTS
 from tests.teachers.tiny_media import BUILDERS
@@ -44,8 +42,6 @@ def exported(run, teacher, name, method):
     """Export an untrained, perturbed student; returns the folder."""
     family, _, size = BUILDERS[name]
     recipe = Recipe("run", TeacherRecipe(path=None, family=family, size=size), method)
-    if method.get("timesteps") and isinstance(teacher.denoiser.path, Flow):
-        recipe = dataclasses.replace(recipe, method=method | {"timesteps": [1000, 499]})
     cls, options = method_options(recipe)
     torch.manual_seed(0)
     distiller = cls(teacher, 1.0, options)

@@ -16,7 +16,7 @@ def unet_1d():
         sample_size=64,
         in_channels=2,
         out_channels=2,
-        block_out_channels=(8, 32),
+        block_out_channels=(32, 32),
         extra_in_channels=16,
         use_timestep_embedding=False,
         time_embedding_type="fourier",
