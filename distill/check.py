@@ -1,11 +1,12 @@
 """Check a teacher or an exported student against stock diffusers.
 
-    fewstep check PATH [--sigma-data 0.5]
+    fewstep check PATH [--sigma-data 0.5] [--size frames=9 --size height=64 --size width=64]
 
 For authors of families and methods: the stock sampler against ours, the condition against what the pipeline passes to
 its network, encoding and decoding, the exact tangent against finite differences, and the export against its student.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,13 +22,16 @@ from teachers.support.errors import reads
 
 
 @reads
-def check(path: str, family: str | None = None, sigma_data: float | None = None) -> int:
+def check(
+    path: str, family: str | None = None, sigma_data: float | None = None, size: Mapping[str, float] | None = None
+) -> int:
     """Run the checks of a teacher or of an exported student and print a table.
 
     Args:
         path: A teacher (pipeline folder, Hub id, .safetensors file, name), a run's folder or an exported pipeline.
         family: The teacher's family; None: the one that takes the pipeline.
         sigma_data: Standard deviation of the teacher's native latents or pixels; None: the family's.
+        size: Size of a clip or sound by key, as `teacher.size` of a recipe; None: the default of the pipeline's call.
 
     Returns:
         The exit code: 0 if every check passed, else 1.
@@ -48,7 +52,7 @@ def check(path: str, family: str | None = None, sigma_data: float | None = None)
         kind = find(TEACHERS, name)
         if not kind.pipelines:
             raise ValueError(f"--family must be a family with pipelines, got {name!r}")
-        checks = check_teacher(kind, kind.locate(path), device, sigma_data)
+        checks = check_teacher(kind, kind.locate(path), device, sigma_data, size)
     print(table(checks))
     failed = [check.name for check in checks if not check.passed]
     print(f"failed: {', '.join(failed)}" if failed else "every check passed")

@@ -126,7 +126,14 @@ def export(**options: Any) -> None:
 @click.option(
     "--sigma-data", type=float, help="Standard deviation of the teacher's latents. Default: the family's, usually 1."
 )
-def check(path: str, family: str | None, sigma_data: float | None) -> int:
+@click.option(
+    "--size",
+    "sizes",
+    metavar="KEY=NUMBER",
+    multiple=True,
+    help="Size of a clip or sound, such as frames=9; repeatable. Default: that of the pipeline's call.",
+)
+def check(path: str, family: str | None, sigma_data: float | None, sizes: tuple[str, ...]) -> int:
     """Check a teacher or an exported student against stock diffusers; print check, largest difference, tolerance, ok.
 
     PATH is a teacher (pipeline folder, Hub id, .safetensors file, or "pocket"), a run or an exported pipeline. The exit
@@ -139,8 +146,9 @@ def check(path: str, family: str | None, sigma_data: float | None) -> int:
       fewstep check runs/pocket-dmd
     """
     from distill.check import check as run
+    from distill.checks.sizes import parse_sizes
 
-    return run(path, family, sigma_data)
+    return run(path, family, sigma_data, parse_sizes(sizes))
 
 
 @fewstep.command()

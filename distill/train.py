@@ -176,8 +176,10 @@ def distil(
 
 
 def check_schedules(distiller: Distiller) -> None:
-    """Raise ValueError before training if the times of a student without a time embedding cannot be exported."""
+    """Raise ValueError before training if a student's times cannot be exported."""
     teacher, student = distiller.teacher, distiller.student
+    for times in distiller.sampling_schedules():
+        teacher.check_exportable(times)
     if teacher.exports and not teacher.time_embeddings(unwrap(student.network)):
         for times in distiller.sampling_schedules():
             teacher.pipeline(student, times)

@@ -4,20 +4,23 @@ fewstep describe PATH
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from torch import nn
 
+from teachers.core.cosine_path import Cosine
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import VariancePreserving
+from teachers.core.trigflow import Flow, VariancePreserving
 from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES
 from teachers.loading.source import config_source, loading_errors
 from teachers.loading.trial import check_teacher
 from teachers.loading.weights import check_networks, weight_files
+from teachers.media import Audio, Medium, Video
 from teachers.support.errors import reads
 from teachers.support.text import printable
 
@@ -42,11 +45,12 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
 
 
 @reads
-def describe(path: str) -> str:
+def describe(path: str, size: Mapping[str, float] | None = None) -> str:
     """Describe a teacher.
 
     Args:
         path: A pipeline folder, a Hub id, a .safetensors file or "pocket".
+        size: Size of a clip or sound, as `teacher.size` of a recipe; None: the default of the pipeline's call.
 
     Returns:
         Several lines of text.
@@ -58,7 +62,7 @@ def describe(path: str) -> str:
     path = locate(path)
     name = family_of(path)
     source, family = config_source(path), installed()[name]
-    teacher = check_teacher(path, family)
+    teacher = check_teacher(path, family, size)
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)
     stored: dict[str, int] = {}
@@ -68,8 +72,9 @@ def describe(path: str) -> str:
             variants = check_networks(Path(source), (family, *family.pipelines, *family.components))
             stored = stored_parameters(Path(source), family.network)
     clips = clipping(getattr(getattr(teacher, "stock", teacher), "scheduler", None))
-    kind = "variance preserving" if isinstance(schedule, VariancePreserving) else "rectified flow"
-    channels, height, width = teacher.shape
+    kinds = {VariancePreserving: "variance preserving", Flow: "rectified flow", Cosine: "cosine"}
+    kind = next((text for path, text in kinds.items() if isinstance(schedule, path)), type(schedule).__name__)
+    latent = " x ".join(map(str, teacher.shape))
     lines = {
         "family": f"{name} ({DiffusionPipeline.load_config(source)['_class_name']})",
         "network": f"{type(denoiser.network).__name__}, {count(trained)} parameters",
@@ -78,7 +83,7 @@ def describe(path: str) -> str:
         "schedule": f"{kind}, {schedule.num_train_timesteps} timesteps",
         "predicts": denoiser.prediction,
         "angles": f"{schedule.t_min:.4f} to t_max = {schedule.t_max:.4f} rad",
-        "image": f"{teacher.image_size[0]} x {teacher.image_size[1]}, from {channels} x {height} x {width}",
+        teacher.medium.name: f"{sample_size(teacher.medium)}, from {latent}",
         "clipping": f"stock sampling limits x0 ({clips}); training and students do not" if clips else "",
         "guidance": guidance(teacher),
         "DMD": f"{memory(trained, DMD_BYTES)}: teacher, student, fake score, EMA",
@@ -86,6 +91,16 @@ def describe(path: str) -> str:
         "": "(float32 with AdamW, one process; without activations, autoencoder and text encoders)",
     }
     return "\n".join([printable(path), *(f"  {key:<10} {printable(value)}" for key, value in lines.items() if value)])
+
+
+def sample_size(medium: Medium) -> str:
+    """The size of a decoded sample in words."""
+    if isinstance(medium, Video):
+        return f"{medium.frames} frames of {medium.height} x {medium.width}, {medium.rate:g} a second"
+    if isinstance(medium, Audio):
+        channels = "1 channel" if medium.channels == 1 else f"{medium.channels} channels"
+        return f"{medium.seconds:.2f} s at {medium.rate:g} Hz, {channels}"
+    return " x ".join(map(str, medium.shape[1:]))
 
 
 def guidance(teacher: Teacher) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import teachers.pocket
 from teachers.pocket.classifier import FEATURES, Classifier
 from teachers.pocket.parts import make_autoencoder, make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
+from tests.teachers import tiny_media as media
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -104,5 +105,22 @@ def make_run(tmp_path, text_pipeline) -> Callable[..., Path]:
         }
         (folder / "distill.json").write_text(json.dumps(stored | changes))
         return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_media(tmp_path_factory) -> Callable[[str], tuple[str, Path, dict[str, float]]]:
+    """Function tiny_media(name) -> (family, folder, size) of a saved random pipeline of clips or sounds."""
+    root = tmp_path_factory.mktemp("tiny_media")
+    tokenizer = make_tokenizer(root / "tokenizer")
+
+    def make(name: str) -> tuple[str, Path, dict[str, float]]:
+        family, build, size = media.BUILDERS[name]
+        folder = root / name.replace(" ", "_")
+        if not folder.exists():
+            torch.manual_seed(0)
+            build(tokenizer).save_pretrained(folder)
+        return family, folder, size
 
     return make

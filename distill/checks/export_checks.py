@@ -14,7 +14,7 @@ from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import Flow
+from teachers.core.trigflow import VariancePreserving
 from teachers.loading.record import RECORD
 from teachers.loading.record import read_record as stored_record
 from teachers.support.text import read_text
@@ -37,7 +37,8 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     """
     record = read_record(folder)
     family = find(TEACHERS, record["teacher"]["family"])
-    teacher: Teacher = family.load(str(folder), device, sigma_data=record["teacher"].get("sigma_data"))
+    size = family.size_argument(record["teacher"].get("size"))
+    teacher: Teacher = family.load(str(folder), device, sigma_data=record["teacher"].get("sigma_data"), **size)
     student = teacher.denoiser
     scales = embed_scales(teacher, student, record)
     pipe = load_exported(family_class(family, folder), folder, device)
@@ -69,7 +70,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 def angles(student: Denoiser, record: dict[str, Any]) -> list[float]:
     """The student's sampling angles on the exported schedule, whose table can differ from the teacher's."""
     times: list[float] = record["times"]
-    if isinstance(student.path, Flow):
+    if not isinstance(student.path, VariancePreserving):
         return times
     return student.path.angle(torch.tensor(lcm_timesteps(student.path, len(times)))).tolist()
 

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CosineDPMSolverMultistepScheduler,
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import Tensor, nn
 
 from distill.exporting.recording import SAMPLES, recorded_steps
-from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of, network
+from eval.pipelines.generate import Pipeline, arguments, cuda_devices, networks
 from eval.pipelines.signatures import argument, takes_prompts
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
@@ -30,14 +35,14 @@ class StockRun:
         samples: Native samples (B, *shape) before each step.
         outputs: Native samples after each step.
         angles: Angles in radians of all steps, and of the end.
-        images: Images (B, 3, H, W) in [0, 1].
+        decoded: Decoded samples (B, *medium.shape) in the judged range, such as images in [0, 1].
     """
 
     inputs: Inputs
     samples: list[Tensor]
     outputs: list[Tensor]
     angles: list[float]
-    images: Tensor
+    decoded: Tensor
 
 
 def prompts_for(kind: type[DiffusionPipeline]) -> list[str] | None:
@@ -48,9 +53,12 @@ def prompts_for(kind: type[DiffusionPipeline]) -> list[str] | None:
 def use_first_order_sampler(pipe: Pipeline) -> None:
     """Replace a scheduler of diffusers by DDIM with its own `alphas_cumprod`, or by Euler for a rectified flow.
 
-    Schedulers of other packages stay; they must be deterministic and of first order. Learned variances are dropped.
+    Schedulers of other packages stay; they must be deterministic and of first order. Stable Audio's stays too, which is
+    stochastic. Learned variances are dropped.
     """
     scheduler = pipe.scheduler
+    if isinstance(scheduler, CosineDPMSolverMultistepScheduler):
+        return
     config = getattr(scheduler, "config", {})
     deterministic = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling")
     if type(scheduler).__module__.startswith("diffusers") and not deterministic:
@@ -94,10 +102,10 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
         torch.random.fork_rng(cuda_devices()),
         torch.no_grad(),
         recorded_steps(pipe.scheduler) as outputs,
-        network_inputs(network(pipe), lambda: len(outputs)) as calls,
+        network_inputs(networks(pipe), lambda: len(outputs)) as calls,
     ):
         torch.manual_seed(0)
-        images = images_of(pipe(**ready))
+        decoded = teacher.medium.received(pipe(**ready))
     steps = [[call for step, call in calls if step == i] for i in range(len(outputs))]
     if not all(steps):
         raise ValueError(
@@ -109,23 +117,25 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
     timesteps = torch.as_tensor(pipe.scheduler.timesteps).double().cpu()
     end = path.t_min if isinstance(pipe.scheduler, DDIMScheduler) and not isinstance(path, Flow) else 0.0
     angles = [*path.angle(timesteps).tolist(), end]
-    return StockRun(joined(steps[0]), samples, [teacher.unpack(output[:SAMPLES]) for output in outputs], angles, images)
+    after = [teacher.unpack(output[:SAMPLES]) for output in outputs]
+    return StockRun(joined(steps[0]), samples, after, angles, decoded)
 
 
 @contextmanager
-def network_inputs(module: nn.Module, step: Callable[[], int]) -> Iterator[list[tuple[int, Inputs]]]:
-    """A context that yields a list, to which `step()` and the inputs of every call of a network are appended."""
+def network_inputs(modules: Sequence[nn.Module], step: Callable[[], int]) -> Iterator[list[tuple[int, Inputs]]]:
+    """A context that yields a list, to which `step()` and the inputs of every call of some networks are appended."""
     calls: list[tuple[int, Inputs]] = []
-    names = inspect.signature(module.forward)
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = inspect.signature(module.forward)
         calls.append((step(), tensors(names.bind(*args, **kwargs).arguments)))
 
-    hook = module.register_forward_pre_hook(record, with_kwargs=True)
+    hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
     try:
         yield calls
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def tensors(values: Mapping[str, Any]) -> Inputs:

@@ -49,6 +49,11 @@ class TeacherRecipe(Checked):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the frozen weights; auto: float32, or bfloat16 with memory.tier=lora."
     )
+    size: dict[str, float] | None = option(
+        None,
+        "Size of a clip or sound, which the call of its pipeline determines, such as {height: 480, width: 832, "
+        "frames: 81, rate: 16} or {seconds: 10}; null, or a missing key: the default of that call.",
+    )
 
 
 @dataclass
@@ -221,7 +226,7 @@ class Recipe(Checked):
             half = self.memory.tier == "lora"
             self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")
         if self.teacher.family != "auto":
-            find(TEACHERS, self.teacher.family)
+            find(TEACHERS, self.teacher.family).size_argument(self.teacher.size)
         cls, _ = method_options(self)
         for phase in self.optimizers:
             if phase not in cls.PHASES:

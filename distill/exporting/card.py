@@ -11,18 +11,19 @@ from teachers.core.teacher import Teacher
 from teachers.support.text import cleaned, json_text, printable
 
 
-def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None) -> str:
+def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None, output: str = "images") -> str:
     """Python code that samples with each of the calls, one line for each.
 
     Args:
         calls: Number of steps and call arguments of each, as in `distill.json`.
         prompt: The argument with prompts or classes; None for a pipeline that takes none.
+        output: The field of the pipeline's output that holds the samples.
     """
     rows = []
     for entry in calls:
         arguments = [] if prompt is None else [prompt]
         arguments += [f"{key}={value!r}" for key, value in entry["call"].items()]
-        rows.append(f"images = pipe({', '.join(arguments)}).images  # {entry['num_steps']} network evaluation(s)")
+        rows.append(f"{output} = pipe({', '.join(arguments)}).{output}  # {entry['num_steps']} network evaluation(s)")
     return "\n".join(rows)
 
 
@@ -38,14 +39,17 @@ def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | No
     return text if names["prompt"] == "prompt" else f"{names['prompt']}=[{text}]"
 
 
-def lora_section(record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, prompt: str | None) -> str:
+def lora_section(
+    record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, prompt: str | None, output: str
+) -> str:
     """The section on the LoRA file of the student.
 
     Args:
         record: The contents of `distill.json`.
         kind: Class of the teacher's pipeline.
         scheduler: Class name of the student's scheduler.
-        prompt: See `call_lines`.
+        prompt: See `call_lines`, as for `output`.
+        output: The field of the pipeline's output.
     """
     pipeline = kind.__name__
     imports = f"from diffusers import {pipeline}, {scheduler}"
@@ -60,7 +64,7 @@ def lora_section(record: dict[str, Any], kind: type[DiffusionPipeline], schedule
 pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
 pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
 pipe.load_lora_weights("path/to/this/folder/{record["lora"]["folder"]}")
-{call_lines(record["lora"]["calls"], prompt)}
+{call_lines(record["lora"]["calls"], prompt, output)}
 ```
 """
 
@@ -102,7 +106,8 @@ def model_card(
     prompt, pipeline = prompt_argument(kind, teacher), kind.__name__
     prompts = prompt is not None and "class_labels" not in prompt
     steps = " or ".join(str(entry["num_steps"]) for entry in record["calls"])
-    calls = call_lines(record["calls"], prompt)
+    output = teacher.medium.output
+    calls = call_lines(record["calls"], prompt, output)
     loader, module = ("DiffusionPipeline", "diffusers") if is_stock(kind) else (pipeline, kind.__module__)
     scale = teacher.call_names.get("guidance_scale", "guidance_scale")
     cost, guidance = record["cost"], record["teacher"]["call"].get(scale)
@@ -130,11 +135,11 @@ def model_card(
             f"From the same noise, the pipeline's samples differ from the student's by at most "
             f"{checked['difference']:.1e} (checked at {steps} step{'s' * (steps != '1')})."
         )
-    lora = lora_section(record, kind, scheduler, prompt) if "lora" in record else ""
+    lora = lora_section(record, kind, scheduler, prompt, output) if "lora" in record else ""
     distilled = f"distilled with {escape(record['method'])} by fewstep {record['version']}"
     return f"""---
 library_name: diffusers
-pipeline_tag: {"text-to-image" if prompts else "unconditional-image-generation"}
+pipeline_tag: {teacher.medium.tag if prompts else "unconditional-image-generation"}
 tags: [distillation, {json_text(record["method"])}, few-step]
 ---
 

@@ -252,6 +252,7 @@ def describe(
             "family": source.family,
             "path": source.path,
             "sigma_data": teacher.denoiser.path.sigma_data,
+            **({"size": dict(source.size)} if source.size else {}),
             "num_steps": source.num_steps,
             "call": teacher.usual_call(source.num_steps, source.guidance),
         },

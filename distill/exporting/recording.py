@@ -1,7 +1,7 @@
 """Records what a pipeline does in a call: the noise that it draws, and the samples that its scheduler returns."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,8 +50,13 @@ class NoiseRecorder(TorchFunctionMode):
 
 
 @contextmanager
-def recorded_steps(scheduler: Any) -> Iterator[list[Tensor]]:
-    """A context that yields a list, to which the samples that `scheduler.step` returns are appended."""
+def recorded_steps(scheduler: Any, after: Callable[[Any, Tensor], None] | None = None) -> Iterator[list[Tensor]]:
+    """A context that yields a list, to which the samples that `scheduler.step` returns are appended.
+
+    Args:
+        scheduler: The scheduler.
+        after: Is called with the scheduler and each of these samples.
+    """
     steps: list[Tensor] = []
     step = getattr(scheduler, "step", None)
     if step is None:
@@ -62,6 +67,8 @@ def recorded_steps(scheduler: Any) -> Iterator[list[Tensor]]:
     def recording(*args: Any, **kwargs: Any) -> Any:
         result = step(*args, **kwargs)
         steps.append(result[0])
+        if after is not None:
+            after(scheduler, result[0])
         return result
 
     scheduler.step = recording

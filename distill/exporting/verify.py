@@ -4,8 +4,9 @@ The exported pipeline is loaded from its folder and called with the arguments in
 draws is recorded and passed to the sampler of `teachers.core.sampling`. Both sides compute in float32 without TF32, so
 that a difference is an error of the export and not a rounding error.
 
-The difference is the larger of two: the largest absolute difference of the images in [0, 1], and that of the latents of
-the last step, divided by their standard deviation where it is above 1. Images alone hide errors where they saturate.
+The difference is the larger of two: the largest absolute difference of the decoded samples, such as images in [0, 1],
+and that of the latents of the last step, divided by their standard deviation where it is above 1. Images alone hide
+errors where they saturate.
 """
 
 import gc
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from distill.exporting.recording import SAMPLES, NoiseRecorder, recorded_steps
 from distill.methods.compiling import eager
-from eval.pipelines.generate import Pipeline, arguments, cuda_devices, images_of
+from eval.pipelines.generate import Pipeline, arguments, cuda_devices
 from eval.pipelines.jobs import steps as steps_text
 from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Condition, Denoiser
@@ -57,18 +58,18 @@ class Sampled:
     """What a pipeline sampled.
 
     Attributes:
-        images: Images (SAMPLES, 3, H, W) in [0, 1].
+        samples: Decoded samples (SAMPLES, *medium.shape) in the judged range, such as images in [0, 1].
         latents: What the last step of its scheduler returned; None if it calls no `scheduler.step`.
         noises: The noise that it drew, in order.
     """
 
-    images: Tensor
+    samples: Tensor
     latents: Tensor | None
     noises: list[Tensor]
 
 
 def sample_pipeline(
-    pipe: Pipeline, call: Mapping[str, Any], prompts: Sequence[str] | None, shape: Sequence[int]
+    pipe: Pipeline, call: Mapping[str, Any], prompts: Sequence[str] | None, teacher: Teacher
 ) -> Sampled:
     """Sample with a stock pipeline and record its noise.
 
@@ -76,21 +77,24 @@ def sample_pipeline(
         pipe: The pipeline.
         call: Its call arguments, apart from prompts and noise.
         prompts: `SAMPLES` prompts; None for pipelines without prompts.
-        shape: The shape of one latent.
+        teacher: The teacher whose students the pipeline samples.
 
     Returns:
-        Images, latents and noise, on the CPU.
+        Decoded samples, latents and noise, on the CPU.
     """
     ready = arguments(pipe, call, prompts, range(SAMPLES))
     ready.pop(argument(type(pipe), "latents") or "", None)  # the pipeline draws its first noise too
-    with (
-        torch.random.fork_rng(cuda_devices()),
-        recorded_steps(pipe.scheduler) as steps,
-        NoiseRecorder(shape) as recorder,
-    ):
+    recorder = NoiseRecorder(teacher.shape)
+
+    def after_step(scheduler: Any, sample: Tensor) -> None:
+        noise = teacher.added_noise(scheduler, sample)
+        if noise is not None:  # other draws are parts of it
+            recorder.noises[len(steps) :] = [noise.float().cpu()]
+
+    with torch.random.fork_rng(cuda_devices()), recorded_steps(pipe.scheduler, after_step) as steps, recorder:
         torch.manual_seed(SEED)
-        images = images_of(pipe(**ready)).cpu()
-    return Sampled(images, steps[-1].float().cpu() if steps else None, recorder.noises)
+        samples = teacher.medium.received(pipe(**ready)).cpu()
+    return Sampled(samples, steps[-1].float().cpu() if steps else None, recorder.noises)
 
 
 def sample_student(
@@ -120,12 +124,13 @@ def difference(teacher: Teacher, sampled: Sampled, x0: Tensor) -> float:
     Raises:
         ExportMismatch: If the shapes differ.
     """
-    images = (teacher.exact_decode(x0) / 2 + 0.5).clamp(0, 1).cpu()
-    if images.shape != sampled.images.shape:
+    samples = teacher.medium.judged(teacher.exact_decode(x0)).cpu()
+    if samples.shape != sampled.samples.shape:
         raise ExportMismatch(
-            f"the pipeline must give images of the shape {tuple(images.shape)}, got {tuple(sampled.images.shape)}"
+            f"the pipeline must give {teacher.medium.plural} of the shape {tuple(samples.shape)}, got "
+            f"{tuple(sampled.samples.shape)}"
         )
-    gaps = [(sampled.images - images).abs().max()]
+    gaps = [(sampled.samples - samples).abs().max()]
     if sampled.latents is not None:
         ours, theirs = x0.cpu(), teacher.unpack(sampled.latents) / teacher.denoiser.path.sigma_data
         gaps.append((theirs - ours).abs().max() / ours.std().clamp_min(1))
@@ -159,7 +164,7 @@ def differences(
     name = type(pipe).__name__
     chosen = [prompts[i % len(prompts)] for i in range(SAMPLES)] if teacher.guided else None
     with exact_float32():
-        sampled = _sample_all(pipe, calls, chosen, teacher.shape)
+        sampled = _sample_all(pipe, calls, chosen, teacher)
         cond = teacher.exact_condition(chosen or [""] * SAMPLES)
         worst: dict[int, float] = {}
         for entry, samples in zip(calls, sampled, strict=True):
@@ -176,17 +181,17 @@ def differences(
 
 
 def _sample_all(
-    pipe: Pipeline, calls: Sequence[Mapping[str, Any]], prompts: Sequence[str] | None, shape: Sequence[int]
+    pipe: Pipeline, calls: Sequence[Mapping[str, Any]], prompts: Sequence[str] | None, teacher: Teacher
 ) -> list[Sampled]:
     """The samples of every call; the pipeline's networks are then freed. Without memory on the GPU: on the CPU."""
     try:
-        sampled = [sample_pipeline(pipe, entry["call"], prompts, shape) for entry in calls]
+        sampled = [sample_pipeline(pipe, entry["call"], prompts, teacher) for entry in calls]
     except torch.OutOfMemoryError:
         if hasattr(pipe, "remove_all_hooks"):
             pipe.remove_all_hooks()
         torch.cuda.empty_cache()
         pipe.to("cpu")
-        sampled = [sample_pipeline(pipe, entry["call"], prompts, shape) for entry in calls]
+        sampled = [sample_pipeline(pipe, entry["call"], prompts, teacher) for entry in calls]
     release(pipe)
     return sampled
 
@@ -271,6 +276,6 @@ def refuse(worst: Mapping[int, float], what: str, kept: str) -> None:
     for count, gap in worst.items():
         if not gap <= TOLERANCE:
             raise ExportMismatch(
-                f"{what} must give the student's images within {TOLERANCE:g}, got a difference of {gap:.2e} at "
+                f"{what} must give the student's samples within {TOLERANCE:g}, got a difference of {gap:.2e} at "
                 f"{steps_text(count)}; it was not exported, {kept}"
             )

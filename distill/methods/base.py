@@ -114,7 +114,7 @@ class Distiller(nn.Module, ABC):
         last = path.num_train_timesteps - 1
         if any(b >= a for a, b in pairwise(timesteps)) or timesteps[0] > last or timesteps[-1] < 1:
             raise ValueError(f"method.timesteps must decrease within 1..{last}, got {list(timesteps)}")
-        return path.angle(torch.tensor(timesteps)).tolist()
+        return self.teacher.exportable_times(path.angle(torch.tensor(timesteps)).tolist())
 
     def phases(self, step: int) -> tuple[str, ...]:
         """The phases of one training step, in order; a phase may occur several times.

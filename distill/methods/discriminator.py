@@ -17,8 +17,9 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.networks.adapters import unwrap
 from teachers.networks.storage import without_autocast
 
-# Names of the children that hold the middle block: UNets; DiT, PixArt, SD3, Flux and Sana; the analytic perceptron.
-MIDDLE_BLOCKS = ("mid_block", "transformer_blocks", "layers")
+# Names of the children that hold the middle block: UNets; most transformers; Wan; the analytic perceptron.
+MIDDLE_BLOCKS = ("mid_block", "transformer_blocks", "blocks", "layers")
+UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # their outputs have channels before positions
 
 NoisySample = tuple[Tensor, Tensor, Condition]  # x_t (B, ...), t (B,), cond
 
@@ -31,13 +32,16 @@ class Discriminator(nn.Module):
         example: One sample x_t (1, ...), its angle t (1,) and its condition; determines the number of channels.
         layer: Name of the submodule whose output is read; None: `middle_block`.
         width: Hidden width of the perceptron.
+        stream: Which of several outputs of the submodule belongs to the sample (`Teacher.stream`).
     """
 
-    def __init__(self, denoiser: Denoiser, example: NoisySample, layer: str | None = None, width: int = 128) -> None:
+    def __init__(
+        self, denoiser: Denoiser, example: NoisySample, layer: str | None = None, width: int = 128, stream: int = -1
+    ) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.stream = layer, stream
         with torch.no_grad():
-            channels = features(denoiser, *example, layer).shape[-1]
+            channels = features(denoiser, *example, layer, stream).shape[-1]
         self.head = nn.Sequential(
             nn.LayerNorm(channels), nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, 1)
         ).to(example[0].device)
@@ -51,27 +55,39 @@ class Discriminator(nn.Module):
             t: Angles (B,) in radians.
             cond: Conditions with B rows.
         """
-        hidden = features(denoiser, x_t, t, cond, self.layer)
+        hidden = features(denoiser, x_t, t, cond, self.layer, self.stream)
         with without_autocast(hidden.device):  # half-precision logits are too coarse to train on
             logits: Tensor = self.head(hidden)
         return logits.flatten(1).mean(1)
 
 
-def features(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition, layer: str | None = None) -> Tensor:
+def features(
+    denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Condition, layer: str | None = None, stream: int = -1
+) -> Tensor:
     """Features of the network's middle block, or of `layer`, at x_t (B, ...) and angles t (B,).
 
     Returns:
         Tokens (B, N, C), float32.
     """
     outputs: list[Tensor] = []
-    block = middle_block(unwrap(denoiser.network), layer)
-    hook = block.register_forward_hook(lambda module, args, output: outputs.append(tokens(output)))
+    network = unwrap(denoiser.network)
+    block, rows, channels_first = middle_block(network, layer), len(x_t), has_channels_first(network, layer)
+    hook = block.register_forward_hook(
+        lambda module, args, output: outputs.append(tokens(output, rows, stream, channels_first))
+    )
     try:
         with eager():  # a compiled network does not call the hook
             denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
     return outputs[0]
+
+
+def has_channels_first(network: nn.Module, layer: str | None = None) -> bool:
+    """Whether three-dimensional outputs of `middle_block` are maps (B, C, L) of a UNet, not tokens (B, N, C)."""
+    children = dict(network.named_children())
+    block = layer.partition(".")[0] if layer else next((name for name in MIDDLE_BLOCKS if name in children), "")
+    return block in UNET_BLOCKS
 
 
 def middle_block(network: nn.Module, layer: str | None = None) -> nn.Module:
@@ -104,16 +120,31 @@ def middle_block(network: nn.Module, layer: str | None = None) -> nn.Module:
     )
 
 
-def tokens(output: Any) -> Tensor:
+def tokens(output: Any, rows: int | None = None, stream: int = -1, channels_first: bool = False) -> Tensor:
     """A block's output as float32 tokens (B, N, C).
 
-    Accepts a UNet's (B, C, H, W), a transformer's (B, N, C), vectors (B, C), or a tuple whose last element is the
-    image stream.
+    Accepts maps (B, C, ...), a transformer's (B, N, C) and vectors (B, C), or a tuple of which one element belongs to
+    the sample. Blocks of networks that fold time into the batch return (B F, ...); the tokens of all frames of a sample
+    are joined.
+
+    Args:
+        output: The output.
+        rows: B; None: that of the output.
+        stream: The index of the element of a tuple.
+        channels_first: Whether three dimensions are (B, C, L), not (B, N, C).
+
+    Raises:
+        ValueError: If the batch of the output is not a multiple of B.
     """
-    value: Tensor = output if isinstance(output, Tensor) else output[-1]
-    if value.ndim == 4:
-        return value.flatten(2).mT.float()
-    return (value if value.ndim == 3 else value[:, None]).float()
+    value: Tensor = output if isinstance(output, Tensor) else output[stream]
+    rows = len(value) if rows is None else rows
+    if len(value) % rows:
+        raise ValueError(
+            f"the features of a batch of {rows} samples must have a multiple of {rows} rows, got {tuple(value.shape)}"
+        )
+    if value.ndim > 3 or (value.ndim == 3 and channels_first):
+        value = value.flatten(2).mT
+    return value.reshape(rows, -1, value.shape[-1]).float()
 
 
 @contextmanager

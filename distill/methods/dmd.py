@@ -23,6 +23,7 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import add_noise, expand, to_velocity, to_x0
+from teachers.media import Image
 
 KARRAS = (0.002, 80.0, 7.0)  # sigma_min, sigma_max, rho (Karras et al. 2022, arXiv 2206.00364, equation 5)
 
@@ -120,9 +121,8 @@ class DMD(Distiller):
         super().__init__(teacher, guidance, options, student)
         self.times = self.angles(options.timesteps)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher (DMD, section 3.2)
-        layer = teacher.feature_layer
-        self.discriminator = Discriminator(self._features(), self._example(), layer) if options.gan_weight else None
-        self.lpips = Lpips(self._device()) if _uses_lpips(options) else None
+        self.discriminator = self._discriminator() if options.gan_weight else None
+        self.lpips = Lpips(self._device()) if self._wants_lpips() else None
 
     @classmethod
     def needs_latents(cls, options: DMDOptions) -> bool:
@@ -313,6 +313,18 @@ class DMD(Distiller):
 
     def _device(self) -> torch.device:
         return next(self.student.parameters()).device
+
+    def _discriminator(self) -> Discriminator:
+        layer, stream = self.teacher.feature_layer, self.teacher.stream
+        return Discriminator(self._features(), self._example(), layer, stream=stream)
+
+    def _wants_lpips(self) -> bool:
+        lpips = _uses_lpips(self.options)
+        if lpips and self.teacher.medium_class is not Image:
+            raise ValueError(
+                f"method.regression_distance must be latent for a teacher of {self.teacher.medium.plural}, got 'lpips'"
+            )
+        return lpips
 
 
 def _uses_lpips(options: DMDOptions) -> bool:

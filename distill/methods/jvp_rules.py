@@ -63,7 +63,7 @@ def _quotient(function: Any, *args: Any, **kwargs: Any) -> Pair | None:
 
 
 def _affine(function: Any, input: Tensor, weight: Tensor, bias: Any = None, *args: Any, **kwargs: Any) -> Pair | None:
-    """F.linear and F.conv2d with constant parameters: the derivative uses the same weight without the bias."""
+    """F.linear and convolutions with constant parameters: the derivative uses the same weight without the bias."""
     x, dx = _split(input)
     if dx is None or not _constant(weight, bias):
         return None
@@ -235,7 +235,8 @@ RULES: dict[Any, Callable[..., Pair | None]] = {
     **dict.fromkeys((torch.add, Tensor.add, torch.sub, Tensor.sub), _sum),
     **dict.fromkeys((torch.mul, Tensor.mul, torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm), _product),
     **dict.fromkeys((torch.div, Tensor.div), _quotient),
-    **dict.fromkeys((F.conv2d, F.linear), _affine),
+    **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), _affine),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _affine),
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
     F.scaled_dot_product_attention: _attention,
     F.group_norm: _group_norm,

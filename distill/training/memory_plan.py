@@ -70,7 +70,8 @@ def plan(recipe: Recipe, samples: int) -> Plan:
         samples: Samples of one micro-batch.
     """
     family = find(TEACHERS, recipe.teacher.family)
-    teacher = build_on_meta(family, family.locate(recipe.teacher.path), DTYPES[recipe.teacher.precision])
+    source, size = family.locate(recipe.teacher.path), family.size_argument(recipe.teacher.size)
+    teacher = build_on_meta(family, source, DTYPES[recipe.teacher.precision], **size)
     distiller = build_distiller(recipe, teacher, META, report=lambda _: None)
     ema = copy.deepcopy(distiller.student).requires_grad_(False)
     trained = {phase: _parameters(*modules) for phase, modules in distiller.networks().items()}

@@ -1,7 +1,7 @@
 """Networks on the meta device, where tensors have shapes but no data, and counting the bytes of live tensors."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -87,7 +87,8 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
         precision: The recipe's train.precision.
     """
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    kinds = {"linear": half, "conv2d": half, "scaled_dot_product_attention": half}
+    convolutions = [f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)]
+    kinds = dict.fromkeys(("linear", *convolutions, "scaled_dot_product_attention"), half)
     kinds |= dict.fromkeys(("group_norm", "layer_norm", "softmax"), torch.float32 if half else None)
 
     def replace(name: str, kind: torch.dtype | None) -> Any:
@@ -111,15 +112,18 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
         yield
 
 
-def build_on_meta(family: type[Teacher], path: str, dtype: torch.dtype) -> Teacher:
+def build_on_meta(
+    family: type[Teacher], path: str, dtype: torch.dtype, size: Mapping[str, float] | None = None
+) -> Teacher:
     """The teacher at `path` on the meta device, with its text encoders, which define the shapes of conditions.
 
     Args:
         family: The teacher's family.
         path: A pipeline's folder, a Hub id or a .safetensors file.
         dtype: The precision of the frozen weights.
+        size: Size of a sample, as `Teacher.load` takes it.
     """
-    teacher = sketch(path, family)
+    teacher = sketch(path, family, size)
     add_text_encoders(teacher, config_source(path))
     teacher.denoiser.to(dtype)
     if dtype == torch.float16:  # as in `load_pipeline`, which keeps these modules in float32 for bfloat16
@@ -133,4 +137,5 @@ def resident_modules(teacher: Teacher) -> list[nn.Module]:
     stock = vars(teacher).get("stock")
     parts = {name: part for name, part in stock.components.items() if isinstance(part, nn.Module)} if stock else {}
     network = unwrap(teacher.denoiser.network)
-    return [part for name, part in parts.items() if part is not network and not name.startswith("text_encoder")]
+    denoising = set(network.modules())
+    return [part for name, part in parts.items() if part not in denoising and not name.startswith("text_encoder")]

@@ -61,6 +61,8 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     del fixed["teacher"]["path"]
     for name in BY_CONTENT:
         del fixed["data"][name]
+    if not recipe.teacher.size:
+        del fixed["teacher"]["size"]
     for name in ("checkpointing", "offload_teacher"):
         del fixed["memory"][name]
     if recipe.memory.tier == "full":

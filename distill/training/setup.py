@@ -66,8 +66,9 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
     assert recipe.teacher.path is not None
     family = find(TEACHERS, recipe.teacher.family)
     dtype = DTYPES[recipe.teacher.precision]
+    size = family.size_argument(recipe.teacher.size)
     with reading(recipe.teacher.path):
-        teacher: Teacher = family.load(recipe.teacher.path, device, dtype, recipe.teacher.sigma_data)
+        teacher: Teacher = family.load(recipe.teacher.path, device, dtype, recipe.teacher.sigma_data, **size)
     return teacher
 
 

@@ -16,17 +16,18 @@ from typing import Any, TypeAlias
 
 import diffusers
 import numpy as np
+import PIL.Image
 import torch
 import transformers
 from diffusers import DDIMPipeline, DPMSolverMultistepScheduler
-from PIL import Image
 from torch import Tensor
 
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
-from teachers.core.schedule import alphas_cumprod, betas, prediction_type
+from teachers.core.schedule import alphas_cumprod, betas, is_shifted, prediction_type
 from teachers.loading import registry, source
 from teachers.loading.inspection import check_networks_stored, stored_components
 from teachers.loading.trial import check_fit_once
+from teachers.media import Image
 from teachers.support.errors import reads
 
 IMAGENET = 1000  # classes; also the number of their null class
@@ -121,6 +122,12 @@ def network(pipe: Pipeline) -> Any:
     raise ValueError(f"{type(pipe).__name__} must have a {' or a '.join(names)} to be evaluated")
 
 
+def networks(pipe: Pipeline) -> list[torch.nn.Module]:
+    """The denoising network, and the one for low noise levels that Wan 2.2 has besides."""
+    second = pipe.components.get("transformer_2")
+    return [network(pipe), *([second] if isinstance(second, torch.nn.Module) else [])]
+
+
 def network_config(pipe: Pipeline) -> Mapping[str, Any]:
     """The configuration of a pipeline's network by name; empty for a network without one."""
     config = getattr(network(pipe), "config", {})
@@ -137,11 +144,12 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
         pipe: The pipeline, changed in place.
 
     Returns:
-        The solver's name, or None if the scheduler stays: that of `DDIMPipeline`, flow matching, and others that are
-        not variance preserving.
+        The solver's name, or None if the scheduler stays: that of `DDIMPipeline`, flow matching, tables with a shifted
+        signal-to-noise ratio, and others that are not variance preserving.
     """
     old, table = pipe.scheduler.config, alphas_cumprod(pipe.scheduler)
-    if table is None or isinstance(pipe, DDIMPipeline):  # it passes arguments of its own scheduler
+    # DDIMPipeline passes arguments of its own scheduler, and shifted tables belong to video models with own solvers.
+    if table is None or isinstance(pipe, DDIMPipeline) or is_shifted(pipe.scheduler):
         return None
     # Latent pipelines drop a learned variance before the scheduler.
     learned = old.get("variance_type") in ("learned", "learned_range") and "vae" not in pipe.components
@@ -177,7 +185,13 @@ def generators(indices: Sequence[int], seed: int, stream: str) -> list[torch.Gen
 
 
 def latent_shape(pipe: Pipeline, call: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """(channels, height, width) of a pipeline's latents, or None if its network has no sample size (packed latents)."""
+    """(channels, height, width) of the latents of images; None for other media and packed latents.
+
+    Pipelines then draw their noise themselves, with a generator for each sample.
+    """
+    family = registry.family_of_class(type(pipe))
+    if family is not None and family.medium_class is not Image:
+        return None
     config = network_config(pipe)
     size, factor = config.get("sample_size"), getattr(pipe, "vae_scale_factor", 1)
     if size is None or "in_channels" not in config:
@@ -303,7 +317,7 @@ def images_of(output: Any) -> Tensor:
     images = getattr(output, "images", output)
     if isinstance(images, tuple):
         images = images[0]
-    if isinstance(images, list) and images and isinstance(images[0], Image.Image):
+    if isinstance(images, list) and images and isinstance(images[0], PIL.Image.Image):
         images = np.stack([np.asarray(image.convert("RGB")) for image in images])
     elif isinstance(images, list) and images:
         images = torch.stack(images) if isinstance(images[0], Tensor) else np.stack(images)
@@ -333,11 +347,14 @@ def counted(pipe: Pipeline) -> Iterator[Count]:
     count = Count()
 
     def hook(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        count.evaluations += max((len(value) for value in tensors if value.ndim > 1), default=1)
+        # The sample, since the positions of Flux and the prompts of AnimateDiff's frames have other numbers of rows.
+        named = [kwargs[name] for name in ("hidden_states", "sample") if name in kwargs]
+        values = (value for value in (*args, *named, *kwargs.values()) if isinstance(value, Tensor))
+        count.evaluations += next((len(value) for value in values if value.ndim > 1), 1)
 
-    handle = network(pipe).register_forward_hook(hook, with_kwargs=True)
+    handles = [part.register_forward_hook(hook, with_kwargs=True) for part in networks(pipe)]
     try:
         yield count
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.pipelines.runs import Run, teacher_folder
 from eval.pipelines.signatures import argument, check_call, pipeline_class
+from teachers.loading.registry import family_of_class
 
 REFERENCE_NAME = "the teacher's reference samples"
 
@@ -83,7 +84,9 @@ def _teacher_jobs(runs: list[Run], folder: Path, few_steps: Sequence[int]) -> li
         return jobs
     # A fixed grid of timesteps fits the usual number of steps only.
     without_grid = {k: v for k, v in usual.items() if k not in ("timesteps", "sigmas")}
-    for count in few_steps:
+    family = family_of_class(pipeline_class(folder))
+    fewest = 1 if family is None else family.fewest_steps
+    for count in (count for count in few_steps if count >= fewest):
         call = {**without_grid, name: count}
         jobs.append(Job(f"teacher, {steps(count)}", "teacher", count, folder, call, fast_solver=True))
     return jobs

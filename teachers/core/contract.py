@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from teachers.loading.source import Pipelines
+from teachers.media import Image, Medium
 
 # diffusers' names of call arguments, which a pipeline may rename with `Contract.call_names`.
 CALL_NAMES = (
@@ -53,12 +54,12 @@ class Contract:
         - Its `__call__` takes `prompt` (a list of strings), `class_labels` (a list of numbers) or `batch_size`. It may
           take `num_inference_steps`, `guidance_scale`, `generator` (a list with one for each sample), `latents`
           (standard normal noise, (B, *shape)) and `output_type`. `call_names` renames any of them.
-        - It returns images, or an object with `images`: an array, a tensor or PIL images.
+        - It returns samples as `medium.received` takes them, such as an object with `images`.
 
     The family:
         - `condition(prompts)` equals what the pipeline passes to its network.
         - `decode(x0)` equals the pipeline's images, scaled to [-1, 1], for x0 of unit variance.
-        - `pipeline(student, times)` with the arguments `calls(n, times[:n])` gives the images of
+        - `pipeline(student, times)` with the arguments `calls(n, times[:n])` gives the samples of
           `teachers.core.sampling.sample`.
         - `denoiser.velocity` has an exact forward-mode derivative (`distill.methods.jvp`).
 
@@ -75,8 +76,12 @@ class Contract:
         call_names: The pipeline's names of call arguments by diffusers' names (`CALL_NAMES`), such as
             {"num_inference_steps": "steps"}.
         sigma_data: The default of `teacher.sigma_data`: standard deviation of the native latents or pixels.
-        feature_layer: Name of the network's submodule whose tokens (B, N, C) or maps (B, C, H, W) DMD's discriminator
+        feature_layer: Name of the network's submodule whose tokens (B, N, C) or maps (B, C, ...) DMD's discriminator
             reads; None: the middle of its blocks, if it has a child with a usual name.
+        medium_class: The class of `medium`: `Image`, `Video` or `Audio`.
+        stream: Which of several outputs of that submodule belongs to the sample, not to the prompt: 0 for the first,
+            -1 for the last.
+        size_keys: The keys that `teacher.size` of a recipe may have; empty if the pipeline alone determines the size.
         feature_models: Feature extractors for evaluations of this family's images, by name: functions of a device.
         default_features: The extractor that `evaluation.features: auto` selects.
         options: Further arguments of `from_pretrained`.
@@ -85,6 +90,8 @@ class Contract:
         encoder_components: How the names of the components begin whose weights "condition" and "encode" read. Results
             are computed again if these, or any configuration, change. A family outside this project that does not
             declare it computes them again if anything changes.
+        fewest_steps: The smallest number of steps at which the teacher's own pipeline begins at pure noise and ends at
+            finite values.
         ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
         refuses_steps: Whether exported pipelines raise an error for unsupported numbers of steps.
     """
@@ -97,11 +104,15 @@ class Contract:
     call_names: ClassVar[Mapping[str, str]] = {}
     sigma_data: ClassVar[float] = 1.0
     feature_layer: ClassVar[str | None] = None
+    medium_class: ClassVar[type[Medium]] = Image
+    stream: ClassVar[int] = -1
+    size_keys: ClassVar[tuple[str, ...]] = ()
     feature_models: ClassVar[Mapping[str, Callable[[torch.device], FeatureModel]]] = {}
     default_features: ClassVar[str] = "pixels"
     options: ClassVar[dict[str, Any]] = {}
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    fewest_steps: ClassVar[int] = 1
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = True
 

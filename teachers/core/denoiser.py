@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.core.trigflow import NoisePath, expand, to_velocity
+from teachers.networks.storage import dtype_parameter
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 SOFT_WIDTH = 0.25  # radians below max_angle over which the output angle levels off
@@ -151,12 +152,13 @@ class Denoiser(nn.Module):
         at_angle = at_t if angle is t else self.path.native(angle)
         alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in at_angle)
         native = expand(self.path.norm(*at_t), x_t).to(x_t.dtype) * x_t
-        weight = next(self.network.parameters(), x_t)
+        parameter = dtype_parameter(self.network)
+        dtype = x_t.dtype if parameter is None else parameter.dtype
         rows = {key: value.to(x_t.device).expand(len(x_t), *value.shape[1:]) for key, value in self.defaults.items()}
         cond = {**rows, **cond}
         # Half-precision weights need half-precision inputs; timesteps stay in float32, integer inputs stay integers.
-        cond = {key: value.to(weight.dtype) if value.is_floating_point() else value for key, value in cond.items()}
-        output = self.call(self.network, native.to(weight.dtype), self.timestep_input(t), cond)
+        cond = {key: value.to(dtype) if value.is_floating_point() else value for key, value in cond.items()}
+        output = self.call(self.network, native.to(dtype), self.timestep_input(t), cond)
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks with a learned variance append it as channels
         if self.prediction == "epsilon":
             x0 = (native - sigma * output) / (alpha * sigma_data)

@@ -40,13 +40,14 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) 
         timesteps = timesteps.to(device, torch.float32)
         base_layers: Sequence[nn.Module] = network.lora_base.base_time_layers
         embeddings = time_embeddings(base) if base_layers else []
-        for (project, embedding), base_layer in zip(embeddings, base_layers, strict=True):
-            features, trained_features = project(timesteps), project(trained)
+        for embedding, base_layer in zip(embeddings, base_layers, strict=True):
+            features, trained_features = embedding.features(timesteps), embedding.features(trained)
             if "timestep_cond" in denoiser.defaults:  # the pipeline's call passes the same guidance scale
-                offset = embedding.cond_proj(denoiser.defaults["timestep_cond"].to(features))
+                assert embedding.guidance_layer is not None
+                offset = embedding.guidance_layer(denoiser.defaults["timestep_cond"].to(features))
                 features, trained_features = features + offset, trained_features + offset
-            change = embedding.linear_1(trained_features) - base_layer(features)  # (N, hidden)
-            name = f"{names[id(embedding)]}.linear_1"
+            change = embedding.layer(trained_features) - base_layer(features)  # (N, hidden)
+            name = f"{names[id(embedding.owner)]}.{embedding.child}"
             weights[f"{name}.lora_A.weight"] = torch.linalg.pinv(features.double().T).float()
             weights[f"{name}.lora_B.weight"] = change.T
     return {name: weight.detach().contiguous().clone() for name, weight in weights.items()}

@@ -9,12 +9,14 @@ from typing import Any, cast, get_args
 
 import torch
 from diffusers import (
+    CosineDPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
 )
 from torch import Tensor
 
+from teachers.core.cosine_path import Cosine
 from teachers.core.denoiser import Prediction
 from teachers.core.trigflow import Flow, NoisePath, VariancePreserving
 
@@ -22,31 +24,40 @@ FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSchedul
 
 
 def schedule(
-    scheduler: Any, sigma_data: float, tokens: int = 1, flow: bool = True, variance_preserving: bool = True
+    scheduler: Any,
+    sigma_data: float,
+    tokens: int = 1,
+    flow: bool = True,
+    variance_preserving: bool = True,
+    cosine: bool = False,
 ) -> tuple[NoisePath, Prediction]:
     """The path and prediction type of a pipeline's scheduler.
 
     Args:
         scheduler: A diffusers scheduler.
         sigma_data: Standard deviation of native data.
-        tokens: Number of image tokens of the transformer, which dynamic shifting depends on.
+        tokens: Number of tokens of the transformer for one sample, which dynamic shifting depends on.
         flow: Whether the pipeline can sample a rectified flow.
         variance_preserving: Whether the pipeline can sample a variance-preserving schedule.
+        cosine: Whether the pipeline can sample TrigFlow's own schedule.
 
     Returns:
         The path, and what the network predicts.
 
     Raises:
-        ValueError: If the schedule is neither variance preserving nor a rectified flow, if the pipeline cannot sample
+        ValueError: If the schedule is none of these, if the pipeline cannot sample
             it, or if the network's prediction is undefined at its last noise level.
     """
     if scheduler is None:
         raise ValueError("the pipeline's scheduler must be a class of diffusers or of a package that is imported")
     if is_flow(scheduler) and flow:
         return _flow(scheduler, sigma_data, tokens)
+    if cosine and isinstance(scheduler, CosineDPMSolverMultistepScheduler):
+        return _cosine(scheduler, sigma_data)
     table = alphas_cumprod(scheduler)
     if table is None or not variance_preserving:
         kinds = ["variance preserving (alphas_cumprod)"] * variance_preserving + ["a rectified flow"] * flow
+        kinds += ["that of CosineDPMSolverMultistepScheduler"] * cosine
         raise ValueError(
             f"the schedule of {type(scheduler).__name__} is not supported: this family's schedules must be "
             f"{' or '.join(kinds)}"
@@ -130,7 +141,22 @@ def _flow(scheduler: Any, sigma_data: float, tokens: int) -> tuple[NoisePath, Pr
             f"invert_sigmas of {type(scheduler).__name__} must be false: the timesteps of a network must grow with the "
             "noise"
         )
-    return Flow(config["num_train_timesteps"], sigma_data, flow_shift(config, tokens)), "flow_prediction"
+    shift, terminal = flow_shift(config, tokens), config.get("shift_terminal") or None
+    return Flow(config["num_train_timesteps"], sigma_data, shift, terminal), "flow_prediction"
+
+
+def _cosine(scheduler: Any, sigma_data: float) -> tuple[NoisePath, Prediction]:
+    config = scheduler.config
+    for key, value in {"prediction_type": "v_prediction", "sigma_data": 1.0, "final_sigmas_type": "zero"}.items():
+        if config.get(key) != value:
+            raise ValueError(f"{key} of {type(scheduler).__name__} must be {value}, got {config.get(key)!r}")
+    path = Cosine(config["sigma_min"], config["sigma_max"], config["num_train_timesteps"], sigma_data)
+    return path, "v_prediction"
+
+
+def is_shifted(scheduler: Any) -> bool:
+    """Whether a scheduler shifts the signal-to-noise ratio of its table, which other schedulers' configs cannot say."""
+    return float(_config(scheduler).get("snr_shift_scale") or 1.0) != 1.0
 
 
 def flow_shift(config: Any, tokens: int) -> float:
@@ -138,7 +164,7 @@ def flow_shift(config: Any, tokens: int) -> float:
 
     Args:
         config: The scheduler's config.
-        tokens: Number of image tokens. With dynamic shifting the shift depends on it.
+        tokens: Number of tokens of one sample. With dynamic shifting the shift depends on it.
 
     Returns:
         The factor `shift` of `Flow`.

@@ -3,15 +3,15 @@
 import copy
 import inspect
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from teachers.core.contract import Contract
@@ -21,8 +21,10 @@ from teachers.core.trigflow import expand
 from teachers.loading.contents import pipeline_contents, without_runtime
 from teachers.loading.inspection import check_text_widths
 from teachers.loading.source import TEXT_COMPONENTS, config_source, load_pipeline, local_or_hub
+from teachers.media import Image, Medium
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
+from teachers.networks.time_layers import TimeEmbedding
 from teachers.support.keys import key
 from teachers.support.text import read_text
 
@@ -52,8 +54,8 @@ class Teacher(Contract, ABC):
 
     Attributes:
         denoiser: The frozen network, in eval mode.
-        shape: Shape of one latent, (C, H, W).
-        image_size: Height and width of a decoded image, in pixels.
+        shape: Shape of one latent: (C, H, W) for images, (C, F, H, W) for clips, (C, L) for sounds.
+        image_size: Height and width of a decoded image, in pixels; (0, 0) for other media.
         origin: Path and dtype that `load` used; None for a teacher that was built from a pipeline in memory.
         offloaded: Keeps the network in host memory; None if it is not offloaded.
         null_cache: The condition of the empty prompt, one row; None until it is computed.
@@ -61,7 +63,7 @@ class Teacher(Contract, ABC):
 
     denoiser: Denoiser
     shape: tuple[int, ...]
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] = (0, 0)
     origin: tuple[str, torch.dtype] | None = None
     offloaded: Offload | None = None
     null_cache: Condition | None = None
@@ -73,6 +75,7 @@ class Teacher(Contract, ABC):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         sigma_data: float | None = None,
+        size: Mapping[str, float] | None = None,
     ) -> Self:
         """Load a teacher. Text encoders are loaded later, by the first call of `condition`.
 
@@ -81,12 +84,13 @@ class Teacher(Contract, ABC):
             device: Where the networks go.
             dtype: Precision of the frozen weights.
             sigma_data: Standard deviation of the native latents or pixels; None: the family's `sigma_data`.
+            size: Size of a sample by keys of `size_keys`; None: the pipeline's default.
 
         Returns:
             The teacher.
 
         Raises:
-            ValueError: If there is no such pipeline, or this family does not take it.
+            ValueError: If there is no such pipeline, this family does not take it, or it cannot have that size.
         """
         if not cls.pipelines:
             raise ValueError(
@@ -96,25 +100,47 @@ class Teacher(Contract, ABC):
         check_text_widths(config_source(source), cls.network, cls.text_widths)
         from teachers.loading.trial import check_teacher_once  # it needs this module
 
-        check_teacher_once(source, cls)
+        check_teacher_once(source, cls, size)
         owners = (cls, *cls.components)
         stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
-        teacher = cls.wrap(stock.to(device), cls.sigma_data if sigma_data is None else sigma_data)
+        scale = cls.sigma_data if sigma_data is None else sigma_data
+        teacher = cls.wrap(stock.to(device), scale, **cls.size_argument(size))
         teacher.origin = (source, dtype)
         return teacher
 
     @classmethod
-    def wrap(cls, pipeline: Any, sigma_data: float | None = None) -> Self:
+    def wrap(cls, pipeline: Any, sigma_data: float | None = None, size: Mapping[str, float] | None = None) -> Self:
         """Build a teacher from a diffusers pipeline in memory; the pipeline's networks are frozen in place.
 
         Args:
             pipeline: A pipeline of one of the classes in `pipelines`.
             sigma_data: Standard deviation of the native latents or pixels; None: the family's `sigma_data`.
+            size: Size of a sample by keys of `size_keys`; None: the pipeline's default.
 
         Returns:
             The teacher.
         """
-        return cls(pipeline, cls.sigma_data if sigma_data is None else sigma_data)  # type: ignore[call-arg]
+        scale = cls.sigma_data if sigma_data is None else sigma_data
+        return cls(pipeline, scale, **cls.size_argument(size))  # type: ignore[call-arg]
+
+    @classmethod
+    def size_argument(cls, size: Mapping[str, float] | None) -> dict[str, Any]:
+        """The argument `size` of the constructor, if there is one.
+
+        Raises:
+            ValueError: If the family has no such key, or a value is not positive.
+        """
+        if not size:
+            return {}
+        if unknown := sorted(set(size) - set(cls.size_keys)):
+            allowed = f"have the keys {', '.join(cls.size_keys)}" if cls.size_keys else "be empty"
+            raise ValueError(
+                f"teacher.size must {allowed} for a teacher of the family {cls.__name__}, got {unknown[0]!r}"
+            )
+        for name, value in size.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"teacher.size.{name} must be above 0, got {value}")
+        return {"size": dict(size)}
 
     @classmethod
     def locate(cls, path: str) -> str:
@@ -125,13 +151,21 @@ class Teacher(Contract, ABC):
         """
         return local_or_hub(path)
 
+    @property
+    def medium(self) -> Medium:
+        """The kind and the size of a decoded sample; families of other media than images override it."""
+        return Image(*self.image_size)
+
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Encode images (B, 3, H, W) in [-1, 1] to latents (B, *shape) of unit variance."""
+        """Encode samples (B, *medium.shape), such as images (B, 3, H, W), in [-1, 1] to latents (B, *shape).
+
+        The latents have unit variance.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents (B, *shape) of unit variance to images (B, 3, H, W) in [-1, 1]."""
+        """Decode latents (B, *shape) of unit variance to samples (B, *medium.shape) in [-1, 1]."""
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -158,6 +192,18 @@ class Teacher(Contract, ABC):
     def unpack(self, native: Tensor) -> Tensor:
         """Native latents (B, *shape) from the form in which the stock pipeline passes them to its network."""
         return native
+
+    def added_noise(self, scheduler: Any, sample: Tensor) -> Tensor | None:
+        """The noise that a step of an exported pipeline has added, where `torch.randn` does not draw it.
+
+        Args:
+            scheduler: The exported pipeline's scheduler after the step.
+            sample: What the step returned.
+
+        Returns:
+            Standard normal noise, shape of `sample`; None if it was drawn by `torch.randn`, or if there is none.
+        """
+        return None
 
     def unload_encoders(self) -> None:
         """Free the memory of text and image encoders until they are used again; no-op for families without any."""
@@ -190,6 +236,18 @@ class Teacher(Contract, ABC):
             Keyword arguments for the pipeline's `__call__`.
         """
 
+    def exportable_times(self, times: list[float]) -> list[float]:
+        """The angles nearest to a method's decreasing angles `times` that an exported pipeline can sample."""
+        return times
+
+    def check_exportable(self, times: Sequence[float]) -> None:
+        """Check that an exported pipeline can sample at decreasing angles `times`; runs check it before training.
+
+        Raises:
+            ValueError: If it cannot; by default it can at all angles.
+        """
+        return
+
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""
         usual = {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
@@ -200,15 +258,14 @@ class Teacher(Contract, ABC):
     def enable_lora(self, rank: int) -> None:
         """Make all further students LoRA adapters of the given rank on the teacher's network, which is shared."""
         base = self.denoiser.network
-        layers = [embedding for _, embedding in self.time_embeddings(base)]
-        self.denoiser.network = Adapted(LoraBase(base, rank, layers))
+        self.denoiser.network = Adapted(LoraBase(base, rank, self.time_embeddings(base)))
 
-    def time_embeddings(self, network: nn.Module) -> list[tuple[nn.Module, TimestepEmbedding]]:
+    def time_embeddings(self, network: nn.Module) -> list[TimeEmbedding]:
         """The time embeddings of a network, whose first layers each LoRA adapter has its own copy of.
 
         Returns:
-            Pairs of the sinusoidal features and the layers that follow them; empty for a network without a time
-            embedding of diffusers, which then cannot be trained on rescaled time (`refit_time_embedding`).
+            The features of timesteps and the layers that follow them; empty for a network without a time embedding of
+            diffusers, which then cannot be trained on rescaled time (`refit_time_embedding`).
         """
         return time_embeddings(network) if has_time_embedding(network) else []
 

@@ -11,27 +11,27 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.networks.adapters import active_network, merged_copy
+from teachers.networks.time_layers import TimeEmbedding, find_time_embeddings
 
 
-def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbedding]]:
+def time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
     """The time embeddings of a diffusers network: one in most networks, one for each block in DiT.
 
     Args:
         network: A diffusers network.
 
     Returns:
-        Pairs of the sinusoidal features and the layers that follow them.
+        The features of timesteps, and the layers that follow them.
 
     Raises:
         ValueError: If the network has no time embedding of diffusers.
     """
-    found = _find(network)
+    found = find_time_embeddings(network)
     if not found:
         raise ValueError(
             f"{type(network).__name__} has no time embedding that can be refitted; "
@@ -42,17 +42,7 @@ def time_embeddings(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbeddi
 
 def has_time_embedding(network: nn.Module) -> bool:
     """Whether a network has a time embedding of diffusers."""
-    return bool(_find(network))
-
-
-def _find(network: nn.Module) -> list[tuple[nn.Module, TimestepEmbedding]]:
-    found: list[tuple[nn.Module, TimestepEmbedding]] = []
-    for module in network.modules():
-        parts = dict(module.named_children())
-        embedding = parts.get("time_embedding", parts.get("timestep_embedder"))
-        if "time_proj" in parts and isinstance(embedding, TimestepEmbedding):
-            found.append((parts["time_proj"], embedding))
-    return found
+    return bool(find_time_embeddings(network))
 
 
 @torch.no_grad()
@@ -86,9 +76,9 @@ def bake_timesteps(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor
             f"{_listed(angles)} radians, got {_listed(times)}: it has no time embedding of diffusers that could be "
             "changed for others; set the method's times, such as method.second_times"
         )
-    for project, embedding in time_embeddings(network):
-        target, features = (project(steps).double() for steps in (trained, timesteps))  # (N, features)
-        layer, guidance_layer = embedding.linear_1, embedding.cond_proj
+    for embedding in time_embeddings(network):
+        target, features = (embedding.features(steps).double() for steps in (trained, timesteps))  # (N, features)
+        layer, guidance_layer = embedding.layer, embedding.guidance_layer
         weight = layer.weight.double()
         change, inputs = weight @ (target - features).T, features.T  # (hidden, N) at (features, N)
         if guidance_layer is not None:  # no change along the inputs that an embedded guidance scale adds
@@ -142,11 +132,11 @@ def fold_guidance(network: nn.Module, embedding: Tensor) -> None:
         network: A UNet whose time embedding has a `cond_proj`.
         embedding: The scale's `guidance_embedding`, (1, width).
     """
-    for _, time_embedding in time_embeddings(network):
-        layer, projection = time_embedding.linear_1, time_embedding.cond_proj
+    for time_embedding in time_embeddings(network):
+        layer, projection = time_embedding.layer, time_embedding.guidance_layer
         assert projection is not None
         layer.bias.add_(layer.weight @ projection(embedding.to(projection.weight))[0])
-        time_embedding.cond_proj = None
+        time_embedding.owner.cond_proj = None  # type: ignore[assignment]
     network.register_to_config(time_cond_proj_dim=None)  # type: ignore[operator]
 
 
@@ -187,8 +177,8 @@ def refit_time_embedding(denoiser: Denoiser, time_scale: float, ridge: float = 1
     denoiser.time_scale = time_scale
     rescaled = denoiser.timestep_input(angles)
     with active_network(denoiser.network) as network:
-        for project, embedding in time_embeddings(network):
-            _refit(project, embedding.linear_1, timesteps, rescaled, ridge)
+        for embedding in time_embeddings(network):
+            _refit(embedding.features, embedding.layer, timesteps, rescaled, ridge)
 
 
 def _refit(project: nn.Module, layer: nn.Linear, timesteps: Tensor, rescaled: Tensor, ridge: float) -> None:

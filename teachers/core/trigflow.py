@@ -268,11 +268,20 @@ class Flow(NoisePath):
         num_train_timesteps: Native timestep of pure noise.
         sigma_data: Standard deviation of native data.
         shift: Timestep shift of the solver (Esser et al. 2024, arXiv 2403.03206, section 5.3.2). It changes
-            `solver_times` only.
+            `solver_times` only, as the next one does.
+        terminal: The last noise level s of the solver before clean data, to which it stretches the others; None: it
+            does not stretch them.
     """
 
-    def __init__(self, num_train_timesteps: int = 1000, sigma_data: float = 1.0, shift: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        sigma_data: float = 1.0,
+        shift: float = 1.0,
+        terminal: float | None = None,
+    ) -> None:
         self.num_train_timesteps, self.sigma_data, self.shift = num_train_timesteps, sigma_data, shift
+        self.terminal = terminal
         self.t_min, self.t_max = 0.0, HALF_PI
 
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,7 +294,12 @@ class Flow(NoisePath):
         return s * self.num_train_timesteps
 
     def solver_times(self, num_steps: int) -> list[float]:
-        """Return the angles of s = 1, ..., 1 / num_steps, each shifted to shift s / (1 + (shift - 1) s), then 0."""
+        """Return the angles of s = 1, ..., 1 / num_steps, each shifted to shift s / (1 + (shift - 1) s), then 0.
+
+        With `terminal` they are then stretched to end at it; one step is at pure noise.
+        """
         s = 1 - torch.arange(num_steps, dtype=torch.float64) / num_steps
         s = self.shift * s / (1 + (self.shift - 1) * s)
+        if self.terminal and num_steps > 1:
+            s = 1 - (1 - s) * (1 - self.terminal) / (1 - s[-1])
         return [*self.angle(s * self.num_train_timesteps).tolist(), 0.0]

@@ -6,7 +6,7 @@ probability-flow velocity are exact. The distributions are in `MIXTURES`.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -197,7 +197,9 @@ class Analytic(Teacher):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         sigma_data: float | None = None,
+        size: Mapping[str, float] | None = None,
     ) -> Self:
+        cls.size_argument(size)
         teacher = cls(MIXTURES[cls.locate(path)]())
         teacher.denoiser.to(device)
         return teacher

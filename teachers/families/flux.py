@@ -1,6 +1,5 @@
 """Flux.1: a rectified-flow transformer on packed latents; the guidance scale is an input of "dev"."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -9,15 +8,15 @@ import torch.nn.functional as F
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from teachers.core.denoiser import Condition, Denoiser
+from teachers.core.denoiser import Condition
 from teachers.core.teacher import height_and_width
-from teachers.families.latent import LatentTeacher
+from teachers.families.embedded_guidance import EmbeddedGuidance, default_guidance
 from teachers.loading.source import Pipelines
 
-DEFAULT_GUIDANCE = float(inspect.signature(FluxPipeline.__call__).parameters["guidance_scale"].default)
+DEFAULT_GUIDANCE = default_guidance(FluxPipeline)
 
 
-class Flux(LatentTeacher):
+class Flux(EmbeddedGuidance):
     """`FluxPipeline`. "dev" embeds the guidance scale and needs one evaluation; "schnell" has no guidance.
 
     A student that learns one guidance scale receives the pipeline's default in training. In its export the embedding is
@@ -31,7 +30,6 @@ class Flux(LatentTeacher):
     }
     passes_sigmas: ClassVar[bool] = True
     takes_variance_preserving: ClassVar[bool] = False
-    ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = False
 
     @staticmethod
@@ -72,38 +70,3 @@ class Flux(LatentTeacher):
         with torch.no_grad():
             text, pooled, _ = self.text_pipeline().encode_prompt(list(prompts), None, device=self.device)
         return {"encoder_hidden_states": text.float(), "pooled_projections": pooled.float()}
-
-    @property
-    def embeds_guidance(self) -> bool:
-        return bool(self.stock.transformer.config.guidance_embeds)
-
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
-        """The velocity at an embedded guidance scale, in one evaluation. "schnell" ignores `guidance`."""
-        if self.embeds_guidance:
-            scale = guidance if isinstance(guidance, Tensor) else torch.full_like(t, guidance)
-            cond = {**cond, "guidance": scale.float()}
-        with self._on_device():
-            return self.denoiser.velocity(x_t, t, cond)
-
-    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
-        if not self.embeds_guidance:
-            raise ValueError("method.guidances must be empty: this Flux has no input for the guidance scale")
-        student.defaults = self.guidance_condition(student, torch.tensor([guidance]))
-        student.guidance_input = True
-
-    def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
-        return {"guidance": guidance.float()}
-
-    def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        scale = {"guidance_scale": DEFAULT_GUIDANCE} if self.embeds_guidance else {}
-        return super().lora_call(num_steps, times) | scale
-
-    @torch.no_grad()
-    def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:
-        if network.config.guidance_embeds and not student.guidance_input:  # one embedding for all guidance scales
-            embed, layer = network.time_text_embed, network.time_text_embed.guidance_embedder.linear_2
-            features = embed.time_proj(torch.tensor([DEFAULT_GUIDANCE * 1000], device=layer.weight.device))
-            constant = embed.guidance_embedder(features.to(layer.weight.dtype))[0]
-            layer.weight.zero_()
-            layer.bias.copy_(constant)
-        return super().parts(student, network, scheduler)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderDC, DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
-from teachers.core.denoiser import Condition, Denoiser, default_call
+from teachers.core.denoiser import Call, Condition, Denoiser, default_call
 from teachers.core.few_step import (
     consistency_scheduler,
     flow_scheduler,
@@ -42,9 +42,10 @@ class LatentTeacher(Teacher):
         passes_sigmas: Whether the pipeline passes evenly spaced sigmas to its scheduler; see `flow_scheduler`.
         takes_flow: Whether the pipeline can sample a rectified flow: those that call `scale_model_input` cannot.
         takes_variance_preserving: Whether the pipeline can sample a variance-preserving schedule.
+        takes_cosine: Whether the pipeline can sample TrigFlow's own schedule (`Cosine`).
         stock: The pipeline.
         device: Where the networks are.
-        factor: Pixels of an image for each latent pixel, along one side.
+        factor: Pixels or audio samples for each latent pixel, along one side.
 
     Raises:
         ValueError: If the pipeline's scheduler has no known noise schedule.
@@ -53,6 +54,7 @@ class LatentTeacher(Teacher):
     passes_sigmas: ClassVar[bool] = False
     takes_flow: ClassVar[bool] = True
     takes_variance_preserving: ClassVar[bool] = True
+    takes_cosine: ClassVar[bool] = False
     ignores_guidance: ClassVar[bool] = False
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": ("vae",)}
 
@@ -64,17 +66,19 @@ class LatentTeacher(Teacher):
         vae = pipeline.vae
         if vae.config.get("force_upcast") and vae.dtype == torch.float16:
             vae.float()  # such autoencoders overflow in half precision
-        blocks = "encoder_block_out_channels" if isinstance(vae, AutoencoderDC) else "block_out_channels"
-        self.factor = 2 ** (len(vae.config[blocks]) - 1)
+        self.factor = self.compression()
         self.shape = self.latent_shape()
         self._check_channels()
-        self.image_size = (self.shape[1] * self.factor, self.shape[2] * self.factor)
-        # Transformers whose shift depends on the image size have patches of 2 x 2.
-        tokens = self.shape[1] * self.shape[2] // 4
+        self.set_size()
         path, prediction = schedule(
-            pipeline.scheduler, sigma_data, tokens, self.takes_flow, self.takes_variance_preserving
+            pipeline.scheduler,
+            sigma_data,
+            self.tokens(),
+            self.takes_flow,
+            self.takes_variance_preserving,
+            self.takes_cosine,
         )
-        self.denoiser = Denoiser(pipeline.components[self.network], path, prediction, call=self.call).eval()
+        self.denoiser = Denoiser(self.denoising_network(), path, prediction, call=self.network_call()).eval()
 
     @staticmethod
     def call(network: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
@@ -87,18 +91,45 @@ class LatentTeacher(Teacher):
             cond: The condition.
 
         Returns:
-            The network's output, (B, C or more, H, W).
+            The network's output, (B, C or more, ...).
         """
         return default_call(network, sample, timestep, cond)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        """The shape (C, H, W) of a latent at the pipeline's default image size."""
+    def denoising_network(self) -> nn.Module:
+        """The network of the denoiser."""
+        network: nn.Module = self.stock.components[self.network]
+        return network
+
+    def network_call(self) -> Call:
+        """`call`, or a partial application of it to settings of the pipeline; copies of the denoiser share it."""
+        return self.call
+
+    def compression(self) -> int:
+        """Pixels of an image for each latent pixel, along one side."""
+        vae = self.stock.vae
+        blocks = "encoder_block_out_channels" if isinstance(vae, AutoencoderDC) else "block_out_channels"
+        return int(2 ** (len(vae.config[blocks]) - 1))
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of a latent: (C, H, W) at the pipeline's default image size, or (C, ...) for other media."""
         config = self.stock.components[self.network].config
         return config.in_channels, *height_and_width(config.sample_size)
 
+    def set_size(self) -> None:
+        """Set `image_size`; families of other media have a size in `medium`."""
+        self.image_size = (self.shape[1] * self.factor, self.shape[2] * self.factor)
+
+    def tokens(self) -> int:
+        """The number of tokens by which a scheduler shifts its timesteps: those of 2 x 2 patches of an image."""
+        return self.shape[1] * self.shape[2] // 4
+
+    def latent_channels(self) -> int:
+        """The number of channels of the autoencoder's latents."""
+        return int(self.stock.vae.config.latent_channels)
+
     def _check_channels(self) -> None:
         """Raise ValueError if the network's channels are not those of the autoencoder's latents."""
-        config, channels = self.stock.components[self.network].config, self.stock.vae.config.latent_channels
+        config, channels = self.stock.components[self.network].config, self.latent_channels()
         packed = config.in_channels // self.shape[0]
         if self.shape[0] != channels:
             raise ValueError(
@@ -203,17 +234,19 @@ class LatentTeacher(Teacher):
             return self.decode(latents.to(self.device))
 
     def _affine(self) -> tuple[Tensor, Tensor]:
-        """(scale, offset), (1, C or 1, 1, 1) each: the autoencoder's latents are scale * native latents + offset."""
-        vae = self.stock.vae
-        config = vae.config
-        scale, offset = 1 / config.scaling_factor, config.get("shift_factor") or 0.0
+        """(scale, offset), (1, C or 1, 1, ...) each: the autoencoder's latents are scale * native latents + offset."""
+        config = self.stock.vae.config
+        scale: Any = 1 / (config.get("scaling_factor") or 1.0)
+        offset: Any = config.get("shift_factor") or 0.0
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean and std:
             scale, offset = [scale * s for s in std], mean
-        first, second = (torch.tensor(value, device=self.device).reshape(1, -1, 1, 1) for value in (scale, offset))
+        lead = (1, -1, *[1] * (len(self.shape) - 1))
+        first, second = (torch.tensor(value, device=self.device).reshape(lead) for value in (scale, offset))
         return first, second
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
+        self.check_exportable(times)
         scheduler, timesteps = self.scheduler(student, times)
         network = bake_timesteps(student, times, timesteps)
         pipeline: DiffusionPipeline = type(self.stock)(**self.parts(student, network, scheduler))
@@ -257,7 +290,7 @@ class LatentTeacher(Teacher):
         return self.stock.components | text | {self.network: network, "scheduler": scheduler}
 
     def size_call(self) -> dict[str, Any]:
-        """The call arguments that make the pipeline use the teacher's image size, empty if it is the default."""
+        """The call arguments that make the pipeline use the teacher's size, empty if it is the default."""
         return {}
 
     def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:

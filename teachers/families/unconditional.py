@@ -61,7 +61,8 @@ class Unconditional(Teacher):
             )
 
     @classmethod
-    def wrap(cls, pipeline: Any, sigma_data: float | None = None) -> Self:
+    def wrap(cls, pipeline: Any, sigma_data: float | None = None, size: Mapping[str, float] | None = None) -> Self:
+        cls.size_argument(size)
         if not isinstance(pipeline.unet, UNet2DModel):
             raise ValueError(
                 f"the family `unconditional` takes a pipeline with a UNet2DModel, got {type(pipeline).__name__} with "

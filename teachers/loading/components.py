@@ -19,6 +19,8 @@ from torch import nn
 from transformers import FeatureExtractionMixin, ImageProcessingMixin, PreTrainedModel, ProcessorMixin
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from teachers.support.private_api import required_packages
+
 LIBRARIES = ("diffusers", "transformers")
 # Components that a pipeline works without, although it has to be loaded with them as None explicitly.
 DISPENSABLE = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
@@ -126,11 +128,13 @@ def installed_class(entry: Any, owners: Iterable[type[Any]] = ()) -> type[Any] |
     """`component_class` of an index's value; None if it names no class of an allowed package.
 
     Raises:
-        ValueError: If diffusers or transformers has no such class.
+        ValueError: If diffusers or transformers has no such class, or the class needs a package that is not installed.
     """
     if not is_component(entry):
         return None
     kind = component_class(entry[0], entry[1], owners)
+    if kind is not None and (needed := required_packages(kind)):
+        raise ValueError(f"{entry[1]} needs {' and '.join(needed)}: pip install {' '.join(needed)}")
     if kind is None and entry[0] in LIBRARIES:
         raise ValueError(f"{entry[0]} has no class {entry[1]} in the installed version; upgrade it")
     return kind

@@ -98,8 +98,11 @@ def teacher_code(teacher: Any, *makers: Any) -> str:
 def settings(teacher: Any) -> dict[str, Any]:
     """A teacher's numbers and strings, such as `shape` and sigma_data, which do not come from files alone."""
     plain = without_runtime(plain_attributes(teacher))
-    path = teacher.denoiser.path
-    return plain | {"shape": teacher.shape, "image_size": teacher.image_size, "sigma_data": path.sigma_data}
+    path, medium = teacher.denoiser.path, teacher.medium
+    sizes: dict[str, Any] = {"shape": teacher.shape, "image_size": teacher.image_size}
+    if medium.name != "image":
+        sizes["medium"] = repr(medium)
+    return plain | sizes | {"sigma_data": path.sigma_data}
 
 
 def without_runtime(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def load_teacher(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     sigma_data: float | None = None,
+    size: Mapping[str, float] | None = None,
 ) -> Teacher:
     """Load a teacher from a path, a diffusers pipeline in memory, or a UNet and its scheduler.
 
@@ -72,6 +73,8 @@ def load_teacher(
         device: Where the teacher's networks go.
         dtype: Precision of weights that are loaded from a path; pipelines in memory keep theirs.
         sigma_data: Standard deviation of the native latents or pixels; None: the family's, 1.0 for those of diffusers.
+        size: Size of a clip or sound, such as {"height": 480, "width": 832, "frames": 81}; None: the default of the
+            pipeline's call.
 
     Returns:
         The frozen teacher.
@@ -86,7 +89,8 @@ def load_teacher(
     if isinstance(source, str | Path):
         path = locate(str(source))
         family = installed()[family_of(path)]
-        return family.load(path, target, dtype, family.sigma_data if sigma_data is None else sigma_data)
+        scale = family.sigma_data if sigma_data is None else sigma_data
+        return family.load(path, target, dtype, scale, **family.size_argument(size))
     if isinstance(source, UNet2DModel):
         if scheduler is None:
             raise ValueError("scheduler must be the one that the UNet was trained with: load_teacher(unet, scheduler)")
@@ -94,7 +98,8 @@ def load_teacher(
     if not isinstance(source, DiffusionPipeline):
         raise ValueError(f"source must be a path, a diffusers pipeline or a UNet2DModel, got {type(source).__name__}")
     family = installed()[family_by_class(type(source).__name__)]
-    return family.wrap(source.to(target), family.sigma_data if sigma_data is None else sigma_data)
+    scale = family.sigma_data if sigma_data is None else sigma_data
+    return family.wrap(source.to(target), scale, **family.size_argument(size))
 
 
 def family_of(path: str) -> str:

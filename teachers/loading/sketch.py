@@ -1,6 +1,7 @@
 """A teacher from its configuration alone: networks on the meta device, no weights."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ DMD_BYTES = 4 * 4 + 2 * 8 + 4  # teacher, student, fake score, EMA
 SCM_BYTES = 3 * 4 + 8 + 4  # teacher, student, EMA
 
 
-def sketch(path: str, family: type[Teacher]) -> Teacher:
+def sketch(path: str, family: type[Teacher], size: Mapping[str, float] | None = None) -> Teacher:
     """Build a teacher with its networks on the meta device.
 
     Args:
         path: A pipeline folder, a Hub id or a .safetensors file; only configuration files and the file's header are
             read.
         family: The teacher's class.
+        size: Size of a sample, as `Teacher.load` takes it.
 
     Returns:
         The teacher with shapes, schedule and parameters, but without weights.
@@ -63,7 +65,7 @@ def sketch(path: str, family: type[Teacher]) -> Teacher:
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))
     if file != path:
         parts["scheduler"] = apply_markers(parts["scheduler"], file)
-    return family.wrap(kind(**parts), family.sigma_data)
+    return family.wrap(kind(**parts), family.sigma_data, **family.size_argument(size))
 
 
 def add_text_encoders(teacher: Teacher, source: str) -> None:

@@ -7,6 +7,7 @@ is no such folder, diffusers fetches the usual configuration from the Hub.
 """
 
 import inspect
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,7 +212,8 @@ def from_folder(
     Args:
         kind: The pipeline class.
         path: The folder or the Hub id.
-        options: Further arguments of `from_pretrained`, among them dtype; components given as None are not loaded.
+        options: Further arguments of `from_pretrained`, among them dtype; components given as None or as a network are
+            not loaded.
         owners: Classes of packages whose components may be loaded.
         pickles: Whether .bin files are read where there are no .safetensors files.
 
@@ -221,14 +223,30 @@ def from_folder(
     Raises:
         ValueError: If the parameters of a network are not exactly those of its files.
     """
-    parts = {name: value for name, value in options.items() if value is None}
-    folder = Path(path) if Path(path).is_dir() else download(kind, path, pickles, **parts)
+    parts = {name: value for name, value in options.items() if value is None or isinstance(value, nn.Module)}
+    folder = Path(path) if Path(path).is_dir() else download(kind, path, pickles, **dict.fromkeys(parts))
     check_configs(folder)
     check_trusted(str(folder), owners, kind)
     check_sizes(folder, {name: kind for name, kind in network_classes(folder, owners).items() if name not in parts})
     networks = load_networks(folder, parts, options["dtype"], pickles, owners)
     safe = None if pickles else True
-    return kind.from_pretrained(str(folder), use_safetensors=safe, trust_remote_code=False, **(options | networks))
+    with without_notices():
+        return kind.from_pretrained(str(folder), use_safetensors=safe, trust_remote_code=False, **(options | networks))
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """A context without diffusers' warning about networks of a pipeline's own module, such as Stable Audio's."""
+    log = logging.getLogger("diffusers.pipelines.pipeline_loading_utils")
+    log.addFilter(_is_no_notice)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_no_notice)
+
+
+def _is_no_notice(record: logging.LogRecord) -> bool:
+    return "You have passed a non-standard module" not in record.getMessage()
 
 
 def _single_file(kind: Any, path: str, name: str | None, options: dict[str, Any]) -> Any:

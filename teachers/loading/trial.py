@@ -6,7 +6,7 @@ message, before any weights are read.
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from teachers.loading.source import check_trusted, check_weights, config_source,
 from teachers.support.text import printable
 
 Stamp = tuple[str, str, str, tuple[tuple[str, int, int], ...]]
+EVALUATED = "evaluated"  # how `check_fit_once` checks
 _checked: set[Stamp] = set()  # folders that passed, with their files' times
 
 
-def check_teacher(path: str, family: type[Teacher]) -> Teacher:
+def check_teacher(path: str, family: type[Teacher], size: Mapping[str, float] | None = None) -> Teacher:
     """Check a teacher by its configuration and the headers of its weights.
 
     Args:
         path: A pipeline folder, a Hub id or a .safetensors file, as `Teacher.locate` returns it.
         family: Its family.
+        size: Size of a sample, as `Teacher.load` takes it.
 
     Returns:
         The teacher with its networks on the meta device.
@@ -42,20 +44,20 @@ def check_teacher(path: str, family: type[Teacher]) -> Teacher:
         check_trusted(source, (family, *family.pipelines, *family.components))
     check_weights(path)
     check_folder(source)
-    teacher = sketch(path, family)
+    teacher = sketch(path, family, size)
     if Path(source).is_dir():
         check_fit(teacher, source)
     return teacher
 
 
-def check_teacher_once(path: str, family: type[Teacher]) -> None:
+def check_teacher_once(path: str, family: type[Teacher], size: Mapping[str, float] | None = None) -> None:
     """`check_teacher` for a local pipeline, unless the same files passed it in this process already."""
-    _once(path, family, check_teacher)
+    _once(path, family, size, lambda: check_teacher(path, family, size))
 
 
 def check_fit_once(path: str, family: type[Teacher]) -> None:
     """`check_fit` for a local pipeline of a family, which may be one that is no teacher, such as a few-step student."""
-    _once(path, family, _check_pipeline)
+    _once(path, family, EVALUATED, lambda: _check_pipeline(path, family))
 
 
 def _check_pipeline(path: str, family: type[Teacher]) -> None:
@@ -71,15 +73,15 @@ def _check_pipeline(path: str, family: type[Teacher]) -> None:
     check_fit(teacher, path)
 
 
-def _once(path: str, family: type[Teacher], check: Callable[[str, type[Teacher]], Any]) -> None:
+def _once(path: str, family: type[Teacher], how: object, check: Callable[[], Any]) -> None:
     folder = Path(config_source(path))
     if not folder.is_dir():
         return
     files = sorted(file for file in [*folder.glob("*"), *folder.glob("*/*")] if file.is_file())
     times = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    stamp = (check.__name__, path, f"{family.__module__}.{family.__qualname__}", times)
+    stamp = (repr(how), path, f"{family.__module__}.{family.__qualname__}", times)
     if stamp not in _checked:
-        check(path, family)
+        check()
         _checked.add(stamp)
 
 

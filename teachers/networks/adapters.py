@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
 from teachers.networks.fast_paths import without_fast_paths
-from teachers.networks.storage import StoredConv2d, StoredLinear, plain_layer, store
+from teachers.networks.storage import CONVOLUTIONS, StoredConvolution, StoredLinear, plain_layer, store
+from teachers.networks.time_layers import TimeEmbedding
 from teachers.support.private_api import set_active_adapters
 
 
@@ -43,22 +44,25 @@ class LoraBase:
         ranks: Rank of the low-rank change of each layer, by the layer's name.
     """
 
-    def __init__(self, base: nn.Module, rank: int, time_embeddings: Sequence[TimestepEmbedding]) -> None:
+    def __init__(self, base: nn.Module, rank: int, time_embeddings: Sequence[TimeEmbedding]) -> None:
         store(base.requires_grad_(False))
         self.base, self.rank, self.time_embeddings = base, rank, time_embeddings
-        self.base_time_layers: list[nn.Module] = [embedding.linear_1 for embedding in time_embeddings]
+        self.base_time_layers: list[nn.Module] = [embedding.layer for embedding in time_embeddings]
         self.adapted: list[str] = []
         self._time_layers: Sequence[nn.Module] = self.base_time_layers  # those in use
         self._active: list[str] = []  # every layer holds this list; changing it switches the adapter of all layers
         self._count = 0
         # A rank above the smaller side of a weight matrix adds nothing. Depthwise convolutions get no adapter, nor does
-        # `nn.MultiheadAttention`, which reads the weight of its output projection without calling it.
+        # `nn.MultiheadAttention`, which reads the weight of its output projection without calling it, nor do the
+        # projections of motion layers, which are called with an argument's name that peft's layers do not have.
         uncalled = {id(m.out_proj) for m in base.modules() if isinstance(m, nn.MultiheadAttention)}
+        motion = [m for m in base.modules() if isinstance(m, AnimateDiffTransformer3D)]
+        uncalled |= {id(layer) for m in motion for layer in (m.proj_in, m.proj_out)}
         self.ranks = {
             name: min(rank, len(layer.weight), layer.weight[0].numel())
             for name, layer in base.named_modules()
             if (isinstance(layer, nn.Linear) and layer not in self.base_time_layers and id(layer) not in uncalled)
-            or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+            or (isinstance(layer, CONVOLUTIONS) and layer.groups == 1)
         }
 
     def add(self) -> str:
@@ -131,7 +135,7 @@ class LoraBase:
         self._active[:] = active
         if time_layers is not self._time_layers:
             for embedding, layer in zip(self.time_embeddings, time_layers, strict=True):
-                embedding.linear_1 = layer
+                setattr(embedding.owner, embedding.child, layer)
             self._time_layers = time_layers
 
 
@@ -192,7 +196,7 @@ class Adapted(nn.Module):
         memo: dict[int, Any] = {}
         with self.activate() as base:
             for module in base.modules():
-                if isinstance(module, StoredLinear | StoredConv2d):
+                if isinstance(module, StoredLinear | StoredConvolution):
                     memo[id(module)] = plain_layer(module)
             for path in self.lora_base.adapted:
                 layer = self.lora_base.layer(path)

@@ -13,7 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
+
+from teachers.support.private_api import kept_in_float32
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class _Linear(torch.autograd.Function):
@@ -30,20 +34,30 @@ class _Linear(torch.autograd.Function):
         return gradients[0] @ weight.to(gradients[0].dtype), None, None
 
 
-class _Conv2d(torch.autograd.Function):
-    """F.conv2d as `_Linear`; `options` is (stride, padding, dilation, groups)."""
+# By the number of the input's dimensions with batch and channels: the convolution, and its gradient by the input.
+_FUNCTIONS: dict[int, Any] = {
+    3: (F.conv1d, conv1d_input),
+    4: (F.conv2d, conv2d_input),
+    5: (F.conv3d, conv3d_input),
+}
+
+
+class _Convolution(torch.autograd.Function):
+    """F.conv1d, conv2d or conv3d as `_Linear`; `options` is (stride, padding, dilation, groups)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.options, ctx.shape = options, x.shape
-        return F.conv2d(x, weight.to(x.dtype), bias, *options)
+        output: Tensor = _FUNCTIONS[weight.ndim][0](x, weight.to(x.dtype), bias, *options)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         (gradient,) = gradients
-        return conv2d_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.options), None, None, None
+        by_input = _FUNCTIONS[weight.ndim][1]
+        return by_input(ctx.shape, weight.to(gradient.dtype), gradient, *ctx.options), None, None, None
 
 
 def autocasting(device: torch.device) -> bool:
@@ -118,38 +132,73 @@ class StoredLinear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), self.bias)
 
 
-class StoredConv2d(nn.Conv2d):
+class StoredConvolution(nn.Module):
     """A frozen convolution: half-precision weight, float32 bias, computation in the input's precision."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.requires_grad:  # peft creates an adapter's layers from the base layer's class
-            return super().forward(input)
-        options: Any = self.stride, self.padding, self.dilation, self.groups
+        layer: Any = self
+        # peft creates an adapter's layers from the base layer's class; "same" and circular padding are rare
+        if layer.weight.requires_grad:
+            output: Tensor = super().forward(input)  # type: ignore[misc]
+            return output
+        options: Any = layer.stride, layer.padding, layer.dilation, layer.groups
+        convolve = _FUNCTIONS[layer.weight.ndim][0]
         if autocasting(input.device):
-            return F.conv2d(input, self.weight, self.bias, *options)
-        if torch.is_grad_enabled() and input.requires_grad:
-            out: Tensor = _Conv2d.apply(input, self.weight, self.bias, options)  # type: ignore[no-untyped-call]
-            return out
-        return F.conv2d(input, self.weight.to(input.dtype), self.bias, *options)
+            output = convolve(input, layer.weight, layer.bias, *options)
+        elif torch.is_grad_enabled() and input.requires_grad:
+            output = _Convolution.apply(input, layer.weight, layer.bias, options)  # type: ignore[no-untyped-call]
+        else:
+            output = convolve(input, layer.weight.to(input.dtype), layer.bias, *options)
+        return output
+
+
+class StoredConv1d(StoredConvolution, nn.Conv1d):
+    """A frozen nn.Conv1d."""
+
+
+class StoredConv2d(StoredConvolution, nn.Conv2d):
+    """A frozen nn.Conv2d."""
+
+
+class StoredConv3d(StoredConvolution, nn.Conv3d):
+    """A frozen nn.Conv3d."""
+
+
+STORED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: StoredLinear,
+    nn.Conv1d: StoredConv1d,
+    nn.Conv2d: StoredConv2d,
+    nn.Conv3d: StoredConv3d,
+}
+
+
+def dtype_parameter(network: nn.Module) -> nn.Parameter | None:
+    """The parameter from which diffusers takes a network's dtype: the first that does not stay in float32 by its name.
+
+    None for a network without parameters.
+    """
+    kept = kept_in_float32(network)
+    named = ((name, p) for name, p in network.named_parameters() if p.is_floating_point())
+    return next((p for name, p in named if not any(part in name for part in kept)), None)
 
 
 def store(network: nn.Module) -> None:
     """Make a frozen half-precision network compute in its input's precision, in place.
 
-    Layers in float32 do not change. The layer with the first parameter becomes float32 too, because diffusers takes a
-    network's dtype from that parameter and some networks cast their time embedding to it.
+    Layers in float32 do not change. The layer with `dtype_parameter` becomes float32 too, because some networks cast
+    their time embedding to the dtype that diffusers takes from it.
 
     Args:
         network: The frozen network.
     """
     stored = set()
-    first = next(network.parameters(), None)
+    first = dtype_parameter(network)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if type(child) not in (nn.Linear, nn.Conv2d) or child.weight is first:
+            if not _is_stored_kind(child) or child.weight is first:
                 continue
             if child.weight.dtype in (torch.float16, torch.bfloat16):
-                layer = _like(child, StoredLinear, StoredConv2d)
+                layer = _like(child, STORED[type(child)])
                 layer.weight, layer.bias = child.weight, child.bias
                 setattr(module, name, layer.requires_grad_(False))
                 stored.add(id(child.weight))
@@ -160,7 +209,7 @@ def store(network: nn.Module) -> None:
 
 @torch.no_grad()
 def plain_layer(layer: Any, change: Tensor | None = None) -> nn.Module:
-    """Copy a linear layer or convolution as `nn.Linear` or `nn.Conv2d` in float32.
+    """Copy a linear layer or convolution as a layer of PyTorch in float32.
 
     Args:
         layer: The layer.
@@ -169,7 +218,7 @@ def plain_layer(layer: Any, change: Tensor | None = None) -> nn.Module:
     Returns:
         The frozen copy.
     """
-    copied = _like(layer, nn.Linear, nn.Conv2d)
+    copied = _like(layer, next(kind for kind in STORED if isinstance(layer, kind)))
     weight = layer.weight.float().clone() if change is None else layer.weight.float() + change
     copied.weight = nn.Parameter(weight, requires_grad=False)
     if layer.bias is not None:
@@ -177,19 +226,27 @@ def plain_layer(layer: Any, change: Tensor | None = None) -> nn.Module:
     return copied
 
 
-def _like(layer: nn.Module, linear: type[nn.Linear], convolution: type[nn.Conv2d]) -> Any:
-    """A layer of one of the two classes on the meta device, with the shape of `layer`."""
-    made: nn.Module
-    if isinstance(layer, nn.Conv2d):
+def _is_stored_kind(layer: nn.Module) -> bool:
+    """Whether `store` replaces layers of this kind; other padding than zeros, and "same", stay as they are."""
+    simple = not isinstance(layer, CONVOLUTIONS) or (
+        layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    )
+    return type(layer) in STORED and simple
+
+
+def _like(layer: nn.Module, kind: type[nn.Module]) -> Any:
+    """A layer of the class `kind` on the meta device, with the shape of `layer`."""
+    if isinstance(layer, CONVOLUTIONS):
         shape: Any = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
         more: Any = {
             "dilation": layer.dilation,
             "groups": layer.groups,
             "bias": layer.bias is not None,
+            "padding_mode": layer.padding_mode,
             "device": "meta",
         }
-        made = convolution(*shape, **more)
+        made = kind(*shape, **more)
     else:
         assert isinstance(layer, nn.Linear)
-        made = linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        made = kind(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
     return made.train(layer.training)

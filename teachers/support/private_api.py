@@ -125,6 +125,36 @@ def supports_gradient_checkpointing(network: "nn.Module") -> bool:
     return bool(getattr(network, "_supports_gradient_checkpointing", False))
 
 
+def required_packages(kind: type[Any]) -> Sequence[str]:
+    """diffusers' `_backends`: the packages besides PyTorch that a class needs and that are not installed.
+
+    diffusers replaces such a class by one that raises an error of several lines when it is used. Empty for other
+    classes.
+    """
+    from diffusers.utils import DummyObject
+
+    needed = getattr(kind, "_backends", ()) if isinstance(kind, DummyObject) else ()
+    return tuple(name for name in needed if name != "torch")
+
+
+def inherit_declarations(network: "nn.Module", source: "nn.Module") -> None:
+    """Make a diffusers network declare what `source` does to the other functions of this file, in place.
+
+    For a `ModelMixin` that consists of networks of one class, which has no declarations of its own.
+    """
+    names = ("_keep_in_fp32_modules", "_no_split_modules", "_repeated_blocks", "_supports_gradient_checkpointing")
+    for name in names:
+        setattr(network, name, getattr(source, name, None))
+
+
+def kept_in_float32(network: "nn.Module") -> Sequence[str]:
+    """diffusers' `_keep_in_fp32_modules`: parts of the names of parameters that stay in float32 in half precision.
+
+    The public `ModelMixin.dtype` leaves them out, but says nothing about which parameter it takes the dtype from.
+    """
+    return tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
+
+
 def repeated_blocks(network: "nn.Module") -> Sequence[str]:
     """diffusers' `_repeated_blocks`: class names of the blocks that a network repeats, empty if it has none.
 

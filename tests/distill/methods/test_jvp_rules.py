@@ -72,6 +72,31 @@ def test_affine_rules(size: int, bias: bool) -> None:
     check(lambda x, y, z: linear(x) * linear(y) + linear(z), (size,), (2, size), (4, 2, size))
 
 
+CONVOLUTIONS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
+    "conv1d": (nn.Conv1d, (9,)),
+    "conv3d": (nn.Conv3d, (3, 5, 4)),
+    "conv_transpose1d": (nn.ConvTranspose1d, (7,)),
+    "conv_transpose2d": (nn.ConvTranspose2d, (4, 5)),
+    "conv_transpose3d": (nn.ConvTranspose3d, (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_rules_of_convolutions(name: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few and many channels, which are computed differently, and without a batch; the rule is used."""
+    kind, size = CONVOLUTIONS[name]
+    used = []
+    function = getattr(F, name)
+    rule = jvp_rules.RULES[function]
+    monkeypatch.setitem(jvp_rules.RULES, function, lambda *a, **k: used.append(1) or rule(*a, **k))
+    for channels in (4, 64):
+        layer: Any = kind(4, channels, 3, stride=2, padding=1, groups=2, bias=bias).double()  # type: ignore[call-arg]
+        check(lambda x, layer=layer: layer(x).sin(), (2, 4, *size))
+        check(layer, (4, *size))
+    assert len(used) == 4
+
+
 def test_norm_rules() -> None:
     group, instance = nn.GroupNorm(3, 6).double(), nn.GroupNorm(2, 6, affine=False).double()
     layer, plain = nn.LayerNorm(5).double(), nn.LayerNorm((5, 5), elementwise_affine=False).double()

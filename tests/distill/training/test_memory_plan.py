@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from distill.config.recipe import DTYPES, method_options
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.training import memory_plan
-from distill.training.meta_device import MemoryTracker
+from distill.training.meta_device import META, MemoryTracker, patch_meta_ops
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.adapters import unwrap
 from teachers.networks.checkpointing import checkpoint_activations
@@ -65,3 +66,19 @@ def test_printed_plan_shows_which_tier_fits(lora_recipe, monkeypatch, capsys):
     monkeypatch.setattr(memory_plan, "plan", lambda *a: 1 / 0)
     memory_plan.print_plan(run, 1, CPU)
     assert "the memory plan of this run failed (ZeroDivisionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_plan_has_autocast_for_convolutions_of_every_rank(kind, rank):
+    """Their outputs are half precision on a device, and so they are in the plan."""
+    layer = getattr(nn, f"{kind}{rank}d")(4, 6, 3, padding=1)
+    x = torch.randn(2, 4, *[8] * rank)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+    with patch_meta_ops("bf16"), MemoryTracker([], META) as tracker:
+        found = layer.to(META)(x.to(META))
+    assert found.dtype == expected.dtype == torch.bfloat16 and found.shape == expected.shape
+    assert tracker.peak >= expected.nbytes
+    with patch_meta_ops("no"):
+        assert layer(x.to(META)).dtype == torch.float32

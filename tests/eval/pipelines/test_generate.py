@@ -1,15 +1,21 @@
 """Generation with any pipeline: noise per sample, counted evaluations, the solver for few steps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
@@ -148,6 +154,41 @@ def test_flow_schedulers_are_not_replaced(text_pipeline):
     pipe.scheduler = flow = FlowMatchEulerDiscreteScheduler()
     assert use_modern_solver(pipe) is None
     assert pipe.scheduler is flow
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler])
+def test_solvers_with_flow_sigmas_are_not_replaced(text_pipeline, kind):
+    """Those of Sana and Wan: their betas are unused."""
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    pipe.scheduler = flow = kind(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction")
+    assert use_modern_solver(pipe) is None
+    assert pipe.scheduler is flow and flow.config.use_flow_sigmas
+
+
+@pytest.mark.parametrize("kind", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
+def test_tables_with_a_shifted_signal_to_noise_ratio_are_not_replaced(text_pipeline, kind):
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    pipe.scheduler = shifted = kind(snr_shift_scale=3.0, prediction_type="v_prediction")
+    assert use_modern_solver(pipe) is None
+    assert pipe.scheduler is shifted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_few_steps_of_a_flow_teacher_have_the_deviation_of_its_data(steps):
+    """The published scheduler of Sana on an exact flow network, whose data is the number 2."""
+    pipe = SimpleNamespace(
+        scheduler=DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction", final_sigmas_type="zero"
+        )
+    )
+    use_modern_solver(pipe)
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(steps)
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        x = scheduler.step((x - 2) / sigma, t, x, return_dict=False)[0]
+    assert (x - 2).abs().max() < 0.05
 
 
 def test_grey_images_become_rgb():

@@ -23,6 +23,18 @@ def load(tiny):
 
 
 @pytest.fixture(scope="module")
+def load_media(tiny_media):
+    """Function load_media(name) -> the teacher of clips or sounds; each is loaded once."""
+
+    @functools.cache
+    def teacher(name):
+        family, folder, size = tiny_media(name)
+        return find(TEACHERS, family).load(str(folder), torch.device("cpu"), size=size)
+
+    return teacher
+
+
+@pytest.fixture(scope="module")
 def trained(load):
     """Function trained(name) -> an sCM distiller after one step of adaptation and one step with its tangent."""
 

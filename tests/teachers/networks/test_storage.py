@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from distill.config.registry import TEACHERS, find
-from teachers.networks.storage import correct_patch_embedding, store
+from teachers.networks.storage import correct_patch_embedding, plain_layer, store
 
 CPU = torch.device("cpu")
 
@@ -37,6 +37,35 @@ def test_base_in_half_precision_computes_in_float32(load):
         assert torch.allclose(network(*inputs).sample, reference(*inputs).sample, atol=2e-2)
     stored = sum(p.nbytes for p in network.parameters())
     assert stored < 0.52 * sum(p.nbytes for p in reference.parameters())
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_stored_convolutions_of_every_rank_have_the_values_and_gradients_of_float32(kind):
+    rank = int(kind.__name__[4])
+    options = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2}
+    network = nn.Sequential(nn.Linear(9, 9), kind(4, 6, 3, **options), kind(6, 2, 1, bias=False))
+    network.requires_grad_(False).to(torch.bfloat16)
+    reference = copy.deepcopy(network).float()
+    store(network)
+    assert network[1].weight.dtype == torch.bfloat16 and network[1].bias.dtype == torch.float32
+    x = torch.randn(2, 4, *[9] * rank, requires_grad=True)
+    one, two = network(x), reference(x)
+    assert one.dtype == torch.float32 and torch.allclose(one, two, atol=1e-6)
+    assert torch.allclose(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (one, two)), atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(network(x), one)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(x).dtype == torch.bfloat16
+    copied = plain_layer(network[1])
+    assert type(copied) is kind and torch.equal(copied(x), reference[1](x))
+
+
+def test_layers_with_other_padding_are_not_stored():
+    layers = [nn.Conv1d(2, 2, 3, padding="same"), nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")]
+    network = nn.Sequential(nn.Linear(2, 2), *layers).requires_grad_(False).to(torch.bfloat16)
+    store(network)
+    assert [type(layer) for layer in network[1:]] == [nn.Conv1d, nn.Conv2d]
+    assert all(p.dtype == torch.float32 for p in network.parameters())
 
 
 def test_no_float32_weight_is_saved_for_backward():

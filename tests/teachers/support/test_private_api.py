@@ -14,7 +14,9 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNet2DModel,
+    WanTransformer3DModel,
 )
+from diffusers.utils import dummy_torch_and_torchsde_objects
 from torch import nn
 
 from teachers.support import private_api
@@ -32,6 +34,25 @@ def test_safe_softmax_is_zero_for_masked_rows():
     found = private_api.safe_softmax(scores, -1)
     torch.testing.assert_close(found[0], torch.softmax(scores[0], -1))
     assert torch.equal(found[1], torch.zeros(3)), message("torch._safe_softmax", "safe_softmax")
+
+
+def test_packages_that_a_missing_class_needs_are_listed():
+    api = "DummyObject._backends"
+    found = private_api.required_packages(dummy_torch_and_torchsde_objects.CosineDPMSolverMultistepScheduler)
+    assert found == ("torchsde",), message(api, "required_packages")
+    assert private_api.required_packages(UNet2DModel) == ()
+
+
+def test_declarations_of_a_network_are_inherited():
+    source = WanTransformer3DModel(num_attention_heads=1, attention_head_dim=12, num_layers=1, ffn_dim=8, text_dim=8)
+    api, function = "ModelMixin._keep_in_fp32_modules", "kept_in_float32"
+    assert "scale_shift_table" in private_api.kept_in_float32(source), message(api, function)
+    assert private_api.kept_in_float32(nn.Linear(1, 1)) == ()
+    network = ModelMixin()
+    private_api.inherit_declarations(network, source)
+    for function in ("kept_in_float32", "unsplittable_blocks", "repeated_blocks", "supports_gradient_checkpointing"):
+        read = getattr(private_api, function)
+        assert read(network) == read(source) and read(source), message(function, "inherit_declarations")
 
 
 def test_softmax_derivative_is_exact():

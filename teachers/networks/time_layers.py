@@ -1,0 +1,52 @@
+"""The time embeddings of a network: the features of the timestep, and the first linear layer that reads them."""
+
+from dataclasses import dataclass
+
+from diffusers.models.embeddings import TimestepEmbedding
+from torch import nn
+
+FEATURES = ("timesteps_proj", "time_proj")  # Wan has both; its `time_proj` is a linear layer after its embedding
+LAYERS = ("time_embedding", "timestep_embedder", "time_embedder", "timestep_proj")
+
+
+@dataclass(frozen=True, eq=False)
+class TimeEmbedding:
+    """One time embedding of a network.
+
+    Attributes:
+        features: Maps timesteps (B,) to features (B, F), sinusoidal in most networks.
+        owner: The module that holds the layers after the features.
+        child: The name of the first linear layer in `owner`.
+    """
+
+    features: nn.Module
+    owner: nn.Module
+    child: str
+
+    @property
+    def layer(self) -> nn.Linear:
+        """The first linear layer, which reads the features."""
+        layer: nn.Linear = getattr(self.owner, self.child)
+        return layer
+
+    @property
+    def guidance_layer(self) -> nn.Linear | None:
+        """The layer that adds an embedded guidance scale to the features; None if there is none."""
+        layer: nn.Linear | None = getattr(self.owner, "cond_proj", None)
+        return layer
+
+
+def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
+    """The time embeddings of a network: one in most networks of diffusers, one for each block in DiT, or none."""
+    found = []
+    for module in network.modules():
+        parts = dict(module.named_children())
+        features = next((parts[name] for name in FEATURES if not isinstance(parts.get(name), nn.Linear | None)), None)
+        owner = next((parts[name] for name in LAYERS if name in parts), None)
+        if features is None or owner is None:
+            continue
+        if isinstance(owner, TimestepEmbedding):
+            found.append(TimeEmbedding(features, owner, "linear_1"))
+        elif isinstance(owner, nn.Sequential) and len(owner) and isinstance(owner[0], nn.Linear):
+            found.append(TimeEmbedding(features, owner, "0"))
+    return found

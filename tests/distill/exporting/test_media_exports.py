@@ -1,0 +1,80 @@
+"""Exports of every family of clips and sounds give the student's samples, from the same noise, and say how to call."""
+
+import functools
+import json
+
+import pytest
+import torch
+
+from distill.checks.export_checks import check_student
+from distill.config.recipe import Recipe, TeacherRecipe, method_options
+from distill.config.registry import TEACHERS, find
+from distill.exporting.pipeline import describe, export
+from distill.exporting.verify import TOLERANCE
+from tests.distill.exporting.test_every_export import COST, perturb
+from tests.teachers.families.stock import PROMPTS
+from tests.teachers.tiny_media import BUILDERS
+
+CPU = torch.device("cpu")
+METHODS = {
+    "dmd, 2 steps": {"name": "dmd", "timesteps": [999, 499]},
+    "scm": {"name": "scm"},
+    "rcm": {"name": "rcm"},
+}
+# Every kind of network once; the others differ in their call only (tests/teachers/families/test_media_exports.py).
+NAMES = ["Wan 2.1", "Wan 2.2 A14B", "LTX", "CogVideoX 1.5", "HunyuanVideo", "AnimateDiff", "Stable Audio, short"]
+
+
+@pytest.fixture(scope="module")
+def teacher_of(tiny_media):
+    @functools.cache
+    def load(name, lora=False):
+        family, folder, size = tiny_media(name)
+        teacher = find(TEACHERS, family).load(str(folder), CPU, torch.bfloat16 if lora else torch.float32, size=size)
+        if lora:
+            teacher.enable_lora(4)
+        return teacher
+
+    return load
+
+
+def exported(run, teacher, name, method):
+    """Export an untrained, perturbed student; returns the folder."""
+    family, _, size = BUILDERS[name]
+    recipe = Recipe("run", TeacherRecipe(path=None, family=family, size=size), method)
+    cls, options = method_options(recipe)
+    torch.manual_seed(0)
+    distiller = cls(teacher, 1.0, options)
+    perturb(distiller.student)
+    times = distiller.sampling_schedules()[0]
+    record = describe(recipe, teacher, distiller, distiller.student, times, COST, "pixels")
+    run.mkdir(exist_ok=True)
+    return export(run, teacher, distiller.student, times, record, PROMPTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_export_gives_the_students_samples(name, method, teacher_of, tmp_path, largest):
+    teacher = teacher_of(name)
+    folder = exported(tmp_path / "run", teacher, name, METHODS[method])
+    stored = json.loads((folder / "distill.json").read_text())
+    largest(name, method, stored["checked"])
+    assert stored["checked"]["difference"] <= TOLERANCE
+    assert stored["checked"]["steps"] == [entry["num_steps"] for entry in stored["calls"]]
+    card = (folder / "README.md").read_text()
+    assert f"pipeline_tag: {teacher.medium.tag}" in card and f").{teacher.medium.output}  # " in card
+    if method == "scm":  # its weights are checked again from the folder alone, at the recipe's size
+        assert all(check.passed for check in check_student(folder, CPU))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_export_of_an_adapter_and_its_lora_file_give_the_students_samples(name, teacher_of, tmp_path, largest):
+    stored = json.loads(
+        (exported(tmp_path / "run", teacher_of(name, True), name, METHODS["scm"]) / "distill.json").read_text()
+    )
+    largest(name, "lora", stored["checked"])
+    assert stored["checked"]["difference"] <= TOLERANCE
+    assert stored["checked"].get("lora_difference", 0.0) <= TOLERANCE
+    assert ("lora_difference" in stored["checked"]) == (name not in ("Wan 2.2 A14B", "Stable Audio, short"))

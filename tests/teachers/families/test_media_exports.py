@@ -1,0 +1,47 @@
+"""Exported students of clips and sounds in stock diffusers pipelines."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from distill.methods.scm import SCM, SCMOptions
+from teachers.core.cosine_path import Cosine
+from teachers.core.sampling import sample
+from teachers.core.teacher import save_pipeline
+from tests.teachers.families.media import NAMES, run
+from tests.teachers.families.stock import PROMPTS, difference
+from tests.teachers.families.training import step
+
+every_family = pytest.mark.parametrize("name", NAMES)
+
+
+def noises_of(pipe, teacher, steps, result):
+    """The noise of each step; Stable Audio's solver draws that of the second from a Brownian tree."""
+    if not isinstance(teacher.denoiser.path, Cosine) or steps == 1:
+        return result.noises[:steps]
+    return [result.noises[0], (result.outputs[0] - result.x0[0]) / pipe.scheduler.sigmas[1]]
+
+
+@pytest.mark.slow
+@every_family
+def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path, record):
+    """Saved and loaded again as a stock pipeline, at one and two steps."""
+    teacher = load_media(name)
+    torch.manual_seed(0)
+    distiller = SCM(teacher, 2.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))
+    for number in (0, 1):
+        step(distiller, "student", teacher, name, number, share=0.2)
+    student, times = distiller.student, [distiller.student.path.t_max, 0.7]
+    save_pipeline(teacher.pipeline(student, times), tmp_path)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    cond = teacher.condition(PROMPTS)
+    for steps, column in ((1, "reload, 1 step"), (2, "reload, 2 steps")):
+        result = run(pipe, teacher, teacher.calls(steps, times[:steps]), seed=7)
+        noises = iter(noises_of(pipe, teacher, steps, result))
+        with torch.no_grad():
+            x0 = sample(student, next(noises), times[:steps], cond, lambda noises=noises: next(noises))
+        error = difference(result.outputs[-1], x0)
+        record(name, column, error)
+        assert error < 1e-4
+        assert len(result.outputs) == len(result.inputs) == steps  # guidance is not applied

@@ -1,0 +1,139 @@
+"""DMD, its GAN, sCM, rCM and LoRA on the real architecture of every family of clips and sounds."""
+
+import copy
+
+import pytest
+import torch
+
+from distill.config.registry import TEACHERS, find
+from distill.data.batch import Batch
+from distill.data.batch_random import BatchRandom
+from distill.methods.discriminator import features
+from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.jvp import jvp
+from distill.methods.rcm import RCM, RCMOptions
+from distill.methods.scm import SCM, SCMOptions
+from teachers.core.denoiser import Denoiser
+from teachers.networks.adapters import merged_copy
+from teachers.networks.checkpointing import checkpoint_activations
+from tests.teachers.families.media import NAMES
+from tests.teachers.families.stock import PROMPTS, difference
+from tests.teachers.families.test_methods import forward_mode
+from tests.teachers.families.training import step
+
+CPU = torch.device("cpu")
+every_family = pytest.mark.parametrize("name", NAMES)
+
+
+# Steps of the two transformers of Wan 2.2 may call only one of them; they have no GAN.
+EXPERTS = "Wan 2.2 A14B"
+SHARE = {EXPERTS: 0.2}
+GAN = {"gan_weight": 1e-3, "r1_weight": 1.0}
+
+
+def batch_of(teacher, seed=0):
+    latents = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(seed))
+    return Batch(teacher.condition(PROMPTS), BatchRandom((seed,), 0, 2, 2, CPU), latents)
+
+
+@pytest.mark.slow
+@every_family
+def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_media, record):
+    teacher = load_media(name)
+    torch.manual_seed(0)
+    guidance = 6.0 if name == "HunyuanVideo" else 1.0  # a student receives the pipeline's default guidance scale
+    distiller = DMD(teacher, guidance, DMDOptions())
+    batch = batch_of(teacher)
+    with torch.no_grad():
+        x = distiller.generate(batch)
+    gradient, _ = distiller.gradient(x, x + 0.5 * torch.randn_like(x), torch.tensor([0.4, 1.2]), batch.cond)
+    record(name, "DMD step", gradient.abs().max().item())
+    assert gradient.abs().max() < 1e-4
+    distiller = DMD(teacher, 2.0, DMDOptions(**({} if name == EXPERTS else GAN)))
+    for phase in ("fake_score", "student"):
+        step(distiller, phase, teacher, name, share=SHARE.get(name, 0.6))
+
+
+def test_the_regression_of_clips_is_that_of_latents(load_media):
+    teacher = load_media("Wan 2.1")
+    with pytest.raises(ValueError, match="regression_distance must be latent for a teacher of clips, got 'lpips'"):
+        DMD(teacher, 1.0, DMDOptions(regression_weight=0.25))
+    DMD(teacher, 1.0, DMDOptions(regression_weight=0.25, regression_distance="latent"))
+
+
+@every_family
+def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
+    """The number of tokens is that of the sample, not of the prompt, and each token depends on its own latent."""
+    teacher = load_media(name)
+    cond, t = teacher.condition(PROMPTS), torch.tensor([0.5, 1.0])
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(0))
+    if name == EXPERTS:
+        with pytest.raises(ValueError, match="gan_weight must be 0"):
+            features(teacher.denoiser, x, t, cond)
+        return
+    with torch.no_grad():
+        found = features(teacher.denoiser, x, t, cond, teacher.feature_layer, teacher.stream)
+    expected = teacher.tokens() + (name.startswith("Stable Audio"))  # its global token comes first
+    if name == "AnimateDiff":  # the middle block has half the sides
+        expected //= 4
+    assert found.shape[:2] == (2, expected)
+
+
+@pytest.mark.slow
+@every_family
+def test_scm_target_equals_that_of_torch_func_jvp(name, load_media, record):
+    teacher = load_media(name)
+    torch.manual_seed(0)
+    distiller = SCM(teacher, 2.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))
+    for number in (0, 1):
+        step(distiller, "student", teacher, name, number, share=SHARE.get(name, 0.6))
+    batch, t = batch_of(teacher, 5), torch.tensor([0.5, 1.1])
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1))
+    drift = teacher.velocity(x, t, batch.cond, 2.0)
+    ours, _ = distiller.target(x, t, drift, batch.cond, 1.0)
+    distiller.tangent = forward_mode
+    expected, _ = distiller.target(x, t, drift, batch.cond, 1.0)
+    error = difference(ours, expected)
+    record(name, "sCM step", error)
+    assert error < 1e-3
+
+
+@pytest.mark.slow
+@every_family
+def test_each_phase_of_rcm_trains(name, load_media):
+    teacher = load_media(name)
+    torch.manual_seed(0)
+    distiller = RCM(teacher, 2.0, RCMOptions(scm=SCMOptions(adaptation_steps=1, tangent_warmup=1)))
+    for number in (0, 1):
+        for phase in distiller.networks():
+            step(distiller, phase, teacher, name, number, share=SHARE.get(name, 0.6))
+
+
+@pytest.mark.slow
+@every_family
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_adapters_train_and_leave_the_teacher_unchanged(name, precision, tiny_media):
+    """Velocity, tangent with activation checkpointing, and the merged copy, on a base in either precision."""
+    family, folder, size = tiny_media(name)
+    teacher = find(TEACHERS, family).load(str(folder), CPU, precision, size=size)
+    teacher.enable_lora(4)
+    checkpoint_activations(teacher.denoiser.network)
+    batch, t = batch_of(teacher), torch.tensor([0.5, 1.1])
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1))
+    before = teacher.velocity(x, t, batch.cond, 1.0)
+    for method in (DMD(teacher, 2.0, DMDOptions()), SCM(teacher, 2.0, SCMOptions(adaptation_steps=1))):
+        for phase in method.networks():
+            for number in (1, 2):  # the first step changes one matrix of each pair only
+                step(method, phase, teacher, name, number, share=0.1)
+    assert torch.equal(teacher.velocity(x, t, batch.cond, 1.0), before)
+    student = method.student
+    network = merged_copy(student.network)
+    options = {"time_scale": student.time_scale, "max_angle": student.max_angle, "call": student.call}
+    ordinary = Denoiser(network, student.path, student.prediction, **options)
+    arguments = (x, t), (torch.randn_like(x), torch.ones_like(t))
+    value, tangent = jvp(lambda x, t: student.velocity(x, t, batch.cond), *arguments)
+    expected, slope = jvp(lambda x, t: ordinary.velocity(x, t, batch.cond), *arguments)
+    assert difference(value, expected) < 1e-3 and difference(tangent, slope) < 1e-3
+    assert len(student.network.low_rank) > 10
+    copied = copy.deepcopy(student)
+    assert torch.equal(copied.velocity(x, t, batch.cond), student.velocity(x, t, batch.cond))
