@@ -6,6 +6,7 @@ from typing import Any
 
 from teachers.loading.prompts import import_optional
 from teachers.support.limits import ROW_BYTES
+from teachers.support.regular import check_regular
 from teachers.support.text import printable
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd"}
@@ -19,6 +20,7 @@ def check_archive(file: Path) -> None:
     Raises:
         ValueError: If a member or a value could be larger than `ROW_BYTES`, or the file is compressed as a whole.
     """
+    check_regular(file)
     if file.suffix.lower() == ".tar":
         _check_tar(file)
     elif file.suffix.lower() == ".parquet":

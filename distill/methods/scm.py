@@ -43,8 +43,8 @@ class SCMOptions(Checked):
     proposal: tuple[float, float] = option(
         (0.3, 1.4),
         "Mean and standard deviation of log tan t. Add log 2 to means that are stated for sigma_d = 0.5.",
-        at_least=-10,
-        at_most=10,
+        at_least=-100,
+        at_most=100,
     )
     tangent: Literal["auto", "jvp", "jvp_flash", "finite_difference"] = option(
         "auto", "How the derivative along the trajectory is computed."

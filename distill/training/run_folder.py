@@ -88,6 +88,21 @@ def run_key(identity: dict[str, str]) -> str:
     return key({name: value for name, value in identity.items() if name != CODE})
 
 
+def check_teacher_files(recipe: Recipe) -> None:
+    """Check what the files of the recipe's teacher name, before anything else of the run.
+
+    Raises:
+        ValueError: If a file names code or a file outside its folder; see `check_trusted`.
+    """
+    family: type[Teacher] = find(TEACHERS, recipe.teacher.family)
+    assert recipe.teacher.path is not None
+    path = family.locate(recipe.teacher.path)
+    source = config_source(path)
+    if (Path(source) / INDEX).is_file():
+        with loading_errors(path):
+            check_trusted(source, (family, *family.pipelines, *family.components))
+
+
 def stored_contents(recipe: Recipe) -> dict[str, str]:
     """What the recipe's teacher computes with, by name: its files, and the precision of its weights.
 
@@ -97,10 +112,7 @@ def stored_contents(recipe: Recipe) -> dict[str, str]:
     family: type[Teacher] = find(TEACHERS, recipe.teacher.family)
     assert recipe.teacher.path is not None
     path = family.locate(recipe.teacher.path)
-    source = config_source(path)
-    if (Path(source) / INDEX).is_file():
-        with loading_errors(path):
-            check_trusted(source, (family, *family.pipelines, *family.components))
+    check_teacher_files(recipe)
     return family.stored_contents(path) | {"precision": recipe.teacher.precision}
 
 
@@ -210,7 +222,7 @@ def changed_since_export(folder: Path, record: dict[str, Any]) -> list[str]:
         record: The export's record, from `export_record`.
     """
     before = record["files"]
-    present = folder_contents(folder / PIPELINE)
+    present = folder_contents(folder / PIPELINE) if (folder / PIPELINE).is_dir() else {}
     added = [name for name in present if name not in before and "/" in name]  # no loader reads a file beside the index
     return [name for name in before if present.get(name) != before[name]] + added
 
@@ -313,7 +325,7 @@ def held_out_records(path: Path, run: str) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a log, which end with "\\n" only."""
-    text = read_bytes(path).decode("utf-8", errors="replace") if path.exists() else ""
+    text = read_bytes(path).decode("utf-8", errors="replace") if path.is_file() else ""
     return text.removesuffix("\n").split("\n") if text else []
 
 

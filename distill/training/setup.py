@@ -14,7 +14,7 @@ from distill.data.dataset import Dataset
 from distill.training.engine import Engine
 from distill.training.memory_plan import print_plan
 from distill.training.monitor import Monitor, choose_features
-from distill.training.run_folder import stored_contents
+from distill.training.run_folder import check_teacher_files, stored_contents
 from teachers.core.teacher import Teacher
 from teachers.support.errors import reading
 
@@ -40,6 +40,8 @@ def plan_data(
         ValueError: If the data cannot be used.
     """
     cls, options = method_options(recipe)
+    if teacher is None:
+        check_teacher_files(recipe)
     cls.check_run(options, recipe.teacher.guidance)
     family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
     if latents is None:

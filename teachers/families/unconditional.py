@@ -41,10 +41,11 @@ class Unconditional(Teacher):
             raise ValueError(
                 "the family `unconditional` takes a UNet2DModel without classes, got a class-conditional one"
             )
-        if unet.config.time_embedding_type != "positional":
+        kind = unet.config.get("time_embedding_type", "positional")  # networks of other classes have no such entry
+        if kind != "positional":
             raise ValueError(
-                "time_embedding_type of the UNet2DModel must be positional, got "
-                f"{unet.config.time_embedding_type}: {TIME_EMBEDDINGS.get(unet.config.time_embedding_type, 'unknown')}"
+                f"time_embedding_type of the UNet2DModel must be positional, got {kind}: "
+                f"{TIME_EMBEDDINGS.get(kind, 'unknown')}"
             )
         self.unet = unet
         path, prediction = schedule(scheduler, sigma_data, flow=False)

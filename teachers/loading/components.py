@@ -82,8 +82,8 @@ def _check_component(name: str, entry: list[str], owners: tuple[type[Any], ...],
         if name in OPTIONAL:
             return  # `unusable_components` leaves it out
         raise ValueError(f"{library} has no class {class_name} in the installed version; upgrade it")
-    if missing := getattr(found, "_backends", None):  # the libraries' stand-in for a class
-        raise ValueError(f"{library}.{class_name} of {path} needs {' and '.join(map(str, missing))}; install it")
+    if found is not None and (missing := required_packages(found)):
+        raise ValueError(f"{path}: {class_name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if not _is_loadable(found, library):
         raise ValueError(
             f"{path}: the component {name} must be a model, scheduler, tokenizer or processor, got "

@@ -132,15 +132,11 @@ def family_by_class(name: str) -> str:
         return (own or takers)[0]
     if takers:
         raise ValueError(f"several families take a {name}: {', '.join(takers)}; select one with teacher.family")
-    known = "; ".join(
-        f"{family} ({', '.join(kind.__name__ for kind in cls.pipelines)})"
-        for family, cls in found.classes.items()
-        if cls.pipelines
-    )
     broken = "".join(f"; {problem}" for problem in found.problems.values())
     raise ValueError(
-        f"no installed family takes a {name}; known are {known}; to add a family, write a class such as "
-        f"teachers/families/dit.py and register it in the entry-point group {GROUP} (see CONTRIBUTING.md){broken}"
+        f"no installed family takes a {name} (fewstep families lists those that one takes); to add a family, write a "
+        f"class such as teachers/families/dit.py and register it in the entry-point group {GROUP} "
+        f"(see CONTRIBUTING.md){broken}"
     )
 
 

@@ -123,6 +123,9 @@ def check_trusted(
     Raises:
         ValueError: If the pipeline names a class of another package, code of its own, or a file outside its folder.
     """
+    if Path(path).is_dir():
+        check_special(Path(path))
+        check_configs(Path(path))
     index: dict[str, Any] = DiffusionPipeline.load_config(path)
     if kind is not None and index.get("_class_name") != kind.__name__:
         raise ValueError(f"_class_name of {path} must be {kind.__name__}, got {index.get('_class_name')!r}")

@@ -126,14 +126,12 @@ def supports_gradient_checkpointing(network: "nn.Module") -> bool:
 
 
 def required_packages(kind: type[Any]) -> Sequence[str]:
-    """diffusers' `_backends`: the packages besides PyTorch that a class needs and that are not installed.
+    """`_backends` of diffusers and transformers: the packages besides PyTorch that a class needs and that are missing.
 
-    diffusers replaces such a class by one that raises an error of several lines when it is used. Empty for other
-    classes.
+    Both replace such a class by one of the metaclass `DummyObject` that raises an error of several lines when it is
+    used. Empty for other classes.
     """
-    from diffusers.utils import DummyObject
-
-    needed = getattr(kind, "_backends", ()) if isinstance(kind, DummyObject) else ()
+    needed = getattr(kind, "_backends", ()) if type(kind).__name__ == "DummyObject" else ()
     return tuple(name for name in needed if name != "torch")
 
 

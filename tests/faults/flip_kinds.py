@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -27,7 +26,7 @@ from distill.training.setup import plan_data
 from eval.features.extractors import extractor
 from eval.metrics import reference
 from eval.pipelines import cache as row_cache
-from eval.pipelines.runs import EXTERNAL, read_run
+from eval.pipelines.runs import EXTERNAL, pipeline_identity, read_run
 from eval.report.training_log import curves
 from teachers import pocket
 from teachers.loading.record import write_record
@@ -121,7 +120,7 @@ def read_pipeline(folder: Path, number: int) -> Any:
 def read_exported(folder: Path, number: int) -> Any:
     """Whether `fewstep train` calls the run finished; otherwise it exports again."""
     meta = {"fingerprint": identity(number), "step": 4}
-    return True if is_exported(folder / "run", meta, recipe_of(folder / "run")) else None
+    return True if is_exported(folder / "run", meta) else None
 
 
 def read_curves(folder: Path, number: int) -> Any:
@@ -141,12 +140,12 @@ def write_report(folder: Path, number: int) -> None:
     (folder / "pipeline" / "distill.json").write_text("{}")
     (folder / "report").mkdir()
     rows = [{"name": "a", "method": "dmd", "frechet_distance": 2.75 + number, "pipeline": "x"}]
-    report = {"runs": [{"folder": str(folder / "pipeline"), "name": "a"}], "rows": rows, "samples": 500}
+    entry = {"folder": str(folder / "pipeline"), "name": "a", "contents": pipeline_identity(folder / "pipeline")}
+    report = {"runs": [entry], "rows": rows, "samples": 500}
     (folder / "report" / "report.json").write_text(json.dumps(seal(report), indent=2))
 
 
 def read_report(folder: Path, number: int) -> Any:
-    os.utime(folder / "pipeline" / "distill.json", (1e9, 1e9))
     return find_report(folder / "pipeline", folder / "report")
 
 

@@ -24,6 +24,7 @@ from eval.pipelines.inputs import read_inputs
 from eval.pipelines.runs import own_prompts, read_run
 from eval.report.training_log import curves
 from teachers.loading.contents import changed_files
+from teachers.support.checksums import seal
 from teachers.support.files import atomic_write, remove_stale
 from teachers.support.locks import lock_folder
 from teachers.support.regular import check_owned, is_inside, outside_links
@@ -99,14 +100,14 @@ def test_hard_links_of_logs_and_of_the_lock_are_not_written(tmp_path, precious):
     """`cp -al` makes such copies, and a stranger's archive can hold them."""
     run = tmp_path / "run"
     run.mkdir()
-    precious.write_text('{"step": 1}\n')
+    precious.write_text(first := json.dumps(seal({"step": 1, "run": ""})) + "\n")
     for name in ("log.jsonl", ".lock"):
         os.link(precious, run / name)
     with lock_run_folder(run):
         log = JsonlLog(run / "log.jsonl", 1)
         log.append({"step": 2})
-    assert precious.read_text() == '{"step": 1}\n'
-    assert (run / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert precious.read_text() == first
+    assert (run / "log.jsonl").read_text() == first + json.dumps(seal({"step": 2, "run": ""})) + "\n"
 
 
 @pytest.mark.parametrize("target", ["file", "nothing"])

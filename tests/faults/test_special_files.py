@@ -178,7 +178,7 @@ def test_checkpoints_with_special_files_are_damaged(tmp_path, kind, name):
     for step in (1, 2):
         checkpoint.save(tmp_path, state(step), keep=2)
     make_special(tmp_path / "00000002" / name, kind)
-    assert checkpoint.newest_meta(tmp_path)["step"] == (1 if name == "meta.json" else 2)
+    assert checkpoint.newest_meta(tmp_path)["step"] == (1 if name in ("meta.json", "manifest.json") else 2)
     with pytest.warns(UserWarning, match="is damaged"):
         checkpoint.quarantine_damaged(tmp_path)
     assert checkpoint.load_newest(tmp_path).meta["step"] == 1
@@ -192,7 +192,7 @@ def test_records_of_runs_that_are_special_files_count_as_missing(tmp_path, kind)
     meta = checkpoint.newest_meta(tmp_path / "checkpoints")
     assert not is_exported(tmp_path, meta)
     assert failed_before(tmp_path, "x") is None
-    assert held_out_records(tmp_path / "history.jsonl") == []
+    assert held_out_records(tmp_path / "history.jsonl", "x") == []
     assert best_record(tmp_path / "checkpoints", "x") is None
     with pytest.warns(UserWarning, match="is damaged"):
         assert load_best(tmp_path / "checkpoints") is None

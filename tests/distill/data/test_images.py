@@ -134,7 +134,7 @@ def test_file_that_is_not_a_table(tmp_path):
 
 def test_unreachable_hub_is_an_error(monkeypatch):
     def unreachable(*arguments, **options):
-        assert "trust_remote_code" not in options
+        assert options["trust_remote_code"] is False
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
