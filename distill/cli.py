@@ -154,13 +154,15 @@ def check(path: str, family: str | None, sigma_data: float | None, sizes: tuple[
 @fewstep.command()
 @click.argument("run", type=PATH)
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be given several times.")
-@click.option("--count", type=int, default=1, show_default=True, help="Images a prompt.")
+@click.option("--count", type=int, default=1, show_default=True, help="Samples a prompt.")
 @click.option("--num-steps", type=int, help="Network evaluations. Default: the fewest that the student was made for.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
-@click.option("--out", type=PATH, default=Path("sample.png"), show_default=True, help="The image file to write.")
+@click.option(
+    "--out", type=PATH, help="The file to write. Default: sample.png, sample.webp (clips) or sample.wav (sounds)."
+)
 @ALLOW_PICKLE
 def sample(**options: Any) -> None:
-    """Generate images with the student of RUN.
+    """Generate images, clips or sounds with the student of RUN.
 
     \b
     Example:

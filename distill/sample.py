@@ -1,30 +1,33 @@
-"""Sample images from a finished run: the exported pipeline with the call arguments in its `distill.json`.
+"""Sample images, clips or sounds from a finished run.
+
+The exported pipeline is called with the arguments in its `distill.json`.
 
 fewstep sample runs/pocket-scm --prompt "a photo of an ankle boot" --num-steps 2 --out boot.png
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from eval.config.options import check_options
-from eval.pipelines.generate import arguments, images_of, load_pipeline, seeded
+from eval.pipelines.generate import arguments, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
+from eval.pipelines.runs import stored_medium
 from eval.pipelines.signatures import takes_prompts
 from teachers.loading.record import RECORD, read_record
+from teachers.media import Medium
+from teachers.media.video_writing import import_av
 from teachers.support.errors import reads
-from teachers.support.files import atomic_write
 
-MOST_IMAGES = 10_000  # of one prompt; all are in memory together
+MOST_SAMPLES = 10_000  # of one prompt; all are in memory together
+ENDINGS = {"image": ".png", "video": ".webp", "audio": ".wav"}  # of the default of --out
 
 
-def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
-    """The call arguments in a pipeline's `distill.json`.
+def stored_call(folder: Path, num_steps: int | None) -> tuple[dict[str, Any], Medium]:
+    """The call arguments in a pipeline's `distill.json`, and what the pipeline samples.
 
     Args:
         folder: The pipeline's folder.
@@ -45,12 +48,12 @@ def stored_call(folder: Path, num_steps: int | None) -> dict[str, Any]:
     if chosen not in calls:
         known = " or ".join(str(n) for n in sorted(calls))
         raise ValueError(f"--num-steps must be {known} for this student, got {chosen}")
-    return calls[chosen]
+    return calls[chosen], stored_medium(record, file)
 
 
 @torch.no_grad()
 @reads
-def sample_images(
+def sample_run(
     run: Path,
     prompts: list[str],
     count: int,
@@ -58,27 +61,28 @@ def sample_images(
     seed: int,
     device: torch.device,
     allow_pickle: bool = False,
-) -> Tensor:
-    """Sample images with an exported pipeline.
+) -> tuple[Tensor, Medium]:
+    """Sample with an exported pipeline.
 
     Args:
         run: The folder of a run or of a pipeline.
         prompts: The prompts; empty for pipelines without prompts.
-        count: Number of images for each prompt.
+        count: Number of samples for each prompt.
         num_steps: Number of sampling steps; None: the fewest.
         seed: Seed of the noise.
         device: The device of the pipeline.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
     Returns:
-        Images (N, 3, H, W) in [0, 1], with N = count * max(1, len(prompts)).
+        Samples (N, *medium.shape) in the judged range, such as images in [0, 1], with N = count *
+        max(1, len(prompts)); and their medium.
 
     Raises:
         ValueError: If prompts are missing, or given to a pipeline without prompts.
     """
-    folder = run / "pipeline" if (run / "pipeline").is_dir() else run
+    folder = pipeline_of(run)
     with hold_pipelines([run]):
-        call = stored_call(folder, num_steps)
+        call, medium = stored_call(folder, num_steps)
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         pipe = load_pipeline(folder, device, dtype, allow_pickle)
     prompted = takes_prompts(type(pipe))
@@ -89,16 +93,7 @@ def sample_images(
     repeated = [prompt for prompt in prompts for _ in range(count)] if prompted else None
     indices = range(len(repeated) if repeated else count)
     with seeded(indices, seed):
-        return images_of(pipe(**arguments(pipe, call, repeated, indices, seed)))
-
-
-def grid(images: Tensor, columns: int) -> Image.Image:
-    """Images (B, 3, H, W) in [0, 1] as one image with `columns` images in each row."""
-    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
-    width = rows[0].shape[2]
-    rows = [torch.nn.functional.pad(row, (0, width - row.shape[2])) for row in rows]
-    pixels = (torch.cat(rows, dim=1).clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+        return medium.received(pipe(**arguments(pipe, call, repeated, indices, seed))), medium
 
 
 def sample_to_file(
@@ -107,32 +102,49 @@ def sample_to_file(
     count: int,
     num_steps: int | None,
     seed: int,
-    out: Path,
+    out: Path | None,
     allow_pickle: bool = False,
 ) -> None:
-    """Sample images and save them as one grid; see `fewstep sample --help`.
+    """Sample and save the images or clips as one grid, or the sounds as one file each; see `fewstep sample --help`.
 
     Args:
-        run, prompts, count, num_steps, seed, allow_pickle: As for `sample_images`.
-        out: The image file.
+        run, prompts, count, num_steps, seed, allow_pickle: As for `sample_run`.
+        out: The file, or, of several sounds, the file without their numbers; None: sample.png, .webp or .wav.
 
     Raises:
         ValueError: If an argument is wrong.
     """
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
-    if count > MOST_IMAGES:
-        raise ValueError(f"--count must be at most {MOST_IMAGES}, got {count}")
+    if count > MOST_SAMPLES:
+        raise ValueError(f"--count must be at most {MOST_SAMPLES}, got {count}")
     check_options(seed=seed)
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--out must end in .png, .jpg or .webp, got {out}")
+    folder = pipeline_of(run)
+    _, medium = stored_call(folder, num_steps)
+    out = Path(f"sample{ENDINGS[medium.name]}") if out is None else out
+    check_ending(out, medium)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = sample_images(run, list(prompts), count, num_steps, seed, device, allow_pickle)
+    samples, medium = sample_run(run, list(prompts), count, num_steps, seed, device, allow_pickle)
     out.parent.mkdir(parents=True, exist_ok=True)
-    image = grid(images, count if prompts else math.ceil(math.sqrt(len(images))))
-    with atomic_write(out, concurrent=True) as temporary:
-        image.save(temporary, format=Image.registered_extensions()[out.suffix.lower()])
-    print(f"{len(images)} image{'s' * (len(images) > 1)}: {out}")
+    files = medium.save(samples.cpu(), out, count if prompts else None)
+    listed = f"{files[0]}" if len(files) == 1 else f"{files[0]} to {files[-1].name}"
+    print(f"{len(samples)} {medium.noun if len(samples) == 1 else medium.plural}: {listed}")
+
+
+def pipeline_of(run: Path) -> Path:
+    """The folder of a run's pipeline; a pipeline's folder itself."""
+    return run / "pipeline" if (run / "pipeline").is_dir() else run
+
+
+def check_ending(out: Path, medium: Medium) -> None:
+    """Raise ValueError if the medium cannot be written to a file with this ending, or not on this machine."""
+    endings = [ending for ending in medium.save_endings if ending != ".jpeg"]
+    if out.suffix.lower() not in medium.save_endings:
+        *others, last = endings
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"--out must end in {allowed}, got {out}")
+    if out.suffix.lower() == ".mp4":
+        import_av(f"{out} cannot be written")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.options import Options
-from eval.features.extractors import extractor, prompt_judge
+from eval.features.extractors import prompt_judge
+from eval.features.media_extractors import extractor_for
 from eval.metrics.context import MetricContext, Reference
 from eval.metrics.perceptual import load_lpips
 from eval.metrics.reference import check_dimensions
@@ -26,13 +27,14 @@ from eval.pipelines.inputs import Inputs, read_inputs
 from eval.pipelines.jobs import REFERENCE_NAME
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import choose_device, choose_precision, describe_machine, load_average
-from eval.pipelines.measure import SHOWN_IMAGES, shrunk
+from eval.pipelines.measure import SHOWN_IMAGES
 from eval.pipelines.runs import pipeline_identity
 from eval.pipelines.settings import Settings
 from eval.report import write_report
 from eval.report.notes import notes
 from eval.report.rows import rows
 from eval.report.training_log import curves
+from teachers.media import to_record
 from teachers.support.locks import lock_folder
 
 OWN = ("cache", "report.html", "report.md", "report.json", "report.csv", "model-index.yaml", "grid.png")
@@ -40,7 +42,7 @@ TEMPORARY = (".report.*.tmp", ".grid.png.tmp", ".model-index.yaml.tmp", "cache/.
 
 
 def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
-    """Measure pipelines and write a report with tables, charts and images into `out`.
+    """Measure pipelines and write a report with tables, charts and samples into `out`.
 
     Args:
         runs: Folders of finished runs, folders of diffusers pipelines, or Hub ids.
@@ -62,7 +64,8 @@ def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
         with lock_folder(folder, "--out", "choose another folder with --out", TEMPORARY, OWN):
             measured, reference = comparison.measure(machine)
             report = comparison.report(measured, reference, {**machine, "load_before": busy})
-            write_report(report, [shrunk(row.result.images[:SHOWN_IMAGES]) for row in measured], folder)
+            samples = [row.result.images[:SHOWN_IMAGES] for row in measured]
+            write_report(report, samples, folder, settings.medium)
     return report
 
 
@@ -87,10 +90,11 @@ class Comparison:
     @classmethod
     def load(cls, options: Options) -> "Comparison":
         """Read the runs and load the feature extractor, the reference and the networks of the metrics."""
-        inputs, installed = read_inputs(options), installed_metrics()
+        inputs = read_inputs(options)
+        installed, medium = installed_metrics().of(inputs.medium.name), inputs.medium
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device)
-        features = extractor(inputs.features, device, options.inception_weights, options.allow_pickle)
+        features = extractor_for(inputs.features, medium, device, options.inception_weights, options.allow_pickle)
         dimensions = features.dimensions
         reference = None
         if inputs.reference is not None:
@@ -109,6 +113,7 @@ class Comparison:
             prompt_classifier=prompt_judge(inputs.features, device),
             clip=options.clip,
             allow_pickle=options.allow_pickle,
+            medium=medium,
         )
         settings = Settings(
             samples=options.samples,
@@ -123,6 +128,7 @@ class Comparison:
             size=options.size,
             timing=options.timing,
             allow_pickle=options.allow_pickle,
+            medium=medium,
         )
         return cls(options, inputs, installed, context, settings)
 
@@ -143,6 +149,9 @@ class Comparison:
         table = rows(measured, reference, self.installed.classes, settings.metrics, options.seed, inputs.baseline)
         headings = {metric.key: metric.heading for metric in settings.metrics}
         prompts = None if inputs.prompts is None else inputs.prompts[:SHOWN_IMAGES]
+        medium = inputs.medium
+        words = {"noun": medium.noun, "plural": medium.plural, "size": medium.size}
+        described = {} if medium.name == "image" else {"medium": to_record(medium) | words}
         return {
             "format": 1,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -162,9 +171,12 @@ class Comparison:
             "batch_size": options.batch_size,
             "seed": options.seed,
             "size": options.size,
+            **described,
             "allow_pickle": options.allow_pickle,
             "features": settings.extractor.name,
-            "clip": None if options.clip is None else {"source": options.clip, "figure": headings.get("clip_score")},
+            "clip": None
+            if options.clip is None
+            else {"source": options.clip, "figure": headings.get("clip_score", headings.get("frame_clip_score"))},
             "reference": inputs.reference,
             "prompts": {"source": inputs.prompt_source, "first": prompts},
             "frechet_column": headings["frechet_distance"],

@@ -1,13 +1,15 @@
-"""Generate images with a teacher and its students side by side in a browser, with the time each pipeline takes.
+"""Generate with a teacher and its students side by side in a browser, with the time that each pipeline takes.
 
     pip install -e ".[demo]"
     fewstep demo runs/pocket-dmd runs/pocket-scm
 
 All pipelines receive the same prompt, seed and initial noise. The page is served to this machine only; --host 0.0.0.0
-opens it to the network. The time is that of the whole pipeline call, from prompt to image, after one warm-up call.
+opens it to the network. The time is that of the whole pipeline call, from prompt to sample, after one warm-up call.
 """
 
+import base64
 import html
+import io
 import socket
 import sys
 import uuid
@@ -18,14 +20,21 @@ from typing import Any
 from PIL import Image
 
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_WAITING, RequestLimits
-from eval.pipelines.demo_pipelines import EXAMPLES, MAX_PROMPT_LENGTH, MAX_TEACHER_STEPS, Demo, TimedImage
+from eval.pipelines.demo_pipelines import (
+    EXAMPLES,
+    MAX_PROMPT_LENGTH,
+    MAX_TEACHER_STEPS,
+    MIN_DISPLAY_SIZE,
+    Demo,
+    TimedSample,
+)
 from eval.pipelines.machine import choose_device, choose_precision
 from teachers.support.errors import run_click
 from teachers.support.text import printable
 
 
-def caption(result: TimedImage, teacher: TimedImage | None) -> str:
-    """The time and cost of an image as HTML, with the speed-up over the teacher's image if there is one."""
+def caption(result: TimedSample, teacher: TimedSample | None) -> str:
+    """The time and cost of a sample as HTML, with the speed-up over the teacher's sample if there is one."""
     speedup = ""
     if teacher is not None and result is not teacher:
         speedup = f" &middot; {teacher.milliseconds / result.milliseconds:.1f}&times; speed-up"
@@ -45,6 +54,24 @@ def with_own_name(image: Image.Image) -> Image.Image:
     return image
 
 
+def shown(result: TimedSample) -> Any:
+    """A sample as the page shows it: an image, or HTML with a clip that loops or a sound with its spectrogram."""
+    if result.playable is None:
+        return with_own_name(result.image)
+    played = _uri(result.playable.mime, result.playable.data)
+    if result.playable.width:
+        scale = max(1, MIN_DISPLAY_SIZE // max(result.playable.width, result.playable.height))
+        return f'<img src="{played}" width="{result.playable.width * scale}" style="image-rendering: pixelated" alt="">'
+    stream = io.BytesIO()
+    result.image.save(stream, format="PNG")
+    still = _uri("image/png", stream.getvalue())
+    return f'<img src="{still}" style="width: 100%" alt=""><audio controls src="{played}" style="width: 100%"></audio>'
+
+
+def _uri(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
 def page(demo: Demo) -> Any:
     """The page as gradio Blocks.
 
@@ -55,7 +82,8 @@ def page(demo: Demo) -> Any:
     with gr.Blocks(title="fewstep", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as blocks:
         gr.HTML(
             "<h1>Teacher and students side by side</h1>"
-            "All pipelines start from the same noise. The time is that of the whole call, from prompt to image."
+            "All pipelines start from the same noise. The time is that of the whole call, from prompt to "
+            f"{demo.medium.noun}."
         )
         with gr.Row():
             prompt = gr.Textbox(
@@ -82,7 +110,11 @@ def page(demo: Demo) -> Any:
             for pipeline in demo.pipelines:
                 with gr.Column(min_width=200):
                     gr.HTML(f"<h3>{html.escape(printable(pipeline.name))}</h3>")
-                    images.append(gr.Image(show_label=False, interactive=False, format="png", buttons=["download"]))
+                    images.append(
+                        gr.Image(show_label=False, interactive=False, format="png", buttons=["download"])
+                        if demo.medium.name == "image"
+                        else gr.HTML()
+                    )
                     captions.append(gr.HTML("&nbsp;"))
         if demo.is_pocket:
             gr.Examples([[example] for example in EXAMPLES], prompt)
@@ -94,9 +126,7 @@ def page(demo: Demo) -> Any:
                 gr.Warning(html.escape(printable(error)))  # gr.Error would cover every image
                 return [gr.skip() for _ in range(2 * len(demo.pipelines))]
             reference = results[0] if demo.teacher_steps else None
-            return [with_own_name(result.image) for result in results] + [
-                caption(result, reference) for result in results
-            ]
+            return [shown(result) for result in results] + [caption(result, reference) for result in results]
 
         # Simultaneous calls would slow each other down and distort the times.
         event: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}

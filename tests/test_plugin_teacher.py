@@ -15,18 +15,19 @@ from distill.check import check
 from distill.checks.teacher_checks import check_teacher
 from distill.config.recipe import Recipe, load
 from distill.methods.jvp import finite_difference, jvp
-from distill.sample import sample_images
+from distill.sample import sample_run
 from distill.train import train
 from distill.training.memory_plan import plan, plan_lines
 from eval.compare import compare
 from eval.config.options import Timing
 from eval.features.extractors import extractor, prompt_judge
 from eval.pipelines.demo_pipelines import Demo
-from eval.pipelines.generate import images_of, load_pipeline
+from eval.pipelines.generate import load_pipeline
 from teachers.core.few_step import native_levels
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.describe import describe
 from teachers.loading.registry import load_teacher
+from teachers.media import ANY_IMAGE
 from tests.plugins import install
 from tests.settings import PLUGIN, RECIPES
 
@@ -125,7 +126,7 @@ def test_condition_latents_and_trajectory_equal_the_pipeline(teacher):
     noise = torch.randn(4, 1, 8, 8)
     prompts = ["0", "three", "7", "nine"]
     levels = native_levels(teacher.denoiser.path, teacher.denoiser.path.solver_times(20)[:-1])
-    expected = images_of(pipe([0, 3, 7, 9], sigmas=levels, scale=2.0, noise=noise.clone()))
+    expected = ANY_IMAGE.received(pipe([0, 3, 7, 9], sigmas=levels, scale=2.0, noise=noise.clone()))
     cond = teacher.condition(prompts)
     with torch.no_grad():
         x0 = teacher_endpoint(teacher, noise, cond, 20, 2.0)
@@ -141,7 +142,7 @@ def test_export_equals_the_student(teacher, times, tmp_path):
     pipe = load_pipeline(tmp_path, CPU, torch.float32)
     noise, rng = torch.randn(2, 1, 8, 8), torch.Generator().manual_seed(3)
     call = teacher.calls(len(times), times)
-    drawn = images_of(pipe([1, 2], noise=noise.clone(), rng=torch.Generator().manual_seed(3), **call))
+    drawn = ANY_IMAGE.received(pipe([1, 2], noise=noise.clone(), rng=torch.Generator().manual_seed(3), **call))
     with torch.no_grad():
         cond = teacher.condition(["1", "2"])
         x0 = sample(student, noise, times, cond, lambda: torch.randn(2, 1, 8, 8, generator=rng))
@@ -223,7 +224,7 @@ def check_outputs(recipe: Recipe, pipeline: Path, report: Path) -> None:
     card = (pipeline / "README.md").read_text()
     assert "from fewstep_digits.pipeline import DigitsPipeline" in card
     assert "images = pipe(digits=[0], steps=1, scale=1.0).images" in card and "**keep `scale=1.0` in the call**" in card
-    assert sample_images(recipe.folder, ["7", "seven"], 2, 1, 0, CPU).shape == (4, 3, 8, 8)
+    assert sample_run(recipe.folder, ["7", "seven"], 2, 1, 0, CPU)[0].shape == (4, 3, 8, 8)
     demo = Demo([recipe.folder], CPU, "float32")
     assert [image.evaluations for image in demo.generate("3", 0, 1, 5)] == [10, 1]  # guidance doubles the teacher's
 

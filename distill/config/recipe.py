@@ -16,6 +16,7 @@ from distill.config.registry import DISTILLERS, TEACHERS, find
 from distill.config.run_names import check_run_names
 from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, InvalidOption, build, option
+from eval.config.media_names import MEDIA_FEATURES, check_features, media_feature_names
 from eval.config.names import FEATURES
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
@@ -58,13 +59,15 @@ class TeacherRecipe(Checked):
 
 @dataclass
 class DataRecipe(Checked):
-    """`data:` in a recipe: prompts, or captioned images."""
+    """`data:` in a recipe: prompts, or captioned images, clips or sounds."""
 
     prompts: str | None = option(
         None, 'Prompts: "pocket", a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet file.'
     )
     images: str | None = option(
-        None, 'Captioned images: "pocket", a folder, .parquet or .tar files, or a dataset on the Hub.'
+        None,
+        'Captioned images, or the clips or sounds of such a teacher: "pocket", a folder, .parquet or .tar files, or a '
+        "dataset on the Hub.",
     )
     column: str | None = option(None, "The column of captions; null: text, prompt or caption.")
     streaming: bool = option(False, "Read .parquet, .tar or the Hub once, front to back, without a local copy.")
@@ -172,8 +175,10 @@ class EvaluationRecipe(Checked):
 
     features: str = option(
         "auto",
-        f'Features: {", ".join(FEATURES)}, or those of a family; auto: "pocket" for the pocket teacher, else the '
-        'default of the family, "pixels" for those of diffusers.',
+        f"Features of images: {', '.join(FEATURES)}, or those of a family; of clips: "
+        f"{', '.join(media_feature_names('video'))}; of sounds: {', '.join(media_feature_names('audio'))}. auto: "
+        '"pocket" for the pocket teacher, else the default of the family, "pixels", "motion" or "spectrum" for those '
+        "of diffusers.",
     )
     prompts: str | None = option(None, "Prompts, as data.prompts; null: the training prompts.")
     reference: str | None = option(
@@ -181,7 +186,9 @@ class EvaluationRecipe(Checked):
     )
 
     def check(self) -> None:
-        if self.features not in ("auto", *FEATURES) and self.features not in (declared := feature_models()):
+        of_media = self.features.partition("=")[0] in MEDIA_FEATURES  # `Recipe` knows the medium of the teacher
+        known_name = of_media or self.features in ("auto", *FEATURES)
+        if not known_name and self.features not in (declared := feature_models()):
             known = (*FEATURES, *declared)
             hint = suggest(self.features, known)
             raise InvalidOption("features", f"must be one of auto, {', '.join(known)}, got {self.features!r}{hint}")
@@ -226,7 +233,13 @@ class Recipe(Checked):
             half = self.memory.tier == "lora"
             self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")
         if self.teacher.family != "auto":
-            find(TEACHERS, self.teacher.family).size_argument(self.teacher.size)
+            kind = find(TEACHERS, self.teacher.family)
+            kind.size_argument(self.teacher.size)
+            if self.evaluation.features != "auto":
+                try:
+                    check_features(self.evaluation.features, kind.medium_class.name)
+                except ValueError as error:
+                    raise ValueError(f"evaluation.features: {error}") from error
         cls, _ = method_options(self)
         for phase in self.optimizers:
             if phase not in cls.PHASES:

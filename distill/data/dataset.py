@@ -1,4 +1,4 @@
-"""The dataset of a run: prompts, images with captions, and teacher pairs.
+"""The dataset of a run: prompts, images, clips or sounds with captions, and teacher pairs.
 
 `plan` opens and checks the data before any weights are loaded. `prepare` encodes it once and stores the result
 (`distill.data.encoding`). Batches are sampled with replacement by `BatchRandom`, so resuming needs no position.
@@ -27,6 +27,7 @@ from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents
 from teachers.loading.prompts import read_prompts
+from teachers.media import Image, Medium
 
 CPU = torch.device("cpu")
 
@@ -37,10 +38,11 @@ class Plan:
 
     Attributes:
         captions: One caption for each row; empty if `images` is set.
-        images: Images with captions.
+        images: Images, clips or sounds with captions.
         pocket: Use the latents that ship with the pocket teacher.
         latents: Unit-variance latents (N, ...) in memory, one for each caption.
         notes: Sentences for the user about the data.
+        medium: The medium of the teacher's samples.
     """
 
     captions: Sequence[str] = ()
@@ -48,11 +50,12 @@ class Plan:
     pocket: bool = False
     latents: Tensor | None = None
     notes: Sequence[str] = ()
+    medium: type[Medium] = Image
 
     def summary(self) -> str:
         """A short description of the data."""
         if self.images is not None:
-            return "captioned images"
+            return f"captioned {self.medium.plural}"
         kind = (
             "the pocket teacher's latents" if self.pocket else "latents in memory" if self.latents is not None else ""
         )
@@ -125,13 +128,14 @@ class Dataset:
         return lambda indices: self.cond.gather(self.prompt[rows[indices]])
 
 
-def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
+def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Medium] = Image) -> Plan:
     """Open and check a recipe's data, without a teacher.
 
     Args:
         recipe: The recipe's `data` section.
-        needs_latents: Whether the method learns from images.
+        needs_latents: Whether the method learns from images, clips or sounds.
         guided: Whether the teacher takes prompts.
+        medium: The medium of the teacher's samples.
 
     Returns:
         The checked data.
@@ -140,6 +144,10 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
         ValueError: If the data is missing or cannot be used, with the key.
     """
     if recipe.images == "pocket":
+        if medium is not Image:
+            raise ValueError(
+                f"data.images must be a folder or a dataset of {medium.plural} for this teacher, got 'pocket'"
+            )
         generator = torch.Generator().manual_seed(0)
         _, labels = pocket.examples()
         phrasings = [pocket.captions(label) for label in range(10)]
@@ -147,19 +155,22 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
         captions = [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)]
         return Plan(captions[: recipe.limit or None], pocket=True)
     if recipe.images is not None:
-        images = open_images(recipe, guided)
+        images = open_images(recipe, guided, medium)
         if needs_latents:
-            return Plan(images=images, notes=images.notes)
+            return Plan(images=images, notes=images.notes, medium=medium)
         captions = list(images.captions())
         used = [caption or "" for caption in captions if caption is not None or not guided]
         if not used:
             raise ValueError(f"data.images {recipe.images} must have at least one caption, got none")
         missing = len(captions) - len(used)
         return Plan(
-            used, notes=[*images.notes, *([f"{missing} images without a caption are not used"] * bool(missing))]
+            used,
+            notes=[*images.notes, *([f"{missing} {medium.plural} without a caption are not used"] * bool(missing))],
         )
     if needs_latents:
-        raise ValueError("data.images must be set for this method, for example to a folder of images with captions")
+        raise ValueError(
+            f"data.images must be set for this method, for example to a folder of {medium.plural} with captions"
+        )
     if recipe.prompts is None:
         if guided:
             raise ValueError(
@@ -169,31 +180,32 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool) -> Plan:
     return Plan(read_prompts(recipe.prompts, recipe.column)[: recipe.limit or None])
 
 
-def open_images(recipe: DataRecipe, guided: bool) -> Images:
-    """The images of a recipe, opened and checked without reading all of them.
+def open_images(recipe: DataRecipe, guided: bool, medium: type[Medium] = Image) -> Images:
+    """The images, clips or sounds of a recipe, opened and checked without reading all of them.
 
     Args:
         recipe: The recipe's `data` section, with `images`.
         guided: Whether captions are needed.
+        medium: Their medium.
 
     Raises:
         ValueError: If they cannot be opened, or have no captions.
     """
     assert recipe.images is not None
-    if is_hf_source(recipe.images):
-        return HFImages(recipe.images, guided, recipe.column, recipe.streaming, recipe.limit)
+    if is_hf_source(recipe.images, medium):
+        return HFImages(recipe.images, guided, recipe.column, recipe.streaming, recipe.limit, medium)
     if recipe.streaming or recipe.column:
         raise ValueError(
             "data.streaming and data.column need .parquet files, .tar files or a dataset on the Hub, "
             f"got data.images {recipe.images}"
         )
-    return ImageFolder(Path(recipe.images), guided, recipe.limit)
+    return ImageFolder(Path(recipe.images), guided, recipe.limit, medium)
 
 
 def prepare(
     plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerator, contents: Contents | None = None
 ) -> Dataset:
-    """Encode captions and images, or read them from the cache, and unload the text encoders. Every process calls it.
+    """Encode captions and samples, or read them from the cache, and unload the text encoders. Every process calls it.
 
     Args:
         plan: The data, from `plan`.
@@ -203,7 +215,7 @@ def prepare(
         contents: What the teacher computes with; by default its `contents` in memory.
 
     Raises:
-        ValueError: If no image is readable, or the cache cannot be written.
+        ValueError: If no sample is readable, or the cache cannot be written.
     """
     for note in plan.notes:
         accelerator.print(note)

@@ -1,14 +1,17 @@
-"""Encodes prompts and images into shards, once, on all processes together.
+"""Encodes prompts and samples, such as images, into shards, once, on all processes together.
 
 A shard is identified by everything that the encoder reads (weights, configurations, options, precision, code) and by
-the contents of the shard's captions or images. A second run, with any method, therefore does not load the text
+the contents of the shard's captions or samples. A second run, with any method, therefore does not load the text
 encoders, and a run with more data encodes only the new part.
 """
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,20 +22,18 @@ from tqdm import tqdm
 
 from distill.data import shards
 from distill.data.images import LISTED, Images, Row
-from distill.data.pixels import row_pixels
 from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents, encoder_key
+from teachers.media import Medium, Reading
 from teachers.support.checksums import Damaged, read_json, write_json
 from teachers.support.keys import key
 from teachers.support.text import printable
 
-BATCH = 64  # prompts or images that are encoded together
-NOTES = {  # what is said about the images that a shard lists
-    "skipped": "are skipped because they cannot be used or have no caption",
-    "transparent": "have transparency, which is composited on white",
-}
+BATCH = 64  # prompts or samples that are encoded together, at most
+VALUES = 2**26  # of the samples that are encoded together, at most, unless a single one has more
+SKIPPED = "are skipped because they cannot be used or have no caption"
 
 
 class Encoder:
@@ -85,18 +86,18 @@ class Encoder:
         return rows
 
     def encode_images(self, images: Images) -> tuple[list[str], Table]:
-        """Encode all readable images.
+        """Encode all readable images, clips or sounds.
 
-        Images that cannot be read, or have no caption although one is needed, are skipped with a message.
+        Those that cannot be read, or have no caption although one is needed, are skipped with a message.
 
         Args:
-            images: The source of images.
+            images: Their source.
 
         Returns:
             The captions, and the latents as "x", one row for each caption.
 
         Raises:
-            ValueError: If no image is readable.
+            ValueError: If none is readable.
         """
         encoder = self.encoder_key("encode")
         source, processes = key(encoder, images.content_key), self.accelerator.num_processes
@@ -110,20 +111,25 @@ class Encoder:
                 write_index(index, source, keys)
         assert keys is not None
         stored = [load_file(self._file(name)) for name in keys]
-        for kind, problem in NOTES.items():
-            names = [name for shard in stored for name in _to_strings(shard[kind])]
-            if names:
-                listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-                self.accelerator.print(f"{len(names)} images {problem}: {listed}")
-        captions = [caption for shard in stored for caption in _to_strings(shard["captions"])]
+        medium, notes = self.teacher.medium, defaultdict[str, list[str]](list)
+        for shard in stored:
+            for note, names in _from_bytes(shard["notes"]).items():
+                notes[note] += names
+        for note in sorted(notes, key=lambda note: note != SKIPPED):
+            listed = ", ".join(notes[note][:LISTED]) + (", ..." if len(notes[note]) > LISTED else "")
+            self.accelerator.print(f"{len(notes[note])} {medium.plural} {note}: {listed}")
+        captions = [caption for shard in stored for caption in _from_bytes(shard["captions"])]
         if not captions:
-            raise ValueError("data.images must have at least one readable image with a caption, got none")
+            reason = f"; {notes[SKIPPED][0]}" if notes[SKIPPED] and medium.name != "image" else ""
+            raise ValueError(
+                f"data.images must have at least one readable {medium.noun} with a caption, got none{reason}"
+            )
         return captions, Table([{"x": shard["x"]} for shard in stored if len(shard["x"])], self.accelerator.device)
 
     def _write_images(self, images: Images, encoder: str) -> list[str]:
         """Write this process's part of the missing shards; returns the keys of all shards."""
-        keys = []
-        bar = tqdm(desc="images", unit="image", disable=not self.accelerator.is_main_process, delay=1)
+        keys, medium = [], self.teacher.medium
+        bar = tqdm(desc=medium.plural, unit=medium.noun, disable=not self.accelerator.is_main_process, delay=1)
         for number, block in enumerate(images.blocks(SHARD)):
             shard = key(encoder, block.identity)
             keys.append(shard)
@@ -135,37 +141,49 @@ class Encoder:
         return keys
 
     def _encode(self, rows: Sequence[Row], bar: tqdm) -> dict[str, Tensor]:
-        height, width = self.teacher.image_size
+        size = batch_size(self.teacher.medium)
         latents: list[Tensor] = []
-        captions, skipped, transparent = [], [], []
-        with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter lock while decoding
-            for first in range(0, len(rows), BATCH):
-                part = rows[first : first + BATCH]
-                read = list(pool.map(lambda row: row_pixels(row, height, width, self.teacher.guided), part))
-                usable = [(row, *pixels) for row, pixels in zip(part, read, strict=True) if not isinstance(pixels, str)]
-                captions += [row.caption or "" for row, *_ in usable]
-                transparent += [row.name for row, _, is_transparent in usable if is_transparent]
-                skipped += [reason for reason in read if isinstance(reason, str)]
+        captions, notes = [], defaultdict[str, list[str]](list)
+        with ThreadPoolExecutor() as pool:  # decoders release the interpreter lock
+            for first in range(0, len(rows), size):
+                part = rows[first : first + size]
+                read = list(pool.map(self._read, part))
+                usable = [(row, each) for row, each in zip(part, read, strict=True) if not isinstance(each, str)]
+                captions += [row.caption or "" for row, _ in usable]
+                for row, each in usable:
+                    for note in each.notes:
+                        notes[note].append(row.name)
+                if skipped := [reason for reason in read if isinstance(reason, str)]:
+                    notes[SKIPPED] += skipped
                 if usable:
-                    latents.append(self._latents([row.name for row, *_ in usable], [x for _, x, _ in usable]))
+                    latents.append(self._latents([row.name for row, _ in usable], [each.values for _, each in usable]))
                 bar.update(len(part))
         x = torch.cat(latents) if latents else torch.zeros(0, *self.teacher.shape)
-        notes = {"skipped": _to_bytes(skipped), "transparent": _to_bytes(transparent)}
-        return {"x": x, "captions": _to_bytes(captions)} | notes
+        return {"x": x, "captions": _to_bytes(captions), "notes": _to_bytes(notes)}
 
-    def _latents(self, names: Sequence[str], pixels: Sequence[Tensor]) -> Tensor:
-        """The latents of a batch of images, checked."""
+    def _read(self, row: Row) -> Reading | str:
+        """A row's sample, or why it cannot be used."""
+        try:
+            return row.read(self.teacher.medium, self.teacher.guided)
+        except ValueError as error:
+            return str(error)
+
+    def _latents(self, names: Sequence[str], samples: Sequence[Tensor]) -> Tensor:
+        """The latents of a batch of samples, checked."""
+        medium = self.teacher.medium
         with torch.no_grad():
-            x = self.teacher.encode(torch.stack(list(pixels))).cpu()
+            x = self.teacher.encode(torch.stack(list(samples))).cpu()
         if tuple(x.shape[1:]) != tuple(self.teacher.shape):
+            article = "an" if medium.name == "image" else "a"
             raise ValueError(
-                f"the teacher encodes an image as {tuple(x.shape[1:])}, but its network takes "
-                f"{tuple(self.teacher.shape)}; images have 3 channels"
+                f"the teacher encodes {article} {medium.noun} as {tuple(x.shape[1:])}, but its network takes "
+                f"{tuple(self.teacher.shape)}; {medium.plural} have {medium.shape[0]} channels"
             )
         if wrong := non_finite_rows({"x": x}):
             raise ValueError(
-                f"the latent of the image {printable(names[wrong[0]])} (of {len(wrong)} such images) has NaN or "
-                f"infinite values; set teacher.precision to float32, got {self._precision()}, or remove the image"
+                f"the latent of the {medium.noun} {printable(names[wrong[0]])} (of {len(wrong)} such {medium.plural}) "
+                f"has NaN or infinite values; set teacher.precision to float32, got {self._precision()}, or remove "
+                f"the {medium.noun}"
             )
         return x
 
@@ -190,6 +208,11 @@ class Encoder:
         """Whether `condition` is true on any process."""
         flag = torch.tensor([float(condition)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
+
+
+def batch_size(medium: Medium) -> int:
+    """How many samples are encoded together, by their size."""
+    return min(BATCH, max(1, VALUES // math.prod(medium.shape)))
 
 
 def write_index(index: Path, source: str, keys: Sequence[str]) -> None:
@@ -218,10 +241,9 @@ def non_finite_rows(rows: Condition) -> list[int]:
     return torch.stack(finite).all(0).logical_not().nonzero().flatten().tolist() if finite else []
 
 
-def _to_bytes(strings: Sequence[str]) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(strings).encode()), dtype=torch.uint8)
+def _to_bytes(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 
 
-def _to_strings(stored: Tensor) -> list[str]:
-    strings: list[str] = json.loads(bytes(stored.numpy()))
-    return strings
+def _from_bytes(stored: Tensor) -> Any:
+    return json.loads(bytes(stored.numpy()))

@@ -1,4 +1,6 @@
-"""Captioned images through the `datasets` library: parquet files, webdataset shards (.tar), datasets on the Hub.
+"""Captioned images, clips or sounds through the `datasets` library.
+
+It reads parquet files, webdataset shards (.tar) and datasets on the Hub.
 
     pip install -e ".[data]"
 
@@ -20,17 +22,23 @@ from distill.data.archives import check_archive
 from distill.data.images import Block, Images, Row, list_names
 from distill.data.splits import training_files
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
+from teachers.media import Image, Medium
 from teachers.support.keys import file_content, key
-from teachers.support.listing import is_image, list_images
+from teachers.support.listing import list_files
 from teachers.support.regular import NotRegular
 from teachers.support.text import printable
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # names of image columns in tables without column types
+FEATURES = {"image": "Image", "video": "Video", "audio": "Audio"}  # the type of a column in `datasets` by medium
+NAMES = {  # names of columns in tables without column types
+    "image": ("image", "img", "jpg", "jpeg", "png", "webp"),
+    "video": ("video", "clip", "mp4", "webm", "mov", "mkv", "avi", "webp", "gif"),
+    "audio": ("audio", "sound", "wav", "flac", "mp3", "ogg", "opus", "m4a"),
+}
 
 
 class HFImages(Images):
-    """Images of .parquet or .tar files, or of the training split of a dataset on the Hub.
+    """Samples of one medium in .parquet or .tar files, or in the training split of a dataset on the Hub.
 
     Args:
         source: A file, a pattern of files, a folder of files, or a dataset's name on the Hub.
@@ -39,19 +47,28 @@ class HFImages(Images):
             .txt files of a .tar.
         streaming: Read the dataset once, without a local copy.
         limit: Use the first so many rows; 0: all.
+        medium: The medium.
 
     Raises:
-        ValueError: If the dataset cannot be opened, or has no column of images or captions.
+        ValueError: If the dataset cannot be opened, or has no column of such samples or of captions.
     """
 
-    def __init__(self, source: str, captioned: bool, column: str | None, streaming: bool, limit: int) -> None:
+    def __init__(
+        self,
+        source: str,
+        captioned: bool,
+        column: str | None,
+        streaming: bool,
+        limit: int,
+        medium: type[Medium] = Image,
+    ) -> None:
         library = import_optional("datasets", f"reading {source}")
-        files, self.notes = _training_split(source, _files(source))
+        files, self.notes = _training_split(source, _files(source, medium))
         for file in files:
             check_archive(file)
-        self.source, self.limit, self.streaming = source, limit, streaming
+        self.source, self.limit, self.streaming, self.medium = source, limit, streaming, medium
         revision = None if files else _revision(source)
-        with readable_errors(source):
+        with readable_errors(source, medium):
             kind = BUILDERS[files[0].suffix.lower()] if files else source
             contents = [file_content(file) for file in files]  # of regular files only
             # `datasets` identifies local files by their modification times, so its cache gets a name by content.
@@ -62,15 +79,16 @@ class HFImages(Images):
             selection: dict[str, Any] = local if files else {"revision": revision}
             data = library.load_dataset(kind, split="train", streaming=streaming, trust_remote_code=False, **selection)
             features = data.features or dict.fromkeys(next(iter(data)))
-            self.image = _image_column(source, features, library.Image)
+            column_type = getattr(library, FEATURES[medium.name])
+            self.sample = _sample_column(source, features, column_type, medium)
             self.caption = _caption_column(source, features, column) if captioned else None
-            data = data.cast_column(self.image, library.Image(decode=False))
+            data = data.cast_column(self.sample, column_type(decode=False))
         self._root = self.caption if self.caption in features else (self.caption or "").partition(".")[0]
-        self.data = data.select_columns([self.image, *([self._root] if self._root else [])])
+        self.data = data.select_columns([self.sample, *([self._root] if self._root else [])])
         length = None if streaming else len(data)
         stored = [] if streaming else [file_content(Path(file["filename"])) for file in data.cache_files]
         origin = contents or stored or (source, revision)  # a dataset on the Hub: its copy, if there is one
-        self._source_key = key(origin, self.image, self.caption, length)
+        self._source_key = key(origin, self.sample, self.caption, length)
         self.content_key = key(self._source_key, limit)
 
     def blocks(self, size: int) -> Iterator[Block]:
@@ -86,42 +104,43 @@ class HFImages(Images):
             yield Block(key(self._source_key, first, last), partial(self._read, first, last))
 
     def captions(self) -> Iterator[str | None]:
-        records = self.data.select_columns([self._root or self.image])
+        records = self.data.select_columns([self._root or self.sample])
         return (self._caption(record, number) for number, record in enumerate(islice(records, self.limit or None)))
 
     def _read(self, first: int, last: int) -> list[Row]:
         return list(self._rows((self.data[i] for i in range(first, last)), first))
 
     def _rows(self, records: Iterator[dict[str, Any]], first: int = 0) -> Iterator[Row]:
-        with readable_errors(self.source):
+        with readable_errors(self.source, self.medium):
             for number, record in enumerate(records, start=first):
-                image = record[self.image] or {}
-                yield Row(f"row {number} of {self.source}", self._caption(record, number), image.get("bytes"))
+                stored = record[self.sample] or {}
+                yield Row(f"row {number} of {self.source}", self._caption(record, number), stored.get("bytes"))
 
     def _caption(self, record: dict[str, Any], number: int) -> str | None:
         caption = None if self.caption is None else cell(record, self.caption)
         return None if caption is MISSING else check_text(caption, f"row {number} of {self.source}")
 
 
-def is_hf_source(source: str) -> bool:
+def is_hf_source(source: str, medium: type[Medium] = Image) -> bool:
     """Whether `HFImages` reads `source`: a file or pattern with a known extension, a folder of them, or a Hub name."""
     path = Path(source)
     is_name = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.exists()
     is_file = path.suffix.lower() in BUILDERS and not path.is_dir()
-    return bool(is_file or _files(source) or (is_name and all(source.split("/"))))
+    return bool(is_file or _files(source, medium) or (is_name and all(source.split("/"))))
 
 
-def _files(source: str) -> list[Path]:
+def _files(source: str, medium: type[Medium]) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         files = [file for file in path.iterdir() if not file.name.startswith(".")]
         tables = sorted(file for file in files if file.suffix.lower() in BUILDERS)
-        if [table.name for table in tables] == ["metadata.parquet"] and list_images(path):
-            return []  # captions of the images in the folder
-        if tables and any(is_image(file) for file in files):
+        if [table.name for table in tables] == ["metadata.parquet"] and any(map(medium.lists, list_files(path))):
+            return []  # captions of the files in the folder
+        if tables and any(map(medium.lists, files)):
+            samples = medium.plural
             raise ValueError(
-                f"the folder {source} must hold images or {' or '.join(BUILDERS)} files, but has images and "
-                f"{printable(tables[0].name)}; move one kind elsewhere (captions of images are read from "
+                f"the folder {source} must hold {samples} or {' or '.join(BUILDERS)} files, but has {samples} and "
+                f"{printable(tables[0].name)}; move one kind elsewhere (captions of {samples} are read from "
                 "metadata.jsonl, metadata.csv, metadata.parquet or .txt files)"
             )
         return tables
@@ -129,7 +148,7 @@ def _files(source: str) -> list[Path]:
         return []
     files = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.name else []
     if not files:
-        raise ValueError(f"the file of images {source} does not exist")
+        raise ValueError(f"the file of {medium.plural} {source} does not exist")
     return files
 
 
@@ -151,12 +170,12 @@ def _training_split(source: str, files: list[Path]) -> tuple[list[Path], list[st
     ]
 
 
-def _image_column(source: str, features: Any, kind: type) -> str:
+def _sample_column(source: str, features: Any, kind: type, medium: type[Medium]) -> str:
     columns = [name for name, feature in features.items() if isinstance(feature, kind)]
-    columns += [name for name in IMAGE_COLUMNS if name in features]
+    columns += [name for name in NAMES[medium.name] if name in features]
     if not columns:
-        raise ValueError(f"{source} must have a column of images; its columns are {', '.join(features)}")
-    return "image" if "image" in columns else columns[0]
+        raise ValueError(f"{source} must have a column of {medium.plural}; its columns are {', '.join(features)}")
+    return medium.name if medium.name in columns else columns[0]
 
 
 def _caption_column(source: str, features: Any, column: str | None) -> str:
@@ -177,7 +196,7 @@ def _revision(name: str) -> str | None:
 
 
 @contextmanager
-def readable_errors(source: str) -> Iterator[None]:
+def readable_errors(source: str, medium: type[Medium]) -> Iterator[None]:
     """A context that converts the errors of `datasets` to a ValueError with one sentence."""
     try:
         yield
@@ -191,7 +210,9 @@ def readable_errors(source: str) -> Iterator[None]:
                 f"data.images {source} is neither a folder nor a public dataset on the Hub: check the spelling, or "
                 "log in (hf auth login) if the dataset is private or gated"
             ) from error
-        if not _files(source) and (any(isinstance(e, ConnectionError) for e in chain) or "connect" in text.lower()):
+        if not _files(source, medium) and (
+            any(isinstance(e, ConnectionError) for e in chain) or "connect" in text.lower()
+        ):
             raise ValueError(
                 f"data.images {source} is not a folder, and the Hub cannot be reached to look for a dataset"
             ) from error

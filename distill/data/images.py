@@ -1,6 +1,6 @@
-"""Captioned images of a recipe, in a fixed order and never all in memory.
+"""Captioned images, clips or sounds of a recipe, in a fixed order and never all in memory.
 
-This module reads folders of image files; `distill.data.hf_datasets` reads other sources.
+This module reads folders of files; `distill.data.hf_datasets` reads other sources.
 """
 
 import math
@@ -10,51 +10,51 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from distill.data.splits import in_training_folders
 from teachers.loading.prompts import COLUMNS, check_text, read_rows
-from teachers.support.images import Decoded, read_for_training
+from teachers.media import Image, Medium, Reading
 from teachers.support.keys import file_content, key
 from teachers.support.limits import CAPTION_BYTES
-from teachers.support.listing import ENDINGS, is_image, list_files
+from teachers.support.listing import list_files
 from teachers.support.text import printable, read_text
 
 METADATA = (
     "metadata.jsonl",
     "metadata.csv",
     "metadata.parquet",
-)  # captions of the images in their folder, as for HF's ImageFolder
+)  # captions of the files in their folder, as for HF's ImageFolder, VideoFolder and AudioFolder
 LISTED = 5  # names in a message
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image with its caption.
+    """One image, clip or sound with its caption.
 
     Attributes:
         name: The name for messages.
         caption: The caption, or None.
-        image: An image file, the contents of one, or None.
+        source: A file, the contents of one, or None.
     """
 
     name: str
     caption: str | None
-    image: Path | bytes | None
+    source: Path | bytes | None
 
-    def load(self) -> Image.Image:
-        """The whole image in RGB; see `decode`."""
-        return self.decode().image
+    def read(self, medium: Medium, captioned: bool = False) -> Reading:
+        """Read the file.
 
-    def decode(self, side: int | None = None) -> Decoded:
-        """The image as `teachers.support.images.read_for_training` reads it.
+        Args:
+            medium: The medium of the teacher's samples.
+            captioned: Whether a caption is needed.
 
         Raises:
-            ValueError: If it cannot be used; the message names it.
+            ValueError: If the row cannot be used; the message names it.
         """
-        if self.image is None:
-            raise ValueError(f"{self.name} has no image data")
-        return read_for_training(self.image, self.name, side)
+        if captioned and self.caption is None:
+            raise ValueError(f"{printable(self.name)} has no caption")
+        if self.source is None:
+            raise ValueError(f"{printable(self.name)} has no {medium.name} data")
+        return medium.read(self.source, self.name)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Block:
 
 
 class Images(ABC):
-    """A source of captioned images.
+    """A source of captioned images, clips or sounds.
 
     Attributes:
         content_key: A key of the rows' contents, which does not depend on where they are, for the key of their latents
@@ -88,43 +88,46 @@ class Images(ABC):
 
     @abstractmethod
     def captions(self) -> Iterator[str | None]:
-        """All captions in order, without reading the images."""
+        """All captions in order, without reading the files."""
 
 
 class ImageFolder(Images):
-    """Image files of a folder and its subfolders, as `teachers.support.listing.list_images` finds them.
+    """Files of one medium in a folder and its subfolders; images as `teachers.support.listing.list_images` finds them.
 
     If there are subfolders for training and for validation or test, only those for training are read.
 
     Captions are in metadata.jsonl, .csv or .parquet (columns file_name, relative to their folder, and text, prompt or
-    caption), or in .txt files beside the images with the same names.
+    caption), or in .txt files beside the files with the same names.
 
     Args:
         folder: The folder.
-        captioned: Whether every image must have a caption.
+        captioned: Whether every file must have a caption.
         limit: Use the first so many files; 0: all.
+        medium: The medium of the files.
 
     Raises:
-        ValueError: If the folder has no images, a file is not a readable image or has no caption, or a row of metadata
-            has no image.
+        ValueError: If the folder has no such files, an image is not readable, a file has no caption, or a row of
+            metadata has no file. Clips and sounds are decoded later.
     """
 
-    def __init__(self, folder: Path, captioned: bool, limit: int = 0) -> None:
+    def __init__(self, folder: Path, captioned: bool, limit: int = 0, medium: type[Medium] = Image) -> None:
         if not folder.exists():
-            raise ValueError(f"the folder of images {folder} does not exist")
-        self.folder = folder
-        found = list_files(folder)
-        files = [file for file in found if is_image(file)]
-        others = [file for file in found if not is_image(file)]
+            raise ValueError(f"the folder of {medium.plural} {folder} does not exist")
+        self.folder, self.medium = folder, medium
+        found = list_files(folder, medium.plural, medium.endings)
+        files = [file for file in found if medium.lists(file)]
+        others = [file for file in found if not medium.lists(file)]
         if not files:
             problem = f"; {list_names(others)} have other endings" if others else ""
-            raise ValueError(f"the folder {folder} contains no images ({', '.join(ENDINGS[:10])}){problem}")
-        captions = _captions(others, files) if captioned else {}
+            raise ValueError(
+                f"the folder {folder} contains no {medium.plural} ({', '.join(medium.endings[:10])}){problem}"
+            )
+        captions = _captions(others, files, medium) if captioned else {}
         listed, files = files, in_training_folders(files, folder)
         self.rows = []
         for file in files[: limit or None]:
             row = Row(str(file), captions.get(file), file)
-            row.decode(side=1)  # only decoding detects a truncated file
+            medium.check(file)  # only decoding detects a truncated file
             if row.caption is None and captioned:
                 raise ValueError(
                     f"{printable(file)} has no caption; write it to {printable(file.with_suffix('.txt').name)} in the "
@@ -133,7 +136,7 @@ class ImageFolder(Images):
             self.rows.append(row)
         apart = len(listed) - len(files)
         self.notes = self._notes(others) + [
-            f"{apart} images of {folder} are not used, because they are not in its folders for training"
+            f"{apart} {medium.plural} of {folder} are not used, because they are not in its folders for training"
         ] * bool(apart)
         self._row_keys = [_row_key(row) for row in self.rows]
         self.content_key = key(self._row_keys)
@@ -151,12 +154,12 @@ class ImageFolder(Images):
         unused = [file for file in others if file.suffix.lower() != ".txt" and file.name not in METADATA]
         if unused:
             notes.append(
-                f"{len(unused)} files in {self.folder} are not used, because their endings are not those of images: "
-                f"{list_names(unused)}"
+                f"{len(unused)} files in {self.folder} are not used, because their endings are not those of "
+                f"{self.medium.plural}: {list_names(unused)}"
             )
         empty = [row.name for row in self.rows if row.caption == ""]
         if empty:
-            notes.append(f"{len(empty)} images have an empty caption: {list_names(empty)}")
+            notes.append(f"{len(empty)} {self.medium.plural} have an empty caption: {list_names(empty)}")
         return notes
 
 
@@ -168,8 +171,8 @@ def _text(value: object, where: str) -> str | None:
 
 
 def _row_key(row: Row) -> str:
-    assert isinstance(row.image, Path)
-    return key(file_content(row.image), row.caption)
+    assert isinstance(row.source, Path)
+    return key(file_content(row.source), row.caption)
 
 
 def list_names(files: Sequence[object]) -> str:
@@ -177,32 +180,35 @@ def list_names(files: Sequence[object]) -> str:
     return ", ".join(printable(file) for file in files[:LISTED]) + (", ..." if len(files) > LISTED else "")
 
 
-def _captions(others: Sequence[Path], files: Sequence[Path]) -> dict[Path, str | None]:
-    """The caption of each image file that has one; metadata takes precedence over .txt files."""
+def _captions(others: Sequence[Path], files: Sequence[Path], medium: type[Medium]) -> dict[Path, str | None]:
+    """The caption of each file that has one; metadata takes precedence over .txt files."""
     texts = {file.with_suffix(""): file for file in others if file.suffix.lower() == ".txt"}  # .txt comes after .TXT
     captions = {
         file: check_text(read_text(text, CAPTION_BYTES), printable(text))
         for file in files
         if (text := texts.get(file.with_suffix("")))
     }
-    images, described = {os.path.normpath(file): file for file in files}, set()
+    known, described = {os.path.normpath(file): file for file in files}, set()
     for file in others:
         for number, row in read_rows(file) if file.name in METADATA else ():
             where = f"{printable(file)}, line {number}"
             name = row.get("file_name")
             if not isinstance(name, str) or not name:
                 raise ValueError(
-                    f'{where}: every line must have the name of its image, as {{"file_name": ..., "text": ...}}'
+                    f'{where}: every line must have the name of its {medium.noun}, as {{"file_name": ..., "text": ...}}'
                 )
-            image = images.get(os.path.normpath(file.parent / name))
-            if image is None:
+            named = known.get(os.path.normpath(file.parent / name))
+            if named is None:
                 raise ValueError(
-                    f"{where}: there is no image {printable(name)!r} for this caption; names are relative to "
-                    f"{printable(file.parent)} and end in {', '.join(ENDINGS[:10])}"
+                    f"{where}: there is no {medium.noun} {printable(name)!r} for this caption; names are relative to "
+                    f"{printable(file.parent)} and end in {', '.join(medium.endings[:10])}"
                 )
-            if image in described:
-                raise ValueError(f"{where}: this is a second caption of {printable(name)!r}; an image must have one")
-            described.add(image)
+            if named in described:
+                article = "an" if medium is Image else "a"
+                raise ValueError(
+                    f"{where}: this is a second caption of {printable(name)!r}; {article} {medium.noun} must have one"
+                )
+            described.add(named)
             column = next((column for column in COLUMNS if column in row), None)
-            captions[image] = None if column is None else _text(row[column], where)
+            captions[named] = None if column is None else _text(row[column], where)
     return captions

@@ -32,6 +32,7 @@ from teachers.core.teacher import Teacher, save_pipeline
 from teachers.loading.contents import stored_files
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
+from teachers.media import to_record
 from teachers.networks.adapters import Adapted
 from teachers.support.files import atomic_write
 from teachers.support.locks import replaced
@@ -182,7 +183,7 @@ def export_student(
         "samples": trained * recipe.train.batch_size,
         "device": device_name(engine.device),
     }
-    record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe))
+    record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe, teacher.medium))
     record["teacher"]["contents"] = stored_files(dataset.teacher or {})
     record["run"] = run
     prompts = evaluation_prompts(recipe, record)
@@ -256,6 +257,7 @@ def describe(
             "num_steps": source.num_steps,
             "call": teacher.usual_call(source.num_steps, source.guidance),
         },
+        **({} if teacher.medium.name == "image" else {"medium": to_record(teacher.medium)}),
         "times": list(times),
         "calls": [{"num_steps": n, "call": teacher.calls(n, times[:n]) | scale} for n in distiller.step_counts(times)],
         "evaluation": {

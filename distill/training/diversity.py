@@ -5,8 +5,19 @@ import math
 import torch
 from torch import Tensor
 
+from eval.features.light_features import light_features
+from teachers.media import Medium
+
 SAMPLES = 64  # samples from which the diversity is measured
 NOISES = 16  # of them for each prompt
+
+
+def compared(samples: Tensor, medium: Medium) -> Tensor:
+    """What is compared of samples (B, ...): the pixels of images, and light features (B, D) of clips and sounds.
+
+    Sounds with another phase are heard as the same, and clips at full size would not fit into memory.
+    """
+    return samples if medium.name == "image" else light_features(samples, medium)
 
 
 def variation(images: Tensor) -> Tensor:

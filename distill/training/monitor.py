@@ -5,14 +5,12 @@ sampled from fixed held-out noise and the training prompts. The teacher's sample
 noise, are made once and stored in the run's cache.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,9 +21,12 @@ from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
-from distill.training.diversity import NOISES, SAMPLES, relative_variation, variation
+from distill.training.diversity import NOISES, SAMPLES, compared, relative_variation, variation
+from distill.training.previews import columns, preview, still_grid, write_previews
 from distill.training.run_folder import JsonlLog, warn_if_unwritable
-from eval.features.extractors import Extractor, extractor
+from eval.config.media_names import WITHOUT_WEIGHTS
+from eval.features.extractors import Extractor
+from eval.features.media_extractors import extractor_for
 from eval.metrics.fid import frechet_from_statistics, statistics
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import initial_x_t
@@ -33,11 +34,11 @@ from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import to_x0
 from teachers.loading.contents import teacher_key
-from teachers.support.files import atomic_write
+from teachers.media import Medium
 from teachers.support.keys import key
 
 CHUNK = 50  # samples of one batch
-GRID = 8  # images in a row of the grid
+VALUES = 2**26  # of the clips or sounds of one batch, at most, unless a single one has more
 
 
 def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, features: Extractor) -> str:
@@ -55,7 +56,7 @@ class Monitor:
         recipe: The run's recipe.
         teacher: The run's teacher.
         data: The run's data; conditions come from its prompts.
-        features: Name of a feature extractor of `eval.features.extractors`.
+        features: Name of a feature extractor for the teacher's medium (`eval.features.media_extractors`).
         device: The device of the networks.
         writes: Whether this process writes files and messages. With sharded networks every process has a monitor,
             because all of them take part in sampling, but only one writes.
@@ -77,7 +78,8 @@ class Monitor:
         self.teacher, self.folder, self.device = teacher, recipe.folder, device
         self.count = recipe.train.evaluate_samples
         self._cond = data.held_out(self.count)
-        self.extract: Extractor = extractor(features, device)
+        self.extract: Extractor = extractor_for(features, teacher.medium, device)
+        self.chunk = chunk_size(teacher.medium)
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._generator(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         name, cache = teacher_samples_key(recipe, teacher, data, self.extract), recipe.folder / "cache"
@@ -98,13 +100,15 @@ class Monitor:
     @torch.no_grad()
     def _teacher_diversity(self, steps: int, guidance: float) -> dict[str, Tensor]:
         """Variation over noise of the teacher's samples, and of its x0 after one evaluation at the largest angle."""
-        samples, first = [], []
-        for rows in torch.arange(min(SAMPLES, self.count)).split(CHUNK):
+        samples, first, medium = [], [], self.teacher.medium
+        for rows in torch.arange(min(SAMPLES, self.count)).split(self.chunk):
             noise, cond = self.noise[rows].to(self.device), self._cond(rows // NOISES)
-            samples.append(decode_images(self.teacher, teacher_endpoint(self.teacher, noise, cond, steps, guidance)))
+            endpoints = teacher_endpoint(self.teacher, noise, cond, steps, guidance)
+            samples.append(compared(decode_samples(self.teacher, endpoints), medium))
             t = torch.full((len(noise),), self.teacher.denoiser.path.t_max, device=self.device)
             x_t = initial_x_t(self.teacher.denoiser, noise, t[0].item())
-            first.append(decode_images(self.teacher, to_x0(x_t, self.teacher.velocity(x_t, t, cond, guidance), t)))
+            x0 = to_x0(x_t, self.teacher.velocity(x_t, t, cond, guidance), t)
+            first.append(compared(decode_samples(self.teacher, x0), medium))
         return {"samples": variation(torch.cat(samples)).cpu(), "first": variation(torch.cat(first)).cpu()}
 
     def diversity(self, distiller: Distiller, student: Denoiser) -> tuple[float, float]:
@@ -119,24 +123,29 @@ class Monitor:
             evaluation, from which a student starts. 0 for samples that are not finite.
         """
         times, target = distiller.sampling_schedules()[0], self.teacher_diversity["samples"]
-        total = min(SAMPLES, self.count)
-        images = [self.images(student, times[:n], total, NOISES) for n in distiller.step_counts(times)]
-        ratios = [relative_variation(variation(part).cpu(), target) for part in images]
+        total, medium = min(SAMPLES, self.count), self.teacher.medium
+        samples = [
+            torch.cat([compared(part, medium) for part in self.batches(student, times[:n], total, NOISES)])
+            for n in distiller.step_counts(times)
+        ]
+        ratios = [relative_variation(variation(part).cpu(), target) for part in samples]
         return max(ratios), relative_variation(self.teacher_diversity["first"], target)
 
     @torch.no_grad()
     def _sample_teacher(self, steps: int, guidance: float, generator: torch.Generator) -> dict[str, Tensor]:
-        """Feature statistics of the teacher's samples, and its images from the student's first noise rows."""
+        """Feature statistics of the teacher's samples, and previews of those from the student's first noise rows."""
         noise = torch.randn(self.noise.shape, generator=generator)
         features = []
-        for rows in tqdm(torch.arange(self.count).split(CHUNK), desc="the teacher's samples"):
+        for rows in tqdm(torch.arange(self.count).split(self.chunk), desc="the teacher's samples"):
             endpoints = teacher_endpoint(self.teacher, noise[rows].to(self.device), self._cond(rows), steps, guidance)
-            features.append(self.extract(decode_images(self.teacher, endpoints)).cpu())
-        same_noise = self.noise[: GRID * 2].to(self.device)
-        cond = self._cond(torch.arange(len(same_noise)))
-        images = decode_images(self.teacher, teacher_endpoint(self.teacher, same_noise, cond, steps, guidance))
+            features.append(self.extract(decode_samples(self.teacher, endpoints)).cpu())
+        shown = []
+        for rows in torch.arange(min(self.count, columns(self.teacher.medium) * 2)).split(self.chunk):
+            same_noise, cond = self.noise[rows].to(self.device), self._cond(rows)
+            endpoints = teacher_endpoint(self.teacher, same_noise, cond, steps, guidance)
+            shown.append(preview(decode_samples(self.teacher, endpoints), self.teacher.medium).cpu())
         mean, covariance = statistics(torch.cat(features))
-        return {"mean": mean, "covariance": covariance, "images": images.cpu()}
+        return {"mean": mean, "covariance": covariance, "images": torch.cat(shown)}
 
     @staticmethod
     def _generator(recipe: Recipe, purpose: str) -> torch.Generator:
@@ -146,8 +155,8 @@ class Monitor:
         return torch.randn(shape, generator=generator).to(self.device)
 
     @torch.no_grad()
-    def images(self, student: Denoiser, times: Sequence[float], count: int, noises: int = 1) -> Tensor:
-        """The student's samples from the held-out prompts and noise.
+    def batches(self, student: Denoiser, times: Sequence[float], count: int, noises: int = 1) -> Iterator[Tensor]:
+        """The student's samples from the held-out prompts and noise, in batches.
 
         Args:
             student: The student, or its EMA.
@@ -155,26 +164,27 @@ class Monitor:
             count: Number of samples.
             noises: Number of consecutive samples from the same prompt.
 
-        Returns:
-            Images (count, 3, H, W) in [0, 1].
+        Yields:
+            Samples (B, *medium.shape) in the judged range, such as images in [0, 1].
         """
-        images = []
         generator = torch.Generator().manual_seed(0)
-        for rows in torch.arange(count).split(CHUNK):
+        for rows in torch.arange(count).split(self.chunk):
             noise = self.noise[rows].to(self.device)
             more_noise = partial(self._randn, noise.shape, generator)
             with eager():  # compiling for another batch size than the run's takes longer than it saves
                 latents = sample(student, noise, times, self._cond(rows // noises), more_noise)
-                images.append(decode_images(self.teacher, latents))
-        return torch.cat(images)
+                samples = decode_samples(self.teacher, latents)
+            yield samples
 
     @torch.no_grad()
     def distance(self, student: Denoiser, times: Sequence[float]) -> float:
         """Frechet distance between the features of the student's held-out samples and of the teacher's samples."""
-        images = self.images(student, times, self.count)
-        if not bool(images.isfinite().all()):
-            return math.inf
-        mean, covariance = statistics(torch.cat([self.extract(part).cpu() for part in images.split(CHUNK)]))
+        features = []
+        for part in self.batches(student, times, self.count):
+            if not bool(part.isfinite().all()):
+                return math.inf
+            features.append(self.extract(part).cpu())
+        mean, covariance = statistics(torch.cat(features))
         target = self.teacher_results
         return frechet_from_statistics(mean, covariance, target["mean"], target["covariance"])
 
@@ -185,30 +195,25 @@ class Monitor:
         return {n: d if math.isfinite(d) else None for n, d in found.items()}
 
     def grid(self, step: int, rows: Mapping[str, tuple[Denoiser, Sequence[float]]]) -> Tensor:
-        """Save a grid of samples: the teacher's in the first row, then one row for each denoiser, from the same noise.
+        """Save previews of samples: the teacher's in the first row, then a row for each denoiser, from the same noise.
 
         Args:
             step: The training step, which becomes the file's name.
             rows: A denoiser and its sampling angles for each row, by name.
 
         Returns:
-            The grid as one image (3, H, W) in [0, 1].
+            The grid of stills as one picture (3, H, W) in [0, 1].
         """
-        count = min(GRID, self.count)
-        images = [self.teacher_results["images"][:count]]
-        images += [self.images(denoiser, times, count).cpu() for denoiser, times in rows.values()]
-        grid = torch.cat([torch.cat(list(row), dim=2) for row in images], dim=1).clamp(0, 1)
-        if not self.writes:
-            return grid
-        path = self.folder / "samples" / f"{step:08d}.png"
-        scale = max(1, math.ceil(64 / self.teacher.image_size[0]))
-        array = (grid * 255).round().byte().permute(1, 2, 0).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-        with warn_if_unwritable(f"the grid of samples of step {step}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                Image.fromarray(array.numpy()).save(temporary, format="PNG")
-            with atomic_write(path.parent / "rows.json") as temporary:
-                temporary.write_text(json.dumps(["teacher", *rows]), encoding="utf-8")
+        medium = self.teacher.medium
+        count = min(columns(medium), self.count)
+        samples = [self.teacher_results["images"][:count]]
+        for denoiser, times in rows.values():
+            parts = [preview(part, medium).cpu() for part in self.batches(denoiser, times, count)]
+            samples.append(torch.cat(parts))
+        grid = still_grid(samples, medium)
+        if self.writes:
+            with warn_if_unwritable(f"the grid of samples of step {step}"):
+                write_previews(self.folder / "samples", step, ["teacher", *rows], grid, samples, medium)
         return grid
 
     def evaluate(
@@ -285,22 +290,30 @@ def _number(distance: float | None) -> float:
     return math.inf if distance is None else distance
 
 
-def choose_features(recipe: Recipe) -> str:
+def choose_features(recipe: Recipe, medium: Medium) -> str:
     """The feature extractor of a recipe.
 
     "auto" means the pocket classifier for the pocket teacher, else the default of the teacher's family. For those of
-    diffusers it is pooled pixels, which detect little but need no weights and work for images of any kind.
+    diffusers it is one without weights, which detects little but works for samples of any kind: pooled pixels of
+    images, pooled pixels and motion of clips, levels of frequency bands of sounds.
+
+    Args:
+        recipe: The recipe.
+        medium: The medium of the teacher's samples.
     """
     if recipe.evaluation.features != "auto":
         return recipe.evaluation.features
     if recipe.teacher.path == "pocket":
         return "pocket"
-    default: str = (
-        "pixels" if recipe.teacher.family == "auto" else find(TEACHERS, recipe.teacher.family).default_features
-    )
-    return default
+    family = None if recipe.teacher.family == "auto" else find(TEACHERS, recipe.teacher.family)
+    return (family and family.default_features) or WITHOUT_WEIGHTS[medium.name]
 
 
-def decode_images(teacher: Teacher, latents: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] from unit-variance latents (B, ...), as pipelines decode them."""
-    return (teacher.decode(latents) / 2 + 0.5).clamp(0, 1)
+def decode_samples(teacher: Teacher, latents: Tensor) -> Tensor:
+    """Samples in the judged range from unit-variance latents (B, ...), as pipelines decode them."""
+    return teacher.medium.judged(teacher.decode(latents))
+
+
+def chunk_size(medium: Medium) -> int:
+    """Samples of one batch: as many for images of any size, on which the random numbers of further steps depend."""
+    return CHUNK if medium.name == "image" else min(CHUNK, max(1, VALUES // math.prod(medium.shape)))

@@ -46,7 +46,7 @@ def plan_data(
     family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
     if latents is None:
         with reading(recipe.data.images or recipe.data.prompts):
-            return data.plan(recipe.data, cls.needs_latents(options), family.guided)
+            return data.plan(recipe.data, cls.needs_latents(options), family.guided, family.medium_class)
     if teacher is None:
         raise ValueError("latents need a teacher in memory: pass both to train")
     if tuple(latents.shape[1:]) != tuple(teacher.shape):
@@ -103,7 +103,9 @@ def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: En
         if not engine.is_main and engine.sharding is None:
             return None
         with reading(recipe.teacher.path or "the teacher"):
-            return Monitor(recipe, teacher, dataset, choose_features(recipe), engine.device, engine.is_main)
+            return Monitor(
+                recipe, teacher, dataset, choose_features(recipe, teacher.medium), engine.device, engine.is_main
+            )
 
 
 def checkpoints_folder(recipe: Recipe) -> Path:

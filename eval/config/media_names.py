@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from eval.config.names import FEATURES
+
 
 @dataclass(frozen=True)
 class MediaFeatures:
@@ -31,6 +33,31 @@ MEDIA_FEATURES = {
     "vggish": MediaFeatures("audio", "FAD-vggish", "FILE", "embeddings of VGGish, averaged over windows of 0.96 s"),
     "clap": MediaFeatures("audio", "FAD-clap", "FOLDER", "audio embeddings of a CLAP model of transformers"),
 }
+
+
+WITHOUT_WEIGHTS = {"image": "pixels", "video": "motion", "audio": "spectrum"}  # features by medium
+PLURALS = {"image": "images", "video": "clips", "audio": "sounds"}
+
+
+def check_features(name: str, medium: str) -> None:
+    """Check that features are for samples of a medium, by their name.
+
+    Raises:
+        ValueError: If they are for another medium, or need or have no source; the message lists what is possible.
+    """
+    kind, _, source = name.partition("=")
+    known = MEDIA_FEATURES.get(kind)
+    if known is None and medium == "image":
+        return
+    choices = ", ".join(media_feature_names(medium) if medium != "image" else FEATURES)
+    if known is None:
+        raise ValueError(f'unknown feature extractor "{name}" for {PLURALS[medium]}; choose one of {choices}')
+    if known.medium != medium:
+        raise ValueError(f'the features "{kind}" are not for {PLURALS[medium]}; choose one of {choices}')
+    if bool(known.source) != bool(source):
+        raise ValueError(
+            f'the features "{kind}" must be given as {kind}{f"={known.source}" * bool(known.source)}, got "{name}"'
+        )
 
 
 def media_feature_names(medium: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Feature extractors and prompt judges, selected by name.
+"""Feature extractors and prompt judges of images, selected by name; `media_extractors` has those of clips and sounds.
 
 pocket
     64 features of the clothing classifier that ships with the pocket teacher, for images of 32 x 32 only.
@@ -25,13 +25,16 @@ from eval.features.inception import inception_features, resolve_weights
 from eval.features.transformers_models import vision_features
 from teachers import pocket
 from teachers.loading.registry import feature_models
+from teachers.media import Medium
 from teachers.support.errors import reads
 from teachers.support.keys import code, content, key
+
+KINDS = {4: "images", 5: "clips", 3: "sounds"}  # by the number of a batch's axes
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature function from images (B, 3, H, W) in [0, 1] to float32 features (B, D).
+    """A feature function from samples of one medium to float32 features (B, D).
 
     Attributes:
         name: Part of the name of every metric that is computed with these features.
@@ -39,20 +42,27 @@ class Extractor:
         weights: A hash of the network's weights and configuration, and of a plug-in's code, for keys of cached values;
             "" without a network.
         declared_dimensions: The number of features of a family's own extractor, which may take one image size only.
+        medium: The medium of the samples with their size: clips (B, 3, F, H, W) in [0, 1] or sounds (B, channels,
+            samples) in [-1, 1]. None: images (B, 3, H, W) in [0, 1] of any size.
+        label: The name of a Frechet distance with features of clips or sounds without the number of samples; "" for
+            features without a network.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
     weights: str = ""
     declared_dimensions: int | None = None
+    medium: Medium | None = None
+    label: str = ""
 
     @property
     def dimensions(self) -> int:
         """The number of features D."""
-        return self.declared_dimensions or int(self(torch.zeros(1, 3, 32, 32)).shape[1])
+        shape = (3, 32, 32) if self.medium is None else self.medium.shape
+        return self.declared_dimensions or int(self(torch.zeros(1, *shape)).shape[1])
 
     def figure(self, count: int, dimensions: int = 0) -> str:
-        """The name of a Frechet distance with these features, such as "FID-clean@10k".
+        """The name of a Frechet distance with these features, such as "FID-clean@10k" or "FVD-i3d@2048".
 
         Args:
             count: The number of samples.
@@ -65,28 +75,39 @@ class Extractor:
             return f"FID-{self.name}@{short_count}{biased}"
         if self.name in VISION_MODELS:
             return f"FD-{VISION_MODELS[self.name].label}@{short_count}{biased}"
+        if self.label:
+            return f"{self.label}@{short_count}{biased}"
         return f"Frechet distance ({self.name}@{count}){biased}"
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, H, W). Features of an image that is not finite are NaN.
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Features (B, D). Features of a sample that is not finite are NaN.
 
         Raises:
-            ValueError: If the images have another shape.
+            ValueError: If the samples are of another medium or size.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must have the shape (B, 3, H, W), got {tuple(images.shape)}")
+        self._check(samples)
         # Rounding to 8 bits inside a function would turn NaN into black.
-        not_finite = ~images.isfinite().flatten(1).all(dim=1)
-        features = self.function(images.float().nan_to_num()).float()
+        not_finite = ~samples.isfinite().flatten(1).all(dim=1)
+        features = self.function(samples.float().nan_to_num()).float()
         return features.masked_fill(not_finite.to(features.device)[:, None], torch.nan)
+
+    def _check(self, samples: Tensor) -> None:
+        given, shape = KINDS.get(samples.ndim, "a tensor"), tuple(samples.shape)
+        expected = "images" if self.medium is None else self.medium.plural
+        if given != expected and (self.medium is not None or samples.ndim == 5):
+            raise ValueError(f'the features "{self.name}" are for {expected}, got {given} of shape {shape}')
+        if self.medium is not None:
+            self.medium.check_shape(samples)
+        elif samples.ndim != 4 or samples.shape[1] != 3:
+            raise ValueError(f"images must have the shape (B, 3, H, W), got {shape}")
 
 
 @reads
 def extractor(
     name: str, device: torch.device | str = "cpu", weights: Path | None = None, allow_pickle: bool = False
 ) -> Extractor:
-    """Load the feature extractor `name`.
+    """Load the feature extractor of images `name`.
 
     Args:
         name: One of the names above.

@@ -1,7 +1,8 @@
-"""Read folders of images with the colour conversion and the order of clean-fid."""
+"""Read folders of images with the colour conversion and the order of clean-fid, and folders of clips and sounds."""
 
 import contextlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from eval.features.extractors import Extractor
 from eval.features.resize import center_crop_resize
+from teachers.media import Medium
 from teachers.support.errors import reads
 from teachers.support.images import image_header, read_as_clean_fid
 from teachers.support.listing import is_image, list_files, list_images
@@ -97,17 +99,19 @@ def _read_bytes(file: Path) -> Tensor:
 
 @reads
 def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32, size: int | None = None) -> Tensor:
-    """Features (N, D) of all images in `folder`, in the order of `list_images`.
+    """Features (N, D) of all samples in `folder`: images in the order of `list_images`, clips and sounds by name.
 
     Args:
-        folder: A folder of images.
+        folder: A folder of images, or of clips or sounds for the features of these.
         extractor: The feature extractor.
-        batch_size: Images per batch.
+        batch_size: Samples per batch.
         size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
 
     Raises:
-        ValueError: If there are fewer than two images, or one of them cannot be read or has a wrong size.
+        ValueError: If there are fewer than two samples, or one of them cannot be read or has a wrong size.
     """
+    if extractor.medium is not None:
+        return _features_of_media(folder, extractor, extractor.medium, batch_size)
     files = list_images(folder)
     if len(files) < 2:
         raise ValueError(f"{folder} contains {len(files)} images; a distribution needs at least 2, better thousands")
@@ -116,4 +120,19 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
         for batch in read_batches(files, batch_size):
             features.append(extractor(center_crop_resize(batch, size)).cpu())
             bar.update(len(batch))
+    return torch.cat(features)
+
+
+def _features_of_media(folder: Path, extractor: Extractor, medium: Medium, batch_size: int) -> Tensor:
+    files = [file for file in list_files(folder, medium.plural, medium.endings) if medium.lists(file)]
+    if len(files) < 2:
+        raise ValueError(
+            f"{folder} contains {len(files)} {medium.plural}; a distribution needs at least 2, better thousands"
+        )
+    size, features = max(1, min(batch_size, MAX_PIXELS // math.prod(medium.shape))), []
+    with tqdm(total=len(files), desc=printable(folder.name or folder), unit=medium.noun) as bar:
+        for part in (files[first : first + size] for first in range(0, len(files), size)):
+            samples = torch.stack([medium.judged(medium.read(file).values) for file in part])
+            features.append(extractor(samples).cpu())
+            bar.update(len(part))
     return torch.cat(features)

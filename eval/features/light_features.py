@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from teachers.media import Audio, Medium
 from teachers.media.pictures import LUMA
 from teachers.media.spectrogram import log_bands, power, window_length
 
@@ -52,3 +53,8 @@ def spectrum_features(sounds: Tensor, rate: int) -> Tensor:
     bands = log_bands(BANDS, powers.shape[1], rate).to(powers) @ powers
     level = bands.clamp(min=FLOOR).log10() * (10 / DECIBELS_PER_UNIT)
     return torch.cat([level.mean(dim=2), level.std(dim=2, correction=0)], dim=1)
+
+
+def light_features(samples: Tensor, medium: Medium) -> Tensor:
+    """`motion_features` of clips, or `spectrum_features` of sounds."""
+    return spectrum_features(samples, medium.rate) if isinstance(medium, Audio) else motion_features(samples)

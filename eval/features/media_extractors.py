@@ -5,71 +5,47 @@ the network that it was computed with, such as FVD-i3d@2048 or FAD-clap@1k.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from eval.config.media_names import MEDIA_FEATURES, media_feature_names
+from eval.config.media_names import MEDIA_FEATURES, check_features
 from eval.features.extractors import Extractor, extractor
 from eval.features.i3d import i3d_features
 from eval.features.light_features import motion_features, spectrum_features
 from eval.features.media_models import clap_features, videomae_features
 from eval.features.vggish import vggish_features
-from teachers.media import Audio, Medium, Video
+from teachers.media import Audio, Image, Medium, Video
 from teachers.support.keys import content
 
-KINDS = {4: "images", 5: "clips", 3: "sounds"}  # by the number of a batch's axes
 
+def extractor_for(
+    name: str,
+    medium: Medium,
+    device: torch.device | str = "cpu",
+    weights: Path | None = None,
+    allow_pickle: bool = False,
+) -> Extractor:
+    """Load the feature extractor `name` for samples of any medium.
 
-@dataclass(frozen=True)
-class MediumExtractor(Extractor):
-    """A feature function for samples of one medium, with float32 features (B, D).
+    Args:
+        name: A name of `eval.features.extractors` for images, a key of `MEDIA_FEATURES` for clips and sounds.
+        medium: The medium of the samples.
+        device: The device of its network.
+        weights, allow_pickle: As for `eval.features.extractors.extractor`.
 
-    Attributes:
-        medium: The medium: clips (B, 3, F, H, W) in [0, 1], or sounds (B, channels, samples) in [-1, 1].
-        label: The name of a Frechet distance without the number of samples; "" for features without a network.
+    Raises:
+        ValueError: If the name is unknown, is for another medium, or its weights cannot be used.
     """
-
-    medium: Medium | None = None
-    label: str = ""
-
-    @property
-    def dimensions(self) -> int:
-        """The number of features D."""
-        assert self.medium is not None
-        return self.declared_dimensions or int(self(torch.zeros(1, *self.medium.shape)).shape[1])
-
-    def figure(self, count: int, dimensions: int = 0) -> str:
-        """The name of a Frechet distance with these features, such as "FVD-i3d@2048"; see `Extractor.figure`."""
-        if not self.label:
-            return super().figure(count, dimensions)
-        named = super().figure(count, dimensions)
-        biased = named.partition(", biased")
-        short_count = f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
-        return f"{self.label}@{short_count}{biased[1]}{biased[2]}"
-
-    @torch.no_grad()
-    def __call__(self, samples: Tensor) -> Tensor:
-        """Features (B, D). Features of a sample that is not finite are NaN.
-
-        Raises:
-            ValueError: If the samples are of another medium or size.
-        """
-        assert self.medium is not None
-        given = KINDS.get(samples.ndim, "a tensor")
-        if given != self.medium.plural:
-            raise ValueError(
-                f'the features "{self.name}" are for {self.medium.plural}, got {given} of shape {tuple(samples.shape)}'
-            )
-        self.medium.check_shape(samples)
-        not_finite = ~samples.isfinite().flatten(1).all(dim=1)
-        features = self.function(samples.float().nan_to_num()).float()
-        return features.masked_fill(not_finite.to(features.device)[:, None], torch.nan)
+    check_features(name, medium.name)
+    if isinstance(medium, Image):
+        return extractor(name, device, weights, allow_pickle)
+    return media_extractor(name, medium, device)
 
 
-def media_extractor(name: str, medium: Medium, device: torch.device | str = "cpu") -> MediumExtractor:
+def media_extractor(name: str, medium: Medium, device: torch.device | str = "cpu") -> Extractor:
     """Load the feature extractor `name` for samples of `medium`.
 
     Args:
@@ -80,22 +56,13 @@ def media_extractor(name: str, medium: Medium, device: torch.device | str = "cpu
     Raises:
         ValueError: If the name is unknown, is for another medium, or its weights cannot be used.
     """
+    check_features(name, medium.name)
     kind, _, source = name.partition("=")
-    known = MEDIA_FEATURES.get(kind)
-    choices = ", ".join(media_feature_names(medium.name))
-    if known is None:
-        raise ValueError(f'unknown feature extractor "{name}" for {medium.plural}; choose one of {choices}')
-    if known.medium != medium.name:
-        raise ValueError(f'the features "{kind}" are not for {medium.plural}; choose one of {choices}')
-    if bool(known.source) != bool(source):
-        raise ValueError(
-            f'the features "{kind}" must be given as {kind}{f"={known.source}" * bool(known.source)}, got "{name}"'
-        )
     if kind == "frames":
         return _frames(source, medium, torch.device(device))
     weights = content(source) if source else ""
     made = _function(kind, source, medium, torch.device(device))
-    return MediumExtractor(kind, made, weights, medium=medium, label=known.label)
+    return Extractor(kind, made, weights, medium=medium, label=MEDIA_FEATURES[kind].label)
 
 
 def _function(kind: str, source: str, medium: Medium, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -113,7 +80,7 @@ def _function(kind: str, source: str, medium: Medium, device: torch.device) -> C
     return videomae_features(source, device)
 
 
-def _frames(source: str, medium: Medium, device: torch.device) -> MediumExtractor:
+def _frames(source: str, medium: Medium, device: torch.device) -> Extractor:
     """The features of images, averaged over the frames of a clip."""
     images = extractor(source, device)
 
@@ -122,5 +89,5 @@ def _frames(source: str, medium: Medium, device: torch.device) -> MediumExtracto
         each = torch.cat([images(part) for part in frames.split(64)])
         return each.unflatten(0, clips.shape[:1] + clips.shape[2:3]).mean(dim=1)
 
-    made = MediumExtractor(f"frames={images.name}", features, images.weights, images.declared_dimensions)
+    made = Extractor(f"frames={images.name}", features, images.weights, images.declared_dimensions)
     return replace(made, medium=medium, label=f"FVD-frames-{images.name}")

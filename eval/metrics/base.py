@@ -15,6 +15,7 @@ Most metrics subclass one of these:
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from torch import Tensor
 from eval.metrics.context import MetricContext, Row
 from eval.metrics.intervals import interval, standard_error
 from teachers.support.keys import code
+
+EVERY_MEDIUM = frozenset({"image", "video", "audio"})  # of metrics that read features only
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Metric(ABC):
         heading: The column's heading. Set it in `__init__` if it depends on the comparison.
         help: One line that explains the figure.
         higher_is_better: True, False, or None if neither direction is better.
+        media: Names of the media whose samples it is for.
         needs: The entries of `eval.metrics.context.NEEDS` without which the metric is left out.
         format: A format specification such as ".3f" or ".1%"; "" means three significant digits.
         scale: Tables show the value times this factor, and the heading says so.
@@ -66,6 +70,7 @@ class Metric(ABC):
     heading: str
     help: str
     higher_is_better: ClassVar[bool | None]
+    media: ClassVar[frozenset[str]] = frozenset({"image"})
     needs: ClassVar[frozenset[str]] = frozenset()
     format: ClassVar[str] = ""
     scale: ClassVar[int] = 1
@@ -103,7 +108,7 @@ class Metric(ABC):
         return {
             "key": self.key,
             "heading": self.heading,
-            "help": self.help,
+            "help": self._help(),
             "higher_is_better": self.higher_is_better,
             "format": self.format,
             "scale": self.scale,
@@ -112,6 +117,12 @@ class Metric(ABC):
             "best": self.best_key if self.marks_best else None,
             "ratio": self.ratio_key,
         }
+
+    def _help(self) -> str:
+        """The explanation in the words of the medium: metrics of features say "image" for every sample."""
+        medium = self.context.medium
+        words = {"image": medium.noun, "images": medium.plural}
+        return re.sub(r"\bimages?\b", lambda found: words[found[0]], self.help)
 
 
 class ScoredMetric(Metric):
@@ -140,7 +151,8 @@ class SampleMetric(ScoredMetric):
         """Score one batch.
 
         Args:
-            images: Images (B, 3, H, W) in [0, 1].
+            images: Samples in the judged range: images (B, 3, H, W) or clips (B, 3, F, H, W) in [0, 1], or sounds
+                (B, channels, samples) in [-1, 1].
             prompts: Their B prompts; None in a comparison without prompts.
 
         Returns:

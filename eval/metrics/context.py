@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eval.config.names import INCEPTION_MODES
 from eval.features.extractors import Extractor
+from teachers.media import ANY_IMAGE, Medium
 
 T = TypeVar("T")
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches (B, 3, H, W) in [0, 1] -> (B,)
@@ -19,12 +20,12 @@ PromptClassifier = Callable[
 NEEDS = {
     "features": "features of the row's samples; always available",
     "reference": "mean and covariance of the reference's features; always available",
-    "images": "the row's first images; always available",
+    "images": "the row's first samples; always available",
     "reference_features": "the features of each reference image",
     "inception_features": "features of Inception-v3",
     "prompts": "a prompt for each sample",
     "prompt_classifier": "a classifier that recognizes what a prompt requests",
-    "teacher_images": "the teacher's images from the same noise and prompts",
+    "teacher_images": "the teacher's samples from the same noise and prompts",
     "lpips": "the LPIPS network, with its weights on this machine",
     "clip": "a CLIP model, selected with --clip",
 }
@@ -62,6 +63,7 @@ class MetricContext:
         prompt_classifier: Recognizes what a prompt requests, or None.
         clip: The CLIP model selected with --clip: a folder or a Hub id.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
+        medium: What all rows sample.
     """
 
     samples: int
@@ -76,6 +78,7 @@ class MetricContext:
     prompt_classifier: PromptClassifier | None = None
     clip: str | None = None
     allow_pickle: bool = False
+    medium: Medium = ANY_IMAGE
 
     @property
     def reference_images(self) -> int:
@@ -106,10 +109,11 @@ class Row:
         features: Features of the samples (N, D).
         mean: Mean of the features (D,), float64.
         covariance: Covariance of the features (D, D), float64.
-        images: The first images (K, 3, H, W) in [0, 1], in 8-bit steps.
+        images: The first samples in the judged range, such as images (K, 3, H, W) in [0, 1], in 8-bit steps; sounds in
+            16-bit steps.
         scores: The scores of each `SampleMetric` and `GroupMetric`, by the metric's key.
         reference: The reference of the comparison.
-        teacher_images: The teacher's images (K, 3, H, W) from the same noise and prompts, or None if there is no
+        teacher_images: The teacher's samples from the same noise and prompts, or None if there is no
             teacher, this row is the teacher's, or the sizes differ.
     """
 

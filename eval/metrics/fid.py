@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from eval.metrics.base import Figure, Metric
+from eval.metrics.base import EVERY_MEDIUM, Figure, Metric
 from eval.metrics.context import MetricContext, Row
 from eval.metrics.intervals import interval, standard_error
 
@@ -221,6 +221,7 @@ class FrechetDistance(Metric):
     heading = "Frechet distance"
     help = "Lower is better."
     higher_is_better = False
+    media = EVERY_MEDIUM
     needs = frozenset({"features", "reference"})
     position = 10
     marks_best = True

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from eval.metrics.base import Figure, Metric
+from eval.metrics.base import EVERY_MEDIUM, Figure, Metric
 from eval.metrics.context import MetricContext, Row
 from eval.metrics.fid import finite
 
@@ -108,6 +108,7 @@ class _NearestNeighbourMetric(Metric):
     """One of the four figures, against as many reference images as there are samples."""
 
     higher_is_better = True
+    media = EVERY_MEDIUM
     needs = frozenset({"features", "reference_features"})
     format = ".3f"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.metrics.base import Figure, SampleMetric
+from eval.metrics.base import EVERY_MEDIUM, Figure, SampleMetric
 from eval.metrics.context import Row
 from eval.metrics.intervals import share_interval
 
@@ -20,6 +20,7 @@ class PromptAgreement(SampleMetric):
     heading = "Prompt agreement"
     help = "Share of samples in which the classifier recognizes what the prompt requests, and its 95% interval."
     higher_is_better = True
+    media = EVERY_MEDIUM
     needs = frozenset({"images", "prompts", "prompt_classifier"})
     format = ".1%"
     position = 60

@@ -57,7 +57,8 @@ def reference(source: str, extractor: Extractor, size: int | None = None) -> Ref
     if path.is_dir():
         features = features_of_folder(path, extractor, size=size)
         if not bool(features.isfinite().all()):
-            raise ValueError(f"the images in {path} must have finite features, got NaN or infinite values")
+            kind = "images" if extractor.medium is None else extractor.medium.plural
+            raise ValueError(f"the {kind} in {path} must have finite features, got NaN or infinite values")
         return Reference(*statistics(features), features)
     if not path.exists():
         raise ValueError(

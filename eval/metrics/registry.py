@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 
-from eval.metrics.base import Metric
+from eval.metrics.base import EVERY_MEDIUM, Metric
 from eval.metrics.context import NEEDS, MetricContext
 from teachers.support.plugins import OWN_PACKAGES, is_own
 
@@ -17,6 +17,10 @@ class InstalledMetrics:
 
     classes: list[type[Metric]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    def of(self, medium: str) -> "InstalledMetrics":
+        """The metrics of a medium, by its name."""
+        return InstalledMetrics([metric for metric in self.classes if medium in metric.media], self.problems)
 
     def build(self, context: MetricContext) -> list[Metric]:
         """The metrics whose needs `context` meets, ready for use. One that cannot be created is added to `problems`."""
@@ -71,6 +75,8 @@ def _checked(metric: object) -> type[Metric]:
     for name in ("key", "heading", "help", "higher_is_better"):
         if not hasattr(metric, name):
             raise TypeError(f'the class has no attribute "{name}"')
+    if wrong := sorted(metric.media - EVERY_MEDIUM):
+        raise ValueError(f'the class has the medium "{wrong[0]}"; a metric can have {", ".join(sorted(EVERY_MEDIUM))}')
     unknown = sorted(metric.needs - set(NEEDS))
     if unknown:
         raise ValueError(f'the class needs "{unknown[0]}"; a metric can need {", ".join(NEEDS)}')

@@ -58,6 +58,7 @@ class FrameChange(SampleMetric):
     """Mean absolute difference of successive frames."""
 
     key = "frame_change"
+    media = frozenset({"video"})
     heading = "Change per frame"
     help = "Mean absolute difference of successive frames, and its 95% interval; compare it with the teacher's."
     higher_is_better = None
@@ -76,6 +77,7 @@ class Flicker(SampleMetric):
     """Mean absolute deviation of frames from the mean of their neighbours."""
 
     key = "flicker"
+    media = frozenset({"video"})
     heading = "Flicker"
     help = (
         "Mean absolute deviation of each frame from the mean of its neighbours, and its 95% interval. Above the "
@@ -96,6 +98,7 @@ class FrameLpips(SampleMetric):
     """Mean LPIPS of successive frames."""
 
     key = "frame_lpips"
+    media = frozenset({"video"})
     heading = "LPIPS per frame"
     help = "Mean LPIPS between successive frames, and its 95% interval; compare it with the teacher's."
     higher_is_better = None
@@ -122,6 +125,7 @@ class FrameClipScore(ClipScore):
     """Mean CLIP score of the frames of all clips."""
 
     key = "frame_clip_score"
+    media = frozenset({"video"})
     interval_key, best_key = "frame_clip_interval", "frame_clip_best"
     help = (
         "Higher is better. 100 max(cos, 0) of CLIP's embeddings of frame and prompt: the mean over at most "
@@ -150,6 +154,7 @@ class ChangeToTeacher(Metric):
     """The difference of the row's changes over time and those of the teacher's clips from the same noise."""
 
     key = "change_to_teacher"
+    media = frozenset({"video"})
     heading = "Motion error"
     help = (
         "Lower is more faithful. Mean absolute difference of the frame-to-frame changes and those of the teacher's "

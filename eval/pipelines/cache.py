@@ -1,7 +1,8 @@
 """A cache of measured rows, so a repeated comparison measures only rows that changed.
 
 A row is the folder `cache/KEY/` with `figures.json`, `features.safetensors` (features, mean, covariance and scores),
-`images.png` (its first images, one above the other) and `manifest.json` (the row's key and the SHA-256 of each file).
+its first samples (`images.png`, images one above the other, or `samples.safetensors`, clips or sounds) and
+`manifest.json` (the row's key and the SHA-256 of each file).
 It is written under a temporary name and then renamed, so an interruption loses at most the current row. A row that was
 damaged later is measured again.
 """
@@ -24,6 +25,8 @@ from teachers.support.regular import check_special
 from teachers.support.text import read_text
 
 FIGURES, FEATURES, IMAGES = "figures.json", "features.safetensors", "images.png"
+SAMPLES = "samples.safetensors"  # of clips, in 8 bits, and sounds, in 16 bits, instead of images.png
+LARGEST = {torch.uint8: 255, torch.int16: 32767}  # the integer of 1.0
 SCORES = "scores/"  # prefix of the tensors of scores; the rest is the metric's key
 
 
@@ -36,7 +39,8 @@ class Result:
         features: Features of the samples (N, D).
         mean: Mean of the features (D,), float64.
         covariance: Covariance of the features (D, D), float64.
-        images: The first images (K, 3, H, W) in [0, 1].
+        images: The first samples in the judged range: images (K, 3, H, W) or clips (K, 3, F, H, W) in [0, 1], sounds
+            (K, channels, samples) in [-1, 1].
         scores: Scores by metric key.
     """
 
@@ -56,14 +60,11 @@ def load(cache: Path, name: str) -> Result | None:
         manifest = read_manifest(folder)
         if manifest.get("key") != name:
             return None
-        check_files(folder, manifest["files"], (FIGURES, FEATURES, IMAGES))
+        samples = IMAGES if IMAGES in manifest["files"] else SAMPLES
+        check_files(folder, manifest["files"], (FIGURES, FEATURES, samples))
         figures = json.loads(read_text(folder / FIGURES))
         stored = load_file(folder / FEATURES)
-        with Image.open(folder / IMAGES) as sheet:
-            pixels = torch.frombuffer(bytearray(sheet.convert("RGB").tobytes()), dtype=torch.uint8)
-            width, height = sheet.size
-            count = figures["images"]
-            images = pixels.view(count, height // count, width, 3).permute(0, 3, 1, 2).float() / 255
+        images = _load_samples(folder, figures["images"])
         features, mean, covariance = (stored[name] for name in ("features", "mean", "covariance"))
         scores = {name.removeprefix(SCORES): value for name, value in stored.items() if name.startswith(SCORES)}
         return Result(figures, features, mean, covariance, images, scores)
@@ -77,12 +78,30 @@ def save(cache: Path, name: str, result: Result) -> None:
     count = len(result.images)
     tensors = {"features": result.features, "mean": result.mean, "covariance": result.covariance}
     tensors |= {f"{SCORES}{metric}": scores for metric, scores in result.scores.items()}
-    rows = result.images.mul(255).round().byte().permute(0, 2, 3, 1)
     with atomic_write(cache / name) as temporary:
         temporary.mkdir()
         (temporary / FIGURES).write_text(
             json.dumps({**result.figures, "images": count}, indent=2) + "\n", encoding="utf-8"
         )
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / FEATURES)
-        Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(temporary / IMAGES)
+        _save_samples(result.images, temporary)
         write_manifest(temporary, {"key": name})
+
+
+def _save_samples(samples: Tensor, folder: Path) -> None:
+    if samples.ndim == 4:
+        rows = samples.mul(255).round().byte().permute(0, 2, 3, 1)
+        Image.fromarray(rows.reshape(-1, *rows.shape[2:]).numpy()).save(folder / IMAGES)
+        return
+    kind = torch.uint8 if samples.ndim == 5 else torch.int16
+    save_file({"samples": samples.mul(LARGEST[kind]).round().to(kind).contiguous()}, folder / SAMPLES)
+
+
+def _load_samples(folder: Path, count: int) -> Tensor:
+    if (folder / SAMPLES).exists():
+        stored = load_file(folder / SAMPLES)["samples"]
+        return stored.float() / LARGEST[stored.dtype]
+    with Image.open(folder / IMAGES) as sheet:
+        pixels = torch.frombuffer(bytearray(sheet.convert("RGB").tobytes()), dtype=torch.uint8)
+        width, height = sheet.size
+        return pixels.view(count, height // count, width, 3).permute(0, 3, 1, 2).float() / 255

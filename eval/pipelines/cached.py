@@ -81,6 +81,7 @@ def row_key(job: Job, settings: Settings, pipeline: str, machine: dict[str, Any]
         "device": settings.device.type,
         "compiled": settings.compiled,
         "timing": settings.timing,
+        "medium": settings.medium,
         "machine": machine,
     }
-    return key(inputs, code("eval.pipelines.measure", "eval.features.extractors"))[:24]
+    return key(inputs, code("eval.pipelines.measure", "eval.features.media_extractors"))[:24]

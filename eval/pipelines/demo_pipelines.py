@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from eval.pipelines.generate import Pipeline, arguments, check_pipeline, counted, images_of, load_pipeline, network
+from eval.pipelines.generate import Pipeline, arguments, check_pipeline, counted, load_pipeline, network
+from eval.pipelines.inputs import shared_medium
 from eval.pipelines.latency import timed
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
 from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting, teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
+from teachers.media import Playable
 from teachers.support.errors import reading
 
 MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
@@ -26,20 +28,22 @@ EXAMPLES = ("a photo of an ankle boot", "a picture of a dress", "one bag, front 
 
 
 @dataclass(frozen=True)
-class TimedImage:
-    """A generated image and its cost.
+class TimedSample:
+    """A generated sample and its cost.
 
     Attributes:
-        image: The image, magnified for display.
+        image: The image, magnified for display; the still of a clip or sound.
         steps: Denoising steps of the call.
         evaluations: Network evaluations, counted.
         milliseconds: Time of the pipeline call.
+        playable: The clip or sound; None for images.
     """
 
     image: Image.Image
     steps: int
     evaluations: float
     milliseconds: float
+    playable: Playable | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Demo:
         student_steps: The numbers of steps that students were exported for.
         takes_prompt: Whether the pipelines take a prompt or a class label.
         is_pocket: Whether a run was distilled from the pocket teacher.
+        medium: What all pipelines sample.
 
     Raises:
         ValueError: If a run cannot be read or the runs have different teachers.
@@ -115,6 +120,7 @@ class Demo:
 
     def _load(self, students: list[Run], dtype: torch.dtype) -> None:
         self.pipelines: list[DemoPipeline] = []
+        self.medium = shared_medium(students)
         self.teacher_steps = 0
         distilled = next((run for run in students if run.teacher_call is not None), None)
         for run in students:
@@ -135,8 +141,8 @@ class Demo:
         prompts, _ = prompts_for(None if own is None else own_prompts([own]), 1)
         self.warm_up_prompt = prompts[0] if prompts else "0"
 
-    def generate(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[TimedImage]:
-        """Generate an image with each pipeline, in the order of `pipelines`.
+    def generate(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[TimedSample]:
+        """Generate a sample with each pipeline, in the order of `pipelines`.
 
         Args:
             prompt: The prompt; ignored if the pipelines take none.
@@ -149,7 +155,8 @@ class Demo:
                 long.
         """
         if self.takes_prompt and not prompt.strip():
-            raise ValueError("the prompt is empty; describe an image")
+            article = "an" if self.medium.name == "image" else "a"
+            raise ValueError(f"the prompt is empty; describe {article} {self.medium.noun}")
         if len(prompt) > MAX_PROMPT_LENGTH:
             raise ValueError(f"the prompt must have at most {MAX_PROMPT_LENGTH:,} characters, got {len(prompt):,}")
         most = MAX_TEACHER_STEPS * self.teacher_steps
@@ -163,18 +170,20 @@ class Demo:
         ]
 
     @torch.no_grad()
-    def _generate(self, pipeline: DemoPipeline, prompt: str, seed: int, num_steps: int) -> TimedImage:
+    def _generate(self, pipeline: DemoPipeline, prompt: str, seed: int, num_steps: int) -> TimedSample:
         steps, call = pipeline.call(num_steps)
         torch.manual_seed(seed % 2**63)  # some pipelines take the noise of later steps from the global generator
         with reading(pipeline.name):
             call_arguments = arguments(pipeline.pipe, call, [prompt] if self.takes_prompt else None, [0], seed)
             with counted(pipeline.pipe) as count, time_limit(pipeline, self.max_seconds):
                 output, seconds = timed(lambda: pipeline.pipe(**call_arguments), self.device)
-        pixels = (images_of(output)[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        samples = self.medium.received(output)[:1].cpu()
+        pixels = (self.medium.still(samples[0]) * 255).round().byte().permute(1, 2, 0).numpy()
         image = Image.fromarray(pixels)
         factor = max(1, -(-MIN_DISPLAY_SIZE // max(image.size)))
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        return TimedImage(image, steps, count.evaluations, seconds * 1000)
+        playable = None if self.medium.name == "image" else self.medium.playable(samples)[0]
+        return TimedSample(image, steps, count.evaluations, seconds * 1000, playable)
 
 
 @contextmanager

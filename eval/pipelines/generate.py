@@ -1,4 +1,4 @@
-"""Calls any diffusers pipeline in the same way: equal prompts, equal noise, images in [0, 1], counted evaluations.
+"""Calls any diffusers pipeline in the same way: equal prompts, equal noise, counted evaluations.
 
 The signature of a pipeline's `__call__` determines its inputs: prompts and latents for text-to-image pipelines, class
 labels for `DiTPipeline`, neither for `DDPMPipeline`; a teacher family can declare other names of arguments. Each sample
@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import diffusers
 import numpy as np
-import PIL.Image
 import torch
 import transformers
 from diffusers import DDIMPipeline, DPMSolverMultistepScheduler
@@ -302,36 +301,6 @@ def seeded(indices: Sequence[int], seed: int = 0, stream: str = "samples") -> It
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)
-
-
-def images_of(output: Any) -> Tensor:
-    """The images of a pipeline's output, (B, 3, H, W), float32, in [0, 1].
-
-    Args:
-        output: The images, an object with `images`, or a tuple that begins with them. They are PIL images, an array
-            (B, H, W, C) or (B, H, W), or a tensor (B, C, H, W) or (B, H, W); integers are in 0..255.
-
-    Raises:
-        ValueError: The output contains no images.
-    """
-    images = getattr(output, "images", output)
-    if isinstance(images, tuple):
-        images = images[0]
-    if isinstance(images, list) and images and isinstance(images[0], PIL.Image.Image):
-        images = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    elif isinstance(images, list) and images:
-        images = torch.stack(images) if isinstance(images[0], Tensor) else np.stack(images)
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images[..., None] if images.ndim == 3 else images).permute(0, 3, 1, 2)
-    elif isinstance(images, Tensor) and images.ndim == 3:
-        images = images[:, None]
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
-        shape = f" of shape {tuple(images.shape)}" if isinstance(images, Tensor) else ""
-        kind = type(images).__name__
-        raise ValueError(f"a pipeline must return images as (B, 3, H, W), (B, H, W, 3) or PIL, got {kind}{shape}")
-    images = images.float() if images.is_floating_point() else images.float() / 255
-    images = images.clamp(0, 1)
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
 @dataclass

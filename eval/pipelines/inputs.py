@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from eval.config.media_names import WITHOUT_WEIGHTS, check_features
 from eval.config.options import Options
 from eval.pipelines.generate import check_pipeline
 from eval.pipelines.jobs import Job, baseline_of, jobs_of
 from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting
+from teachers.media import ANY_IMAGE, Image, Medium
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Inputs:
         known_prompts: How many prompts the source has.
         jobs: The rows, in the order of the report.
         baseline: The index of the row that ratios are relative to.
+        medium: What all rows sample.
     """
 
     runs: list[Run]
@@ -33,6 +36,7 @@ class Inputs:
     known_prompts: int
     jobs: list[Job]
     baseline: int
+    medium: Medium
 
 
 def read_inputs(options: Options) -> Inputs:
@@ -47,15 +51,19 @@ def read_inputs(options: Options) -> Inputs:
         raise ValueError(
             "--steps and --guidance are only for pipelines without a distill.json, all of these have one; omit them"
         )
+    medium = shared_medium(runs)
+    if options.size is not None and not isinstance(medium, Image):
+        raise ValueError(f"--size is for images, got {options.size} for {medium.plural}; omit it")
     teacher = shared_setting(runs, "teacher")
     source = options.prompts or own_prompts(runs)
-    features = options.features or shared_setting(runs, "features") or "clean"
+    features = options.features or shared_setting(runs, "features") or _usual_features(medium)
+    check_features(features, medium.name)
     reference = options.reference or shared_setting(runs, "reference")
     reference = None if reference == "teacher" else reference
     if teacher is None and reference is None:
         raise ValueError(
-            f"--reference must name real images, because {runs[0].name} has no teacher to compare with: a folder, an "
-            ".npz, or clean-fid:NAME/RES/SPLIT"
+            f"--reference must name real {medium.plural}, because {runs[0].name} has no teacher to compare with: a "
+            "folder, an .npz, or clean-fid:NAME/RES/SPLIT"
         )
     prompts, known = prompts_for(None if source == "none" else source, options.samples)
     if options.clip is not None and prompts is None:
@@ -64,4 +72,26 @@ def read_inputs(options: Options) -> Inputs:
     for folder in {job.folder: None for job in jobs}:
         check_pipeline(folder, pickles)
     baseline = 0 if options.baseline is None else baseline_of(jobs, options.baseline)
-    return Inputs(runs, teacher, features, reference, source, prompts, known, jobs, baseline)
+    return Inputs(runs, teacher, features, reference, source, prompts, known, jobs, baseline, medium)
+
+
+def _usual_features(medium: Medium) -> str:
+    return "clean" if isinstance(medium, Image) else WITHOUT_WEIGHTS[medium.name]
+
+
+def shared_medium(runs: list[Run]) -> Medium:
+    """What all runs sample.
+
+    Raises:
+        ValueError: They sample different media, or different sizes of clips or sounds.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.medium != first.medium:
+            one, two = (f"{each.name} makes {each.medium.plural}{_size(each.medium)}" for each in (first, run))
+            raise ValueError(f"all runs of a comparison must make samples of one kind and size: {one}, {two}")
+    return first.medium
+
+
+def _size(medium: Medium) -> str:
+    return "" if medium == ANY_IMAGE else f" of {medium.size}"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,14 +20,14 @@ from eval.pipelines.energy import Energy
 from eval.pipelines.generate import Pipeline, arguments, counted, network, seeded
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
+from eval.pipelines.real_time import times_real_time
 from eval.pipelines.settings import Loader, Settings
 from teachers.support.errors import reading
 from teachers.support.text import printable
 
-KEPT_IMAGES = 64  # of each row, for metrics that compare images with the teacher's
-KEPT_PIXELS = 2**26  # at most, except for the images that the report shows
+KEPT_IMAGES = 64  # samples of each row, for metrics that compare them with the teacher's
+KEPT_PIXELS = 2**26  # of each channel at most, except for the samples that the report shows
 SHOWN_IMAGES = 10  # of each row, in the report
-SHOWN_SIZE = 192  # pixels; larger images are shown smaller
 
 
 class _Calls:
@@ -71,7 +70,7 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
         settings: What all rows share.
 
     Raises:
-        ValueError: The images are broken; the message begins with the row's name.
+        ValueError: The samples are broken; the message begins with the row's name.
     """
     calls, size = _Calls(load(job), job, settings), settings.batch_size
     batches = [list(range(i, min(i + size, settings.samples))) for i in range(0, settings.samples, size)]
@@ -116,18 +115,22 @@ def _generate(samples: _Samples, calls: _Calls, batches: list[list[int]]) -> Non
     """Generate and score all samples of a row."""
     settings, job = calls.settings, calls.job
     metrics = [] if job.is_reference else [m for m in settings.metrics if isinstance(m, SampleMetric)]
-    with tqdm(total=settings.samples, desc=printable(job.name), unit="img") as bar:
+    with tqdm(
+        total=settings.samples,
+        desc=printable(job.name),
+        unit="img" if settings.medium.name == "image" else settings.medium.noun,
+    ) as bar:
         for number, indices in enumerate(batches):
             ready = calls.prepare(indices)
             with calls.seeded(indices):
                 output, seconds = timed(functools.partial(calls.run, ready), settings.device)
-            images = settings.images(output)
+            images = settings.received(output)
             if len(batches) < 3 or (number > 0 and len(indices) == settings.batch_size):
                 samples.speeds.append(len(indices) / seconds)
             samples.features.append(settings.extractor(images).cpu())
             for metric in metrics:
                 samples.scores.setdefault(metric.key, []).append(_score(metric, images, calls.prompts(indices)))
-            limit = max(SHOWN_IMAGES, min(KEPT_IMAGES, KEPT_PIXELS // (images.shape[2] * images.shape[3])))
+            limit = max(SHOWN_IMAGES, min(KEPT_IMAGES, KEPT_PIXELS // images[0, 0].numel()))
             if indices[0] < limit:
                 samples.images.append(images[: limit - indices[0]].cpu())
             bar.update(len(indices))
@@ -156,7 +159,7 @@ def _score_groups(calls: _Calls) -> dict[str, Tensor]:
         batch_prompts = None if prompts is None else [prompts[i] for i in indices]
         ready = arguments(calls.pipe, calls.job.call, batch_prompts, indices, settings.seed, "diversity")
         with seeded(indices, settings.seed, "diversity"):
-            batches.append(settings.images(calls.run(ready)).cpu())
+            batches.append(settings.received(calls.run(ready)).cpu())
     images = torch.cat(batches)
     return {metric.key: metric.score_groups(images, groups).float().cpu() for metric in metrics}
 
@@ -177,16 +180,10 @@ def _latencies(calls: _Calls, load: Loader) -> dict[str, Any]:
         "throughput": throughput(calls.batch_of, min(settings.batch_size, settings.samples), device),
         "latency_compiled_ms": None,
     }
+    if (factor := times_real_time(settings.medium, times.median / 1000)) is not None:
+        figures["times_real_time"] = factor
     if settings.compiled:
         network(calls.pipe).compile()
         figures["latency_compiled_ms"] = latency(call, device, settings.timing).median
         load.unload()
     return figures
-
-
-def shrunk(images: Tensor) -> Tensor:
-    """Images (K, 3, H, W), reduced to the size that the report shows if they are larger."""
-    scale = SHOWN_SIZE / max(images.shape[2:])
-    if scale >= 1:
-        return images
-    return F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)

@@ -4,7 +4,7 @@ An external pipeline has no distill.json. It is called with the defaults of its 
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from teachers.loading.contents import pipeline_contents
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import RECORD, read_record
 from teachers.loading.source import class_name, download, loading_errors
+from teachers.media import ANY_IMAGE, Image, Medium, from_record
 from teachers.support.errors import reads
 from teachers.support.keys import file_content, key
 from teachers.support.regular import is_inside
@@ -44,6 +45,7 @@ class Run:
         cost: The cost of training, as the run recorded it.
         teacher_contents: Hashes of the teacher's files as they were in training, by name.
         key: The key of the training run, which the records of its logs have too.
+        medium: What it samples; images are those of any size.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class Run:
     cost: dict[str, Any] | None
     teacher_contents: dict[str, str] = field(default_factory=dict)
     key: str | None = None
+    medium: Medium = ANY_IMAGE
 
 
 @reads
@@ -113,7 +116,34 @@ def read_run(
         cost=stored.get("cost"),
         teacher_contents=dict(teacher.get("contents") or {}),
         key=stored.get("run"),
+        medium=stored_medium(stored, file),
     )
+
+
+def stored_medium(record: Mapping[str, Any], file: Path) -> Medium:
+    """What a pipeline with a distill.json samples; images are those of any size.
+
+    Args:
+        record: The contents of the file.
+        file: Its name, for messages.
+
+    Raises:
+        ValueError: The record has no valid medium.
+    """
+    try:
+        return from_record(record.get("medium"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; export the pipeline again") from error
+
+
+def usual_medium(folder: Path, kind: type[DiffusionPipeline]) -> Medium:
+    """What a pipeline without a distill.json samples with the defaults of its call. No weights are read."""
+    family = registry.family_of_class(kind)
+    if family is None or family.medium_class is Image:
+        return ANY_IMAGE
+    from teachers.loading.sketch import sketch  # it imports every family's base
+
+    return sketch(str(folder), family).medium
 
 
 def pipeline_identity(folder: Path) -> str:
@@ -180,6 +210,7 @@ def _external_pipeline(path: Path, folder: Path, step_counts: Sequence[int], gui
         features=None,
         reference=None,
         cost=None,
+        medium=usual_medium(folder, kind),
     )
 
 

@@ -12,10 +12,11 @@ from eval.config.options import Timing
 from eval.features.extractors import Extractor
 from eval.features.resize import center_crop_resize
 from eval.metrics.base import Metric
-from eval.pipelines.generate import Pipeline, images_of, load_pipeline, use_modern_solver
+from eval.pipelines.generate import Pipeline, load_pipeline, use_modern_solver
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import timed
 from eval.pipelines.machine import PRECISIONS
+from teachers.media import ANY_IMAGE, Image, Medium
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Settings:
         size: Pixels per side that images are resized to before they are scored, or None.
         timing: How latencies are measured.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
+        medium: What all rows sample.
     """
 
     samples: int
@@ -49,10 +51,12 @@ class Settings:
     size: int | None = None
     timing: Timing = field(default_factory=Timing)
     allow_pickle: bool = False
+    medium: Medium = ANY_IMAGE
 
-    def images(self, output: Any) -> Tensor:
-        """The images of a pipeline's output, resized to `size`."""
-        return center_crop_resize(images_of(output), self.size)
+    def received(self, output: Any) -> Tensor:
+        """The samples of a pipeline's output in the judged range; images are resized to `size`."""
+        samples = self.medium.received(output)
+        return center_crop_resize(samples, self.size) if isinstance(self.medium, Image) else samples
 
 
 @dataclass

@@ -81,6 +81,12 @@ def over_teacher(report: dict[str, Any]) -> bool:
     return bool(first["method"] == "teacher" and report["baseline"] == first["name"])
 
 
+def words(report: dict[str, Any]) -> dict[str, str]:
+    """The words for a sample, "noun", and several, "plural", of a report; only reports of images have no medium."""
+    found: dict[str, str] = report.get("medium", {"noun": "image", "plural": "images"})
+    return found
+
+
 def _quality(report: dict[str, Any]) -> list[Column]:
     out = [
         Column("num_steps", "Steps", str, "Denoising steps requested from the pipeline."),
@@ -88,7 +94,8 @@ def _quality(report: dict[str, Any]) -> list[Column]:
             "nfe",
             "NFE",
             lambda value: f"{value:g}",
-            "Network evaluations per image, counted during generation; classifier-free guidance needs two per step.",
+            f"Network evaluations per {words(report)['noun']}, counted during generation; classifier-free guidance "
+            "needs two per step.",
             summary=True,
         ),
     ]
@@ -127,12 +134,20 @@ def _speed(report: dict[str, Any]) -> list[Column]:
     sizes: list[dict[str, float]] = next((row["throughput"] for row in report["rows"] if row.get("throughput")), [])
     listed = " / ".join(str(entry["batch_size"]) for entry in sizes)
     gpu = "GPU" in report["memory_column"]
+    noun, plural = words(report)["noun"], words(report)["plural"].capitalize()
     return [
         Column(
             "latency_ms",
             "Latency (ms)",
             significant,
-            "Time of a call for one image, after warm-up: median, and the 5th to 95th percentile.",
+            f"Time of a call for one {noun}, after warm-up: median, and the 5th to 95th percentile.",
+            summary=True,
+        ),
+        Column(
+            "times_real_time",
+            "× real time",
+            times,
+            f"The duration of a {noun} divided by the latency: above 1 it is generated faster than it is played.",
             summary=True,
         ),
         Column("latency_compiled_ms", "Compiled (ms)", significant, "The same with the network under torch.compile."),
@@ -149,13 +164,13 @@ def _speed(report: dict[str, Any]) -> list[Column]:
         ),
         Column(
             "images_per_second",
-            "Images/s",
+            f"{plural}/s",
             significant,
             f"Throughput at batch size {report['batch_size']}: median of the batches that generated the samples.",
             summary=True,
         ),
         Column(
-            "throughput", f"Images/s at {listed}", at_batches, f"Throughput at batch sizes {listed}, one call each."
+            "throughput", f"{plural}/s at {listed}", at_batches, f"Throughput at batch sizes {listed}, one call each."
         ),
         Column(
             "peak_memory_mb",
@@ -169,5 +184,5 @@ def _speed(report: dict[str, Any]) -> list[Column]:
             ),
         ),
         Column("load_seconds", "Load (s)", significant, "Time to load the pipeline from its folder onto the device."),
-        Column("joules_per_image", "Joules/image", significant, "By the energy counter of the whole device."),
+        Column("joules_per_image", f"Joules/{noun}", significant, "By the energy counter of the whole device."),
     ]

@@ -39,12 +39,14 @@ def cell(image: Tensor) -> Image.Image:
     return small.resize((small.width * factor, small.height * factor), Image.Resampling.NEAREST)
 
 
-def grid(rows: Sequence[dict[str, Any]], images: Sequence[Tensor], prompts: Sequence[str] | None) -> Image.Image:
+def grid(
+    rows: Sequence[dict[str, Any]], images: Sequence[Sequence[Tensor]], prompts: Sequence[str] | None
+) -> Image.Image:
     """The grid with names above the columns and prompts to the left.
 
     Args:
         rows: The rows of report.json.
-        images: For each row, its samples (K, 3, H, W) in [0, 1].
+        images: For each row, a picture (3, H, W) in [0, 1] of each of its K samples.
         prompts: The K prompts, or None.
     """
     font = ImageFont.load_default(FONT_SIZE)

@@ -4,8 +4,6 @@ This module prepares plain values; `templates/` turns them into HTML and escapes
 element with `data-row`, `data-key` and `data-value`, the exact value of report.json.
 """
 
-import base64
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -15,26 +13,17 @@ from typing import Any
 from torch import Tensor
 
 from eval.report.columns import columns, over_teacher, quality, speed
-from eval.report.grid import PIXEL_RATIO, magnification, thumbnail
 from eval.report.markdown import title
+from eval.report.samples import shown, views
 from eval.report.scatter import scatter, series_of
 from eval.report.table import Figure, figure, table
 from eval.report.templating import render
 from eval.report.training_charts import training_charts
+from teachers.media import ANY_IMAGE, Medium
 from teachers.support.text import cleaned
 
 MAX_CARDS = 8  # rows with a card at the top
 NARROW = (360, 400)  # size of the scatter chart on a phone
-
-
-@dataclass(frozen=True)
-class SampleImage:
-    """An image as a data URI, with its size on the page in CSS pixels."""
-
-    uri: str
-    width: int
-    height: int
-    pixelated: bool
 
 
 @dataclass(frozen=True)
@@ -51,16 +40,18 @@ class Card:
     prompt_agreement: Figure | None
     teacher: Figure | None
     teacher_steps: int
+    real_time: Figure | None = None
 
 
-def page(report: dict[str, Any], images: Sequence[Tensor]) -> str:
+def page(report: dict[str, Any], samples: Sequence[Tensor], medium: Medium = ANY_IMAGE) -> str:
     """The whole page.
 
     Args:
         report: The content of report.json.
-        images: For each row of the report, its first samples (K, 3, H, W) in [0, 1].
+        samples: For each row of the report, its first samples (K, *medium.shape) in the judged range.
+        medium: Their medium.
     """
-    report = cleaned(report)
+    report, kept = cleaned(report), shown(samples, medium)
     rows = report["rows"]
     students = [i for i, row in enumerate(rows) if row["method"] != "teacher"]
     series = series_of(rows)
@@ -76,7 +67,9 @@ def page(report: dict[str, Any], images: Sequence[Tensor]) -> str:
         whose="the teacher's" if over_teacher(report) else "the baseline's",
         count_mark=_count_mark(report),
         has_tie=any(_is_tie(row) for row in rows),
-        samples=[[_sample(image) for image in row_images] for row_images in images],
+        samples=[views(row, kept) for row in kept.samples],
+        medium=medium,
+        played=None if kept.played is None else f"{kept.played:.1f}",
         series=series,
         legend={method: colour for method, colour in series.items() if method in methods},
         scatters={"wide": scatter(rows), "narrow": scatter(rows, *NARROW)} if len(rows) > 1 else None,
@@ -111,6 +104,7 @@ def _card(index: int, report: dict[str, Any]) -> Card:
         prompt_agreement=None if row["prompt_agreement"] is None else figure(index, "prompt_agreement", report),
         teacher=None if few_step is None else figure(few_step, "frechet_distance", report),
         teacher_steps=row["num_steps"],
+        real_time=figure(index, "times_real_time", report) if row.get("times_real_time") else None,
     )
 
 
@@ -123,15 +117,6 @@ def _count_mark(report: dict[str, Any]) -> str:
     """The part of the Frechet distance's name that gives the number of samples, such as "@10k"."""
     found = re.search(r"@\w+", report["frechet_column"])
     return found.group() if found else ""
-
-
-def _sample(image: Tensor) -> SampleImage:
-    small, stream = thumbnail(image), io.BytesIO()
-    small.save(stream, format="PNG", optimize=True)
-    factor = magnification(small)
-    width, height = (side * factor // PIXEL_RATIO for side in small.size)
-    uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-    return SampleImage(uri, width, height, pixelated=factor > 1)
 
 
 def _protocol(report: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +135,7 @@ def _protocol(report: dict[str, Any]) -> dict[str, Any]:
         "CLIP model": clip and clip["source"],
         "teacher": teacher and teacher["path"],
         "teacher call": teacher and json.dumps(teacher["call"]),
+        "sample": report["medium"]["size"] if "medium" in report else None,
         "date": report["date"],
         "rows from the cache": cached or "none",
     }

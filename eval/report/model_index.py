@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from eval.pipelines.jobs import steps
+from teachers.media import MEDIA
 from teachers.support.text import cleaned, json_text
 
 MEASUREMENTS = ("latency_ms", "nfe")
@@ -29,7 +30,7 @@ def _result(row: dict[str, Any], report: dict[str, Any]) -> str:
     lines = [
         "",
         "  - task:",
-        f"      type: {'text-to-image' if prompted else 'unconditional-image-generation'}",
+        f"      type: {_task(report, prompted)}",
         "    dataset:",
         f"      name: {json_text(str(dataset))}",
         f"      type: {json_text(str(dataset))}",
@@ -43,6 +44,12 @@ def _result(row: dict[str, Any], report: dict[str, Any]) -> str:
                 f"      value: {json_text(value)}",
             ]
     return "\n".join(lines)
+
+
+def _task(report: dict[str, Any], prompted: bool) -> str:
+    """The Hub's name of the task."""
+    kind = MEDIA[report["medium"]["name"] if "medium" in report else "image"]
+    return kind.tag if prompted else f"unconditional-{kind.name}-generation"
 
 
 def _figures(row: dict[str, Any], report: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -83,7 +83,7 @@ class Contract:
             -1 for the last.
         size_keys: The keys that `teacher.size` of a recipe may have; empty if the pipeline alone determines the size.
         feature_models: Feature extractors for evaluations of this family's images, by name: functions of a device.
-        default_features: The extractor that `evaluation.features: auto` selects.
+        default_features: The extractor that `evaluation.features: auto` selects; None: one that needs no weights.
         options: Further arguments of `from_pretrained`.
         text_widths: Keys of the network's config that must be the width of the embeddings of text encoders, with the
             names of these components. Widths of several are added up.
@@ -108,7 +108,7 @@ class Contract:
     stream: ClassVar[int] = -1
     size_keys: ClassVar[tuple[str, ...]] = ()
     feature_models: ClassVar[Mapping[str, Callable[[torch.device], FeatureModel]]] = {}
-    default_features: ClassVar[str] = "pixels"
+    default_features: ClassVar[str | None] = None
     options: ClassVar[dict[str, Any]] = {}
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {}

@@ -3,6 +3,7 @@
 from teachers.media.audio import Audio
 from teachers.media.image import Image
 from teachers.media.medium import Medium, Playable, Reading
+from teachers.media.record import ANY_IMAGE, MEDIA, from_record, to_record
 from teachers.media.video import Video
 
-__all__ = ["Audio", "Image", "Medium", "Playable", "Reading", "Video"]
+__all__ = ["ANY_IMAGE", "MEDIA", "Audio", "Image", "Medium", "Playable", "Reading", "Video", "from_record", "to_record"]

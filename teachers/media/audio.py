@@ -27,6 +27,7 @@ class Audio(Medium):
     """
 
     name = "audio"
+    noun = "sound"
     plural = "sounds"
     output = "audios"
     tag = "text-to-audio"
@@ -46,6 +47,11 @@ class Audio(Medium):
     def seconds(self) -> float:
         """The duration."""
         return self.samples / self.rate
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return f"{self.seconds:.3g} s at {self.rate} samples per second, {'stereo' if self.channels == 2 else 'mono'}"
 
     def received(self, output: Any) -> Tensor:
         """The sounds (B, channels, samples) in [-1, 1] of a pipeline's output.

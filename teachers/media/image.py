@@ -14,7 +14,7 @@ from teachers.media.medium import Medium, Playable, Reading
 from teachers.media.pictures import TRANSPARENT, fit, tile, to_pil
 from teachers.support.files import atomic_write
 from teachers.support.images import read_for_training
-from teachers.support.listing import ENDINGS
+from teachers.support.listing import ENDINGS, is_image
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Image(Medium):
     """
 
     name = "image"
+    noun = "image"
     plural = "images"
     output = "images"
     tag = "text-to-image"
@@ -40,6 +41,11 @@ class Image(Medium):
     def shape(self) -> tuple[int, ...]:
         """(3, height, width)."""
         return (3, self.height, self.width)
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return f"{self.width} x {self.height} pixels"
 
     def received(self, output: Any) -> Tensor:
         """The images (B, 3, H, W) in [0, 1] of a pipeline's output, whatever their size.
@@ -78,6 +84,16 @@ class Image(Medium):
         decoded = read_for_training(source, label, max(self.height, self.width))
         values = fit(V.pil_to_tensor(decoded.image), self.height, self.width).float() / 127.5 - 1
         return Reading(values, (TRANSPARENT,) if decoded.transparent else ())
+
+    @classmethod
+    def lists(cls, file: Path) -> bool:
+        """Whether clean-fid reads a file with this name from a folder."""
+        return is_image(file)
+
+    @classmethod
+    def check(cls, file: Path) -> None:
+        """Decode the file at a small size; see `Medium.check`."""
+        read_for_training(file, str(file), side=1)
 
     def judged(self, decoded: Tensor) -> Tensor:
         """Images in [0, 1]."""

@@ -50,6 +50,7 @@ class Medium(ABC):
 
     Attributes:
         name: "image", "video" or "audio".
+        noun: The word for one sample in messages: "image", "clip" or "sound".
         plural: The word for several samples in messages: "images", "clips" or "sounds".
         output: The field of a diffusers pipeline's output that holds the samples.
         tag: The Hub's pipeline_tag for models that make such samples from text.
@@ -58,6 +59,7 @@ class Medium(ABC):
     """
 
     name: ClassVar[str]
+    noun: ClassVar[str]
     plural: ClassVar[str]
     output: ClassVar[str]
     tag: ClassVar[str]
@@ -73,6 +75,11 @@ class Medium(ABC):
     def seconds(self) -> float | None:
         """The duration of one sample in seconds; None for images."""
         return None
+
+    @property
+    @abstractmethod
+    def size(self) -> str:
+        """The size of a sample in words."""
 
     @abstractmethod
     def received(self, output: Any) -> Tensor:
@@ -96,6 +103,20 @@ class Medium(ABC):
         Raises:
             ValueError: If the file cannot be used; the message names it.
         """
+
+    @classmethod
+    def lists(cls, file: Path) -> bool:
+        """Whether a file with this name is read from a folder, by its ending."""
+        return file.suffix.lower() in cls.endings
+
+    @classmethod
+    def check(cls, file: Path) -> None:
+        """Find damaged files of a folder before training, where that is fast; others are found when they are encoded.
+
+        Raises:
+            ValueError: If the file cannot be used; the message names it.
+        """
+        return
 
     @abstractmethod
     def judged(self, decoded: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the brightness
-TRANSPARENT = "have transparent pixels, which are composited on white"  # a note of `Reading`
+TRANSPARENT = "have transparency, which is composited on white"  # a note of `Reading`
 
 
 def fit(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -29,6 +29,7 @@ class Video(Medium):
     """
 
     name = "video"
+    noun = "clip"
     plural = "clips"
     output = "frames"
     tag = "text-to-video"
@@ -49,6 +50,11 @@ class Video(Medium):
     def seconds(self) -> float:
         """The duration of a clip: its last frame is shown as long as the others."""
         return self.frames / self.rate
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return f"{self.frames} frames of {self.width} x {self.height} pixels at {self.rate:g} per second"
 
     def received(self, output: Any) -> Tensor:
         """The clips (B, 3, F, H, W) in [0, 1] of a pipeline's output.

@@ -25,12 +25,21 @@ def is_image(file: Path) -> bool:
     return file.suffix in ENDINGS
 
 
-def list_files(folder: Path) -> list[Path]:
-    """All files in `folder` and its subfolders that are not hidden; see `list_images`."""
+def list_files(folder: Path, samples: str = "images", endings: Sequence[str] = ENDINGS) -> list[Path]:
+    """All files in `folder` and its subfolders that are not hidden; see `list_images`.
+
+    Args:
+        folder: The folder.
+        samples: What it should contain, for messages.
+        endings: The endings of such files, for messages.
+
+    Raises:
+        ValueError: If `folder` is not a folder.
+    """
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         hint = "; unpack it first" if folder.suffix.lower() in (".zip", ".gz", ".tgz", ".7z", ".rar") else ""
-        raise ValueError(f"{folder} {problem}, expected a folder of images ({', '.join(ENDINGS[:10])}){hint}")
+        raise ValueError(f"{folder} {problem}, expected a folder of {samples} ({', '.join(endings[:10])}){hint}")
     return sorted(walk(folder), key=str)
 
 

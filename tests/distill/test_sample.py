@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.sample import sample_images
+from distill.sample import sample_run
 from tests.commands import fewstep
 
 CPU = torch.device("cpu")
@@ -17,11 +17,11 @@ def run(make_run):
 
 
 def test_images_depend_on_seed_and_steps_only(run):
-    one = sample_images(run, ["a coat"], 2, None, 0, CPU)
+    one = sample_run(run, ["a coat"], 2, None, 0, CPU)[0]
     assert one.shape == (2, 3, 32, 32)
-    assert torch.equal(one, sample_images(run / "pipeline", ["a coat"], 2, 1, 0, CPU))
-    assert not torch.equal(one, sample_images(run, ["a coat"], 2, 2, 0, CPU))
-    assert not torch.equal(one, sample_images(run, ["a coat"], 2, 1, 1, CPU))
+    assert torch.equal(one, sample_run(run / "pipeline", ["a coat"], 2, 1, 0, CPU)[0])
+    assert not torch.equal(one, sample_run(run, ["a coat"], 2, 2, 0, CPU)[0])
+    assert not torch.equal(one, sample_run(run, ["a coat"], 2, 1, 1, CPU)[0])
     assert not torch.equal(one[0], one[1])
 
 
@@ -48,4 +48,4 @@ def test_wrong_arguments_are_errors(run, capsys, arguments, match):
 
 def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no distill\.json"):
-        sample_images(tmp_path, ["a coat"], 1, 1, 0, CPU)
+        sample_run(tmp_path, ["a coat"], 1, 1, 0, CPU)[0]

@@ -20,7 +20,8 @@ from eval.config.options import Options
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_distance, frechet_from_statistics, statistics
 from eval.pipelines import cache
-from eval.pipelines.generate import arguments, images_of, load_pipeline
+from eval.pipelines.generate import arguments, load_pipeline
+from teachers.media import ANY_IMAGE
 from tests.commands import eval_main as main
 
 KEYS = {
@@ -91,7 +92,7 @@ def test_rows_figures_and_files_of_a_comparison(make_run, pocket_weights, tmp_pa
     # The distance again, from images of the usual call in a single batch.
     pipe = load_pipeline(text_pipeline, torch.device("cpu"), torch.float32)
     prompts = teachers.pocket.balanced_prompts(11)
-    images = images_of(pipe(**arguments(pipe, rows[0]["call"], prompts, range(11))))
+    images = ANY_IMAGE.received(pipe(**arguments(pipe, rows[0]["call"], prompts, range(11))))
     mean, covariance = teachers.pocket.reference()
     expected = frechet_from_statistics(*statistics(extractor("pocket")(images)), mean, covariance)
     assert rows[0]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
@@ -112,7 +113,7 @@ def test_without_a_reference_rows_are_compared_with_the_teachers_samples(
     pipe = load_pipeline(text_pipeline, torch.device("cpu"), torch.float32)
     prompts, call = teachers.pocket.balanced_prompts(6), report["rows"][0]["call"]
     features = [
-        extractor("pixels")(images_of(pipe(**arguments(pipe, call, prompts, range(6), stream=stream))))
+        extractor("pixels")(ANY_IMAGE.received(pipe(**arguments(pipe, call, prompts, range(6), stream=stream))))
         for stream in ("samples", "reference")
     ]
     assert report["rows"][0]["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-3)

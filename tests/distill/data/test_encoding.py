@@ -20,6 +20,7 @@ from distill.data.encoding import Encoder
 from distill.data.images import Block, ImageFolder, Row
 from teachers.families import latent
 from teachers.families.stable_diffusion import StableDiffusion
+from teachers.support.images import read_for_training
 from tests.faults.repeated_kills import run_with_kills
 
 CPU = torch.device("cpu")
@@ -189,7 +190,13 @@ def test_latents_are_those_of_single_images(ready, tmp_path):
     dataset, teacher, _, _ = ready(images=images)
     assert dataset.captions == [f"number {i}" for i in range(6)]
     for i, row in enumerate(images.rows):
-        pixels = V.center_crop(V.resize(V.pil_to_tensor(row.load()), [32]), [32, 32]).float() / 127.5 - 1
+        pixels = (
+            V.center_crop(
+                V.resize(V.pil_to_tensor(read_for_training(row.source, row.name).image), [32]), [32, 32]
+            ).float()
+            / 127.5
+            - 1
+        )
         with torch.no_grad():
             expected = teacher.encode(pixels[None])
         assert torch.allclose(dataset.latents.gather(torch.tensor([i]))["x"], expected, atol=1e-4)
@@ -203,7 +210,7 @@ class CountingFolder(ImageFolder):
     def blocks(self, size):
         self.reads += 1
         self.rows[2] = Row("the third", self.rows[2].caption, b"not an image")
-        self.rows[4] = Row("the fifth", None, self.rows[4].image)
+        self.rows[4] = Row("the fifth", None, self.rows[4].source)
         for first in range(0, len(self.rows), size):
             yield Block(str(first), partial(self.rows.__getitem__, slice(first, first + size)))
 

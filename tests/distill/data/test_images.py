@@ -8,6 +8,7 @@ import tarfile
 import datasets
 import pyarrow as pa
 import pytest
+import torch
 from huggingface_hub import HfApi
 from PIL import Image
 from pyarrow import parquet
@@ -16,7 +17,10 @@ from distill.config.recipe import DataRecipe
 from distill.data.dataset import open_images, plan
 from distill.data.hf_datasets import HFImages, is_hf_source
 from distill.data.images import ImageFolder
+from teachers.media import Image as ImageMedium
+from teachers.support.images import read_for_training
 
+MEDIUM = ImageMedium(32, 32)
 WORDS = ["a coat", "an \u00e9legant bag", "a shoe", "a boot", "a dress"]
 
 
@@ -70,7 +74,7 @@ def test_datasets_have_the_rows_of_the_folder(tmp_path, kind, streaming):
     assert isinstance(images, HFImages)
     for actual, expected in zip(rows_of(images), rows_of(folder), strict=True):
         assert actual.caption == expected.caption
-        assert actual.load().tobytes() == expected.load().tobytes()
+        assert torch.equal(actual.read(MEDIUM).values, expected.read(MEDIUM).values)
     assert list(images.captions()) == WORDS
     identities = [block.identity for block in images.blocks(2)]
     assert len(set(identities)) == 3  # and they do not change:
@@ -89,7 +93,7 @@ def test_paths_in_a_dataset_are_not_opened(tmp_path, streaming):
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
     (row,) = rows_of(open_images(DataRecipe(images=str(tmp_path / "a.parquet"), streaming=streaming), True))
     with pytest.raises(ValueError, match="has no image data"):
-        row.load()
+        row.read(MEDIUM)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,7 @@ def test_exif_rotation_is_applied(tmp_path):
     exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("RGB", (40, 20)).save(folder / "a.jpg", exif=exif)
     (row,) = ImageFolder(folder, False).rows
-    assert row.load().size == (20, 40)
+    assert read_for_training(row.source, row.name).image.size == (20, 40)
 
 
 def folder_of(path, names=("0.png", "1.png", "2.png")):
@@ -209,7 +213,7 @@ def test_metadata_csv_and_subfolders(tmp_path):
     (tmp_path / "sub/metadata.jsonl").write_text('{"file_name": "c.PNG", "text": "a coat"}', encoding="utf-8")
     (tmp_path / "other/d.TXT").write_bytes("\ufeffa dress\r\n".encode())
     rows = ImageFolder(tmp_path, True).rows
-    assert {str(row.image.relative_to(tmp_path)): row.caption for row in rows} == {
+    assert {str(row.source.relative_to(tmp_path)): row.caption for row in rows} == {
         "a.png": "a bag, red",
         "sub/b.png": "a boot",
         "sub/c.PNG": "a coat",

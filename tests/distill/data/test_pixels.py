@@ -7,7 +7,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
 from distill.data.images import Row
-from distill.data.pixels import fit, row_pixels
+from teachers.media import Image as ImageMedium
+from teachers.media.pictures import TRANSPARENT, fit
 
 
 @pytest.mark.parametrize("teacher", [(32, 48), (48, 32), (32, 32), (16, 64)])
@@ -54,19 +55,27 @@ def test_panorama_needs_little_memory():
     assert fitted.shape == (3, 256, 256)
 
 
-def test_rows_that_cannot_be_used_say_why(tmp_path):
+@pytest.mark.parametrize(
+    ("row", "captioned", "message"),
+    [
+        (("thin", "a", "thin.png"), True, "thin is 1 x 4000 pixels"),
+        (("deep", "a", "deep.png"), True, "deep has more than 8 bits"),
+        (("a\nb", None, None), True, r"a\\nb has no caption"),
+        (("row 1", "a", None), False, "row 1 has no image data"),
+    ],
+)
+def test_rows_that_cannot_be_used_say_why(tmp_path, row, captioned, message):
     Image.new("RGB", (1, 4000)).save(tmp_path / "thin.png")
     Image.fromarray(np.full((8, 8), 9999, np.uint16)).save(tmp_path / "deep.png")
-    assert "is 1 x 4000 pixels" in row_pixels(Row("thin", "a", tmp_path / "thin.png"), 8, 8, True)
-    assert "has more than 8 bits" in row_pixels(Row("deep", "a", (tmp_path / "deep.png").read_bytes()), 8, 8, True)
-    assert row_pixels(Row("a\nb", None, b""), 8, 8, True) == "a\\nb has no caption"
-    assert row_pixels(Row("row 1", "a", None), 8, 8, True) == "row 1 has no image data"
+    name, caption, file = row
+    with pytest.raises(ValueError, match=message):
+        Row(name, caption, file and (tmp_path / file).read_bytes()).read(ImageMedium(8, 8), captioned)
 
 
-def test_pixels_are_in_minus_one_to_one_and_transparency_is_returned(tmp_path):
+def test_pixels_are_in_minus_one_to_one_and_transparency_is_noted(tmp_path):
     Image.new("LA", (8, 8), (0, 0)).save(tmp_path / "a.png")
-    pixels, transparent = row_pixels(Row("a", None, tmp_path / "a.png"), 8, 8, False)
-    assert transparent and torch.equal(pixels, torch.ones(3, 8, 8))
+    reading = Row("a", None, tmp_path / "a.png").read(ImageMedium(8, 8))
+    assert reading.notes == (TRANSPARENT,) and torch.equal(reading.values, torch.ones(3, 8, 8))
     Image.new("L", (8, 8), 0).save(tmp_path / "b.png")
-    pixels, transparent = row_pixels(Row("b", None, tmp_path / "b.png"), 8, 8, False)
-    assert not transparent and torch.equal(pixels, -torch.ones(3, 8, 8))
+    reading = Row("b", None, tmp_path / "b.png").read(ImageMedium(8, 8))
+    assert not reading.notes and torch.equal(reading.values, -torch.ones(3, 8, 8))

@@ -17,7 +17,8 @@ from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read_image
 from eval.features.resize import center_crop_resize
 from eval.metrics.fid import frechet_distance
-from eval.pipelines.generate import arguments, images_of, load_pipeline
+from eval.pipelines.generate import arguments, load_pipeline
+from teachers.media import ANY_IMAGE
 from tests.commands import eval_main as main
 from tests.settings import ROOT
 
@@ -65,7 +66,7 @@ def test_a_small_substitute_of_the_coco_protocol(make_run, tmp_path, text_pipeli
     # The same figures with Pillow, image by image.
     pipe = load_pipeline(text_pipeline, torch.device("cpu"), torch.float32)
     call = report["rows"][0]["call"]
-    images = images_of(pipe(**arguments(pipe, call, CAPTIONS, range(5))))
+    images = ANY_IMAGE.received(pipe(**arguments(pipe, call, CAPTIONS, range(5))))
     features = extractor("pixels")(torch.stack([with_pillow(to_pillow(image), 16) for image in images]))
     real_features = extractor("pixels")(torch.stack([with_pillow(Image.open(f), 16) for f in sorted(real.iterdir())]))
     expected = frechet_distance(features, real_features)

@@ -13,10 +13,11 @@ from eval.compare import compare
 from eval.config.options import step_counts
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
-from eval.pipelines.generate import arguments, images_of, load_pipeline
+from eval.pipelines.generate import arguments, load_pipeline
 from eval.pipelines.runs import read_run
 from eval.report.markdown import title
 from teachers import pocket
+from teachers.media import ANY_IMAGE
 from tests.commands import eval_main as main
 
 
@@ -52,7 +53,7 @@ def test_the_pocket_pipeline_saved_by_diffusers(tmp_path, real, words, capsys):
     assert any("fast-clothes has no distill.json" in note for note in report["notes"])
 
     loaded = load_pipeline(folder, torch.device("cpu"), torch.float32)
-    images = images_of(loaded(**arguments(loaded, row["call"], ["a bag", "a coat"] * 2 + ["a bag"], range(5))))
+    images = ANY_IMAGE.received(loaded(**arguments(loaded, row["call"], ["a bag", "a coat"] * 2 + ["a bag"], range(5))))
     found = statistics(extractor("pixels")(images))
     mean, covariance = torch.full((192,), 0.5).double(), torch.eye(192).double() / 50
     assert row["frechet_distance"] == pytest.approx(frechet_from_statistics(*found, mean, covariance), rel=1e-3)

@@ -23,11 +23,11 @@ from eval.pipelines.generate import (
     arguments,
     check_call,
     counted,
-    images_of,
     load_pipeline,
     pipeline_class,
     use_modern_solver,
 )
+from teachers.media import ANY_IMAGE
 
 CPU = torch.device("cpu")
 PROMPTS = ["a bag", "a coat", "a dress"]
@@ -44,7 +44,7 @@ def unconditional(unconditional_pipeline):
 
 
 def generate(pipe, call, prompts, indices, **more):
-    return images_of(pipe(**arguments(pipe, call, prompts, indices, **more)))
+    return ANY_IMAGE.received(pipe(**arguments(pipe, call, prompts, indices, **more)))
 
 
 def test_guided_evaluations_count_twice(text):
@@ -95,7 +95,7 @@ def test_latents_have_the_calls_height_and_width(text):
 def test_negative_prompts_apply_to_every_sample(text):
     ready = arguments(text, {"negative_prompt": "a boot", "num_inference_steps": 1}, PROMPTS, [0, 1, 2])
     assert ready["negative_prompt"] == ["a boot"] * 3
-    assert images_of(text(**ready)).shape == (3, 3, 32, 32)
+    assert ANY_IMAGE.received(text(**ready)).shape == (3, 3, 32, 32)
 
 
 def test_one_step_of_the_solver_is_the_x0_prediction(text_pipeline):
@@ -192,7 +192,7 @@ def test_few_steps_of_a_flow_teacher_have_the_deviation_of_its_data(steps):
 
 
 def test_grey_images_become_rgb():
-    images = images_of(ImagePipelineOutput(images=np.full((2, 5, 4, 1), 1.5, dtype=np.float32)))
+    images = ANY_IMAGE.received(ImagePipelineOutput(images=np.full((2, 5, 4, 1), 1.5, dtype=np.float32)))
     assert images.shape == (2, 3, 5, 4)
     assert images.max() == 1
 

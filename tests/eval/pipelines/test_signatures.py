@@ -13,12 +13,13 @@ from PIL import Image
 from torch import nn
 
 from eval.pipelines.demo_pipelines import DemoPipeline
-from eval.pipelines.generate import arguments, counted, images_of, latent_shape, load_pipeline, network
+from eval.pipelines.generate import arguments, counted, latent_shape, load_pipeline, network
 from eval.pipelines.jobs import jobs_of
 from eval.pipelines.runs import read_run
 from eval.pipelines.signatures import argument, check_call, pipeline_class, takes_prompts
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.families.unconditional import Unconditional
+from teachers.media import ANY_IMAGE
 from tests.plugins import install
 
 CPU = torch.device("cpu")
@@ -77,7 +78,7 @@ def test_names_of_arguments_are_those_of_the_family(odd, text_pipeline, tmp_path
     assert set(ready) == {"words", "start", *call}
     expected = load_pipeline(text_pipeline, CPU, torch.float32)
     usual = arguments(expected, {"num_inference_steps": 2, "guidance_scale": 2.0}, ["a coat", "a dress"], [0, 1])
-    assert torch.equal(images_of(pipe(**ready)), images_of(expected(**usual)))
+    assert torch.equal(ANY_IMAGE.received(pipe(**ready)), ANY_IMAGE.received(expected(**usual)))
     assert read_run(tmp_path / "words", [3], 2.0).calls == [
         {"num_steps": 3, "call": {"evaluations": 3, "strength": 2.0}}
     ]
@@ -93,7 +94,7 @@ def test_a_teacher_with_a_fixed_number_of_steps_has_one_row(odd, unconditional_p
     ready = arguments(pipe, {}, None, [0, 1])
     assert ready == {"batch_size": 2}
     with counted(pipe) as count:
-        assert images_of(pipe(**ready)).shape == (2, 3, 16, 16)
+        assert ANY_IMAGE.received(pipe(**ready)).shape == (2, 3, 16, 16)
     assert count.evaluations == 6
     run = make_run(
         pipeline=tmp_path / "fixed",
@@ -158,16 +159,16 @@ BYTES = (ARRAY * 255).round().astype(np.uint8)
     ],
 )
 def test_images_in_every_form(output):
-    assert (images_of(output) - PIXELS).abs().max() < 1 / 500
+    assert (ANY_IMAGE.received(output) - PIXELS).abs().max() < 1 / 500
 
 
 def test_grey_images_and_other_outputs():
     grey = torch.rand(2, 4, 6)
     for output in (grey, grey[:, None], grey.numpy(), grey[..., None].numpy()):
-        assert torch.equal(images_of(output), grey[:, None].expand(-1, 3, -1, -1))
+        assert torch.equal(ANY_IMAGE.received(output), grey[:, None].expand(-1, 3, -1, -1))
     for output in (SimpleNamespace(images=None), torch.rand(2, 4, 8, 8), "x", []):
         with pytest.raises(ValueError, match="a pipeline must return images as"):
-            images_of(output)
+            ANY_IMAGE.received(output)
 
 
 class Plain(nn.Module):

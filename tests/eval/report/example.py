@@ -35,7 +35,7 @@ def example_metrics() -> list[dict]:
     pocket = Extractor("pocket", lambda images: images.flatten(1))
     reference = Reference(torch.zeros(64), torch.eye(64), torch.zeros(2000, 64))
     context = MetricContext(2000, 0, torch.device("cpu"), pocket, 64, reference=reference)
-    described = [metric for metric in installed_metrics().classes if metric.key != "clip_score"]
+    described = [metric for metric in installed_metrics().of("image").classes if metric.key != "clip_score"]
     clip = {
         "key": "clip_score",
         "heading": "CLIP-ViT-B/16@2000",

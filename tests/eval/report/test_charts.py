@@ -13,13 +13,14 @@ from eval.report.html import NARROW, page
 from eval.report.scatter import pareto, scatter, series_of
 from eval.report.templating import render
 from eval.report.training_charts import training_charts
+from teachers.media import ANY_IMAGE
 from tests.eval.report.example import UNSAFE, crowded_rows
 
 LETTER = 6.6  # width of a character at the charts' font size, a generous estimate
 
 
 def draw(chart, template: str = "scatter.svg") -> ElementTree.Element:
-    return ElementTree.fromstring(render(template, chart=chart))
+    return ElementTree.fromstring(render(template, chart=chart, medium=ANY_IMAGE))
 
 
 def elements(drawing: ElementTree.Element, **attributes: str) -> list[ElementTree.Element]:
@@ -46,7 +47,7 @@ def test_scatter_has_a_point_for_every_row(report, width, height):
 def test_scatter_of_equal_or_zero_values(report, distances):
     for entry, distance in zip(report["rows"], distances, strict=True):
         entry["frechet_distance"], entry["latency_ms"] = distance, 5.0
-    svg = render("scatter.svg", chart=scatter(report["rows"]))
+    svg = render("scatter.svg", chart=scatter(report["rows"]), medium=ANY_IMAGE)
     assert "nan" not in svg
     ElementTree.fromstring(svg)
 

@@ -1,17 +1,14 @@
-"""Images as a medium behave as the readers and writers of images did before there were media."""
+"""Images as a medium: reading, receiving, writing."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as PillowImage
+from torchvision.transforms.v2 import functional as V
 
-from distill.data.images import Row
-from distill.data.pixels import fit as fit_for_training
-from distill.data.pixels import row_pixels
-from distill.sample import grid
-from eval.pipelines.generate import images_of
 from teachers.media import Image, Medium
 from teachers.media.pictures import fit, tile, to_pil
+from teachers.support.images import read_for_training
 
 IMAGE = Image(height=24, width=32)
 PIXELS = np.random.default_rng(0).integers(0, 255, (50, 41, 3), dtype=np.uint8)
@@ -25,26 +22,20 @@ def test_files_are_read_as_for_training(tmp_path, mode, size):
         image.putalpha(128)
     file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(file)
-    expected = row_pixels(Row(str(file), None, file), 24, 32, captioned=False)
+    decoded = read_for_training(file, "a", 32)
+    expected = fit(V.pil_to_tensor(decoded.image), 24, 32).float() / 127.5 - 1
     reading = IMAGE.read(file)
-    assert torch.equal(reading.values, expected[0])
-    assert bool(reading.notes) == expected[1]
-    assert torch.equal(IMAGE.read(file.read_bytes(), "a").values, expected[0])
+    assert torch.equal(reading.values, expected)
+    assert bool(reading.notes) == decoded.transparent == (mode == "RGBA")
+    assert torch.equal(IMAGE.read(file.read_bytes(), "a").values, expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n" + bytes(50)])
-def test_damaged_files_have_the_same_message_as_for_training(tmp_path, content):
+def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image") as raised:
-        IMAGE.read(tmp_path / "a.png")
-    row = Row(str(tmp_path / "a.png"), None, tmp_path / "a.png")
-    assert str(raised.value) == row_pixels(row, 24, 32, captioned=False)
-
-
-@pytest.mark.parametrize("size", [(7, 9), (50, 41), (3, 300), (24, 32)])
-def test_cropping_is_that_of_training(size):
-    pixels = torch.randint(0, 255, (3, *size), dtype=torch.uint8)
-    assert torch.equal(fit(pixels, 24, 32), fit_for_training(pixels, 24, 32))
+    for check in (IMAGE.read, IMAGE.check):
+        with pytest.raises(ValueError, match=r"a\.png cannot be read as an image"):
+            check(tmp_path / "a.png")
 
 
 OUTPUTS = {
@@ -62,25 +53,31 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
-def test_outputs_of_pipelines_are_received_as_before(kind):
-    assert torch.equal(IMAGE.received(OUTPUTS[kind]), images_of(OUTPUTS[kind]))
+def test_outputs_of_pipelines_are_received(kind):
+    output, images = OUTPUTS[kind], IMAGE.received(OUTPUTS[kind])
+    assert images.shape[1] == 3 and images.dtype == torch.float32 and 0 <= images.min() <= images.max() <= 1
+    if kind == "pil":
+        assert torch.equal(images[0], torch.from_numpy(PIXELS).permute(2, 0, 1) / 255)
+    if kind == "tensor":
+        assert torch.equal(images, output.clamp(0, 1))
+    if kind == "grey tensor":
+        assert torch.equal(images, output[:, None].expand(-1, 3, -1, -1))
 
 
 @pytest.mark.parametrize("output", [torch.rand(2, 4, 8, 8), torch.rand(2, 3, 2, 8, 8), None, []])
-def test_other_outputs_are_refused_as_before(output):
-    with pytest.raises(ValueError) as expected:
-        images_of(output)
-    with pytest.raises(ValueError) as raised:
+def test_other_outputs_are_refused(output):
+    with pytest.raises(
+        ValueError, match=r"a pipeline must return images as \(B, 3, H, W\), \(B, H, W, 3\) or PIL, got"
+    ):
         IMAGE.received(output)
-    assert str(raised.value) == str(expected.value)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("columns", [1, 2, 5])
-def test_grids_are_written_as_before(tmp_path, ending, columns):
+def test_grids_are_written(tmp_path, ending, columns):
     images = torch.rand(5, 3, 24, 32)
     assert IMAGE.save(images, tmp_path / f"a.{ending}", columns) == [tmp_path / f"a.{ending}"]
-    grid(images, columns).save(tmp_path / f"b.{ending}")
+    to_pil(tile(images, columns)).save(tmp_path / f"b.{ending}")
     assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
 
 
@@ -89,7 +86,7 @@ def test_a_grid_without_a_number_of_columns_is_square():
     assert to_pil(tile(torch.rand(1, 3, 24, 32))).size == (32, 24)
 
 
-def test_the_decoded_range_is_judged_as_before():
+def test_the_decoded_range_is_judged_in_0_to_1():
     decoded = torch.randn(2, *IMAGE.shape)
     assert torch.equal(IMAGE.judged(decoded), (decoded / 2 + 0.5).clamp(0, 1))
 

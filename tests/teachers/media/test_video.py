@@ -235,7 +235,7 @@ def test_transparent_pixels_are_white_and_noted(tmp_path):
     reading = CLIP.read(file)
     assert (reading.values[:, :, :, 17:] == 1).all()
     assert (reading.values[:, :, :, :15] < -0.8).all()
-    assert reading.notes == ("have transparent pixels, which are composited on white",)
+    assert reading.notes == ("have transparency, which is composited on white",)
 
 
 def test_sound_is_ignored(tmp_path):

@@ -1,0 +1,119 @@
+"""Clips and sounds from a folder of files to a report: training, resuming, export, samples, evaluation."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.sample import sample_run, sample_to_file
+from distill.train import train
+from eval.compare import compare
+from eval.config.options import Timing
+from teachers.loading.registry import load_teacher
+from teachers.media import Audio, Video, from_record
+
+CPU = torch.device("cpu")
+ONE_CALL = Timing(repeats=1, seconds=0, min_repeats=1, part_repeats=1)
+
+
+def write_samples(folder, medium, count=3):
+    """Files that the medium reads, with captions: noise that becomes brighter or louder."""
+    folder.mkdir()
+    if isinstance(medium, Audio):  # files have at least 1,000 samples per second
+        medium = dataclasses.replace(medium, rate=8000, samples=round(8000 * medium.seconds))
+    generator = torch.Generator().manual_seed(0)
+    ending = ".webp" if isinstance(medium, Video) else ".wav"
+    for number in range(count):
+        sample = torch.rand(1, *medium.shape, generator=generator) * torch.linspace(0.2, 0.9, medium.shape[-1])
+        medium.save(sample if isinstance(medium, Video) else sample * 2 - 1, folder / f"{number}{ending}")
+        (folder / f"{number}.txt").write_text(f"number {number}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def make_recipe(tiny_media, tmp_path):
+    """Function make_recipe(pipeline, method, steps) -> (recipe of two steps from files, medium)."""
+
+    def make(name, method, steps=2, **data):
+        family, folder, size = tiny_media(name)
+        medium = load_teacher(folder, size=size).medium
+        files = tmp_path / "files"
+        if not files.exists():
+            write_samples(files, medium)
+        settings = TrainRecipe(
+            steps=steps,
+            batch_size=2,
+            checkpoint_every=1,
+            evaluate_every=2,
+            evaluate_samples=4,
+            evaluate_teacher_steps=2,
+        )
+        return (
+            Recipe(
+                f"tiny-{method['name']}",
+                TeacherRecipe(str(folder), family, 2.0, num_steps=2, size=size or None),
+                method,
+                output=str(tmp_path / "runs"),
+                data=DataRecipe(images=str(files), **data),
+                train=settings,
+            ),
+            medium,
+        )
+
+    return make
+
+
+METHODS = [{"name": "dmd", "gan_weight": 1e-3, "r1_weight": 1.0}, {"name": "scm"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS, ids=["dmd", "scm"])
+@pytest.mark.parametrize("name", ["Wan 2.1", "Stable Audio, short"])
+def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsys):
+    recipe, medium = make_recipe(name, method, steps=1)
+    train(recipe)
+    recipe, _ = make_recipe(name, method)
+    folder = train(recipe)  # resumes
+    assert "resuming" in capsys.readouterr().out
+    record = json.loads((folder / "distill.json").read_text())
+    assert from_record(record["medium"]) == medium
+    assert record["evaluation"]["features"] == ("motion" if isinstance(medium, Video) else "spectrum")
+    history = [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
+    assert all(distance is not None for distance in history[-1]["held_out_frechet"].values())
+    previews = sorted(file.name for file in (recipe.folder / "samples").iterdir())
+    assert "00000002.png" in previews
+    assert any(re.fullmatch(r"00000002(\.webp|-01\.wav)", file) for file in previews)
+    assert f"pipeline_tag: {medium.tag}" in (folder / "README.md").read_text()
+
+    samples, made = sample_run(recipe.folder, ["number 1"], 2, None, 0, CPU)
+    assert made == medium and samples.shape == (2, *medium.shape) and samples.isfinite().all()
+    out = tmp_path / ("a.gif" if isinstance(medium, Video) else "a.wav")
+    sample_to_file(recipe.folder, ["number 1"], 2, None, 0, out)
+    written = sorted(tmp_path.glob("a*"))
+    assert len(written) == (1 if isinstance(medium, Video) else 2)
+    if isinstance(medium, Audio):
+        medium.read(written[0])
+
+    report = compare([recipe.folder], tmp_path / "report", samples=3, batch_size=2, timing=ONE_CALL, few_steps=(2,))
+    assert report["medium"]["name"] == medium.name
+    assert all(row["times_real_time"] > 0 for row in report["rows"])
+    keys = {metric["key"] for metric in report["metrics"]}
+    assert (
+        {"frame_change", "flicker", "change_to_teacher"} <= keys if isinstance(medium, Video) else "flicker" not in keys
+    )
+    assert not keys & {"lpips_to_teacher", "psnr_to_teacher", "diversity_lpips", "clip_score"}
+    page = (tmp_path / "report" / "report.html").read_text()
+    rows = len(report["rows"])
+    if isinstance(medium, Video):
+        assert page.count('<img src="data:image/webp;base64,') == 2 * 3 * rows
+        assert "Clips/s" in page
+    else:
+        assert page.count("<audio controls") == 3 * rows == page.count('src="data:audio/wav;base64,')
+        assert "Sounds/s" in page
+    assert "× real time" in page and "per image" not in page and "Images/s" not in page
+    again = compare([recipe.folder], tmp_path / "report", samples=3, batch_size=2, timing=ONE_CALL, few_steps=(2,))
+    assert all(row["from_cache"] for row in again["rows"])
+    assert (tmp_path / "report" / "grid.png").is_file()
