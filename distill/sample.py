@@ -15,7 +15,7 @@ from torch import Tensor
 from eval.config.options import check_options
 from eval.pipelines.generate import arguments, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
-from eval.pipelines.runs import stored_medium
+from eval.pipelines.run_media import stored_medium
 from eval.pipelines.signatures import takes_prompts
 from teachers.loading.record import RECORD, read_record
 from teachers.media import Medium

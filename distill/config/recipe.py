@@ -69,6 +69,9 @@ class DataRecipe(Checked):
         'Captioned images, or the clips or sounds of such a teacher: "pocket", a folder, .parquet or .tar files, or a '
         "dataset on the Hub.",
     )
+    latents: str | None = option(
+        None, "Ready-made latents with captions instead of images: a .safetensors file, or a folder of them."
+    )
     column: str | None = option(None, "The column of captions; null: text, prompt or caption.")
     streaming: bool = option(False, "Read .parquet, .tar or the Hub once, front to back, without a local copy.")
     limit: int = option(0, "Use the first so many rows; 0: all.", at_least=0)
@@ -76,6 +79,8 @@ class DataRecipe(Checked):
     def check(self) -> None:
         if self.streaming and self.images is None:
             raise InvalidOption("streaming", "must be false without data.images, got True")
+        if self.latents is not None and self.images is not None:
+            raise InvalidOption("latents", f"must be null with data.images, got {self.latents!r}")
         if self.images == "pocket" and (self.streaming or self.column is not None):
             name = "streaming" if self.streaming else "column"
             default = "false" if self.streaming else "null"
@@ -237,7 +242,7 @@ class Recipe(Checked):
             kind.size_argument(self.teacher.size)
             if self.evaluation.features != "auto":
                 try:
-                    check_features(self.evaluation.features, kind.medium_class.name)
+                    check_features(self.evaluation.features, kind.medium_class.name, feature_models())
                 except ValueError as error:
                     raise ValueError(f"evaluation.features: {error}") from error
         cls, _ = method_options(self)

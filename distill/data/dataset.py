@@ -21,6 +21,7 @@ from distill.data.batch_random import BatchRandom
 from distill.data.encoding import Encoder
 from distill.data.hf_datasets import HFImages, is_hf_source
 from distill.data.images import ImageFolder, Images
+from distill.data.latents import StoredLatents
 from distill.data.shards import Table
 from teachers import pocket
 from teachers.core.denoiser import Condition
@@ -41,6 +42,7 @@ class Plan:
         images: Images, clips or sounds with captions.
         pocket: Use the latents that ship with the pocket teacher.
         latents: Unit-variance latents (N, ...) in memory, one for each caption.
+        stored: Ready-made latents in files, one for each caption.
         notes: Sentences for the user about the data.
         medium: The medium of the teacher's samples.
     """
@@ -49,6 +51,7 @@ class Plan:
     images: Images | None = None
     pocket: bool = False
     latents: Tensor | None = None
+    stored: StoredLatents | None = None
     notes: Sequence[str] = ()
     medium: type[Medium] = Image
 
@@ -56,9 +59,12 @@ class Plan:
         """A short description of the data."""
         if self.images is not None:
             return f"captioned {self.medium.plural}"
-        kind = (
-            "the pocket teacher's latents" if self.pocket else "latents in memory" if self.latents is not None else ""
-        )
+        kinds = {
+            "the pocket teacher's latents": self.pocket,
+            "latents in memory": self.latents is not None,
+            "stored latents": self.stored is not None,
+        }
+        kind = next((kind for kind, applies in kinds.items() if applies), "")
         return f"{len(self.captions):,} {'rows of ' + kind if kind else 'prompts'}"
 
 
@@ -154,6 +160,9 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Med
         chosen = torch.randint(1 << 30, (len(labels),), generator=generator).tolist()
         captions = [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)]
         return Plan(captions[: recipe.limit or None], pocket=True)
+    if recipe.latents is not None:
+        stored = StoredLatents(Path(recipe.latents), guided, recipe.limit)
+        return Plan(stored.captions, stored=stored if needs_latents else None)
     if recipe.images is not None:
         images = open_images(recipe, guided, medium)
         if needs_latents:
@@ -226,6 +235,8 @@ def prepare(
         latents = Table([{"x": pocket.examples()[0]}], accelerator.device)
     elif plan.latents is not None:
         latents = Table([{"x": plan.latents.float()}], accelerator.device)
+    elif plan.stored is not None:
+        latents = plan.stored.table(teacher, accelerator.device)
     elif plan.images is not None:
         captions, latents = encoder.encode_images(plan.images)
     distinct = list(dict.fromkeys(captions))

@@ -205,6 +205,11 @@ def readable_errors(source: str, medium: type[Medium]) -> Iterator[None]:
         while cause := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(cause)
         names, text = {type(link).__name__ for link in chain}, " ".join(" ".join(map(str, chain)).split())
+        if "torchcodec" in text:  # `datasets` needs it for the sounds of .tar files, although they are not decoded
+            raise ValueError(
+                f"reading the {medium.plural} of {source} needs the package torchcodec: pip install torchcodec; "
+                "a folder or .parquet files do not need it"
+            ) from error
         if "DatasetNotFoundError" in names:
             raise ValueError(
                 f"data.images {source} is neither a folder nor a public dataset on the Hub: check the spelling, or "

@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 
 from eval.report.markdown import escape
 from teachers.core.teacher import Teacher
+from teachers.media import Audio, Medium, Video
 from teachers.support.text import cleaned, json_text, printable
 
 
@@ -35,7 +36,7 @@ def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | No
     names = {name: teacher.call_names.get(name, name) for name in ("prompt", "class_labels")}
     if names["prompt"] not in takes and names["class_labels"] in takes:
         return f"{names['class_labels']}=[0]"
-    text = repr("a photo of ...")
+    text = repr("a photo of ..." if teacher.medium.name == "image" else "...")
     return text if names["prompt"] == "prompt" else f"{names['prompt']}=[{text}]"
 
 
@@ -84,6 +85,22 @@ def step_note(cost: dict[str, Any]) -> str:
     if cost["exported_step"] == cost["steps"]:
         return ""
     return f"Weights: the EMA of step {cost['exported_step']:,}, which has the best held-out distance of the run.\n"
+
+
+def sample_note(medium: Medium, output: str) -> str:
+    """The size of clips or sounds, and how to write one to a file; nothing for images.
+
+    Args:
+        medium: What the pipeline samples.
+        output: The variable with the samples in the code above.
+    """
+    if isinstance(medium, Video):
+        code = f'diffusers.utils.export_to_video({output}[0], "clip.mp4", fps={medium.rate:g})'
+    elif isinstance(medium, Audio):
+        code = f'scipy.io.wavfile.write("sound.wav", {medium.rate}, {output}[0].T.float().cpu().numpy())'
+    else:
+        return ""
+    return f"\nEach sample has {medium.size}; `{code}` writes one to a file.\n"
 
 
 def model_card(
@@ -139,7 +156,7 @@ def model_card(
     distilled = f"distilled with {escape(record['method'])} by fewstep {record['version']}"
     return f"""---
 library_name: diffusers
-pipeline_tag: {teacher.medium.tag if prompts else "unconditional-image-generation"}
+pipeline_tag: {teacher.medium.tag if prompts else f"unconditional-{teacher.medium.name}-generation"}
 tags: [distillation, {json_text(record["method"])}, few-step]
 ---
 
@@ -153,7 +170,7 @@ from {module} import {loader}
 pipe = {loader}.from_pretrained("path/to/this/folder"{without})
 {calls}
 ```
-{guidance_note}{lora}
+{sample_note(teacher.medium, output)}{guidance_note}{lora}
 {steps_note} Other pipelines with the same network, such as image-to-image and ControlNet, start from other noise levels
 than the student was distilled for and are not supported. {checked_note}
 `distill.json` has the same information in machine-readable form.

@@ -24,7 +24,8 @@ from distill.exporting.verify import (
 )
 from distill.methods.base import Distiller
 from distill.training.engine import Engine
-from distill.training.monitor import Monitor, choose_features
+from distill.training.features import choose_features
+from distill.training.monitor import Monitor
 from distill.training.state import TrainState
 from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
@@ -239,7 +240,7 @@ def describe(
         cost: Training steps, seconds, samples and device.
         features: The features of the evaluation.
     """
-    source, data = recipe.teacher, recipe.data.prompts or recipe.data.images
+    source, data = recipe.teacher, recipe.data.prompts or recipe.data.images or recipe.data.latents
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     named = recipe.evaluation.prompts
     prompts = "pocket" if (named or data) == "pocket" else EVALUATION_PROMPTS if named else PROMPTS

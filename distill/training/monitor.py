@@ -15,16 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.config.recipe import Recipe
-from distill.config.registry import TEACHERS, find
 from distill.data import shards
 from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
 from distill.training.diversity import NOISES, SAMPLES, compared, relative_variation, variation
-from distill.training.previews import columns, preview, still_grid, write_previews
+from distill.training.previews import add_sounds, columns, preview, still_grid, write_previews
 from distill.training.run_folder import JsonlLog, warn_if_unwritable
-from eval.config.media_names import WITHOUT_WEIGHTS
 from eval.features.extractors import Extractor
 from eval.features.media_extractors import extractor_for
 from eval.metrics.fid import frechet_from_statistics, statistics
@@ -194,7 +192,7 @@ class Monitor:
         found = {f"{n}": self.distance(student, times[:n]) for n in distiller.step_counts(times)}
         return {n: d if math.isfinite(d) else None for n, d in found.items()}
 
-    def grid(self, step: int, rows: Mapping[str, tuple[Denoiser, Sequence[float]]]) -> Tensor:
+    def grid(self, step: int, rows: Mapping[str, tuple[Denoiser, Sequence[float]]]) -> tuple[Tensor, list[Tensor]]:
         """Save previews of samples: the teacher's in the first row, then a row for each denoiser, from the same noise.
 
         Args:
@@ -202,7 +200,7 @@ class Monitor:
             rows: A denoiser and its sampling angles for each row, by name.
 
         Returns:
-            The grid of stills as one picture (3, H, W) in [0, 1].
+            The grid of stills as one picture (3, H, W) in [0, 1], and the samples of each row.
         """
         medium = self.teacher.medium
         count = min(columns(medium), self.count)
@@ -214,7 +212,7 @@ class Monitor:
         if self.writes:
             with warn_if_unwritable(f"the grid of samples of step {step}"):
                 write_previews(self.folder / "samples", step, ["teacher", *rows], grid, samples, medium)
-        return grid
+        return grid, samples
 
     def evaluate(
         self,
@@ -245,7 +243,7 @@ class Monitor:
         distances = self.distances(distiller, ema)
         rows = {f"student, {n} steps": (ema, times[:n]) for n in distiller.step_counts(times)}
         rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.preview_models().items()}
-        grid = self.grid(step, rows)
+        grid, samples = self.grid(step, rows)
         record = {
             "step": step,
             "seconds": round(seconds, 2),
@@ -264,6 +262,7 @@ class Monitor:
                 tracker.log({f"held_out_frechet/{n}": _number(d) for n, d in distances.items()}, step=step)
                 if tracker.name == "tensorboard":
                     tracker.writer.add_image("samples", grid, step)
+                    add_sounds(tracker.writer, step, ["teacher", *rows], samples, self.teacher.medium)
         return record
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:
@@ -288,25 +287,6 @@ class Monitor:
 
 def _number(distance: float | None) -> float:
     return math.inf if distance is None else distance
-
-
-def choose_features(recipe: Recipe, medium: Medium) -> str:
-    """The feature extractor of a recipe.
-
-    "auto" means the pocket classifier for the pocket teacher, else the default of the teacher's family. For those of
-    diffusers it is one without weights, which detects little but works for samples of any kind: pooled pixels of
-    images, pooled pixels and motion of clips, levels of frequency bands of sounds.
-
-    Args:
-        recipe: The recipe.
-        medium: The medium of the teacher's samples.
-    """
-    if recipe.evaluation.features != "auto":
-        return recipe.evaluation.features
-    if recipe.teacher.path == "pocket":
-        return "pocket"
-    family = None if recipe.teacher.family == "auto" else find(TEACHERS, recipe.teacher.family)
-    return (family and family.default_features) or WITHOUT_WEIGHTS[medium.name]
 
 
 def decode_samples(teacher: Teacher, latents: Tensor) -> Tensor:

@@ -123,6 +123,8 @@ def _data_keys(plan: Plan) -> dict[str, str]:
         found["the images"] = plan.images.content_key
     if plan.pocket:
         found["the pocket teacher's latents"] = content(pocket.FOLDER / "latents.safetensors")
+    if plan.stored is not None:
+        found["the stored latents"] = plan.stored.content_key
     if plan.latents is not None:
         found["the latents"] = key(plan.latents)
     return found

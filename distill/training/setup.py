@@ -12,8 +12,9 @@ from distill.data import dataset as data
 from distill.data import teacher_pairs
 from distill.data.dataset import Dataset
 from distill.training.engine import Engine
+from distill.training.features import choose_features
 from distill.training.memory_plan import print_plan
-from distill.training.monitor import Monitor, choose_features
+from distill.training.monitor import Monitor
 from distill.training.run_folder import check_teacher_files, stored_contents
 from teachers.core.teacher import Teacher
 from teachers.support.errors import reading
@@ -45,7 +46,7 @@ def plan_data(
     cls.check_run(options, recipe.teacher.guidance)
     family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
     if latents is None:
-        with reading(recipe.data.images or recipe.data.prompts):
+        with reading(recipe.data.images or recipe.data.latents or recipe.data.prompts):
             return data.plan(recipe.data, cls.needs_latents(options), family.guided, family.medium_class)
     if teacher is None:
         raise ValueError("latents need a teacher in memory: pass both to train")

@@ -1,5 +1,6 @@
 """Names of feature extractors for clips and sounds, for command lines and recipes. Nothing here imports torch."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from eval.config.names import FEATURES
@@ -39,15 +40,20 @@ WITHOUT_WEIGHTS = {"image": "pixels", "video": "motion", "audio": "spectrum"}  #
 PLURALS = {"image": "images", "video": "clips", "audio": "sounds"}
 
 
-def check_features(name: str, medium: str) -> None:
+def check_features(name: str, medium: str, declared: Collection[str] = ()) -> None:
     """Check that features are for samples of a medium, by their name.
+
+    Args:
+        name: The name of the features.
+        medium: The name of the medium.
+        declared: Names of features of installed families, which are checked when they are loaded.
 
     Raises:
         ValueError: If they are for another medium, or need or have no source; the message lists what is possible.
     """
     kind, _, source = name.partition("=")
     known = MEDIA_FEATURES.get(kind)
-    if known is None and medium == "image":
+    if name in declared or (known is None and medium == "image"):
         return
     choices = ", ".join(media_feature_names(medium) if medium != "image" else FEATURES)
     if known is None:

@@ -25,7 +25,7 @@ from eval.features.inception import inception_features, resolve_weights
 from eval.features.transformers_models import vision_features
 from teachers import pocket
 from teachers.loading.registry import feature_models
-from teachers.media import Medium
+from teachers.media import ANY_IMAGE, Image, Medium
 from teachers.support.errors import reads
 from teachers.support.keys import code, content, key
 
@@ -133,18 +133,30 @@ def extractor(
         return Extractor(name, lambda images: F.adaptive_avg_pool2d(images.to(device), 8).flatten(1))
     declared = feature_models()
     if name in declared:
-        make = declared[name]
-        own = make(torch.device(device))
-        identity = key(content(own.weights), code(make))
-        return Extractor(name, lambda images: own.features(images.to(device)), identity, own.dimensions)
+        return family_extractor(name, ANY_IMAGE, device)
     raise ValueError(f'unknown feature extractor "{name}"; choose one of {", ".join((*FEATURES, *declared))}')
+
+
+def family_extractor(name: str, medium: Medium, device: torch.device | str = "cpu") -> Extractor:
+    """The feature extractor `name` of an installed family, for samples of `medium`.
+
+    Raises:
+        ValueError: If it is for another medium.
+    """
+    make = feature_models()[name]
+    own = make(torch.device(device))
+    if own.medium != medium.name:
+        raise ValueError(f'the features "{name}" are for the medium "{own.medium}", got {medium.plural}')
+    identity = key(content(own.weights), code(make))
+    of = None if isinstance(medium, Image) else medium
+    return Extractor(name, lambda samples: own.features(samples.to(device)), identity, own.dimensions, of)
 
 
 def prompt_judge(name: str, device: torch.device | str = "cpu") -> Callable[[Tensor, list[str]], Tensor] | None:
     """The judge of prompt agreement for the features `name`; None if these features have no classifier.
 
     Returns:
-        A function from images (B, 3, H, W) in [0, 1] and their B prompts to (B,): 1 if the classifier's prediction is
+        A function from samples in the judged range and their B prompts to (B,): 1 if the classifier's prediction is
         the class in the prompt, 0 if it is another class, NaN if the prompt contains no known class.
     """
     if name in (declared := feature_models()) and name not in FEATURES:

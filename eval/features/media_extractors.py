@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from eval.config.media_names import MEDIA_FEATURES, check_features
-from eval.features.extractors import Extractor, extractor
+from eval.features.extractors import Extractor, extractor, family_extractor
 from eval.features.i3d import i3d_features
 from eval.features.light_features import motion_features, spectrum_features
 from eval.features.media_models import clap_features, videomae_features
 from eval.features.vggish import vggish_features
+from teachers.loading.registry import feature_models
 from teachers.media import Audio, Image, Medium, Video
 from teachers.support.keys import content
 
@@ -39,9 +40,12 @@ def extractor_for(
     Raises:
         ValueError: If the name is unknown, is for another medium, or its weights cannot be used.
     """
-    check_features(name, medium.name)
+    declared = feature_models()
+    check_features(name, medium.name, declared)
     if isinstance(medium, Image):
         return extractor(name, device, weights, allow_pickle)
+    if name in declared:
+        return family_extractor(name, medium, device)
     return media_extractor(name, medium, device)
 
 

@@ -17,10 +17,12 @@ from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
 from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting, teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
-from teachers.media import Playable
+from teachers.media import Playable, Video
+from teachers.media.reduction import reduced
 from teachers.support.errors import reading
 
 MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
+LARGEST_CLIP = 512  # pixels of a clip's longer side on the page
 MAX_SECONDS = 300.0  # of one pipeline call
 MAX_PROMPT_LENGTH = 1000  # characters
 MAX_TEACHER_STEPS = 4  # times the teacher's default number of steps
@@ -177,12 +179,14 @@ class Demo:
             call_arguments = arguments(pipeline.pipe, call, [prompt] if self.takes_prompt else None, [0], seed)
             with counted(pipeline.pipe) as count, time_limit(pipeline, self.max_seconds):
                 output, seconds = timed(lambda: pipeline.pipe(**call_arguments), self.device)
-        samples = self.medium.received(output)[:1].cpu()
-        pixels = (self.medium.still(samples[0]) * 255).round().byte().permute(1, 2, 0).numpy()
+        samples, medium = self.medium.received(output)[:1].cpu(), self.medium
+        if isinstance(medium, Video):
+            samples, medium = reduced(samples, medium, LARGEST_CLIP)
+        pixels = (medium.still(samples[0]) * 255).round().byte().permute(1, 2, 0).numpy()
         image = Image.fromarray(pixels)
         factor = max(1, -(-MIN_DISPLAY_SIZE // max(image.size)))
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        playable = None if self.medium.name == "image" else self.medium.playable(samples)[0]
+        playable = None if medium.name == "image" else medium.playable(samples)[0]
         return TimedSample(image, steps, count.evaluations, seconds * 1000, playable)
 
 

@@ -7,6 +7,7 @@ from eval.config.options import Options
 from eval.pipelines.generate import check_pipeline
 from eval.pipelines.jobs import Job, baseline_of, jobs_of
 from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting
+from teachers.loading.registry import feature_models
 from teachers.media import ANY_IMAGE, Image, Medium
 
 
@@ -57,7 +58,7 @@ def read_inputs(options: Options) -> Inputs:
     teacher = shared_setting(runs, "teacher")
     source = options.prompts or own_prompts(runs)
     features = options.features or shared_setting(runs, "features") or _usual_features(medium)
-    check_features(features, medium.name)
+    check_features(features, medium.name, feature_models())
     reference = options.reference or shared_setting(runs, "reference")
     reference = None if reference == "teacher" else reference
     if teacher is None and reference is None:

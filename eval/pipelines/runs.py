@@ -4,13 +4,14 @@ An external pipeline has no distill.json. It is called with the defaults of its 
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from eval.pipelines.run_media import stored_medium, usual_medium
 from eval.pipelines.signatures import argument, pipeline_class
 from teachers import pocket
 from teachers.loading import registry
@@ -18,7 +19,7 @@ from teachers.loading.contents import pipeline_contents
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import RECORD, read_record
 from teachers.loading.source import class_name, download, loading_errors
-from teachers.media import ANY_IMAGE, Image, Medium, from_record
+from teachers.media import ANY_IMAGE, Medium
 from teachers.support.errors import reads
 from teachers.support.keys import file_content, key
 from teachers.support.regular import is_inside
@@ -118,32 +119,6 @@ def read_run(
         key=stored.get("run"),
         medium=stored_medium(stored, file),
     )
-
-
-def stored_medium(record: Mapping[str, Any], file: Path) -> Medium:
-    """What a pipeline with a distill.json samples; images are those of any size.
-
-    Args:
-        record: The contents of the file.
-        file: Its name, for messages.
-
-    Raises:
-        ValueError: The record has no valid medium.
-    """
-    try:
-        return from_record(record.get("medium"))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}; export the pipeline again") from error
-
-
-def usual_medium(folder: Path, kind: type[DiffusionPipeline]) -> Medium:
-    """What a pipeline without a distill.json samples with the defaults of its call. No weights are read."""
-    family = registry.family_of_class(kind)
-    if family is None or family.medium_class is Image:
-        return ANY_IMAGE
-    from teachers.loading.sketch import sketch  # it imports every family's base
-
-    return sketch(str(folder), family).medium
 
 
 def pipeline_identity(folder: Path) -> str:

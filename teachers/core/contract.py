@@ -30,17 +30,19 @@ class FeatureModel:
     """A loaded feature extractor, for `Contract.feature_models`.
 
     Attributes:
-        features: Maps images (B, 3, H, W) in [0, 1] to features (B, D).
+        features: Maps samples in the judged range, such as images (B, 3, H, W) in [0, 1], to features (B, D).
         dimensions: D.
         weights: The file or folder that the features depend on; its contents are part of the key of cached results.
-        judge: Maps images and their B prompts to (B,): 1 if the image shows what the prompt requests, 0 if not, NaN if
+        judge: Maps samples and their B prompts to (B,): 1 if the sample is what the prompt requests, 0 if not, NaN if
             that is unknown. None: the prompt agreement is not measured.
+        medium: The name of the samples' medium: "image", "video" or "audio".
     """
 
     features: Callable[[Tensor], Tensor]
     dimensions: int
     weights: Path
     judge: Callable[[Tensor, list[str]], Tensor] | None = None
+    medium: str = "image"
 
 
 class Contract:
@@ -82,7 +84,7 @@ class Contract:
         stream: Which of several outputs of that submodule belongs to the sample, not to the prompt: 0 for the first,
             -1 for the last.
         size_keys: The keys that `teacher.size` of a recipe may have; empty if the pipeline alone determines the size.
-        feature_models: Feature extractors for evaluations of this family's images, by name: functions of a device.
+        feature_models: Feature extractors for evaluations of this family's samples, by name: functions of a device.
         default_features: The extractor that `evaluation.features: auto` selects; None: one that needs no weights.
         options: Further arguments of `from_pretrained`.
         text_widths: Keys of the network's config that must be the width of the embeddings of text encoders, with the

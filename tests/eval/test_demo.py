@@ -14,11 +14,12 @@ from gradio.processing_utils import save_pil_to_cache
 from gradio_client import Client
 from PIL import Image
 
-from eval.demo import caption, page, serve, serve_runs, with_own_name
+from eval.demo import caption, page, serve, serve_runs, shown, with_own_name
 from eval.pipelines.demo_limits import MAX_BODY, RequestLimits
-from eval.pipelines.demo_pipelines import Demo, DemoPipeline, TimedImage
+from eval.pipelines.demo_pipelines import Demo, DemoPipeline, TimedSample
 from eval.pipelines.generate import arguments, load_pipeline
-from teachers.media import ANY_IMAGE
+from teachers.loading.registry import load_teacher
+from teachers.media import ANY_IMAGE, to_record
 from tests.commands import demo_main as main
 
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ def test_teacher_call_drops_the_time_grid_for_other_numbers_of_steps():
 
 
 def test_caption_has_the_speedup_over_the_teacher():
-    teacher, student = TimedImage(None, 50, 100, 900.0), TimedImage(None, 1, 1, 30.0)
+    teacher, student = TimedSample(None, 50, 100, 900.0), TimedSample(None, 1, 1, 30.0)
     assert caption(teacher, teacher) == "<b>900 ms</b><br>50 steps, 100 network evaluations"
     assert caption(student, teacher) == "<b>30 ms</b> &middot; 30.0&times; speed-up<br>1 step, 1 network evaluation"
 
@@ -208,3 +209,27 @@ def test_call_that_takes_too_long_is_ended(make_run):
         demo.generate("a coat", 0, 1, 3)
     demo.max_seconds = 30.0
     assert demo.generate("a coat", 0, 1, 3)  # the limit of one call does not affect the next
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Wan 2.1", "Stable Audio"])
+def test_clips_and_sounds_are_played(name, make_run, tiny_media):
+    family, folder, size = tiny_media(name)
+    teacher = load_teacher(folder, size=size)
+    call = teacher.usual_call(2, 2.0)
+    run = make_run(
+        pipeline=folder,
+        teacher={"family": family, "path": str(folder), "call": call, "num_steps": 2},
+        calls=[{"num_steps": 2, "call": call}],
+        evaluation={"prompts": None, "features": None},
+        medium=to_record(teacher.medium),
+    )
+    demo = Demo([run], CPU, "float32")
+    results = demo.generate("a bag", 0, 2, 2)
+    mime = "image/webp" if teacher.medium.name == "video" else "audio/wav"
+    assert [result.playable.mime for result in results] == [mime, mime]
+    assert results[0].playable == results[1].playable  # the same pipeline, prompt and noise
+    html = shown(results[0])
+    assert html.count(f'src="data:{results[0].playable.mime};base64,') == 1
+    assert ("<audio controls" in html) == (teacher.medium.name == "audio")
+    assert "from prompt to " + teacher.medium.noun in json.dumps(page(demo).get_config_file())

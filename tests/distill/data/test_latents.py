@@ -1,0 +1,137 @@
+"""Ready-made latents: files, captions, checks, and a run that learns from them."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.data.dataset import plan
+from distill.data.latents import StoredLatents
+from distill.train import train
+
+CPU = torch.device("cpu")
+
+
+def write(file, count=3, captions=True, first=0, **more):
+    latents = torch.arange(count * 8.0).reshape(count, 2, 2, 2) + first
+    names = [f"number {first + i}" for i in range(count)]
+    metadata = {"captions": json.dumps(names)} if captions else None
+    save_file({"latents": latents} | more, file, metadata=metadata)
+    return latents
+
+
+def teacher(shape=(2, 2, 2), sigma_data=1.0):
+    return SimpleNamespace(shape=shape, denoiser=SimpleNamespace(path=SimpleNamespace(sigma_data=sigma_data)))
+
+
+def rows(table):
+    return table.gather(torch.arange(len(table)))["x"]
+
+
+@pytest.mark.parametrize("sigma_data", [1.0, 0.5])
+def test_files_are_read_in_the_order_of_their_names(tmp_path, sigma_data):
+    second, first = write(tmp_path / "b.safetensors", 3, first=2), write(tmp_path / "a.safetensors", 2)
+    found = StoredLatents(tmp_path, True)
+    assert found.captions == [f"number {i}" for i in range(5)]
+    table = found.table(teacher(sigma_data=sigma_data), CPU)
+    assert torch.equal(rows(table), torch.cat([first, second]) / sigma_data)
+    limited = StoredLatents(tmp_path, True, limit=3)
+    assert len(limited.captions) == 3 == len(limited.table(teacher(), CPU))
+    assert limited.content_key != found.content_key
+
+
+@pytest.mark.parametrize(
+    ("ending", "text"),
+    [
+        (".txt", "a bag\na\u2028coat\n\n"),
+        (".txt", "\ufeffa bag\r\na\u2028coat\r\n"),
+        (".jsonl", '{"text": "a bag"}\n{"caption": "a\u2028coat"}\n'),
+    ],
+)
+def test_captions_beside_a_file(tmp_path, ending, text):
+    write(tmp_path / "a.safetensors", 2, captions=False)
+    (tmp_path / f"a{ending}").write_bytes(text.encode())
+    assert StoredLatents(tmp_path / "a.safetensors", True).captions == ["a bag", "a\u2028coat"]
+    assert StoredLatents(tmp_path / "a.safetensors", False).captions == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "a .safetensors file or a folder of them"),
+        (lambda folder: (folder / "a.safetensors").write_bytes(b"x" * 40), r"a\.safetensors cannot be read as"),
+        (lambda folder: save_file({"x": torch.ones(2, 2)}, folder / "a.safetensors"), 'the tensor "latents", got x'),
+        (
+            lambda folder: save_file({"latents": torch.ones(2, 2).long()}, folder / "a.safetensors"),
+            "must be real numbers of shape",
+        ),
+        (lambda folder: write(folder / "a.safetensors", captions=False), "has no captions; add them to its metadata"),
+        (
+            lambda folder: (
+                write(folder / "a.safetensors", captions=False),
+                (folder / "a.txt").write_text("one\ntwo", encoding="utf-8"),
+            ),
+            r"a\.txt must have a caption for each of the 3 latents, got 2",
+        ),
+        (
+            lambda folder: save_file(
+                {"latents": torch.ones(1, 2)}, folder / "a.safetensors", metadata={"captions": "[1"}
+            ),
+            "must be a JSON list",
+        ),
+        (
+            lambda folder: save_file(
+                {"latents": torch.ones(1, 2)}, folder / "a.safetensors", metadata={"captions": "[null]"}
+            ),
+            "caption 0 of .* is missing",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used_are_errors(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        plan(DataRecipe(latents=str(tmp_path)), True, True)
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"gone does not exist"):
+        plan(DataRecipe(latents=str(tmp_path / "gone")), True, True)
+
+
+def test_latents_of_another_shape_or_with_nan_are_errors(tmp_path):
+    latents = write(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"must have the shape \(N, 2, 2\) of this teacher, got \(3, 2, 2, 2\)"):
+        StoredLatents(tmp_path, True).table(teacher((2, 2)), CPU)
+    latents[1, 0, 0, 0] = torch.nan
+    save_file({"latents": latents}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="must be finite, got NaN or infinite values in row 1"):
+        StoredLatents(tmp_path, False).table(teacher(), CPU)
+
+
+def test_latents_and_images_exclude_each_other():
+    with pytest.raises(ValueError, match=r"latents must be null with data\.images, got 'a'"):
+        DataRecipe(latents="a", images="b")
+
+
+@pytest.mark.slow
+def test_a_run_learns_from_stored_latents(tiny_media, tmp_path):
+    """sCM on clips without an autoencoder's encoder, and DMD on their captions alone."""
+    family, folder, size = tiny_media("Wan 2.1")
+    latents = torch.randn(4, 16, 3, 2, 4, generator=torch.Generator().manual_seed(0)).half()
+    names = json.dumps([f"number {i}" for i in range(4)])
+    save_file({"latents": latents}, tmp_path / "a.safetensors", metadata={"captions": names})
+    settings = {"batch_size": 2, "evaluate_every": 0, "evaluate_samples": 2, "evaluate_teacher_steps": 1}
+    run = Recipe(
+        "stored",
+        TeacherRecipe(str(folder), family, 2.0, num_steps=2, size=size),
+        {"name": "scm"},
+        output=str(tmp_path / "runs"),
+        data=DataRecipe(latents=str(tmp_path / "a.safetensors")),
+        train=TrainRecipe(steps=1, **settings),
+    )
+    pipeline = train(run)
+    assert (pipeline / "training_prompts.txt").read_text() == "number 0\nnumber 1\nnumber 2\nnumber 3\n"
+    assert plan(run.data, False, True).captions == [f"number {i}" for i in range(4)]
