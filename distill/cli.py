@@ -86,6 +86,23 @@ def pairs(recipe: str, overrides: Sequence[str], config: str | None, num_process
 
 @fewstep.command()
 @RECIPE
+@click.argument("out", type=PATH)
+@OVERRIDES
+def encode(recipe: str, out: Path, overrides: Sequence[str]) -> None:
+    """Encode the images, clips or sounds of a recipe into the folder OUT, for data.latents.
+
+    \b
+    Example:
+      fewstep encode my_clips.yaml latents/ data.images=clips/
+    """
+    from distill.config.recipe import load
+    from distill.encode import encode as run
+
+    run(load(recipe, overrides), out)
+
+
+@fewstep.command()
+@RECIPE
 @OVERRIDES
 def memory(recipe: str, overrides: Sequence[str]) -> None:
     """Print what a recipe will hold in memory, before any of it is allocated.

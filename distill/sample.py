@@ -120,7 +120,8 @@ def sample_to_file(
         raise ValueError(f"--count must be at most {MOST_SAMPLES}, got {count}")
     check_options(seed=seed)
     folder = pipeline_of(run)
-    _, medium = stored_call(folder, num_steps)
+    with hold_pipelines([run]):
+        _, medium = stored_call(folder, num_steps)
     out = Path(f"sample{ENDINGS[medium.name]}") if out is None else out
     check_ending(out, medium)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

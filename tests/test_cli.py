@@ -25,6 +25,7 @@ COMMANDS = (
     "export",
     "check",
     "pairs",
+    "encode",
     "memory",
     "describe",
     "families",

@@ -177,11 +177,12 @@ class Monitor:
     @torch.no_grad()
     def distance(self, student: Denoiser, times: Sequence[float]) -> float:
         """Frechet distance between the features of the student's held-out samples and of the teacher's samples."""
-        features = []
-        for part in self.batches(student, times, self.count):
-            if not bool(part.isfinite().all()):
-                return math.inf
+        features, finite = [], True
+        for part in self.batches(student, times, self.count):  # all of them: sharded networks need every process
+            finite &= bool(part.isfinite().all())
             features.append(self.extract(part).cpu())
+        if not finite:
+            return math.inf
         mean, covariance = statistics(torch.cat(features))
         target = self.teacher_results
         return frechet_from_statistics(mean, covariance, target["mean"], target["covariance"])

@@ -5,12 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import save_file
 
 from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, TrainRecipe
-from distill.data.dataset import plan
+from distill.data.dataset import plan, prepare
 from distill.data.latents import StoredLatents
+from distill.encode import encode
 from distill.train import train
+from distill.training.setup import load_teacher
 
 CPU = torch.device("cpu")
 
@@ -114,6 +118,27 @@ def test_latents_of_another_shape_or_with_nan_are_errors(tmp_path):
 def test_latents_and_images_exclude_each_other():
     with pytest.raises(ValueError, match=r"latents must be null with data\.images, got 'a'"):
         DataRecipe(latents="a", images="b")
+
+
+@pytest.mark.slow
+def test_encoded_files_are_the_data_of_a_run(text_pipeline, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.effect_noise((40, 32), 20 + 20 * number).convert("RGB").save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"number {number}", encoding="utf-8")
+    source = TeacherRecipe(str(text_pipeline), "stable_diffusion", sigma_data=0.5)
+    images = DataRecipe(images=str(folder))
+    recipe = Recipe("x", source, {"name": "scm"}, output=str(tmp_path / "runs"), data=images)
+    (file,) = encode(recipe, tmp_path / "latents")
+    teacher = load_teacher(recipe, CPU)
+    accelerator = Accelerator(cpu=True)
+    expected = prepare(plan(images, True, True), teacher, recipe, accelerator)
+    found = prepare(plan(DataRecipe(latents=str(file)), True, True), teacher, recipe, accelerator)
+    assert found.captions == expected.captions == ["number 0", "number 1", "number 2"]
+    assert torch.allclose(rows(found.latents), rows(expected.latents), atol=1e-6)
+    with pytest.raises(ValueError, match=r"OUT must be a folder without \.safetensors files, got .*00000"):
+        encode(recipe, tmp_path / "latents")
 
 
 @pytest.mark.slow
