@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from teachers.support.limits import TEXT_BYTES, Limit
-from teachers.support.regular import open_regular
+from teachers.support.regular import read_bytes
 
 JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within emoji
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}  # of Windows
@@ -32,8 +32,7 @@ def read_text(file: Path, limit: Limit = TEXT_BYTES) -> str:
         OSError: If it cannot be opened, or is not a regular file.
     """
     most = limit.value
-    with open_regular(file) as stream:
-        content = stream.read(most + 1) or b""  # None: a file of the kernel that has nothing to read now
+    content = read_bytes(file, most + 1)
     if len(content) > most:
         raise ValueError(f"{printable(file)} must have at most {most:,} bytes, but has more; {limit.advice}")
     if content.startswith(UTF_16_MARKS) or b"\0" in content:
