@@ -132,6 +132,7 @@ def run_case(
     problem = judge(status, name, text, (case / "canary").exists(), before, snapshot(case, writable))
     record: dict[str, object] = {"index": index, "command": name, "base": base.name, "changes": done, "status": status}
     record["seconds"] = round(seconds, 2)
+    record["message"] = next(iter(re.findall(r"^(?:unexpected )?error: .*", text, re.MULTILINE)), "")[:300]
     if problem:
         record |= {"problem": problem, "output": text[-3000:]}
     if not keep:
