@@ -20,10 +20,10 @@ from distill.data.archives import check_archive
 from distill.data.images import Block, Images, Row, list_names
 from distill.data.splits import training_files
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
+from teachers.support.errors import is_sentence
 from teachers.support.keys import file_content, key
 from teachers.support.listing import is_image, list_images
-from teachers.support.regular import NotRegular
-from teachers.support.text import printable
+from teachers.support.text import one_line, printable
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")  # names of image columns in tables without column types
@@ -155,7 +155,9 @@ def _image_column(source: str, features: Any, kind: type) -> str:
     columns = [name for name, feature in features.items() if isinstance(feature, kind)]
     columns += [name for name in IMAGE_COLUMNS if name in features]
     if not columns:
-        raise ValueError(f"{source} must have a column of images; its columns are {', '.join(features)}")
+        raise ValueError(
+            f"{source} must have a column of images; its columns are {', '.join(map(printable, features))}"
+        )
     return "image" if "image" in columns else columns[0]
 
 
@@ -164,7 +166,9 @@ def _caption_column(source: str, features: Any, column: str | None) -> str:
     if column is None:
         return "txt" if "txt" in known and not set(known) & set(COLUMNS) else choose_column(source, known)
     if column.partition(".")[0] not in known and column not in known:
-        raise ValueError(f"data.column must be a column of {source} ({', '.join(known)}), got {column!r}")
+        raise ValueError(
+            f"data.column must be a column of {source} ({', '.join(map(printable, known))}), got {column!r}"
+        )
     return column
 
 
@@ -195,6 +199,6 @@ def readable_errors(source: str) -> Iterator[None]:
             raise ValueError(
                 f"data.images {source} is not a folder, and the Hub cannot be reached to look for a dataset"
             ) from error
-        if (type(error) is ValueError and len(chain) == 1) or isinstance(error, NotRegular):
-            raise  # raised in this module
-        raise ValueError(f"the dataset {source} cannot be read: {text[:200]}") from error
+        if is_sentence(error):
+            raise
+        raise ValueError(f"the dataset {source} cannot be read: {one_line(text)}") from error

@@ -19,9 +19,10 @@ from teachers.support.checksums import SHA256, Damaged, digest
 from teachers.support.errors import reads
 from teachers.support.files import atomic_write
 from teachers.support.regular import check_regular
-from teachers.support.text import printable
+from teachers.support.text import one_line
 
 CLEAN_FID = "clean-fid:"
+ARRAYS = ("mu", "sigma", "features", "extractor", "size", SHA256)  # that `save` writes
 
 __all__ = ["CLEAN_FID", "Reference", "check_dimensions", "reference", "save"]
 
@@ -101,7 +102,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
 
 def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
     try:
-        check_npz(path, ("mu", "sigma", "features", "extractor", "size", SHA256))
+        check_npz(path, ARRAYS)
         with np.load(path, allow_pickle=False) as arrays:
             _verify(arrays)
             mean, covariance = (_double(arrays[key], key) for key in ("mu", "sigma"))
@@ -109,7 +110,7 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
             made_with = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
             made_at = int(arrays["size"]) if "size" in arrays else 0  # 0: images were not resized
     except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged files
-        reason = printable(error) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise ValueError(f"{path} must be an .npz with the arrays mu and sigma ({reason})") from error
     if made_with != extractor.name:
         raise ValueError(
@@ -154,6 +155,8 @@ def _checked(source: str, mean: Tensor, covariance: Tensor, features: Tensor | N
 def _verify(arrays: Any) -> None:
     """Raise Damaged if an .npz that `save` wrote has changed. Those of other programs have no checksum."""
     if SHA256 in arrays:
+        if unknown := sorted(set(arrays.files) - {*ARRAYS}):  # their sizes were not checked
+            raise Damaged(f"it has the array {one_line(unknown[0])}, which fewstep eval stats does not write")
         stored = {name: arrays[name] for name in arrays.files}
         if str(stored.pop(SHA256)) != digest(stored):
             raise Damaged("its checksum does not match: it has changed since it was written")
