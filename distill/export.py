@@ -16,7 +16,7 @@ from distill.training import checkpoint
 from distill.training.engine import Engine
 from distill.training.export_record import PIPELINE, changed_since_export, export_record
 from distill.training.outcome import failed_before
-from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder, run_key
+from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder, stored_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from eval.pipelines.generate import check_pipeline
@@ -46,7 +46,7 @@ def export_run(run: Path) -> Path:
     pipeline = run / PIPELINE
     with reading(run):
         newest = checkpoint.newest_meta(run / "checkpoints")
-        key = None if newest is None else run_key(newest["fingerprint"])
+        key = None if newest is None else stored_key(newest)
         failure = None if key is None else failed_before(run, key)
         exported = export_record(run, key)
         changed = changed_since_export(run, exported) if exported else []

@@ -45,7 +45,7 @@ def export_record(folder: Path, run: str | None = None) -> dict[str, Any] | None
         stored = read_json(folder / EXPORTED)
         texts = {name: str(stored[name]) for name in ("fingerprint", "options", "record")}
         found = texts | {"step": int(stored["step"]), "failed": bool(stored["failed"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
     return found if run in (None, found["fingerprint"]) else None
 

@@ -87,6 +87,12 @@ def run_key(identity: dict[str, str]) -> str:
     return key({name: value for name, value in identity.items() if name != CODE})
 
 
+def stored_key(meta: dict[str, Any]) -> str:
+    """The key of the run that a checkpoint's meta record is of; that of no run if it has no fingerprint."""
+    identity = meta.get("fingerprint")
+    return run_key(identity) if isinstance(identity, dict) else ""
+
+
 def check_teacher_files(recipe: Recipe) -> None:
     """Check what the files of the recipe's teacher name, before anything else of the run.
 

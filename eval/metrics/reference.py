@@ -22,6 +22,7 @@ from teachers.support.regular import check_regular
 from teachers.support.text import printable
 
 CLEAN_FID = "clean-fid:"
+MOST_APART = 100.0  # times the expected squared distance of the mean of a random part of the samples
 
 __all__ = ["CLEAN_FID", "Reference", "check_dimensions", "reference", "save"]
 
@@ -148,7 +149,19 @@ def _checked(source: str, mean: Tensor, covariance: Tensor, features: Tensor | N
                 f"features in {source} must have the shape (N, {len(mean)}) of mu and at least two rows, got "
                 f"{tuple(features.shape)}"
             )
+        apart, expected = _apart(features, mean), float(covariance.trace()) / len(features)
+        if apart > MOST_APART * expected + 1e-6 * float(mean.square().sum()):
+            raise ValueError(
+                f"features in {source} must be those of mu and sigma, or a random part of them, got a mean at a "
+                f"distance of {apart**0.5:.3g} from mu, expected about {expected**0.5:.3g}; remove them, or write the "
+                "file again"
+            )
     return Reference(mean, (covariance + covariance.T) / 2, features)
+
+
+def _apart(features: Tensor, mean: Tensor) -> float:
+    """The squared distance of the features' mean from `mean`; for N random samples about tr(covariance) / N."""
+    return float((features.double().mean(dim=0) - mean).square().sum())
 
 
 def _verify(arrays: Any) -> None:

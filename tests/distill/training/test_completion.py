@@ -264,3 +264,41 @@ def test_a_failed_run_without_checkpoints_is_not_exported(run):
     with pytest.raises(ValueError, match=r"pipeline must come from a run that did not fail, and .* has no checkpoint"):
         export_run(folder)
     assert export_run(folder / "pipeline") == folder / "pipeline"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("fingerprint", None, "holds checkpoints of another recipe or of other data"),
+        ("fingerprint", "text", "holds checkpoints of another recipe or of other data"),
+        ("seconds", None, "must have its seconds of training, got None"),
+        ("seconds", "text", "must have its seconds of training, got 'text'"),
+        ("seconds", float("nan"), "must have its seconds of training, got nan"),
+    ],
+)
+def test_a_checkpoint_with_a_record_that_no_run_writes_is_refused(run, key, value, message):
+    recipe = run()
+    saved = checkpoint.load_newest(recipe.folder / "checkpoints")
+    saved.meta[key] = value
+    checkpoint.save(recipe.folder / "checkpoints", saved, keep=9)
+    shutil.rmtree(recipe.folder / "pipeline")
+    for start in (lambda: export_run(recipe.folder), lambda: train(recipe)):
+        with pytest.raises(ValueError, match=message):
+            start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["export_student", "record_export", "report_failure"])
+def test_a_run_that_ends_anywhere_around_its_export_has_the_same_result_on_the_next_start(run, monkeypatch, name):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    before = (run().folder / "pipeline" / WEIGHTS).read_bytes()
+    (run().folder / "exported.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(finish_module, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(run())
+    assert is_repeated(run(), monkeypatch) == (name != "report_failure")
+    assert (run().folder / "pipeline" / WEIGHTS).read_bytes() == before
+    assert not list(run().folder.glob(".*.tmp"))
