@@ -23,6 +23,7 @@ from teachers.support.text import one_line
 
 CLEAN_FID = "clean-fid:"
 ARRAYS = ("mu", "sigma", "features", "extractor", "size", SHA256)  # that `save` writes
+MOST_APART = 100.0  # times the expected squared distance of the mean of a random part of the samples
 
 __all__ = ["CLEAN_FID", "Reference", "check_dimensions", "reference", "save"]
 
@@ -118,7 +119,10 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
         )
     if made_at not in (0, size):
         raise ValueError(f"{path} was made from images of {made_at} x {made_at} pixels; choose --size {made_at}")
-    return _checked(str(path), mean, covariance, features)
+    found = _checked(str(path), mean, covariance, features)
+    if features is not None:
+        _check_same_samples(str(path), features, mean, covariance)
+    return found
 
 
 def _double(array: Any, name: str) -> Tensor:
@@ -150,6 +154,18 @@ def _checked(source: str, mean: Tensor, covariance: Tensor, features: Tensor | N
                 f"{tuple(features.shape)}"
             )
     return Reference(mean, (covariance + covariance.T) / 2, features)
+
+
+def _check_same_samples(source: str, features: Tensor, mean: Tensor, covariance: Tensor) -> None:
+    """Raise ValueError if features cannot be samples of a mean and a covariance: their own mean is too far away."""
+    apart = float((features.double().mean(dim=0) - mean).square().sum())
+    expected = float(covariance.trace()) / len(features)  # of independent samples
+    if apart > MOST_APART * expected + 1e-6 * float(mean.square().sum()):
+        raise ValueError(
+            f"features in {source} must be those of mu and sigma, or a random part of them, got a mean at a "
+            f"distance of {apart**0.5:.3g} from mu, expected about {expected**0.5:.3g}; remove them, or write the "
+            "file again"
+        )
 
 
 def _verify(arrays: Any) -> None:

@@ -24,6 +24,7 @@ from teachers.support.regular import check_special
 from teachers.support.text import read_text
 
 FIGURES, FEATURES, IMAGES = "figures.json", "features.safetensors", "images.png"
+IMAGE_TOO_LARGE = Image.DecompressionBombError
 SCORES = "scores/"  # prefix of the tensors of scores; the rest is the metric's key
 
 
@@ -65,9 +66,22 @@ def load(cache: Path, name: str) -> Result | None:
             count = figures["images"]
             images = pixels.view(count, height // count, width, 3).permute(0, 3, 1, 2).float() / 255
         features, mean, covariance = (stored[name] for name in ("features", "mean", "covariance"))
+        width = features.shape[1]
+        if mean.shape != (width,) or covariance.shape != (width, width) or not features.is_floating_point():
+            raise ValueError("features, mean and covariance must fit together")
         scores = {name.removeprefix(SCORES): value for name, value in stored.items() if name.startswith(SCORES)}
         return Result(figures, features, mean, covariance, images, scores)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        IndexError,
+        ArithmeticError,
+        SafetensorError,
+        IMAGE_TOO_LARGE,
+    ):
         return None  # a damaged row is measured again
 
 

@@ -109,11 +109,11 @@ def check_weight_index(file: Path) -> None:
     Raises:
         ValueError: With the name that leads elsewhere.
     """
-    shards = _values(file).get("weight_map", {})
+    shards = _values(file).get("weight_map")
     ending = ".safetensors" if ".safetensors." in file.name else ""
     for shard in shards.values() if isinstance(shards, dict) else [shards]:
         plain = isinstance(shard, str) and os.path.basename(shard) == shard and "\\" not in shard and shard[:1] != "."
-        if not plain or not shard.endswith(ending):
+        if not plain or not str(shard).endswith(ending):
             raise ValueError(
                 f"{file} must list {ending.removeprefix('.') or 'weight'} files in its own folder, got {shard!r}"
             )

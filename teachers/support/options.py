@@ -1,7 +1,8 @@
 """Dataclasses that check themselves: documented, typed, bounded options, from Python or from YAML values.
 
 Everything that limits one option stands in its field: `option(0.25, "Weight of the loss.", at_least=0)`. Numbers must
-be finite and strings not empty without saying so. `Checked.check` tests how options depend on each other.
+be finite and must not become zero in single precision, and strings must not be empty, without saying so.
+`Checked.check` tests how options depend on each other.
 
 Supported annotations: other dataclasses, numbers, `str`, `bool`, `Path`, `Literal`, `X | None`, `dict`, `tuple`,
 `list`, `Sequence` and `Any`.
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from teachers.support.errors import suggest
 
 LARGEST_INT = 2**62
+LEAST = 2.0**-149  # smaller numbers are zero in single precision
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 _BOUNDS: Mapping[str, tuple[Any, str]] = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
@@ -117,8 +119,8 @@ def check_value(cls: type[Any], name: str, value: Any, shown: str | None = None)
 def _checked(field: dataclasses.Field[Any], kind: Any, value: Any, path: str) -> Any:
     value = convert(kind, value, path)
     for leaf in _leaves(value):
-        if isinstance(leaf, str) and (not leaf.strip() or "\0" in leaf):
-            raise InvalidOption(path, f"must be a text that is not empty, got {leaf!r}")
+        if isinstance(leaf, str | Path) and (not str(leaf).strip() or "\0" in str(leaf)):
+            raise InvalidOption(path, f"must be a text that is not empty, got {str(leaf)!r}")
         if isinstance(leaf, int | float) and not isinstance(leaf, bool):
             _check_bounds(field, leaf, value, path)
     order = field.metadata.get("order")
@@ -154,6 +156,8 @@ def _check_bounds(field: dataclasses.Field[Any], number: float, value: Any, path
             raise InvalidOption(path, f"must be {_words(name, bound)} in single precision, got {shown}")
     if math.isinf(single):
         raise InvalidOption(path, f"must be finite in single precision, got {shown}")
+    if number and not single:
+        raise InvalidOption(path, f"must be 0 or at least {LEAST:.2g} in size, got {shown}")
 
 
 def _words(name: str, bound: float) -> str:

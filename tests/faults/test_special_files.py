@@ -19,8 +19,9 @@ from distill.data.images import ImageFolder
 from distill.sample import stored_call
 from distill.training import checkpoint
 from distill.training.best import best_record, load_best
+from distill.training.export_record import EXPORTED, is_exported
 from distill.training.outcome import failed_before
-from distill.training.run_folder import EXPORTED, JsonlLog, held_out_records, is_exported
+from distill.training.run_folder import JsonlLog, held_out_records
 from eval.config.protocol import read_protocol
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, image_warnings
@@ -193,8 +194,7 @@ def test_records_of_runs_that_are_special_files_count_as_missing(tmp_path, kind)
     checkpoint.save(tmp_path / "checkpoints", state(1), keep=1)
     for name in (EXPORTED, "failed.json", "history.jsonl", "checkpoints/best/ema.safetensors"):
         make_special(tmp_path / name, kind)
-    meta = checkpoint.newest_meta(tmp_path / "checkpoints")
-    assert not is_exported(tmp_path, meta)
+    assert not is_exported(tmp_path, "x", 1)
     assert failed_before(tmp_path, "x") is None
     assert held_out_records(tmp_path / "history.jsonl", "x") == []
     assert best_record(tmp_path / "checkpoints", "x") is None
