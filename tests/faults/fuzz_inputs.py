@@ -25,6 +25,7 @@ from eval.features.extractors import extractor
 from eval.metrics.fid import statistics
 from eval.metrics.reference import Reference, save
 from teachers.pocket.parts import make_tokenizer
+from teachers.support.checksums import seal
 from teachers.support.errors import run_cli, run_click
 from tests.settings import RECIPES
 from tests.teachers.families.variants import VARIANTS
@@ -62,7 +63,7 @@ def make_runs(folder: Path, teacher: Path) -> None:
     record = folder / "run" / "pipeline" / "distill.json"
     values = json.loads(record.read_text())
     values["teacher"] |= {"num_steps": 1, "call": values["teacher"]["call"] | {"num_inference_steps": 1}}  # 50 are slow
-    record.write_text(json.dumps(values))
+    record.write_text(json.dumps(seal(values)))
     for name in ("prompts.txt", "samples"):
         (folder / name).unlink(missing_ok=True)
 
