@@ -25,7 +25,7 @@ from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
 from teachers.loading.sizes import check_configs, check_sizes
 from teachers.loading.trust import check_pipeline_files
-from teachers.loading.weights import INDEX, check_finite, load_networks, network_classes
+from teachers.loading.weights import INDEX, LOADING, check_finite, load_networks, network_classes
 from teachers.support.errors import is_foreign, reason
 from teachers.support.regular import check_regular, check_special
 
@@ -233,7 +233,7 @@ def from_folder(
     check_sizes(folder, {name: kind for name, kind in network_classes(folder, owners).items() if name not in parts})
     networks = load_networks(folder, parts, options["dtype"], pickles, owners)
     safe = None if pickles else True
-    with without_notices():
+    with without_notices(), LOADING:
         return kind.from_pretrained(str(folder), use_safetensors=safe, trust_remote_code=False, **(options | networks))
 
 
