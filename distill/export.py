@@ -14,16 +14,9 @@ from distill.exporting.finish import finish, report_failure
 from distill.exporting.hub import CARD, add_evaluation, find_report, push
 from distill.training import checkpoint
 from distill.training.engine import Engine
+from distill.training.export_record import PIPELINE, changed_since_export, export_record
 from distill.training.outcome import failed_before
-from distill.training.run_folder import (
-    changed_since_export,
-    check_same_run,
-    export_record,
-    fingerprint,
-    is_exported,
-    lock_run_folder,
-    run_key,
-)
+from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder, stored_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from eval.pipelines.generate import check_pipeline
@@ -50,23 +43,26 @@ def export_run(run: Path) -> Path:
         return run  # with a change, too: its folder was given
     if not run.is_dir():
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
-    record = run / "pipeline" / RECORD
+    pipeline = run / PIPELINE
     with reading(run):
         newest = checkpoint.newest_meta(run / "checkpoints")
-        failure = None if newest is None else failed_before(run, run_key(newest["fingerprint"]))
-        exported = export_record(run) if newest is None else None
+        key = None if newest is None else stored_key(newest)
+        failure = None if key is None else failed_before(run, key)
+        exported = export_record(run, key)
         changed = changed_since_export(run, exported) if exported else []
-        done = newest is None or is_exported(run, newest)
     if failure is not None:
         report_failure(failure, run, is_main=True)
-    if newest is None and changed:
+    good = exported is not None and not changed and not exported["failed"]
+    if newest is None and exported is not None and not good:
+        problem = f"be as it was exported, but {changed[0]} changed" if changed else "come from a run that did not fail"
         raise ValueError(
-            f"{record.parent} must be as it was exported, but {changed[0]} changed, and {run} has no checkpoint to "
-            f"export it again from; to use it as it is, give its own folder: fewstep export {record.parent}"
+            f"{pipeline} must {problem}, and {run} has no checkpoint to export it again from; to use it as it is, give "
+            f"its own folder: fewstep export {pipeline}"
         )
-    if record.is_file() and done:
-        read_record(record.parent)  # it must be intact
-        return record.parent
+    current = newest is None or (good and exported is not None and exported["step"] >= newest["step"])
+    if (pipeline / RECORD).is_file() and current:
+        read_record(pipeline)  # it must be intact
+        return pipeline
     if newest is None:
         raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")
     if not (run / SAVED).is_file():

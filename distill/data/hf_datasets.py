@@ -23,10 +23,10 @@ from distill.data.images import Block, Images, Row, list_names
 from distill.data.splits import training_files
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
 from teachers.media import Image, Medium
+from teachers.support.errors import is_sentence
 from teachers.support.keys import file_content, key
 from teachers.support.listing import list_files
-from teachers.support.regular import NotRegular
-from teachers.support.text import printable
+from teachers.support.text import one_line, printable
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
 FEATURES = {"image": "Image", "video": "Video", "audio": "Audio"}  # the type of a column in `datasets` by medium
@@ -174,7 +174,9 @@ def _sample_column(source: str, features: Any, kind: type, medium: type[Medium])
     columns = [name for name, feature in features.items() if isinstance(feature, kind)]
     columns += [name for name in NAMES[medium.name] if name in features]
     if not columns:
-        raise ValueError(f"{source} must have a column of {medium.plural}; its columns are {', '.join(features)}")
+        raise ValueError(
+            f"{source} must have a column of {medium.plural}; its columns are {', '.join(map(printable, features))}"
+        )
     return medium.name if medium.name in columns else columns[0]
 
 
@@ -183,7 +185,9 @@ def _caption_column(source: str, features: Any, column: str | None) -> str:
     if column is None:
         return "txt" if "txt" in known and not set(known) & set(COLUMNS) else choose_column(source, known)
     if column.partition(".")[0] not in known and column not in known:
-        raise ValueError(f"data.column must be a column of {source} ({', '.join(known)}), got {column!r}")
+        raise ValueError(
+            f"data.column must be a column of {source} ({', '.join(map(printable, known))}), got {column!r}"
+        )
     return column
 
 
@@ -221,6 +225,6 @@ def readable_errors(source: str, medium: type[Medium]) -> Iterator[None]:
             raise ValueError(
                 f"data.images {source} is not a folder, and the Hub cannot be reached to look for a dataset"
             ) from error
-        if (type(error) is ValueError and len(chain) == 1) or isinstance(error, NotRegular):
-            raise  # raised in this module
-        raise ValueError(f"the dataset {source} cannot be read: {text[:200]}") from error
+        if is_sentence(error):
+            raise
+        raise ValueError(f"the dataset {source} cannot be read: {one_line(text)}") from error

@@ -7,10 +7,11 @@ from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
 from distill.exporting.pipeline import export_student
 from distill.training.engine import Engine
+from distill.training.export_record import record_export
 from distill.training.guard import Stop
 from distill.training.monitor import Monitor
 from distill.training.outcome import Outcome, RunFailed, settle, write_failure
-from distill.training.run_folder import record_export, run_key
+from distill.training.run_folder import run_key
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
 
@@ -54,7 +55,7 @@ def finish(
         if engine.is_main:
             write_failure(recipe.folder, outcome)  # before the export counts: a failed run is never taken for finished
             if outcome.exported is not None:
-                record_export(recipe, identity, state.step)
+                record_export(recipe, run, state.step, failed=outcome.problem is not None)
         engine.wait()
     report_failure(outcome, recipe.folder, engine.is_main)
     return final

@@ -186,6 +186,8 @@ def _verified(path: Path, names: Sequence[str]) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} is that of step {manifest.get('step')}")
     check_files(path, manifest["files"], names)
     meta: dict[str, Any] = json.loads(read_text(path / META))
+    if not isinstance(meta, dict):
+        raise Damaged(f"{META} must be a JSON object, got {type(meta).__name__}")
     if meta.get("step") != int(path.name):
         raise Damaged(f"{META} is that of step {meta.get('step')}")
     return meta

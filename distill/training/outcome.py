@@ -16,8 +16,9 @@ from distill.config.recipe import Recipe
 from distill.training import checkpoint
 from distill.training.best import best_record, load_best, save_best, score
 from distill.training.engine import Engine
+from distill.training.export_record import is_exported
 from distill.training.monitor import Monitor
-from distill.training.run_folder import held_out_records, is_exported
+from distill.training.run_folder import held_out_records
 from distill.training.setup import checkpoints_folder
 from distill.training.state import TrainState
 from teachers.support.checksums import read_json, write_json
@@ -258,7 +259,7 @@ def failed_before(folder: Path, fingerprint: str) -> Outcome | None:
         return None
     if newest is None or outcome.fingerprint != fingerprint or newest["step"] != outcome.step:
         return None
-    return outcome if outcome.exported is None or is_exported(folder, newest) else None
+    return outcome if outcome.exported is None or is_exported(folder, fingerprint, newest["step"]) else None
 
 
 def _same(engine: Engine, value: Any) -> Any:

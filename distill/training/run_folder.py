@@ -13,18 +13,17 @@ from distill.config.recipe import OptimizerRecipe, Recipe, method_options
 from distill.config.registry import TEACHERS, find
 from distill.data.dataset import Plan
 from distill.training import checkpoint
+from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
 from teachers import pocket
 from teachers.core.teacher import Teacher
 from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
-from teachers.support.checksums import Damaged, read_json, seal, unseal, write_json
+from teachers.support.checksums import Damaged, seal, unseal
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write
-from teachers.support.keys import code, content, folder_contents, key
+from teachers.support.keys import code, content, key
 from teachers.support.locks import lock_folder
 from teachers.support.regular import append_line, read_bytes
 
-EXPORTED = "exported.json"  # says what the folder's pipeline was exported from, and has the hashes of its files
-PIPELINE = "pipeline"
 CODE = "the code and its libraries"  # its name in a fingerprint
 # What computes a training step, beside the method and the teacher.
 LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
@@ -34,7 +33,7 @@ TEMPORARY = (  # what an interrupted run leaves
     *(".pipeline*.tmp", ".*.json*.tmp", ".recipe.yaml*.tmp"),
     *("checkpoints/.*.tmp", "checkpoints/best/.*.tmp", "cache/**/.*.tmp"),
 )
-FOLDERS = ("checkpoints", "pipeline")  # without which no run can end
+FOLDERS = ("checkpoints", PIPELINE)  # without which no run can end
 # What a run writes in its folder, beside a folder with the run's name, which trackers write.
 OWN = (*FOLDERS, "samples", "cache", "recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json")
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
@@ -86,6 +85,12 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
 def run_key(identity: dict[str, str]) -> str:
     """One key for a fingerprint, without the code: results of the same run have the same key."""
     return key({name: value for name, value in identity.items() if name != CODE})
+
+
+def stored_key(meta: dict[str, Any]) -> str:
+    """The key of the run that a checkpoint's meta record is of; that of no run if it has no fingerprint."""
+    identity = meta.get("fingerprint")
+    return run_key(identity) if isinstance(identity, dict) else ""
 
 
 def check_teacher_files(recipe: Recipe) -> None:
@@ -174,9 +179,9 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     if meta is None:
         return False
     check_same_run(meta, recipe, expected)
-    record = export_record(recipe.folder, meta)
+    record = export_record(recipe.folder, run_key(expected))
     done = record is not None and record["step"] == recipe.train.steps and record["options"] == export_key(recipe)
-    if record is not None and done:
+    if record is not None and done and not record["failed"]:
         changed = changed_since_export(recipe.folder, record)
         if not changed:
             return True
@@ -198,55 +203,8 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     return False
 
 
-def is_exported(folder: Path, meta: dict[str, Any]) -> bool:
-    """Whether the pipeline in a run's folder was exported from the checkpoint with the record `meta` or a later one."""
-    record = export_record(folder, meta)
-    return record is not None and record["step"] >= meta["step"] and not changed_since_export(folder, record)
-
-
-def export_record(folder: Path, meta: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """What `record_export` wrote; None if there is no such record, or not one of the run with the record `meta`."""
-    try:
-        record = read_json(folder / EXPORTED)
-        found = {"fingerprint": str(record["fingerprint"]), "step": int(record["step"]), "files": dict(record["files"])}
-        found["options"] = str(record["options"])
-        same = meta is None or found["fingerprint"] == run_key(meta["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return found if same else None
-
-
-def changed_since_export(folder: Path, record: dict[str, Any]) -> list[str]:
-    """The files of a run's pipeline that are not as they were exported: missing, altered, or added to a component.
-
-    Args:
-        folder: The run's folder.
-        record: The export's record, from `export_record`.
-    """
-    before = record["files"]
-    present = folder_contents(folder / PIPELINE) if (folder / PIPELINE).is_dir() else {}
-    added = [name for name in present if name not in before and "/" in name]  # no loader reads a file beside the index
-    return [name for name in before if present.get(name) != before[name]] + added
-
-
-def record_export(recipe: Recipe, identity: dict[str, str], step: int) -> None:
-    """Record which state the pipeline in a run's folder was exported from, and all its files, for `finished`."""
-    record = {
-        "fingerprint": run_key(identity),
-        "step": step,
-        "options": export_key(recipe),
-        "files": folder_contents(recipe.folder / PIPELINE),
-    }
-    write_json(recipe.folder / EXPORTED, record)
-
-
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def export_key(recipe: Recipe) -> str:
-    """A key of what an export depends on beside the run's fingerprint."""
-    return key(recipe.train.export, recipe.evaluation)
 
 
 @contextmanager

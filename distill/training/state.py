@@ -1,6 +1,7 @@
 """The state of a run that training changes: networks, the student's EMA, optimizers, and the step."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,12 @@ class TrainState:
         if saved is None:
             return False
         check(saved.meta)
+        seconds = saved.meta.get("seconds")
+        if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+            raise ValueError(
+                f"the checkpoint of step {saved.meta['step']} in {folder} must have its seconds of training, got "
+                f"{seconds!r}; remove it to continue from an earlier one"
+            )
         bad = nonfinite_tensor(saved.weights) or nonfinite_tensor(saved.ema)
         if bad is not None:
             raise ValueError(

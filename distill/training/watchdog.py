@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -52,6 +52,8 @@ class Watchdog(threading.Thread):
         super().__init__(daemon=True, name="watchdog")
         self.rank, self.heartbeat, self.timeout, self.start_timeout = rank, heartbeat, timeout, start_timeout
         self._finished = threading.Event()
+        self._exchanger = threading.Thread(target=self._exchange, daemon=True, name="heartbeat")
+        self._last = ""  # written to the own counter after the last exchange, if not empty
         self._keys = [f"fewstep/{Watchdog.runs}/{other}" for other in range(world_size)]
         self._values = [""] * world_size  # the newest counters that were read; "" before the first increment
         self._count = 0
@@ -63,11 +65,11 @@ class Watchdog(threading.Thread):
     def start(self) -> None:
         """Start to watch."""
         Watchdog.watching = True
+        self._exchanger.start()
         super().start()
 
     def run(self) -> None:
         """Compare heartbeats until `stop` is called."""
-        threading.Thread(target=self._exchange, daemon=True, name="heartbeat").start()
         previous = time.monotonic()
         last = [("", previous)] * len(self._keys)
         while not self._finished.wait(self.heartbeat):
@@ -97,6 +99,9 @@ class Watchdog(threading.Thread):
                 self._beat()
             except Exception:  # no store yet, or it has ended: the counters that were read no longer change
                 continue
+        if self._last and self._store is not None:
+            with suppress(Exception):  # the process of the store has already exited
+                self._store.set(self._keys[self.rank], self._last)
 
     def _beat(self) -> None:
         if self._store is None:
@@ -142,24 +147,17 @@ class Watchdog(threading.Thread):
         os._exit(1)
 
     def stop(self, finished: bool) -> None:
-        """Stop the thread.
+        """Stop both threads, and wait for them, but not for a store that does not respond.
+
+        A thread that returns from a call of the store while Python exits would abort the process.
 
         Args:
             finished: Whether this process is done. Otherwise the others stop when its heartbeats are missing.
         """
         Watchdog.watching = False
+        self._last = DONE if finished else ""
         self._finished.set()
-        if finished:
-            done = threading.Thread(target=self._set_done, daemon=True)
-            done.start()
-            done.join(timeout=self.heartbeat)  # the store may not respond
-
-    def _set_done(self) -> None:
-        try:
-            if self._store is not None:
-                self._store.set(self._keys[self.rank], DONE)
-        except Exception:  # the process of the store has already exited
-            return
+        self._exchanger.join(timeout=HEARTBEAT)
 
 
 @contextmanager

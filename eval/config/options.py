@@ -95,6 +95,8 @@ class Options:
             check_fields(self)
         except InvalidOption as error:
             raise InvalidOption(flag(error.key), error.problem) from error
+        if self.lpips is not None and self.lpips != "auto" and not callable(self.lpips):
+            raise ValueError(f'lpips must be a function, "auto" or None, got {self.lpips!r}')
         self.runs = list(self.runs)
         if not self.runs:
             raise ValueError("a comparison needs at least one run, got none")

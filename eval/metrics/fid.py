@@ -18,6 +18,8 @@ from eval.metrics.base import EVERY_MEDIUM, Figure, Metric
 from eval.metrics.context import MetricContext, Row
 from eval.metrics.intervals import interval, standard_error
 
+LARGEST = 1e100  # of the values of a mean or a covariance
+
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and covariance of a set of features.
@@ -42,7 +44,9 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finite(features: Tensor) -> Tensor:
-    """Features (N, D) in float64 on the CPU. Raises ValueError if some are NaN or infinite."""
+    """Features (N, D) in float64 on the CPU. Raises ValueError if some are complex, NaN or infinite."""
+    if features.is_complex():
+        raise ValueError(f"features must be real, got {features.dtype}")
     features = features.detach().cpu().double()
     bad = int((~features.isfinite()).any(dim=1).sum())
     if bad:
@@ -105,6 +109,8 @@ def check_statistics(mean: Tensor, covariance: Tensor, names: tuple[str, str] = 
             raise ValueError(f"{name} must be real, got {array.dtype}")
         if not bool(array.isfinite().all()):
             raise ValueError(f"{name} must be finite, got NaN or infinite values")
+        if float(array.abs().max()) > LARGEST:  # squares and products of such values would be infinite
+            raise ValueError(f"{name} must be at most {LARGEST:g} in size, got {float(array.abs().max()):g}")
     covariance = covariance.detach().cpu().double()
     largest = float(covariance.abs().max())
     apart = float((covariance - covariance.T).abs().max())

@@ -19,9 +19,11 @@ from teachers.support.checksums import SHA256, Damaged, digest
 from teachers.support.errors import reads
 from teachers.support.files import atomic_write
 from teachers.support.regular import check_regular
-from teachers.support.text import printable
+from teachers.support.text import one_line
 
 CLEAN_FID = "clean-fid:"
+ARRAYS = ("mu", "sigma", "features", "extractor", "size", SHA256)  # that `save` writes
+MOST_APART = 100.0  # times the expected squared distance of the mean of a random part of the samples
 
 __all__ = ["CLEAN_FID", "Reference", "check_dimensions", "reference", "save"]
 
@@ -102,7 +104,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
 
 def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
     try:
-        check_npz(path, ("mu", "sigma", "features", "extractor", "size", SHA256))
+        check_npz(path, ARRAYS)
         with np.load(path, allow_pickle=False) as arrays:
             _verify(arrays)
             mean, covariance = (_double(arrays[key], key) for key in ("mu", "sigma"))
@@ -110,7 +112,7 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
             made_with = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
             made_at = int(arrays["size"]) if "size" in arrays else 0  # 0: images were not resized
     except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged files
-        reason = printable(error) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise ValueError(f"{path} must be an .npz with the arrays mu and sigma ({reason})") from error
     if made_with != extractor.name:
         raise ValueError(
@@ -118,7 +120,10 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
         )
     if made_at not in (0, size):
         raise ValueError(f"{path} was made from images of {made_at} x {made_at} pixels; choose --size {made_at}")
-    return _checked(str(path), mean, covariance, features)
+    found = _checked(str(path), mean, covariance, features)
+    if features is not None:
+        _check_same_samples(str(path), features, mean, covariance)
+    return found
 
 
 def _double(array: Any, name: str) -> Tensor:
@@ -152,9 +157,23 @@ def _checked(source: str, mean: Tensor, covariance: Tensor, features: Tensor | N
     return Reference(mean, (covariance + covariance.T) / 2, features)
 
 
+def _check_same_samples(source: str, features: Tensor, mean: Tensor, covariance: Tensor) -> None:
+    """Raise ValueError if features cannot be samples of a mean and a covariance: their own mean is too far away."""
+    apart = float((features.double().mean(dim=0) - mean).square().sum())
+    expected = float(covariance.trace()) / len(features)  # of independent samples
+    if apart > MOST_APART * expected + 1e-6 * float(mean.square().sum()):
+        raise ValueError(
+            f"features in {source} must be those of mu and sigma, or a random part of them, got a mean at a "
+            f"distance of {apart**0.5:.3g} from mu, expected about {expected**0.5:.3g}; remove them, or write the "
+            "file again"
+        )
+
+
 def _verify(arrays: Any) -> None:
     """Raise Damaged if an .npz that `save` wrote has changed. Those of other programs have no checksum."""
     if SHA256 in arrays:
+        if unknown := sorted(set(arrays.files) - {*ARRAYS}):  # their sizes were not checked
+            raise Damaged(f"it has the array {one_line(unknown[0])}, which fewstep eval stats does not write")
         stored = {name: arrays[name] for name in arrays.files}
         if str(stored.pop(SHA256)) != digest(stored):
             raise Damaged("its checksum does not match: it has changed since it was written")

@@ -27,6 +27,7 @@ from teachers.support.text import read_text
 FIGURES, FEATURES, IMAGES = "figures.json", "features.safetensors", "images.png"
 SAMPLES = "samples.safetensors"  # of clips, in 8 bits, and sounds, in 16 bits, instead of images.png
 LARGEST = {torch.uint8: 255, torch.int16: 32767}  # the integer of 1.0
+IMAGE_TOO_LARGE = Image.DecompressionBombError
 SCORES = "scores/"  # prefix of the tensors of scores; the rest is the metric's key
 
 
@@ -66,9 +67,22 @@ def load(cache: Path, name: str) -> Result | None:
         stored = load_file(folder / FEATURES)
         images = _load_samples(folder, figures["images"])
         features, mean, covariance = (stored[name] for name in ("features", "mean", "covariance"))
+        width = features.shape[1]
+        if mean.shape != (width,) or covariance.shape != (width, width) or not features.is_floating_point():
+            raise ValueError("features, mean and covariance must fit together")
         scores = {name.removeprefix(SCORES): value for name, value in stored.items() if name.startswith(SCORES)}
         return Result(figures, features, mean, covariance, images, scores)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        IndexError,
+        ArithmeticError,
+        SafetensorError,
+        IMAGE_TOO_LARGE,
+    ):
         return None  # a damaged row is measured again
 
 

@@ -1,6 +1,5 @@
 """The identity of a teacher, for keys of cached values: the contents of what loading it reads, and its settings."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from teachers.loading.source import INDEX, configuration, download, loading_errors
 from teachers.support.canonical import plain_attributes
+from teachers.support.json_files import read_json
 from teachers.support.keys import code, file_content, folder_contents, key
-from teachers.support.text import read_text
 
 Contents = Mapping[str, str]
 ALL = ("",)  # how the names of all components begin
@@ -122,7 +121,7 @@ def without_weights(contents: Contents, components: tuple[str, ...]) -> dict[str
 def _components(index: Path) -> list[str] | None:
     """The components of a pipeline that have a folder, or None if there is no readable index."""
     try:
-        stored = json.loads(read_text(index))
+        stored = read_json(index, constants=True)
         return [
             name for name, value in stored.items() if isinstance(value, list) and any(value) and name.isidentifier()
         ]

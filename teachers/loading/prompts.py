@@ -83,7 +83,7 @@ def column_values(source: str, rows: Iterable[Mapping[str, Any]], column: str | 
         column = column or choose_column(source, row)
         found = cell(row, column)
         if found is MISSING:
-            raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(map(str, row))}")
+            raise ValueError(f"{source} has no column {column!r}; its columns are {', '.join(map(printable, row))}")
         text = check_text(found, f"{source}, the value {str(found)[:40]!r}")
         if text is not None:
             yield text
@@ -142,7 +142,7 @@ def choose_column(source: str, columns: Iterable[str]) -> str:
             return name
     raise ValueError(
         f"{source} has no column called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; its columns are "
-        f"{', '.join(map(str, known))}: rename the column of captions, or select it with data.column=..."
+        f"{', '.join(map(printable, known))}: rename the column of captions, or select it with data.column=..."
     )
 
 

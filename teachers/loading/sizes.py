@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
 
 from teachers.support.json_files import read_json
 from teachers.support.limits import MODULES, PARAMETERS, SIDE, TABLE_BYTES
-from teachers.support.text import printable
+from teachers.support.text import one_line, printable
 
 INDEX = "model_index.json"
 TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # and indexes of sharded weights
@@ -124,11 +124,12 @@ def build(kind: Any, source: str, name: str) -> nn.Module:
 
 
 @contextmanager
-def bounded(source: Path) -> Iterator[None]:
+def bounded(source: Path, problem: str = "a configuration that its class cannot be built from") -> Iterator[None]:
     """A context in which modules are built within the limits.
 
     Args:
         source: The component, for error messages.
+        problem: What the component has if its class raises an error.
 
     Raises:
         ValueError: If they have more parameters or modules, or the classes raise an error.
@@ -156,10 +157,8 @@ def bounded(source: Path) -> Iterator[None]:
     except UnusableConfiguration:
         raise
     except Exception as error:  # constructors raise many types for values that do not fit together
-        reason = printable(" ".join(str(error).split()))[:300] or type(error).__name__
-        raise UnusableConfiguration(
-            f"{source} has a configuration that its class cannot be built from: {reason}"
-        ) from error
+        reason = one_line(str(error)) or type(error).__name__
+        raise UnusableConfiguration(f"{source} has {problem}: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()

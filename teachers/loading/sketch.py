@@ -80,7 +80,8 @@ def add_text_encoders(teacher: Teacher, source: str) -> None:
         if isinstance(value, list) and value[0] == "transformers" and name.startswith(TEXT_COMPONENTS):
             kind: Any = installed_class(value)
             if name.startswith("tokenizer"):
-                parts[name] = kind.from_pretrained(source, subfolder=name, trust_remote_code=False)
+                with bounded(Path(source) / name, "files that its tokenizer cannot be read from"):
+                    parts[name] = kind.from_pretrained(source, subfolder=name, trust_remote_code=False)
                 continue
             with bounded(Path(source) / name):
                 parts[name] = build(kind, source, name).requires_grad_(False).eval()

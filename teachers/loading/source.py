@@ -7,7 +7,6 @@ is no such folder, diffusers fetches the usual configuration from the Hub.
 """
 
 import inspect
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +22,10 @@ from torch import nn
 from teachers.loading.components import absent_components, check_components
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
+from teachers.loading.notices import without_notices
 from teachers.loading.sizes import check_configs, check_sizes
 from teachers.loading.trust import check_pipeline_files
-from teachers.loading.weights import INDEX, check_finite, load_networks, network_classes
+from teachers.loading.weights import INDEX, LOADING, check_finite, load_networks, network_classes
 from teachers.support.errors import is_foreign, reason
 from teachers.support.regular import check_regular, check_special
 
@@ -233,23 +233,8 @@ def from_folder(
     check_sizes(folder, {name: kind for name, kind in network_classes(folder, owners).items() if name not in parts})
     networks = load_networks(folder, parts, options["dtype"], pickles, owners)
     safe = None if pickles else True
-    with without_notices():
+    with without_notices(), LOADING:
         return kind.from_pretrained(str(folder), use_safetensors=safe, trust_remote_code=False, **(options | networks))
-
-
-@contextmanager
-def without_notices() -> Iterator[None]:
-    """A context without diffusers' warning about networks of a pipeline's own module, such as Stable Audio's."""
-    log = logging.getLogger("diffusers.pipelines.pipeline_loading_utils")
-    log.addFilter(_is_no_notice)
-    try:
-        yield
-    finally:
-        log.removeFilter(_is_no_notice)
-
-
-def _is_no_notice(record: logging.LogRecord) -> bool:
-    return "You have passed a non-standard module" not in record.getMessage()
 
 
 def _single_file(kind: Any, path: str, name: str | None, options: dict[str, Any]) -> Any:

@@ -140,6 +140,8 @@ def _step(source: str, problem: str) -> Iterator[None]:
     """A context that turns errors of networks into one sentence. What the meta device cannot compute passes."""
     try:
         yield
+    except UnusableConfiguration:
+        raise
     except NotImplementedError:
         return
     except Exception as error:  # networks raise many types for shapes that do not fit

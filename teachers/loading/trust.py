@@ -16,6 +16,8 @@ import diffusers
 import transformers
 
 from teachers.loading.components import is_component
+from teachers.support.json_files import read_json
+from teachers.support.limits import CONFIG_BYTES, TABLE_BYTES
 
 # Keys by which a configuration names code of its repository.
 CODE = ("auto_map", "custom_pipeline", "custom_pipelines", "custom_generate", "_module")
@@ -107,11 +109,11 @@ def check_weight_index(file: Path) -> None:
     Raises:
         ValueError: With the name that leads elsewhere.
     """
-    shards = _values(file).get("weight_map", {})
+    shards = _values(file).get("weight_map")
     ending = ".safetensors" if ".safetensors." in file.name else ""
     for shard in shards.values() if isinstance(shards, dict) else [shards]:
         plain = isinstance(shard, str) and os.path.basename(shard) == shard and "\\" not in shard and shard[:1] != "."
-        if not plain or not shard.endswith(ending):
+        if not plain or not str(shard).endswith(ending):
             raise ValueError(
                 f"{file} must list {ending.removeprefix('.') or 'weight'} files in its own folder, got {shard!r}"
             )
@@ -177,9 +179,6 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _values(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if it is not readable, which the libraries report."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    """The JSON object in a file; empty if it holds another value."""
+    values = read_json(file, TABLE_BYTES if ".index." in file.name else CONFIG_BYTES, constants=True)
     return values if isinstance(values, dict) else {}

@@ -9,6 +9,7 @@ import logging
 import math
 import pickle
 import re
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ from teachers.support.limits import TABLE_BYTES
 
 logger = logging.getLogger(__name__)
 INDEX = "model_index.json"
+# transformers replaces functions of its classes while it loads a model. If two threads do so at once, the replacements
+# stay, and later models have no tied weights.
+LOADING = threading.RLock()
 # Names of weights: diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, and an older order.
 WEIGHTS = re.compile(
     r"^(?:diffusion_pytorch_model|model|pytorch_model)"
@@ -165,9 +169,10 @@ def load_network(
     )
     options |= {"variant": variant, "use_safetensors": safetensors, "device_map": device}
     try:
-        network, info = kind.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options
-        )
+        with LOADING:
+            network, info = kind.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options
+            )
     except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
         first = " ".join(str(error).split()).split(". ")[0]
         raise ValueError(f"the weights in {folder} are not those of a {kind.__name__}: {first}") from error

@@ -1,7 +1,10 @@
 """Messages about files of clips and sounds that cannot be read."""
 
+import io
 from pathlib import Path
+from typing import BinaryIO
 
+from teachers.support.regular import NotRegular, open_regular
 from teachers.support.text import printable
 
 START = 100  # bytes
@@ -11,11 +14,14 @@ class Refused(ValueError):
     """A file that is readable and cannot be used; the message follows its name."""
 
 
+def opened(source: Path | bytes) -> BinaryIO:
+    """A stream of a regular file or of its contents. Decoders receive no names, which could be addresses."""
+    return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
+
+
 def start_of(source: Path | bytes) -> bytes:
     """The first bytes of a file or of its contents."""
-    if isinstance(source, bytes):
-        return source[:START]
-    with source.open("rb") as stream:
+    with opened(source) as stream:
         return stream.read(START)
 
 
@@ -30,6 +36,8 @@ def problem(error: Exception, source: Path | bytes, kind: str) -> str:
     if isinstance(error, Refused):
         return str(error)
     reason = printable(" ".join(_text(error).split())) or type(error).__name__
+    if isinstance(error, NotRegular):
+        return f"cannot be read as {kind}: {printable(error)}"
     if not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         reason = _content_problem(start_of(source)) or reason
     return f"cannot be read as {kind} ({reason}); remove or replace it"

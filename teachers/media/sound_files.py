@@ -14,10 +14,8 @@
 Only the part that is used is decoded.
 """
 
-import io
 import wave
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teachers.media.file_problems import Refused, problem
+from teachers.media.file_problems import Refused, opened, problem
 from teachers.media.resampling import CONTEXT, resample
 from teachers.media.wav import check_format, read_wav
 from teachers.support.text import printable
@@ -103,7 +101,7 @@ def _prepare(
 
 def _decode(source: Path | bytes, most: float) -> Decoded:
     """The first `most` seconds of a file, by the first decoder that knows its format."""
-    with _opened(source) as stream:
+    with opened(source) as stream:
         try:
             return read_wav(stream, most)
         except (wave.Error, EOFError):
@@ -115,7 +113,7 @@ def _decode(source: Path | bytes, most: float) -> Decoded:
         except ImportError:
             missing.append(package)
             continue
-        with _opened(source) as stream:
+        with opened(source) as stream:
             try:
                 return decode(library, stream, most)
             except UnknownFormat as error:
@@ -130,13 +128,6 @@ def _decode(source: Path | bytes, most: float) -> Decoded:
 
 class UnknownFormat(Exception):
     """The decoder does not know the format."""
-
-
-@contextmanager
-def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
-    """The file. Decoders receive no names, which could be addresses or other protocols."""
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
-        yield stream
 
 
 def _by_soundfile(soundfile: Any, stream: BinaryIO, most: float) -> Decoded:

@@ -1,6 +1,5 @@
 """Decode the frames of clips: animated WebP and GIF by Pillow, other formats by the package av."""
 
-import io
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from teachers.media.file_problems import Refused, start_of
+from teachers.media.file_problems import Refused, opened, start_of
 from teachers.media.video_writing import import_av
 
 # FFmpeg's containers that hold the media themselves. Playlists, such as HLS, would open other files and addresses.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 MAX_PIXELS = 2**26  # of one frame
+MAX_DECODED = 2**33  # pixels of all frames that are decoded of one file: a small file can hold many large ones
 SHORTEST_GIF_DELAY, DEFAULT_DELAY = 10, 100  # ms; browsers show frames with shorter delays for 100 ms
 HDR_TRANSFERS = (16, 18)  # SMPTE ST 2084 (PQ) and ARIB STD-B67 (HLG), as ITU-T H.273 numbers them
 
@@ -52,15 +52,21 @@ def open_clip(source: Path | bytes) -> Iterator[Iterator[Shown]]:
         yield shown
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, frames: int = 1) -> None:
+    """Raise Refused if a frame of this size is too large, or this number of frames together."""
     if width * height > MAX_PIXELS:
         raise Refused(f"is {width} x {height} pixels; a clip must have at most {MAX_PIXELS:,} pixels per frame")
+    if width * height * frames > MAX_DECODED:
+        raise Refused(
+            f"has {frames:,} frames of {width} x {height} pixels before the end of a sample; they must have at most "
+            f"{MAX_DECODED:,} pixels together"
+        )
 
 
 @contextmanager
 def _open_animation(source: Path | bytes) -> Iterator[Iterator[Shown]]:
     known = [name for name in ("GIF", "WEBP") if name in Image.OPEN or not Image.init()]
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known) as image:
+    with opened(source) as stream, Image.open(stream, formats=known) as image:
         check_size(*image.size)
         yield _animation_frames(image)
 
@@ -72,6 +78,7 @@ def _animation_frames(image: Image.Image) -> Iterator[Shown]:
             image.seek(index)
         except EOFError:
             return
+        check_size(*image.size, frames=index + 1)
         image.load()  # WebP's duration is known only now
         delay = float(image.info.get("duration") or 0)
         if delay <= (SHORTEST_GIF_DELAY if image.format == "GIF" else 0):
@@ -91,8 +98,7 @@ def _open_video(source: Path | bytes) -> Iterator[Iterator[Shown]]:
     except ValueError as error:
         raise Refused(f"cannot be read: {error}") from error
     av.logging.set_level(av.logging.PANIC)
-    # FFmpeg reads from an open file: a name could be an address or one of its protocols.
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+    with opened(source) as stream:
         container = av.open(stream, options={"format_whitelist": CONTAINERS}, metadata_errors="replace")
         with closing(container):
             tracks = [t for t in container.streams.video if not _is_cover(t)]
@@ -112,6 +118,7 @@ def _video_frames(container: Any, track: Any) -> Iterator[Shown]:
     aspect = track.sample_aspect_ratio or track.codec_context.sample_aspect_ratio
     rate = float(track.average_rate or 0)
     for number, frame in enumerate(container.decode(track)):
+        check_size(frame.width, frame.height, frames=number + 1)
         if frame.is_corrupt:
             raise Refused(f"has a damaged frame (number {number + 1}); remove or replace it")
         if int(frame.color_trc or 0) in HDR_TRANSFERS:
@@ -127,7 +134,6 @@ def _frame_pixels(frame: Any, aspect: Any) -> Tensor:
     """A frame (3, H, W) as players show it."""
     from torchvision.transforms.v2 import functional as V  # torchvision is slow to import
 
-    check_size(frame.width, frame.height)
     if any(component.is_alpha for component in frame.format.components):
         layer = Image.fromarray(frame.to_ndarray(format="rgba"))
         array = np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))

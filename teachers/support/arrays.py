@@ -17,12 +17,16 @@ def check_npz(file: Path, names: Collection[str]) -> None:
         names: The arrays that are read; others are not checked.
 
     Raises:
-        ValueError: If it is not an archive of arrays, its arrays are larger than `ARRAY_BYTES` together, or an array
-            has a shape that does not fit the size of its data. The message follows the file's name.
+        ValueError: If it is not an archive of arrays, has one of them twice, its arrays are larger than `ARRAY_BYTES`
+            together, or an array has a shape that does not fit the size of its data. The message follows the file's
+            name.
     """
     most = ARRAY_BYTES.value
     with zipfile.ZipFile(file) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.removesuffix(".npy") in names]
+        stored = [entry.filename.removesuffix(".npy") for entry in entries]
+        if repeated := next((name for name in stored if stored.count(name) > 1), None):
+            raise ValueError(f"it must have one array {repeated}, got {stored.count(repeated)}")
         total = sum(entry.file_size for entry in entries)
         if total > most:
             raise ValueError(f"its arrays must have at most {most:,} bytes, got {total:,}; {ARRAY_BYTES.advice}")

@@ -18,9 +18,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from teachers.support.quiet import one_line, short_messages
 from teachers.support.terminal import clean_output
-from teachers.support.text import printable
+from teachers.support.text import LONGEST_LINE, one_line, printable
 
 Source = TypeVar("Source")
 Result = TypeVar("Result")
@@ -31,7 +30,6 @@ DEBUG = (
 )
 PACKAGES = ("teachers", "eval", "distill")  # whose `raise ValueError` is a sentence for the user
 LONGEST = 2000  # characters of an error message
-LONGEST_REASON = 300  # characters of a library's message in it
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -111,7 +109,7 @@ def is_connection(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """An exception of a library as a short phrase on one line."""
-    text = one_line(str(error), LONGEST_REASON)
+    text = one_line(str(error), LONGEST_LINE)
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, KeyError):
@@ -135,7 +133,7 @@ def run_cli(command: Callable[[], Any]) -> int:
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with short_messages(not is_debugging()), clean_output():
+        with clean_output(short=not is_debugging()):
             result = command()
         return result if isinstance(result, int) else 0
     except KeyboardInterrupt:
@@ -170,7 +168,7 @@ def _outcome(error: Exception) -> tuple[int, str]:
             f"error: the connection between the processes of this run failed ({reason(error)}); "
             "run the same command again to continue from the last checkpoint"
         )
-    last, text = traceback.extract_tb(error.__traceback__)[-1:], one_line(str(error), LONGEST_REASON)
+    last, text = traceback.extract_tb(error.__traceback__)[-1:], one_line(str(error), LONGEST_LINE)
     where = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last else ""
     return EXIT_UNEXPECTED, (
         f"unexpected error: {type(error).__name__}: {text}{where}; please report it, run again with --debug "

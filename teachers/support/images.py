@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 
 from teachers.support.limits import IMAGE_PIXELS
 from teachers.support.regular import check_regular, open_regular, read_bytes
-from teachers.support.text import printable
+from teachers.support.text import one_line, printable
 
 # Formats that Pillow decodes itself. Others run programs (EPS) or are no photographs.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -230,7 +230,7 @@ def _problem(error: Exception, source: Path | bytes) -> str:
             f"has more than {IMAGE_PIXELS.value:,} pixels, the most that are read from one image; make it smaller, or "
             f"{IMAGE_PIXELS.advice}"
         )
-    reason = printable(error) or type(error).__name__
+    reason = one_line(str(error)) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "it has no known image format"
         start = source[:100] if isinstance(source, bytes) else _start(source)

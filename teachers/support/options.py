@@ -1,7 +1,8 @@
 """Dataclasses that check themselves: documented, typed, bounded options, from Python or from YAML values.
 
 Everything that limits one option stands in its field: `option(0.25, "Weight of the loss.", at_least=0)`. Numbers must
-be finite and strings not empty without saying so. `Checked.check` tests how options depend on each other.
+be finite and must not become zero in single precision, and strings must not be empty, without saying so.
+`Checked.check` tests how options depend on each other.
 
 Supported annotations: other dataclasses, numbers, `str`, `bool`, `Path`, `Literal`, `X | None`, `dict`, `tuple`,
 `list`, `Sequence` and `Any`.
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from teachers.support.errors import suggest
 
 LARGEST_INT = 2**62
+LEAST = 2.0**-149  # smaller numbers are zero in single precision
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 _BOUNDS: Mapping[str, tuple[Any, str]] = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
@@ -117,8 +119,8 @@ def check_value(cls: type[Any], name: str, value: Any, shown: str | None = None)
 def _checked(field: dataclasses.Field[Any], kind: Any, value: Any, path: str) -> Any:
     value = convert(kind, value, path)
     for leaf in _leaves(value):
-        if isinstance(leaf, str) and (not leaf.strip() or "\0" in leaf):
-            raise InvalidOption(path, f"must be a text that is not empty, got {leaf!r}")
+        if isinstance(leaf, str | Path) and (not str(leaf).strip() or "\0" in str(leaf)):
+            raise InvalidOption(path, f"must be a text that is not empty, got {str(leaf)!r}")
         if isinstance(leaf, int | float) and not isinstance(leaf, bool):
             _check_bounds(field, leaf, value, path)
     order = field.metadata.get("order")
@@ -154,6 +156,8 @@ def _check_bounds(field: dataclasses.Field[Any], number: float, value: Any, path
             raise InvalidOption(path, f"must be {_words(name, bound)} in single precision, got {shown}")
     if math.isinf(single):
         raise InvalidOption(path, f"must be finite in single precision, got {shown}")
+    if number and not single:
+        raise InvalidOption(path, f"must be 0 or at least {LEAST:.2g} in size, got {shown}")
 
 
 def _words(name: str, bound: float) -> str:
@@ -190,18 +194,18 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
     for key in values:
         if key not in fields:
             raise ValueError(
-                f"unknown key {_join(path, key)!r}{suggest(str(key), fields)}; the keys here are {', '.join(fields)}"
+                f"unknown key {join_key(path, key)!r}{suggest(str(key), fields)}; the keys here are {', '.join(fields)}"
             )
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ValueError(f"the key {_join(path, name)!r} is missing")
-    converted = {key: convert(hints[key], value, _join(path, key)) for key, value in values.items()}
+            raise ValueError(f"the key {join_key(path, name)!r} is missing")
+    converted = {key: convert(hints[key], value, join_key(path, key)) for key, value in values.items()}
     try:
         made = cls(**converted)
         if not isinstance(made, Checked):
             check_fields(made)
     except InvalidOption as error:
-        raise InvalidOption(_join(path, error.key), error.problem) from error
+        raise InvalidOption(join_key(path, error.key), error.problem) from error
     return made
 
 
@@ -229,7 +233,7 @@ def convert(kind: Any, value: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise InvalidOption(path, f"must be a group of keys, got {value!r}")
-        return {str(key): convert(arguments[1], item, _join(path, key)) for key, item in value.items()}
+        return {str(key): convert(arguments[1], item, join_key(path, key)) for key, item in value.items()}
     if origin is tuple:
         if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
             length = "" if arguments[-1] is ... else f" of {len(arguments)} values"
@@ -261,50 +265,6 @@ def _convert_other(kind: Any, value: Any, path: str) -> Any:
     return value
 
 
-@dataclasses.dataclass(frozen=True)
-class KeyDoc:
-    """One documented key: dotted name, type, default and help, all as text."""
-
-    key: str
-    kind: str
-    default: str
-    help: str
-
-
-def document(cls: type[Any], prefix: str = "") -> list[KeyDoc]:
-    """The documentation of every key of the dataclass `cls`, groups flattened to dotted keys, in order."""
-    hints, out = typing.get_type_hints(cls), []
-    for field in dataclasses.fields(cls):
-        kind, key = hints[field.name], _join(prefix, field.name)
-        arguments = typing.get_args(kind)
-        if dataclasses.is_dataclass(kind):
-            out += document(typing.cast(type, kind), key)
-        elif typing.get_origin(kind) is dict and dataclasses.is_dataclass(arguments[1]):
-            out += document(typing.cast(type, arguments[1]), f"{key}.NAME")
-        else:
-            out.append(KeyDoc(key, _kind_text(kind), _default_text(field), field.metadata.get("help", "")))
-    return out
-
-
-def _kind_text(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (types.UnionType, typing.Union):
-        return " | ".join("null" if a is type(None) else _kind_text(a) for a in arguments)
-    if origin is tuple:
-        return f"list of {_kind_text(arguments[0])}"
-    return {Any: "any", bool: "true | false", int: "int", float: "float", str: "string"}.get(kind, "group of keys")
-
-
-def _default_text(field: dataclasses.Field[Any]) -> str:
-    if field.default is dataclasses.MISSING:
-        return "{}" if field.default_factory is not dataclasses.MISSING else "required"
-    value = field.default
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def _join(path: str, key: object) -> str:
+def join_key(path: str, key: object) -> str:
+    """The dotted name of a key in the group `path`, "" at the top level."""
     return f"{path}.{key}" if path else str(key)

@@ -60,10 +60,17 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a regular file; see `open_regular`."""
+def read_bytes(path: Path, most: int = -1) -> bytes:
+    """The content of a regular file, or its first `most` bytes; see `open_regular`.
+
+    Raises:
+        OSError: If it cannot be opened or read, with its name.
+    """
     with open_regular(path) as file:
-        return file.read() or b""  # None: a file of the kernel that has nothing to read now
+        try:
+            return file.read(most) or b""  # None: a file of the kernel that has nothing to read now
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def append_line(path: Path, line: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
-from teachers.support.text import printable
+from teachers.support.text import one_line, printable
 
 # What progress bars write, and nothing of others: return, cursor up by lines, the rest of the line deleted, colours.
 BARS = re.compile(r"(\r|\x1b\[\d{0,3}A|\x1b\[K|\x1b\[[\d;]{0,20}m)")
@@ -43,18 +43,25 @@ class CleanStream:
 
 
 @contextmanager
-def clean_output() -> Iterator[None]:
-    """Clean what the block prints, warns and logs, also through other libraries."""
+def clean_output(short: bool = True) -> Iterator[None]:
+    """Clean what the block prints, warns and logs, also through other libraries.
+
+    Args:
+        short: Whether a warning or log message is one short line, without source lines and tracebacks: those about a
+            foreign file can quote all of it.
+    """
     write_warning, make_record = warnings.formatwarning, logging.getLogRecordFactory()
 
     def warning_text(message: Warning | str, *arguments: Any, **options: Any) -> str:
+        if short:
+            return f"warning: {one_line(str(message))}\n"
         text: Any = printable(message, lines=True)
         return write_warning(text, *arguments, **options)
 
     def record(*arguments: Any, **options: Any) -> logging.LogRecord:
         made = make_record(*arguments, **options)
         with suppress(Exception):  # a wrong format: logging reports it
-            made.msg, made.args = printable(made.getMessage(), lines=True), ()
+            made.msg, made.args = _short(made) if short else printable(made.getMessage(), lines=True), ()
         return made
 
     warnings.formatwarning = warning_text
@@ -66,6 +73,13 @@ def clean_output() -> Iterator[None]:
     finally:
         warnings.formatwarning = write_warning
         logging.setLogRecordFactory(make_record)
+
+
+def _short(record: logging.LogRecord) -> str:
+    """A record's message as one short line, with its exception instead of the traceback."""
+    text, error = record.getMessage(), record.exc_info[1] if record.exc_info else None
+    record.exc_info = record.stack_info = None
+    return one_line(text if error is None else f"{text} ({type(error).__name__}: {error})")
 
 
 def _clean(stream: Any, bars: bool) -> Any:

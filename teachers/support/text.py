@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from teachers.support.limits import TEXT_BYTES, Limit
-from teachers.support.regular import open_regular
+from teachers.support.regular import read_bytes
 
 JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within emoji
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}  # of Windows
 LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
+LONGEST_LINE = 300  # characters of a library's message on one line
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32 files start with them too, or with zero bytes
 
 
@@ -31,8 +32,7 @@ def read_text(file: Path, limit: Limit = TEXT_BYTES) -> str:
         OSError: If it cannot be opened, or is not a regular file.
     """
     most = limit.value
-    with open_regular(file) as stream:
-        content = stream.read(most + 1) or b""  # None: a file of the kernel that has nothing to read now
+    content = read_bytes(file, most + 1)
     if len(content) > most:
         raise ValueError(f"{printable(file)} must have at most {most:,} bytes, but has more; {limit.advice}")
     if content.startswith(UTF_16_MARKS) or b"\0" in content:
@@ -75,6 +75,19 @@ def printable(value: object, lines: bool = False) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if _is_safe(c, lines) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shorten(text: str, longest: int) -> str:
+    """`text` with at most about `longest` characters: beginning and end, with "..." between them."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 3 // 4]} ... {text[-longest // 4 :]}"
+
+
+def one_line(text: str, longest: int = LONGEST_LINE) -> str:
+    """`text` as one line of at most about `longest` characters, without control characters."""
+    lines = split_lines(shorten(text, 4 * longest))  # escaping all of a huge text would take minutes
+    return shorten(" ".join(printable(line.strip()) for line in lines if line.strip()), longest)
 
 
 def cleaned(value: Any) -> Any:

@@ -22,6 +22,7 @@ from eval.metrics.fid import frechet_distance, frechet_from_statistics, statisti
 from eval.pipelines import cache
 from eval.pipelines.generate import arguments, load_pipeline
 from teachers.media import ANY_IMAGE
+from teachers.support.checksums import read_json
 from tests.commands import eval_main as main
 
 KEYS = {
@@ -81,7 +82,7 @@ def test_rows_figures_and_files_of_a_comparison(make_run, pocket_weights, tmp_pa
     assert sum(row["best"] for row in rows) >= 1
     assert rows[0]["training"] is None
     assert rows[5]["training"]["steps"] == 600
-    stored = json.loads((tmp_path / "out/report.json").read_text())
+    stored = read_json(tmp_path / "out/report.json")
     assert stored == json.loads(json.dumps(report))
     with Image.open(tmp_path / "out/grid.png") as grid:
         assert grid.width > 8 * 96

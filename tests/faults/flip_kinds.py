@@ -14,12 +14,11 @@ from safetensors.torch import save_file
 from distill.config.saved import load_saved, save
 from distill.data.encoding import read_index, write_index
 from distill.exporting.hub import find_report
+from distill.training.export_record import is_exported, record_export
 from distill.training.run_folder import (
     JsonlLog,
     check_same_run,
     fingerprint,
-    is_exported,
-    record_export,
     run_key,
 )
 from distill.training.setup import plan_data
@@ -98,7 +97,7 @@ def write_pipeline(folder: Path, number: int) -> None:
         "cost": {"steps": 600, "seconds": 210.5, "samples": 38400, "device": "cpu"},
     }
     write_record(pipeline, record)
-    record_export(recipe_of(folder / "run"), identity(number), 4)
+    record_export(recipe_of(folder / "run"), run_key(identity(number)), 4)
     for name in ("history.jsonl", "log.jsonl"):
         log = JsonlLog(folder / "run" / name, 0, run_key(identity(number)))
         for step in range(20):
@@ -119,8 +118,7 @@ def read_pipeline(folder: Path, number: int) -> Any:
 
 def read_exported(folder: Path, number: int) -> Any:
     """Whether `fewstep train` calls the run finished; otherwise it exports again."""
-    meta = {"fingerprint": identity(number), "step": 4}
-    return True if is_exported(folder / "run", meta) else None
+    return True if is_exported(folder / "run", run_key(identity(number)), 4) else None
 
 
 def read_curves(folder: Path, number: int) -> Any:

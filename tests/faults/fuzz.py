@@ -9,7 +9,7 @@ the cases ended. Exit code 1 if there was a problem:
 
     traceback   a traceback was printed
     unexpected  the command called its end a bug
-    hang        it took longer than 20 seconds
+    hang        it computed for more than 20 seconds, or took more than 60, as on a machine that does other work too
     crash       the process was killed by a signal
     outside     a file outside of the folders that the command may write was changed
     code        injected code ran
@@ -18,6 +18,7 @@ the cases ended. Exit code 1 if there was a problem:
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -35,6 +36,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -43,10 +45,11 @@ from teachers.describe import describe
 from tests.faults import fuzz_inputs
 from tests.faults.mutations import damage
 
-LIMIT = 20  # seconds of one case
+LIMIT, WAIT = 20, 3  # processor seconds of one case; times as many in all, because the machine may be busy
 HANG, MEMORY, FILE_SIZE = 97, 6 * 2**30, 2**28
 HUGE = 2**26  # bytes of a file that takes long to read
 MAX_LINES, MAX_CHARACTERS = 30, 10_000
+CHOICES = {"models": 1, "runs": 2, "data": 3, "references": 2}  # of the inputs of a command, that are tried undamaged
 ALLOWED = ("out", "tmp")  # folders of a case that every command may write
 
 
@@ -109,14 +112,10 @@ def run_case(
     Without `pipes` the result is None for a case with a named pipe or a huge file, which is not run.
     """
     rng = random.Random(f"{kind}/{seed}/{index}")
-    case = work / "case"
-    shutil.rmtree(case, ignore_errors=True)
     base = work / "inputs" / kind
     if kind == "models":
         base = rng.choice(sorted(path for path in base.iterdir() if path.is_dir()))
-    shutil.copytree(base, case / "in", symlinks=True)
-    for name in (*ALLOWED, "home/.cache", "cwd"):
-        (case / name).mkdir(parents=True)
+    case = _make_case(work, base)
     done = damage(rng, case / "in", case / "canary")
     if not pipes and any(path.is_fifo() or path.lstat().st_size > HUGE for path in (case / "in").rglob("*")):
         return None
@@ -129,15 +128,55 @@ def run_case(
     before, start = snapshot(case, writable), time.monotonic()
     status = fork(case, lambda: command(fuzz_inputs.Case(case, teacher(work), rng)))
     seconds = time.monotonic() - start
-    text = "".join((case / "tmp" / stream).read_text(errors="replace") for stream in ("stdout", "stderr"))
+    text = _output(case)
     problem = judge(status, name, text, (case / "canary").exists(), before, snapshot(case, writable))
     record: dict[str, object] = {"index": index, "command": name, "base": base.name, "changes": done, "status": status}
     record["seconds"] = round(seconds, 2)
+    record["message"] = next(iter(re.findall(r"^(?:unexpected )?error: .*", text, re.MULTILINE)), "")[:300]
     if problem:
         record |= {"problem": problem, "output": text[-3000:]}
     if not keep:
         shutil.rmtree(case, ignore_errors=True)
     return record
+
+
+class _Nth(random.Random):
+    """Always the choice with the same number, so that all choices of a command can be tried."""
+
+    number = 0
+
+    def choice(self, seq: Any) -> Any:
+        return seq[self.number % len(seq)]
+
+
+def check_undamaged(kind: str, work: Path) -> None:
+    """Check that every command of a kind succeeds with its undamaged inputs: damage would test nothing otherwise.
+
+    Raises:
+        RuntimeError: With the command and its output.
+    """
+    base = work / "inputs" / kind
+    for number, command in itertools.product(range(CHOICES[kind]), fuzz_inputs.COMMANDS[kind]):
+        for inputs in sorted(path for path in base.iterdir() if path.is_dir()) if kind == "models" else [base]:
+            case = _make_case(work, inputs)
+            rng = _Nth()
+            rng.number = number
+            status = fork(case, lambda: command(fuzz_inputs.Case(case, teacher(work), rng)))  # noqa: B023
+            if status != 0:
+                raise RuntimeError(f"{command.__name__} of {inputs.name} ends with {status}: {_output(case)[-2000:]}")
+
+
+def _make_case(work: Path, inputs: Path) -> Path:
+    case = work / "case"
+    shutil.rmtree(case, ignore_errors=True)
+    shutil.copytree(inputs, case / "in", symlinks=True)
+    for name in (*ALLOWED, "home/.cache", "cwd"):
+        (case / name).mkdir(parents=True)
+    return case
+
+
+def _output(case: Path) -> str:
+    return "".join((case / "tmp" / stream).read_text(errors="replace") for stream in ("stdout", "stderr"))
 
 
 def judge(
@@ -180,7 +219,7 @@ def fork(case: Path, command: Callable[[], int]) -> int:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-    deadline = time.monotonic() + LIMIT + 10  # a hang inside of a library does not see the alarm
+    deadline = time.monotonic() + WAIT * LIMIT + 10  # a hang inside of a library does not see the alarm
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -210,8 +249,12 @@ def _limit(case: Path) -> None:
     def end(*_: object) -> None:
         os._exit(HANG)
 
-    signal.signal(signal.SIGALRM, end)
-    signal.alarm(LIMIT)
+    for number, timer, seconds in (
+        (signal.SIGALRM, signal.ITIMER_REAL, WAIT * LIMIT),
+        (signal.SIGPROF, signal.ITIMER_PROF, LIMIT),
+    ):
+        signal.signal(number, end)
+        signal.setitimer(timer, seconds)
 
 
 def _data_bytes() -> int:
@@ -247,6 +290,10 @@ def fuzz(
     torch.set_num_threads(1)
     make_inputs(work)
     import_everything(work)
+    passed = work / f"undamaged-{kind}"
+    if not passed.is_file():
+        check_undamaged(kind, work)
+        passed.touch()
     results = work / f"{kind}-{seed}.jsonl"
     records, start = done_before(results), time.monotonic()
     for index in indices:

@@ -21,14 +21,18 @@ from eval.__main__ import evaluate
 from eval.compare import compare
 from eval.config.options import Timing
 from eval.demo import serve_runs
+from eval.features.extractors import extractor
+from eval.metrics.fid import statistics
+from eval.metrics.reference import Reference, save
 from teachers.pocket.parts import make_tokenizer
+from teachers.support.checksums import seal
 from teachers.support.errors import run_cli, run_click
 from tests.settings import RECIPES
 from tests.teachers.families.variants import VARIANTS
 
 KINDS = ("models", "runs", "data", "references")
 MODELS = (
-    "Stable Diffusion 1.5", "pixels, v", "Stable Diffusion XL", "PixArt-Sigma 512", "Sana", "DiT", "Flux.1 dev",
+    "Stable Diffusion 1.5", "pixels, v", "Stable Diffusion XL", "Sana", "DiT", "Flux.1 dev",
     "Stable Diffusion 3.5",
 )  # fmt: skip
 FAST = [
@@ -45,6 +49,8 @@ QUICK: dict[str, Any] = {
 def make_models(folder: Path, names: tuple[str, ...] = MODELS) -> None:
     """A tiny random pipeline of each family."""
     tokenizer = make_tokenizer(folder.parent / "tokenizer")
+    folder.mkdir(parents=True)
+    (folder / "classes.txt").write_text("0\n1\n2\n3\n")
     for name in names:
         torch.manual_seed(0)
         VARIANTS[name][1](tokenizer).save_pretrained(folder / name.replace(" ", "_").replace(",", ""))
@@ -54,6 +60,10 @@ def make_runs(folder: Path, teacher: Path) -> None:
     """A finished run of one step in `folder`/run, with checkpoints, logs, caches and a pipeline."""
     words = [*FAST, f"teacher.path={teacher}", f"output={folder}"]
     train(load(RECIPES / "dmd.yaml", words))
+    record = folder / "run" / "pipeline" / "distill.json"
+    values = json.loads(record.read_text())
+    values["teacher"] |= {"num_steps": 1, "call": values["teacher"]["call"] | {"num_inference_steps": 1}}  # 50 are slow
+    record.write_text(json.dumps(seal(values)))
     for name in ("prompts.txt", "samples"):
         (folder / name).unlink(missing_ok=True)
 
@@ -96,10 +106,11 @@ def make_data(folder: Path) -> None:
 def make_references(folder: Path) -> None:
     """Protocols, statistics of features, prompts and images."""
     make_data(folder / "data")
-    features = np.random.default_rng(0).normal(size=(300, 192))
-    arrays = {"mu": features.mean(0), "sigma": np.cov(features, rowvar=False), "features": features.astype(np.float32)}
-    np.savez(folder / "reference.npz", **arrays, extractor=np.array("pixels"), size=np.array(0))
-    np.savez(folder / "plain.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    pixels = extractor("pixels", torch.device("cpu"))
+    features = torch.randn(300, 192, generator=torch.Generator().manual_seed(0))
+    made = Reference(*statistics(features), features)
+    save(folder / "reference.npz", made, pixels)
+    np.savez(folder / "plain.npz", mu=made.mean.numpy(), sigma=made.covariance.numpy())
     values = {
         "samples": 2,
         "batch_size": 2,
@@ -148,9 +159,9 @@ class Case:
         recipe = RECIPES / f"{method}.yaml"
         return self.fewstep("train", recipe, *FAST, f"output={self.out}", f"teacher.path={self.teacher}", *words)
 
-    def demo_of(self, run: Path) -> int:
+    def demo_of(self, run: Path, prompt: str = "a coat") -> int:
         def show(demo: Any, *_: object) -> None:
-            demo.generate("a coat", 1, 1, 1)
+            demo.generate(prompt, 1, 1, 1)
 
         return run_cli(lambda: serve_runs([run], port=0, show=show))
 
@@ -163,14 +174,26 @@ class Case:
         return self.fewstep("describe", self.inputs)
 
     def memory(self) -> int:
-        return self.fewstep("memory", RECIPES / "dmd.yaml", *FAST, f"teacher.path={self.inputs}")
+        words = [*FAST, "teacher.family=auto", f"teacher.path={self.inputs}", "teacher.guidance=1.0"]
+        return self.fewstep("memory", RECIPES / "dmd.yaml", *words)
 
     def check(self) -> int:
         return self.fewstep("check", self.inputs)
 
+    @property
+    def prompts_of_model(self) -> str:
+        """Prompts that the pipeline takes: text, class numbers, or none."""
+        index = self.inputs / "model_index.json"
+        text = index.read_text(errors="replace") if index.is_file() and not index.is_symlink() else ""
+        return str(self.teacher.parent / "classes.txt") if "DiTP" in text else "none" if "DDPM" in text else "pocket"
+
     def distil(self, *words: str) -> int:
-        images = self.teacher.parents[1] / "data" / "images"
-        method, data = self.rng.choice((("dmd", "data.prompts=pocket"), ("scm", f"data.images={images}")))
+        images, prompts = self.teacher.parents[1] / "data" / "images", self.prompts_of_model
+        method, data = self.rng.choice((("dmd", f"data.prompts={prompts}"), ("scm", f"data.images={images}")))
+        if prompts == "none":
+            method, data = "scm", f"data.images={images}"
+        elif prompts != "pocket":
+            method, data = "dmd", f"data.prompts={prompts}"
         fixed = ["teacher.family=auto", "teacher.guidance=1.0", f"teacher.path={self.inputs}", data]
         return self.train(method, *fixed, *words)
 
@@ -178,14 +201,12 @@ class Case:
         return self.distil("--dry-run")
 
     def evaluate_model(self) -> int:
-        index = self.inputs / "model_index.json"
-        text = index.read_text(errors="replace") if index.is_file() and not index.is_symlink() else ""
-        prompts = "none" if "DDPM" in text or "DiTPipeline" in text else "pocket"
+        prompts = "none" if "classes" in self.prompts_of_model else self.prompts_of_model
         reference = str(self.teacher.parent / "reference.npz")
         return self.compare(self.inputs, features="pixels", steps="1", prompts=prompts, reference=reference)
 
     def demo_model(self) -> int:
-        return self.demo_of(self.inputs)
+        return self.demo_of(self.inputs, "0" if "classes" in self.prompts_of_model else "a coat")
 
     # runs
 
@@ -246,11 +267,6 @@ class Case:
         files = {"reference": str(self.inputs / "reference.npz"), "prompts": str(self.inputs / "prompts.txt")}
         return self.compare(self.teacher, features="pixels", steps="1", **files)
 
-    def inception(self) -> int:
-        weights = self.one_of("reference.npz", "prompts.txt")
-        images = self.inputs / "data" / "images"
-        return self.eval("images", images, self.inputs / "plain.npz", "--inception-weights", weights)
-
 
 # How often each command of a kind is chosen.
 COMMANDS: dict[str, dict[Callable[[Case], int], int]] = {
@@ -258,5 +274,5 @@ COMMANDS: dict[str, dict[Callable[[Case], int], int]] = {
                Case.demo_model: 2},
     "runs": {Case.export: 4, Case.sample: 3, Case.resume: 4, Case.check_run: 1, Case.evaluate_run: 3, Case.demo_run: 1},
     "data": {Case.images: 4, Case.shards: 4, Case.prompts: 3, Case.eval_images: 4, Case.eval_stats: 3},
-    "references": {Case.eval_statistics: 5, Case.protocol: 4, Case.reference: 4, Case.inception: 1},
+    "references": {Case.eval_statistics: 5, Case.protocol: 4, Case.reference: 4},
 }  # fmt: skip

@@ -269,6 +269,8 @@ REFUSED: dict[str, Attack] = {
     "code as the library of the tokenizer": python("tokenizer/transformers.py"),
     "code as the library of the scheduler": python("scheduler/diffusers.py"),
     # Files outside the folder.
+    "an index that is a list": lambda folder: (folder / f"{UNET}.index.json").write_text("[]"),
+    "an index without shards": lambda folder: (folder / f"{UNET}.index.json").write_text("{}"),
     "shard above": sharded(UNET, "../../outside.safetensors"),
     "absolute shard": sharded(UNET, "{root}/outside.safetensors"),
     "shard in a folder": sharded(UNET, "sub/outside.safetensors"),

@@ -14,16 +14,15 @@ import random
 import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from distill.config.recipe import Recipe, load
 from distill.train import train
 from distill.training import checkpoint
+from tests.faults.kills import start
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
 
@@ -36,23 +35,6 @@ SETTINGS = [
     "train.evaluate_teacher_steps=2",
     "train.tracker=none",
 ]
-
-
-def start(recipe: Recipe) -> int:
-    """Train in a child process; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        tqdm.set_lock(threading.RLock())  # the default lock is shared by processes, and a killed one may hold it
-        train(recipe)
-        os._exit(0)
-    except BaseException as error:
-        (recipe.folder / "error.txt").write_text(repr(error))
-        os._exit(1)
 
 
 def logged(folder: Path) -> int:
@@ -89,7 +71,7 @@ def train_with_kills(recipe: Recipe, kills: int, rng: random.Random) -> dict[str
     """Train until the end with `kills` kills, or fewer if the run ends earlier; returns what happened."""
     folder, done, in_saves, lost = recipe.folder, 0, 0, []
     while True:
-        child, first = start(recipe), saved(folder)
+        child, first = start(lambda: train(recipe), recipe.folder / "error.txt"), saved(folder)
         if done == kills:
             while not ended(child):
                 time.sleep(0.05)
@@ -145,7 +127,7 @@ def main() -> None:
         common.append(f"teacher.path={args.teacher}")
         whole, killed = (load(RECIPES / f"{args.method}.yaml", [*common, f"name={n}"]) for n in ("whole", "killed"))
         result = train_with_kills(killed, args.kills, random.Random(args.seed))
-        child = start(whole)
+        child = start(lambda: train(whole), whole.folder / "error.txt")
         while not ended(child):
             time.sleep(0.05)
         identical = same(whole.folder, killed.folder)

@@ -79,6 +79,7 @@ def recipe(method: str, base: Path, output: Path, *words: str) -> Any:
 
 def make_base(base: Path) -> None:
     """The inputs: a tiny teacher, prompts, images, a finished run, and a stopped one without a pipeline."""
+    shards.SHARD = 4  # also in the processes that are forked from this one
     if (base / "done").is_file():
         return
     shutil.rmtree(base, ignore_errors=True)
@@ -167,7 +168,6 @@ def start(work: Callable[[], object], errors: Path | None = None) -> int:
         os.dup2(null, 2)
         tqdm.set_lock(threading.RLock())  # the default lock is shared by processes, and a killed one may hold it
         torch.set_num_threads(1)
-        shards.SHARD = 4
         work()
         os._exit(0)
     except BaseException as error:

@@ -22,6 +22,7 @@ from distill.training.guard import NonFiniteGuard, Stop
 from distill.training.optimizers import adamw
 from distill.training.run_folder import JsonlLog, lock_run_folder
 from teachers.support.checksums import seal
+from tests.settings import ROOT
 
 
 def newest(run):
@@ -206,9 +207,9 @@ def test_jsonl_log_survives_a_full_disk(tmp_path):
 
 @pytest.mark.slow
 def test_killed_runs_end_with_bitwise_the_same_weights(text_pipeline):
-    command = [sys.executable, Path(__file__).with_name("kill.py"), "--kills", "2", "--steps", "12"]
+    command = [sys.executable, "-m", "tests.faults.kill", "--kills", "2", "--steps", "12"]
     done = subprocess.run(
-        [*map(str, command), "--teacher", str(text_pipeline)], capture_output=True, text=True, check=False
+        [*command, "--teacher", str(text_pipeline)], capture_output=True, text=True, check=False, cwd=ROOT
     )
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0, done.stdout + done.stderr

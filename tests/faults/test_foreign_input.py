@@ -35,6 +35,7 @@ def work(tmp_path_factory):
 def test_damaged_input_ends_with_one_sentence_or_works(work, monkeypatch, kind):
     chosen = {command: 1 for command in QUICK[kind]}
     monkeypatch.setitem(fuzz_inputs.COMMANDS, kind, chosen)
+    fuzz.check_undamaged(kind, work)
     records = [fuzz.run_case(kind, 7, index, work, pipes=False) for index in range(CASES)]
     ran = [record for record in records if record is not None]
     problems = [record for record in ran if "problem" in record]

@@ -19,8 +19,9 @@ from distill.data.images import ImageFolder
 from distill.sample import stored_call
 from distill.training import checkpoint
 from distill.training.best import best_record, load_best
+from distill.training.export_record import EXPORTED, is_exported
 from distill.training.outcome import failed_before
-from distill.training.run_folder import EXPORTED, JsonlLog, held_out_records, is_exported
+from distill.training.run_folder import JsonlLog, held_out_records
 from eval.config.protocol import read_protocol
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, image_warnings
@@ -33,6 +34,8 @@ from eval.report.training_log import curves
 from teachers.loading.contents import pipeline_contents
 from teachers.loading.prompts import read_prompts
 from teachers.loading.source import check_weights, class_name, local_or_hub
+from teachers.media.audio import Audio
+from teachers.media.video import Video
 from teachers.support.files import atomic_write, sha256_file
 from teachers.support.images import image_header, read_as_clean_fid, read_for_training
 from teachers.support.keys import file_content, key
@@ -94,6 +97,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "image for training": ("x.png", lambda path: read_for_training(path, str(path))),
     "array for training": ("x.npy", lambda path: read_for_training(path, str(path))),
     "image for evaluation": ("x.png", read_as_clean_fid),
+    "clip": ("x.mp4", Video(frames=2, height=8, width=8, rate=8).read),
+    "sound": ("x.wav", Audio(channels=1, samples=100, rate=8000).read),
     "image header": ("x.png", lambda path: image_header(path).__enter__()),
     "single file of weights": ("x.safetensors", lambda path: local_or_hub(str(path))),
     "Inception weights": ("x.pt", resolve_weights),
@@ -189,8 +194,7 @@ def test_records_of_runs_that_are_special_files_count_as_missing(tmp_path, kind)
     checkpoint.save(tmp_path / "checkpoints", state(1), keep=1)
     for name in (EXPORTED, "failed.json", "history.jsonl", "checkpoints/best/ema.safetensors"):
         make_special(tmp_path / name, kind)
-    meta = checkpoint.newest_meta(tmp_path / "checkpoints")
-    assert not is_exported(tmp_path, meta)
+    assert not is_exported(tmp_path, "x", 1)
     assert failed_before(tmp_path, "x") is None
     assert held_out_records(tmp_path / "history.jsonl", "x") == []
     assert best_record(tmp_path / "checkpoints", "x") is None
@@ -284,6 +288,11 @@ def test_files_of_the_kernel_do_not_block():
             read_text(Path(name))
         except (OSError, ValueError):
             continue
+
+
+def test_errors_while_a_file_is_read_name_it():
+    with pytest.raises(OSError, match="/proc/self/mem"):  # its first page is not mapped
+        read_text(Path("/proc/self/mem"))
 
 
 def test_folders_with_links_to_themselves_are_hashed(tmp_path):

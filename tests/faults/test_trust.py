@@ -74,7 +74,12 @@ def model(text_pipeline, tmp_path, monkeypatch) -> Path:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("attack", REFUSED)
+SLOW_ATTACKS = ("pickled", "zipped")  # every loader reads the other weights first
+
+
+@pytest.mark.parametrize(
+    "attack", [pytest.param(a, marks=pytest.mark.slow) if a.startswith(SLOW_ATTACKS) else a for a in REFUSED]
+)
 def test_hostile_folders_are_refused_by_every_loader_and_run_nothing(model, attack, questions):
     REFUSED[attack](model)
     for name, load in LOADERS.items():
@@ -89,6 +94,7 @@ def test_hostile_folders_are_refused_by_every_loader_and_run_nothing(model, atta
     assert not questions
 
 
+@pytest.mark.slow
 def test_code_that_nothing_names_is_left_alone(model, questions, monkeypatch):
     for attack in IGNORED.values():
         attack(model)
@@ -192,6 +198,7 @@ ATTACKS = {  # and what the sentence says
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_hostile_folders_with_one_sentence(model, text_pipeline, command, questions, capsys):
     original = model.with_name("original")

@@ -136,6 +136,18 @@ def test_file_that_is_not_a_table(tmp_path):
         plan(DataRecipe(images=str(tmp_path / "a.parquet")), True, True)
 
 
+@pytest.mark.parametrize("names", [("a.png", "b.txt"), ("a.npy",)], ids=["other members", "a pickle"])
+def test_errors_of_archives_name_the_archive(tmp_path, names):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in names:
+            content = b"\x93NUMPY\x01\x00\x36\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n"
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(ValueError, match=r"a\.tar"):
+        HFImages(str(tmp_path / "a.tar"), False, None, True, 0)
+
+
 def test_unreachable_hub_is_an_error(monkeypatch):
     def unreachable(*arguments, **options):
         assert options["trust_remote_code"] is False

@@ -16,12 +16,14 @@ from distill.export import export_run
 from distill.exporting import finish as finish_module
 from distill.train import train
 from distill.training import checkpoint, state
+from distill.training.export_record import is_exported, record_export
 from distill.training.guard import Stop
-from distill.training.run_folder import fingerprint, finished, is_exported
+from distill.training.run_folder import fingerprint, finished, run_key
 from distill.training.setup import plan_data
 from tests.settings import FAST
 
 train_module = importlib.import_module("distill.train")  # `distill.train` is also the name of its function
+export_module = importlib.import_module("distill.export")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -107,7 +109,7 @@ def test_a_run_whose_pipeline_is_not_the_export_is_not_finished(run, folder, cha
     assert finished(recipe, identity)
     CHANGES[change](recipe.folder / "pipeline", folder)
     assert not finished(recipe, identity)
-    assert not is_exported(recipe.folder, checkpoint.newest_meta(recipe.folder / "checkpoints"))
+    assert not is_exported(recipe.folder, run_key(identity), 4)
 
 
 def test_a_pipeline_that_is_not_the_export_is_exported_again(run, folder, monkeypatch):
@@ -239,3 +241,64 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(run, monke
 def load_with(recipe, on_failed_save):
     recipe.train.on_failed_save = on_failed_save
     return recipe
+
+
+def test_a_failed_run_is_not_taken_for_finished_if_its_record_is_damaged(run, monkeypatch):
+    """`failed.json` is the record of a failed run; without it `exported.json` still says so."""
+    recipe = run()
+    key = run_key(fingerprint(recipe, plan_data(recipe)))
+    record_export(recipe, key, 4, failed=True)
+    (recipe.folder / "failed.json").write_text("{}")
+    assert is_exported(recipe.folder, key, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(export_module, "finish", lambda *a: "judged again")
+        assert export_run(recipe.folder) == "judged again"
+    assert is_repeated(recipe, monkeypatch)
+    assert not (recipe.folder / "failed.json").exists()
+
+
+def test_a_failed_run_without_checkpoints_is_not_exported(run):
+    folder = run().folder
+    record_export(run(), run_key(fingerprint(run(), plan_data(run()))), 4, failed=True)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ValueError, match=r"pipeline must come from a run that did not fail, and .* has no checkpoint"):
+        export_run(folder)
+    assert export_run(folder / "pipeline") == folder / "pipeline"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("fingerprint", None, "holds checkpoints of another recipe or of other data"),
+        ("fingerprint", "text", "holds checkpoints of another recipe or of other data"),
+        ("seconds", None, "must have its seconds of training, got None"),
+        ("seconds", "text", "must have its seconds of training, got 'text'"),
+        ("seconds", float("nan"), "must have its seconds of training, got nan"),
+    ],
+)
+def test_a_checkpoint_with_a_record_that_no_run_writes_is_refused(run, key, value, message):
+    recipe = run()
+    saved = checkpoint.load_newest(recipe.folder / "checkpoints")
+    saved.meta[key] = value
+    checkpoint.save(recipe.folder / "checkpoints", saved, keep=9)
+    shutil.rmtree(recipe.folder / "pipeline")
+    for start in (lambda: export_run(recipe.folder), lambda: train(recipe)):
+        with pytest.raises(ValueError, match=message):
+            start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["export_student", "record_export", "report_failure"])
+def test_a_run_that_ends_anywhere_around_its_export_has_the_same_result_on_the_next_start(run, monkeypatch, name):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    before = (run().folder / "pipeline" / WEIGHTS).read_bytes()
+    (run().folder / "exported.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(finish_module, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(run())
+    assert is_repeated(run(), monkeypatch) == (name != "report_failure")
+    assert (run().folder / "pipeline" / WEIGHTS).read_bytes() == before
+    assert not list(run().folder.glob(".*.tmp"))

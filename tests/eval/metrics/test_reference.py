@@ -1,6 +1,8 @@
 """Statistics of other programs: the same distance as scipy's, or an error in one sentence."""
 
 import pickle
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -58,6 +60,14 @@ def with_eigenvalue(value):
     return (vectors * values) @ vectors.T
 
 
+def two_sigmas(file):
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
+        warnings.simplefilter("ignore")  # zipfile's, of the repeated name
+        for name, array in (("mu", MU), ("sigma", SIGMA), ("sigma", 2 * SIGMA)):
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.save(entry, array)
+
+
 def broken():
     class Trap:
         def __reduce__(self):
@@ -99,6 +109,13 @@ def broken():
             lambda file: np.savez(file, mu=MU.astype("M8[s]"), sigma=SIGMA),
             "mu must hold real numbers, got datetime",
         ),
+        "huge mu": (lambda file: np.savez(file, mu=MU + 1e200, sigma=SIGMA), "mu in .* must be at most 1e"),
+        "huge sigma": (lambda file: np.savez(file, mu=MU, sigma=SIGMA * 1e300), "sigma in .* must be at most 1e"),
+        "features of other images": (
+            lambda file: np.savez(file, mu=MU, sigma=SIGMA, features=FEATURES + 5),
+            "features in .* must be those of mu and sigma",
+        ),
+        "two arrays of a name": (two_sigmas, "it must have one array sigma, got 2"),
         "no dimensions": (lambda file: np.savez(file, mu=np.zeros(0), sigma=np.zeros((0, 0))), r"shapes \(D,\)"),
         "a number": (lambda file: np.savez(file, mu=1.0, sigma=1.0), r"shapes \(D,\)"),
         "another width": (lambda file: np.savez(file, mu=MU[:-1], sigma=SIGMA), r"shapes \(D,\)"),
@@ -220,12 +237,14 @@ def test_a_saved_reference_is_read_as_it_was_written(tmp_path):
         lambda arrays: arrays | {"size": np.array(0)},
         lambda arrays: {name: value for name, value in arrays.items() if name != "features"},
         lambda arrays: {name: value for name, value in arrays.items() if name != "extractor"},
+        lambda arrays: arrays | {"other": arrays["mu"]},  # nothing limits its size
         lambda arrays: {name: value for name, value in arrays.items() if name != "sha256"},  # of an earlier version
     ],
 )
 def test_a_saved_reference_that_was_changed_is_an_error(tmp_path, change):
     np.savez(tmp_path / "r.npz", **change(stored_reference(tmp_path / "r.npz")))
     with pytest.raises(
-        ValueError, match=r"r\.npz must be .*\((its checksum does not match|the array \"sha256\" with its)"
+        ValueError,
+        match=r"r\.npz must be .*\((its checksum does not match|it has the array other|the array \"sha256\" with its)",
     ):
         reference(str(tmp_path / "r.npz"), extractor("pixels"), 32)

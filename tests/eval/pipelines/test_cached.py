@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from eval.config.options import Timing
 from eval.features.extractors import extractor
@@ -16,9 +17,11 @@ from eval.metrics.base import SampleMetric
 from eval.metrics.context import MetricContext
 from eval.metrics.diversity import DiversityLpips
 from eval.metrics.reference import reference
+from eval.pipelines import cache
 from eval.pipelines.cached import pipeline_key, row_key
 from eval.pipelines.jobs import Job
 from eval.pipelines.settings import Settings
+from teachers.support.checksums import write_manifest
 
 CPU = torch.device("cpu")
 
@@ -123,3 +126,31 @@ def test_a_reference_is_read_again_if_an_image_changes(tmp_path):
     (tmp_path / "1.bmp").write_bytes((tmp_path / "1.bmp").read_bytes()[:-1] + b"\7")
     os.utime(tmp_path / "1.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert not torch.equal(reference(str(tmp_path), extractor("pixels")).mean, before.mean)
+
+
+def write_features(folder: Path, **changes: torch.Tensor) -> None:
+    tensors = {"features": torch.rand(6, 20), "mean": torch.rand(20), "covariance": torch.eye(20)}
+    save_file(tensors | changes, folder / cache.FEATURES)
+
+
+STRANGE = {
+    "no images": lambda folder: (folder / cache.FIGURES).write_text('{"images": 0}'),
+    "figures as a list": lambda folder: (folder / cache.FIGURES).write_text("[]"),
+    "deep figures": lambda folder: (folder / cache.FIGURES).write_text("[" * 100_000),
+    "a huge image": lambda folder: Image.new("1", (20_000, 20_000)).save(folder / cache.IMAGES),
+    "widths": lambda folder: write_features(folder, features=torch.rand(6, 3)),
+    "one dimension": lambda folder: write_features(folder, features=torch.rand(6)),
+    "integers": lambda folder: write_features(folder, features=torch.ones(6, 20, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("change", STRANGE)
+def test_a_row_with_valid_checksums_that_no_command_writes_is_measured_again(tmp_path, change):
+    features = torch.rand(6, 20)
+    row = cache.Result({}, features, features.mean(0), torch.cov(features.T), torch.rand(3, 3, 8, 8))
+    cache.save(tmp_path, "row", row)
+    assert cache.load(tmp_path, "row") is not None
+    STRANGE[change](tmp_path / "row")
+    (tmp_path / "row" / "manifest.json").unlink()
+    write_manifest(tmp_path / "row", {"key": "row"})
+    assert cache.load(tmp_path, "row") is None

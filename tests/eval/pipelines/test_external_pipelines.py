@@ -128,7 +128,7 @@ def test_hub_ids_are_downloaded(hub, real, words, tmp_path, monkeypatch, capsys)
     assert main(["owner/else", *options, "--out", "out2"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: owner/else is not a folder and cannot be downloaded from the Hub: ")
-    assert message.endswith("no route\n")
+    assert message.endswith("no route to the hub\n")
     # A misspelled folder name is not a Hub id.
     (tmp_path / "runs").mkdir()
     assert main(["runs/clothse", *options, "--out", "out2"]) == 2

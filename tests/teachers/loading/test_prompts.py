@@ -56,6 +56,7 @@ def test_missing_column_is_an_error_with_the_existing_columns(tmp_path, ending):
         ("a.jsonl", b'"a coat"\n', "line 1: every line"),
         ("a.jsonl", b'{"text": "\xff"}', "not UTF-8"),
         ("a.csv", b"text\n\xff\n", "not UTF-8"),
+        ("a.jsonl", b'{"\\u001b[2J\\n": "a"}\n', r"its columns are \\x1b\[2J\\n: rename"),
         ("a.csv", b"text\n\n", "holds no prompts"),
         ("a.csv", b"", "holds no prompts"),
         ("a.parquet", b"PAR1 but not really", "not readable as parquet"),

@@ -47,7 +47,7 @@ def evaluate(folder):
 READERS = (lambda folder: describe(str(folder)), train, evaluate)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", [SD, *(pytest.param(n, marks=pytest.mark.slow) for n in BUILDERS if n != SD)])
 def test_every_family_fits_together(name, tiny):
     family, folder = tiny(name)
     assert check_teacher(str(folder), installed()[family]).shape
@@ -101,7 +101,10 @@ UNFIT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "file", "values", "match"), [*TOO_LARGE, *UNFIT])
+@pytest.mark.parametrize(
+    ("name", "file", "values", "match"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] != SD)) for case in (*TOO_LARGE, *UNFIT)],
+)
 def test_description_training_and_evaluation_refuse_alike(name, file, values, match, tiny, tmp_path):
     folder = shutil.copytree(tiny(name)[1], tmp_path / "pipeline")
     change(folder / file, **values)
@@ -170,6 +173,14 @@ def test_description_reads_the_values_of_the_weights(value, tiny, tmp_path):
     assert messages == {
         f"{folder / 'unet'} has values of conv_in.bias that are infinite or not a number in torch.float32"
     }
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(tiny, tmp_path):
+    folder = shutil.copytree(tiny(SD)[1], tmp_path / "pipeline")
+    file = folder / "tokenizer" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding": "none"}))
+    text = message(READERS[0], folder)
+    assert f"{folder / 'tokenizer'} has files that its tokenizer cannot be read from: " in text
 
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_alike(tiny, tmp_path):

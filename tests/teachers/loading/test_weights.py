@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -297,3 +298,13 @@ def test_components_that_no_family_uses_may_lack_their_class_or_folder(folder):
     load_all(folder)
     assert "StableDiffusionPipeline" in describe(str(folder))
     assert load_for_eval(folder, CPU, torch.float32).feature_extractor is None
+
+
+def test_models_that_threads_load_at_once_keep_their_tied_weights(tmp_path):
+    """transformers replaces functions of its classes while it loads a model."""
+    config = T5Config(vocab_size=8, d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=1)
+    T5EncoderModel(config).save_pretrained(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: load_network(T5EncoderModel, tmp_path), range(12)))
+    for model in (*loaded, T5EncoderModel(config)):
+        assert model.encoder.embed_tokens.weight is model.shared.weight

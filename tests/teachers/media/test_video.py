@@ -361,6 +361,15 @@ def test_huge_animations_are_refused(tmp_path):
     assert MAX_PIXELS < 65535**2
 
 
+@pytest.mark.parametrize("name", ["a.webp", "a.mp4"])
+def test_frames_before_the_end_of_a_sample_are_limited_together(tmp_path, monkeypatch, name):
+    frames = grey_frames(levels(9))
+    file = mp4(tmp_path / name, frames) if name == "a.mp4" else animation(tmp_path / name, frames, 125)
+    monkeypatch.setattr(video_decoding, "MAX_DECODED", 32 * 32 * 5)
+    with pytest.raises(ValueError, match=r"has 6 frames of 32 x 32 pixels before the end of a sample; they must have"):
+        CLIP.read(file)
+
+
 def test_only_needed_frames_are_decoded(tmp_path):
     """Frames after the sample are neither decoded nor checked: this file is truncated there."""
     file = mp4(tmp_path / "long.mkv", list(np.random.default_rng(0).integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)))

@@ -13,7 +13,7 @@ import pytest
 from distill.cli import fewstep as commands
 from eval.__main__ import demo, evaluate
 from teachers.__main__ import teachers
-from teachers.support import errors, quiet
+from teachers.support import errors
 from teachers.support.errors import reading, reads, run_cli, run_click
 from teachers.support.files import sha256_file
 
@@ -183,8 +183,3 @@ def test_library_messages_are_one_short_line_inside_a_command(capsys):
         assert logging.getLogRecordFactory() is logging.LogRecord
     finally:
         logger.removeHandler(handler)
-
-
-def test_shortened_text_keeps_beginning_and_end():
-    assert quiet.shorten("abc", 3) == "abc"
-    assert quiet.shorten("a" * 500 + "z", 100) == "a" * 75 + " ... " + "a" * 24 + "z"

@@ -117,9 +117,13 @@ def test_tiles_of_a_tiff_are_counted(tmp_path):
         read_as_clean_fid(tmp_path / "a.tif")
 
 
+@pytest.fixture(scope="module")
+def packed():
+    return zlib.compress(bytes(60 << 20), 1)
+
+
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-def test_compressed_chunks_of_a_png_do_not_fill_the_memory(tmp_path, kind):
-    packed = zlib.compress(bytes(200 << 20), 9)
+def test_compressed_chunks_of_a_png_do_not_fill_the_memory(tmp_path, packed, kind):
     data = (b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0") + packed
     chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     (tmp_path / "a.png").write_bytes(png(8, 8, extra=chunk))
@@ -241,7 +245,7 @@ def laughs(flow="[{}]"):
         (laughs(), "at most 100,000 values"),
         ("a: &a [*a]", "an alias is inside the value"),
         ("a: &a {b: *a}", "an alias is inside the value"),
-        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: " + "[" * 1200, "nested too deeply"),
         ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested too deeply"),
         ("a: " + "9" * 40, "at most 64 bits, got 40 digits"),
         ("a: 0x" + "f" * 40, "at most 64 bits"),

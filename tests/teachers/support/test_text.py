@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from teachers.support.text import printable, read_lines, read_text, split_lines
+from teachers.support.text import printable, read_lines, read_text, shorten, split_lines
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("distill", "eval", "teachers", "benchmarks", "docs")
@@ -106,3 +106,8 @@ def test_every_file_is_opened_with_an_encoding():
         if opens_text_without_encoding(node)
     ]
     assert len(files) > 100 and not wrong
+
+
+def test_shortened_text_keeps_beginning_and_end():
+    assert shorten("abc", 3) == "abc"
+    assert shorten("a" * 500 + "z", 100) == "a" * 75 + " ... " + "a" * 24 + "z"
