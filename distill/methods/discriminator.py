@@ -6,11 +6,12 @@ too, or the frozen teacher.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from distill.methods.compiling import eager
 from teachers.core.denoiser import Condition, Denoiser
@@ -66,21 +67,32 @@ def features(
 ) -> Tensor:
     """Features of the network's middle block, or of `layer`, at x_t (B, ...) and angles t (B,).
 
+    The rest of the network is not evaluated, except for a sharded one, whose forward pass must be complete.
+
     Returns:
         Tokens (B, N, C), float32.
     """
     outputs: list[Tensor] = []
     network = unwrap(denoiser.network)
     block, rows, channels_first = middle_block(network, layer), len(x_t), has_channels_first(network, layer)
-    hook = block.register_forward_hook(
-        lambda module, args, output: outputs.append(tokens(output, rows, stream, channels_first))
-    )
+    complete = isinstance(denoiser.network, FSDPModule)
+
+    def read(module: nn.Module, args: object, output: Any) -> None:
+        outputs.append(tokens(output, rows, stream, channels_first))
+        if not complete:
+            raise _LayerReached
+
+    hook = block.register_forward_hook(read)
     try:
-        with eager():  # a compiled network does not call the hook
+        with eager(), suppress(_LayerReached):  # a compiled network does not call the hook
             denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
     return outputs[0]
+
+
+class _LayerReached(BaseException):
+    """Ends a forward pass at the layer that is read; not an Exception, which libraries catch."""
 
 
 def has_channels_first(network: nn.Module, layer: str | None = None) -> bool:
@@ -160,18 +172,22 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def approximate_r1(discriminator: Discriminator, denoiser: Denoiser, real: NoisySample, noise: Tensor) -> Tensor:
+def approximate_r1(
+    discriminator: Discriminator, denoiser: Denoiser, logits: Tensor, real: NoisySample, noise: Tensor
+) -> Tensor:
     """The R1 penalty E|dD/dx|^2 on real samples, approximated by E|D(x + sigma n) - D(x)|^2 / sigma^2.
 
     For small sigma and n ~ N(0, I) the expectation of the approximation is R1 itself (Mescheder et al. 2018, arXiv
-    1801.04406). It needs no second derivative, which fused attention does not have. Both logits are computed without
-    autocast; sigma is 0.01 for a float32 network and 0.1 for a half-precision one, whose rounding hides smaller steps.
+    1801.04406). It needs no second derivative, which fused attention does not have. The perturbed logits are computed
+    without autocast; sigma is 0.01 for a float32 network and 0.1 for a half-precision one, whose rounding hides smaller
+    steps.
 
     Source: Lin et al. 2025, arXiv 2501.08316, section 3.4.
 
     Args:
         discriminator: D.
         denoiser: The network whose features D reads.
+        logits: D at the real samples (B,), computed without autocast.
         real: Noisy real samples: x_t (B, ...), angles t (B,) and conditions.
         noise: n, standard normal, the shape of x_t.
 
@@ -181,6 +197,6 @@ def approximate_r1(discriminator: Discriminator, denoiser: Denoiser, real: Noisy
     x_t, t, cond = real
     sigma = 0.01 if next(denoiser.parameters(), x_t).dtype == torch.float32 else 0.1
     with without_autocast(x_t.device):
-        logits, perturbed = (discriminator(denoiser, x, t, cond) for x in (x_t, x_t + sigma * noise))
+        perturbed = discriminator(denoiser, x_t + sigma * noise, t, cond)
     penalty: Tensor = ((perturbed - logits) / sigma).square().mean()
     return penalty

@@ -7,6 +7,7 @@ several sampling steps (DMD2). Equation numbers in brackets are DMD's, section n
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import add_noise, expand, to_velocity, to_x0
 from teachers.media import Image
+from teachers.networks.storage import without_autocast
 
 KARRAS = (0.002, 80.0, 7.0)  # sigma_min, sigma_max, rho (Karras et al. 2022, arXiv 2206.00364, equation 5)
 
@@ -274,13 +276,16 @@ class DMD(Distiller):
     def discriminator_loss(self, batch: Batch, x: Tensor) -> tuple[Tensor, Logs]:
         """The discriminator's loss -log D(real) - log(1 - D(x)) (4.3) with the optional R1 penalty on real samples."""
         assert self.discriminator is not None and batch.latents is not None
-        fake, _ = self.noisy_logits(batch, x)
-        real, noisy = self.noisy_logits(batch, batch.latents)
+        # R1's difference of logits needs the real ones without autocast. The fake ones have the same precision then, or
+        # the discriminator could learn the rounding.
+        with without_autocast(x.device) if self.options.r1_weight else nullcontext():
+            fake, _ = self.noisy_logits(batch, x)
+            real, noisy = self.noisy_logits(batch, batch.latents)
         loss = F.softplus(fake).mean() + F.softplus(-real).mean()
         logs = {"real_logit": real.mean().detach(), "fake_logit": fake.mean().detach()}
         if self.options.r1_weight:
             noise = batch.rng.normal(*x.shape[1:])
-            penalty = approximate_r1(self.discriminator, self._features(), noisy, noise)
+            penalty = approximate_r1(self.discriminator, self._features(), real, noisy, noise)
             loss = loss + self.options.r1_weight * penalty
             logs["r1"] = penalty.detach()
         return loss, logs | {"discriminator": loss.detach()}

@@ -4,9 +4,10 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel, UNet1DModel, UNetMotionModel, WanTransformer3DModel
 
-from distill.methods.discriminator import Discriminator, features, tokens
+from distill.methods.discriminator import Discriminator, features, has_channels_first, middle_block, tokens
 from teachers.core.denoiser import Denoiser
 from teachers.core.trigflow import Flow
+from teachers.networks.checkpointing import checkpoint_activations
 
 WIDTH = 16
 
@@ -98,6 +99,42 @@ def test_features_are_tokens_of_the_sample(name):
         assert (moved > 1e-4).all()  # every token of the sample that changed
         head = Discriminator(denoiser, (x[:1], t[:1], text(1)), stream=stream)
         assert head(denoiser, x, t, text(2)).shape == (2,)
+
+
+def features_of_a_complete_pass(denoiser, x, t, cond, stream):
+    outputs = []
+    hook = middle_block(denoiser.network).register_forward_hook(lambda module, args, output: outputs.append(output))
+    denoiser.velocity(x, t, cond)
+    hook.remove()
+    return tokens(outputs[0], len(x), stream, has_channels_first(denoiser.network))
+
+
+def gradients(value, network):
+    network.zero_grad(set_to_none=True)
+    value.square().sum().backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_features_and_their_gradients_need_the_layers_before_them_only(name, checkpointed):
+    denoiser, shape, stream, _ = denoiser_of(name)
+    x, t = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2)), torch.tensor([0.5, 1.0])
+    complete = features_of_a_complete_pass(denoiser, x, t, text(2), stream)
+    expected = gradients(complete, denoiser.network)
+    if checkpointed:
+        assert checkpoint_activations(denoiser.network, required=False) == (name != "UNet1D")
+    calls = []
+    for module in denoiser.network.modules():
+        module.register_forward_pre_hook(lambda module, args: calls.append(module))
+    found = features(denoiser, x, t, text(2), stream=stream)
+    evaluated = set(calls)
+    assert torch.equal(found, complete) and calls[-1] in middle_block(denoiser.network).modules()
+    actual = gradients(found, denoiser.network)
+    assert actual.keys() == expected.keys()
+    assert all(torch.allclose(actual[key], expected[key], rtol=1e-4, atol=1e-6) for key in expected)
+    denoiser.velocity(x, t, text(2))
+    assert set(calls) > evaluated  # a later forward pass is complete again
 
 
 def test_rows_of_frames_are_joined_in_order():
