@@ -61,6 +61,8 @@ def train(recipe: str, overrides: Sequence[str], config: str | None, num_process
       fewstep train sd15_dmd_24gb --dry-run
     """
     if dry_run:
+        if config or num_processes:
+            raise click.UsageError("--dry-run measures one process; `fewstep memory` has --config and --num-processes")
         from distill.config.recipe import load
         from distill.dry_run import dry_run as estimate
 
@@ -104,17 +106,20 @@ def encode(recipe: str, out: Path, overrides: Sequence[str]) -> None:
 @fewstep.command()
 @RECIPE
 @OVERRIDES
-def memory(recipe: str, overrides: Sequence[str]) -> None:
-    """Print what a recipe will hold in memory, before any of it is allocated.
+@click.option("--config", metavar="NAME", help="Plan for accelerate's configuration: a name (ddp, fsdp2) or a file.")
+@click.option("--num-processes", type=click.IntRange(min=1), help="Plan for this many processes.")
+def memory(recipe: str, overrides: Sequence[str], config: str | None, num_processes: int | None) -> None:
+    """Print what each process of a recipe's run will hold in memory, before any of it is allocated.
 
     \b
-    Example:
+    Examples:
       fewstep memory sdxl_dmd2_lora train.accumulation=8
+      fewstep memory sd15_dmd --config fsdp2 --num-processes 8
     """
     from distill.config.recipe import load
     from distill.memory import print_memory
 
-    print_memory(load(recipe, overrides))
+    print_memory(load(recipe, overrides), None if config is None else _config_file(config), num_processes)
 
 
 @fewstep.command()

@@ -13,7 +13,7 @@ from distill.config.recipe import Recipe, method_options
 from distill.data.dataset import Dataset
 from distill.train import batch_rngs, train_step
 from distill.training.engine import Engine
-from distill.training.memory_plan import fits, plan_lines
+from distill.training.memory_plan import Processes, fits, plan_lines
 from distill.training.setup import build_monitor, plan_data, prepare
 from distill.training.state import TrainState
 from teachers.core.teacher import Teacher
@@ -39,9 +39,9 @@ def dry_run(recipe: Recipe) -> None:
     print(f"data: {plan.summary()}")
     print(f"teacher: {describe(recipe.teacher.path, recipe.teacher.size)}")
     with Engine(dataclasses.replace(recipe.train, tracker="none"), recipe.folder) as engine:
-        samples = engine.local_batch_size
-        print("\n".join(plan_lines(recipe, samples, engine.device)))
-        if not fits(recipe, samples, engine.device):
+        samples, processes = engine.local_batch_size, Processes(engine.world_size, engine.sharding)
+        print("\n".join(plan_lines(recipe, samples, engine.device, processes)))
+        if not fits(recipe, samples, engine.device, processes):
             print("no steps were measured, since the run does not fit into the memory that is free now")
             return
         with tempfile.TemporaryDirectory() as folder:

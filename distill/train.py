@@ -203,9 +203,9 @@ def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, reci
         optimizer = state.optimizers[phase]
         set_learning_rate(optimizer, state.rates[phase], state.step, settings.steps)
         for i in range(settings.accumulation):
-            with engine.micro_batch(state.model, last=i == settings.accumulation - 1):
+            with engine.micro_batch(state.phases[phase], last=i == settings.accumulation - 1):
                 with engine.autocast():
-                    loss, details = state.model(phase, next(batches), state.step)
+                    loss, details = state.phases[phase](next(batches), state.step)
                 engine.accelerator.backward(loss / settings.accumulation)
             for key, value in details.items():
                 metrics[f"{phase}/{key}"].append(value)

@@ -91,6 +91,7 @@ def test_usage_errors_have_code_2(capsys):
         (("train", "pocket/dmd", "train.steps"), "an override must have the form key=value"),
         (("train", "pocket/dmd", "--config", "dpd"), "--config must be a file or one of ddp"),
         (("memory", "pocket/dmd", "train.batch_size=0"), "train.batch_size must be at least 1, got 0"),
+        (("memory", "pocket/dmd", "--config", "dpd"), "--config must be a file or one of ddp"),
         (("recipes", "show", "nothing"), "there is no recipe nothing"),
     ],
 )
@@ -98,6 +99,18 @@ def test_errors_are_one_sentence(words, message, capsys):
     assert fewstep(*words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_dry_run_refuses_several_processes(capsys):
+    assert fewstep("train", "pocket/dmd", "--dry-run", "--num-processes", "2") == 2
+    assert "--dry-run measures one process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("config", "parts"), [("ddp", "each of 4 processes"), ("fsdp2", "each of 4 processes")])
+def test_memory_plans_several_processes(config, parts, capsys):
+    assert fewstep("memory", "pocket/dmd", "--config", config, "--num-processes", "4") == 0
+    printed = capsys.readouterr().out
+    assert parts in printed and "communication" in printed and ("lora" in printed) == (config == "ddp")
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two"])

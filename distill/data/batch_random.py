@@ -5,6 +5,7 @@ recipe therefore gets the same numbers for any number of processes and micro-bat
 """
 
 import hashlib
+import math
 import threading
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from distill.data.shards import send
 
-BLOCK = 16  # rows that are computed together
+BLOCK = 16  # rows that are computed together, because each needs a new state
+LARGE = 2**15  # values of a row above which rows are computed one at a time, so that none is computed in vain
 GENERATOR = np.random.Generator(np.random.Philox(key=0))  # reused, because creating one takes longer than one block
 INITIAL_STATE = GENERATOR.bit_generator.state  # receives a key and a counter before each use
 LOCK = threading.Lock()
@@ -53,17 +55,18 @@ class BatchRandom:
         They come from Philox, a function of a key and a counter (Salmon et al. 2011, "Parallel random numbers: as easy
         as 1, 2, 3"); the counter holds the number of the call and of the block of rows.
         """
-        first, last = self._rows.start // BLOCK, -(-self._rows.stop // BLOCK)
-        blocks = np.empty(((last - first) * BLOCK, *shape), dtype=np.float32)
+        size = BLOCK if math.prod(shape) <= LARGE else 1
+        first, last = self._rows.start // size, -(-self._rows.stop // size)
+        blocks = np.empty(((last - first) * size, *shape), dtype=np.float32)
         with LOCK:
             INITIAL_STATE["state"]["key"][:] = self._key & (2**64 - 1), self._key >> 64
             for number in range(first, last):
                 INITIAL_STATE["state"]["counter"][2:] = self._normal_calls, number
                 GENERATOR.bit_generator.state = INITIAL_STATE
-                block = blocks[(number - first) * BLOCK : (number - first + 1) * BLOCK]
+                block = blocks[(number - first) * size : (number - first + 1) * size]
                 GENERATOR.standard_normal(dtype=np.float32, out=block)
         self._normal_calls += 1
-        rows = torch.from_numpy(blocks)[self._rows.start - first * BLOCK : self._rows.stop - first * BLOCK]
+        rows = torch.from_numpy(blocks)[self._rows.start - first * size : self._rows.stop - first * size]
         return send(rows, self.device)
 
     def uniform(self) -> Tensor:

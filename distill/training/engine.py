@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +22,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distill.config.recipe import TrainRecipe
+from distill.data.batch import Batch
 from distill.methods import compiling
-from distill.methods.base import Distiller
+from distill.methods.base import Distiller, Logs
 from distill.training.environment import check_environment, without_accelerate_variables
 from distill.training.sharding import local_shard, shard, sharding_options
 from distill.training.watchdog import Watchdog
@@ -33,6 +35,26 @@ from teachers.support.private_api import reset_accelerate
 # Timeout of collective operations: one process may encode a dataset while others wait. The watchdog detects processes
 # that do not respond.
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
+
+
+class Phase(nn.Module):
+    """One phase of a method, as the module that is wrapped for distributed training.
+
+    Its parameters are those that the phase trains, so that processes exchange no other gradients.
+
+    Args:
+        distiller: The method. It is not a submodule.
+        name: The phase.
+    """
+
+    def __init__(self, distiller: Distiller, name: str) -> None:
+        super().__init__()
+        self.trained = nn.ModuleList(distiller.networks()[name])
+        self._loss = partial(distiller, name)
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
+        """The loss of one micro-batch and the values to log; see `Distiller.forward`."""
+        return self._loss(batch, step)
 
 
 class Engine:
@@ -67,9 +89,13 @@ class Engine:
                 log_with=None if settings.tracker == "none" else settings.tracker,
                 project_dir=str(folder),
                 kwargs_handlers=[
-                    DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
+                    DistributedDataParallelKwargs(
+                        find_unused_parameters=True,  # a loss may not depend on every parameter of its networks
+                        broadcast_buffers=False,
+                        gradient_as_bucket_view=True,
+                    ),
                     InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
-                ],  # a phase uses some of the networks only, so other parameters get no gradient
+                ],
             )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         for note in notes:
@@ -133,7 +159,7 @@ class Engine:
             for network in networks:
                 network.to(memory_format=torch.channels_last)
 
-    def prepare(self, distiller: Distiller, ema: Denoiser) -> nn.Module:
+    def prepare(self, distiller: Distiller, ema: Denoiser) -> dict[str, nn.Module]:
         """Compile and distribute the networks.
 
         Args:
@@ -141,20 +167,22 @@ class Engine:
             ema: The student's EMA, sharded in place.
 
         Returns:
-            The module that the loop calls: the distiller, wrapped by DDP if there are several unsharded processes.
+            The module that the loop calls for each phase: a `Phase`, wrapped by DDP if there are several unsharded
+            processes.
         """
+        phases = {name: Phase(distiller, name) for name in distiller.networks()}
         trained = {id(module): module for modules in distiller.networks().values() for module in modules}
         if self._compile != "none":
             for module in (distiller.teacher.denoiser, *trained.values()):
                 if isinstance(module, Denoiser):
                     compiling.compile_network(unwrap(module.network), self._compile)
         if self.sharding is None:
-            return self.accelerator.prepare(distiller)
+            return {name: self.accelerator.prepare(phase) for name, phase in phases.items()}
         self._unsharded_ema = copy.deepcopy(ema).cpu() if self.is_main else None
         for module in trained.values():
             self._roots.append(self.shard(module.network if isinstance(module, Denoiser) else module))
         self.shard(ema.network)
-        return distiller
+        return dict(phases)
 
     def shard(self, network: nn.Module) -> FSDPModule:
         """Shard `network` over all processes: each of its blocks, then the rest."""

@@ -2,7 +2,8 @@
 
 The run's networks, losses and backward passes run on the meta device, where tensors have shapes but no data, and the
 bytes of live tensors are counted (`distill.training.meta_device`). The plan therefore covers every method, option and
-tier. It does not include libraries' workspaces and the allocator's fragmentation.
+tier. It does not include libraries' workspaces and the allocator's fragmentation. For several processes it adds DDP's
+gradient buckets, or divides what FSDP2 shards and adds the blocks that are gathered.
 """
 
 import copy
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 
 import psutil
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 from distill.config.recipe import DTYPES, Recipe
@@ -26,7 +28,9 @@ from distill.training.meta_device import (
     resident_modules,
 )
 from distill.training.optimizers import moment_bytes
+from distill.training.sharding import gathered_bytes
 from distill.training.state import build_distiller
+from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 from teachers.loading.sketch import DMD_BYTES, sketch
 from teachers.networks.adapters import unwrap
@@ -47,6 +51,7 @@ class Plan:
         gradients: Gradients of the phase with the largest memory use.
         activations: All other tensors that are live at the peak of that phase.
         decoder: The autoencoder and other networks that stay in memory.
+        communication: DDP's gradient buckets of the other phases, or FSDP2's gathered blocks.
     """
 
     weights: int
@@ -55,6 +60,7 @@ class Plan:
     gradients: int
     activations: int
     decoder: int
+    communication: int = 0
 
     @property
     def total(self) -> int:
@@ -62,12 +68,33 @@ class Plan:
         return sum(dataclasses.astuple(self))
 
 
-def plan(recipe: Recipe, samples: int) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """How a run is distributed.
+
+    Attributes:
+        count: Number of processes.
+        sharding: FSDP2's options; None: each process has complete networks (DDP).
+    """
+
+    count: int = 1
+    sharding: FullyShardedDataParallelPlugin | None = None
+
+    def samples(self, recipe: Recipe) -> int:
+        """Samples of one micro-batch on one process."""
+        return max(1, recipe.train.batch_size // recipe.train.accumulation // self.count)
+
+
+ONE_PROCESS = Processes()
+
+
+def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Plan:
     """The memory plan of one process. Reads configurations only, no weights.
 
     Args:
         recipe: A checked recipe.
         samples: Samples of one micro-batch.
+        processes: How the run is distributed.
     """
     family = find(TEACHERS, recipe.teacher.family)
     source, size = family.locate(recipe.teacher.path), family.size_argument(recipe.teacher.size)
@@ -79,7 +106,7 @@ def plan(recipe: Recipe, samples: int) -> Plan:
     others = _parameters(*resident_modules(teacher))
     network = _parameters(unwrap(teacher.denoiser.network), distiller)
     ema_parameters = _parameters(ema)
-    return Plan(
+    found = Plan(
         weights=_bytes(network - ema_parameters - others),
         ema=_bytes(ema_parameters),
         optimizer=sum(moment_bytes(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
@@ -87,6 +114,31 @@ def plan(recipe: Recipe, samples: int) -> Plan:
         activations=peak - gradients,
         decoder=_bytes(others - network),
     )
+    if processes.sharding is not None:
+        whole = set() if recipe.train.shard_teacher else _parameters(unwrap(teacher.denoiser.network))
+        frozen = _bytes(whole - set().union(*trained.values()))
+        networks = [_network(m) for m in dict.fromkeys(m for modules in distiller.networks().values() for m in modules)]
+        return _sharded(found, frozen, gathered_bytes(networks, processes.sharding), processes.count)
+    if processes.count > 1:  # one set of buckets for each phase; gradients of the present phase are views of them
+        buckets = sum(_bytes(p for p in parameters if p.requires_grad) for parameters in trained.values())
+        return dataclasses.replace(found, communication=max(0, buckets - gradients))
+    return found
+
+
+def _sharded(plan: Plan, whole: int, gathered: int, count: int) -> Plan:
+    """`plan` with everything but `whole` bytes of its weights divided among `count` processes."""
+    return dataclasses.replace(
+        plan,
+        weights=whole + (plan.weights - whole) // count,
+        ema=plan.ema // count,
+        optimizer=plan.optimizer // count,
+        gradients=plan.gradients // count,
+        communication=gathered,
+    )
+
+
+def _network(module: nn.Module) -> nn.Module:
+    return module.network if isinstance(module, Denoiser) else module
 
 
 def peak_phase(
@@ -134,22 +186,26 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def plan_lines(recipe: Recipe, samples: int, device: torch.device) -> list[str]:
+def plan_lines(recipe: Recipe, samples: int, device: torch.device, processes: Processes = ONE_PROCESS) -> list[str]:
     """The memory plans of both tiers as a table, and whether each fits into the free memory of `device`.
 
     Args:
         recipe: A checked recipe.
         samples: Samples of one micro-batch.
         device: The device whose free memory is read.
+        processes: How the run is distributed.
 
     Returns:
         Lines of text.
     """
     free = free_bytes(device)
     names = [field.name for field in dataclasses.fields(Plan)]
-    plans = {tier: plan(in_tier(recipe, tier), samples) for tier in ("full", "lora")}
+    tiers = ("full", "lora") if processes.sharding is None else (recipe.memory.tier,)  # LoRA cannot be sharded
+    plans = {tier: plan(in_tier(recipe, tier), samples, processes) for tier in tiers}
+    each = {True: "", False: f", each of {processes.count} processes"}[processes.count == 1]
     out = [
-        f"memory plan in GiB, {samples} sample{'s' * (samples > 1)} at a time; {free / GIB:.1f} free on {device.type}",
+        f"memory plan in GiB{each}, {samples} sample{'s' * (samples > 1)} at a time; {free / GIB:.1f} free on "
+        f"{device.type}",
         "  ".join([f"{'tier':<8}", *(f"{name:>11}" for name in names), f"{'total':>8}"]),
     ]
     for tier, entry in plans.items():
@@ -158,13 +214,14 @@ def plan_lines(recipe: Recipe, samples: int, device: torch.device) -> list[str]:
         result = "fits" if entry.total <= free else "does not fit"
         out.append("  ".join([f"{tier:<8}", *cells, f"{entry.total / GIB:>8.2f}", f"{result}{own}"]))
     if plans[recipe.memory.tier].total > free:
-        out.append(f"this run may not fit: {advice(recipe, samples, plans['lora'].total <= free)}")
+        lora = plans.get("lora")
+        out.append(f"this run may not fit: {advice(recipe, samples, lora is not None and lora.total <= free)}")
     return out
 
 
-def fits(recipe: Recipe, samples: int, device: torch.device) -> bool:
+def fits(recipe: Recipe, samples: int, device: torch.device, processes: Processes = ONE_PROCESS) -> bool:
     """Whether the plan of `recipe` fits into the free memory of `device`; see `plan_lines`."""
-    return plan(recipe, samples).total <= free_bytes(device)
+    return plan(recipe, samples, processes).total <= free_bytes(device)
 
 
 def advice(recipe: Recipe, samples: int, lora_fits: bool) -> str:
@@ -186,12 +243,12 @@ def in_tier(recipe: Recipe, tier: str) -> Recipe:
     return dataclasses.replace(recipe, memory=memory, teacher=teacher)
 
 
-def print_plan(recipe: Recipe, world_size: int, device: torch.device) -> None:
+def print_plan(recipe: Recipe, processes: Processes, device: torch.device) -> None:
     """Print the memory plan of a run, unless its networks are small. If the plan fails, print why and continue.
 
     Args:
         recipe: A checked recipe.
-        world_size: Number of processes.
+        processes: How the run is distributed.
         device: The device of the run.
     """
     try:
@@ -199,7 +256,6 @@ def print_plan(recipe: Recipe, world_size: int, device: torch.device) -> None:
         path = family.locate(recipe.teacher.path)
         trained = sketch(path, family).denoiser.parameters()
         if DMD_BYTES * sum(p.numel() for p in trained) >= MIN_PLANNED:
-            samples = recipe.train.batch_size // recipe.train.accumulation // world_size
-            print("\n".join(plan_lines(recipe, max(1, samples), device)))
+            print("\n".join(plan_lines(recipe, processes.samples(recipe), device, processes)))
     except Exception as error:
         print(f"the memory plan of this run failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})")

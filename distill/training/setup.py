@@ -13,7 +13,7 @@ from distill.data import teacher_pairs
 from distill.data.dataset import Dataset
 from distill.training.engine import Engine
 from distill.training.features import choose_features
-from distill.training.memory_plan import print_plan
+from distill.training.memory_plan import Processes, print_plan
 from distill.training.monitor import Monitor
 from distill.training.run_folder import check_teacher_files, stored_contents
 from teachers.core.teacher import Teacher
@@ -88,7 +88,7 @@ def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | 
         The teacher, without its text encoders in memory, and the dataset.
     """
     if engine.is_main and recipe.teacher.path is not None:
-        print_plan(recipe, engine.world_size, engine.device)
+        print_plan(recipe, Processes(engine.world_size, engine.sharding), engine.device)
     cls, options = method_options(recipe)
     with reading(recipe.teacher.path or "the teacher"):
         contents = stored_contents(recipe) if teacher is None else teacher.contents()

@@ -1,6 +1,7 @@
 """FSDP2: its options in accelerate's configuration, and sharding of networks with PyTorch's `fully_shard`."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -48,18 +49,39 @@ def shard(network: nn.Module, options: FullyShardedDataParallelPlugin, mesh: Dev
         options: FSDP2's options.
         mesh: All processes, in one dimension.
     """
-    names = options.transformer_cls_names_to_wrap or unsplittable_blocks(network)
     arguments = {
         "mesh": mesh,
         "reshard_after_forward": options.reshard_after_forward,
         "offload_policy": options.cpu_offload,
     }
-    for block in reversed(list(network.modules())):
-        if block is not network and type(block).__name__ in names:
-            fully_shard(block, **arguments)
+    for block in sharded_blocks(network, options):
+        fully_shard(block, **arguments)
     # The root is not resharded after forward (PyTorch's default): the backward pass of a discriminator starts at
     # features inside the network and needs the root's parameters.
     return fully_shard(network, **(arguments | {"reshard_after_forward": False}))
+
+
+def sharded_blocks(network: nn.Module, options: FullyShardedDataParallelPlugin) -> list[nn.Module]:
+    """The blocks of `network` that are gathered one at a time, innermost first; see `shard`."""
+    names = options.transformer_cls_names_to_wrap or unsplittable_blocks(network)
+    return [
+        block for block in reversed(list(network.modules())) if block is not network and type(block).__name__ in names
+    ]
+
+
+def gathered_bytes(networks: Sequence[nn.Module], options: FullyShardedDataParallelPlugin) -> int:
+    """Bytes of gathered parameters and gradients of sharded `networks`, at most.
+
+    Everything outside the blocks stays gathered from forward to backward. Of the blocks, one is in use and the next one
+    is gathered ahead; the gradients of one are complete before they are reduced.
+    """
+    outside = largest = 0
+    for network in networks:
+        blocks = [sum(p.nbytes for p in block.parameters()) for block in sharded_blocks(network, options)]
+        within = {p for block in sharded_blocks(network, options) for p in block.parameters()}
+        outside += sum(p.nbytes for p in network.parameters() if p not in within)
+        largest = max([largest, *blocks])
+    return outside + 3 * largest
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class TrainState:
 
     Attributes:
         distiller: The method with the networks that train.
-        model: The module that the loop calls: the distiller, wrapped for distributed training if necessary.
+        phases: The modules that the loop calls, one for each phase, wrapped for distributed training if necessary.
         ema: The exponential moving average of the student, which is evaluated and exported.
         optimizers: One for each phase.
         rates: Each phase's learning rate and schedule.
@@ -69,7 +69,7 @@ class TrainState:
     """
 
     distiller: Distiller
-    model: nn.Module
+    phases: dict[str, nn.Module]
     ema: Denoiser
     optimizers: dict[str, Any]
     rates: dict[str, OptimizerRecipe]
@@ -115,10 +115,10 @@ class TrainState:
             teacher.offload(engine.device)
         ema = copy.deepcopy(distiller.student).requires_grad_(False)
         engine.to_channels_last(ema)
-        model = engine.prepare(distiller, ema)
+        phases = engine.prepare(distiller, ema)
         rates = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in distiller.networks()}
         guard = NonFiniteGuard(recipe.seed, MAX_NONFINITE_STEPS if engine.scaler is None else MAX_NONFINITE_STEPS_FP16)
-        state = cls(distiller, model, ema, {}, rates, guard)
+        state = cls(distiller, phases, ema, {}, rates, guard)
         state.optimizers = {p: adamw(state.parameters[p], rates[p], memory.eight_bit) for p in rates}
         return state
 

@@ -1,7 +1,10 @@
 """The memory plan against allocations on real tensors, and its output."""
 
+import dataclasses
+
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 from distill.config.recipe import DTYPES, method_options
@@ -53,19 +56,38 @@ def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointin
 def test_printed_plan_shows_which_tier_fits(lora_recipe, monkeypatch, capsys):
     run = lora_recipe("dmd", "memory.tier=full")
     sizes = {"full": 30, "lora": 10}
-    monkeypatch.setattr(memory_plan, "plan", lambda r, n: memory_plan.Plan(sizes[r.memory.tier] << 30, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(
+        memory_plan, "plan", lambda r, n, p: memory_plan.Plan(sizes[r.memory.tier] << 30, 0, 0, 0, 0, 0)
+    )
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 20 << 30)
-    memory_plan.print_plan(run, 1, CPU)
+    memory_plan.print_plan(run, memory_plan.ONE_PROCESS, CPU)
     assert not capsys.readouterr().out  # no plan for small networks
     monkeypatch.setattr(memory_plan, "MIN_PLANNED", 0)
-    memory_plan.print_plan(run, 1, CPU)
+    memory_plan.print_plan(run, memory_plan.ONE_PROCESS, CPU)
     title, _, full, lora, advice = capsys.readouterr().out.splitlines()
     assert "4 samples at a time; 20.0 free" in title
     assert full.endswith("30.00  does not fit (this run)") and lora.endswith("10.00  fits")
     assert "memory.checkpointing=true" in advice and "memory.tier=lora (fits)" in advice
     monkeypatch.setattr(memory_plan, "plan", lambda *a: 1 / 0)
-    memory_plan.print_plan(run, 1, CPU)
+    memory_plan.print_plan(run, memory_plan.ONE_PROCESS, CPU)
     assert "the memory plan of this run failed (ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_the_plan_of_several_processes_counts_buckets_or_divides_what_is_sharded(lora_recipe):
+    """DDP keeps one set of gradient buckets for each phase. FSDP2 divides weights, EMA, moments and gradients."""
+    run = lora_recipe("dmd", "memory.tier=full", "method.gan_weight=0", "method.r1_weight=0")
+    one = memory_plan.plan(run, 2)
+    student = sum(p.nbytes for p in StableDiffusion.load(run.teacher.path, CPU).student().parameters())
+    assert one.communication == 0 and one.gradients == student
+    ddp = memory_plan.plan(run, 2, memory_plan.Processes(2))
+    assert ddp == dataclasses.replace(one, communication=student)  # two phases train a network of this size each
+    options = FullyShardedDataParallelPlugin(fsdp_version=2)
+    sharded = memory_plan.plan(run, 2, memory_plan.Processes(4, options))
+    assert sharded.optimizer == one.optimizer // 4 and sharded.ema == one.ema // 4
+    assert sharded.weights == student + 2 * student // 4  # the frozen teacher is complete
+    assert 0 < sharded.communication < 2 * student + 3 * student
+    shared = dataclasses.replace(run, train=dataclasses.replace(run.train, shard_teacher=True))
+    assert memory_plan.plan(shared, 2, memory_plan.Processes(4, options)).weights == 3 * student // 4
 
 
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
