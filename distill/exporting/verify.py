@@ -162,7 +162,8 @@ def differences(
         ExportMismatch: If the pipeline draws less noise than the student needs, or its images have another shape.
     """
     name = type(pipe).__name__
-    chosen = [prompts[i % len(prompts)] for i in range(SAMPLES)] if teacher.guided else None
+    different = 1 if teacher.pads_prompts else len(prompts)
+    chosen = [prompts[i % different] for i in range(SAMPLES)] if teacher.guided else None
     with exact_float32():
         sampled = _sample_all(pipe, calls, chosen, teacher)
         cond = teacher.exact_condition(chosen or [""] * SAMPLES)

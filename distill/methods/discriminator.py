@@ -72,15 +72,14 @@ def features(
     outputs: list[Tensor] = []
     network = unwrap(denoiser.network)
     block, rows, channels_first = middle_block(network, layer), len(x_t), has_channels_first(network, layer)
-    hook = block.register_forward_hook(
-        lambda module, args, output: outputs.append(tokens(output, rows, stream, channels_first))
-    )
+    hook = block.register_forward_hook(lambda module, args, output: outputs.append(of_sample(output, stream)))
     try:
         with eager():  # a compiled network does not call the hook
             denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
-    return outputs[0]
+    # some families call the network once for each sample
+    return tokens(outputs[0] if len(outputs[0]) >= rows else torch.cat(outputs), rows, stream, channels_first)
 
 
 def has_channels_first(network: nn.Module, layer: str | None = None) -> bool:
@@ -120,6 +119,12 @@ def middle_block(network: nn.Module, layer: str | None = None) -> nn.Module:
     )
 
 
+def of_sample(output: Any, stream: int) -> Tensor:
+    """The output of a block that belongs to the sample, by its index if there are several."""
+    value: Tensor = output if isinstance(output, Tensor) else output[stream]
+    return value
+
+
 def tokens(output: Any, rows: int | None = None, stream: int = -1, channels_first: bool = False) -> Tensor:
     """A block's output as float32 tokens (B, N, C).
 
@@ -136,7 +141,7 @@ def tokens(output: Any, rows: int | None = None, stream: int = -1, channels_firs
     Raises:
         ValueError: If the batch of the output is not a multiple of B.
     """
-    value: Tensor = output if isinstance(output, Tensor) else output[stream]
+    value = of_sample(output, stream)
     rows = len(value) if rows is None else rows
     if len(value) % rows:
         raise ValueError(

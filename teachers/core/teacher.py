@@ -193,6 +193,10 @@ class Teacher(Contract, ABC):
         """Native latents (B, *shape) from the form in which the stock pipeline passes them to its network."""
         return native
 
+    def timesteps(self, scheduler: Any) -> Tensor:
+        """The timesteps (N,) of a stock pipeline's scheduler in the unit of the noise path."""
+        return torch.as_tensor(scheduler.timesteps).double()
+
     def added_noise(self, scheduler: Any, sample: Tensor) -> Tensor | None:
         """The noise that a step of an exported pipeline has added, where `torch.randn` does not draw it.
 

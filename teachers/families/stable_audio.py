@@ -88,6 +88,9 @@ class StableAudio(LatentTeacher):
     def set_size(self) -> None:
         return
 
+    def timesteps(self, scheduler: Any) -> Tensor:
+        return 1000 * super().timesteps(scheduler)
+
     def compression(self) -> int:
         return int(self.stock.vae.hop_length)
 
