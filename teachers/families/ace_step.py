@@ -18,6 +18,7 @@ from teachers.families.unbatched import encode_each, padded
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines
 from teachers.media import Audio, Medium
 
+TIME = ("time_embed", "time_embed_r")  # of the network
 SHIFT = 3.0  # the default of the pipeline's call
 MAX_TEXT = 256  # tokens of a prompt, as in the pipeline's call
 TIMBRE_SECONDS = 30  # of silence, which the pipeline passes as the sound to imitate
@@ -71,6 +72,8 @@ class AceStep(LatentTeacher):
         for key, value in SCHEDULER.items():
             if config.get(key) != value:
                 raise ValueError(f"{key} of the scheduler of an AceStepPipeline must be {value}, got {config.get(key)}")
+        for name in TIME:  # the network computes the features of a timestep in the precision of the timestep
+            getattr(pipeline.transformer, name).float()
         self.stock = pipeline
         self.seconds = float((size or {}).get("seconds", 60.0))
         super().__init__(pipeline, sigma_data)
@@ -79,7 +82,8 @@ class AceStep(LatentTeacher):
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
         """Call the network on (1, L, C) for each sample, with a timestep in [0, 1]."""
         used = dict(cond)
-        mask, timestep, outputs = used.pop(MASK), timestep / 1000, []
+        mask, outputs = used.pop(MASK), []
+        timestep = (timestep / 1000).to(sample.dtype if sample.is_meta else torch.float32)
         lengths = [mask.shape[1]] * len(mask) if mask.is_meta else mask.sum(1).tolist()
         for row, length in enumerate(lengths):
             own = slice(row, row + 1)

@@ -95,9 +95,9 @@ class AudioLDM2(LatentTeacher):
 
     @property
     def medium(self) -> Audio:
-        """Mono sounds of the teacher's length."""
-        rate = int(self.stock.vocoder.config.sampling_rate)
-        return Audio(channels=1, samples=int(self.seconds * rate), rate=rate)
+        """Mono sounds of the teacher's length, as long as the pipeline cuts them."""
+        rate, whole = int(self.stock.vocoder.config.sampling_rate), self.shape[1] * self.compression() * self.hop
+        return Audio(channels=1, samples=min(int(self.seconds * rate), whole), rate=rate)
 
     def set_size(self) -> None:
         return

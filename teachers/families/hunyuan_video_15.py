@@ -9,6 +9,7 @@ from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.families.latent_video import LatentVideo
+from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.source import Pipelines
 
 IMAGE_TOKENS = 729  # of the image that the pipeline does not have
@@ -33,6 +34,7 @@ class HunyuanVideo15(LatentVideo):
     takes_variance_preserving: ClassVar[bool] = False
     refuses_steps: ClassVar[bool] = False
     stream: ClassVar[int] = 0
+    constructor_reads: ClassVar[tuple[str, ...]] = ("vae",)
     usual_rate: ClassVar[float] = 24.0
 
     def __init__(
@@ -44,6 +46,7 @@ class HunyuanVideo15(LatentVideo):
         for key, value in GUIDER.items():
             if guider.config[key] != value:
                 raise ValueError(f"{key} of the guider must be {value}, got {guider.config[key]}")
+        correct_autoencoder(pipeline)
         super().__init__(pipeline, sigma_data, size)
 
     @staticmethod

@@ -41,6 +41,7 @@ class LatentTeacher(Teacher):
         takes_flow: Whether the pipeline can sample a rectified flow: those that call `scale_model_input` cannot.
         takes_variance_preserving: Whether the pipeline can sample a variance-preserving schedule.
         takes_cosine: Whether the pipeline can sample TrigFlow's own schedule (`Cosine`).
+        constructor_reads: Other components than text encoders whose config the pipeline's constructor needs.
         stock: The pipeline.
         device: Where the networks are.
         factor: Pixels or audio samples for each latent pixel, along one side.
@@ -53,6 +54,7 @@ class LatentTeacher(Teacher):
     takes_flow: ClassVar[bool] = True
     takes_variance_preserving: ClassVar[bool] = True
     takes_cosine: ClassVar[bool] = False
+    constructor_reads: ClassVar[tuple[str, ...]] = ()
     ignores_guidance: ClassVar[bool] = False
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": ("vae",)}
 
@@ -157,8 +159,16 @@ class LatentTeacher(Teacher):
     def _load_text_pipeline(self) -> Any:
         assert self.origin is not None
         path, dtype = self.origin
-        owners = (type(self), *self.components)
-        return freeze(load_pipeline(self.pipelines, path, OTHER_COMPONENTS, owners, dtype=dtype, **self.options))
+        owners, read = (type(self), *self.components), self.constructor_reads
+        with torch.device("meta"):
+            empty = {
+                name: type(self.stock.components[name]).from_config(self.stock.components[name].config) for name in read
+            }
+        skip = tuple(name for name in OTHER_COMPONENTS if name not in read)
+        pipeline = load_pipeline(self.pipelines, path, skip, owners, dtype=dtype, **empty, **self.options)
+        for name in read:
+            setattr(pipeline, name, None)
+        return freeze(pipeline)
 
     def unload_encoders(self) -> None:
         self._text_pipeline = None

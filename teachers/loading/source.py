@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from teachers.loading.components import absent_components, check_components
+from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
 from teachers.loading.notices import without_notices
@@ -203,7 +204,9 @@ def load_pipeline(
     with loading_errors(path):
         if is_file:
             return _single_file(kind, path, name, options)
-        return from_folder(kind, path, options, (*accepted, *owners), pickles)
+        pipeline = from_folder(kind, path, options, (*accepted, *owners), pickles)
+    correct_autoencoder(pipeline)
+    return pipeline
 
 
 def from_folder(

@@ -11,6 +11,7 @@ from distill.exporting.recording import NoiseRecorder, recorded_steps
 from eval.pipelines.generate import set_guidance
 from teachers.core.cosine_path import Cosine
 from teachers.core.trigflow import Flow
+from teachers.loading.corrections import correct_autoencoder
 from teachers.media import Video
 from tests.teachers.families.stock import PROMPTS
 from tests.teachers.tiny_media import BUILDERS
@@ -60,6 +61,7 @@ def load_stock(teacher, folder, guidance=1.0) -> Any:
     if isinstance(teacher.denoiser.path, Cosine):
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver_order=1)
     set_guidance(pipe, guidance)
+    correct_autoencoder(pipe)
     return pipe
 
 

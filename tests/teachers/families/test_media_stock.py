@@ -22,7 +22,11 @@ def test_every_step_of_the_stock_solver_is_that_of_the_teacher(
     """Condition, schedule and guidance equal those of the stock pipeline."""
     teacher, folder = load_media(name), tiny_media(name)[1]
     momenta = []
-    monkeypatch.setattr(pipeline_ace_step, "MomentumBuffer", lambda momentum: momenta.append(momentum))
+
+    def no_buffer(momentum):
+        momenta.append(momentum)
+
+    monkeypatch.setattr(pipeline_ace_step, "MomentumBuffer", no_buffer)
     steps = run(load_stock(teacher, folder, guidance), teacher, teacher.usual_call(4, guidance))
     cond, path, worst = teacher.condition(prompts_of(teacher)), teacher.denoiser.path, 0.0
     for i, (native, after) in enumerate(zip(steps.samples, steps.outputs, strict=True)):
@@ -126,7 +130,7 @@ def test_bfloat16_teachers_return_nearly_equal_velocities_in_float32(name, tiny_
     half, full = (
         find(TEACHERS, family).load(str(folder), CPU, dtype, size=size) for dtype in (torch.bfloat16, torch.float32)
     )
-    x, t, cond = torch.randn(2, *full.shape), torch.tensor([0.5, 1.0]), full.condition(PROMPTS)
+    x, t, cond = torch.randn(2, *full.shape), torch.tensor([0.5, 1.0]), full.condition(prompts_of(full))
     with torch.no_grad():
         actual, expected = (teacher.velocity(x, t, cond, 2.0) for teacher in (half, full))
     assert actual.dtype == torch.float32
