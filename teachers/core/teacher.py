@@ -178,6 +178,13 @@ class Teacher(Contract, ABC):
             Tensors (B, ...); floating-point values are float32.
         """
 
+    def meta_condition(self) -> Condition:
+        """One row of a condition on the meta device, for a teacher whose networks are there.
+
+        Families whose text encoders need values of tensors override it.
+        """
+        return self.condition([""])
+
     def exact_condition(self, prompts: Sequence[str]) -> Condition:
         """`condition` in float32, whatever the precision of the teacher, as an exported pipeline computes it.
 

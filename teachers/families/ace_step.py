@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from teachers.media import Audio, Medium
 TIME = ("time_embed", "time_embed_r")  # of the network
 SHIFT = 3.0  # the default of the pipeline's call
 MAX_TEXT = 256  # tokens of a prompt, as in the pipeline's call
+MORE_TOKENS = 32  # of the language, and of the silence that is the sound to imitate
 TIMBRE_SECONDS = 30  # of silence, which the pipeline passes as the sound to imitate
 PEAK = 10 ** (-1 / 20)  # to which the pipeline scales sounds
 MASK = "encoder_attention_mask"  # an entry of the condition
@@ -176,6 +178,17 @@ class AceStep(LatentTeacher):
             "encoder_hidden_states": padded(text.float(), length),
             MASK: padded(torch.ones_like(text[..., 0], dtype=torch.long), length),
             "context_latents": torch.cat([context.float(), torch.ones_like(context).float()], dim=2),
+        }
+
+    def meta_condition(self) -> Condition:
+        empty = partial(torch.empty, device="meta")
+        width = self.stock.condition_encoder.config.hidden_size
+        channels, length = self.shape
+        tokens = MAX_TEXT + MORE_TOKENS
+        return {
+            "encoder_hidden_states": empty(1, tokens, width),
+            MASK: empty(1, tokens, dtype=torch.long),
+            "context_latents": empty(1, length, 2 * channels),
         }
 
     def null_condition(self, cond: Condition) -> Condition:

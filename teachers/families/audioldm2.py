@@ -131,6 +131,18 @@ class AudioLDM2(LatentTeacher):
             NULL: generated[:1].float(),
         }
 
+    def meta_condition(self) -> Condition:
+        pipeline = self.text_pipeline()
+        length, width = int(pipeline.tokenizer_2.model_max_length), pipeline.text_encoder_2.config.d_model
+        language = pipeline.language_model.config
+        generated = torch.empty(1, language.max_new_tokens, language.hidden_size, device="meta")
+        return {
+            "encoder_hidden_states": generated,
+            "encoder_hidden_states_1": torch.empty(1, length, width, device="meta"),
+            "encoder_attention_mask_1": torch.ones(1, length, dtype=torch.long, device="meta"),
+            NULL: generated,
+        }
+
     def null_condition(self, cond: Condition) -> Condition:
         return {**super().null_condition(cond), "encoder_hidden_states": cond[NULL], NULL: cond[NULL]}
 

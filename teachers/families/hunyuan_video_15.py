@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5: a rectified-flow transformer of clips with Qwen2.5-VL and ByT5; a guider holds the guidance scale."""
+"""HunyuanVideo 1.5: a rectified-flow transformer of clips with Qwen2.5-VL and ByT5; a guider has the guidance scale."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
