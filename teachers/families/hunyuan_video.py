@@ -20,6 +20,9 @@ class HunyuanVideo(EmbeddedGuidance, LatentVideo):
     """`HunyuanVideoPipeline`. Most networks embed the guidance scale and need one evaluation.
 
     Others have classifier-free guidance, which the pipeline applies at `true_cfg_scale` with a negative prompt only.
+
+    Raises:
+        ValueError: If the network begins with an image.
     """
 
     pipelines: ClassVar[Pipelines] = (HunyuanVideoPipeline,)
@@ -33,6 +36,16 @@ class HunyuanVideo(EmbeddedGuidance, LatentVideo):
     stream: ClassVar[int] = 0
     usual_rate: ClassVar[float] = 24.0
     side_unit: ClassVar[int] = 16
+
+    def __init__(
+        self, pipeline: HunyuanVideoPipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
+    ) -> None:
+        kind = pipeline.transformer.config.image_condition_type
+        if kind is not None:
+            raise ValueError(
+                f"image_condition_type of the transformer must be None, got {kind!r}: such a network needs an image"
+            )
+        super().__init__(pipeline, sigma_data, size)
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

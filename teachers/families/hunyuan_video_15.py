@@ -22,7 +22,7 @@ class HunyuanVideo15(LatentVideo):
     """`HunyuanVideo15Pipeline`. Its call takes no guidance scale; in exported pipelines the guider is disabled.
 
     Raises:
-        ValueError: If the guider is not plain classifier-free guidance at every step.
+        ValueError: If the guider is not plain classifier-free guidance at every step, or the network is a mean flow.
     """
 
     pipelines: ClassVar[Pipelines] = (HunyuanVideo15Pipeline,)
@@ -46,6 +46,10 @@ class HunyuanVideo15(LatentVideo):
         for key, value in GUIDER.items():
             if guider.config[key] != value:
                 raise ValueError(f"{key} of the guider must be {value}, got {guider.config[key]}")
+        if pipeline.transformer.config.use_meanflow:
+            raise ValueError(
+                "use_meanflow of the transformer must be False, got True: the pipeline passes one timestep"
+            )
         correct_autoencoder(pipeline)
         super().__init__(pipeline, sigma_data, size)
 
