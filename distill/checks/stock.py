@@ -16,10 +16,11 @@ from diffusers import (
 from torch import Tensor, nn
 
 from distill.exporting.recording import SAMPLES, recorded_steps
-from eval.pipelines.generate import Pipeline, arguments, cuda_devices, networks
+from eval.pipelines.generate import Pipeline, arguments, cuda_devices, networks, set_guidance
 from eval.pipelines.signatures import argument, takes_prompts
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
+from teachers.loading.registry import family_of_class
 
 PROMPTS, CLASSES = ("a photo of a coat", "an ankle boot"), ("0", "1")
 
@@ -46,7 +47,13 @@ class StockRun:
 
 
 def prompts_for(kind: type[DiffusionPipeline]) -> list[str] | None:
-    """Two prompts that the pipeline takes; class numbers for class-conditional ones, None for unconditional ones."""
+    """Two prompts that the pipeline takes; class numbers for class-conditional ones, None for unconditional ones.
+
+    They are equal if the pipeline would pad them to the same length (`Contract.pads_prompts`).
+    """
+    family = family_of_class(kind)
+    if family is not None and family.pads_prompts:
+        return [PROMPTS[0]] * SAMPLES
     return list(PROMPTS if argument(kind, "prompt") else CLASSES) if takes_prompts(kind) else None
 
 
@@ -96,6 +103,7 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
         num_steps: Number of steps.
         guidance: Guidance scale.
     """
+    set_guidance(pipe, guidance)
     ready = arguments(pipe, teacher.usual_call(num_steps, guidance), prompts_for(type(pipe)), range(SAMPLES))
     ready.pop(argument(type(pipe), "latents") or "", None)
     with (
@@ -114,7 +122,7 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
         )
     samples = [teacher.unpack(first_sample(step[0])[:SAMPLES]) for step in steps]
     path = teacher.denoiser.path
-    timesteps = torch.as_tensor(pipe.scheduler.timesteps).double().cpu()
+    timesteps = teacher.timesteps(pipe.scheduler).cpu()
     end = path.t_min if isinstance(pipe.scheduler, DDIMScheduler) and not isinstance(path, Flow) else 0.0
     angles = [*path.angle(timesteps).tolist(), end]
     after = [teacher.unpack(output[:SAMPLES]) for output in outputs]

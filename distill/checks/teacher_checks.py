@@ -23,7 +23,7 @@ from distill.checks.table import Check, left_out
 from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
-from eval.pipelines.generate import Pipeline, correct_null_class, network
+from eval.pipelines.generate import Pipeline, correct_null_class, has_guider, network
 from eval.pipelines.jobs import steps
 from eval.pipelines.signatures import argument
 from teachers.core.cosine_path import Cosine
@@ -82,7 +82,7 @@ def stock_checks(pipe: Pipeline, teacher: Teacher, prompts: Sequence[str]) -> li
     """The stock sampler, the condition and the decoder, without and with guidance."""
     cond = teacher.condition(prompts)
     checks = []
-    guided = teacher.guided and argument(type(pipe), "guidance_scale") is not None
+    guided = teacher.guided and (argument(type(pipe), "guidance_scale") is not None or has_guider(pipe))
     for name, guidance in [("stock sampler", 1.0), ("stock sampler with guidance", GUIDANCE)][: 1 + guided]:
         run = run_stock(pipe, teacher, STEPS, guidance)
         if isinstance(teacher.denoiser.path, Cosine):

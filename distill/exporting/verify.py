@@ -30,6 +30,7 @@ from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.loading import registry
 from teachers.loading.components import absent_components
+from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder
 from teachers.loading.source import check_trusted, check_weights, loading_errors
 
@@ -162,7 +163,8 @@ def differences(
         ExportMismatch: If the pipeline draws less noise than the student needs, or its images have another shape.
     """
     name = type(pipe).__name__
-    chosen = [prompts[i % len(prompts)] for i in range(SAMPLES)] if teacher.guided else None
+    different = 1 if teacher.pads_prompts else len(prompts)
+    chosen = [prompts[i % different] for i in range(SAMPLES)] if teacher.guided else None
     with exact_float32():
         sampled = _sample_all(pipe, calls, chosen, teacher)
         cond = teacher.exact_condition(chosen or [""] * SAMPLES)
@@ -243,6 +245,7 @@ def load_exported(kind: type[DiffusionPipeline], folder: Any, device: torch.devi
     absent = stored_without(kind, folder)
     with loading_errors(str(folder)):
         pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **absent)
+    correct_autoencoder(pipe)
     return on_device(pipe, device)
 
 

@@ -78,8 +78,8 @@ def features(
     complete = isinstance(denoiser.network, FSDPModule)
 
     def read(module: nn.Module, args: object, output: Any) -> None:
-        outputs.append(tokens(output, rows, stream, channels_first))
-        if not complete:
+        outputs.append(of_sample(output, stream))
+        if not complete and sum(map(len, outputs)) >= rows:  # some families call the network once for each sample
             raise _LayerReached
 
     hook = block.register_forward_hook(read)
@@ -88,7 +88,7 @@ def features(
             denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
-    return outputs[0]
+    return tokens(outputs[0] if len(outputs[0]) >= rows else torch.cat(outputs), rows, stream, channels_first)
 
 
 class _LayerReached(BaseException):
@@ -132,6 +132,12 @@ def middle_block(network: nn.Module, layer: str | None = None) -> nn.Module:
     )
 
 
+def of_sample(output: Any, stream: int) -> Tensor:
+    """The output of a block that belongs to the sample, by its index if there are several."""
+    value: Tensor = output if isinstance(output, Tensor) else output[stream]
+    return value
+
+
 def tokens(output: Any, rows: int | None = None, stream: int = -1, channels_first: bool = False) -> Tensor:
     """A block's output as float32 tokens (B, N, C).
 
@@ -148,7 +154,7 @@ def tokens(output: Any, rows: int | None = None, stream: int = -1, channels_firs
     Raises:
         ValueError: If the batch of the output is not a multiple of B.
     """
-    value: Tensor = output if isinstance(output, Tensor) else output[stream]
+    value = of_sample(output, stream)
     rows = len(value) if rows is None else rows
     if len(value) % rows:
         raise ValueError(

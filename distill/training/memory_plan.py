@@ -156,9 +156,10 @@ def peak_phase(
     Returns:
         Bytes that the phase allocates at its peak, and the part of them that are gradients.
     """
-    cond = {key: value.expand(samples, *value.shape[1:]) for key, value in teacher.condition([""]).items()}
+    row = dict(teacher.meta_condition())
+    cond = {key: value.expand(samples, *value.shape[1:]) for key, value in row.items()}
     if teacher.guided:
-        teacher.null_condition(cond)  # the teacher caches it
+        teacher.null_cache = row
     latents = torch.empty(samples, *teacher.shape, device=META)
     largest = (0, 0)
     for phase in dict.fromkeys(distiller.phases(LATE_STEP)):

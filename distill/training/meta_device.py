@@ -109,7 +109,31 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
     with ExitStack() as stack:
         for name, kind in kinds.items():
             stack.enter_context(patch.object(F, name, replace(name, kind)))
+        for name, method in _meta_masks().items():
+            stack.enter_context(patch.object(Tensor, name, method))
         yield
+
+
+def _meta_masks() -> dict[str, Any]:
+    """Methods of tensors for masks without values: all of them are true, and their inverses select nothing."""
+    invert, get, truth = Tensor.__invert__, Tensor.__getitem__, Tensor.__bool__
+    inverses: Any = WeakIdKeyDictionary()
+
+    def inverted(self: Tensor) -> Tensor:
+        result: Tensor = invert(self)
+        if self.is_meta:
+            inverses[result] = None
+        return result
+
+    def item(self: Tensor, index: Any) -> Tensor:
+        is_mask = isinstance(index, Tensor) and index.is_meta and index.dtype == torch.bool
+        found: Tensor = get(self, slice(0 if index in inverses else None) if is_mask else index)
+        return found
+
+    def true(self: Tensor) -> bool:
+        return True if self.is_meta else truth(self)
+
+    return {"__invert__": inverted, "__getitem__": item, "__bool__": true}
 
 
 def build_on_meta(

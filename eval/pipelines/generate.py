@@ -18,7 +18,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import DDIMPipeline, DPMSolverMultistepScheduler
+from diffusers import ClassifierFreeGuidance, DDIMPipeline, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
@@ -29,6 +29,7 @@ from teachers.loading.trial import check_fit_once
 from teachers.media import Image
 from teachers.support.errors import reads
 
+EACH = ("negative_prompt", "lyrics")  # arguments that pipelines take as one string, or as one for each prompt
 IMAGENET = 1000  # classes; also the number of their null class
 Pipeline: TypeAlias = Any  # a DiffusionPipeline; its components and arguments depend on its class
 
@@ -125,6 +126,17 @@ def networks(pipe: Pipeline) -> list[torch.nn.Module]:
     """The denoising network, and the one for low noise levels that Wan 2.2 has besides."""
     second = pipe.components.get("transformer_2")
     return [network(pipe), *([second] if isinstance(second, torch.nn.Module) else [])]
+
+
+def has_guider(pipe: Pipeline) -> bool:
+    """Whether a pipeline has its guidance scale in a guider, and not in its call."""
+    return isinstance(pipe.components.get("guider"), ClassifierFreeGuidance)
+
+
+def set_guidance(pipe: Pipeline, guidance: float) -> None:
+    """Set the guidance scale of a pipeline that has a guider; the calls of others carry the scale."""
+    if has_guider(pipe):
+        pipe.register_modules(guider=pipe.guider.new(guidance_scale=guidance))
 
 
 def network_config(pipe: Pipeline) -> Mapping[str, Any]:
@@ -244,8 +256,9 @@ def arguments(
         usual["latents"] = torch.stack(noise).to(parameter.device, parameter.dtype)
     usual["output_type"] = "pt" if argument(kind, "prompt") else "np"
     out = dict(call) | {own: value for name, value in usual.items() if (own := argument(kind, name)) is not None}
-    if isinstance(out.get("negative_prompt"), str):
-        out["negative_prompt"] = [out["negative_prompt"]] * count
+    for name in EACH:
+        if isinstance(out.get(name), str):
+            out[name] = [out[name]] * count
     return out
 
 

@@ -95,6 +95,8 @@ class Contract:
         fewest_steps: The smallest number of steps at which the teacher's own pipeline begins at pure noise and ends at
             finite values.
         ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
+        pads_prompts: Whether the stock pipeline pads the prompts of a batch to the longest, so that its samples depend
+            on the other prompts of a batch. `condition` then encodes each prompt as the pipeline does without others.
         refuses_steps: Whether exported pipelines raise an error for unsupported numbers of steps.
     """
 
@@ -117,6 +119,7 @@ class Contract:
     fewest_steps: ClassVar[int] = 1
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = True
+    pads_prompts: ClassVar[bool] = False
 
     @classmethod
     def problems(cls) -> list[str]:

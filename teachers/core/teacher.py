@@ -178,6 +178,13 @@ class Teacher(Contract, ABC):
             Tensors (B, ...); floating-point values are float32.
         """
 
+    def meta_condition(self) -> Condition:
+        """One row of a condition on the meta device, for a teacher whose networks are there.
+
+        Families whose text encoders need values of tensors override it.
+        """
+        return self.condition([""])
+
     def exact_condition(self, prompts: Sequence[str]) -> Condition:
         """`condition` in float32, whatever the precision of the teacher, as an exported pipeline computes it.
 
@@ -192,6 +199,10 @@ class Teacher(Contract, ABC):
     def unpack(self, native: Tensor) -> Tensor:
         """Native latents (B, *shape) from the form in which the stock pipeline passes them to its network."""
         return native
+
+    def timesteps(self, scheduler: Any) -> Tensor:
+        """The timesteps (N,) of a stock pipeline's scheduler in the unit of the noise path."""
+        return torch.as_tensor(scheduler.timesteps).double()
 
     def added_noise(self, scheduler: Any, sample: Tensor) -> Tensor | None:
         """The noise that a step of an exported pipeline has added, where `torch.randn` does not draw it.

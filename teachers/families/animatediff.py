@@ -11,12 +11,14 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.families.latent_video import LatentVideo
 from teachers.loading.source import Pipelines
 
+UNUSED = ("time_cond_proj_dim", "addition_embed_type", "encoder_hid_dim_type")  # keys of the UNet's config
+
 
 class AnimateDiff(LatentVideo):
     """`AnimateDiffPipeline` with a `UNetMotionModel`, as `save_pretrained` of the pipeline writes it.
 
     Raises:
-        ValueError: If the UNet embeds a guidance scale.
+        ValueError: If the UNet embeds a guidance scale, an image, or the conditions of Stable Diffusion XL.
     """
 
     pipelines: ClassVar[Pipelines] = (AnimateDiffPipeline,)
@@ -29,10 +31,11 @@ class AnimateDiff(LatentVideo):
     def __init__(
         self, pipeline: AnimateDiffPipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
     ) -> None:
-        if pipeline.unet.config.time_cond_proj_dim is not None:
-            raise ValueError(
-                f"time_cond_proj_dim of the unet must be None, got {pipeline.unet.config.time_cond_proj_dim}"
-            )
+        for key in UNUSED:
+            if pipeline.unet.config.get(key) is not None:
+                raise ValueError(
+                    f"{key} of the unet must be None for an AnimateDiffPipeline, got {pipeline.unet.config[key]!r}"
+                )
         super().__init__(pipeline, sigma_data, size)
 
     @staticmethod

@@ -10,7 +10,7 @@ from diffusers import AutoencoderDC, DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
-from teachers.core.denoiser import Call, Condition, Denoiser, default_call
+from teachers.core.denoiser import Call, Condition, Denoiser, Prediction, default_call
 from teachers.core.few_step import (
     consistency_scheduler,
     flow_scheduler,
@@ -21,10 +21,8 @@ from teachers.core.few_step import (
 from teachers.core.lora import lora_weights
 from teachers.core.schedule import schedule
 from teachers.core.teacher import Teacher, height_and_width
-from teachers.core.time_embedding import (
-    bake_timesteps,
-)
-from teachers.core.trigflow import Flow
+from teachers.core.time_embedding import bake_timesteps
+from teachers.core.trigflow import Flow, NoisePath
 from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
 from teachers.networks.storage import in_float32, without_autocast
 
@@ -43,6 +41,7 @@ class LatentTeacher(Teacher):
         takes_flow: Whether the pipeline can sample a rectified flow: those that call `scale_model_input` cannot.
         takes_variance_preserving: Whether the pipeline can sample a variance-preserving schedule.
         takes_cosine: Whether the pipeline can sample TrigFlow's own schedule (`Cosine`).
+        constructor_reads: Other components than text encoders whose config the pipeline's constructor needs.
         stock: The pipeline.
         device: Where the networks are.
         factor: Pixels or audio samples for each latent pixel, along one side.
@@ -55,6 +54,7 @@ class LatentTeacher(Teacher):
     takes_flow: ClassVar[bool] = True
     takes_variance_preserving: ClassVar[bool] = True
     takes_cosine: ClassVar[bool] = False
+    constructor_reads: ClassVar[tuple[str, ...]] = ()
     ignores_guidance: ClassVar[bool] = False
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": ("vae",)}
 
@@ -70,14 +70,7 @@ class LatentTeacher(Teacher):
         self.shape = self.latent_shape()
         self._check_channels()
         self.set_size()
-        path, prediction = schedule(
-            pipeline.scheduler,
-            sigma_data,
-            self.tokens(),
-            self.takes_flow,
-            self.takes_variance_preserving,
-            self.takes_cosine,
-        )
+        path, prediction = self.noise_path(sigma_data)
         self.denoiser = Denoiser(self.denoising_network(), path, prediction, call=self.network_call()).eval()
 
     @staticmethod
@@ -103,6 +96,15 @@ class LatentTeacher(Teacher):
     def network_call(self) -> Call:
         """`call`, or a partial application of it to settings of the pipeline; copies of the denoiser share it."""
         return self.call
+
+    def noise_path(self, sigma_data: float) -> tuple[NoisePath, Prediction]:
+        """The noise schedule of the pipeline, and what the network predicts.
+
+        Args:
+            sigma_data: Standard deviation of the native latents.
+        """
+        kinds = self.takes_flow, self.takes_variance_preserving, self.takes_cosine
+        return schedule(self.stock.scheduler, sigma_data, self.tokens(), *kinds)
 
     def compression(self) -> int:
         """Pixels of an image for each latent pixel, along one side."""
@@ -157,8 +159,16 @@ class LatentTeacher(Teacher):
     def _load_text_pipeline(self) -> Any:
         assert self.origin is not None
         path, dtype = self.origin
-        owners = (type(self), *self.components)
-        return freeze(load_pipeline(self.pipelines, path, OTHER_COMPONENTS, owners, dtype=dtype, **self.options))
+        owners, read = (type(self), *self.components), self.constructor_reads
+        with torch.device("meta"):
+            empty = {
+                name: type(self.stock.components[name]).from_config(self.stock.components[name].config) for name in read
+            }
+        skip = tuple(name for name in OTHER_COMPONENTS if name not in read)
+        pipeline = load_pipeline(self.pipelines, path, skip, owners, dtype=dtype, **empty, **self.options)
+        for name in read:
+            setattr(pipeline, name, None)
+        return freeze(pipeline)
 
     def unload_encoders(self) -> None:
         self._text_pipeline = None
@@ -221,8 +231,8 @@ class LatentTeacher(Teacher):
         if not loaded:  # on the CPU, because training fills the device
             self._text_pipeline, self.device = self._load_text_pipeline(), torch.device("cpu")
         try:
-            parts = self.text_pipeline().components
-            with in_float32(part for name, part in parts.items() if name.startswith(TEXT_COMPONENTS)):
+            parts, used = self.text_pipeline().components, self.encoder_components["condition"]
+            with in_float32(part for name, part in parts.items() if name.startswith(used)):
                 return {key: value.to(device) for key, value in self.condition(prompts).items()}
         finally:
             self.device = device
@@ -230,7 +240,8 @@ class LatentTeacher(Teacher):
                 self._text_pipeline = None
 
     def exact_decode(self, latents: Tensor) -> Tensor:
-        with in_float32([self.stock.vae]):
+        used = self.encoder_components["encode"]
+        with in_float32(part for name, part in self.stock.components.items() if name.startswith(used)):
             return self.decode(latents.to(self.device))
 
     def _affine(self) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.few_step import check_times
-from teachers.families.latent import LatentTeacher, freeze
-from teachers.loading.source import TEXT_COMPONENTS, Pipelines, load_pipeline
+from teachers.families.latent import LatentTeacher
+from teachers.loading.source import TEXT_COMPONENTS, Pipelines
 from teachers.media import Audio, Medium
 
 MAX_STEPS = 2
@@ -45,6 +45,7 @@ class StableAudio(LatentTeacher):
     takes_variance_preserving: ClassVar[bool] = False
     takes_cosine: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = False
+    constructor_reads: ClassVar[tuple[str, ...]] = ("transformer",)
     fewest_steps: ClassVar[int] = 2  # a single exponential step begins at sigma_min
 
     def __init__(
@@ -88,6 +89,9 @@ class StableAudio(LatentTeacher):
     def set_size(self) -> None:
         return
 
+    def timesteps(self, scheduler: Any) -> Tensor:
+        return 1000 * super().timesteps(scheduler)
+
     def compression(self) -> int:
         return int(self.stock.vae.hop_length)
 
@@ -100,18 +104,6 @@ class StableAudio(LatentTeacher):
 
     def tokens(self) -> int:
         return self.shape[1]
-
-    def _load_text_pipeline(self) -> Any:
-        assert self.origin is not None
-        path, dtype = self.origin
-        with torch.device("meta"):  # the pipeline's constructor reads the network's config
-            network = type(self.stock.transformer).from_config(self.stock.transformer.config)
-        owners = (type(self), *self.components)
-        pipeline = load_pipeline(
-            self.pipelines, path, ("vae",), owners, dtype=dtype, transformer=network, **self.options
-        )
-        pipeline.transformer = None
-        return freeze(pipeline)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         pipeline = self.text_pipeline()

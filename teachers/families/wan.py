@@ -90,6 +90,10 @@ class Wan(LatentVideo):
             )
         return {"encoder_hidden_states": text.float()}
 
+    def meta_condition(self) -> Condition:
+        length, width = int(self.size["max_sequence_length"]), self.stock.transformer.config.text_dim
+        return {"encoder_hidden_states": torch.empty(1, length, width, device="meta")}
+
     def save_lora(self, student: Denoiser, times: Sequence[float], folder: Path) -> bool:
         return self.boundary is None and super().save_lora(student, times, folder)  # a file has one transformer
 

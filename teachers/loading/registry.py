@@ -12,6 +12,7 @@ from teachers import pocket
 from teachers.core.contract import FeatureModel
 from teachers.core.teacher import Teacher
 from teachers.loading.source import class_name, local_or_hub
+from teachers.loading.unsupported import reason
 from teachers.support.plugins import OWN_PACKAGES, Plugins, load_plugins, report
 
 GROUP = "distill.teachers"
@@ -134,8 +135,8 @@ def family_by_class(name: str) -> str:
         raise ValueError(f"several families take a {name}: {', '.join(takers)}; select one with teacher.family")
     broken = "".join(f"; {problem}" for problem in found.problems.values())
     raise ValueError(
-        f"no installed family takes a {name} (fewstep families lists those that one takes); to add a family, write a "
-        f"class such as teachers/families/dit.py and register it in the entry-point group {GROUP} "
+        f"no installed family takes a {name}{reason(name)} (fewstep families lists those that one takes); to add a "
+        f"family, write a class such as teachers/families/dit.py and register it in the entry-point group {GROUP} "
         f"(see CONTRIBUTING.md){broken}"
     )
 

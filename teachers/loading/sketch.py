@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
+from transformers import PreTrainedModel
 
 from teachers.core.teacher import Teacher
 from teachers.loading.components import OPTIONAL, absent_components, installed_class
@@ -60,9 +61,14 @@ def sketch(path: str, family: type[Teacher], size: Mapping[str, float] | None = 
         parts |= {name: index[name] for name in parameters if name in index and not isinstance(index[name], list)}
         for name, value in index.items():
             component = installed_class(value, owners) if name in parameters and name not in OPTIONAL else None
-            if component is not None and issubclass(component, ConfigMixin):
+            if component is None:
+                continue
+            if issubclass(component, ConfigMixin):
                 with torch.device("meta" if issubclass(component, nn.Module) else "cpu"), bounded(Path(path) / name):
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))
+            elif issubclass(component, PreTrainedModel) and not name.startswith(TEXT_COMPONENTS):
+                with bounded(Path(path) / name):  # such as a vocoder
+                    parts[name] = build(component, path, name)
     if file != path:
         parts["scheduler"] = apply_markers(parts["scheduler"], file)
     return family.wrap(kind(**parts), family.sigma_data, **family.size_argument(size))
@@ -89,8 +95,8 @@ def add_text_encoders(teacher: Teacher, source: str) -> None:
     if parts:
         stock: Any = teacher.stock  # type: ignore[attr-defined]  # every family with text encoders has one
         stock.register_modules(**parts)
-        if hasattr(stock, "tokenizer_max_length") and parts.get("tokenizer") is not None:  # as its constructor does
-            stock.tokenizer_max_length = parts["tokenizer"].model_max_length
+        if hasattr(stock, "tokenizer_max_length"):  # the constructor of some pipelines reads it from the tokenizer
+            stock.tokenizer_max_length = type(stock)(**stock.components).tokenizer_max_length
 
 
 def _with_whole_mask(module: nn.Module, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from teachers.loading.components import absent_components, check_components
+from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.markers import apply_markers
 from teachers.loading.notices import without_notices
@@ -32,7 +33,8 @@ from teachers.support.regular import check_regular, check_special
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
 TEXT_COMPONENTS = ("text_encoder", "tokenizer")
-OTHER_COMPONENTS = ("unet", "transformer", "vae", "image_encoder", "safety_checker", "feature_extractor")
+OTHER_COMPONENTS = ("unet", "transformer", "vae", "vocoder", "image_encoder", "safety_checker", "feature_extractor")
+DECODERS = ("vae", "vocoder")  # components that decode latents to samples
 
 
 def local_or_hub(path: str) -> str:
@@ -162,7 +164,8 @@ def load_pipeline(
 ) -> Any:
     """Load the pipeline at `path`.
 
-    In bfloat16 the autoencoder stays in float32 (except from single files), because its rounding is visible in images.
+    In bfloat16 autoencoder and vocoder stay in float32 (except from single files), because their rounding is visible in
+    images and audible in sounds.
 
     Args:
         accepted: The pipeline classes that are allowed.
@@ -195,12 +198,15 @@ def load_pipeline(
     components = inspect.signature(kind.__init__).parameters
     options |= {part: None for part in components if skip and part.startswith(skip)}
     is_file = Path(path).is_file()
-    if "vae" in components and "vae" not in options and options.get("dtype") == torch.bfloat16 and not is_file:
-        options["dtype"] = {"default": torch.bfloat16, "vae": torch.float32}
+    decoders = [part for part in DECODERS if part in components and part not in options]
+    if decoders and options.get("dtype") == torch.bfloat16 and not is_file:
+        options["dtype"] = {"default": torch.bfloat16, **dict.fromkeys(decoders, torch.float32)}
     with loading_errors(path):
         if is_file:
             return _single_file(kind, path, name, options)
-        return from_folder(kind, path, options, (*accepted, *owners), pickles)
+        pipeline = from_folder(kind, path, options, (*accepted, *owners), pickles)
+    correct_autoencoder(pipeline)
+    return pipeline
 
 
 def from_folder(

@@ -39,10 +39,14 @@ class TimeEmbedding:
 def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
     """The time embeddings of a network: one in most networks of diffusers, one for each block in DiT, or none."""
     found = []
-    for module in network.modules():
+    for name, module in network.named_modules():
         parts = dict(module.named_children())
-        features = next((parts[name] for name in FEATURES if not isinstance(parts.get(name), nn.Linear | None)), None)
-        owner = next((parts[name] for name in LAYERS if name in parts), None)
+        # ACE-Step; `time_embed_r` reads the difference of two timesteps, which is zero here
+        if isinstance(parts.get("time_sinusoid"), nn.Module) and not name.endswith("_r"):
+            found.append(TimeEmbedding(parts["time_sinusoid"], module, "linear_1"))
+            continue
+        features = next((parts[key] for key in FEATURES if not isinstance(parts.get(key), nn.Linear | None)), None)
+        owner = next((parts[key] for key in LAYERS if key in parts), None)
         if features is None or owner is None:
             continue
         if isinstance(owner, TimestepEmbedding):

@@ -32,7 +32,9 @@ from diffusers import (
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 from transformers import GemmaTokenizer, LlamaConfig, LlamaModel, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
+from tests.teachers.tiny_hunyuan import hunyuan_video_15
 from tests.teachers.tiny_pipelines import WIDTH, autoencoder, clip, t5
+from tests.teachers.tiny_sounds import ace_step, audioldm2
 
 LENGTH = 16  # tokens of a prompt
 
@@ -50,7 +52,10 @@ def umt5() -> tuple[UMT5EncoderModel, T5TokenizerFast]:
     return UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **sizes)), tokenizer
 
 
-def wan(channels: int = 16, experts: bool = False, **options) -> WanPipeline:
+RESIDUAL = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
+
+
+def wan(channels: int = 16, experts: bool = False, residual: bool = False, **options) -> WanPipeline:
     encoder, tokenizer = umt5()
     vae = AutoencoderKLWan(
         base_dim=8,
@@ -60,6 +65,7 @@ def wan(channels: int = 16, experts: bool = False, **options) -> WanPipeline:
         temperal_downsample=[False, True, True],
         latents_mean=torch.linspace(-0.5, 0.5, channels).tolist(),
         latents_std=torch.linspace(0.5, 1.5, channels).tolist(),
+        **(RESIDUAL if residual else {}),
     )
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": WIDTH, "freq_dim": 256, "ffn_dim": 32}
     sizes |= {"in_channels": channels, "out_channels": channels, "num_layers": 2, "rope_max_seq_len": 32}
@@ -149,7 +155,7 @@ def cogvideox(**changes) -> CogVideoXPipeline:
     return CogVideoXPipeline(tokenizer, encoder, vae, network, scheduler)
 
 
-def hunyuan_video(tokenizer) -> HunyuanVideoPipeline:
+def hunyuan_video(tokenizer, guidance_embeds: bool = True) -> HunyuanVideoPipeline:
     letters = {
         letter: i for i, letter in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", *"▁abcdefghijklmnopqrstuvwxyz"])
     }
@@ -177,7 +183,7 @@ def hunyuan_video(tokenizer) -> HunyuanVideoPipeline:
         num_refiner_layers=1,
         patch_size=2,
         patch_size_t=1,
-        guidance_embeds=True,
+        guidance_embeds=guidance_embeds,
         text_embed_dim=WIDTH,
         pooled_projection_dim=WIDTH,
         rope_axes_dim=(2, 4, 4),
@@ -242,7 +248,11 @@ ROTARY = {"use_rotary_positional_embeddings": True}
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Wan 2.1": ("wan", lambda _: wan(), CLIP | {"max_sequence_length": LENGTH}),
-    "Wan 2.2 5B": ("wan", lambda _: wan(12, expand_timesteps=True), CLIP | {"max_sequence_length": LENGTH}),
+    "Wan 2.2 5B": (
+        "wan",
+        lambda _: wan(12, residual=True, expand_timesteps=True),
+        {"height": 32, "width": 64, "frames": 9, "max_sequence_length": LENGTH},
+    ),
     "Wan 2.2 A14B": ("wan", lambda _: wan(experts=True), CLIP | {"max_sequence_length": LENGTH}),
     "LTX": ("ltx", lambda _: ltx(), {"height": 32, "width": 64, "frames": 9, "rate": 24}),
     "LTX 0.9.1": ("ltx", lambda _: ltx(True), {"height": 32, "width": 32, "frames": 9}),
@@ -250,7 +260,13 @@ BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "CogVideoX 5B": ("cogvideox", lambda _: cogvideox(**ROTARY), {}),
     "CogVideoX 1.5": ("cogvideox", lambda _: cogvideox(patch_size_t=2, patch_bias=False, **ROTARY), {}),
     "HunyuanVideo": ("hunyuan_video", hunyuan_video, CLIP),
+    "HunyuanVideo, guided": ("hunyuan_video", lambda tokenizer: hunyuan_video(tokenizer, False), CLIP),
+    "HunyuanVideo 1.5": ("hunyuan_video_15", lambda _: hunyuan_video_15(), {"height": 32, "width": 32, "frames": 5}),
     "AnimateDiff": ("animatediff", animatediff, {"height": 16, "width": 16, "frames": 3}),
     "Stable Audio": ("stable_audio", lambda _: stable_audio(), {}),
     "Stable Audio, short": ("stable_audio", lambda _: stable_audio(), {"seconds": 0.2}),
+    "AudioLDM 2": ("audioldm2", lambda _: audioldm2(), {}),
+    "AudioLDM 2, short": ("audioldm2", lambda _: audioldm2(), {"seconds": 0.25}),
+    "ACE-Step": ("ace_step", lambda _: ace_step(), {"seconds": 0.25}),
+    "ACE-Step turbo": ("ace_step", lambda _: ace_step(is_turbo=True), {"seconds": 0.3}),
 }

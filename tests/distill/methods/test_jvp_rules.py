@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.methods import jvp_rules
-from distill.methods.jvp import jvp, jvp_flash
+from distill.methods.jvp import finite_difference, jvp, jvp_flash
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -94,7 +94,11 @@ def test_rules_of_convolutions(name: str, bias: bool, monkeypatch: pytest.Monkey
         layer: Any = kind(4, channels, 3, stride=2, padding=1, groups=2, bias=bias).double()  # type: ignore[call-arg]
         check(lambda x, layer=layer: layer(x).sin(), (2, 4, *size))
         check(layer, (4, *size))
-    assert len(used) == 4
+        primal, tangent = (randn(2, 4, *size),), (randn(2, 4, *size),)
+        _, exact = jvp(layer, primal, tangent)
+        _, slope = finite_difference(layer, primal, tangent, step=1e-3)  # exact for an affine map but for rounding
+        torch.testing.assert_close(exact, slope, atol=1e-10, rtol=1e-10)
+    assert len(used) >= 6
 
 
 def test_norm_rules() -> None:

@@ -4,17 +4,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AceStepPipeline, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from distill.exporting.recording import NoiseRecorder, recorded_steps
+from eval.pipelines.generate import set_guidance
 from teachers.core.cosine_path import Cosine
 from teachers.core.trigflow import Flow
+from teachers.loading.corrections import correct_autoencoder
 from teachers.media import Video
 from tests.teachers.families.stock import PROMPTS
 from tests.teachers.tiny_media import BUILDERS
 
 NAMES = list(BUILDERS)
+ALIKE = ["a photo of a coat", "a photo of a boot"]
 LATENT = {"output_type": "latent"}
 
 
@@ -39,14 +42,26 @@ class Run:
     noises: list[Tensor]
 
 
-def load_stock(teacher, folder) -> Any:
-    """The stock pipeline with a solver of first order."""
+def prompts_of(teacher) -> list[str]:
+    """Two prompts; of one length for pipelines that would pad them to one length."""
+    return ALIKE if teacher.pads_prompts else PROMPTS
+
+
+def inputs_of(pipe, teacher) -> dict[str, Any]:
+    """The arguments of a stock pipeline for the prompts."""
+    return {"prompt": prompts_of(teacher)} | ({"lyrics": [""] * 2} if isinstance(pipe, AceStepPipeline) else {})
+
+
+def load_stock(teacher, folder, guidance=1.0) -> Any:
+    """The stock pipeline with a solver of first order, and a guider with this scale."""
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     if teacher.denoiser.path.__class__ is Flow and not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=pipe.scheduler.config.flow_shift)
     if isinstance(teacher.denoiser.path, Cosine):
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver_order=1)
+    set_guidance(pipe, guidance)
+    correct_autoencoder(pipe)
     return pipe
 
 
@@ -71,28 +86,40 @@ def run(pipe, teacher, call, seed=0) -> Run:
         pipe.scheduler.convert_model_output = recorded
     with recorded_steps(pipe.scheduler) as outputs, NoiseRecorder(teacher.shape) as recorder, torch.no_grad():
         torch.manual_seed(seed)  # some schedulers draw their noise from the global generator
-        pipe(prompt=PROMPTS, **call, **LATENT, generator=torch.Generator().manual_seed(seed))
+        call = {key: value for key, value in call.items() if key != "lyrics"}
+        pipe(**inputs_of(pipe, teacher), **call, **LATENT, generator=torch.Generator().manual_seed(seed))
     for hook in hooks:
         hook.remove()
     per_step = len(calls) // len(outputs)
     first = [entry["args"][0] if entry["args"] else entry["hidden_states"] for entry in calls[::per_step]]
-    path, scheduler = teacher.denoiser.path, pipe.scheduler
-    timesteps = scheduler.timesteps.double() * (1000 if isinstance(path, Cosine) else 1)
     return Run(
         calls,
         [teacher.unpack(x[:2]) for x in first],
         [teacher.unpack(x) for x in outputs],
         x0,
-        [*path.angle(timesteps).tolist(), 0.0],
+        [*teacher.denoiser.path.angle(teacher.timesteps(pipe.scheduler)).tolist(), 0.0],
         [teacher.unpack(noise) for noise in recorder.noises],
     )
 
 
 def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the network received with and without the prompt, in one batch (without first) or in two calls."""
+    """What the network received with and without the prompt, in one batch or in two calls."""
     one, two = run.inputs[:2]
+    keys = [key for key in keys if key in one]
     if teacher.medium_class is Video and teacher.network == "unet":  # once for each frame
         one = {key: value[:: teacher.shape[1]] for key, value in one.items() if key in keys}
     if len(one["encoder_hidden_states"]) == 2:
         return {key: one[key] for key in keys}, {key: two[key] for key in keys}
-    return {key: one[key].chunk(2)[1] for key in keys}, {key: one[key].chunk(2)[0] for key in keys}
+    halves = [{key: one[key].chunk(2)[half] for key in keys} for half in (0, 1)]
+    first, second = halves if "context_latents" in keys else reversed(halves)  # most pipelines begin without
+    return first, second
+
+
+def as_received(cond, stock) -> dict[str, Tensor]:
+    """A condition in the form of the stock pipeline's `stock`: cut to its length, and zero where its mask is."""
+    found = {
+        key: cond[key] if key == "context_latents" else cond[key][:, : value.shape[1]] for key, value in stock.items()
+    }
+    if (mask := stock.get("encoder_attention_mask_1")) is not None:
+        stock["encoder_hidden_states_1"] = stock["encoder_hidden_states_1"] * mask[..., None]
+    return found

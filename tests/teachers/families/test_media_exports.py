@@ -8,8 +8,8 @@ from distill.methods.scm import SCM, SCMOptions
 from teachers.core.cosine_path import Cosine
 from teachers.core.sampling import sample
 from teachers.core.teacher import save_pipeline
-from tests.teachers.families.media import NAMES, run
-from tests.teachers.families.stock import PROMPTS, difference
+from tests.teachers.families.media import NAMES, prompts_of, run
+from tests.teachers.families.stock import difference
 from tests.teachers.families.training import step
 
 every_family = pytest.mark.parametrize("name", NAMES)
@@ -35,7 +35,7 @@ def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path,
     save_pipeline(teacher.pipeline(student, times), tmp_path)
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)
-    cond = teacher.condition(PROMPTS)
+    cond = teacher.condition(prompts_of(teacher))
     for steps, column in ((1, "reload, 1 step"), (2, "reload, 2 steps")):
         result = run(pipe, teacher, teacher.calls(steps, times[:steps]), seed=7)
         noises = iter(noises_of(pipe, teacher, steps, result))

@@ -16,8 +16,8 @@ from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.teachers.families.media import NAMES
-from tests.teachers.families.stock import PROMPTS, difference
+from tests.teachers.families.media import NAMES, prompts_of
+from tests.teachers.families.stock import difference
 from tests.teachers.families.test_methods import forward_mode
 from tests.teachers.families.training import step
 
@@ -33,7 +33,7 @@ GAN = {"gan_weight": 1e-3, "r1_weight": 1.0}
 
 def batch_of(teacher, seed=0):
     latents = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(seed))
-    return Batch(teacher.condition(PROMPTS), BatchRandom((seed,), 0, 2, 2, CPU), latents)
+    return Batch(teacher.condition(prompts_of(teacher)), BatchRandom((seed,), 0, 2, 2, CPU), latents)
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_the_regression_of_clips_is_that_of_latents(load_media):
 def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
     """The number of tokens is that of the sample, not of the prompt, and each token depends on its own latent."""
     teacher = load_media(name)
-    cond, t = teacher.condition(PROMPTS), torch.tensor([0.5, 1.0])
+    cond, t = teacher.condition(prompts_of(teacher)), torch.tensor([0.5, 1.0])
     x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(0))
     if name == EXPERTS:
         with pytest.raises(ValueError, match="gan_weight must be 0"):

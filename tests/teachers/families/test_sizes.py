@@ -14,6 +14,7 @@ from distill.methods.dmd import DMD, DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from distill.train import check_schedules
 from distill.training.memory_plan import plan
+from distill.training.meta_device import build_on_meta
 from distill.training.setup import load_teacher
 from teachers.describe import describe
 from teachers.families.latent_video import LatentVideo
@@ -68,6 +69,29 @@ def test_recipe_carries_the_size_to_teacher_plan_and_file(tiny_media, tmp_path):
     again = load(recipe.folder / "recipe.yaml", ["teacher.size.frames=17"])
     assert again.teacher.size["frames"] == 17
     assert load_path(recipe.teacher.path, size=recipe.teacher.size).medium.frames == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
+    """Also where text encoders and masks need values, which the meta device lacks."""
+    _, folder, size = tiny_media(name)
+    found = plan(Recipe("run", TeacherRecipe(str(folder), size=size or None), {"name": method}), 1)
+    assert 0 < found.activations < found.total
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_condition_of_a_plan_has_the_shapes_of_a_prompt_s(name, tiny_media, load_media):
+    """ACE-Step's text is shorter than the most that a plan reserves."""
+    family, folder, size = tiny_media(name)
+    teacher = build_on_meta(find(TEACHERS, family), str(folder), torch.float32, size)
+    planned, found = teacher.meta_condition(), load_media(name).condition(["a coat"])
+    assert planned.keys() == found.keys()
+    for key, value in found.items():
+        more = (0, 32) if family == "ace_step" else (0, 0)
+        assert value.dtype == planned[key].dtype and value.ndim == planned[key].ndim
+        assert all(a == b or abs(a - b) <= more[1] for a, b in zip(value.shape, planned[key].shape, strict=True))
 
 
 REFUSED = {
