@@ -267,7 +267,7 @@ class Monitor:
         return record
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:
-        """The sampling schedule of the method with the smallest held-out distance.
+        """The sampling schedule of the method, as it is exported, with the smallest held-out distance.
 
         Args:
             distiller: The method, which has the candidates.
@@ -276,7 +276,7 @@ class Monitor:
         Returns:
             Decreasing angles in radians.
         """
-        candidates = distiller.sampling_schedules()
+        candidates = self.teacher.native_candidates(ema, distiller.sampling_schedules())
         if len(candidates) == 1:
             return candidates[0]
         bar = tqdm(candidates, desc="choosing the second step's time", disable=not self.writes)
