@@ -275,6 +275,7 @@ def describe(
         "times": times,
         **({} if timesteps is None else {"timesteps": timesteps}),
         "schedule": "bent" if bent else "native",
+        **({"consistency": True} if student.is_consistency else {}),
         "calls": [
             {"num_steps": n, "call": student_call(teacher, student, times[:n]) | scale}
             for n in distiller.step_counts(times)

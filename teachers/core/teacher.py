@@ -425,7 +425,7 @@ class Teacher(Contract, ABC):
         return self.condition([""])
 
 
-def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path, **options: Any) -> None:
     """Save a pipeline as safetensors so that `from_pretrained` without a dtype loads all of it in float32.
 
     diffusers loads its models in float32 by default, but transformers uses the dtype in a model's config. A
@@ -434,8 +434,9 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     Args:
         pipeline: The pipeline.
         folder: Where to save it.
+        options: Further arguments of `save_pretrained`, such as `max_shard_size`.
     """
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    pipeline.save_pretrained(folder, safe_serialization=True, **options)
     for config in folder.glob("*/config.json"):
         values = json.loads(read_text(config))
         if "transformers_version" in values:
