@@ -190,6 +190,8 @@ def export_student(
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe, teacher.medium))
     record["teacher"]["contents"] = stored_files(dataset.teacher or {})
     record["run"] = run
+    if monitor is not None and monitor.candidates:
+        record["candidates"] = monitor.candidates
     prompts = evaluation_prompts(recipe, record)
     final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts)
     checked = read_record(final)["checked"]
@@ -274,6 +276,7 @@ def describe(
         **({} if teacher.medium.name == "image" else {"medium": to_record(teacher.medium)}),
         "times": times,
         **({} if timesteps is None else {"timesteps": timesteps}),
+        "export": recipe.export.schedule,  # what the recipe says; "schedule" is what the pipeline has
         "schedule": "bent" if bent else "native",
         **({"consistency": True} if student.is_consistency else {}),
         "calls": [

@@ -98,19 +98,21 @@ def vae_layout(weights: Mapping[str, Tensor], blocks: int) -> Weights:
         weights: The state dict.
         blocks: Number of its up blocks.
     """
-    renamed: Weights = {}
-    for name, value in weights.items():
-        name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", name)
-        name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", name)
-        name = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{blocks - 1 - int(m[1])}.block.", name)
-        name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample.", name)
-        name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-        if "mid_block.attentions.0." in name:
-            head, _, rest = name.partition("mid_block.attentions.0.")
-            name = f"{head}mid.attn_1.{_swap(rest, VAE_ATTENTION)}"
-            value = value[..., None, None] if value.ndim == 2 else value  # the original has convolutions
-        renamed[name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")] = value
-    return renamed
+    return dict(_vae_entry(name, value, blocks) for name, value in weights.items())
+
+
+def _vae_entry(name: str, value: Tensor, blocks: int) -> tuple[str, Tensor]:
+    new = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", name)
+    new = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", new)
+    new = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{blocks - 1 - int(m[1])}.block.", new)
+    new = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample.", new)
+    new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", new)
+    new = new.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+    head, attention, rest = new.partition("mid_block.attentions.0.")
+    if not attention:
+        return new, value
+    kernel = value[..., None, None] if value.ndim == 2 else value  # the original has convolutions
+    return f"{head}mid.attn_1.{_swap(rest, VAE_ATTENTION)}", kernel
 
 
 def clip_layout(weights: Mapping[str, Tensor], projection: bool = False) -> Weights:
@@ -128,21 +130,16 @@ def clip_layout(weights: Mapping[str, Tensor], projection: bool = False) -> Weig
 def open_clip_layout(weights: Mapping[str, Tensor]) -> Weights:
     """A CLIP text encoder's weights with OpenCLIP's names: queries, keys and values are one matrix."""
     renamed: Weights = {}
-    for name, value in clip_layout(weights, projection=True).items():
-        name = name.removeprefix("text_model.")
+    plain = {key.removeprefix("text_model."): value for key, value in clip_layout(weights, projection=True).items()}
+    for name, value in plain.items():
         if name.startswith("text_projection"):
             renamed["text_projection"] = value.T
         elif found := re.match(r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
-            parts = [weights_of(weights, name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+            parts = [plain[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
             renamed[f"transformer.resblocks.{found[1]}.attn.in_proj_{found[2]}"] = torch.cat(parts)
         elif not re.search(r"self_attn\.[kv]_proj", name):
             renamed[_swap(name, OPEN_CLIP)] = value
     return renamed
-
-
-def weights_of(weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """A tensor of a text encoder, whose names have the prefix "text_model." in some classes."""
-    return weights[name] if name in weights else weights[f"text_model.{name}"]
 
 
 def _swap(name: str, names: Mapping[str, str]) -> str:

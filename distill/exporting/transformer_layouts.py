@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Weights = dict[str, Tensor]
+Places = Mapping[str, tuple[str, tuple[str, ...]]]
 QKV = ("to_q", "to_k", "to_v")
 ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 SD3 = {
@@ -73,29 +74,24 @@ FLUX_SINGLE = {
 
 def sd3_layout(weights: Mapping[str, Tensor]) -> Weights:
     """An SD3Transformer2DModel's weights with the names of MMDiT."""
-    blocks = _count(weights, "transformer_blocks")
+    last = max(int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks."))
+    places = {
+        "attn.to_q": ("x_block.attn.qkv", QKV),
+        "attn2.to_q": ("x_block.attn2.qkv", QKV),
+        "attn.add_q_proj": ("context_block.attn.qkv", ADDED),
+    }
     renamed: Weights = {}
     for name, value in weights.items():
         found = re.match(r"transformer_blocks\.(\d+)\.(.*)", name)
         if found is None:
-            new = _renamed(name, SD3)
-            swapped = name.startswith("norm_out.")
-        else:
-            joined = _joined(
-                weights,
-                name,
-                {"attn.to_q": ("x_block.attn.qkv", QKV), "attn2.to_q": ("x_block.attn2.qkv", QKV)}
-                | {"attn.add_q_proj": ("context_block.attn.qkv", ADDED)},
-            )
-            if joined is not None:
-                new, value = joined
-            elif re.search(r"\.(to|add)_[kv](_proj)?\.", name):
-                continue
-            else:
-                new = _renamed(found[2], SD3_BLOCK)
-            new = f"joint_blocks.{found[1]}.{new}"
-            swapped = int(found[1]) == blocks - 1 and "norm1_context" in name
-        renamed[new] = _swap_halves(value) if swapped else value
+            renamed[_renamed(name, SD3)] = _swap_halves(value) if name.startswith("norm_out.") else value
+            continue
+        joined = _joined(weights, name, places)
+        if joined is None and re.search(r"\.(to|add)_[kv](_proj)?\.", name):
+            continue
+        new, tensor = joined or (_renamed(found[2], SD3_BLOCK), value)
+        swapped = int(found[1]) == last and "norm1_context" in name
+        renamed[f"joint_blocks.{found[1]}.{new}"] = _swap_halves(tensor) if swapped else tensor
     return renamed
 
 
@@ -108,7 +104,7 @@ def flux_layout(weights: Mapping[str, Tensor]) -> Weights:
             renamed[_renamed(name, FLUX)] = _swap_halves(value) if name.startswith("norm_out.") else value
             continue
         if found[1]:
-            places = {"attn.to_q": ("linear1", (*QKV, "proj_mlp"))}
+            places: Places = {"attn.to_q": ("linear1", (*QKV, "proj_mlp"))}
             block, names = "single_blocks", FLUX_SINGLE
         else:
             places = {"attn.to_q": ("img_attn.qkv", QKV), "attn.add_q_proj": ("txt_attn.qkv", ADDED)}
@@ -116,14 +112,12 @@ def flux_layout(weights: Mapping[str, Tensor]) -> Weights:
         joined = _joined(weights, name, places)
         if joined is None and re.search(r"\.((to|add)_[kv](_proj)?|proj_mlp)\.", name):
             continue
-        new, value = joined or (_renamed(found[3], names), value)
-        renamed[f"{block}.{found[2]}.{new}"] = value
+        new, tensor = joined or (_renamed(found[3], names), value)
+        renamed[f"{block}.{found[2]}.{new}"] = tensor
     return renamed
 
 
-def _joined(
-    weights: Mapping[str, Tensor], name: str, places: Mapping[str, tuple[str, tuple[str, ...]]]
-) -> tuple[str, Tensor] | None:
+def _joined(weights: Mapping[str, Tensor], name: str, places: Places) -> tuple[str, Tensor] | None:
     """The name within its block and the value of a matrix that joins several, if `name` is the first of them."""
     for first, (new, parts) in places.items():
         head, found, end = name.partition(f".{first}.")
@@ -148,7 +142,3 @@ def _swap_halves(value: Tensor) -> Tensor:
     """Shift before scale, as in the original; diffusers has scale before shift."""
     scale, shift = value.chunk(2)
     return torch.cat([shift, scale])
-
-
-def _count(weights: Mapping[str, Tensor], blocks: str) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in weights if name.startswith(f"{blocks}."))
