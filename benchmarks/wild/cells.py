@@ -175,10 +175,9 @@ def ip_adapter(case: Case) -> float:
     pipe.load_ip_adapter(copy.deepcopy(weights), subfolder=None, weight_name=None, image_encoder_folder=None)
     pipe.set_ip_adapter_scale(0.8)
     student = copy.deepcopy(case.student)
-    student.network._load_ip_adapter_weights([copy.deepcopy(weights)])
-    for processor in student.network.attn_processors.values():
-        if hasattr(processor, "scale"):
-            processor.scale = [0.8]
+    same = type(pipe).from_pipe(case.load(), unet=student.network)
+    same.load_ip_adapter(weights, subfolder=None, weight_name=None, image_encoder_folder=None)
+    same.set_ip_adapter_scale(0.8)
     embeds = [torch.randn(1, 1, 24, generator=torch.Generator().manual_seed(1))]
     return worst(case, pipe, student, ip_adapter_image_embeds=embeds)
 

@@ -49,12 +49,12 @@ def sharded(case: Case) -> float:
 
 
 def single_file(case: Case) -> float:
-    """`--format single-file`, read by `from_single_file`, with the exported scheduler."""
+    """`--format single-file`, read by `from_single_file` with the base model's config, and the exported scheduler."""
     out = case.work / "student.safetensors"
     if not out.exists():
         convert(case.folder, out, "single-file", Form())
     pipe = case.load()
-    again = type(pipe).from_single_file(str(out), config=str(case.folder), scheduler=pipe.scheduler)
+    again = type(pipe).from_single_file(str(out), config=str(case.teacher_folder), scheduler=pipe.scheduler)
     return image_gap(again, case)
 
 
