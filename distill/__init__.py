@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from distill.config.recipe import (
         DataRecipe,
         EvaluationRecipe,
+        ExportRecipe,
         MemoryRecipe,
         OptimizerRecipe,
         Recipe,
@@ -43,6 +44,7 @@ _RECIPES = (
     "TrainRecipe",
     "MemoryRecipe",
     "EvaluationRecipe",
+    "ExportRecipe",
 )
 _NAMES = {
     "load_recipe": ("distill.config.recipe", "load"),
@@ -66,6 +68,7 @@ __all__ = [
     "DataRecipe",
     "Distiller",
     "EvaluationRecipe",
+    "ExportRecipe",
     "MemoryRecipe",
     "OptimizerRecipe",
     "Recipe",

@@ -124,17 +124,35 @@ def memory(recipe: str, overrides: Sequence[str], config: str | None, num_proces
 
 @fewstep.command()
 @click.argument("run", type=PATH)
+@click.argument("out", type=PATH, required=False)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["diffusers", "single-file", "lora", "onnx"]),
+    default="diffusers",
+    show_default=True,
+    help="The form of OUT. single-file: one .safetensors in the original layout and a workflow, for ComfyUI and A1111 "
+    "(Stable Diffusion 1.x, 2.x, XL, 3, Flux). lora: kohya's keys, of a student with memory.tier=lora. onnx: a folder "
+    "(Stable Diffusion 1.x, 2.x, XL).",
+)
+@click.option("--variant", type=click.Choice(["fp16"]), help="Write OUT in half precision.")
+@click.option("--max-shard-size", metavar="SIZE", help="Largest size of a file of OUT, such as 2GB (diffusers only).")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the pipeline as this model.")
 @click.option("--private", is_flag=True, help="Create the model as a private one.")
 @click.option("--report", type=PATH, help="The folder of the report. Default: searched for near the run.")
 def export(**options: Any) -> None:
     """Export the student of RUN as a diffusers pipeline, with its evaluation in the model card.
 
-    RUN is the folder of a run, finished or stopped, or of an exported pipeline.
+    RUN is the folder of a run, finished or stopped, or of an exported pipeline. With OUT the pipeline is also written
+    there, in another form.
 
     \b
     Examples:
       fewstep export runs/pocket-dmd
+      fewstep export runs/pocket-dmd half/ --variant fp16 --max-shard-size 2GB
+      fewstep export runs/pocket-dmd student.safetensors --format single-file
+      fewstep export runs/pocket-dmd-lora student_lora.safetensors --format lora
+      fewstep export runs/pocket-dmd onnx/ --format onnx
       fewstep export runs/pocket-dmd --push-to-hub owner/model --private
     """
     from distill.export import export_and_push

@@ -1,6 +1,6 @@
 """Export a run's student as a diffusers pipeline, and upload it to the Hugging Face Hub.
 
-    fewstep export RUN [--push-to-hub OWNER/NAME [--private]] [--report runs/report]
+    fewstep export RUN [OUT --format single-file] [--push-to-hub OWNER/NAME [--private]] [--report runs/report]
 
 A finished run already has its pipeline. For a stopped run this command exports the newest checkpoint; training can
 continue afterwards. If `fewstep eval` has evaluated the pipeline, the results are added to the model card.
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill.config.saved import SAVED, load_saved
 from distill.exporting.finish import finish, report_failure
+from distill.exporting.formats import Form, convert
 from distill.exporting.hub import CARD, add_evaluation, find_report, push
 from distill.training import checkpoint
 from distill.training.engine import Engine
@@ -82,11 +83,24 @@ def export_run(run: Path) -> Path:
         return finish(recipe, state, teacher, dataset, monitor, engine, identity)
 
 
-def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: Path | None) -> None:
-    """Export a run, add its evaluation to the model card, and upload the pipeline if requested.
+def export_and_push(
+    run: Path,
+    push_to_hub: str | None,
+    private: bool,
+    report: Path | None,
+    out: Path | None = None,
+    form: str = "diffusers",
+    variant: str | None = None,
+    max_shard_size: str | None = None,
+) -> None:
+    """Export a run, add its evaluation to the model card, write it in another form, and upload it, as requested.
 
     Args:
         run: A run's folder, or the folder of an exported pipeline.
+        out: Also write the pipeline here.
+        form: The form of `out`; see `distill.exporting.formats`.
+        variant: "fp16": `out` in half precision.
+        max_shard_size: Largest size of a file of `out`, such as "2GB".
         push_to_hub: The model on the Hugging Face Hub, as owner/name; None: no upload.
         private: Create the model as a private one.
         report: The folder of the report; None: search near the run.
@@ -94,6 +108,8 @@ def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: P
     Raises:
         ValueError: If there is nothing to export, the report does not fit, or the upload fails.
     """
+    if out is None and (form != "diffusers" or variant or max_shard_size):
+        raise ValueError("--format, --variant and --max-shard-size need OUT, the file or folder to write")
     pipeline = export_run(run)
     check_pipeline(pipeline)
     card = pipeline / CARD
@@ -104,6 +120,9 @@ def export_and_push(run: Path, push_to_hub: str | None, private: bool, report: P
         temporary.write_text(text, encoding="utf-8")
     print(f"pipeline: {pipeline}")
     print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
+    if out is not None:
+        for path in convert(pipeline, out, form, Form(variant == "fp16", max_shard_size)):
+            print(f"written: {path}")
     if push_to_hub:
         print(f"uploaded without its files of prompts: {push(pipeline, push_to_hub, private)}")
 

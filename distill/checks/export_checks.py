@@ -72,7 +72,8 @@ def angles(student: Denoiser, record: dict[str, Any]) -> list[float]:
     times: list[float] = record["times"]
     if not isinstance(student.path, VariancePreserving):
         return times
-    return student.path.angle(torch.tensor(lcm_timesteps(student.path, len(times)))).tolist()
+    timesteps = record.get("timesteps") or lcm_timesteps(student.path, len(times))
+    return student.path.angle(torch.tensor(timesteps)).tolist()
 
 
 def embed_scales(teacher: Teacher, student: Denoiser, record: dict[str, Any]) -> list[float]:

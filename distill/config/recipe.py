@@ -206,6 +206,18 @@ class EvaluationRecipe(Checked):
 
 
 @dataclass
+class ExportRecipe(Checked):
+    """`export:` in a recipe: the form of the exported pipeline."""
+
+    schedule: Literal["native", "bent"] = option(
+        "native",
+        "native: the exported student keeps the teacher's noise schedule and timesteps, so that other schedulers, "
+        "ControlNets, adapters and front ends see the noise levels that they were made for. bent: the noise levels of "
+        "the usual timesteps are changed to the student's angles, which may be any.",
+    )
+
+
+@dataclass
 class Recipe(Checked):
     """One run: teacher, method, data, optimizers, loop, memory and evaluation.
 
@@ -225,6 +237,7 @@ class Recipe(Checked):
     train: TrainRecipe = option(factory=TrainRecipe, help="The training loop.")
     memory: MemoryRecipe = option(factory=MemoryRecipe, help="Memory.")
     evaluation: EvaluationRecipe = option(factory=EvaluationRecipe, help="Evaluation.")
+    export: ExportRecipe = option(factory=ExportRecipe, help="The exported pipeline.")
 
     def check(self) -> None:
         check_run_names(self.name, self.output)

@@ -6,10 +6,16 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from distill.exporting.usage import usage_section
 from eval.report.markdown import escape
 from teachers.core.teacher import Teacher
 from teachers.media import Audio, Medium, Video
 from teachers.support.text import cleaned, json_text, printable
+
+OTHERS = (
+    "Other pipelines with the same network, such as image-to-image and ControlNet, start from other noise levels than "
+    "the student was distilled for and are not supported."
+)
 
 
 def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None, output: str = "images") -> str:
@@ -152,12 +158,15 @@ def model_card(
             f"From the same noise, the pipeline's samples differ from the student's by at most "
             f"{checked['difference']:.1e} (checked at {steps} step{'s' * (steps != '1')})."
         )
+    usage = usage_section(record, kind)
+    others = "Other numbers of steps and other timesteps are not supported." if "timesteps" in record else OTHERS
     lora = lora_section(record, kind, scheduler, prompt, output) if "lora" in record else ""
     distilled = f"distilled with {escape(record['method'])} by fewstep {record['version']}"
     return f"""---
 library_name: diffusers
 pipeline_tag: {teacher.medium.tag if prompts else f"unconditional-{teacher.medium.name}-generation"}
 tags: [distillation, {json_text(record["method"])}, few-step]
+inference: {{parameters: {json_text(record["calls"][0]["call"])}}}
 ---
 
 # {escape(record["name"])}
@@ -171,10 +180,9 @@ pipe = {loader}.from_pretrained("path/to/this/folder"{without})
 {calls}
 ```
 {sample_note(teacher.medium, output)}{guidance_note}{lora}
-{steps_note} Other pipelines with the same network, such as image-to-image and ControlNet, start from other noise levels
-than the student was distilled for and are not supported. {checked_note}
+{steps_note} {others} {checked_note}
 `distill.json` has the same information in machine-readable form.
-
+{usage}
 Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
 {step_note(cost)}\
 Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.

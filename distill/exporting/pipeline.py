@@ -30,6 +30,7 @@ from distill.training.state import TrainState
 from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
+from teachers.core.trigflow import VariancePreserving
 from teachers.loading.contents import stored_files
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
@@ -60,7 +61,7 @@ def export(
         run: The run's folder; the pipeline is written to its subfolder `pipeline`.
         teacher: The teacher, which builds the pipeline.
         student: The student.
-        times: Decreasing angles of its sampling steps, in radians.
+        times: Decreasing angles of its sampling steps, in radians; `record` has those that are exported.
         record: The contents of `distill.json`, from `describe`.
         captions: The distinct training captions. They are stored if the recipe has no other prompts for evaluation.
         prompts: The prompts of the evaluation, if the recipe names a file of them; they are stored.
@@ -74,6 +75,7 @@ def export(
     """
     final = run / "pipeline"
     check_finite(student)
+    times = record["times"]  # the nearest to `times` that the export can have
     pipeline = teacher.pipeline(student, times)
     kind, scheduler = type(pipeline), type(pipeline.scheduler).__name__
     with replaced(final), atomic_write(final) as temporary:
@@ -81,8 +83,9 @@ def export(
         del pipeline
         if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
             calls = [
-                {**entry, "call": teacher.lora_call(entry["num_steps"], times[: entry["num_steps"]])}
+                {**entry, "call": teacher.lora_call(n, times[:n]) | teacher.timesteps_call(student, times[:n])}
                 for entry in record["calls"]
+                for n in (entry["num_steps"],)
             ]
             record = record | {"lora": {"folder": LORA, "calls": calls}}
         record = record | {"checked": check_export(temporary, kind, teacher, student, record, captions)}
@@ -187,6 +190,8 @@ def export_student(
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe, teacher.medium))
     record["teacher"]["contents"] = stored_files(dataset.teacher or {})
     record["run"] = run
+    if monitor is not None and monitor.candidates:
+        record["candidates"] = monitor.candidates
     prompts = evaluation_prompts(recipe, record)
     final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts)
     checked = read_record(final)["checked"]
@@ -220,6 +225,11 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
+def student_call(teacher: Teacher, student: Denoiser, times: Sequence[float]) -> dict[str, Any]:
+    """The call arguments of an exported pipeline for the steps at `times`."""
+    return teacher.calls(len(times), times) | teacher.timesteps_call(student, times)
+
+
 def describe(
     recipe: Recipe,
     teacher: Teacher,
@@ -236,10 +246,15 @@ def describe(
         teacher: The run's teacher.
         distiller: The method.
         student: The student.
-        times: Decreasing angles of its sampling steps, in radians.
+        times: Decreasing angles of its sampling steps, in radians; those of `export.schedule` that are nearest to
+            them are recorded.
         cost: Training steps, seconds, samples and device.
         features: The features of the evaluation.
     """
+    teacher.export_schedule = recipe.export.schedule
+    times = teacher.native_times(student, times)
+    timesteps = teacher.native_timesteps(student, times)
+    bent = timesteps is None and isinstance(student.path, VariancePreserving)
     source, data = recipe.teacher, recipe.data.prompts or recipe.data.images or recipe.data.latents
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     named = recipe.evaluation.prompts
@@ -259,8 +274,15 @@ def describe(
             "call": teacher.usual_call(source.num_steps, source.guidance),
         },
         **({} if teacher.medium.name == "image" else {"medium": to_record(teacher.medium)}),
-        "times": list(times),
-        "calls": [{"num_steps": n, "call": teacher.calls(n, times[:n]) | scale} for n in distiller.step_counts(times)],
+        "times": times,
+        **({} if timesteps is None else {"timesteps": timesteps}),
+        "export": recipe.export.schedule,  # what the recipe says; "schedule" is what the pipeline has
+        "schedule": "bent" if bent else "native",
+        **({"consistency": True} if student.is_consistency else {}),
+        "calls": [
+            {"num_steps": n, "call": student_call(teacher, student, times[:n]) | scale}
+            for n in distiller.step_counts(times)
+        ],
         "evaluation": {
             "prompts": prompts if teacher.guided else None,
             "features": features,

@@ -82,8 +82,9 @@ class SCMOptions(Checked):
         below=HALF_PI,
     )
     second_times: tuple[float, ...] = option(
-        (0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-        "Candidate angles in radians of the second step; the best on held-out samples is exported.",
+        (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.2, 0.3, 1.0, 1.1, 1.2, 1.3),
+        "Candidate angles in radians of the second step; the best on held-out samples is exported. The first is that of "
+        "the evaluations during training. Those that the student cannot be exported at are left out.",
         above=0,
         below=HALF_PI,
     )
@@ -144,6 +145,7 @@ class SCM(Distiller):
             self.student.max_angle = options.max_angle
         if self.student.prediction == "sample":
             self.student.boundary_angle = options.boundary_angle
+        self.student.is_consistency = True
 
     def _check_guidance(self) -> None:
         if self.options.drift == "data" and self.guidance != 1.0 and self.teacher.guided:

@@ -61,6 +61,7 @@ class Monitor:
 
     Attributes:
         key: A key of the teacher's samples. Only distances from monitors with the same key can be compared.
+        candidates: The schedules that `select_schedule` compared, with their held-out distances (None if not finite).
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Monitor:
         writes: bool = True,
     ) -> None:
         self.writes = writes
+        self.candidates: list[tuple[list[float], float | None]] = []
         self.teacher, self.folder, self.device = teacher, recipe.folder, device
         self.count = recipe.train.evaluate_samples
         self._cond = data.held_out(self.count)
@@ -267,7 +269,7 @@ class Monitor:
         return record
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:
-        """The sampling schedule of the method with the smallest held-out distance.
+        """The sampling schedule of the method, as it is exported, with the smallest held-out distance.
 
         Args:
             distiller: The method, which has the candidates.
@@ -276,13 +278,14 @@ class Monitor:
         Returns:
             Decreasing angles in radians.
         """
-        candidates = distiller.sampling_schedules()
+        candidates = self.teacher.native_candidates(ema, distiller.sampling_schedules())
         if len(candidates) == 1:
             return candidates[0]
         bar = tqdm(candidates, desc="choosing the second step's time", disable=not self.writes)
         scored = [(self.distance(ema, times), times) for times in bar]
         for distance, times in scored if self.writes else []:
             print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
+        self.candidates = [(times, distance if math.isfinite(distance) else None) for distance, times in scored]
         return min(scored)[1]
 
 

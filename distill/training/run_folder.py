@@ -28,6 +28,7 @@ CODE = "the code and its libraries"  # its name in a fingerprint
 # What computes a training step, beside the method and the teacher.
 LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
 BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
+EXPORT_ONLY = ("method.second_times", "method.scm.second_times")  # options that only the export depends on
 SHOWN = 4  # changes that an error lists
 TEMPORARY = (  # what an interrupted run leaves
     *(".pipeline*.tmp", ".*.json*.tmp", ".recipe.yaml*.tmp"),
@@ -55,7 +56,7 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
         Values of the recipe as JSON and hashes of contents, by name.
     """
     fixed = dataclasses.asdict(recipe)
-    for name in ("name", "output", "evaluation"):
+    for name in ("name", "output", "evaluation", "export"):
         del fixed[name]
     del fixed["teacher"]["path"]
     for name in BY_CONTENT:
@@ -75,7 +76,7 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
         contents = stored_contents(recipe) if teacher is None else teacher.contents()
     family = find(TEACHERS, recipe.teacher.family) if teacher is None else type(teacher)
     return {
-        **_flatten(fixed),
+        **{name: value for name, value in _flatten(fixed).items() if name not in EXPORT_ONLY},
         **{f"the teacher's {name}": value for name, value in contents.items()},
         **_data_keys(plan),
         CODE: code(method, family, *LOOP),
@@ -147,7 +148,8 @@ def check_same_run(meta: dict[str, Any], recipe: Recipe, expected: dict[str, str
     """Raise ValueError if a checkpoint's meta record has another fingerprint than `expected`; it says what changed."""
     stored = meta.get("fingerprint")
     before = stored if isinstance(stored, dict) else {}
-    names = [name for name in {**before, **expected} if name != CODE and before.get(name) != expected.get(name)]
+    known = {**before, **expected}.keys() - {CODE, *EXPORT_ONLY}
+    names = [name for name in {**before, **expected} if name in known and before.get(name) != expected.get(name)]
     if not names:
         return
     changes = [_change(name, before.get(name), expected.get(name)) for name in names]

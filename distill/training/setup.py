@@ -94,6 +94,7 @@ def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | 
         contents = stored_contents(recipe) if teacher is None else teacher.contents()
         if teacher is None:
             teacher = load_teacher(recipe, engine.device)
+        teacher.export_schedule = recipe.export.schedule
         dataset = data.prepare(plan, teacher, recipe, engine.accelerator, contents)
         return teacher, teacher_pairs.attach(dataset, recipe, teacher, cls.pairs(options), engine.accelerator)
 

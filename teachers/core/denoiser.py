@@ -57,10 +57,14 @@ class Denoiser(nn.Module):
             the boundary condition by themselves and ignore it.
         defaults: Values of the condition that apply if `cond` lacks the key; one row (1, ...) each.
         guidance_input: Whether an exported pipeline passes its guidance scale to the network.
+        is_consistency: Whether the network maps noisy data of every angle to clean data in one evaluation, so that
+            other sampling times than the exported ones are right too.
 
     Raises:
         ValueError: If `prediction` is unknown.
     """
+
+    is_consistency: bool = False
 
     def __init__(
         self,
@@ -100,6 +104,15 @@ class Denoiser(nn.Module):
             return t
         knee = self.max_angle - SOFT_WIDTH
         return torch.where(t <= knee, t, knee + SOFT_WIDTH * torch.tanh((t - knee).clamp_min(0) / SOFT_WIDTH))
+
+    def inverse_output_angle(self, angle: Tensor) -> Tensor:
+        """Return the angles t (B,) at which `output_angle(t)` is `angle` (B,), at most `path.t_max`."""
+        if self.max_angle is None or self.prediction != "epsilon":
+            return angle
+        knee = self.max_angle - SOFT_WIDTH
+        ratio = ((angle - knee).clamp_min(0) / SOFT_WIDTH).clamp_max(1)
+        bent = (knee + SOFT_WIDTH * torch.atanh(ratio)).clamp_max(self.path.t_max)
+        return torch.where(angle <= knee, angle, bent)
 
     def output_divisor(self, t: Tensor) -> Tensor:
         """Return g(t) of a sample network D: its velocity is F = (cos t x_t - D) / g(t).

@@ -13,6 +13,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
+    LCMScheduler,
 )
 from torch import Tensor
 
@@ -86,7 +87,8 @@ def alphas_cumprod(scheduler: Any) -> Tensor | None:
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
     if not isinstance(table, Tensor) or is_flow(scheduler) or "prediction_type" not in config or continuous:
         return None
-    if len(table) != config["num_train_timesteps"]:
+    begins_earlier = isinstance(scheduler, LCMScheduler) and config["num_train_timesteps"] < len(table)
+    if len(table) != config["num_train_timesteps"] and not begins_earlier:  # LCMScheduler then begins within the table
         raise ValueError(
             f"num_train_timesteps of {type(scheduler).__name__} must be the number of its betas, {len(table)}, "
             f"got {config['num_train_timesteps']}"

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -27,6 +27,8 @@ from teachers.networks.offload import Offload
 from teachers.networks.time_layers import TimeEmbedding
 from teachers.support.keys import key
 from teachers.support.text import read_text
+
+ExportSchedule = Literal["native", "bent"]
 
 
 def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
@@ -59,6 +61,8 @@ class Teacher(Contract, ABC):
         origin: Path and dtype that `load` used; None for a teacher that was built from a pipeline in memory.
         offloaded: Keeps the network in host memory; None if it is not offloaded.
         null_cache: The condition of the empty prompt, one row; None until it is computed.
+        export_schedule: `export.schedule` of the recipe: whether exports keep the teacher's own noise schedule and
+            timesteps ("native"), or bend its table so that the usual timesteps have the student's angles ("bent").
     """
 
     denoiser: Denoiser
@@ -67,6 +71,7 @@ class Teacher(Contract, ABC):
     origin: tuple[str, torch.dtype] | None = None
     offloaded: Offload | None = None
     null_cache: Condition | None = None
+    export_schedule: ExportSchedule = "native"
 
     @classmethod
     def load(
@@ -247,6 +252,32 @@ class Teacher(Contract, ABC):
             Keyword arguments for the pipeline's `__call__`.
         """
 
+    def native_times(self, student: Denoiser, times: Sequence[float]) -> list[float]:
+        """The angles of an export with `export_schedule`: at whole native timesteps, or `times` themselves.
+
+        Args:
+            student: The student.
+            times: Decreasing angles in radians.
+
+        Returns:
+            The angles that are nearest to `times` on the native schedule; `times` if the pipeline's schedule is
+            continuous, if it cannot sample there, or with `export_schedule` "bent".
+        """
+        return list(times)
+
+    def native_candidates(self, student: Denoiser, candidates: Sequence[Sequence[float]]) -> list[list[float]]:
+        """The different schedules of an export with `export_schedule` that are nearest to a method's `candidates`."""
+        found = [self.native_times(student, times) for times in candidates]
+        return [times for i, times in enumerate(found) if times not in found[:i]]
+
+    def native_timesteps(self, student: Denoiser, times: Sequence[float]) -> list[int] | None:
+        """The whole native timesteps that an exported pipeline passes at `times`; None if it has another schedule."""
+        return None
+
+    def timesteps_call(self, student: Denoiser, times: Sequence[float]) -> dict[str, Any]:
+        """The call arguments beside `calls` that select a student's native timesteps; {} if their number does."""
+        return {}
+
     def exportable_times(self, times: list[float]) -> list[float]:
         """The angles nearest to a method's decreasing angles `times` that an exported pipeline can sample."""
         return times
@@ -405,7 +436,7 @@ class Teacher(Contract, ABC):
         return self.condition([""])
 
 
-def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path, **options: Any) -> None:
     """Save a pipeline as safetensors so that `from_pretrained` without a dtype loads all of it in float32.
 
     diffusers loads its models in float32 by default, but transformers uses the dtype in a model's config. A
@@ -414,8 +445,9 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     Args:
         pipeline: The pipeline.
         folder: Where to save it.
+        options: Further arguments of `save_pretrained`, such as `max_shard_size`.
     """
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    pipeline.save_pretrained(folder, safe_serialization=True, **options)
     for config in folder.glob("*/config.json"):
         values = json.loads(read_text(config))
         if "transformers_version" in values:

@@ -46,7 +46,9 @@ def has_time_embedding(network: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def bake_timesteps(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor | None = None) -> nn.Module:
+def bake_timesteps(
+    denoiser: Denoiser, times: Sequence[float], timesteps: Tensor | None = None, whole: bool = False
+) -> nn.Module:
     """Copy the student's network so that it computes at a scheduler's timesteps what the student computes at `times`.
 
     With e the sinusoidal features, W' e(timesteps) = W e(timestep_input(times)) for the smallest change of W, the first
@@ -56,6 +58,8 @@ def bake_timesteps(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor
         denoiser: The student.
         times: Angles in radians, N of them.
         timesteps: The scheduler's timesteps, (N,); by default those of `LCMScheduler`.
+        whole: Fit the layer of a student on rescaled time to all native timesteps first, by ridge regression, so that
+            the network is nearly right at the others too. `timesteps` must then be the native ones of `times`.
 
     Returns:
         An ordinary diffusers network that shares no weights with the student's.
@@ -77,15 +81,31 @@ def bake_timesteps(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor
             "changed for others; set the method's times, such as method.second_times"
         )
     for embedding in time_embeddings(network):
-        target, features = (embedding.features(steps).double() for steps in (trained, timesteps))  # (N, features)
         layer, guidance_layer = embedding.layer, embedding.guidance_layer
-        weight = layer.weight.double()
-        change, inputs = weight @ (target - features).T, features.T  # (hidden, N) at (features, N)
+        target = _outputs(layer, embedding.features(trained))  # (N, hidden)
+        if whole and denoiser.time_scale is not None and guidance_layer is None:
+            _refit(embedding.features, layer, *_native_grid(denoiser), ridge=1e-4)
+        features = embedding.features(timesteps).double()
+        change, inputs = (target - _outputs(layer, features)).T, features.T  # (hidden, N) at (features, N)
         if guidance_layer is not None:  # no change along the inputs that an embedded guidance scale adds
             change = torch.cat([change, change.new_zeros(len(change), guidance_layer.in_features)], dim=1)
             inputs = torch.cat([inputs, guidance_layer.weight.double()], dim=1)
-        layer.weight.copy_(weight + change @ torch.linalg.pinv(inputs))
+        layer.weight.copy_(layer.weight.double() + change @ torch.linalg.pinv(inputs))
     return network
+
+
+def _outputs(layer: nn.Linear, features: Tensor) -> Tensor:
+    """The outputs of a linear layer in float64."""
+    outputs = features.double() @ layer.weight.double().T
+    return outputs if layer.bias is None else outputs + layer.bias.double()
+
+
+def _native_grid(denoiser: Denoiser) -> tuple[Tensor, Tensor]:
+    """The time inputs that a student was trained on at every native timestep, and these timesteps, in float32."""
+    path = denoiser.path
+    grid = torch.arange(path.num_train_timesteps, dtype=torch.float64)
+    angles = denoiser.inverse_output_angle(path.angle(grid)).clamp(path.t_min, path.t_max)
+    return denoiser.timestep_input(angles), grid.float()
 
 
 def _listed(times: Sequence[float]) -> str:

@@ -11,25 +11,19 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
 from teachers.core.denoiser import Call, Condition, Denoiser, Prediction, default_call
-from teachers.core.few_step import (
-    consistency_scheduler,
-    flow_scheduler,
-    is_default_schedule,
-    lcm_timesteps,
-    native_levels,
-)
+from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
 from teachers.core.lora import lora_weights
 from teachers.core.schedule import schedule
-from teachers.core.teacher import Teacher, height_and_width
-from teachers.core.time_embedding import bake_timesteps
+from teachers.core.teacher import height_and_width
 from teachers.core.trigflow import Flow, NoisePath
+from teachers.families.native_exports import NativeExports
 from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
 from teachers.networks.storage import in_float32, without_autocast
 
 logger = logging.getLogger(__name__)
 
 
-class LatentTeacher(Teacher):
+class LatentTeacher(NativeExports):
     """A frozen latent diffusion pipeline. A subclass sets `pipelines` and implements `condition`.
 
     Args:
@@ -259,7 +253,7 @@ class LatentTeacher(Teacher):
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
         self.check_exportable(times)
         scheduler, timesteps = self.scheduler(student, times)
-        network = bake_timesteps(student, times, timesteps)
+        network = self.exported_network(student, times, timesteps)
         pipeline: DiffusionPipeline = type(self.stock)(**self.parts(student, network, scheduler))
         return pipeline
 
@@ -275,12 +269,19 @@ class LatentTeacher(Teacher):
         """
         if isinstance(student.path, Flow):
             return flow_scheduler(student, times, self.passes_sigmas)
-        return consistency_scheduler(student, times), torch.tensor(lcm_timesteps(student.path, len(times)))
+        return self.consistency_export(student, times)
+
+    def exported_class(self) -> type[Any]:
+        return type(self.stock)
+
+    def teacher_scheduler(self) -> Any:
+        return self.stock.scheduler
 
     def save_lora(self, student: Denoiser, times: Sequence[float], folder: Path) -> bool:
         if not isinstance(self.stock, LoraBaseMixin):
             return False
-        weights = lora_weights(student, times, self.scheduler(student, times)[1])
+        points = self.exact_points(student, times, self.scheduler(student, times)[1])
+        weights = lora_weights(student, *points)
         type(self.stock).save_lora_weights(folder, **{f"{self.network}_lora_layers": weights})
         return True
 

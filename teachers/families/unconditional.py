@@ -7,10 +7,10 @@ from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
-from teachers.core.few_step import consistency_scheduler, drop_variance
+from teachers.core.few_step import drop_variance
 from teachers.core.schedule import schedule
-from teachers.core.teacher import Teacher, height_and_width
-from teachers.core.time_embedding import bake_timesteps
+from teachers.core.teacher import height_and_width
+from teachers.families.native_exports import NativeExports
 from teachers.loading.source import Pipelines
 
 TIME_EMBEDDINGS = {  # what is wrong with the others
@@ -19,7 +19,7 @@ TIME_EMBEDDINGS = {  # what is wrong with the others
 }
 
 
-class Unconditional(Teacher):
+class Unconditional(NativeExports):
     """`DDPMPipeline` or `DDIMPipeline`. The latents are pixels.
 
     Args:
@@ -86,9 +86,16 @@ class Unconditional(Teacher):
         return {}
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
-        network = bake_timesteps(student, times)
+        scheduler, timesteps = self.consistency_export(student, times)
+        network = self.exported_network(student, times, timesteps)
         drop_variance(network, self.shape[0])
-        return DDPMPipeline(unet=network, scheduler=consistency_scheduler(student, times))
+        return DDPMPipeline(unet=network, scheduler=scheduler)
+
+    def exported_class(self) -> type[Any]:
+        return DDPMPipeline
+
+    def teacher_scheduler(self) -> Any:
+        return self.scheduler
 
     def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
         return {"num_inference_steps": num_steps}

@@ -14,7 +14,7 @@ from teachers.support.keys import code, file_content, folder_contents, key
 
 Contents = Mapping[str, str]
 ALL = ("",)  # how the names of all components begin
-RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline")
+RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline", "export_schedule")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack")
 
 

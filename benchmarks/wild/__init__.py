@@ -1,0 +1,1 @@
+"""Students in other people's tools: the cells of the table of front ends."""
