@@ -37,7 +37,7 @@ def dry_run(recipe: Recipe) -> None:
     )
     plan = plan_data(recipe)
     print(f"data: {plan.summary()}")
-    print(f"teacher: {describe(recipe.teacher.path, recipe.teacher.size)}")
+    print(f"teacher: {describe(recipe.teacher.path, recipe.teacher.size, recipe.teacher.loras)}")
     with Engine(dataclasses.replace(recipe.train, tracker="none"), recipe.folder) as engine:
         samples = engine.local_batch_size
         print("\n".join(plan_lines(recipe, samples, engine.device)))

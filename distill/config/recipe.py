@@ -18,6 +18,7 @@ from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, InvalidOption, build, option
 from eval.config.media_names import MEDIA_FEATURES, check_features, media_feature_names
 from eval.config.names import FEATURES
+from teachers.loading.lora_files import Lora, lora_hash
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import reads, suggest
@@ -50,11 +51,30 @@ class TeacherRecipe(Checked):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the frozen weights; auto: float32, or bfloat16 with memory.tier=lora."
     )
+    loras: list[Lora] = option(
+        factory=list,
+        help="Fine-tunes that are fused into the teacher before distillation, in order: LoRA files (kohya, diffusers or "
+        "peft format), folders of a fine-tuned pipeline or network, or Hub ids; each as a path, or as {path: ..., "
+        "scale: 0.8}.",
+    )
+    negative_prompt: str | None = option(
+        None,
+        "The negative prompt of the guidance that goes into the student, in place of the empty prompt; it needs guidance "
+        "above 1.",
+    )
     size: dict[str, float] | None = option(
         None,
         "Size of a clip or sound, which the call of its pipeline determines, such as {height: 480, width: 832, "
         "frames: 81, rate: 16} or {seconds: 10}; null, or a missing key: the default of that call.",
     )
+
+    def check(self) -> None:
+        for lora in self.loras:
+            lora_hash(lora)  # the file must exist
+        if self.negative_prompt is not None and self.guidance == 1:
+            raise InvalidOption("negative_prompt", "must be null with teacher.guidance=1, which ignores it")
+        if self.path is None and self.loras:
+            raise InvalidOption("loras", "must be empty without teacher.path: fuse them into the teacher in memory")
 
 
 @dataclass
@@ -240,6 +260,8 @@ class Recipe(Checked):
         if self.teacher.family != "auto":
             kind = find(TEACHERS, self.teacher.family)
             kind.size_argument(self.teacher.size)
+            if self.teacher.negative_prompt is not None:
+                kind.check_negative_prompt()
             if self.evaluation.features != "auto":
                 try:
                     check_features(self.evaluation.features, kind.medium_class.name, feature_models())

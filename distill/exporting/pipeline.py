@@ -31,6 +31,7 @@ from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.loading.contents import stored_files
+from teachers.loading.lora_files import lora_record
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
 from teachers.media import to_record
@@ -242,6 +243,7 @@ def describe(
     """
     source, data = recipe.teacher, recipe.data.prompts or recipe.data.images or recipe.data.latents
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
+    negative = {"negative_prompt": source.negative_prompt} if source.negative_prompt is not None else {}
     named = recipe.evaluation.prompts
     prompts = "pocket" if (named or data) == "pocket" else EVALUATION_PROMPTS if named else PROMPTS
     return {
@@ -255,8 +257,9 @@ def describe(
             "path": source.path,
             "sigma_data": teacher.denoiser.path.sigma_data,
             **({"size": dict(source.size)} if source.size else {}),
+            **({"loras": [lora_record(lora) for lora in source.loras]} if source.loras else {}),
             "num_steps": source.num_steps,
-            "call": teacher.usual_call(source.num_steps, source.guidance),
+            "call": teacher.usual_call(source.num_steps, source.guidance) | negative,
         },
         **({} if teacher.medium.name == "image" else {"medium": to_record(teacher.medium)}),
         "times": list(times),

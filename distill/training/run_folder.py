@@ -16,6 +16,7 @@ from distill.training import checkpoint
 from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
 from teachers import pocket
 from teachers.core.teacher import Teacher
+from teachers.loading.lora_files import lora_contents
 from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
 from teachers.support.checksums import Damaged, seal, unseal
 from teachers.support.errors import reading
@@ -60,8 +61,10 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     del fixed["teacher"]["path"]
     for name in BY_CONTENT:
         del fixed["data"][name]
-    if not recipe.teacher.size:
-        del fixed["teacher"]["size"]
+    del fixed["teacher"]["loras"]  # hashed with the teacher's contents
+    for name in ("size", "negative_prompt"):
+        if not fixed["teacher"][name]:
+            del fixed["teacher"][name]
     for name in ("checkpointing", "offload_teacher"):
         del fixed["memory"][name]
     if recipe.memory.tier == "full":
@@ -118,7 +121,8 @@ def stored_contents(recipe: Recipe) -> dict[str, str]:
     assert recipe.teacher.path is not None
     path = family.locate(recipe.teacher.path)
     check_teacher_files(recipe)
-    return family.stored_contents(path) | {"precision": recipe.teacher.precision}
+    fine_tunes = lora_contents(recipe.teacher.loras)
+    return family.stored_contents(path) | fine_tunes | {"precision": recipe.teacher.precision}
 
 
 def _data_keys(plan: Plan) -> dict[str, str]:

@@ -76,6 +76,13 @@ def read_inputs(options: Options) -> Inputs:
     return Inputs(runs, teacher, features, reference, source, prompts, known, jobs, baseline, medium)
 
 
+def teacher_entry(inputs: Inputs) -> dict[str, Any]:
+    """The entry "teacher" of report.json: its path, its fine-tunes and its usual call."""
+    loras = next(run.teacher_loras for run in inputs.runs if run.teacher is not None)
+    tuned = {"loras": [{"path": lora.path, "scale": lora.scale} for lora in loras]} if loras else {}
+    return {"path": inputs.teacher, **tuned, "call": inputs.jobs[0].call}
+
+
 def _usual_features(medium: Medium) -> str:
     return "clean" if isinstance(medium, Image) else WITHOUT_WEIGHTS[medium.name]
 
