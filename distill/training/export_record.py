@@ -36,7 +36,8 @@ def record_export(recipe: Recipe, run: str, step: int, failed: bool = False) -> 
 
 def export_key(recipe: Recipe) -> str:
     """A key of what an export depends on beside the run's fingerprint."""
-    return key(recipe.train.export, recipe.evaluation)
+    evaluation = recipe.evaluation
+    return key(recipe.train.export, evaluation.features, evaluation.prompts, evaluation.reference)
 
 
 def export_record(folder: Path, run: str | None = None) -> dict[str, Any] | None:

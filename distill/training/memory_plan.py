@@ -26,7 +26,7 @@ from distill.training.meta_device import (
     resident_modules,
 )
 from distill.training.optimizers import moment_bytes
-from distill.training.state import build_distiller
+from distill.training.state import build_distiller, ema_decays
 from teachers.core.teacher import Teacher
 from teachers.loading.sketch import DMD_BYTES, sketch
 from teachers.networks.adapters import unwrap
@@ -42,7 +42,7 @@ class Plan:
 
     Attributes:
         weights: The teacher's network and the trained networks.
-        ema: The student's EMA.
+        ema: The student's EMAs.
         optimizer: Moments.
         gradients: Gradients of the phase with the largest memory use.
         activations: All other tensors that are live at the peak of that phase.
@@ -81,7 +81,7 @@ def plan(recipe: Recipe, samples: int) -> Plan:
     ema_parameters = _parameters(ema)
     return Plan(
         weights=_bytes(network - ema_parameters - others),
-        ema=_bytes(ema_parameters),
+        ema=len(ema_decays(recipe)) * _bytes(ema_parameters),
         optimizer=sum(moment_bytes(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
         gradients=gradients,
         activations=peak - gradients,

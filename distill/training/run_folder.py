@@ -36,7 +36,8 @@ TEMPORARY = (  # what an interrupted run leaves
 )
 FOLDERS = ("checkpoints", PIPELINE)  # without which no run can end
 # What a run writes in its folder, beside a folder with the run's name, which trackers write.
-OWN = (*FOLDERS, "samples", "cache", "recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json")
+FILES = ("recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json", "status.json")
+OWN = (*FOLDERS, "samples", "validation", "cache", *FILES)
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
 
@@ -70,6 +71,8 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     if recipe.memory.tier == "full":
         fixed["memory"] = {"eight_bit": recipe.memory.eight_bit}
     fixed["train"] = {name: fixed["train"][name] for name in FIXED}
+    if recipe.train.ema_half_lives:
+        fixed["train"]["ema"] = list(recipe.train.ema_half_lives)
     method, options = method_options(recipe)
     fixed["method"] = {"name": recipe.method["name"]} | dataclasses.asdict(options)
     optimizers = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in method.PHASES}

@@ -16,6 +16,7 @@ from distill.training.features import choose_features
 from distill.training.memory_plan import print_plan
 from distill.training.monitor import Monitor
 from distill.training.run_folder import check_teacher_files, stored_contents
+from distill.training.validation import Validation
 from teachers.core.teacher import Teacher
 from teachers.loading.loras import FUSED, check_fit_of, fused_folder
 from teachers.support.errors import reading
@@ -130,6 +131,17 @@ def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: En
             return Monitor(
                 recipe, teacher, dataset, choose_features(recipe, teacher.medium), engine.device, engine.is_main
             )
+
+
+def build_validation(
+    recipe: Recipe, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
+) -> Validation | None:
+    """What draws evaluation.validation_prompts; None without prompts, and on processes without a monitor."""
+    if not recipe.evaluation.validation_prompts or monitor is None:
+        return None
+    with reading(recipe.teacher.path or "the teacher"):
+        contents = dataset.teacher or teacher.contents()
+        return Validation(recipe, teacher, contents, engine.device, engine.is_main)
 
 
 def checkpoints_folder(recipe: Recipe) -> Path:

@@ -1,6 +1,7 @@
 """Reads everything that a comparison needs before weights are loaded: runs, settings, prompts and rows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from eval.config.media_names import WITHOUT_WEIGHTS, check_features
 from eval.config.options import Options

@@ -6,8 +6,8 @@ from eval.config.names import PICKLES_ALLOWED
 from eval.metrics.context import MetricContext
 from eval.pipelines.inputs import Inputs
 from eval.pipelines.runs import teacher_folder
-from teachers.loading.lora_files import lora_hash
 from teachers.loading.contents import changed_files
+from teachers.loading.lora_files import lora_hash
 
 LPIPS_MISSING = {
     medium: f"The weights of LPIPS (AlexNet) are not on this machine, so {figures} left out; "

@@ -28,8 +28,8 @@ class EmbeddedGuidance(LatentTeacher):
     @classmethod
     def check_negative_prompt(cls) -> None:
         raise ValueError(
-            f"teacher.negative_prompt must be null: networks of the family {cls.__name__} receive the guidance scale as "
-            "an input and are evaluated only once"
+            f"teacher.negative_prompt must be null: networks of the family {cls.__name__} receive the guidance scale "
+            "as an input and are evaluated only once"
         )
 
     @property

@@ -139,20 +139,20 @@ def read_lora(file: Path) -> Mapping[str, Tensor]:
     """
     try:
         with safe_open(file, framework="pt") as stored:
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"the LoRA file {file} is corrupt or incomplete ({error}); get the file again") from error
     for part, kind in OTHER_KINDS.items():
-        if any(part in key for key in tensors):
+        if any(part in name for name in tensors):
             raise ValueError(f"{file} must be a LoRA, got a {kind}, which diffusers cannot fuse; extract a LoRA of it")
-    if not any("lora" in key.lower() or "lokr_" in key for key in tensors):
+    if not any("lora" in name.lower() or "lokr_" in name for name in tensors):
         first = printable(next(iter(tensors), "no tensor"))[:80]
         raise ValueError(
             f"{file} must be a LoRA file, got tensors such as {first}; give a whole model as teacher.path instead"
         )
-    for key, value in tensors.items():
+    for name, value in tensors.items():
         if not bool(value.float().isfinite().all()):
-            raise ValueError(f"{file} must have finite values, got NaN or infinite ones in {printable(key)}")
+            raise ValueError(f"{file} must have finite values, got NaN or infinite ones in {printable(name)}")
     return tensors
 
 

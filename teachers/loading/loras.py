@@ -210,8 +210,7 @@ def load_lora(pipeline: Any, file: Path, network: str, values: bool = True) -> s
             f"the LoRA file {file} does not fit the {name} of the teacher: {' '.join(reason(error).split())[:300]}"
         ) from error
     found = _adapters(pipeline)
-    loaded = Counter(_fingerprint(value, values) for part in found.values() for value in part.values())
-    unused = [key for key, value in state.items() if not _take(loaded, _fingerprint(value, values))]
+    unused = _unused(state, found, values)
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         raise ValueError(
@@ -270,6 +269,21 @@ def _adapters(pipeline: Any) -> dict[str, dict[str, torch.Tensor]]:
         for name, part in parts.items()
         if isinstance(part, nn.Module)
     }
+
+
+def _unused(
+    state: Mapping[str, torch.Tensor], found: Mapping[str, Mapping[str, torch.Tensor]], values: bool
+) -> list[str]:
+    """The keys of a file whose tensors are in no layer: neither under their name, nor, for other names, by value."""
+    layers = {
+        f"{component}.{key.replace(f'.{ADAPTER}', '')}": _fingerprint(value, values)
+        for component, part in found.items()
+        for key, value in part.items()
+    }
+    wanted = {key: _fingerprint(value, values) for key, value in state.items()}
+    rest = {key: mark for key, mark in wanted.items() if layers.get(key) != mark}
+    others = Counter(mark for key, mark in layers.items() if wanted.get(key) != mark)
+    return [key for key, mark in rest.items() if not _take(others, mark)]
 
 
 def _fingerprint(value: torch.Tensor, values: bool) -> tuple[tuple[int, ...], str]:

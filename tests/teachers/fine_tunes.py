@@ -37,7 +37,9 @@ def write_kohya(pipe, file: Path) -> Path:
     state = {f"unet.{name}": value for name, value in get_peft_model_state_dict(pipe.unet).items()}
     kohya = convert_state_dict_to_kohya(state)
     for name in [name for name in kohya if name.endswith("lora_down.weight")]:
-        kohya[name.replace("lora_down.weight", "alpha")] = torch.tensor(float(pipe.unet.peft_config["default"].lora_alpha))
+        kohya[name.replace("lora_down.weight", "alpha")] = torch.tensor(
+            float(pipe.unet.peft_config["default"].lora_alpha)
+        )
     save_file({name: value.contiguous() for name, value in kohya.items()}, file)
     return file
 

@@ -146,7 +146,9 @@ def test_files_that_do_not_fit_are_refused_by_every_command(recipe_of, folder_of
     """A layer that the network lacks, another model's file, and no LoRA at all."""
     file = write_diffusers(adapted(base_of(folder_of, NAMES[0])), tmp_path / "lora")
     state = load_file(file)
-    extra = {key.replace("down_blocks.1", "down_blocks.7"): value.clone() for key, value in state.items() if "attn1" in key}
+    extra = {
+        key.replace("down_blocks.1", "down_blocks.7"): value.clone() for key, value in state.items() if "attn1" in key
+    }
     save_file(state | extra, tmp_path / "extra.safetensors")
     save_file({"weight": torch.ones(2)}, tmp_path / "none.safetensors")
     wide = {key: torch.cat([value, value], dim=-1 if "lora_A" in key else 0) for key, value in state.items()}
