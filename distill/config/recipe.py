@@ -54,9 +54,9 @@ class TeacherRecipe(Checked):
     )
     loras: list[Lora] = option(
         factory=list,
-        help="Fine-tunes that are fused into the teacher before distillation, in order: LoRA files (of kohya, diffusers "
-        "or peft), folders of a fine-tuned pipeline or network, or Hub ids; each as a path, or as {path: ..., "
-        "scale: 0.8}.",
+        help="Fine-tunes that are fused into the teacher before distillation, in order: LoRA files (of kohya, "
+        "diffusers or peft), folders of a fine-tuned pipeline or network, or Hub ids; each as a path, or as "
+        "{path: ..., scale: 0.8}.",
     )
     negative_prompt: str | None = option(
         None,
@@ -258,6 +258,15 @@ class EvaluationRecipe(Checked):
 
 
 @dataclass
+class ExportRecipe(Checked):
+    """`export:` in a recipe: the exported pipeline."""
+
+    safety_checker: bool = option(
+        True, "Keep the safety checker of the teacher (Stable Diffusion 1.x has one) in the exported pipeline."
+    )
+
+
+@dataclass
 class Recipe(Checked):
     """One run: teacher, method, data, optimizers, loop, memory and evaluation.
 
@@ -277,6 +286,7 @@ class Recipe(Checked):
     train: TrainRecipe = option(factory=TrainRecipe, help="The training loop.")
     memory: MemoryRecipe = option(factory=MemoryRecipe, help="Memory.")
     evaluation: EvaluationRecipe = option(factory=EvaluationRecipe, help="Evaluation.")
+    export: ExportRecipe = option(factory=ExportRecipe, help="The exported pipeline.")
 
     def check(self) -> None:
         check_run_names(self.name, self.output)

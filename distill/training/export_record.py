@@ -37,7 +37,7 @@ def record_export(recipe: Recipe, run: str, step: int, failed: bool = False) -> 
 def export_key(recipe: Recipe) -> str:
     """A key of what an export depends on beside the run's fingerprint."""
     evaluation = recipe.evaluation
-    return key(recipe.train.export, evaluation.features, evaluation.prompts, evaluation.reference)
+    return key(recipe.train.export, evaluation.features, evaluation.prompts, evaluation.reference, recipe.export)
 
 
 def export_record(folder: Path, run: str | None = None) -> dict[str, Any] | None:

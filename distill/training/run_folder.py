@@ -57,7 +57,7 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
         Values of the recipe as JSON and hashes of contents, by name.
     """
     fixed = dataclasses.asdict(recipe)
-    for name in ("name", "output", "evaluation"):
+    for name in ("name", "output", "evaluation", "export"):
         del fixed[name]
     del fixed["teacher"]["path"]
     for name in BY_CONTENT:
