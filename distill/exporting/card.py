@@ -122,6 +122,7 @@ def model_card(
         absent: Components that the pipeline has to be loaded without explicitly.
         widgets: Samples in the pipeline's folder, from `gallery.write`.
     """
+    others = from_record(record)  # with the line ends of their code
     record, without = cleaned(record), "".join(f", {name}=None" for name in absent)
     prompt, pipeline = prompt_argument(kind, teacher), kind.__name__
     prompts = prompt is not None and "class_labels" not in prompt
@@ -136,7 +137,7 @@ pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
     front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output))]
     if "lora" in record:
         front_ends.append(lora_front_end(record, kind, scheduler, prompt, output))
-    front_ends += from_record(record)
+    front_ends += others
     tag = teacher.medium.tag if prompts else f"unconditional-{teacher.medium.name}-generation"
     sections = [
         "## Use\n\n" + "\n".join(front_end.section() for front_end in front_ends),

@@ -15,6 +15,7 @@ from typing import Any
 
 from distill.config.recipe import Recipe
 from distill.training.run_folder import warn_if_unwritable
+from eval.pipelines.jobs import steps
 from teachers.support.files import atomic_write
 from teachers.support.json_files import read_json
 from teachers.support.text import printable
@@ -149,7 +150,7 @@ def summary(values: dict[str, Any]) -> str:
         parts.append(f"{duration(3600 * values['hours_trained'])} of training")
     if values["held_out_frechet"]:
         distances = values["held_out_frechet"].items()
-        shown = ", ".join(f"{'not finite' if d is None else f'{d:.3f}'} ({n} steps)" for n, d in distances)
+        shown = ", ".join(f"{'not finite' if d is None else f'{d:.3f}'} ({steps(int(n))})" for n, d in distances)
         parts.append(f"held-out Frechet distance {shown}")
     return f"{values['run']}: {'; '.join(parts)}"
 
@@ -171,7 +172,10 @@ def read_status(run: Path) -> dict[str, Any]:
     optional = {"hours_left": float, "estimated_total_hours": float, "held_out_frechet": dict}
     found = values if isinstance(values, dict) else {}
     good = all(isinstance(found.get(name), kind | int if kind is float else kind) for name, kind in kinds.items())
-    if not good or not all(isinstance(found.get(name), kind | int | None) for name, kind in optional.items()):
+    good = good and all(isinstance(found.get(name), kind | int | None) for name, kind in optional.items())
+    distances = found.get("held_out_frechet") or {}
+    numbers = isinstance(distances, dict) and all(isinstance(d, float | int | None) for d in distances.values())
+    if not good or not numbers or not all(n.isdecimal() for n in distances):
         raise ValueError(f"{file} is not a status that fewstep train wrote; start the run again")
     if found["phase"] not in ENDED and found["host"] == socket.gethostname() and not _runs(found["process"]):
         found["phase"] = "interrupted"

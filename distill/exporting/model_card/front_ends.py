@@ -4,6 +4,7 @@ A `FrontEnd` is data, so that an export adds one for each format that it writes:
 `front_ends`, each with a name, a language, a code and, if it needs one, a note.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -58,7 +59,8 @@ def from_record(record: Mapping[str, Any]) -> list[FrontEnd]:
 
 def located(card: str, model: str) -> str:
     """A card whose code names `model`, a Hub id or a folder, in place of the one that it names now."""
-    before = next((line for line in card.splitlines() if line.startswith(MARKER.split("{", maxsplit=1)[0])), "")
-    present = before.removeprefix(MARKER.split("{", maxsplit=1)[0]).removesuffix(MARKER.split("}")[1]) or PLACEHOLDER
-    lines = [line.replace(present, model) if line != before else MARKER.format(model) for line in card.splitlines()]
-    return "\n".join(lines) + "\n"
+    start, end = MARKER.split("{}")
+    before = next((line for line in card.splitlines() if line.startswith(start) and line.endswith(end)), "")
+    present = before.removeprefix(start).removesuffix(end) or PLACEHOLDER
+    name = re.compile(rf"(?<![\w/.-]){re.escape(present)}(?![\w-])")  # not a part of a longer name
+    return name.sub(lambda _: model, card)
