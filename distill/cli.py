@@ -123,6 +123,20 @@ def memory(recipe: str, overrides: Sequence[str], config: str | None, num_proces
 
 
 @fewstep.command()
+@click.argument("runs", type=PATH, nargs=-1, required=True)
+def status(runs: tuple[Path, ...]) -> None:
+    """Print how far each of RUNS is and how long it still takes, from its status.json.
+
+    \b
+    Example:
+      fewstep status runs/*
+    """
+    from distill.status import print_status
+
+    print_status(runs)
+
+
+@fewstep.command()
 @click.argument("run", type=PATH)
 @click.argument("out", type=PATH, required=False)
 @click.option(
@@ -296,7 +310,10 @@ def _run(
         return 0
     from distill.training.launch import launch
     from distill.training.setup import plan_data
+    from distill.training.trackers import check_tracker
 
+    if module == "distill.train":
+        check_tracker(checked.train.tracker)
     plan_data(checked)  # errors are found before any process starts
     arguments = [str(recipe_file(recipe).absolute()), *overrides]  # absolute: its name may start with a dash
     return launch(module, arguments, None if config is None else _config_file(config), processes)

@@ -16,6 +16,8 @@ from distill.training.engine import Engine
 from distill.training.memory_plan import Processes, fits, plan_lines
 from distill.training.setup import build_monitor, plan_data, prepare
 from distill.training.state import TrainState
+from distill.training.status import duration
+from distill.training.trackers import check_tracker
 from teachers.core.teacher import Teacher
 from teachers.describe import describe
 
@@ -35,9 +37,10 @@ def dry_run(recipe: Recipe) -> None:
     print(
         f"recipe, with every default:\n{_indent(yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True))}"
     )
+    check_tracker(recipe.train.tracker)
     plan = plan_data(recipe)
     print(f"data: {plan.summary()}")
-    print(f"teacher: {describe(recipe.teacher.path, recipe.teacher.size)}")
+    print(f"teacher: {describe(recipe.teacher.path, recipe.teacher.size, recipe.teacher.loras)}")
     with Engine(dataclasses.replace(recipe.train, tracker="none"), recipe.folder) as engine:
         samples, processes = engine.local_batch_size, Processes(engine.world_size, engine.sharding)
         print("\n".join(plan_lines(recipe, samples, engine.device, processes)))
@@ -74,8 +77,8 @@ def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
         parts["teacher pairs"] = preparing * pairs / made
     print(f"{step:.3g} seconds a step at a batch of {settings.batch_size}, after {WARMUP} step of warm-up")
     for name, seconds in parts.items():
-        print(f"  {name:<14} {hours(seconds)}")
-    print(f"estimated total: {hours(sum(parts.values()))} on this machine with {engine.world_size} process(es)")
+        print(f"  {name:<14} {duration(seconds)}")
+    print(f"estimated total: {duration(sum(parts.values()))} on this machine with {engine.world_size} process(es)")
 
 
 def _evaluations(
@@ -95,15 +98,6 @@ def _evaluations(
     rounds = settings.steps // settings.evaluate_every + 1
     counts = len(state.distiller.step_counts(times[0]))
     return scale * (making + judging * (rounds * counts + len(times)))
-
-
-def hours(seconds: float) -> str:
-    """A duration for people: "45 s", "12 min", "3.5 h", "2.1 days"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def _timed(task: Callable[[], T]) -> tuple[T, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from distill.config.saved import SAVED, load_saved
 from distill.exporting.finish import finish, report_failure
 from distill.exporting.formats import Form, convert
-from distill.exporting.hub import CARD, add_evaluation, find_report, push
+from distill.exporting.hub import CARD, add_evaluation, find_report, push, store_evaluation
 from distill.training import checkpoint
 from distill.training.engine import Engine
 from distill.training.export_record import PIPELINE, changed_since_export, export_record
@@ -118,6 +118,8 @@ def export_and_push(
         text = add_evaluation(read_text(card), evaluation)
     with atomic_write(card, concurrent=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    if evaluation:
+        store_evaluation(pipeline, evaluation)
     print(f"pipeline: {pipeline}")
     print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
     if out is not None:

@@ -10,6 +10,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 
 from distill.config.recipe import Recipe
 from distill.training.memory_plan import Processes, plan_lines
+from distill.training.setup import check_fine_tunes
 from teachers.support.errors import reading
 from teachers.support.text import printable
 from teachers.support.yaml_files import read_yaml
@@ -28,6 +29,7 @@ def print_memory(recipe: Recipe, config: Path | None = None, count: int | None =
     """
     processes = read_processes(config, count)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_fine_tunes(recipe)
     with reading(recipe.teacher.path):
         lines = plan_lines(recipe, processes.samples(recipe), device, processes)
     print("\n".join(lines))

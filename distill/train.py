@@ -32,10 +32,12 @@ from distill.training.engine import Engine
 from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog, Metrics
 from distill.training.optimizers import set_learning_rate
-from distill.training.outcome import failed_before, keep_best
+from distill.training.outcome import choose_ema, failed_before, keep_best
 from distill.training.run_folder import JsonlLog, check_same_run, fingerprint, finished, lock_run_folder, run_key
-from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
+from distill.training.setup import build_monitor, build_validation, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
+from distill.training.status import Status
+from distill.training.trackers import check_tracker
 from distill.training.watchdog import watched
 from teachers.core.teacher import Teacher
 from teachers.networks.adapters import unwrap
@@ -66,6 +68,7 @@ def train(
         SystemExit: With code 0 after SIGINT or SIGTERM; run it again to continue.
         RunFailed: A SystemExit with code 3: training went wrong, and only its best EMA, if any, was exported.
     """
+    check_tracker(recipe.train.tracker)
     if teacher is None and recipe.teacher.path is None:
         raise ValueError("teacher.path must be set, or a teacher must be passed to train")
     if teacher is None:
@@ -93,11 +96,18 @@ def train(
         if is_main:
             save(recipe)
         with Engine(recipe.train, recipe.folder) as engine:
-            return distil(recipe, plan, identity, engine, teacher)
+            status = Status(recipe, engine.is_main)
+            with status.until_the_end():
+                return distil(recipe, plan, identity, engine, teacher, status)
 
 
 def distil(
-    recipe: Recipe, plan: data.Plan, identity: dict[str, str], engine: Engine, teacher: Teacher | None = None
+    recipe: Recipe,
+    plan: data.Plan,
+    identity: dict[str, str],
+    engine: Engine,
+    teacher: Teacher | None = None,
+    status: Status | None = None,
 ) -> Path:
     """One run: prepare, resume, train, evaluate, export. Every process calls it.
 
@@ -107,10 +117,12 @@ def distil(
         identity: The run's fingerprint, stored in its checkpoints.
         engine: The processes, devices and precision.
         teacher: A teacher in memory; by default the recipe's teacher is loaded.
+        status: The status file of the run.
 
     Returns:
         The folder of the exported pipeline.
     """
+    status = status or Status(recipe, engine.is_main)
     settings, folder, run = recipe.train, recipe.folder, run_key(identity)
     start = time.perf_counter()
     teacher, dataset = prepare(recipe, plan, engine, teacher)
@@ -125,6 +137,7 @@ def distil(
     for message in state.distiller.startup_messages():
         engine.print(message)
     monitor = build_monitor(recipe, teacher, dataset, engine)
+    validation = build_validation(recipe, teacher, dataset, monitor, engine)
     history = JsonlLog(folder / "history.jsonl", state.step, run)
     if settings.shard_teacher and settings.steps:
         engine.shard(teacher.denoiser.network)
@@ -134,16 +147,33 @@ def distil(
     def evaluate() -> None:
         if monitor:
             trackers = engine.trackers
-            record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers)
+            chosen = choose_ema(state, monitor, engine)
+            record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers, chosen)
+            status.evaluated(record)
             keep_best(recipe, state, monitor, record, run, engine)
+
+    def observe(first: bool = False) -> None:
+        """Evaluate and draw validation samples where they are due; on the first call, only what is not there yet."""
+        step, steps = state.step, settings.steps
+        judged = _due(settings.evaluate_every, step, steps) and not (first and history.last >= step)
+        drawn = validation and _due(recipe.evaluation.validation_every or settings.evaluate_every, step, steps)
+        if not judged and not drawn:
+            return
+        with status.evaluating():
+            if judged:
+                evaluate()
+            if drawn and validation and not (first and validation.has(step)):
+                validation.draw(state.distiller, state.ema, step, engine.trackers)
+        if engine.is_main and judged and step:
+            tqdm.write(status.summary())
 
     stop = Stop(engine.group)
     bar = tqdm(
         total=settings.steps, initial=state.step, desc=printable(recipe.name), disable=not engine.is_main, mininterval=1
     )
     log = MetricLog(engine, folder / "log.jsonl", state.step, bar, run)
-    if _due(settings.evaluate_every, state.step, settings.steps) and history.last < state.step:
-        evaluate()
+    status.step, status.seconds = state.step, state.seconds
+    observe(first=True)
     batches = dataset.micro_batches(batch_rngs(recipe, engine, state.distiller, state.step))
     stopping, last = False, time.perf_counter()
     while state.step < settings.steps and not stopping:
@@ -153,15 +183,16 @@ def distil(
         saving = stopping or state.step % settings.checkpoint_every == 0 or state.step == settings.steps
         logging = state.step % settings.log_every == 0
         state.seconds, last = state.seconds + time.perf_counter() - last, time.perf_counter()
+        status.training(state.step, state.seconds)
         if logging or saving:
             state.guard.read(bar.write if engine.is_main else _ignore, engine.group)
         if logging:
             log.flush(state.step, state.seconds, state.guard.take_counts())
         if saving:
             _save(state, recipe, engine, identity, required=stopping)
-        if _due(settings.evaluate_every, state.step, settings.steps) and (not stopping or state.step == settings.steps):
+        if not stopping or state.step == settings.steps:
             state.seconds += time.perf_counter() - last
-            evaluate()
+            observe()
             last = time.perf_counter()  # evaluations are not part of the cost
     bar.close()
     if settings.tracker != "none":
@@ -171,6 +202,7 @@ def distil(
         engine.wait()
         engine.print(f"stopped at step {state.step}; run the same command again to continue")
         raise SystemExit(0)
+    status.write("exporting")
     stop.restore()  # `finish` delays signals itself
     return finish(recipe, state, teacher, dataset, monitor, engine, identity)
 
@@ -213,7 +245,7 @@ def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, reci
         metrics[f"{phase}/gradient_norm"].append(norm)
         state.guard.check(optimizer, phase, index, state.step, norm, loss)
         engine.update(optimizer)
-    engine.update_ema(*state.ema_pairs, min(settings.ema, (1 + state.step) / (10 + state.step)))
+    state.update_emas(engine)
     state.step += 1
     return metrics
 

@@ -23,7 +23,7 @@ from eval.metrics.reference import check_dimensions
 from eval.metrics.reference import reference as read_reference
 from eval.metrics.registry import InstalledMetrics, installed_metrics
 from eval.pipelines.cached import MeasuredRow, measure_rows
-from eval.pipelines.inputs import Inputs, read_inputs
+from eval.pipelines.inputs import Inputs, read_inputs, teacher_entry
 from eval.pipelines.jobs import REFERENCE_NAME
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import choose_device, choose_precision, describe_machine, load_average
@@ -157,7 +157,7 @@ class Comparison:
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": options.command or shlex.join(sys.orig_argv),
             "protocol": None if options.protocol is None else str(options.protocol),
-            "teacher": None if inputs.teacher is None else {"path": inputs.teacher, "call": inputs.jobs[0].call},
+            "teacher": None if inputs.teacher is None else teacher_entry(inputs),
             "runs": [
                 {
                     "folder": str(run.folder),

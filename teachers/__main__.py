@@ -9,7 +9,8 @@ from teachers.support.errors import run_click
 
 @click.command()
 @click.argument("path")
-def describe(path: str) -> None:
+@click.option("--lora", "loras", metavar="PATH", multiple=True, help="A fine-tune of the teacher; it must fit.")
+def describe(path: str, loras: tuple[str, ...]) -> None:
     """Show a teacher's family, schedule, sizes and training cost, without reading its weights.
 
     PATH is a pipeline folder, a Hub id (owner/name), a .safetensors file, or "pocket".
@@ -20,8 +21,9 @@ def describe(path: str) -> None:
       fewstep describe stable-diffusion-v1-5/stable-diffusion-v1-5
     """
     from teachers.describe import describe as lines
+    from teachers.loading.lora_files import Lora
 
-    print(lines(path))
+    print(lines(path, loras=[Lora(lora) for lora in loras]))
 
 
 @click.command()

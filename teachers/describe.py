@@ -4,7 +4,7 @@ fewstep describe PATH
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -15,6 +15,8 @@ from teachers.core.cosine_path import Cosine
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, VariancePreserving
+from teachers.loading.lora_files import Lora
+from teachers.loading.loras import check_fit_of
 from teachers.loading.registry import family_of, installed, locate
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES
 from teachers.loading.source import config_source, loading_errors
@@ -45,12 +47,13 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
 
 
 @reads
-def describe(path: str, size: Mapping[str, float] | None = None) -> str:
+def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence[Lora] = ()) -> str:
     """Describe a teacher.
 
     Args:
         path: A pipeline folder, a Hub id, a .safetensors file or "pocket".
         size: Size of a clip or sound, as `teacher.size` of a recipe; None: the default of the pipeline's call.
+        loras: Fine-tunes of the teacher, as `teacher.loras` of a recipe; they must fit.
 
     Returns:
         Several lines of text.
@@ -63,6 +66,8 @@ def describe(path: str, size: Mapping[str, float] | None = None) -> str:
     name = family_of(path)
     source, family = config_source(path), installed()[name]
     teacher = check_teacher(path, family, size)
+    if loras:
+        check_fit_of(family, path, loras)
     denoiser, schedule = teacher.denoiser, teacher.denoiser.path
     trained = parameters(denoiser.network)
     stored: dict[str, int] = {}
@@ -80,6 +85,7 @@ def describe(path: str, size: Mapping[str, float] | None = None) -> str:
         "network": f"{type(denoiser.network).__name__}, {count(trained)} parameters",
         "components": ", ".join(f"{part} {count(size)}" for part, size in stored.items()) or "unknown",
         "variants": ", ".join(variants),
+        "fine-tunes": ", ".join(f"{lora.path} at {lora.scale:g}" for lora in loras),
         "schedule": f"{kind}, {schedule.num_train_timesteps} timesteps",
         "predicts": denoiser.prediction,
         "angles": f"{schedule.t_min:.4f} to t_max = {schedule.t_max:.4f} rad",

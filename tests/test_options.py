@@ -24,10 +24,11 @@ from distill.methods.dmd import DMDOptions
 from distill.methods.rcm import RCMOptions
 from distill.methods.scm import SCMOptions
 from eval.config.options import Options, Timing
+from teachers.loading.lora_files import Lora
 from tests.plugin.fewstep_plugin.regression import RegressionOptions
 
 CLASSES = (
-    *(Recipe, TeacherRecipe, DataRecipe, OptimizerRecipe, TrainRecipe, MemoryRecipe, EvaluationRecipe),
+    *(Recipe, TeacherRecipe, DataRecipe, OptimizerRecipe, TrainRecipe, MemoryRecipe, EvaluationRecipe, Lora),
     *(DMDOptions, SCMOptions, RCMOptions, RegressionOptions, Options, Timing),
 )
 WRONG: dict[str, Any] = {
@@ -59,6 +60,9 @@ MEANINGFUL: dict[str, set[str]] = {
     "TrainRecipe.keep_every": {"zero", "large"},
     "TrainRecipe.evaluate_every": {"zero", "large"},
     **{f"TrainRecipe.{name}": {"large"} for name in ("checkpoint_every", "keep_checkpoints", "log_every")},
+    "EvaluationRecipe.validation_seeds": {"zero"},
+    "EvaluationRecipe.validation_every": {"zero"},
+    "Lora.scale": {"negative", "zero"},
     "DMDOptions.regression_pairs": {"zero"},
     "DMDOptions.noise_range": {"zero"},
     "DMDOptions.gan_noise_range": {"zero"},

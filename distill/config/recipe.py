@@ -18,11 +18,13 @@ from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, InvalidOption, build, option
 from eval.config.media_names import MEDIA_FEATURES, check_features, media_feature_names
 from eval.config.names import FEATURES
+from teachers.loading.lora_files import Lora, lora_hash
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import family_of, feature_models, locate
 from teachers.support.errors import reads, suggest
 from teachers.support.yaml_files import read_yaml
 
+MOST_PROMPTS, MOST_SEEDS = 64, 8  # of evaluation.validation_prompts: all samples are drawn again and again
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
 
@@ -50,11 +52,30 @@ class TeacherRecipe(Checked):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the frozen weights; auto: float32, or bfloat16 with memory.tier=lora."
     )
+    loras: list[Lora] = option(
+        factory=list,
+        help="Fine-tunes that are fused into the teacher before distillation, in order: LoRA files (of kohya, "
+        "diffusers or peft), folders of a fine-tuned pipeline or network, or Hub ids; each as a path, or as "
+        "{path: ..., scale: 0.8}.",
+    )
+    negative_prompt: str | None = option(
+        None,
+        "The negative prompt of the guidance that goes into the student, in place of the empty prompt; it needs "
+        "guidance above 1.",
+    )
     size: dict[str, float] | None = option(
         None,
         "Size of a clip or sound, which the call of its pipeline determines, such as {height: 480, width: 832, "
         "frames: 81, rate: 16} or {seconds: 10}; null, or a missing key: the default of that call.",
     )
+
+    def check(self) -> None:
+        for lora in self.loras:
+            lora_hash(lora)  # the file must exist
+        if self.negative_prompt is not None and self.guidance == 1:
+            raise InvalidOption("negative_prompt", "must be null with teacher.guidance=1, which ignores it")
+        if self.path is None and self.loras:
+            raise InvalidOption("loras", "must be empty without teacher.path: fuse them into the teacher in memory")
 
 
 @dataclass
@@ -114,6 +135,14 @@ class TrainRecipe(Checked):
         1.0, "Gradients are clipped to this norm; a large one, such as 1e9, clips nothing.", above=0
     )
     ema: float = option(0.99, "Decay of the exponential moving average that is exported.", at_least=0, below=1)
+    ema_half_lives: tuple[float, ...] = option(
+        (),
+        "Two or three half-lives in steps, such as [50, 200], in place of `ema`: each has an average of its own, and "
+        "the one with the smallest held-out distance is exported.",
+        above=0,
+        at_most=1e9,
+        order="increase",
+    )
     precision: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision, as accelerate's mixed_precision.")
     compile: Literal["none", "blocks", "networks"] = option(
         "none", "torch.compile: the repeated blocks of the networks, or whole networks."
@@ -139,9 +168,13 @@ class TrainRecipe(Checked):
         "The EMA that is exported. last: that of the last step. best: the same, unless the held-out distance of the "
         "run ends at more than 1.5 times its smallest; then the EMA with the smallest.",
     )
-    tracker: Literal["tensorboard", "wandb", "none"] = option("tensorboard", "Where metrics are logged.")
+    tracker: Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "none"] = option(
+        "tensorboard", "Where metrics and samples are logged; all but tensorboard are extras of the same names."
+    )
 
     def check(self) -> None:
+        if len(self.ema_half_lives) not in (0, 2, 3):
+            raise InvalidOption("ema_half_lives", f"must have 2 or 3 values, got {list(self.ema_half_lives)}")
         if self.batch_size % self.accumulation:
             raise InvalidOption(
                 "batch_size", f"must be a multiple of train.accumulation ({self.accumulation}), got {self.batch_size}"
@@ -186,6 +219,17 @@ class EvaluationRecipe(Checked):
         "of diffusers.",
     )
     prompts: str | None = option(None, "Prompts, as data.prompts; null: the training prompts.")
+    validation_prompts: list[str] = option(
+        factory=list,
+        help="Prompts that the student, the teacher and the fake score draw during training, at full size, into "
+        "validation/ of the run's folder and the tracker; any prompts.",
+    )
+    validation_seeds: tuple[int, ...] = option(
+        (0,), "Seeds of the noise of these samples: one sample for each prompt and seed.", at_least=0, at_most=2**31
+    )
+    validation_every: int = option(
+        0, "Steps between these samples; 0: train.evaluate_every.", at_least=0, at_most=10**9
+    )
     reference: str | None = option(
         None, 'Real images: "pocket", an .npz of statistics, or a folder; null: the teacher\'s own samples.'
     )
@@ -203,6 +247,14 @@ class EvaluationRecipe(Checked):
             )
         if self.prompts is not None:
             read_prompts(self.prompts)
+        if not 1 <= len(self.validation_seeds) <= MOST_SEEDS:
+            raise InvalidOption(
+                "validation_seeds", f"must have 1 to {MOST_SEEDS} values, got {list(self.validation_seeds)}"
+            )
+        if len(self.validation_prompts) > MOST_PROMPTS:
+            raise InvalidOption(
+                "validation_prompts", f"must have at most {MOST_PROMPTS} texts, got {len(self.validation_prompts)}"
+            )
 
 
 @dataclass
@@ -214,6 +266,9 @@ class ExportRecipe(Checked):
         "native: the exported student keeps the teacher's noise schedule and timesteps, so that other schedulers, "
         "ControlNets, adapters and front ends see the noise levels that they were made for. bent: the noise levels of "
         "the usual timesteps are changed to the student's angles, which may be any.",
+    )
+    safety_checker: bool = option(
+        True, "Keep the safety checker of the teacher (Stable Diffusion 1.x has one) in the exported pipeline."
     )
 
 
@@ -253,6 +308,13 @@ class Recipe(Checked):
         if self.teacher.family != "auto":
             kind = find(TEACHERS, self.teacher.family)
             kind.size_argument(self.teacher.size)
+            if self.evaluation.validation_prompts and not kind.guided:
+                raise ValueError(
+                    f"evaluation.validation_prompts must be empty: a teacher of the family {self.teacher.family} takes "
+                    "no prompts"
+                )
+            if self.teacher.negative_prompt is not None:
+                kind.check_negative_prompt()
             if self.evaluation.features != "auto":
                 try:
                     check_features(self.evaluation.features, kind.medium_class.name, feature_models())

@@ -61,7 +61,7 @@ class Encoder:
         null_key = key(encoder, "null condition")
         null = self._file(null_key)
         if self.accelerator.is_main_process and not shards.is_valid(null, null_key):
-            self._write(null, null_key, self.teacher.encode_null_condition())
+            self._write(null, null_key, self.teacher.encode_unguided())
         parts = [captions[i : i + SHARD] for i in range(0, len(captions), SHARD)]
         keys = [key(encoder, part) for part in parts]
         own = range(self.accelerator.process_index, len(keys), self.accelerator.num_processes)

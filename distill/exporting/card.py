@@ -6,16 +6,15 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from distill.exporting.model_card import gallery
+from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, from_record
+from distill.exporting.model_card.metadata import metadata, written
+from distill.exporting.model_card.sections import guidance_note, license_note, limits_note, origin, training_note
 from distill.exporting.usage import usage_section
 from eval.report.markdown import escape
 from teachers.core.teacher import Teacher
 from teachers.media import Audio, Medium, Video
-from teachers.support.text import cleaned, json_text, printable
-
-OTHERS = (
-    "Other pipelines with the same network, such as image-to-image and ControlNet, start from other noise levels than "
-    "the student was distilled for and are not supported."
-)
+from teachers.support.text import cleaned
 
 
 def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None, output: str = "images") -> str:
@@ -46,10 +45,10 @@ def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | No
     return text if names["prompt"] == "prompt" else f"{names['prompt']}=[{text}]"
 
 
-def lora_section(
+def lora_front_end(
     record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, prompt: str | None, output: str
-) -> str:
-    """The section on the LoRA file of the student.
+) -> FrontEnd:
+    """The call of the student's LoRA file on the teacher's pipeline.
 
     Args:
         record: The contents of `distill.json`.
@@ -58,39 +57,36 @@ def lora_section(
         prompt: See `call_lines`, as for `output`.
         output: The field of the pipeline's output.
     """
-    pipeline = kind.__name__
+    pipeline, folder = kind.__name__, record["lora"]["folder"]
     imports = f"from diffusers import {pipeline}, {scheduler}"
     if not is_stock(kind):
         imports = f"from diffusers import {scheduler}\nfrom {kind.__module__} import {pipeline}"
-    return f"""
-`{record["lora"]["folder"]}/` is the same student as a LoRA file for the teacher's pipeline:
-
-```python
-{imports}
+    file = f'subfolder="{folder}", weight_name="pytorch_lora_weights.safetensors"'
+    tuned = record["teacher"].get("loras", [])
+    names = [*(f"tune{n}" for n in range(1, len(tuned) + 1)), "few_step"]
+    loads = [f'pipe.load_lora_weights({lora["path"]!r}, adapter_name="tune{n}")' for n, lora in enumerate(tuned, 1)]
+    adapter = ', adapter_name="few_step"' if tuned else ""
+    loads.append(f'pipe.load_lora_weights("{PLACEHOLDER}", {file}{adapter})')
+    if tuned:
+        scales = [*(lora["scale"] for lora in tuned), 1.0]
+        loads.append(f"pipe.set_adapters({names}, {scales})")
+    lines = "\n".join(loads)
+    code = f"""{imports}
 
 pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
-pipe.scheduler = {scheduler}.from_pretrained("path/to/this/folder", subfolder="scheduler")
-pipe.load_lora_weights("path/to/this/folder/{record["lora"]["folder"]}")
+pipe.scheduler = {scheduler}.from_pretrained("{PLACEHOLDER}", subfolder="scheduler")
+{lines}
 {call_lines(record["lora"]["calls"], prompt, output)}
-```
 """
+    note = f"`{folder}/` is the same student as a LoRA file for the teacher's pipeline."
+    if tuned:
+        note += " It was trained on the teacher with its fine-tunes, so it needs them at the scales above."
+    return FrontEnd("LoRA on the teacher, with diffusers", "python", code, note)
 
 
 def is_stock(kind: type[DiffusionPipeline]) -> bool:
     """Whether a pipeline class is one of diffusers, so that `DiffusionPipeline.from_pretrained` finds it."""
     return kind.__module__.partition(".")[0] == "diffusers"
-
-
-def code_span(text: str) -> str:
-    """A text as code in Markdown; backticks in it cannot end the code."""
-    return "`" + printable(text).replace("`", "'") + "`"
-
-
-def step_note(cost: dict[str, Any]) -> str:
-    """The line that says which training step's EMA the pipeline has, if it is not the last one."""
-    if cost["exported_step"] == cost["steps"]:
-        return ""
-    return f"Weights: the EMA of step {cost['exported_step']:,}, which has the best held-out distance of the run.\n"
 
 
 def sample_note(medium: Medium, output: str) -> str:
@@ -106,7 +102,7 @@ def sample_note(medium: Medium, output: str) -> str:
         code = f'scipy.io.wavfile.write("sound.wav", {medium.rate}, {output}[0].T.float().cpu().numpy())'
     else:
         return ""
-    return f"\nEach sample has {medium.size}; `{code}` writes one to a file.\n"
+    return f"Each sample has {medium.size}; `{code}` writes one to a file."
 
 
 def model_card(
@@ -115,75 +111,48 @@ def model_card(
     scheduler: str,
     teacher: Teacher,
     absent: Sequence[str] = (),
+    widgets: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The README of an exported pipeline, with its description and the calls that sample from it.
 
     Args:
-        record: The contents of `distill.json`.
+        record: The contents of `distill.json`; its `front_ends` become sections.
         kind: Class of the pipeline.
         scheduler: Class name of its scheduler.
         teacher: The teacher.
         absent: Components that the pipeline has to be loaded without explicitly.
+        widgets: Samples in the pipeline's folder, from `gallery.write`.
     """
+    others = from_record(record)  # with the line ends of their code
     record, without = cleaned(record), "".join(f", {name}=None" for name in absent)
     prompt, pipeline = prompt_argument(kind, teacher), kind.__name__
     prompts = prompt is not None and "class_labels" not in prompt
     steps = " or ".join(str(entry["num_steps"]) for entry in record["calls"])
     output = teacher.medium.output
-    calls = call_lines(record["calls"], prompt, output)
     loader, module = ("DiffusionPipeline", "diffusers") if is_stock(kind) else (pipeline, kind.__module__)
-    scale = teacher.call_names.get("guidance_scale", "guidance_scale")
-    cost, guidance = record["cost"], record["teacher"]["call"].get(scale)
-    guidance_note = ""
-    if scales := record["options"].get("guidances"):
-        listed = ", ".join(f"{scale:g}" for scale in scales)
-        guidance_note = (
-            f"\n`{scale}` is an input of the student. It was trained at {listed}; use values in this range.\n"
-        )
-    elif guidance and teacher.ignores_guidance:
-        guidance_note = f"\nThe teacher's guidance {guidance:g} is part of the weights; `{scale}` has no effect.\n"
-    elif guidance:
-        guidance_note = (
-            f"\nThe teacher's guidance {guidance:g} is part of the weights, and this pipeline class applies guidance "
-            f"by default: **keep `{scale}=1.0` in the call**, as above.\n"
-        )
-    steps_note = (
-        "The scheduler raises an error for more steps than the student was distilled for."
-        if teacher.refuses_steps
-        else "Use the numbers of steps above only; this pipeline class accepts others, but they give poor samples."
-    )
-    checked_note = ""
-    if checked := record.get("checked"):
-        checked_note = (
-            f"From the same noise, the pipeline's samples differ from the student's by at most "
-            f"{checked['difference']:.1e} (checked at {steps} step{'s' * (steps != '1')})."
-        )
-    usage = usage_section(record, kind)
-    others = "Other numbers of steps and other timesteps are not supported." if "timesteps" in record else OTHERS
-    lora = lora_section(record, kind, scheduler, prompt, output) if "lora" in record else ""
-    distilled = f"distilled with {escape(record['method'])} by fewstep {record['version']}"
-    return f"""---
-library_name: diffusers
-pipeline_tag: {teacher.medium.tag if prompts else f"unconditional-{teacher.medium.name}-generation"}
-tags: [distillation, {json_text(record["method"])}, few-step]
-inference: {{parameters: {json_text(record["calls"][0]["call"])}}}
----
+    code = f"""from {module} import {loader}
 
-# {escape(record["name"])}
-
-A {steps}-step student of {code_span(record["teacher"]["path"])}, {distilled}.
-
-```python
-from {module} import {loader}
-
-pipe = {loader}.from_pretrained("path/to/this/folder"{without})
-{calls}
-```
-{sample_note(teacher.medium, output)}{guidance_note}{lora}
-{steps_note} {others} {checked_note}
-`distill.json` has the same information in machine-readable form.
-{usage}
-Training: {cost["steps"]:,} steps, {cost["samples"]:,} samples, {cost["seconds"]:,.0f} seconds on {cost["device"]}.
-{step_note(cost)}\
-Class: `{pipeline}`. Sampling angles (TrigFlow): {", ".join(f"{t:.4f}" for t in record["times"])} rad.
+pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
+{call_lines(record["calls"], prompt, output)}
 """
+    front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output))]
+    if "lora" in record:
+        front_ends.append(lora_front_end(record, kind, scheduler, prompt, output))
+    front_ends += others
+    tag = teacher.medium.tag if prompts else f"unconditional-{teacher.medium.name}-generation"
+    sections = [
+        "## Use\n\n" + "\n".join(front_end.section() for front_end in front_ends),
+        usage_section(record, kind),
+        f"## Guidance\n\n{guidance_note(record, teacher, kind)}" if teacher.guided else "",
+        gallery.section(widgets, len(record["times"])),
+        f"## Training\n\n{training_note(record)}",
+        f"## Limits\n\n{limits_note(record, teacher, steps)}",
+        f"## Licence\n\n{license_note(record)}",
+        "`distill.json` has the same information in machine-readable form.",
+        f"Class: `{pipeline}`. Sampling angles (TrigFlow): {', '.join(f'{t:.4f}' for t in record['times'])} rad.",
+    ]
+    title = f"# {escape(record['name'])}"
+    first = f"A {steps}-step student of {origin(record)}, distilled with {escape(record['method'])} by fewstep "
+    body = "\n\n".join(section.strip("\n") for section in sections if section)
+    front = written(metadata(record, tag, widgets))
+    return f"{front}\n{title}\n\n{first}{record['version']}.\n\n{body}\n\n{MARKER.format(PLACEHOLDER)}\n"

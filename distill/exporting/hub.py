@@ -9,18 +9,23 @@ import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+from distill.exporting.model_card.front_ends import located
 from distill.exporting.pipeline import EVALUATION_PROMPTS, PROMPTS
 from eval.pipelines.runs import pipeline_identity
 from eval.report.columns import quality, speed
 from eval.report.markdown import escape, table
 from eval.report.model_index import model_index
-from teachers.support.checksums import Damaged, read_json
+from teachers.support.checksums import Damaged, read_json, write_json
+from teachers.support.files import atomic_write
 from teachers.support.locks import hold
 from teachers.support.regular import outside_links
-from teachers.support.text import cleaned
+from teachers.support.text import cleaned, read_text
 
 CARD = "README.md"
 SECTION = "\n## Evaluation\n"
+REPORT = "report.json"
+EVALUATION = "evaluation.json"  # in the pipeline's folder: the last evaluation of it, for when the report is elsewhere
+END = "\n<!-- model: "  # what follows the evaluation
 FRONT_MATTER = re.compile(r"---\n(?P<front>.*?\n)?---\n", re.DOTALL)
 
 
@@ -38,21 +43,20 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
         ValueError: If a report is damaged, or `report` is given and has no evaluation of this pipeline, or one of other
             contents of its files.
     """
-    run = pipeline.parent
-    folders = [report] if report else [run / "report", run.parent / "report", run.parent.parent / "report"]
-    for folder in folders:
-        file = folder / "report.json"
+    run, identity = pipeline.resolve().parent, pipeline_identity(pipeline)
+    near = [folder / "report" / REPORT for folder in (run, run.parent, run.parent.parent)]
+    for file in [report / REPORT] if report else [*near, pipeline / EVALUATION]:
         try:
             stored = read_json(file)
-            runs = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
+            current = [entry for entry in stored["runs"] if entry.get("contents") == identity]
+            named = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except Damaged as error:
             raise ValueError(f"{error}; evaluate the pipeline again with fewstep eval {run}") from error
-        except (OSError, KeyError, TypeError):
+        except (OSError, KeyError, TypeError, AttributeError):
             continue
-        current = runs and all(entry.get("contents") == pipeline_identity(pipeline) for entry in runs)
-        if current:
-            return stored | {"runs": runs}
-        if runs and report:
+        if current:  # the contents count: folders are moved, and stand in a report as they were named
+            return stored | {"runs": current[:1]}
+        if named and report:
             raise ValueError(
                 f"{file} must be an evaluation of {pipeline} as it is now, but its files have changed; evaluate it "
                 f"again with fewstep eval {run}"
@@ -83,7 +87,8 @@ def add_evaluation(text: str, report: dict[str, Any] | None) -> str:
         raise ValueError(f"the front matter of {CARD} must hold keys and values; export the run again")
     values, body = cleaned(values), text[found.end() :] if found else text
     values.pop("model-index", None)
-    body = body.split(SECTION)[0]
+    body, _, rest = body.partition(SECTION)
+    body, marker, last = body.partition(END) if END in body else (body, *("\n" + rest).partition(END)[1:])
     if report is not None:
         values |= yaml.safe_load(model_index(report))
         own = [row for row in report["rows"] if row["pipeline"] == report["runs"][0]["folder"]]
@@ -94,27 +99,40 @@ def add_evaluation(text: str, report: dict[str, Any] | None) -> str:
         body += "\n\n".join(
             [SECTION.rstrip(), *tables, f"{how}; measured {escape(str(report['date']))} by `fewstep eval`.\n"]
         )
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}"
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n{body}{marker}{last}"
 
 
-def push(pipeline: Path, name: str, private: bool) -> str:
+def store_evaluation(pipeline: Path, report: dict[str, Any]) -> None:
+    """Keep an evaluation in the folder of its pipeline, so that it is found after the folder was moved."""
+    own = {row["pipeline"] for row in report["rows"]} & {entry["folder"] for entry in report["runs"]}
+    rows = [row for row in report["rows"] if row["method"] == "teacher" or row["pipeline"] in own]
+    kept = {name: value for name, value in report.items() if name != "sha256"}
+    write_json(pipeline / EVALUATION, {**kept, "rows": rows}, concurrent=True)
+
+
+def push(pipeline: Path, name: str, private: bool, api: Any = None) -> str:
     """Upload a pipeline to the Hugging Face Hub. The model is created if it does not exist.
 
     Args:
         pipeline: The folder of an exported pipeline. Its files of prompts are not uploaded.
         name: The model, as owner/name.
         private: Create the model as a private one.
+        api: The client; None: `HfApi()`.
 
     Returns:
-        The model's URL.
+        The model's URL. The code of the model card then names the model.
 
     Raises:
         ValueError: If the upload fails, with the reason, or a link in the folder leads to a file outside of it.
     """
     refuse_links(pipeline)
+    card = pipeline / CARD
+    before = read_text(card) if card.is_file() else None
     try:
-        api = HfApi()
+        api = HfApi() if api is None else api
         repository = api.create_repo(name, private=private or None, exist_ok=True)
+        if before is not None:
+            _replace(card, located(before, repository.repo_id))
         with hold(pipeline):
             api.upload_folder(
                 repo_id=repository.repo_id,
@@ -124,7 +142,14 @@ def push(pipeline: Path, name: str, private: bool) -> str:
             )
         return str(repository)
     except Exception as error:  # the client raises many types
+        if before is not None and read_text(card) != before:
+            _replace(card, before)
         raise ValueError(_reason(error, name)) from None  # a traceback could show request headers
+
+
+def _replace(card: Path, text: str) -> None:
+    with atomic_write(card, concurrent=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def refuse_links(pipeline: Path) -> None:

@@ -12,6 +12,10 @@ from distill import __version__
 from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
 from distill.exporting.card import model_card
+from distill.exporting.model_card.gallery import Gallery, draw
+from distill.exporting.model_card.gallery import write as write_gallery
+from distill.exporting.model_card.metadata import is_hub_id, teacher_metadata
+from distill.exporting.safety import DROPPED, add_safety_checker, without_checker
 from distill.exporting.verify import (
     TOLERANCE,
     check_finite,
@@ -32,6 +36,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.core.trigflow import VariancePreserving
 from teachers.loading.contents import stored_files
+from teachers.loading.lora_files import lora_record
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
 from teachers.media import to_record
@@ -54,6 +59,8 @@ def export(
     record: dict[str, Any],
     captions: Sequence[str],
     prompts: Sequence[str] = (),
+    samples: Gallery | None = None,
+    safety_checker: bool = True,
 ) -> Path:
     """Write a student as a stock diffusers pipeline, atomically. Waits while other processes read the present one.
 
@@ -65,6 +72,8 @@ def export(
         record: The contents of `distill.json`, from `describe`.
         captions: The distinct training captions. They are stored if the recipe has no other prompts for evaluation.
         prompts: The prompts of the evaluation, if the recipe names a file of them; they are stored.
+        samples: Samples for the model card.
+        safety_checker: Whether the teacher's safety checker is part of the pipeline.
 
     Returns:
         The pipeline's folder.
@@ -81,6 +90,7 @@ def export(
     with replaced(final), atomic_write(final) as temporary:
         save_pipeline(pipeline, temporary)
         del pipeline
+        record = record | {"safety_checker": add_safety_checker(teacher, temporary, safety_checker)}
         if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
             calls = [
                 {**entry, "call": teacher.lora_call(n, times[:n]) | teacher.timesteps_call(student, times[:n])}
@@ -93,8 +103,9 @@ def export(
         if stored is not None:
             lines = "".join(f"{' '.join(prompt.split())}\n" for prompt in stored)
             (temporary / record["evaluation"]["prompts"]).write_text(lines, encoding="utf-8")
+        widgets = [] if samples is None else write_gallery(samples, teacher.medium, temporary)
         write_record(temporary, record)
-        card = model_card(record, kind, scheduler, teacher, list(stored_without(kind, temporary)))
+        card = model_card(record, kind, scheduler, teacher, list(stored_without(kind, temporary)), widgets)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return final
 
@@ -144,7 +155,7 @@ def lora_pipeline(kind: type[DiffusionPipeline], folder: Path, teacher: Teacher,
     """The teacher's stock pipeline with the student's scheduler, in float32, to load the student's LoRA file into."""
     assert isinstance(student.network, Adapted)
     base = Adapted(student.network.lora_base).merged_copy()  # without an adapter: the teacher's own network
-    options = {teacher.network: base, **stored_without(kind, folder)}
+    options = {teacher.network: base, **stored_without(kind, folder), **without_checker(kind)}
     return kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
 
 
@@ -186,20 +197,37 @@ def export_student(
         "seconds": round(state.seconds, 1),
         "samples": trained * recipe.train.batch_size,
         "device": device_name(engine.device),
+        **({"ema_half_life": state.half_life} if state.half_lives else {}),
     }
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe, teacher.medium))
     record["teacher"]["contents"] = stored_files(dataset.teacher or {})
     record["run"] = run
     if monitor is not None and monitor.candidates:
         record["candidates"] = monitor.candidates
-    prompts = evaluation_prompts(recipe, record)
-    final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts)
+    record["teacher"]["card"] = teacher_metadata(recipe.teacher.path or "")
+    record["data"] = data_record(recipe, dataset)
+    prompts, samples = evaluation_prompts(recipe, record), draw(recipe, teacher, student, times)
+    keep = recipe.export.safety_checker
+    final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts, samples, keep)
+    if read_record(final)["safety_checker"] == DROPPED:
+        print("the pipeline has no safety checker (export.safety_checker=false); its model card says so")
+    if recipe.teacher.negative_prompt is not None:
+        print("the negative prompt is part of the weights; negative_prompt in a call of the pipeline has no effect")
     checked = read_record(final)["checked"]
     counts = " and ".join(steps(count) for count in checked["steps"])
     gap = checked["difference"]
     print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final
+
+
+def data_record(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """The entry "data" of `distill.json`: kind and number of training rows, and the dataset on the Hub if it is one."""
+    data = recipe.data
+    kind = "captioned samples" if data.images else "latents" if data.latents else "prompts"
+    source = data.images or data.latents or data.prompts
+    hub = {"hub": source} if source and data.images and is_hub_id(source) else {}
+    return {"kind": kind, "rows": len(dataset.prompt), **hub}
 
 
 def evaluation_prompts(recipe: Recipe, record: dict[str, Any]) -> list[str]:
@@ -257,6 +285,7 @@ def describe(
     bent = timesteps is None and isinstance(student.path, VariancePreserving)
     source, data = recipe.teacher, recipe.data.prompts or recipe.data.images or recipe.data.latents
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
+    negative = {"negative_prompt": source.negative_prompt} if source.negative_prompt is not None else {}
     named = recipe.evaluation.prompts
     prompts = "pocket" if (named or data) == "pocket" else EVALUATION_PROMPTS if named else PROMPTS
     return {
@@ -270,8 +299,10 @@ def describe(
             "path": source.path,
             "sigma_data": teacher.denoiser.path.sigma_data,
             **({"size": dict(source.size)} if source.size else {}),
+            **({"negative_prompt": source.negative_prompt} if negative else {}),
+            **({"loras": [lora_record(lora) for lora in source.loras]} if source.loras else {}),
             "num_steps": source.num_steps,
-            "call": teacher.usual_call(source.num_steps, source.guidance),
+            "call": teacher.usual_call(source.num_steps, source.guidance) | negative,
         },
         **({} if teacher.medium.name == "image" else {"medium": to_record(teacher.medium)}),
         "times": times,

@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from distill.exporting.recording import SAMPLES, NoiseRecorder, recorded_steps
+from distill.exporting.safety import without_checker
 from distill.methods.compiling import eager
 from eval.pipelines.generate import Pipeline, arguments, cuda_devices
 from eval.pipelines.jobs import steps as steps_text
@@ -244,7 +245,8 @@ def load_exported(kind: type[DiffusionPipeline], folder: Any, device: torch.devi
     check_folder(str(folder))
     absent = stored_without(kind, folder)
     with loading_errors(str(folder)):
-        pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **absent)
+        options = absent | without_checker(kind)
+        pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     correct_autoencoder(pipe)
     return on_device(pipe, device)
 

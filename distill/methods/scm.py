@@ -83,8 +83,8 @@ class SCMOptions(Checked):
     )
     second_times: tuple[float, ...] = option(
         (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.2, 0.3, 1.0, 1.1, 1.2, 1.3),
-        "Candidate angles in radians of the second step; the best on held-out samples is exported. The first is that of "
-        "the evaluations during training. Those that the student cannot be exported at are left out.",
+        "Candidate angles in radians of the second step; the best on held-out samples is exported. The first one is "
+        "used in evaluations during training. Those that the student cannot be exported at are left out.",
         above=0,
         below=HALF_PI,
     )

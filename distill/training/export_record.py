@@ -36,7 +36,9 @@ def record_export(recipe: Recipe, run: str, step: int, failed: bool = False) -> 
 
 def export_key(recipe: Recipe) -> str:
     """A key of what an export depends on beside the run's fingerprint."""
-    return key(recipe.train.export, recipe.evaluation, recipe.export, recipe.method.get("second_times"))
+    evaluation, second = recipe.evaluation, recipe.method.get("second_times")
+    parts = evaluation.features, evaluation.prompts, evaluation.reference
+    return key(recipe.train.export, *parts, recipe.export, second)
 
 
 def export_record(folder: Path, run: str | None = None) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from distill.training.meta_device import (
 )
 from distill.training.optimizers import moment_bytes
 from distill.training.sharding import gathered_bytes
-from distill.training.state import build_distiller
+from distill.training.state import build_distiller, ema_decays
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 from teachers.loading.sketch import DMD_BYTES, sketch
@@ -46,7 +46,7 @@ class Plan:
 
     Attributes:
         weights: The teacher's network and the trained networks.
-        ema: The student's EMA.
+        ema: The student's EMAs.
         optimizer: Moments.
         gradients: Gradients of the phase with the largest memory use.
         activations: All other tensors that are live at the peak of that phase.
@@ -108,7 +108,7 @@ def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Pl
     ema_parameters = _parameters(ema)
     found = Plan(
         weights=_bytes(network - ema_parameters - others),
-        ema=_bytes(ema_parameters),
+        ema=len(ema_decays(recipe)) * _bytes(ema_parameters),
         optimizer=sum(moment_bytes(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
         gradients=gradients,
         activations=peak - gradients,

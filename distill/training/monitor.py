@@ -21,8 +21,9 @@ from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
 from distill.training.diversity import NOISES, SAMPLES, compared, relative_variation, variation
-from distill.training.previews import add_sounds, columns, preview, still_grid, write_previews
+from distill.training.previews import columns, preview, still_grid, write_previews
 from distill.training.run_folder import JsonlLog, warn_if_unwritable
+from distill.training.trackers import log_image, log_sounds
 from eval.features.extractors import Extractor
 from eval.features.media_extractors import extractor_for
 from eval.metrics.fid import frechet_from_statistics, statistics
@@ -225,6 +226,7 @@ class Monitor:
         step: int,
         seconds: float,
         trackers: Sequence[Any],
+        chosen: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Evaluate the EMA: Frechet distances for each number of steps, and a grid of samples.
 
@@ -238,19 +240,21 @@ class Monitor:
             step: The training step.
             seconds: Training time so far.
             trackers: accelerate's trackers.
+            chosen: What `outcome.choose_ema` found, which is part of the record.
 
         Returns:
             The record: step, seconds, held_out_frechet by number of steps, and the monitor's key as evaluation.
         """
         times = distiller.sampling_schedules()[0]
-        distances = self.distances(distiller, ema)
+        chosen = chosen or {"held_out_frechet": self.distances(distiller, ema)}
+        distances = chosen["held_out_frechet"]
         rows = {f"student, {n} steps": (ema, times[:n]) for n in distiller.step_counts(times)}
         rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.preview_models().items()}
         grid, samples = self.grid(step, rows)
         record = {
             "step": step,
             "seconds": round(seconds, 2),
-            "held_out_frechet": distances,
+            **chosen,
             "evaluation": self.key,
         }
         if not self.writes:
@@ -263,9 +267,9 @@ class Monitor:
         with warn_if_unwritable(f"the trackers' record of step {step}"):
             for tracker in trackers:
                 tracker.log({f"held_out_frechet/{n}": _number(d) for n, d in distances.items()}, step=step)
-                if tracker.name == "tensorboard":
-                    tracker.writer.add_image("samples", grid, step)
-                    add_sounds(tracker.writer, step, ["teacher", *rows], samples, self.teacher.medium)
+            log_image(trackers, "samples", grid, step)
+            sounds = {f"samples/{name}": row[0] for name, row in zip(["teacher", *rows], samples, strict=True)}
+            log_sounds(trackers, step, sounds, self.teacher.medium)
         return record
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:

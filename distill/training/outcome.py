@@ -107,6 +107,25 @@ def keep_best(
         _save_best(recipe, ema, {**record, "fingerprint": fingerprint}, engine)
 
 
+def choose_ema(state: TrainState, monitor: Monitor, engine: Engine) -> dict[str, Any]:
+    """Evaluate every EMA, and choose the one with the smallest held-out distance.
+
+    Every process that evaluates calls it.
+
+    Returns:
+        `held_out_frechet` of the chosen one by number of steps; with several, its half-life as `ema` and the distances
+        of all by half-life as `emas`.
+    """
+    found = [monitor.distances(state.distiller, ema) for ema in state.emas]
+    scores = [score(distances) for distances in found]
+    state.chosen = _same(engine, scores.index(min(scores)))
+    chosen: dict[str, Any] = {"held_out_frechet": found[state.chosen]}
+    if state.half_lives:
+        by_half_life = {f"{half_life:g}": entry for half_life, entry in zip(state.half_lives, found, strict=True)}
+        chosen |= {"ema": state.half_life, "emas": by_half_life}
+    return chosen
+
+
 def settle(recipe: Recipe, state: TrainState, monitor: Monitor | None, fingerprint: str, engine: Engine) -> Outcome:
     """Judge a run and load the EMA that is exported into `state.ema`. Every process calls it.
 
@@ -121,6 +140,8 @@ def settle(recipe: Recipe, state: TrainState, monitor: Monitor | None, fingerpri
         The outcome, the same on every process.
     """
     outcome = Outcome(state.step, state.step, None, fingerprint)
+    if monitor is not None and state.half_lives and not recipe.train.evaluate_every:
+        choose_ema(state, monitor, engine)
     if monitor is not None and state.step > 0:
         outcome = _settle(recipe, state, monitor, fingerprint, engine)
     shared: Outcome = engine.from_main(outcome)
@@ -131,6 +152,8 @@ def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: st
     folder = checkpoints_folder(recipe)
     best = _best(recipe, state, monitor, fingerprint, engine)
     last = _last_record(recipe, state, monitor, fingerprint, engine)
+    if state.half_lives:
+        state.choose(_same(engine, (last or {}).get("ema", state.half_life)))
     problem = _same(engine, _problem(state, monitor, best, last))
     better = _same(engine, _ratio(monitor, best, last) > TIE)
     newer = best is not None and best["step"] > state.step  # the last checkpoint was not written
@@ -139,6 +162,7 @@ def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: st
     ema = load_best(folder) if wanted else None
     if best is None or ema is None:
         return Outcome(state.step, None if problem else state.step, problem, fingerprint)
+    state.choose(_same(engine, best.get("ema", state.half_life)))
     engine.load_full_state(state.ema, ema)
     state.seconds = max(state.seconds, best["seconds"])
     if problem and _same(engine, collapse(monitor, state, best["step"])):
@@ -195,8 +219,7 @@ def _last_record(
     if not every or not _same(engine, last is None or last["step"] < due):
         return last
     engine.print(f"the EMA of step {state.step} is evaluated again: history.jsonl has no valid record of step {due}")
-    distances = monitor.distances(state.distiller, state.ema)
-    return {"step": state.step, "held_out_frechet": distances, "evaluation": monitor.key}
+    return {"step": state.step, **choose_ema(state, monitor, engine), "evaluation": monitor.key}
 
 
 def _ratio(monitor: Monitor, best: Mapping[str, Any] | None, last: Mapping[str, Any] | None) -> float:

@@ -16,6 +16,7 @@ from distill.training import checkpoint
 from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
 from teachers import pocket
 from teachers.core.teacher import Teacher
+from teachers.loading.lora_files import lora_contents
 from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
 from teachers.support.checksums import Damaged, seal, unseal
 from teachers.support.errors import reading
@@ -36,7 +37,8 @@ TEMPORARY = (  # what an interrupted run leaves
 )
 FOLDERS = ("checkpoints", PIPELINE)  # without which no run can end
 # What a run writes in its folder, beside a folder with the run's name, which trackers write.
-OWN = (*FOLDERS, "samples", "cache", "recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json")
+FILES = ("recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json", "status.json")
+OWN = (*FOLDERS, "samples", "validation", "cache", *FILES)
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
 
@@ -61,13 +63,17 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     del fixed["teacher"]["path"]
     for name in BY_CONTENT:
         del fixed["data"][name]
-    if not recipe.teacher.size:
-        del fixed["teacher"]["size"]
+    del fixed["teacher"]["loras"]  # hashed with the teacher's contents
+    for name in ("size", "negative_prompt"):
+        if not fixed["teacher"][name]:
+            del fixed["teacher"][name]
     for name in ("checkpointing", "offload_teacher"):
         del fixed["memory"][name]
     if recipe.memory.tier == "full":
         fixed["memory"] = {"eight_bit": recipe.memory.eight_bit}
     fixed["train"] = {name: fixed["train"][name] for name in FIXED}
+    if recipe.train.ema_half_lives:
+        fixed["train"]["ema"] = list(recipe.train.ema_half_lives)
     method, options = method_options(recipe)
     fixed["method"] = {"name": recipe.method["name"]} | dataclasses.asdict(options)
     optimizers = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in method.PHASES}
@@ -119,7 +125,8 @@ def stored_contents(recipe: Recipe) -> dict[str, str]:
     assert recipe.teacher.path is not None
     path = family.locate(recipe.teacher.path)
     check_teacher_files(recipe)
-    return family.stored_contents(path) | {"precision": recipe.teacher.precision}
+    fine_tunes = lora_contents(recipe.teacher.loras)
+    return family.stored_contents(path) | fine_tunes | {"precision": recipe.teacher.precision}
 
 
 def _data_keys(plan: Plan) -> dict[str, str]:

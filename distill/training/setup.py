@@ -16,7 +16,9 @@ from distill.training.features import choose_features
 from distill.training.memory_plan import Processes, print_plan
 from distill.training.monitor import Monitor
 from distill.training.run_folder import check_teacher_files, stored_contents
+from distill.training.validation import Validation
 from teachers.core.teacher import Teacher
+from teachers.loading.loras import FUSED, check_fit_of, fused_folder
 from teachers.support.errors import reading
 
 
@@ -43,6 +45,7 @@ def plan_data(
     cls, options = method_options(recipe)
     if teacher is None:
         check_teacher_files(recipe)
+        check_fine_tunes(recipe)
     cls.check_run(options, recipe.teacher.guidance)
     family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
     if latents is None:
@@ -64,14 +67,35 @@ def plan_data(
     return data.Plan(captions, latents=latents.float() / teacher.denoiser.path.sigma_data)
 
 
+def check_fine_tunes(recipe: Recipe) -> None:
+    """Check from configurations and the headers of files that the recipe's fine-tunes fit its teacher.
+
+    Raises:
+        ValueError: If one does not.
+    """
+    if not recipe.teacher.loras or recipe.teacher.path is None:
+        return
+    family = find(TEACHERS, recipe.teacher.family)
+    with reading(recipe.teacher.path):
+        check_fit_of(family, family.locate(recipe.teacher.path), recipe.teacher.loras)
+
+
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
-    """Load the recipe's teacher to `device` in the recipe's precision. Text encoders are loaded at their first use."""
+    """Load the recipe's teacher, with its fine-tunes, to `device` in the recipe's precision.
+
+    Text encoders are loaded at their first use.
+    """
     assert recipe.teacher.path is not None
     family = find(TEACHERS, recipe.teacher.family)
     dtype = DTYPES[recipe.teacher.precision]
     size = family.size_argument(recipe.teacher.size)
     with reading(recipe.teacher.path):
-        teacher: Teacher = family.load(recipe.teacher.path, device, dtype, recipe.teacher.sigma_data, **size)
+        path = recipe.teacher.path
+        if recipe.teacher.loras:
+            path = str(fused_folder(family, family.locate(path), recipe.teacher.loras, recipe.cache / FUSED))
+        teacher: Teacher = family.load(path, device, dtype, recipe.teacher.sigma_data, **size)
+        if recipe.teacher.negative_prompt is not None:
+            teacher.set_negative_prompt(recipe.teacher.negative_prompt)
     return teacher
 
 
@@ -108,6 +132,17 @@ def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: En
             return Monitor(
                 recipe, teacher, dataset, choose_features(recipe, teacher.medium), engine.device, engine.is_main
             )
+
+
+def build_validation(
+    recipe: Recipe, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
+) -> Validation | None:
+    """What draws evaluation.validation_prompts; None without prompts, and on processes without a monitor."""
+    if not recipe.evaluation.validation_prompts or monitor is None:
+        return None
+    with reading(recipe.teacher.path or "the teacher"):
+        contents = dataset.teacher or teacher.contents()
+        return Validation(recipe, teacher, contents, engine.device, engine.is_main)
 
 
 def checkpoints_folder(recipe: Recipe) -> Path:

@@ -53,6 +53,12 @@ def build_distiller(
     return distiller.to(device)
 
 
+def ema_decays(recipe: Recipe) -> tuple[float, ...]:
+    """The decay of each exponential moving average of the student."""
+    half_lives = recipe.train.ema_half_lives
+    return tuple(0.5 ** (1 / half_life) for half_life in half_lives) or (recipe.train.ema,)
+
+
 @dataclass
 class TrainState:
     """Everything that a step changes.
@@ -60,29 +66,61 @@ class TrainState:
     Attributes:
         distiller: The method with the networks that train.
         phases: The modules that the loop calls, one for each phase, wrapped for distributed training if necessary.
-        ema: The exponential moving average of the student, which is evaluated and exported.
+        emas: The exponential moving averages of the student.
+        decays: The decay of each.
+        half_lives: The half-life of each in steps, if there are several; else empty.
         optimizers: One for each phase.
         rates: Each phase's learning rate and schedule.
         guard: Skips steps with non-finite gradients.
         step: Number of completed steps.
         seconds: Training time so far, over all resumptions.
+        chosen: The index of the average that is evaluated and exported.
     """
 
     distiller: Distiller
     phases: dict[str, nn.Module]
-    ema: Denoiser
+    emas: list[Denoiser]
     optimizers: dict[str, Any]
     rates: dict[str, OptimizerRecipe]
     guard: NonFiniteGuard
     step: int = 0
     seconds: float = 0.0
+    decays: tuple[float, ...] = (0.99,)
+    half_lives: tuple[float, ...] = ()
+    chosen: int = 0
 
     def __post_init__(self) -> None:
         self.parameters = {
             phase: [p for module in modules for p in module.parameters()]
             for phase, modules in self.distiller.networks().items()
         }
-        self.ema_pairs = list(self.ema.parameters()), list(self.distiller.student.parameters())
+        self.ema_parameters = [list(ema.parameters()) for ema in self.emas]
+        self.student_parameters = list(self.distiller.student.parameters())
+
+    @property
+    def ema(self) -> Denoiser:
+        """The average that is evaluated and exported."""
+        return self.emas[self.chosen]
+
+    @property
+    def half_life(self) -> float | None:
+        """The half-life of `ema` in steps; None if there is one average only."""
+        return self.half_lives[self.chosen] if self.half_lives else None
+
+    def choose(self, half_life: float | None) -> None:
+        """Make the average with this half-life the one that is evaluated and exported."""
+        if half_life in self.half_lives:
+            self.chosen = self.half_lives.index(half_life)
+
+    def update_emas(self, engine: Engine) -> None:
+        """Update every average after a step; in the first steps an average follows the student more closely."""
+        for parameters, decay in zip(self.ema_parameters, self.decays, strict=True):
+            engine.update_ema(parameters, self.student_parameters, min(decay, (1 + self.step) / (10 + self.step)))
+
+    def _named_emas(self) -> list[tuple[str, Denoiser]]:
+        """Each average with the prefix of its tensors in a checkpoint, which is empty for a single one."""
+        prefixes = [f"{half_life:g}/" for half_life in self.half_lives] or [""]
+        return list(zip(prefixes, self.emas, strict=True))
 
     @classmethod
     def build(
@@ -113,12 +151,17 @@ class TrainState:
         engine.to_channels_last(unwrap(teacher.denoiser.network), distiller)
         if memory.offload_teacher:
             teacher.offload(engine.device)
-        ema = copy.deepcopy(distiller.student).requires_grad_(False)
-        engine.to_channels_last(ema)
-        phases = engine.prepare(distiller, ema)
+        half_lives = recipe.train.ema_half_lives
+        decays = ema_decays(recipe)
+        emas = [copy.deepcopy(distiller.student).requires_grad_(False) for _ in decays]
+        engine.to_channels_last(*emas)
+        phases = engine.prepare(distiller, emas[0])
+        if engine.sharding is not None:
+            for ema in emas[1:]:
+                engine.shard(ema.network)
         rates = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in distiller.networks()}
         guard = NonFiniteGuard(recipe.seed, MAX_NONFINITE_STEPS if engine.scaler is None else MAX_NONFINITE_STEPS_FP16)
-        state = cls(distiller, phases, ema, {}, rates, guard)
+        state = cls(distiller, phases, emas, {}, rates, guard, decays=decays, half_lives=half_lives)
         state.optimizers = {p: adamw(state.parameters[p], rates[p], memory.eight_bit) for p in rates}
         return state
 
@@ -160,7 +203,9 @@ class TrainState:
             )
         with reading(folder):
             engine.load_full_state(self.distiller, saved.weights)
-            engine.load_full_state(self.ema, saved.ema)
+            for prefix, ema in self._named_emas():
+                own = {name.removeprefix(prefix): v for name, v in saved.ema.items() if name.startswith(prefix)}
+                engine.load_full_state(ema, own)
             for phase, optimizer in self.optimizers.items():
                 engine.restore(optimizer, saved.optimizers[phase])
             if engine.scaler is not None and "scaler" in saved.optimizers:
@@ -184,9 +229,10 @@ class TrainState:
         states = {phase: optimizer.state_dict() for phase, optimizer in self.optimizers.items()}
         if engine.scaler is not None:
             states["scaler"] = engine.scaler.state_dict()
+        averages = {f"{prefix}{k}": v for prefix, ema in self._named_emas() for k, v in ema.state_dict().items()}
         state = Checkpoint(
             engine.full_state(self.distiller.state_dict()),
-            engine.full_state(self.ema.state_dict()),
+            engine.full_state(averages),
             engine.full_state(states),
             {"step": self.step, "seconds": self.seconds, "fingerprint": fingerprint},
         )

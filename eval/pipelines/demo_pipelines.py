@@ -15,7 +15,7 @@ from eval.pipelines.inputs import shared_medium
 from eval.pipelines.latency import timed
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
-from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting, teacher_folder
+from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, tuned_teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
 from teachers.media import Playable, Video
 from teachers.media.reduction import reduced
@@ -129,7 +129,7 @@ class Demo:
             check_pipeline(run.folder, self.allow_pickle)
         if distilled is not None and distilled.teacher_call is not None:
             default, self.teacher_steps = distilled.teacher_call, distilled.teacher_steps
-            folder = teacher_folder(shared_setting(students, "teacher"), self.allow_pickle)
+            folder = tuned_teacher_folder(students, self.allow_pickle)
             pipe = load_pipeline(folder, self.device, dtype, self.allow_pickle)
             self.pipelines.append(DemoPipeline("teacher", pipe, {self.teacher_steps: default}, is_teacher=True))
         for run in students:

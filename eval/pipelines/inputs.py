@@ -1,6 +1,7 @@
 """Reads everything that a comparison needs before weights are loaded: runs, settings, prompts and rows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from eval.config.media_names import WITHOUT_WEIGHTS, check_features
 from eval.config.options import Options
@@ -74,6 +75,13 @@ def read_inputs(options: Options) -> Inputs:
         check_pipeline(folder, pickles)
     baseline = 0 if options.baseline is None else baseline_of(jobs, options.baseline)
     return Inputs(runs, teacher, features, reference, source, prompts, known, jobs, baseline, medium)
+
+
+def teacher_entry(inputs: Inputs) -> dict[str, Any]:
+    """The entry "teacher" of report.json: its path, its fine-tunes and its usual call."""
+    loras = next(run.teacher_loras for run in inputs.runs if run.teacher is not None)
+    tuned = {"loras": [{"path": lora.path, "scale": lora.scale} for lora in loras]} if loras else {}
+    return {"path": inputs.teacher, **tuned, "call": inputs.jobs[0].call}
 
 
 def _usual_features(medium: Medium) -> str:

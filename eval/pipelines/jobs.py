@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.pipelines.runs import Run, teacher_folder
+from eval.pipelines.runs import Run, teacher_folder, tuned_teacher_folder
 from eval.pipelines.signatures import argument, check_call, pipeline_class
 from teachers.loading.registry import family_of_class
 
@@ -57,7 +57,11 @@ def jobs_of(
     Raises:
         ValueError: The teacher does not exist, or a pipeline does not accept its call.
     """
-    jobs = [] if teacher is None else _teacher_jobs(runs, teacher_folder(teacher, allow_pickle), few_steps)
+    jobs = []
+    if teacher is not None:
+        tuned = any(run.teacher_loras for run in runs)
+        folder = tuned_teacher_folder(runs, allow_pickle) if tuned else teacher_folder(teacher, allow_pickle)
+        jobs = _teacher_jobs(runs, folder, few_steps)
     names = [run.name for run in runs]
     for run in runs:
         name = run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder})"

@@ -5,7 +5,7 @@ An external pipeline has no distill.json. It is called with the defaults of its 
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from eval.pipelines.signatures import argument, pipeline_class
 from teachers import pocket
 from teachers.loading import registry
 from teachers.loading.contents import pipeline_contents
+from teachers.loading.lora_files import Lora, recorded_loras
+from teachers.loading.loras import FUSED, fused_folder
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import RECORD, read_record
 from teachers.loading.source import class_name, download, loading_errors
@@ -45,6 +47,8 @@ class Run:
         reference: The reference.
         cost: The cost of training, as the run recorded it.
         teacher_contents: Hashes of the teacher's files as they were in training, by name.
+        teacher_loras: Fine-tunes that were fused into the teacher.
+        lora_hashes: Their hashes as they were in training.
         key: The key of the training run, which the records of its logs have too.
         medium: What it samples; images are those of any size.
     """
@@ -61,6 +65,8 @@ class Run:
     reference: str | None
     cost: dict[str, Any] | None
     teacher_contents: dict[str, str] = field(default_factory=dict)
+    teacher_loras: list[Lora] = field(default_factory=list)
+    lora_hashes: list[str] = field(default_factory=list)
     key: str | None = None
     medium: Medium = ANY_IMAGE
 
@@ -116,6 +122,10 @@ def read_run(
         reference=None if evaluation.get("reference") is None else _reference(evaluation, file),
         cost=stored.get("cost"),
         teacher_contents=dict(teacher.get("contents") or {}),
+        teacher_loras=[
+            replace(lora, path=_resolve(lora.path, folder)) for lora in recorded_loras(teacher.get("loras"), file)
+        ],
+        lora_hashes=[str(entry.get("sha256")) for entry in teacher.get("loras") or ()],
         key=stored.get("run"),
         medium=stored_medium(stored, file),
     )
@@ -253,12 +263,21 @@ def shared_setting(runs: list[Run], name: str) -> Any:
         one, two = getattr(first, name), getattr(run, name)
         if one == two:
             continue
+        if name == "teacher_loras":
+            raise ValueError(
+                f"all runs of a comparison must have one teacher with the same fine-tunes, {first.name} has "
+                f"{_listed(one)} and {run.name} {_listed(two)}"
+            )
         if name == "teacher":
             raise ValueError(
                 f'all runs of a comparison must have one teacher, {first.name} has "{one}" and {run.name} "{two}"'
             )
         raise ValueError(f'{first.name} has {name} "{one}" and {run.name} "{two}"; select one with --{name}')
     return getattr(distilled[0], name) if distilled else None
+
+
+def _listed(loras: Sequence[Lora]) -> str:
+    return ", ".join(f"{lora.path} at {lora.scale:g}" for lora in loras) or "none"
 
 
 @reads
@@ -282,6 +301,28 @@ def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
     return download_pipeline(
         path, f'the teacher "{path}" is not on this machine and cannot be downloaded', allow_pickle
     )
+
+
+def tuned_teacher_folder(runs: Sequence[Run], allow_pickle: bool = False) -> Path:
+    """The folder of the teacher of a comparison, with the fine-tunes of its runs fused into it.
+
+    Args:
+        runs: The runs; all with a teacher must have the same one, with the same fine-tunes.
+        allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
+
+    Raises:
+        ValueError: If the runs have other teachers or fine-tunes, or one does not exist.
+    """
+    listed = list(runs)
+    folder = teacher_folder(shared_setting(listed, "teacher"), allow_pickle)
+    loras = shared_setting(listed, "teacher_loras")
+    family = registry.family_of_class(pipeline_class(folder)) if loras else None
+    if family is None:
+        return folder
+    run = next(run for run in listed if run.teacher is not None).folder.parent
+    is_run = (run / "recipe.yaml").is_file()
+    cache = run.parent / ".cache" if is_run else Path.home() / ".cache" / "fewstep"
+    return fused_folder(family, str(folder), loras, cache / FUSED)
 
 
 def prompts_for(source: str | None, count: int) -> tuple[list[str] | None, int]:

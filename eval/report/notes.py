@@ -7,6 +7,7 @@ from eval.metrics.context import MetricContext
 from eval.pipelines.inputs import Inputs
 from eval.pipelines.runs import teacher_folder
 from teachers.loading.contents import changed_files
+from teachers.loading.lora_files import lora_hash
 
 LPIPS_MISSING = {
     medium: f"The weights of LPIPS (AlexNet) are not on this machine, so {figures} left out; "
@@ -59,6 +60,13 @@ def _teacher_notes(inputs: Inputs, allow_pickle: bool) -> list[str]:
                 f"The teacher in {run.teacher} is not the one that {run.name} was distilled from: {changed[0]}{more} "
                 "changed. The teacher's rows are those of the present one."
             )
+        tuned = zip(run.teacher_loras, run.lora_hashes, strict=True)
+        out += [
+            f"The fine-tune {lora.path} is not the one that {run.name} was distilled with: it changed. The teacher's "
+            "rows are those of the present one."
+            for lora, stored in tuned
+            if lora_hash(lora) != stored
+        ]
     return out
 
 

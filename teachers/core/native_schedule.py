@@ -47,8 +47,8 @@ class NativeSteps:
 def native_steps(denoiser: Denoiser, times: Sequence[float]) -> NativeSteps:
     """The sampling steps at whole timesteps that are nearest to decreasing angles.
 
-    A consistency student (`Denoiser.is_consistency`) begins at an odd timestep, so that two steps by number alone, n and
-    (n - 1) / 2, are right too.
+    A consistency student (`Denoiser.is_consistency`) begins at an odd timestep, so that two steps by number alone, n
+    and (n - 1) / 2, are right too.
 
     Args:
         denoiser: The student, on a variance-preserving path.

@@ -60,9 +60,10 @@ class Teacher(Contract, ABC):
         image_size: Height and width of a decoded image, in pixels; (0, 0) for other media.
         origin: Path and dtype that `load` used; None for a teacher that was built from a pipeline in memory.
         offloaded: Keeps the network in host memory; None if it is not offloaded.
-        null_cache: The condition of the empty prompt, one row; None until it is computed.
+        null_cache: The condition of the empty or the negative prompt, one row; None until it is computed.
         export_schedule: `export.schedule` of the recipe: whether exports keep the teacher's own noise schedule and
             timesteps ("native"), or bend its table so that the usual timesteps have the student's angles ("bent").
+        negative_prompt: The prompt of guidance's second evaluation in place of the empty one; None: the empty one.
     """
 
     denoiser: Denoiser
@@ -72,6 +73,7 @@ class Teacher(Contract, ABC):
     offloaded: Offload | None = None
     null_cache: Condition | None = None
     export_schedule: ExportSchedule = "native"
+    negative_prompt: str | None = None
 
     @classmethod
     def load(
@@ -428,8 +430,45 @@ class Teacher(Contract, ABC):
     def null_row(self) -> Condition:
         """One row of the null condition. It is computed once, because the encoders may be unloaded later."""
         if self.null_cache is None:
-            self.null_cache = dict(self.encode_null_condition())
+            self.null_cache = dict(self.encode_unguided())
         return self.null_cache
+
+    def encode_unguided(self) -> Condition:
+        """The condition of guidance's second evaluation, one row: the negative prompt, or the null condition."""
+        if self.negative_prompt is None:
+            return self.encode_null_condition()
+        return self.encode_negative_prompt(self.negative_prompt)
+
+    def encode_negative_prompt(self, prompt: str) -> Condition:
+        """What the stock pipeline passes to its network for a negative prompt, one row."""
+        return self.condition([prompt])
+
+    def set_negative_prompt(self, prompt: str) -> None:
+        """Use a negative prompt in place of the empty one. Call it before conditions are encoded.
+
+        Raises:
+            ValueError: If the teacher has no second evaluation that a negative prompt could be used in.
+        """
+        self.check_negative_prompt()
+        if self.embeds_guidance:
+            raise ValueError(
+                "teacher.negative_prompt must be null: this teacher's network receives the guidance scale as an input "
+                "and is evaluated only once"
+            )
+        self.negative_prompt, self.null_cache = prompt, None
+
+    @classmethod
+    def check_negative_prompt(cls) -> None:
+        """Check that the family's pipelines take a negative prompt.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        takes = all("negative_prompt" in inspect.signature(kind.__call__).parameters for kind in cls.pipelines)
+        if not (cls.guided and cls.pipelines and takes):
+            raise ValueError(
+                f"teacher.negative_prompt must be null: pipelines of the family {cls.__name__} take no negative prompt"
+            )
 
     def encode_null_condition(self) -> Condition:
         """What the stock pipeline passes to its network without a prompt, one row: usually the empty prompt."""

@@ -25,6 +25,13 @@ class EmbeddedGuidance(LatentTeacher):
 
     ignores_guidance: ClassVar[bool] = True
 
+    @classmethod
+    def check_negative_prompt(cls) -> None:
+        raise ValueError(
+            f"teacher.negative_prompt must be null: networks of the family {cls.__name__} receive the guidance scale "
+            "as an input and are evaluated only once"
+        )
+
     @property
     def embeds_guidance(self) -> bool:
         return bool(self.stock.transformer.config.guidance_embeds)

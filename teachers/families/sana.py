@@ -45,6 +45,9 @@ class Sana(LatentTeacher):
     def encode_null_condition(self) -> Condition:
         return self._encode([""], None)
 
+    def encode_negative_prompt(self, prompt: str) -> Condition:
+        return self._encode([prompt], None)
+
     def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> Condition:
         with torch.no_grad():
             text, mask, _, _ = self.text_pipeline().encode_prompt(

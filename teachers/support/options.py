@@ -216,6 +216,8 @@ def convert(kind: Any, value: Any, path: str) -> Any:
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
+        if isinstance(value, str) and hasattr(kind, "TEXT"):  # the key that a text stands for
+            value = {kind.TEXT: value}
         return value if isinstance(value, typing.cast(type, kind)) else build(typing.cast(type, kind), value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:

@@ -182,3 +182,9 @@ def undispatched(function: Callable[..., Any]) -> Callable[..., Any]:
     copied = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     copied.__kwdefaults__ = function.__kwdefaults__
     return copied
+
+
+def lora_components(pipeline: Any) -> Sequence[str]:
+    """The names of the components that a diffusers pipeline loads LoRA files into."""
+    found: Sequence[str] = getattr(pipeline, "_lora_loadable_modules", ())
+    return found

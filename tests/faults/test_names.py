@@ -22,8 +22,8 @@ from distill.config.recipe import load
 from distill.config.run_names import RESERVED
 from distill.config.saved import SAVED, save
 from distill.data.images import ImageFolder
-from distill.exporting.card import code_span
 from distill.exporting.hub import add_evaluation
+from distill.exporting.model_card.sections import code_span
 from eval.demo import page as demo_page
 from eval.features.image_folder import image_warnings
 from eval.images import as_text

@@ -1,0 +1,1 @@
+"""The parts of the model card of an exported pipeline."""

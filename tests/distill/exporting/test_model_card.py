@@ -1,0 +1,240 @@
+"""The model card of an export, and what publishing it does to it."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from huggingface_hub import ModelCard
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from distill.config.recipe import load
+from distill.export import export_and_push
+from distill.exporting.card import model_card
+from distill.exporting.hub import EVALUATION, find_report, push
+from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, located, to_records
+from distill.exporting.model_card.metadata import front_matter, teacher_metadata
+from distill.train import train
+from eval.compare import compare
+from tests.settings import FAST
+from tests.teachers.fine_tunes import adapted, write_diffusers
+
+SD = "Stable Diffusion 1.5"
+TEACHER_CARD = "---\nlicense: creativeml-openrail-m\nbase_model: owner/base\n---\n# A teacher\n"
+
+
+@pytest.fixture
+def teacher(folder_of, tmp_path):
+    """The folder of a Stable Diffusion pipeline with a safety checker and a model card."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(folder_of(SD)[1], folder)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = sizes | {"image_size": 32, "patch_size": 16, "projection_dim": 8}
+    config = CLIPConfig(text_config=sizes, vision_config=vision, projection_dim=8)
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(config)
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    checker.save_pretrained(folder / "safety_checker")
+    processor.save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "README.md").write_text(TEACHER_CARD)
+    return folder
+
+
+@pytest.fixture
+def exported(teacher, tmp_path):
+    """exported(*overrides): the pipeline of a run of one step."""
+    (tmp_path / "prompts.txt").write_text("a coat\na boot\n")
+
+    def make(*overrides) -> Path:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(
+            f"name: run\noutput: {tmp_path / 'runs'}\ndata: {{prompts: {tmp_path / 'prompts.txt'}}}\n"
+            f"method: {{name: dmd}}\nteacher: {{path: {teacher}, guidance: 2.0, num_steps: 2}}\n"
+        )
+        few = ["train.batch_size=2", "train.steps=1", "train.evaluate_samples=2", "train.evaluate_teacher_steps=1"]
+        return train(load(file, [*FAST, *few, *overrides]))
+
+    return make
+
+
+@pytest.mark.slow
+def test_card_has_origin_licence_gallery_and_the_safety_checker(exported, teacher):
+    folder = exported()
+    text = (folder / "README.md").read_text()
+    card = ModelCard(text)
+    data = card.data
+    assert (data.license, data.base_model, data.base_model_relation) == (
+        "creativeml-openrail-m",
+        "owner/base",
+        "finetune",
+    )
+    assert data.pipeline_tag == "text-to-image" and data.library_name == "diffusers"
+    assert len(data.widget) == 4
+    for widget in data.widget:
+        assert (folder / widget["output"]["url"]).is_file() and widget["text"]
+        assert "coat" not in widget["text"]  # training prompts may be confidential
+    assert "<Gallery />" in text and "creativeml-openrail-m, the licence of the base model (`owner/base`)" in text
+    assert "guidance 2 is part of the weights" in text and "`negative_prompt` of a call has no effect" in text
+    assert "2 prompts" in text and "1 steps, 2 samples" in text
+    assert "safety checker of the teacher is part of the pipeline" in text
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    original = StableDiffusionPipeline.from_pretrained(teacher).safety_checker.state_dict()
+    assert pipe.config.requires_safety_checker and pipe.feature_extractor is not None
+    assert all(torch.equal(value, original[key]) for key, value in pipe.safety_checker.state_dict().items())
+
+
+@pytest.mark.slow
+def test_dropped_safety_checker_and_baked_negative_prompt_are_said(exported, teacher, tmp_path, capsys):
+    tuned = adapted(DiffusionPipeline.from_pretrained(teacher, safety_checker=None), encoders=False)
+    file = write_diffusers(tuned, tmp_path / "style")
+    folder = exported(
+        "export.safety_checker=false",
+        "teacher.negative_prompt=blurry `x`",
+        f"teacher.loras=[{{path: {file}, scale: 0.5}}]",
+        "memory.tier=lora",
+        "memory.rank=2",
+        "teacher.precision=float32",
+    )
+    text, out = (folder / "README.md").read_text(), capsys.readouterr().out
+    assert "safety checker of the teacher is not part of this pipeline** (`export.safety_checker: false`)" in text
+    assert "no safety checker" in out and "negative_prompt in a call of the pipeline has no effect" in out
+    assert "with the negative prompt `blurry 'x'`" in text and f"with `{file}` at 0.5" in text
+    assert DiffusionPipeline.from_pretrained(folder).safety_checker is None
+    assert "set_adapters(['tune1', 'few_step'], [0.5, 1.0])" in text
+    (code,) = [block for block in text.split("```python\n")[1:] if "set_adapters" in block]
+    code = code.split("```")[0].replace(PLACEHOLDER, str(folder)).replace("a photo of ...", "a coat")
+    code = code.replace(".from_pretrained('", ".from_pretrained(safety_checker=None, pretrained_model_name_or_path='")
+    names: dict = {"torch": torch}
+    seeded = "pipe('a coat', generator=torch.Generator().manual_seed(0), output_type='np',"
+    exec(code.replace("pipe('a coat',", seeded), names)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    call = json.loads((folder / "distill.json").read_text())["calls"][0]["call"]
+    images = pipe("a coat", generator=torch.Generator().manual_seed(0), output_type="np", **call).images
+    assert abs(names["images"] - images).max() < 1e-3
+
+
+@pytest.fixture
+def published(make_run, tmp_path):
+    """A run with an evaluation whose report names its folder relative to another directory."""
+    run = make_run()
+    card = f"---\nlibrary_name: diffusers\n---\n\n# student\n\n```python\nx({PLACEHOLDER!r})\n```\n\n"
+    (run / "pipeline" / "README.md").write_text(card + MARKER.format(PLACEHOLDER) + "\n")
+    for file in (run / "pipeline").rglob("*"):
+        if file.is_symlink():
+            content = file.resolve().read_bytes()
+            file.unlink()
+            file.write_bytes(content)
+    return run
+
+
+@pytest.mark.slow
+def test_figures_survive_another_directory_a_second_time_and_a_move(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "runs")
+    report = Path("report")
+    compare([Path("student")], report, samples=4, batch_size=4, command="fewstep eval", few_steps=(1,))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    pipeline = published / "pipeline"
+
+    def figures(folder):
+        text = (folder / "README.md").read_text()
+        assert text.count("## Evaluation") == 1 and text.endswith(MARKER.format(PLACEHOLDER) + "\n")
+        return {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
+
+    export_and_push(Path("../runs/student"), None, False, None)
+    first = figures(pipeline)
+    assert "frechet_distance" in first and "(" in (pipeline / "README.md").read_text().split("| student, 1 step")[1]
+    export_and_push(published, None, False, None)
+    assert figures(pipeline) == first
+    moved = shutil.move(published, tmp_path / "elsewhere" / "moved")
+    shutil.rmtree(tmp_path / "runs" / "report")
+    export_and_push(Path(moved), None, False, None)
+    assert figures(Path(moved) / "pipeline") == first
+    alone = shutil.copytree(Path(moved) / "pipeline", tmp_path / "alone")
+    export_and_push(alone, None, False, None)
+    assert figures(alone) == first and (alone / EVALUATION).is_file()
+    record = alone / "distill.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"name": "other"}))
+    assert find_report(alone, None) is None
+
+
+class Hub:
+    """Stands for the Hub's client."""
+
+    def __init__(self, fails=False):
+        self.fails, self.uploads = fails, []
+
+    def create_repo(self, name, **options):
+        return SimpleNamespace(repo_id=name if "/" in name else f"me/{name}")
+
+    def upload_folder(self, repo_id, folder_path, **options):
+        if self.fails:
+            raise RuntimeError("interrupted")
+        self.uploads.append((Path(folder_path) / "README.md").read_text())
+
+
+def test_code_of_an_uploaded_card_names_the_model(published):
+    pipeline, hub = published / "pipeline", Hub()
+    push(pipeline, "student", False, hub)
+    push(pipeline, "other/name", False, hub)
+    assert "x('me/student')" in hub.uploads[0] and PLACEHOLDER not in hub.uploads[0]
+    assert "x('other/name')" in hub.uploads[1] and "me/student" not in hub.uploads[1]
+    with pytest.raises(ValueError, match="interrupted"):
+        push(pipeline, "third/name", False, Hub(fails=True))
+    assert "x('other/name')" in (pipeline / "README.md").read_text()
+    assert located("no marker\n", "me/x") == "no marker\n"
+
+
+@pytest.mark.parametrize("name", [SD, "DiT", "unconditional UNet"])
+def test_front_ends_of_the_record_become_sections(teacher_of, name):
+    teacher = teacher_of(name)
+    path = teacher.denoiser.path
+    kind = type(teacher.pipeline(teacher.student(), [path.t_max]))
+    extra = FrontEnd("ComfyUI", "text", "steps 1, cfg 1.0\n```\nsampler lcm", "Load `model.safetensors`.")
+    record = {
+        "name": "student: [x]",
+        "version": "1",
+        "method": "dmd",
+        "options": {},
+        "teacher": {"path": "owner/teacher", "call": {}},
+        "times": [path.t_max],
+        "calls": [{"num_steps": 1, "call": teacher.calls(1)}],
+        "cost": {"steps": 3, "exported_step": 2, "seconds": 5.0, "samples": 6, "device": "cpu"},
+        "front_ends": to_records([extra]),
+    }
+    text = model_card(record, kind, "LCMScheduler", teacher)
+    data = ModelCard(text).data
+    assert data.base_model == "owner/teacher" and data.pipeline_tag.endswith(("text-to-image", "image-generation"))
+    assert "### ComfyUI\n\n```text\nsteps 1, cfg 1.0\n'''\nsampler lcm\n```\n\nLoad `model.safetensors`." in text
+    assert text.count("```") % 2 == 0 and "which its files do not name" in text and "EMA of step 2" in text
+    with pytest.raises(ValueError, match="must have name, language, code and note"):
+        model_card(record | {"front_ends": [{"name": "x"}]}, kind, "LCMScheduler", teacher)
+
+
+def test_cards_of_teachers_that_cannot_be_read_give_nothing(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    assert teacher_metadata(str(tmp_path)) == {} and teacher_metadata("nobody/nothing") == {}
+    for text in ("", "---\n[1, 2\n---\n", "---\n- a\n---\n", "# no front matter\n", "---\nlicense: mit\n"):
+        (tmp_path / "README.md").write_text(text)
+        assert teacher_metadata(str(tmp_path)) == {}
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: x-1\ntags: [y]\n---\n")
+    assert teacher_metadata(str(tmp_path)) == {"license": "other", "license_name": "x-1"}
+    assert teacher_metadata("pocket")["license"] == "apache-2.0"
+    assert front_matter("---\na: 1\n---\nbody") == {"a": 1}
+
+
+def test_names_that_contain_the_models_are_kept():
+    card = f'from_pretrained("me/x")\nbase: me/x-large, other/me/x, me/x/file\n{MARKER.format("me/x")}\n'
+    expected = f'from_pretrained("a/b")\nbase: me/x-large, other/me/x, a/b/file\n{MARKER.format("a/b")}\n'
+    assert located(card, "a/b") == expected
