@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.options import Options
+from eval.features.embedded_judges import arithmetic_agreement
 from eval.features.extractors import prompt_judge
 from eval.features.media_extractors import extractor_for
 from eval.metrics.context import MetricContext, Reference
@@ -111,6 +112,7 @@ class Comparison:
             has_teacher=inputs.teacher is not None,
             lpips=load_lpips(device) if options.lpips == "auto" else options.lpips,
             prompt_classifier=prompt_judge(inputs.features, device),
+            arithmetic_judge=arithmetic_agreement(inputs.features),
             clip=options.clip,
             allow_pickle=options.allow_pickle,
             medium=medium,

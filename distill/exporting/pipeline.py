@@ -31,6 +31,7 @@ from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.loading.contents import stored_files
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
 from teachers.media import to_record
@@ -243,7 +244,8 @@ def describe(
     source, data = recipe.teacher, recipe.data.prompts or recipe.data.images or recipe.data.latents
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     named = recipe.evaluation.prompts
-    prompts = "pocket" if (named or data) == "pocket" else EVALUATION_PROMPTS if named else PROMPTS
+    source_of_prompts = named or data
+    prompts = source_of_prompts if source_of_prompts in EMBEDDED else EVALUATION_PROMPTS if named else PROMPTS
     return {
         "format": 1,
         "version": __version__,
