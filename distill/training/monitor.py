@@ -21,8 +21,9 @@ from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
 from distill.training.diversity import NOISES, SAMPLES, compared, relative_variation, variation
-from distill.training.previews import add_sounds, columns, preview, still_grid, write_previews
+from distill.training.previews import columns, preview, still_grid, write_previews
 from distill.training.run_folder import JsonlLog, warn_if_unwritable
+from distill.training.tracked_samples import log_samples
 from eval.features.extractors import Extractor
 from eval.features.media_extractors import extractor_for
 from eval.metrics.fid import frechet_from_statistics, statistics
@@ -261,9 +262,7 @@ class Monitor:
         with warn_if_unwritable(f"the trackers' record of step {step}"):
             for tracker in trackers:
                 tracker.log({f"held_out_frechet/{n}": _number(d) for n, d in distances.items()}, step=step)
-                if tracker.name == "tensorboard":
-                    tracker.writer.add_image("samples", grid, step)
-                    add_sounds(tracker.writer, step, ["teacher", *rows], samples, self.teacher.medium)
+                log_samples(tracker, step, ["teacher", *rows], grid, samples, self.teacher.medium)
         return record
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:

@@ -4,14 +4,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from teachers.media import Audio, Medium, Video
+from teachers.media import Medium, Video
 from teachers.media.reduction import reduced
 from teachers.support.files import atomic_write
 
@@ -76,18 +75,3 @@ def write_previews(
     if medium.name != "image":
         ending = ".webp" if isinstance(medium, Video) else medium.save_endings[0]
         medium.save(torch.cat(list(rows)), path.with_suffix(ending), len(rows[0]))
-
-
-def add_sounds(writer: Any, step: int, names: Sequence[str], rows: Sequence[Tensor], medium: Medium) -> None:
-    """Log the first sound of each row to TensorBoard; do nothing for images and clips, which its grid shows.
-
-    Args:
-        writer: The SummaryWriter.
-        step: The training step.
-        names: The names of the rows.
-        rows: Samples (B, ...) of each row.
-        medium: Their medium.
-    """
-    if isinstance(medium, Audio):
-        for name, row in zip(names, rows, strict=True):
-            writer.add_audio(f"samples/{name}", row[0].mean(dim=0, keepdim=True), step, sample_rate=medium.rate)

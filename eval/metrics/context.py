@@ -29,6 +29,7 @@ NEEDS = {
     "teacher_images": "the teacher's samples from the same noise and prompts",
     "lpips": "the LPIPS network, with its weights on this machine",
     "clip": "a CLIP model, selected with --clip",
+    "clap": "a CLAP model, selected with --clap",
 }
 
 
@@ -64,6 +65,7 @@ class MetricContext:
         prompt_classifier: Recognizes what a prompt requests, or None.
         arithmetic_judge: Recognizes the motion or note that a prompt requests without a network, or None.
         clip: The CLIP model selected with --clip: a folder or a Hub id.
+        clap: The CLAP model selected with --clap: a folder or a Hub id.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
         medium: What all rows sample.
     """
@@ -80,6 +82,7 @@ class MetricContext:
     prompt_classifier: PromptClassifier | None = None
     arithmetic_judge: PromptClassifier | None = None
     clip: str | None = None
+    clap: str | None = None
     allow_pickle: bool = False
     medium: Medium = ANY_IMAGE
 
@@ -101,6 +104,7 @@ class MetricContext:
             "teacher_images": self.has_teacher,
             "lpips": self.lpips is not None,
             "clip": self.clip is not None,
+            "clap": self.clap is not None,
         }
         return {need for need in NEEDS if conditions.get(need, True)}
 
