@@ -112,7 +112,7 @@ def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsy
             (tmp_path / "vbench" / "number 1-0.mp4").unlink()
         assert not torch.equal(first, medium.read(tmp_path / "vbench" / "number 1-1.mp4").values)
     else:
-        with pytest.raises(ValueError, match="RUN must make clips for VBench, tiny-.* makes sounds"):
+        with pytest.raises(ValueError, match=r"RUN must make clips for VBench, tiny-.* makes sounds"):
             write_clips(recipe.folder, tmp_path / "vbench", "pocket")
 
     report = compare([recipe.folder], tmp_path / "report", samples=3, batch_size=2, timing=ONE_CALL, few_steps=(2,))
