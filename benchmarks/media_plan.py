@@ -83,6 +83,11 @@ def measure(name: str) -> dict[str, Any]:
     return {"plans": plans, "flops": flops, "steps": recipe.train.steps, "batch": recipe.train.batch_size}
 
 
+def days(row: dict[str, Any]) -> float:
+    """Days of one H100 for all steps of a recipe."""
+    return float(row["flops"] * row["steps"] * row["batch"] / (PEAK * SHARE) / 86400)
+
+
 def fitting(total: float) -> str:
     """The smallest card that a plan fits into."""
     return next((name for name, size in CARDS.items() if total <= MARGIN * size), "more than 80 GB")
@@ -100,10 +105,8 @@ def report(rows: dict[str, dict[str, Any]]) -> str:
             table.append([f"`{name}`", tier, *sizes, f"{total / memory_plan.GIB:.2f}", fitting(total)])
     cost = [["recipe", "TFLOP for each sample and step", "steps", "batch", "H100 days"], ["---"] + ["---:"] * 4]
     for name, row in rows.items():
-        days = row["flops"] * row["steps"] * row["batch"] / (PEAK * SHARE) / 86400
-        cost.append(
-            [f"`{name}`", f"{row['flops'] / 1e12:,.0f}", f"{row['steps']:,}", str(row["batch"]), f"{days:,.0f}"]
-        )
+        numbers = [f"{row['flops'] / 1e12:,.0f}", f"{row['steps']:,}", str(row["batch"]), f"{days(row):,.0f}"]
+        cost.append([f"`{name}`", *numbers])
     lines = ["\n".join(f"| {' | '.join(cells)} |" for cells in cells_of) for cells_of in (table, cost)]
     return f"""# Video and audio models at full size
 
@@ -113,7 +116,8 @@ meta device. **Planned, not run**: nothing was allocated or trained at this size
 ## Memory
 
 GiB of one process with one sample at a time and bfloat16 autocast, at the size in the recipe (Wan: 480 x 832, 81
-frames). A plan fits a card if it takes at most {MARGIN:.0%} of its memory, because workspaces and fragmentation are not planned.
+frames). A plan fits a card if it takes at most {MARGIN:.0%} of its memory, because workspaces and fragmentation are not
+planned.
 
 {lines[0]}
 
@@ -138,7 +142,7 @@ def main() -> None:
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in args.recipes or list(MODELS):
         stored[name] = measure(name)
-        ordered = {key: stored[key] for key in MODELS if key in stored}
+        ordered = {key: stored[key] | {"h100_days": days(stored[key])} for key in MODELS if key in stored}
         path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "media.md").write_text(report(ordered), encoding="utf-8")
     print((RESULTS / "media.md").read_text(encoding="utf-8"))
