@@ -1,6 +1,7 @@
 """Cost and accuracy of tangents, by method and network, in forwards of the same network.
 
     python -m benchmarks.tangent [--compile] [--write]
+    python -m benchmarks.tangent --media [--write]    # transformers of clips and sounds
 
 Methods are interleaved and medians are compared, so that the ratios are valid on a machine with other load, although
 the milliseconds are not. The error is |result - exact| / |exact| of the derivative along (x, t), where t is in [0, 1]
@@ -18,45 +19,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.tangent_networks import BATCH, IMAGE_NETWORKS, MEDIA_NETWORKS
 from distill.methods.jvp import finite_difference, jvp
 
 Function = Callable[[Tensor, Tensor], Tensor]
-RESULT = Path(__file__).parent / "results" / "tangent.md"
-BATCH = 4
-
-
-def unet() -> tuple[Any, dict[str, Tensor]]:
-    return UNet2DModel(
-        sample_size=32, in_channels=4, out_channels=4, block_out_channels=(64, 128, 128), attention_head_dim=32,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    ), {}  # fmt: skip
-
-
-def unet_condition() -> tuple[Any, dict[str, Tensor]]:
-    return UNet2DConditionModel(
-        sample_size=32, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=64,
-        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    ), {"encoder_hidden_states": torch.randn(BATCH, 16, 64)}  # fmt: skip
-
-
-def sd3() -> tuple[Any, dict[str, Tensor]]:
-    return SD3Transformer2DModel(
-        sample_size=32, in_channels=4, out_channels=4, num_layers=4, attention_head_dim=64, num_attention_heads=4,
-        joint_attention_dim=64, caption_projection_dim=256, pooled_projection_dim=64, pos_embed_max_size=32,
-        qk_norm="rms_norm",
-    ), {
-        "encoder_hidden_states": torch.randn(BATCH, 16, 64),
-        "pooled_projections": torch.randn(BATCH, 64),
-    }  # fmt: skip
-
-
-NETWORKS = {"UNet2DModel": unet, "UNet2DConditionModel": unet_condition, "SD3Transformer2DModel": sd3}
+RESULTS = Path(__file__).parent / "results"
 
 
 def torch_func_jvp(network: nn.Module, function: Function, primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
@@ -104,18 +74,16 @@ def medians(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, fl
 def measure(name: str, repeats: int, compiled: bool) -> tuple[float, dict[str, float], dict[str, float]]:
     """Milliseconds of a forward, cost of each method in forwards, and error of each method."""
     torch.manual_seed(0)
-    network, cond = NETWORKS[name]()
-    network.eval()
+    case = (IMAGE_NETWORKS | MEDIA_NETWORKS)[name]()
+    network = case.network.eval()
     with torch.no_grad():  # some layers of a new network are zero, which would hide errors
         for parameter in network.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    shape = (BATCH, 4, 32, 32)
-    point, direction = (torch.randn(shape), torch.rand(BATCH)), (torch.randn(shape), torch.ones(BATCH))
+    shape, batch = case.shape, case.shape[0]
+    point, direction = (torch.randn(shape), torch.rand(batch)), (torch.randn(shape), torch.ones(batch))
 
     def function(x: Tensor, t: Tensor) -> Tensor:
-        conditions = {key: value.to(x.dtype) for key, value in cond.items()}
-        out: Tensor = network(x, timestep=1000 * t, **conditions, return_dict=False)[0]
-        return out
+        return case.call(network, x, 1000 * t, {key: value.to(x.dtype) for key, value in case.cond.items()})
 
     def forward() -> None:
         with torch.no_grad():
@@ -147,10 +115,12 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="also with torch.compile; warm-up takes minutes on a CPU"
     )
-    parser.add_argument("--write", action="store_true", help=f"write the table to {RESULT.name}")
+    parser.add_argument("--media", action="store_true", help="transformers of clips and sounds instead of images")
+    parser.add_argument("--write", action="store_true", help="write the table to tangent.md or tangent_media.md")
     args = parser.parse_args()
     lines: list[str] = []
-    for name in NETWORKS:
+    networks = MEDIA_NETWORKS if args.media else IMAGE_NETWORKS
+    for name in networks:
         forward, costs, errors = measure(name, args.repeats, args.compile)
         if not lines:
             lines += ["| network | forward, ms | " + " | ".join(costs) + " |", "| --- " * (len(costs) + 2) + "|"]
@@ -159,15 +129,18 @@ def main() -> None:
         lines.append(f"| {name} | {forward:.0f} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     if args.write:
-        RESULT.parent.mkdir(exist_ok=True)
-        command = "python -m benchmarks.tangent" + " --compile" * args.compile + " --write"
+        file = RESULTS / ("tangent_media.md" if args.media else "tangent.md")
+        RESULTS.mkdir(exist_ok=True)
+        command = "python -m benchmarks.tangent" + " --media" * args.media + " --compile" * args.compile + " --write"
+        inputs = "the sizes in benchmarks/tangent_networks.py" if args.media else f"batch {BATCH} of 4 x 32 x 32"
         note = (
             "Cost of a derivative along (x, t) in forwards of the same network (no gradients), and in brackets its "
-            f"relative\nerror, compared with float64 differences. `{command}`: batch {BATCH} of 4 x 32 x 32, float32,\n"
+            f"relative\nerror, compared with float64 differences. `{command}`: {inputs}, float32,\n"
             f"{torch.get_num_threads()} CPU thread(s), median of {args.repeats} interleaved repeats, "
             f"torch {torch.__version__}.\n"
         )
-        RESULT.write_text("# Tangents\n\n" + note + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        title = "Tangents of video and audio transformers" if args.media else "Tangents"
+        file.write_text(f"# {title}\n\n" + note + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from distill.checks.teacher_checks import check_teacher
 from distill.config.recipe import TeacherRecipe
 from distill.config.registry import TEACHERS, find
 from distill.config.typed import check_value
-from teachers.loading.registry import family_of, locate
+from teachers.loading.embedded import locate, usual_size
+from teachers.loading.registry import family_of
 from teachers.support.errors import reads
 
 
@@ -52,7 +53,7 @@ def check(
         kind = find(TEACHERS, name)
         if not kind.pipelines:
             raise ValueError(f"--family must be a family with pipelines, got {name!r}")
-        checks = check_teacher(kind, kind.locate(path), device, sigma_data, size)
+        checks = check_teacher(kind, kind.locate(path), device, sigma_data, size or usual_size(path))
     print(table(checks))
     failed = [check.name for check in checks if not check.passed]
     print(f"failed: {', '.join(failed)}" if failed else "every check passed")

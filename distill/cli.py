@@ -228,22 +228,30 @@ def sample(**options: Any) -> None:
 
 
 @fewstep.command()
-@click.option("--output", type=PATH, default=Path("runs/quickstart"), show_default=True, help="Folder of both runs.")
-@click.option("--samples", type=int, default=1000, show_default=True, help="Images a row of the report.")
+@click.option(
+    "--medium",
+    type=click.Choice(["image", "video", "audio"]),
+    default="image",
+    show_default=True,
+    help="What the embedded teacher samples.",
+)
+@click.option("--output", type=PATH, help="Folder of both runs. Default: runs/quickstart, or runs/quickstart-MEDIUM.")
+@click.option("--samples", type=int, help="Samples a row of the report. Default: 1000 images, 500 clips or sounds.")
 @OVERRIDES
-def quickstart(output: Path, samples: int, overrides: Sequence[str]) -> None:
-    """Distil the embedded teacher with both methods and compare the students: some six minutes on two CPU cores.
+def quickstart(medium: str, output: Path | None, samples: int | None, overrides: Sequence[str]) -> None:
+    """Distil an embedded teacher with both methods and compare the students: some six minutes on two CPU cores.
 
     KEY=VALUE overrides a key of both recipes. Run the same command again to continue after an interruption.
 
     \b
     Examples:
       fewstep quickstart
+      fewstep quickstart --medium video
       fewstep quickstart --samples 200 train.steps=100
     """
     from distill.quickstart import quickstart as run
 
-    run(output, samples, list(overrides))
+    run(output, samples, list(overrides), medium)
 
 
 @fewstep.group()

@@ -21,6 +21,7 @@ from distill.data.latents import CAPTIONS, ENDING, LATENTS
 from distill.training.environment import without_accelerate_variables
 from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
+from teachers.loading.embedded import EMBEDDED
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write
 
@@ -40,7 +41,7 @@ def encode(recipe: Recipe, out: Path) -> list[Path]:
     Raises:
         ValueError: If the data cannot be used, or the folder has safetensors files already.
     """
-    if recipe.data.images in (None, "pocket"):
+    if recipe.data.images is None or recipe.data.images in EMBEDDED:
         raise ValueError(f"data.images must be a folder or a dataset to be encoded, got {recipe.data.images!r}")
     if taken := sorted(out.glob(f"*{ENDING}")):
         raise ValueError(f"OUT must be a folder without {ENDING} files, got {taken[0]}; choose another folder")

@@ -1,9 +1,9 @@
-"""Distil the embedded teacher with two methods and compare the students, in about ten minutes on two CPU cores.
+"""Distil an embedded teacher with two methods and compare the students, in about ten minutes on two CPU cores.
 
-    fewstep quickstart
+    fewstep quickstart [--medium image|video|audio]
 
-Trains the recipes pocket/dmd and pocket/scm and compares both students with their teacher. Run it again to continue
-after an interruption; finished parts are reused.
+Trains the recipes pocket/dmd and pocket/scm, or those of the other medium, and compares both students with their
+teacher. Run it again to continue after an interruption; finished parts are reused.
 """
 
 import os
@@ -15,27 +15,42 @@ from pathlib import Path
 from distill.config.recipe import load
 from distill.train import train
 from eval.config.options import check_options
+from teachers.loading.embedded import EMBEDDED
+
+RECIPES = {
+    "image": ("pocket/dmd", "pocket/scm"),
+    "video": ("pocket/video_dmd", "pocket/video_scm"),
+    "audio": ("pocket/audio_dmd", "pocket/audio_scm"),
+}
+SAMPLES = {"image": 1000, "video": 500, "audio": 500}  # of each row of the report, by default
 
 
-def quickstart(output: Path, samples: int, overrides: list[str]) -> None:
+def quickstart(output: Path | None, samples: int | None, overrides: list[str], medium: str = "image") -> None:
     """Train both students and write a report.
 
     Args:
-        output: The folder of both runs; the report is written to its subfolder `report`.
-        samples: Number of samples for each row of the report.
+        output: The folder of both runs; the report is written to its subfolder `report`. None: runs/quickstart, or
+            runs/quickstart-video and runs/quickstart-audio for the other media.
+        samples: Number of samples for each row of the report; None: `SAMPLES`.
         overrides: `key=value` overrides for both recipes.
+        medium: A key of `RECIPES`.
 
     Raises:
-        ValueError: If a recipe is wrong or the comparison fails.
+        ValueError: If the teacher of the medium is missing, a recipe is wrong or the comparison fails.
     """
+    samples = SAMPLES[medium] if samples is None else samples
     check_options(samples=samples)
+    teacher = next(each for each in EMBEDDED.values() if each.medium == medium)
+    teacher.pipeline()
+    if output is None:
+        output = Path("runs/quickstart" if medium == "image" else f"runs/quickstart-{medium}")
     start = time.perf_counter()
     runs = []
-    for number, name in enumerate(("dmd", "scm"), start=1):
-        recipe = load(f"pocket/{name}", [f"output={output}", *overrides])
+    for number, name in enumerate(RECIPES[medium], start=1):
+        recipe = load(name, [f"output={output}", *overrides])
+        method = {"dmd": "DMD", "scm": "sCM"}[recipe.method["name"]]
         print(
-            f"\n[{number}/3] distilling the pocket teacher with {name.upper()}: "
-            f"{recipe.train.steps} steps into {recipe.folder}"
+            f"\n[{number}/3] distilling {teacher.title} with {method}: {recipe.train.steps} steps into {recipe.folder}"
         )
         train(recipe)
         runs.append(recipe.folder)

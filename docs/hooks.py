@@ -4,6 +4,7 @@
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -87,6 +88,16 @@ def metric_example() -> str:
     return "\n\n".join(found) or "The tests' example plug-in has no metric yet."
 
 
+def media_plan() -> str:
+    """The totals of benchmarks/results/media.json."""
+    stored = json.loads((ROOT / "benchmarks" / "results" / "media.json").read_text(encoding="utf-8"))
+    rows = [["recipe", "whole networks, checkpointing", "LoRA, checkpointing", "days of one H100"]]
+    for name, row in stored.items():
+        sizes = [f"{sum(row['plans'][f'{tier}, checkpointing'].values()) / 2**30:.1f} GiB" for tier in ("full", "lora")]
+        rows.append([f"`{name}`", *sizes, f"{row['h100_days']:,.0f}"])
+    return table(rows)
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "recipe keys": recipe_keys,
     "method options": method_options,
@@ -96,6 +107,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "recipe classes": lambda: api(lambda v: v.__module__ == Recipe.__module__ and inspect.isclass(v)),
     "classes": lambda: api(lambda v: v.__module__ != Recipe.__module__ and inspect.isclass(v)),
     "metric example": metric_example,
+    "media_plan": media_plan,
 }
 
 

@@ -56,6 +56,7 @@ def evaluate() -> None:
 @click.option("--prompts", help='"pocket", a file of prompts (.txt, .csv, .jsonl), or "none".')
 @SIZE
 @click.option("--clip", is_flag=False, flag_value=CLIP, metavar="[MODEL]", help=f"Add the CLIP score. Default: {CLIP}.")
+@click.option("--clap", metavar="MODEL", help="Add the CLAP score of sounds: a folder or a Hub id of a CLAP model.")
 @ALLOW_PICKLE
 @click.option("--protocol", type=PATH, metavar="FILE", help="A YAML file with values for these options.")
 @click.option("--steps", metavar="N[,N]", help="Pipelines without distill.json: numbers of steps, a row each.")
@@ -67,7 +68,8 @@ def compare(ctx: click.Context, **options: Any) -> None:
     Each RUN is a finished run's folder, the folder of a diffusers pipeline, or a Hub id. What is measured comes from
     the runs' distill.json; the options replace it. Run the same command again to continue after an interruption.
 
-    Two more commands measure folders of images: `images` and `stats` (see `images --help`).
+    Three more commands: `images` and `stats` measure folders of images, clips or sounds; `vbench` writes clips for
+    VBench (see `images --help`).
 
     \b
     Examples:
@@ -87,7 +89,7 @@ def compare(ctx: click.Context, **options: Any) -> None:
     print(f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)")
 
 
-@evaluate.command(short_help="Compare two folders of images.")
+@evaluate.command(short_help="Compare two folders of images, clips or sounds.")
 @click.argument("folder", type=PATH)
 @click.argument("reference")
 @click.option("--json", type=PATH, help="Also write the figures to this file.")
@@ -101,9 +103,13 @@ def compare(ctx: click.Context, **options: Any) -> None:
 def images(**options: Any) -> None:
     """Compare the images in FOLDER with REFERENCE: a folder, an .npz, or clean-fid:NAME/RES/SPLIT.
 
+    With features of clips or sounds (such as motion, i3d=FILE, spectrum or clap=FOLDER) the folders contain clips or
+    sounds, which are read with the size and the rate of the first file in FOLDER.
+
     \b
-    Example:
+    Examples:
       fewstep eval images generated/ photos/ --json figures.json
+      fewstep eval images clips/ real-clips/ --features i3d=rgb_imagenet.pt
     """
     from eval.images import compare_folders
 
@@ -120,15 +126,41 @@ def images(**options: Any) -> None:
 @ALLOW_PICKLE
 @DEVICE
 def stats(**options: Any) -> None:
-    """Save the statistics of the images in FOLDER, for --reference.
+    """Save the statistics of the images in FOLDER, for --reference; of clips or sounds with features of these.
 
     \b
-    Example:
+    Examples:
       fewstep eval stats photos/ -o photos.npz
+      fewstep eval stats sounds/ -o sounds.npz --features clap=models/clap
     """
     from eval.images import save_statistics
 
     save_statistics(**options)
+
+
+@evaluate.command(short_help="Write clips for VBench.")
+@click.argument("run", type=PATH)
+@click.argument("folder", type=PATH)
+@click.option("--prompts", required=True, metavar="FILE", help="VBench's prompts, one a line.")
+@click.option("--count", type=int, default=5, show_default=True, help="Clips of each prompt.")
+@click.option("--num-steps", type=int, help="Steps of the student. Default: the fewest that it was made for.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Clips generated at once.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@DEVICE
+@click.option("--precision", help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")
+@ALLOW_PICKLE
+def vbench(**options: Any) -> None:
+    """Write clips of RUN into FOLDER, named as VBench expects: PROMPT-0.mp4, PROMPT-1.mp4 and so on.
+
+    Run the same command again to continue after an interruption: existing clips are kept. VBench itself is not run.
+
+    \b
+    Example:
+      fewstep eval vbench runs/wan21-1.3b-dmd clips/ --prompts all_dimension.txt
+    """
+    from eval.vbench import write_clips
+
+    print(write_clips(**options))
 
 
 @click.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.options import Options
+from eval.features.embedded_judges import arithmetic_agreement
 from eval.features.extractors import prompt_judge
 from eval.features.media_extractors import extractor_for
 from eval.metrics.context import MetricContext, Reference
@@ -111,7 +112,9 @@ class Comparison:
             has_teacher=inputs.teacher is not None,
             lpips=load_lpips(device) if options.lpips == "auto" else options.lpips,
             prompt_classifier=prompt_judge(inputs.features, device),
+            arithmetic_judge=arithmetic_agreement(inputs.features),
             clip=options.clip,
+            clap=options.clap,
             allow_pickle=options.allow_pickle,
             medium=medium,
         )
@@ -151,7 +154,9 @@ class Comparison:
         prompts = None if inputs.prompts is None else inputs.prompts[:SHOWN_IMAGES]
         medium = inputs.medium
         words = {"noun": medium.noun, "plural": medium.plural, "size": medium.size}
-        described = {} if medium.name == "image" else {"medium": to_record(medium) | words}
+        described: dict[str, Any] = {} if medium.name == "image" else {"medium": to_record(medium) | words}
+        if options.clap is not None:
+            described["clap"] = {"source": options.clap, "figure": headings["clap_score"]}
         return {
             "format": 1,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -21,7 +21,6 @@ from PIL import Image
 
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_WAITING, RequestLimits
 from eval.pipelines.demo_pipelines import (
-    EXAMPLES,
     MAX_PROMPT_LENGTH,
     MAX_TEACHER_STEPS,
     MIN_DISPLAY_SIZE,
@@ -87,7 +86,7 @@ def page(demo: Demo) -> Any:
         )
         with gr.Row():
             prompt = gr.Textbox(
-                EXAMPLES[0] if demo.is_pocket else "",
+                demo.examples[0] if demo.examples else "",
                 label="Prompt",
                 max_length=MAX_PROMPT_LENGTH,
                 scale=4,
@@ -116,8 +115,8 @@ def page(demo: Demo) -> Any:
                         else gr.HTML()
                     )
                     captions.append(gr.HTML("&nbsp;"))
-        if demo.is_pocket:
-            gr.Examples([[example] for example in EXAMPLES], prompt)
+        if demo.examples:
+            gr.Examples([[example] for example in demo.examples], prompt)
 
         def generate(prompt: str, seed: float | None, steps: int, teacher: float) -> list[Any]:
             try:
@@ -136,7 +135,7 @@ def page(demo: Demo) -> Any:
             "show_progress_on": images,
         }
         gr.on([button.click, prompt.submit], generate, api_name="generate", **event)
-        if demo.is_pocket:
+        if demo.examples:
             blocks.load(generate, api_visibility="private", **event)
     return blocks
 

@@ -1,9 +1,10 @@
-"""Metrics of a folder of images without a pipeline, and statistics of a folder saved as a reference.
+"""Metrics of a folder of images, clips or sounds without a pipeline, and statistics of a folder saved as a reference.
 
     fewstep eval images FOLDER REFERENCE [--features clean] [--json figures.json]
     fewstep eval stats FOLDER -o ref.npz [--features clean]
 
-REFERENCE is a folder, an .npz or a named statistic of clean-fid, as for `--reference` of a comparison.
+REFERENCE is a folder, an .npz or a named statistic of clean-fid, as for `--reference` of a comparison. The features say
+whether the folders contain images, clips or sounds.
 """
 
 from json import dumps
@@ -12,10 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from eval.config.media_names import MEDIA_FEATURES
 from eval.config.names import INCEPTION_MODES, PICKLES_ALLOWED
 from eval.config.options import check_options
-from eval.features.extractors import Extractor, extractor
+from eval.features.extractors import Extractor
 from eval.features.image_folder import features_of_folder, image_warnings
+from eval.features.media_extractors import extractor_for
 from eval.metrics.fid import FrechetTo, statistics
 from eval.metrics.intervals import interval, standard_error
 from eval.metrics.kid import kid
@@ -23,7 +26,10 @@ from eval.metrics.prdc import LEAST, prdc
 from eval.metrics.reference import Reference, check_dimensions, save
 from eval.metrics.reference import reference as read_reference
 from eval.pipelines.machine import choose_device
+from teachers.media import ANY_IMAGE, Audio, Image, Medium, Video
+from teachers.media.probe import clip_of, sound_of
 from teachers.support.files import atomic_write
+from teachers.support.listing import list_files
 from teachers.support.text import printable
 
 
@@ -47,7 +53,8 @@ def compare_folders(
         json: A file to write the metrics to.
         seed: Seed of KID's random subsets.
         size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
-        features: The name of a feature extractor (`eval.config.names.FEATURES`).
+        features: The name of a feature extractor, of images (`eval.config.names.FEATURES`), clips or sounds
+            (`eval.config.media_names`).
         inception_weights: A file of Inception weights.
         batch_size: Images per batch.
         device: A torch device; None means a GPU if there is one.
@@ -66,7 +73,7 @@ def compare_folders(
     metrics = compare_features(Reference(*statistics(sample_features), sample_features), target, chosen, seed)
     if allow_pickle:
         metrics["warnings"].append(PICKLES_ALLOWED)
-    folders = [path for path in (folder, Path(reference)) if path.is_dir()]
+    folders = [path for path in (folder, Path(reference)) if path.is_dir() and chosen.medium is None]
     metrics["warnings"] += [warning for path in dict.fromkeys(folders) for warning in image_warnings(path, size)]
     print(as_text(metrics))
     if json:
@@ -91,7 +98,8 @@ def save_statistics(
         folder: The images.
         out: The file to write.
         size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
-        features: The name of a feature extractor (`eval.config.names.FEATURES`).
+        features: The name of a feature extractor, of images (`eval.config.names.FEATURES`), clips or sounds
+            (`eval.config.media_names`).
         inception_weights: A file of Inception weights.
         batch_size: Images per batch.
         device: A torch device; None means a GPU if there is one.
@@ -102,8 +110,10 @@ def save_statistics(
     """
     chosen, found = _extract(folder, size, features, inception_weights, batch_size, device, allow_pickle)
     save(out, Reference(*statistics(found), found), chosen, size)
-    print(f"saved mu, sigma and features ({chosen.name}) of {len(found):,} images to {out}")
-    for warning in image_warnings(folder, size) + too_few_samples(len(found), found.shape[1], "images"):
+    plural = "images" if chosen.medium is None else chosen.medium.plural
+    print(f"saved mu, sigma and features ({chosen.name}) of {len(found):,} {plural} to {out}")
+    warnings = image_warnings(folder, size) if chosen.medium is None else []
+    for warning in warnings + too_few_samples(len(found), found.shape[1], plural, plural):
         print(f"warning: {warning}")
 
 
@@ -117,8 +127,35 @@ def _extract(
     allow_pickle: bool,
 ) -> tuple[Extractor, Tensor]:
     check_options(batch_size=batch_size, size=size)
-    chosen = extractor(features, choose_device(device), weights, allow_pickle)
+    medium = medium_of_folder(folder, features)
+    if size is not None and not isinstance(medium, Image):
+        raise ValueError(f"--size is for images, got {size} for {medium.plural}; omit it")
+    chosen = extractor_for(features, medium, choose_device(device), weights, allow_pickle)
     return chosen, features_of_folder(folder, chosen, batch_size, size)
+
+
+def medium_of_folder(folder: Path, features: str) -> Medium:
+    """What a folder contains: images of any size, or clips or sounds with the size of its first file.
+
+    Args:
+        folder: The folder.
+        features: The name of the features, which are for one medium.
+
+    Raises:
+        ValueError: If there is no file that the medium reads, or the first one cannot be read.
+    """
+    known = MEDIA_FEATURES.get(features.partition("=")[0])
+    if known is None:
+        return ANY_IMAGE
+    kind, probe = (Video, clip_of) if known.medium == "video" else (Audio, sound_of)
+    files = [file for file in list_files(folder, kind.plural, kind.endings) if kind.lists(file)]
+    if not files:
+        raise ValueError(f"{folder} contains no {kind.plural} ({', '.join(kind.endings)})")
+    found = (probe(file) for file in files)
+    first = next(found)
+    if isinstance(first, Video) and first.frames == 1:  # a clip that does not change says nothing about the others
+        return next((medium for medium in found if isinstance(medium, Video) and medium.frames > 1), first)
+    return first
 
 
 def compare_features(samples: Reference, target: Reference, chosen: Extractor, seed: int = 0) -> dict[str, Any]:
@@ -136,6 +173,7 @@ def compare_features(samples: Reference, target: Reference, chosen: Extractor, s
     """
     assert samples.features is not None
     count, dimensions = samples.features.shape
+    plural = "images" if chosen.medium is None else chosen.medium.plural
     measure = FrechetTo(target.mean, target.covariance)
     distance = measure.distance(samples.mean, samples.covariance)
     metrics: dict[str, Any] = {
@@ -149,13 +187,14 @@ def compare_features(samples: Reference, target: Reference, chosen: Extractor, s
         "kid": None,
         "kid_standard_error": None,
         **dict.fromkeys(("precision", "recall", "density", "coverage")),
-        "warnings": too_few_samples(count, dimensions, "samples"),
+        "warnings": too_few_samples(count, dimensions, "samples", plural),
     }
     if count > dimensions:
         error = standard_error(measure.influence(samples.features, samples.mean, samples.covariance))
         metrics["frechet_interval"] = interval(distance, error)
     if target.features is not None:
-        metrics["warnings"] += too_few_samples(len(target.features), dimensions, "reference images")
+        reference_samples = f"reference {plural}"
+        metrics["warnings"] += too_few_samples(len(target.features), dimensions, reference_samples, plural)
         if chosen.name in INCEPTION_MODES:
             metrics["kid"], metrics["kid_standard_error"] = kid(samples.features, target.features, seed)
         if min(count, len(target.features)) >= LEAST:
@@ -163,13 +202,14 @@ def compare_features(samples: Reference, target: Reference, chosen: Extractor, s
     return metrics
 
 
-def too_few_samples(count: int, dimensions: int, what: str) -> list[str]:
+def too_few_samples(count: int, dimensions: int, what: str, plural: str = "images") -> list[str]:
     """A warning if a sample covariance is singular, which makes Frechet distances too large; else an empty list."""
     if count > dimensions:
         return []
     return [
         f"{count} {what} are too few for {dimensions} feature dimensions: the Frechet distance is too large and "
-        "comparable only with distances from the same numbers of images (KID does not have this bias)"
+        f"comparable only with distances from the same numbers of {plural}"
+        f"{' (KID does not have this bias)' * (plural == 'images')}"
     ]
 
 

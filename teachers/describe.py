@@ -15,9 +15,10 @@ from teachers.core.cosine_path import Cosine
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, VariancePreserving
+from teachers.loading.embedded import locate, usual_size
 from teachers.loading.lora_files import Lora
 from teachers.loading.loras import check_fit_of
-from teachers.loading.registry import family_of, installed, locate
+from teachers.loading.registry import family_of, installed
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES
 from teachers.loading.source import config_source, loading_errors
 from teachers.loading.trial import check_teacher
@@ -51,7 +52,7 @@ def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence
     """Describe a teacher.
 
     Args:
-        path: A pipeline folder, a Hub id, a .safetensors file or "pocket".
+        path: A pipeline folder, a Hub id, a .safetensors file, or an embedded teacher such as "pocket".
         size: Size of a clip or sound, as `teacher.size` of a recipe; None: the default of the pipeline's call.
         loras: Fine-tunes of the teacher, as `teacher.loras` of a recipe; they must fit.
 
@@ -62,7 +63,7 @@ def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence
         ValueError: If no installed family takes the pipeline, its configuration cannot be read, or its weights on this
             machine have other names or shapes than its networks.
     """
-    path = locate(path)
+    size, path = size or usual_size(path), locate(path)
     name = family_of(path)
     source, family = config_source(path), installed()[name]
     teacher = check_teacher(path, family, size)

@@ -13,8 +13,10 @@ from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet
 from safetensors.torch import save_file
 
 import teachers.pocket
+import teachers.pocket_video
 from teachers.pocket.classifier import FEATURES, Classifier
 from teachers.pocket.parts import make_autoencoder, make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
+from tests.teachers import stand_in
 from tests.teachers import tiny_media as media
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
@@ -124,3 +126,17 @@ def tiny_media(tmp_path_factory) -> Callable[[str], tuple[str, Path, dict[str, f
         return family, folder, size
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pocket_video_weights(tmp_path_factory) -> Path:
+    """The folder of a pocket video teacher with random weights."""
+    return stand_in.write_weights(tmp_path_factory.mktemp("pocket_video") / "weights")
+
+
+@pytest.fixture
+def pocket_video(pocket_video_weights, monkeypatch) -> Path:
+    """The same folder; "pocket-video" names it."""
+    monkeypatch.setattr(teachers.pocket_video, "FOLDER", pocket_video_weights)
+    monkeypatch.setattr(teachers.pocket_video, "PIPELINE", pocket_video_weights / "pipeline")
+    return pocket_video_weights

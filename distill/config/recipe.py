@@ -18,13 +18,15 @@ from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, InvalidOption, build, option
 from eval.config.media_names import MEDIA_FEATURES, check_features, media_feature_names
 from eval.config.names import FEATURES
+from teachers.loading.embedded import EMBEDDED, locate, usual_size
 from teachers.loading.lora_files import Lora, lora_hash
 from teachers.loading.prompts import read_prompts
-from teachers.loading.registry import family_of, feature_models, locate
+from teachers.loading.registry import family_of, feature_models
 from teachers.support.errors import reads, suggest
 from teachers.support.yaml_files import read_yaml
 
 MOST_PROMPTS, MOST_SEEDS = 64, 8  # of evaluation.validation_prompts: all samples are drawn again and again
+NAMES = ", ".join(f'"{name}"' for name in EMBEDDED)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
 
@@ -34,7 +36,7 @@ class TeacherRecipe(Checked):
 
     path: str | None = option(
         None,
-        'The teacher: a pipeline folder, a Hub id, a .safetensors file, or "pocket". null: given to `train` in Python.',
+        f"The teacher: a pipeline folder, a Hub id, a .safetensors file, or {NAMES}. null: given to `train` in Python.",
     )
     family: str = option("auto", "The teacher family; auto finds the one that takes the pipeline at `path`.")
     guidance: float = option(
@@ -83,12 +85,12 @@ class DataRecipe(Checked):
     """`data:` in a recipe: prompts, or captioned images, clips or sounds."""
 
     prompts: str | None = option(
-        None, 'Prompts: "pocket", a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet file.'
+        None, f"Prompts: {NAMES}, a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet file."
     )
     images: str | None = option(
         None,
-        'Captioned images, or the clips or sounds of such a teacher: "pocket", a folder, .parquet or .tar files, or a '
-        "dataset on the Hub.",
+        f"Captioned images, or the clips or sounds of such a teacher: {NAMES}, a folder, .parquet or .tar files, or "
+        "a dataset on the Hub.",
     )
     latents: str | None = option(
         None, "Ready-made latents with captions instead of images: a .safetensors file, or a folder of them."
@@ -102,10 +104,10 @@ class DataRecipe(Checked):
             raise InvalidOption("streaming", "must be false without data.images, got True")
         if self.latents is not None and self.images is not None:
             raise InvalidOption("latents", f"must be null with data.images, got {self.latents!r}")
-        if self.images == "pocket" and (self.streaming or self.column is not None):
+        if self.images in EMBEDDED and (self.streaming or self.column is not None):
             name = "streaming" if self.streaming else "column"
             default = "false" if self.streaming else "null"
-            raise InvalidOption(name, f"must be {default} with data.images=pocket, got {getattr(self, name)!r}")
+            raise InvalidOption(name, f"must be {default} with data.images={self.images}, got {getattr(self, name)!r}")
 
 
 @dataclass
@@ -215,8 +217,8 @@ class EvaluationRecipe(Checked):
         "auto",
         f"Features of images: {', '.join(FEATURES)}, or those of a family; of clips: "
         f"{', '.join(media_feature_names('video'))}; of sounds: {', '.join(media_feature_names('audio'))}. auto: "
-        '"pocket" for the pocket teacher, else the default of the family, "pixels", "motion" or "spectrum" for those '
-        "of diffusers.",
+        'the judge of an embedded teacher for its students, else the default of the family, "pixels", "motion" or '
+        '"spectrum" for those of diffusers.',
     )
     prompts: str | None = option(None, "Prompts, as data.prompts; null: the training prompts.")
     validation_prompts: list[str] = option(
@@ -231,7 +233,7 @@ class EvaluationRecipe(Checked):
         0, "Steps between these samples; 0: train.evaluate_every.", at_least=0, at_most=10**9
     )
     reference: str | None = option(
-        None, 'Real images: "pocket", an .npz of statistics, or a folder; null: the teacher\'s own samples.'
+        None, f"Real samples: {NAMES}, an .npz of statistics, or a folder; null: the teacher's own samples."
     )
 
     def check(self) -> None:
@@ -241,7 +243,7 @@ class EvaluationRecipe(Checked):
             known = (*FEATURES, *declared)
             hint = suggest(self.features, known)
             raise InvalidOption("features", f"must be one of auto, {', '.join(known)}, got {self.features!r}{hint}")
-        if self.reference not in (None, "pocket") and not Path(str(self.reference)).exists():
+        if self.reference is not None and self.reference not in EMBEDDED and not Path(str(self.reference)).exists():
             raise InvalidOption(
                 "reference", f"must be an .npz with mu and sigma or a folder of images; {self.reference} does not exist"
             )
@@ -298,6 +300,8 @@ class Recipe(Checked):
         check_run_names(self.name, self.output)
         if self.teacher.path is not None and self.teacher.family == "auto":
             self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
+        if self.teacher.size is None and (size := usual_size(self.teacher.path)):
+            self.teacher = dataclasses.replace(self.teacher, size=size)
         if self.teacher.sigma_data is None:
             family = self.teacher.family
             sigma_data = 1.0 if family == "auto" else find(TEACHERS, family).sigma_data

@@ -23,10 +23,10 @@ from distill.data.hf_datasets import HFImages, is_hf_source
 from distill.data.images import ImageFolder, Images
 from distill.data.latents import StoredLatents
 from distill.data.shards import Table
-from teachers import pocket
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.prompts import read_prompts
 from teachers.media import Image, Medium
 
@@ -40,7 +40,7 @@ class Plan:
     Attributes:
         captions: One caption for each row; empty if `images` is set.
         images: Images, clips or sounds with captions.
-        pocket: Use the latents that ship with the pocket teacher.
+        embedded: The embedded teacher whose latents are used.
         latents: Unit-variance latents (N, ...) in memory, one for each caption.
         stored: Ready-made latents in files, one for each caption.
         notes: Sentences for the user about the data.
@@ -49,7 +49,7 @@ class Plan:
 
     captions: Sequence[str] = ()
     images: Images | None = None
-    pocket: bool = False
+    embedded: str | None = None
     latents: Tensor | None = None
     stored: StoredLatents | None = None
     notes: Sequence[str] = ()
@@ -59,12 +59,10 @@ class Plan:
         """A short description of the data."""
         if self.images is not None:
             return f"captioned {self.medium.plural}"
-        kinds = {
-            "the pocket teacher's latents": self.pocket,
-            "latents in memory": self.latents is not None,
-            "stored latents": self.stored is not None,
-        }
-        kind = next((kind for kind, applies in kinds.items() if applies), "")
+        if self.embedded is not None:
+            kind = f"{EMBEDDED[self.embedded].title}'s latents"
+        else:
+            kind = "latents in memory" if self.latents is not None else "stored latents" if self.stored else ""
         return f"{len(self.captions):,} {'rows of ' + kind if kind else 'prompts'}"
 
 
@@ -149,17 +147,13 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Med
     Raises:
         ValueError: If the data is missing or cannot be used, with the key.
     """
-    if recipe.images == "pocket":
-        if medium is not Image:
+    if recipe.images in EMBEDDED:
+        source = EMBEDDED[recipe.images]
+        if medium.name != source.medium:
             raise ValueError(
-                f"data.images must be a folder or a dataset of {medium.plural} for this teacher, got 'pocket'"
+                f"data.images must be a folder or a dataset of {medium.plural} for this teacher, got '{source.name}'"
             )
-        generator = torch.Generator().manual_seed(0)
-        _, labels = pocket.examples()
-        phrasings = [pocket.captions(label) for label in range(10)]
-        chosen = torch.randint(1 << 30, (len(labels),), generator=generator).tolist()
-        captions = [phrasings[k][c % len(phrasings[k])] for k, c in zip(labels.tolist(), chosen, strict=True)]
-        return Plan(captions[: recipe.limit or None], pocket=True)
+        return Plan(source.examples()[1][: recipe.limit or None], embedded=source.name)
     if recipe.latents is not None:
         stored = StoredLatents(Path(recipe.latents), guided, recipe.limit)
         return Plan(stored.captions, stored=stored if needs_latents else None)
@@ -231,8 +225,8 @@ def prepare(
     contents = teacher.contents() if contents is None else contents
     encoder = Encoder(teacher, recipe.cache, accelerator, contents)
     captions, latents = plan.captions, None
-    if plan.pocket:
-        latents = Table([{"x": pocket.examples()[0]}], accelerator.device)
+    if plan.embedded:
+        latents = Table([{"x": EMBEDDED[plan.embedded].examples()[0]}], accelerator.device)
     elif plan.latents is not None:
         latents = Table([{"x": plan.latents.float()}], accelerator.device)
     elif plan.stored is not None:

@@ -36,6 +36,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher, save_pipeline
 from teachers.core.trigflow import VariancePreserving
 from teachers.loading.contents import stored_files
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.lora_files import lora_record
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
@@ -287,7 +288,8 @@ def describe(
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     negative = {"negative_prompt": source.negative_prompt} if source.negative_prompt is not None else {}
     named = recipe.evaluation.prompts
-    prompts = "pocket" if (named or data) == "pocket" else EVALUATION_PROMPTS if named else PROMPTS
+    source_of_prompts = named or data
+    prompts = source_of_prompts if source_of_prompts in EMBEDDED else EVALUATION_PROMPTS if named else PROMPTS
     return {
         "format": 1,
         "version": __version__,

@@ -18,6 +18,7 @@ from teachers.core.teacher import Teacher
 from teachers.loading.sketch import add_text_encoders, sketch
 from teachers.loading.source import config_source
 from teachers.networks.adapters import unwrap
+from teachers.networks.storage import imitates_autocast
 
 META = torch.device("meta")
 
@@ -76,9 +77,15 @@ class FusedAttention(torch.autograd.Function):
         return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
 
+def _cast(value: Any, kind: torch.dtype) -> Any:
+    return value.to(kind) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 @contextmanager
 def patch_meta_ops(precision: str) -> Iterator[None]:
-    """A context that adds fused attention and autocast to the meta device, except in forward-mode derivatives.
+    """A context that adds fused attention and autocast to the meta device.
+
+    Forward-mode derivatives have neither: they run without autocast, and their attention has a rule of its own.
 
     It replaces the functions themselves, because a `TorchFunctionMode` is not active when activation checkpointing
     computes blocks again in the backward pass.
@@ -89,19 +96,22 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     convolutions = [f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)]
     kinds = dict.fromkeys(("linear", *convolutions, "scaled_dot_product_attention"), half)
-    kinds |= dict.fromkeys(("group_norm", "layer_norm", "softmax"), torch.float32 if half else None)
+    kinds |= dict.fromkeys(("group_norm", "layer_norm", "rms_norm", "softmax"), torch.float32 if half else None)
 
     def replace(name: str, kind: torch.dtype | None) -> Any:
         function = getattr(F, name)
 
         def replacement(*args: Any, **kwargs: Any) -> Any:
-            tensors = [x for x in args if isinstance(x, Tensor)]
+            tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
             if all(x.device != META for x in tensors) or any(unpack_dual(x)[1] is not None for x in tensors):
                 return function(*args, **kwargs)
-            if kind is not None:
-                args = tuple(x.to(kind) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
-            if name == "scaled_dot_product_attention" and args[0].ndim == 4:
-                return FusedAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
+            if kind is not None and imitates_autocast():
+                args = tuple(_cast(x, kind) for x in args)
+                kwargs = {key: _cast(x, kind) for key, x in kwargs.items()}
+            if name == "scaled_dot_product_attention":
+                query, key, value = (*args, *(kwargs[x] for x in ("query", "key", "value") if x in kwargs))[:3]
+                if query.ndim == 4:
+                    return FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
             return function(*args, **kwargs)
 
         return replacement

@@ -23,7 +23,8 @@ from distill.methods.compiling import eager
 from distill.training.diversity import NOISES, SAMPLES, compared, relative_variation, variation
 from distill.training.previews import columns, preview, still_grid, write_previews
 from distill.training.run_folder import JsonlLog, warn_if_unwritable
-from distill.training.trackers import log_image, log_sounds
+from distill.training.tracked_samples import log_media
+from distill.training.trackers import log_image
 from eval.features.extractors import Extractor
 from eval.features.media_extractors import extractor_for
 from eval.metrics.fid import frechet_from_statistics, statistics
@@ -268,8 +269,8 @@ class Monitor:
             for tracker in trackers:
                 tracker.log({f"held_out_frechet/{n}": _number(d) for n, d in distances.items()}, step=step)
             log_image(trackers, "samples", grid, step)
-            sounds = {f"samples/{name}": row[0] for name, row in zip(["teacher", *rows], samples, strict=True)}
-            log_sounds(trackers, step, sounds, self.teacher.medium)
+            drawn = dict(zip(["teacher", *rows], samples, strict=True))
+            log_media(trackers, "samples", drawn, step, self.teacher.medium)
         return record
 
     def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:

@@ -14,8 +14,8 @@ from distill.config.registry import TEACHERS, find
 from distill.data.dataset import Plan
 from distill.training import checkpoint
 from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
-from teachers import pocket
 from teachers.core.teacher import Teacher
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.lora_files import lora_contents
 from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
 from teachers.support.checksums import Damaged, seal, unseal
@@ -134,8 +134,9 @@ def _data_keys(plan: Plan) -> dict[str, str]:
     found = {"the captions": key(plan.captions)}
     if plan.images is not None:
         found["the images"] = plan.images.content_key
-    if plan.pocket:
-        found["the pocket teacher's latents"] = content(pocket.FOLDER / "latents.safetensors")
+    if plan.embedded:
+        source = EMBEDDED[plan.embedded]
+        found[f"{source.title}'s latents"] = content(source.present("latents.safetensors"))
     if plan.stored is not None:
         found["the stored latents"] = plan.stored.content_key
     if plan.latents is not None:

@@ -1,4 +1,4 @@
-"""Experiment trackers: accelerate starts them and logs numbers; pictures and sounds go through this module."""
+"""Experiment trackers: accelerate starts them and logs numbers; pictures go through this module."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-
-from teachers.media import Audio, Medium
 
 EXTRA = {"comet_ml": "comet"}  # the names of the extras that install a tracker, where they are not its own
 
@@ -43,20 +41,6 @@ def log_image(trackers: Sequence[Any], tag: str, picture: Tensor, step: int, cap
     for tracker in trackers:
         if tracker.name in _IMAGES:
             _IMAGES[tracker.name](tracker, tag, picture, step, caption)
-
-
-def log_sounds(trackers: Sequence[Any], step: int, sounds: Mapping[str, Tensor], medium: Medium) -> None:
-    """Log sounds (channels, samples) by name to trackers that play them; do nothing for images and clips."""
-    if not isinstance(medium, Audio):
-        return
-    for tracker in trackers:
-        for name, sound in sounds.items():
-            mono = sound.mean(dim=0, keepdim=True)
-            if tracker.name == "tensorboard":
-                tracker.writer.add_audio(name, mono, step, sample_rate=medium.rate)
-            elif tracker.name == "wandb":
-                wandb = importlib.import_module("wandb")
-                tracker.tracker.log({name: wandb.Audio(mono[0].numpy(), sample_rate=int(medium.rate))}, step=step)
 
 
 def pixels(picture: Tensor) -> np.ndarray:

@@ -19,7 +19,8 @@ from distill.methods.base import Distiller
 from distill.methods.compiling import eager
 from distill.training.monitor import chunk_size, decode_samples
 from distill.training.run_folder import warn_if_unwritable
-from distill.training.trackers import log_image, log_sounds, pixels
+from distill.training.tracked_samples import log_media
+from distill.training.trackers import log_image, pixels
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
@@ -130,7 +131,7 @@ class Validation:
                 sheet.save(temporary, format="PNG")
             picture = torch.from_numpy(_array(sheet)).permute(2, 0, 1) / 255
             log_image(trackers, f"validation/{number:02d}", picture, step, printable(prompt))
-            log_sounds(trackers, step, {f"validation/{number:02d}/{name}": v[0] for name, v in rows.items()}, medium)
+            log_media(trackers, f"validation/{number:02d}", rows, step, medium)
             if medium.name != "image":
                 for index, (name, value) in enumerate(rows.items()):
                     file = folder / f"{number:02d}-{index}-{name.replace(', ', '-').replace(' ', '-')}"

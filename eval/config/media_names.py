@@ -25,12 +25,14 @@ class MediaFeatures:
 
 MEDIA_FEATURES = {
     "motion": MediaFeatures("video", "", "", "8 x 8 pixels of 4 frames, and how much they change; needs no weights"),
+    "pocket-video": MediaFeatures("video", "", "", "features of the pocket video teacher's judge, for its clips only"),
     "frames": MediaFeatures("video", "FVD-frames", "FEATURES", "features of images, averaged over the frames"),
     "i3d": MediaFeatures("video", "FVD-i3d", "FILE", "Kinetics-400 logits of I3D, from the weights rgb_imagenet.pt"),
     "videomae": MediaFeatures(
         "video", "FVD-videomae", "FOLDER", "tokens of a VideoMAE model of transformers, averaged"
     ),
     "spectrum": MediaFeatures("audio", "", "", "mean and deviation of 64 log bands; needs no weights"),
+    "pocket-audio": MediaFeatures("audio", "", "", "features of the pocket audio teacher's judge, for its sounds only"),
     "vggish": MediaFeatures("audio", "FAD-vggish", "FILE", "embeddings of VGGish, averaged over windows of 0.96 s"),
     "clap": MediaFeatures("audio", "FAD-clap", "FOLDER", "audio embeddings of a CLAP model of transformers"),
 }

@@ -55,7 +55,8 @@ class Options:
         steps: Numbers of steps, such as "4" or "1,4", for pipelines without a distill.json.
         guidance: The guidance_scale for pipelines without a distill.json.
         size: Pixels per side that images are resized to before they are scored (`eval.features.resize`).
-        clip: A CLIP model; adds its CLIP score.
+        clip: A CLIP model; adds its CLIP score of images or of the frames of clips.
+        clap: A CLAP model; adds its CLAP score of sounds.
         allow_pickle: Whether pickled weights are read where there are no safetensors files, of pipelines, feature
             extractors and CLIP models.
         protocol: The protocol file that the options come from; it is only named in the report.
@@ -83,6 +84,7 @@ class Options:
     guidance: float | None = option(None, at_least=0, at_most=1000)
     size: int | None = option(None, at_least=1, at_most=16384)
     clip: str | None = None
+    clap: str | None = None
     allow_pickle: bool = False
     protocol: Path | None = None
     command: str | None = None

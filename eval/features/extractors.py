@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.config.names import FEATURES, INCEPTION_MODES, VISION_MODELS
+from eval.features.embedded_judges import agreement, judge_features
 from eval.features.inception import inception_features, resolve_weights
 from eval.features.transformers_models import vision_features
-from teachers import pocket
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.registry import feature_models
 from teachers.media import ANY_IMAGE, Image, Medium
 from teachers.support.errors import reads
@@ -119,8 +120,7 @@ def extractor(
         ValueError: If the name is unknown or the weights are missing.
     """
     if name == "pocket":
-        model = _pocket(device)
-        return Extractor(name, lambda images: model.features(images.to(device)), content(_pocket_weights()))
+        return Extractor(name, *judge_features(name, device))
     if name in ("inception", *INCEPTION_MODES):
         mode = "clean" if name == "inception" else name
         file = resolve_weights(weights)
@@ -157,33 +157,9 @@ def prompt_judge(name: str, device: torch.device | str = "cpu") -> Callable[[Ten
 
     Returns:
         A function from samples in the judged range and their B prompts to (B,): 1 if the classifier's prediction is
-        the class in the prompt, 0 if it is another class, NaN if the prompt contains no known class.
+        all that the prompt requests, 0 if something else, NaN if the prompt requests nothing that is known.
     """
     if name in (declared := feature_models()) and name not in FEATURES:
         judge_of_family = declared[name](torch.device(device)).judge
         return judge_of_family and (lambda images, prompts: judge_of_family(images.float().to(device), prompts).cpu())
-    if name != "pocket":
-        return None
-    model = _pocket(device)
-
-    @torch.no_grad()
-    def judge(images: Tensor, prompts: list[str]) -> Tensor:
-        labels = [pocket.label_of(prompt) for prompt in prompts]
-        predicted = model(images.float().to(device)).argmax(dim=1).cpu()
-        requested = torch.tensor([-1 if label is None else label for label in labels])
-        return torch.where(requested < 0, torch.nan, (predicted == requested).float())
-
-    return judge
-
-
-def _pocket(device: torch.device | str) -> pocket.Classifier:
-    if not _pocket_weights().is_file():
-        raise ValueError(
-            f'the features "pocket" need the classifier, which is missing in {pocket.FOLDER}; '
-            'run "python -m benchmarks.pocket.make", or choose other features ("pixels" need no weights)'
-        )
-    return pocket.classifier().to(device)
-
-
-def _pocket_weights() -> Path:
-    return pocket.FOLDER / "classifier.safetensors"
+    return agreement(name, device) if name in EMBEDDED else None

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from eval.config.media_names import MEDIA_FEATURES, check_features
+from eval.features.embedded_judges import judge_features
 from eval.features.extractors import Extractor, extractor, family_extractor
 from eval.features.i3d import i3d_features
 from eval.features.light_features import motion_features, spectrum_features
 from eval.features.media_models import clap_features, videomae_features
 from eval.features.vggish import vggish_features
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.registry import feature_models
 from teachers.media import Audio, Image, Medium, Video
 from teachers.support.keys import content
@@ -64,6 +66,8 @@ def media_extractor(name: str, medium: Medium, device: torch.device | str = "cpu
     kind, _, source = name.partition("=")
     if kind == "frames":
         return _frames(source, medium, torch.device(device))
+    if kind in EMBEDDED:
+        return Extractor(kind, *judge_features(kind, device), medium=medium)
     weights = content(source) if source else ""
     made = _function(kind, source, medium, torch.device(device))
     return Extractor(kind, made, weights, medium=medium, label=MEDIA_FEATURES[kind].label)

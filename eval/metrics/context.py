@@ -25,9 +25,11 @@ NEEDS = {
     "inception_features": "features of Inception-v3",
     "prompts": "a prompt for each sample",
     "prompt_classifier": "a classifier that recognizes what a prompt requests",
+    "arithmetic_judge": "a judge of a prompt's motion or note without a network",
     "teacher_images": "the teacher's samples from the same noise and prompts",
     "lpips": "the LPIPS network, with its weights on this machine",
     "clip": "a CLIP model, selected with --clip",
+    "clap": "a CLAP model, selected with --clap",
 }
 
 
@@ -61,7 +63,9 @@ class MetricContext:
         has_teacher: Whether the comparison has a row of the teacher's usual call.
         lpips: The LPIPS distance, or None if its weights are not on this machine.
         prompt_classifier: Recognizes what a prompt requests, or None.
+        arithmetic_judge: Recognizes the motion or note that a prompt requests without a network, or None.
         clip: The CLIP model selected with --clip: a folder or a Hub id.
+        clap: The CLAP model selected with --clap: a folder or a Hub id.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
         medium: What all rows sample.
     """
@@ -76,7 +80,9 @@ class MetricContext:
     has_teacher: bool = True
     lpips: Distance | None = None
     prompt_classifier: PromptClassifier | None = None
+    arithmetic_judge: PromptClassifier | None = None
     clip: str | None = None
+    clap: str | None = None
     allow_pickle: bool = False
     medium: Medium = ANY_IMAGE
 
@@ -94,9 +100,11 @@ class MetricContext:
             "inception_features": self.extractor.name in INCEPTION_MODES,
             "prompts": self.prompts is not None,
             "prompt_classifier": self.prompt_classifier is not None,
+            "arithmetic_judge": self.arithmetic_judge is not None,
             "teacher_images": self.has_teacher,
             "lpips": self.lpips is not None,
             "clip": self.clip is not None,
+            "clap": self.clap is not None,
         }
         return {need for need in NEEDS if conditions.get(need, True)}
 

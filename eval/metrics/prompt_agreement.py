@@ -1,6 +1,6 @@
 """Prompt agreement: the share of samples in which a classifier recognizes what the prompt requests.
 
-It needs features that come with a classifier (`eval.features.extractors.prompt_judge`): those of the pocket teacher.
+It needs features that come with a classifier (`eval.features.extractors.prompt_judge`): those of an embedded teacher.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from eval.metrics.base import EVERY_MEDIUM, Figure, SampleMetric
-from eval.metrics.context import Row
+from eval.metrics.context import MetricContext, Row
 from eval.metrics.intervals import share_interval
 
 
@@ -42,3 +42,28 @@ class PromptAgreement(SampleMetric):
             return None
         share = known.mean().item()
         return Figure(share, share_interval(share, len(known)))
+
+
+class ArithmeticAgreement(PromptAgreement):
+    """Share of clips with the requested motion, or of sounds with the requested note, judged without a network."""
+
+    key = "arithmetic_agreement"
+    heading = "Motion or pitch agreement"
+    help = "Share of samples with the motion or note of their prompt, and its 95% interval."
+    media = frozenset({"video", "audio"})
+    needs = frozenset({"images", "prompts", "arithmetic_judge"})
+    position = 61
+
+    def __init__(self, context: MetricContext) -> None:
+        super().__init__(context)
+        motion = context.medium.name == "video"
+        self.heading = "Motion agreement" if motion else "Pitch agreement"
+        self.help = (
+            f"Share of {context.medium.plural} with the {'motion' if motion else 'note'} of their prompt, judged by "
+            f"{'image moments' if motion else 'a harmonic sum'} without a network, and its 95% interval."
+        )
+
+    def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+        """1 for agreement, 0 for none, NaN if the prompt names no motion or note."""
+        assert self.context.arithmetic_judge is not None and prompts is not None
+        return self.context.arithmetic_judge(images, list(prompts))

@@ -13,7 +13,7 @@ from eval.features.extractors import Extractor
 from eval.features.image_folder import features_of_folder
 from eval.metrics.context import Reference
 from eval.metrics.fid import check_statistics, statistics
-from teachers import pocket
+from teachers.loading.embedded import EMBEDDED
 from teachers.support.arrays import check_npz
 from teachers.support.checksums import SHA256, Damaged, digest
 from teachers.support.errors import reads
@@ -33,26 +33,25 @@ def reference(source: str, extractor: Extractor, size: int | None = None) -> Ref
     """Read a reference.
 
     Args:
-        source: "pocket", a folder of images, an .npz with mu and sigma (and optionally features), or one of clean-fid's
-            statistics as "clean-fid:NAME/RESOLUTION/SPLIT", such as "clean-fid:cifar10/32/train". The .npz files of
-            EDM, ADM, clean-fid and `python -m eval stats` have this format.
+        source: An embedded teacher such as "pocket", a folder of images, clips or sounds, an .npz with mu and sigma
+            (and optionally features), or one of clean-fid's statistics as "clean-fid:NAME/RESOLUTION/SPLIT", such as
+            "clean-fid:cifar10/32/train". The .npz files of EDM, ADM, clean-fid and `python -m eval stats` have this
+            format.
         extractor: The feature extractor.
         size: Pixels per side that a folder's images are resized to (`eval.features.resize`), or None.
 
     Raises:
         ValueError: The source is missing or damaged, or was made with other features or at another size.
     """
-    if source == "pocket":
-        if extractor.name != "pocket":
+    if source in EMBEDDED:
+        if extractor.name != source:
             raise ValueError(
-                f'the reference "pocket" contains features of the pocket classifier, not "{extractor.name}"; '
-                "choose --features pocket or another --reference"
+                f'the reference "{source}" contains features of {EMBEDDED[source].title}\'s judge, not '
+                f'"{extractor.name}"; choose --features {source} or another --reference'
             )
-        if not (pocket.FOLDER / "reference.safetensors").is_file():
-            raise ValueError(
-                f'there is no reference in {pocket.FOLDER}; create it with "python -m benchmarks.pocket.make"'
-            )
-        return Reference(*pocket.reference(), pocket.reference_features())
+        EMBEDDED[source].present("reference.safetensors")
+        package = EMBEDDED[source].package
+        return Reference(*package.reference(), package.reference_features())
     if source.startswith(CLEAN_FID):
         return _from_clean_fid(source.removeprefix(CLEAN_FID), extractor)
     path = Path(source)

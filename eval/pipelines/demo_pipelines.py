@@ -17,6 +17,7 @@ from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
 from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, tuned_teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
+from teachers.loading.embedded import EMBEDDED
 from teachers.media import Playable, Video
 from teachers.media.reduction import reduced
 from teachers.support.errors import reading
@@ -26,7 +27,6 @@ LARGEST_CLIP = 512  # pixels of a clip's longer side on the page
 MAX_SECONDS = 300.0  # of one pipeline call
 MAX_PROMPT_LENGTH = 1000  # characters
 MAX_TEACHER_STEPS = 4  # times the teacher's default number of steps
-EXAMPLES = ("a photo of an ankle boot", "a picture of a dress", "one bag, front view")  # prompts of the pocket teacher
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Demo:
         teacher_steps: The teacher's default number of steps, 0 without a teacher.
         student_steps: The numbers of steps that students were exported for.
         takes_prompt: Whether the pipelines take a prompt or a class label.
-        is_pocket: Whether a run was distilled from the pocket teacher.
+        examples: Prompts of the embedded teacher that a run was distilled from; empty for other teachers.
         medium: What all pipelines sample.
 
     Raises:
@@ -138,7 +138,8 @@ class Demo:
             self.pipelines.append(DemoPipeline(run.name, pipe, calls))
         self.takes_prompt = takes_prompts(type(self.pipelines[0].pipe))
         self.student_steps = sorted({entry["num_steps"] for run in students for entry in run.calls})
-        self.is_pocket = any(run.teacher == "pocket" for run in students)
+        known = [EMBEDDED[run.teacher] for run in students if run.teacher in EMBEDDED]
+        self.examples = known[0].examples_of_prompts if known else ()
         own = next((run for run in students if run.prompts is not None), None)
         prompts, _ = prompts_for(None if own is None else own_prompts([own]), 1)
         self.warm_up_prompt = prompts[0] if prompts else "0"

@@ -70,6 +70,12 @@ def read_inputs(options: Options) -> Inputs:
     prompts, known = prompts_for(None if source == "none" else source, options.samples)
     if options.clip is not None and prompts is None:
         raise ValueError("--clip needs prompts, because a CLIP score compares an image with its prompt; omit --clip")
+    if options.clip is not None and medium.name == "audio":
+        raise ValueError("--clip is for images and clips; use --clap with a CLAP model for sounds")
+    if options.clap is not None and medium.name != "audio":
+        raise ValueError(f"--clap is for sounds, got a comparison of {medium.plural}; omit it")
+    if options.clap is not None and prompts is None:
+        raise ValueError("--clap needs prompts, because a CLAP score compares a sound with its prompt; omit --clap")
     jobs = jobs_of(runs, teacher, prompts is not None, options.few_steps, pickles)
     for folder in {job.folder: None for job in jobs}:
         check_pipeline(folder, pickles)

@@ -73,6 +73,7 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
         ValueError: The samples are broken; the message begins with the row's name.
     """
     calls, size = _Calls(load(job), job, settings), settings.batch_size
+    first = None if settings.medium.name == "image" else _first_call(calls)
     batches = [list(range(i, min(i + size, settings.samples))) for i in range(0, settings.samples, size)]
     if len(batches) < 3:  # otherwise the first batch is the warm-up and is not timed
         calls.run(calls.prepare(batches[0]))
@@ -94,6 +95,8 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
         "load_seconds": load.seconds,
         "samples": settings.samples,
     }
+    if first is not None:
+        figures["first_sample_seconds"] = load.seconds + first
     scores = {key: torch.cat(batch_scores) for key, batch_scores in samples.scores.items()}
     if not job.is_reference:
         scores |= _score_groups(calls)
@@ -162,6 +165,13 @@ def _score_groups(calls: _Calls) -> dict[str, Tensor]:
             batches.append(settings.received(calls.run(ready)).cpu())
     images = torch.cat(batches)
     return {metric.key: metric.score_groups(images, groups).float().cpu() for metric in metrics}
+
+
+def _first_call(calls: _Calls) -> float:
+    """Seconds of a call with one sample, the first of the row."""
+    ready = calls.prepare([0])
+    with calls.seeded([0]):
+        return timed(functools.partial(calls.run, ready), calls.settings.device)[1]
 
 
 def _latencies(calls: _Calls, load: Loader) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from diffusers import DiffusionPipeline
 
 from eval.pipelines.run_media import stored_medium, usual_medium
 from eval.pipelines.signatures import argument, pipeline_class
-from teachers import pocket
 from teachers.loading import registry
 from teachers.loading.contents import pipeline_contents
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.lora_files import Lora, recorded_loras
 from teachers.loading.loras import FUSED, fused_folder
 from teachers.loading.prompts import read_prompts
@@ -38,7 +38,7 @@ class Run:
         folder: The pipeline's folder.
         name: The run's name.
         method: The distillation method.
-        teacher: The teacher: "pocket", a folder or a Hub id.
+        teacher: The teacher: an embedded one such as "pocket", a folder or a Hub id.
         teacher_call: Arguments of the teacher's usual call.
         teacher_steps: The number of steps of that call; 0 without a teacher.
         calls: The pipeline's calls, each with "num_steps" and "call", the arguments.
@@ -217,7 +217,7 @@ def _reference(evaluation: dict[str, Any], file: Path) -> str:
 
 def _resolve(path: str, folder: Path, first: bool = False) -> str:
     """A path relative to the pipeline's folder if it exists only there, or `first` there; otherwise unchanged."""
-    if path != "pocket" and (first or not Path(path).exists()) and (folder / path).exists():
+    if path not in EMBEDDED and (first or not Path(path).exists()) and (folder / path).exists():
         return str(folder / path)
     return path
 
@@ -230,7 +230,7 @@ def own_prompts(runs: list[Run]) -> str | None:
     Raises:
         ValueError: The runs name different prompts, or a file outside of their folders.
     """
-    files = {run.prompts: run.folder for run in runs if run.prompts not in (None, "pocket")}
+    files = {run.prompts: run.folder for run in runs if run.prompts is not None and run.prompts not in EMBEDDED}
     for source, folder in files.items():
         if not is_inside(Path(str(source)), folder):
             raise ValueError(
@@ -285,17 +285,15 @@ def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
     """The folder of the teacher's pipeline.
 
     Args:
-        path: "pocket", a folder, or a Hub id, which is downloaded.
+        path: An embedded teacher such as "pocket", a folder, or a Hub id, which is downloaded.
         allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
 
     Raises:
         ValueError: There is no pipeline.
     """
-    folder = pocket.pipeline() if path == "pocket" else Path(path)
+    folder = EMBEDDED[path].pipeline() if path in EMBEDDED else Path(path)
     if (folder / "model_index.json").is_file():
         return folder
-    if path == "pocket":
-        raise ValueError(f'the pocket teacher is not in {folder}; create it with "python -m benchmarks.pocket.make"')
     if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ValueError(f'teacher.path in distill.json must be a diffusers pipeline, got "{path}"')
     return download_pipeline(

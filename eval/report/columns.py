@@ -183,6 +183,12 @@ def _speed(report: dict[str, Any]) -> list[Column]:
                 else "resident memory of the whole process, Python and libraries included, sampled every 10 ms."
             ),
         ),
+        Column(
+            "first_sample_seconds",
+            "First sample (s)",
+            significant,
+            f"Time to the first {noun}: loading the pipeline and the first call with one {noun}.",
+        ),
         Column("load_seconds", "Load (s)", significant, "Time to load the pipeline from its folder onto the device."),
         Column("joules_per_image", f"Joules/{noun}", significant, "By the energy counter of the whole device."),
     ]

@@ -19,8 +19,9 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.time_embedding import has_time_embedding, refit_time_embedding, time_embeddings
 from teachers.core.trigflow import expand
 from teachers.loading.contents import pipeline_contents, without_runtime
+from teachers.loading.embedded import locate
 from teachers.loading.inspection import check_text_widths
-from teachers.loading.source import TEXT_COMPONENTS, config_source, load_pipeline, local_or_hub
+from teachers.loading.source import TEXT_COMPONENTS, config_source, load_pipeline
 from teachers.media import Image, Medium
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload
@@ -156,7 +157,7 @@ class Teacher(Contract, ABC):
         Raises:
             ValueError: If no pipeline can be at `path`.
         """
-        return local_or_hub(path)
+        return locate(path)
 
     @property
     def medium(self) -> Medium:

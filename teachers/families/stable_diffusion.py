@@ -7,10 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-import teachers.pocket
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.families.latent_unet import LatentUNet
-from teachers.loading.source import Pipelines, local_or_hub
+from teachers.loading.source import Pipelines
 
 
 class StableDiffusion(LatentUNet):
@@ -19,10 +18,6 @@ class StableDiffusion(LatentUNet):
     pipelines: ClassVar[Pipelines] = (StableDiffusionPipeline,)
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cross_attention_dim": ("text_encoder",)}
     options: ClassVar[dict[str, Any]] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-
-    @classmethod
-    def locate(cls, path: str) -> str:
-        return str(teachers.pocket.pipeline()) if path == "pocket" else local_or_hub(path)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():

@@ -81,11 +81,15 @@ class Wan(LatentVideo):
         return int(self.stock.vae.config.z_dim)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
+        length = int(self.size["max_sequence_length"])
+        if self.device.type == "meta":  # the pipeline cuts embeddings at the number of tokens, a value
+            width = self.stock.transformer.config.text_dim
+            return {"encoder_hidden_states": torch.empty(len(prompts), length, width, device=self.device)}
         with torch.no_grad():
             text, _ = self.text_pipeline().encode_prompt(
                 list(prompts),
                 do_classifier_free_guidance=False,
-                max_sequence_length=int(self.size["max_sequence_length"]),
+                max_sequence_length=length,
                 device=self.device,
             )
         return {"encoder_hidden_states": text.float()}

@@ -1,8 +1,9 @@
 """Reading prompts, for training and evaluation.
 
-A source is "pocket" (the prompts of the pocket teacher), a text file with one prompt per line, or a table: .jsonl,
-.csv, .tsv or .parquet (which needs pyarrow: `pip install -e ".[data]"`). One column of a table is read: the requested
-one, or the first of COLUMNS that it has. Files are UTF-8, and only line feeds and carriage returns end lines.
+A source is an embedded teacher ("pocket", "pocket-video" or "pocket-audio": its prompts), a text file with one prompt
+per line, or a table: .jsonl, .csv, .tsv or .parquet (which needs pyarrow: `pip install -e ".[data]"`). One column of a
+table is read: the requested one, or the first of COLUMNS that it has. Files are UTF-8, and only line feeds and carriage
+returns end lines.
 """
 
 import csv
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from teachers import pocket
+from teachers.loading.embedded import EMBEDDED
 from teachers.support.errors import reads
 from teachers.support.json_files import parse_json
 from teachers.support.regular import check_regular
@@ -30,7 +31,7 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
     """Read the prompts of a source.
 
     Args:
-        source: "pocket" or a file.
+        source: The name of an embedded teacher, such as "pocket", or a file.
         column: The column of a table; dots select nested values, as in "json.caption".
 
     Returns:
@@ -39,8 +40,8 @@ def read_prompts(source: str, column: str | None = None) -> list[str]:
     Raises:
         ValueError: If the file is missing or unreadable, has no such column or contains no prompts.
     """
-    if source == "pocket":
-        return pocket.balanced_prompts(160)  # all captions of all classes; more would repeat them
+    if source in EMBEDDED:
+        return EMBEDDED[source].prompts()
     file = Path(source)
     if not file.exists():
         raise ValueError(f"there is no file of prompts {source}; give a text file with one prompt per line, or a table")

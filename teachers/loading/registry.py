@@ -8,10 +8,10 @@ import diffusers
 import torch
 from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
 
-from teachers import pocket
 from teachers.core.contract import FeatureModel
 from teachers.core.teacher import Teacher
-from teachers.loading.source import class_name, local_or_hub
+from teachers.loading.embedded import locate, usual_size
+from teachers.loading.source import class_name
 from teachers.loading.unsupported import reason
 from teachers.support.plugins import OWN_PACKAGES, Plugins, load_plugins, report
 
@@ -48,15 +48,6 @@ def installed() -> dict[str, type[Teacher]]:
     return found.classes
 
 
-def locate(path: str) -> str:
-    """Resolve `path`, which may be "pocket", for `family_of` and loaders, without loading anything.
-
-    Raises:
-        ValueError: If no pipeline can be at `path`.
-    """
-    return str(pocket.pipeline()) if path == "pocket" else local_or_hub(path)
-
-
 def load_teacher(
     source: Any,
     scheduler: Any = None,
@@ -89,7 +80,7 @@ def load_teacher(
     target = torch.device(device)
     if isinstance(source, str | Path):
         path = locate(str(source))
-        family = installed()[family_of(path)]
+        family, size = installed()[family_of(path)], size or usual_size(str(source))
         scale = family.sigma_data if sigma_data is None else sigma_data
         return family.load(path, target, dtype, scale, **family.size_argument(size))
     if isinstance(source, UNet2DModel):

@@ -34,6 +34,7 @@ AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".m4
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mp3,ogg,flac,wav,aac,aiff"
 FULL_SCALE = 1.0
 LOUDEST = 8.0  # times full scale; values above it are in another unit
+LONGEST = 600.0  # seconds of a sound whose size is read
 SILENCE = 1e-5  # -100 dB of full scale
 
 Decoded = tuple[Tensor, int, bool]  # values (channels, samples), samples per second, whether there are more
@@ -62,6 +63,25 @@ def read_sound(
         return _prepare(values, source_rate, more, channels, samples, rate)
     except Exception as error:  # decoders raise many types for damaged files
         raise ValueError(f"{printable(name)} {problem(error, source, 'a sound')}") from error
+
+
+def sound_size(source: Path | bytes, name: str) -> tuple[int, int, int]:
+    """Channels, samples and samples per second of a sound, of which at most `LONGEST` seconds are read.
+
+    Args:
+        source: A file, or the contents of one.
+        name: Its name in messages.
+
+    Raises:
+        ValueError: If the file is damaged or has no sound; the message names it.
+    """
+    try:
+        values, rate, _ = _decode(source, LONGEST)
+        if values.shape[1] == 0:
+            raise Refused("has no samples; remove or replace it")
+    except Exception as error:  # decoders raise many types for damaged files
+        raise ValueError(f"{printable(name)} {problem(error, source, 'a sound')}") from error
+    return min(2, len(values)), values.shape[1], rate
 
 
 def _prepare(

@@ -45,7 +45,33 @@ def animation(pixels: Tensor, rate: float, kind: str) -> bytes:
     options: dict[str, Any] = QUALITY if kind == "WEBP" else {"disposal": 2}
     stream = io.BytesIO()
     frames[0].save(stream, format=kind, save_all=True, append_images=frames[1:], duration=times, loop=0, **options)
-    return stream.getvalue()
+    contents = stream.getvalue()
+    if kind == "WEBP" and contents[12:16] != b"VP8X":  # equal frames: the encoder writes a picture without a duration
+        return one_frame_animation(contents, frames[0].size, sum(times))
+    return contents
+
+
+def one_frame_animation(picture: bytes, size: tuple[int, int], duration: int) -> bytes:
+    """A WebP picture as an endless animation of one frame, which keeps its duration.
+
+    Args:
+        picture: A WebP file without animation and transparency: "RIFF", size, "WEBP", and one chunk of pixels.
+        size: Its width and height.
+        duration: Milliseconds.
+
+    Returns:
+        The contents of the file, as the specification of the WebP container describes it (section "Animation").
+    """
+
+    def chunk(name: bytes, payload: bytes) -> bytes:
+        return name + len(payload).to_bytes(4, "little") + payload + b"\0" * (len(payload) % 2)
+
+    sides = b"".join((side - 1).to_bytes(3, "little") for side in size)
+    extended = chunk(b"VP8X", b"\x02\0\0\0" + sides)  # the flag of animations
+    settings = chunk(b"ANIM", b"\0" * 6)  # background; 0 repetitions: endless
+    place = b"\0" * 6 + sides + min(duration, 2**24 - 1).to_bytes(3, "little") + b"\x02"  # without blending
+    body = b"WEBP" + extended + settings + chunk(b"ANMF", place + picture[12:])
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
 def write_clip(pixels: Tensor, rate: float, file: Path, ending: str) -> None:

@@ -8,6 +8,7 @@ converts the weight again instead of saving a float32 copy, so a step holds one 
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -66,8 +67,27 @@ def autocasting(device: torch.device) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which autocast is disabled for `device`."""
+    """A context in which autocast is disabled for `device`; on the meta device, the imitation of it in memory plans."""
+    if device.type == "meta":
+        return _without_imitation()
     return torch.autocast(device.type, enabled=False) if autocasting(device) else nullcontext()
+
+
+_imitated: ContextVar[bool] = ContextVar("imitated", default=True)
+
+
+@contextmanager
+def _without_imitation() -> Iterator[None]:
+    before = _imitated.set(False)
+    try:
+        yield
+    finally:
+        _imitated.reset(before)
+
+
+def imitates_autocast() -> bool:
+    """Whether memory plans imitate autocast on the meta device now; False inside `without_autocast`."""
+    return _imitated.get()
 
 
 @contextmanager

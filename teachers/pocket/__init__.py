@@ -13,7 +13,7 @@ from torch import Tensor
 
 from teachers.pocket.captions import all_captions, balanced_prompts, captions, label_of
 from teachers.pocket.classifier import Classifier, load_classifier
-from teachers.support.checksums import MANIFEST, Damaged, check_files, read_manifest
+from teachers.support.checksums import check_shipped
 
 FOLDER = Path(__file__).parent / "weights"
 PIPELINE = FOLDER / "pipeline"
@@ -27,16 +27,7 @@ def verified(file: Path) -> Path:
         ValueError: If a file has changed.
     """
     root = FOLDER if file.is_relative_to(FOLDER) else PIPELINE.parent
-    name = file.relative_to(root).as_posix()
-    if (root / MANIFEST).is_file():
-        try:
-            listed = read_manifest(root)["files"]
-            check_files(root, listed, [each for each in listed if each == name or each.startswith(f"{name}/")])
-        except Damaged as error:
-            raise ValueError(
-                f"the pocket teacher in {root} is damaged ({error}); install this package again"
-            ) from error
-    return file
+    return check_shipped(root, file, "the pocket teacher")
 
 
 def pipeline() -> Path:

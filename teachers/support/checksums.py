@@ -183,6 +183,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_shipped(root: Path, path: Path, title: str) -> Path:
+    """Compare a file or folder of shipped weights with their manifest, if there is one.
+
+    Args:
+        root: The folder of the weights.
+        path: The file or folder in it.
+        title: What the weights are, for the error message.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: If a file has changed.
+    """
+    name = path.relative_to(root).as_posix()
+    if (root / MANIFEST).is_file():
+        try:
+            listed = read_manifest(root)["files"]
+            check_files(root, listed, [each for each in listed if each == name or each.startswith(f"{name}/")])
+        except Damaged as error:
+            raise ValueError(f"{title} in {root} is damaged ({error}); install this package again") from error
+    return path
+
+
 def check_files(folder: Path, files: Mapping[str, str], names: Iterable[str]) -> None:
     """Raise Damaged if a file of `names` is missing or does not have the SHA-256 in `files`."""
     for name in names:

@@ -8,11 +8,12 @@ import wave
 import pytest
 import torch
 
-from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, TrainRecipe, load
 from distill.sample import sample_run, sample_to_file
 from distill.train import train
 from eval.compare import compare
 from eval.config.options import Timing
+from eval.vbench import write_clips
 from teachers.loading.registry import load_teacher
 from teachers.media import Audio, Video, from_record
 
@@ -100,9 +101,24 @@ def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsy
         with wave.open(str(written[0])) as sound:
             assert (sound.getframerate(), sound.getnframes()) == (medium.rate, medium.samples)
 
+    if isinstance(medium, Video):
+        (tmp_path / "prompts.txt").write_text("number 1\nnumber 2\n")
+        for written, there in ((4, 0), (1, 3)):
+            message = write_clips(recipe.folder, tmp_path / "vbench", str(tmp_path / "prompts.txt"), 2, batch_size=3)
+            assert f"{written} clips written" in message and f"{there} were there" in message
+            names = sorted(file.name for file in (tmp_path / "vbench").iterdir())
+            assert names == ["number 1-0.mp4", "number 1-1.mp4", "number 2-0.mp4", "number 2-1.mp4"]
+            first = medium.read(tmp_path / "vbench" / "number 1-0.mp4").values
+            (tmp_path / "vbench" / "number 1-0.mp4").unlink()
+        assert not torch.equal(first, medium.read(tmp_path / "vbench" / "number 1-1.mp4").values)
+    else:
+        with pytest.raises(ValueError, match=r"RUN must make clips for VBench, tiny-.* makes sounds"):
+            write_clips(recipe.folder, tmp_path / "vbench", "pocket")
+
     report = compare([recipe.folder], tmp_path / "report", samples=3, batch_size=2, timing=ONE_CALL, few_steps=(2,))
     assert report["medium"]["name"] == medium.name
     assert all(row["times_real_time"] > 0 for row in report["rows"])
+    assert all(row["first_sample_seconds"] > row["load_seconds"] > 0 for row in report["rows"])
     keys = {metric["key"] for metric in report["metrics"]}
     assert (
         {"frame_change", "flicker", "change_to_teacher"}
@@ -118,7 +134,25 @@ def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsy
     else:
         assert page.count("<audio controls") == 3 * rows == page.count('src="data:audio/wav;base64,')
         assert "Sounds/s" in page
-    assert "× real time" in page and "per image" not in page and "Images/s" not in page
+    assert "First sample (s)" in page and "× real time" in page and "per image" not in page and "Images/s" not in page
     again = compare([recipe.folder], tmp_path / "report", samples=3, batch_size=2, timing=ONE_CALL, few_steps=(2,))
     assert all(row["from_cache"] for row in again["rows"])
     assert (tmp_path / "report" / "grid.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["video_dmd", "video_scm"])
+def test_a_pocket_video_recipe_from_its_name_to_a_report(name, pocket_video, tmp_path):
+    few = ["train.steps=2", "train.batch_size=2", "train.evaluate_every=2", "train.evaluate_samples=4"]
+    few += ["train.evaluate_teacher_steps=2", "teacher.num_steps=2", "train.tracker=none", f"output={tmp_path}"]
+    recipe = load(f"pocket/{name}", few + ["method.adaptation_steps=1"] * (name == "video_scm"))
+    train(recipe)
+    report = compare([recipe.folder], tmp_path / "report", samples=4, batch_size=4, timing=ONE_CALL, few_steps=(2,))
+    keys = {metric["key"] for metric in report["metrics"]}
+    assert {"frechet_distance", "prompt_agreement", "arithmetic_agreement", "frame_change", "flicker"} <= keys
+    assert report["features"] == report["reference"] == "pocket-video" == report["prompts"]["source"]
+    for row in report["rows"]:
+        assert row["num_steps"] >= 1 and row["frechet_distance"] > 0
+        assert 0 <= row["prompt_agreement"] <= row["arithmetic_agreement"] <= 1
+    card = (recipe.folder / "pipeline" / "README.md").read_text(encoding="utf-8")
+    assert "9 frames of 32 x 32 pixels at 8 per second" in card

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
-from distill.config.recipe import DTYPES, method_options
+from distill.config.recipe import DTYPES, Recipe, TeacherRecipe, TrainRecipe, method_options
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.training import memory_plan
@@ -15,6 +15,7 @@ from distill.training.meta_device import META, MemoryTracker, patch_meta_ops
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.adapters import unwrap
 from teachers.networks.checkpointing import checkpoint_activations
+from teachers.networks.storage import without_autocast
 
 CPU = torch.device("cpu")
 
@@ -88,6 +89,34 @@ def test_the_plan_of_several_processes_counts_buckets_or_divides_what_is_sharded
     assert 0 < sharded.communication < 2 * student + 3 * student
     shared = dataclasses.replace(run, train=dataclasses.replace(run.train, shard_teacher=True))
     assert memory_plan.plan(shared, 2, memory_plan.Processes(4, options)).weights == 3 * student // 4
+
+
+def test_attention_is_planned_as_fused_however_it_is_called():
+    """Transformers of diffusers pass query, key and value by name."""
+    query, key, value = (torch.empty(1, 2, 64, 8, device=META) for _ in range(3))
+    for call in (lambda f: f(query, key, value), lambda f: f(query=query, key=key, value=value, is_causal=False)):
+        with patch_meta_ops("bf16"), MemoryTracker([query, key, value]) as tracker:
+            found = call(nn.functional.scaled_dot_product_attention)
+        assert (found.shape, found.dtype) == (query.shape, torch.bfloat16)
+        assert tracker.peak < 64 * 64 * 2  # less than the scores of one head
+
+
+def test_the_plan_has_no_autocast_where_training_has_none():
+    x, weight = torch.empty(2, 4, device=META), torch.empty(3, 4, device=META)
+    with patch_meta_ops("bf16"):
+        assert nn.functional.linear(x, weight=weight).dtype == torch.bfloat16
+        with without_autocast(META):
+            assert nn.functional.linear(x, weight=weight).dtype == torch.float32
+        assert nn.functional.rms_norm(x.bfloat16(), (4,)).dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+def test_a_wan_teacher_is_planned(tiny_media, tmp_path, method):
+    family, folder, size = tiny_media("Wan 2.1")
+    teacher = TeacherRecipe(str(folder), family, 2.0, size=size)
+    run = Recipe("x", teacher, {"name": method}, train=TrainRecipe(precision="bf16", tracker="none"))
+    assert memory_plan.plan(run, 1).activations > 0
 
 
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])

@@ -24,6 +24,8 @@ from eval.features.media_extractors import media_extractor
 from eval.features.media_models import ClapScorer, clap_audio
 from eval.features.vggish import VGGish, examples, mel_filters, vggish_features
 from eval.features.weight_files import load_weights
+from eval.metrics.context import MetricContext
+from eval.metrics.registry import installed_metrics
 from teachers.media import Audio, Image, Video
 from teachers.media.resampling import resample
 
@@ -46,7 +48,7 @@ def tone(frequency: float, rate: int = 8000, samples: int = 8000, level: float =
 
 def test_names_name_their_medium():
     assert media_feature_names("video") == ["motion", "frames=FEATURES", "i3d=FILE", "videomae=FOLDER"]
-    assert media_feature_names("audio") == ["spectrum", "vggish=FILE", "clap=FOLDER"]
+    assert media_feature_names("audio") == ["spectrum", "pocket-audio", "vggish=FILE", "clap=FOLDER"]
     assert {features.medium for features in MEDIA_FEATURES.values()} == {"video", "audio"}
 
 
@@ -56,7 +58,7 @@ def test_names_name_their_medium():
         (
             "motion",
             SOUND,
-            r'the features "motion" are not for sounds; choose one of spectrum, vggish=FILE, clap=FOLDER',
+            r'the features "motion" are not for sounds; choose one of spectrum, pocket-audio, vggish=FILE, clap=FOLDER',
         ),
         ("spectrum", CLIP, r'the features "spectrum" are not for clips; choose one of motion, frames=FEATURES'),
         ("motion", Image(8, 8), r'the features "motion" are not for images'),
@@ -352,6 +354,24 @@ def test_the_clap_score_is_100_times_the_cosine_of_the_embeddings(clap):
         output = model(**inputs)
     cosine = torch.cosine_similarity(output.audio_embeds, output.text_embeds).item()
     assert scores[1].item() == pytest.approx(100 * max(0, cosine), abs=1e-3)
+
+
+def test_the_clap_score_is_a_metric_of_sounds_with_prompts(clap):
+    settings = {
+        "samples": 3,
+        "seed": 0,
+        "device": CPU,
+        "extractor": media_extractor("spectrum", SOUND),
+        "dimensions": 128,
+    }
+    context = MetricContext(**settings, prompts=["a b", "c", "d"], clap=str(clap), medium=SOUND)
+    (metric,) = [m for m in installed_metrics().of("audio").build(context) if m.key == "clap_score"]
+    assert metric.heading == f"CLAP-{clap.name}@3"
+    expected = ClapScorer(str(clap), SOUND.rate)(sounds(), ["a b", "c", "d"])
+    torch.testing.assert_close(metric.score(sounds(), ["a b", "c", "d"]), expected)
+    assert metric.cache_key() != [] and "clap_score" not in {m.key for m in installed_metrics().of("video").classes}
+    without = MetricContext(**settings, prompts=["a", "b", "c"], medium=SOUND)
+    assert "clap_score" not in {m.key for m in installed_metrics().of("audio").build(without)}
 
 
 def test_models_of_another_kind_are_refused(videomae, clap):

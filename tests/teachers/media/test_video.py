@@ -12,6 +12,7 @@ import torch
 from PIL import Image as PillowImage
 
 from teachers.media import Video, video_decoding
+from teachers.media.probe import clip_of
 from teachers.media.video_decoding import MAX_PIXELS
 
 CLIP = Video(frames=9, height=32, width=32, rate=8)
@@ -410,6 +411,31 @@ def test_what_is_written_is_read_again(tmp_path, ending):
     reading = CLIP.read(file)
     assert (CLIP.judged(reading.values) - SAMPLES[0]).abs().max() < 0.03
     assert reading.notes == ()
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webp", ".gif"])
+@pytest.mark.parametrize("frames", [2, 9])
+def test_a_frozen_clip_keeps_its_duration(tmp_path, ending, frames):
+    """Encoders merge equal frames, and WebP's writes a picture without a duration."""
+    medium = Video(frames=frames, height=20, width=30, rate=8)
+    frozen = torch.linspace(0, 1, 30).expand(1, 3, frames, 20, 30)
+    (file,) = medium.save(frozen, tmp_path / f"frozen{ending}")
+    read = medium.read(file)
+    assert not read.notes
+    assert (medium.judged(read.values) - frozen[0]).abs().mean() < 0.05
+    with pytest.raises(ValueError, match="is too short"):
+        Video(frames=2 * frames, height=20, width=30, rate=8).read(file)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webp", ".gif"])
+@pytest.mark.parametrize(("frames", "rate"), [(9, 8.0), (17, 16.0), (25, 24.0)])
+def test_the_size_and_the_rate_of_a_clip_are_found(tmp_path, ending, frames, rate):
+    medium = Video(frames=frames, height=20, width=30, rate=rate)
+    clip = torch.rand(1, *medium.shape, generator=torch.Generator().manual_seed(0))
+    clip[:, :, 3:6] = clip[:, :, 3:4]  # equal frames, which animations merge
+    found = clip_of(medium.save(clip, tmp_path / f"a{ending}")[0])
+    assert (found.frames, found.height, found.width) == (frames, 20, 30)
+    assert found.rate == pytest.approx(rate, rel=0.02)
 
 
 def test_several_clips_are_written_as_one_grid(tmp_path):
