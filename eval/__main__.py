@@ -12,6 +12,7 @@ import click
 from eval.config.names import CLIP, FEATURES
 from eval.config.protocol import read_protocol
 from teachers.support.errors import run_click
+from teachers.support.text import printable
 
 PATH = click.Path(path_type=Path)
 DEVICE = click.option("--device", help='Such as "cpu" or "cuda:0". Default: a GPU if there is one.')
@@ -82,9 +83,15 @@ def compare(ctx: click.Context, **options: Any) -> None:
         options |= {name: value for name, value in fixed.items() if ctx.get_parameter_source(name) is not given}
     from eval.compare import compare as run
     from eval.report import plain
+    from eval.report.verdict import verdict_text
 
-    print(plain(run(**options)))
-    print(f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)")
+    report = run(**options)
+    print(plain(report))
+    print(f"\n{printable(verdict_text(report))}")
+    print(
+        f"\nThe report is in {options['out'] / 'report.html'} (also report.md, .json, .csv and .tex, grid.png, figures/ "
+        f"and the samples in {report['gallery']['folder']}/)"
+    )
 
 
 @evaluate.command(short_help="Compare two folders of images.")
