@@ -42,7 +42,13 @@ from teachers.support.locks import lock_folder
 
 FOLDERS = ("cache", "figures", *(medium.plural for medium in MEDIA.values()))
 OWN = (*FOLDERS, "report.html", "report.md", "report.json", "report.csv", "report.tex", "model-index.yaml", "grid.png")
-TEMPORARY = (".report.*.tmp", ".grid.png.tmp", ".model-index.yaml.tmp", "cache/.*.tmp", *(f".{n}*.tmp" for n in FOLDERS))
+TEMPORARY = (
+    ".report.*.tmp",
+    ".grid.png.tmp",
+    ".model-index.yaml.tmp",
+    "cache/.*.tmp",
+    *(f".{n}*.tmp" for n in FOLDERS),
+)
 
 
 def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:

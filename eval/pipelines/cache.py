@@ -100,9 +100,7 @@ def save(cache: Path, name: str, result: Result) -> None:
     tensors |= {f"{SCORES}{metric}": scores for metric, scores in result.scores.items()}
     with atomic_write(cache / name) as temporary:
         temporary.mkdir()
-        (temporary / FIGURES).write_text(
-            json.dumps({**result.figures, **counts}, indent=2) + "\n", encoding="utf-8"
-        )
+        (temporary / FIGURES).write_text(json.dumps({**result.figures, **counts}, indent=2) + "\n", encoding="utf-8")
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / FEATURES)
         _save_samples(result.images, temporary, IMAGES)
         if result.gallery is not None:

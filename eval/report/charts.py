@@ -50,7 +50,9 @@ def _scatter(report: Mapping[str, Any], size: tuple[float, float]) -> "Figure":
         axes.set_yscale("log")
         spans = [(max(low, min(ys) / 3), high) for low, high in spans]
     for group in _groups(rows):
-        axes.plot(*zip(*[(xs[i], ys[i]) for i in group], strict=True), "--", color=_colour(rows[group[0]], series), lw=1)
+        axes.plot(
+            *zip(*[(xs[i], ys[i]) for i in group], strict=True), "--", color=_colour(rows[group[0]], series), lw=1
+        )
     small = len(rows) > 10
     for i, row in enumerate(rows):
         colour, marker = _colour(row, series), MARKERS[series[row["method"]]]
@@ -66,7 +68,15 @@ def _scatter(report: Mapping[str, Any], size: tuple[float, float]) -> "Figure":
             gid=f"bars-{i + 1}",
         )
         axes.plot(
-            xs[i], ys[i], marker, color=colour, ms=13 if small else 17, mec=PAPER, mew=1.5, gid=f"point-{i + 1}", zorder=4
+            xs[i],
+            ys[i],
+            marker,
+            color=colour,
+            ms=13 if small else 17,
+            mec=PAPER,
+            mew=1.5,
+            gid=f"point-{i + 1}",
+            zorder=4,
         )
         axes.annotate(
             str(i + 1), (xs[i], ys[i]), color=PAPER, size=8 if small else 10, weight="bold", ha="center",

@@ -95,13 +95,14 @@ def views(
     found = _thumbnails(samples, medium)
     played = _played(samples, medium)
     for row, line in enumerate(found):
-        for number, view in enumerate(line):
+        for number in range(len(line)):
             if gallery is not None:
                 seed = gallery["samples"][number]["latents_seed"]
-                line[number] = view = replace(view, file=sample_file(gallery, row, number), seed=seed)
+                line[number] = replace(line[number], file=sample_file(gallery, row, number), seed=seed)
             if isinstance(medium, Audio):
-                sound = view.file if view.file and played else _sound(samples[row][number], medium, played)
-                line[number] = replace(view, sound=sound)
+                beside = line[number].file if played else None
+                sound = beside or _sound(samples[row][number], medium, played)
+                line[number] = replace(line[number], sound=sound)
     return found, None if gallery is not None else played
 
 

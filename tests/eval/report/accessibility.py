@@ -52,7 +52,9 @@ def problems(html: str) -> list[str]:
     page = _Page()
     page.feed(html)
     tags = Counter(tag for tag, _, _ in page.elements)
-    found = [f"{tag}: {tags[tag]}" for tag in ("main", "h1", "title") if tags[tag] < 1 or (tag != "title" and tags[tag] > 1)]
+    found = [
+        f"{tag}: {tags[tag]}" for tag in ("main", "h1", "title") if tags[tag] < 1 or (tag != "title" and tags[tag] > 1)
+    ]
     identifiers = Counter(attributes["id"] for _, attributes, _ in page.elements if "id" in attributes)
     found += [f"id {name} is used {count} times" for name, count in identifiers.items() if count > 1]
     level = 0

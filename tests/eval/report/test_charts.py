@@ -94,7 +94,7 @@ def test_texts_of_the_chart_are_not_cut(report, size, seed):
     texts = [axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()]
     for text in [*texts, *axes.get_legend().get_texts()]:
         box = text.get_window_extent()
-        assert -1 <= box.x0 and box.x1 <= width + 1 and -1 <= box.y0 and box.y1 <= height + 1, text.get_text()
+        assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, text.get_text()
 
 
 @pytest.mark.parametrize("values", [[0.3, 0.35], [7.1, 9.3], [15.0, 903.0], [1e-4, 2e5], [4.9, 5.2], [9.0, 100.0]])
