@@ -89,8 +89,8 @@ def compare(ctx: click.Context, **options: Any) -> None:
     print(plain(report))
     print(f"\n{printable(verdict_text(report))}")
     print(
-        f"\nThe report is in {options['out'] / 'report.html'} (also report.md, .json, .csv and .tex, grid.png, figures/ "
-        f"and the samples in {report['gallery']['folder']}/)"
+        f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png, "
+        f"report.tex, figures/ and the samples in {report['gallery']['folder']}/)"
     )
 
 

@@ -2,7 +2,8 @@
 
 A row is the folder `cache/KEY/` with `figures.json`, `features.safetensors` (features, mean, covariance and scores),
 its first samples (`images.png`, images one above the other, or `samples.safetensors`, clips or sounds), those of them
-that the report shows, before they were resized (`gallery.png`, `gallery.safetensors`), and `manifest.json` (the row's key and the SHA-256 of each file).
+that the report shows, before they were resized (`gallery.png`, `gallery.safetensors`), and `manifest.json` (the row's
+key and the SHA-256 of each file).
 It is written under a temporary name and then renamed, so an interruption loses at most the current row. A row that was
 damaged later is measured again.
 """

@@ -1,7 +1,7 @@
 """Samples at their own size beside the report: the first ones of every row, not selected, with their seeds.
 
-Images are lossless PNG files in `images/`, clips animated WebP files in `clips/`, sounds WAV files in `sounds/`. There is
-one folder for each row, and `samples.csv` has the prompt and the seeds of each sample.
+Images are lossless PNG files in `images/`, clips animated WebP files in `clips/`, sounds WAV files in `sounds/`. There
+is one folder for each row, and `samples.csv` has the prompt and the seeds of each sample.
 """
 
 import csv

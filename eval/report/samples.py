@@ -1,4 +1,4 @@
-"""Samples as a report shows them: stills in grid.png; thumbnails, clips that loop, or sounds with players in the page."""
+"""Samples in a report: stills in grid.png; thumbnails, clips that loop, or sounds with players in the page."""
 
 import base64
 import io
