@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from eval.config.names import CLIP, FEATURES
+from eval.config.names import CLIP, FEATURES, SCORERS
 from eval.config.protocol import read_protocol
 from teachers.support.errors import run_click
 from teachers.support.text import printable
@@ -57,6 +57,7 @@ def evaluate() -> None:
 @click.option("--prompts", help='"pocket", a file of prompts (.txt, .csv, .jsonl), or "none".')
 @SIZE
 @click.option("--clip", is_flag=False, flag_value=CLIP, metavar="[MODEL]", help=f"Add the CLIP score. Default: {CLIP}.")
+@click.option("--score", multiple=True, metavar="NAME[=FOLDER]", help=f"Add a score: {', '.join(SCORERS)}. Repeatable.")
 @ALLOW_PICKLE
 @click.option("--protocol", type=PATH, metavar="FILE", help="A YAML file with values for these options.")
 @click.option("--steps", metavar="N[,N]", help="Pipelines without distill.json: numbers of steps, a row each.")

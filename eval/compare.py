@@ -125,6 +125,7 @@ class Comparison:
             lpips=load_lpips(device) if options.lpips == "auto" else options.lpips,
             prompt_classifier=prompt_judge(inputs.features, device),
             clip=options.clip,
+            scorers=options.scorers,
             allow_pickle=options.allow_pickle,
             medium=medium,
         )
@@ -190,6 +191,7 @@ class Comparison:
             "clip": None
             if options.clip is None
             else {"source": options.clip, "figure": headings.get("clip_score", headings.get("frame_clip_score"))},
+            "scorers": [{"name": name, "source": source} for name, source in options.scorers.items()],
             "reference": inputs.reference,
             "prompts": {
                 "source": inputs.prompt_source,

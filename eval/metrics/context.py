@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from eval.config.names import INCEPTION_MODES
+from eval.config.names import INCEPTION_MODES, SCORERS
 from eval.features.extractors import Extractor
 from teachers.media import ANY_IMAGE, Medium
 
@@ -28,6 +28,7 @@ NEEDS = {
     "teacher_images": "the teacher's samples from the same noise and prompts",
     "lpips": "the LPIPS network, with its weights on this machine",
     "clip": "a CLIP model, selected with --clip",
+    **{name: f"{scorer.label}, selected with --score {name}" for name, scorer in SCORERS.items()},
 }
 
 
@@ -62,6 +63,7 @@ class MetricContext:
         lpips: The LPIPS distance, or None if its weights are not on this machine.
         prompt_classifier: Recognizes what a prompt requests, or None.
         clip: The CLIP model selected with --clip: a folder or a Hub id.
+        scorers: The models selected with --score, by name (`eval.config.names.SCORERS`): folders or Hub ids.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
         medium: What all rows sample.
     """
@@ -77,6 +79,7 @@ class MetricContext:
     lpips: Distance | None = None
     prompt_classifier: PromptClassifier | None = None
     clip: str | None = None
+    scorers: Mapping[str, str] = field(default_factory=dict)
     allow_pickle: bool = False
     medium: Medium = ANY_IMAGE
 
@@ -97,6 +100,7 @@ class MetricContext:
             "teacher_images": self.has_teacher,
             "lpips": self.lpips is not None,
             "clip": self.clip is not None,
+            **{name: name in self.scorers for name in SCORERS},
         }
         return {need for need in NEEDS if conditions.get(need, True)}
 

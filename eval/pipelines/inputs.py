@@ -69,6 +69,8 @@ def read_inputs(options: Options) -> Inputs:
     prompts, known = prompts_for(None if source == "none" else source, options.samples)
     if options.clip is not None and prompts is None:
         raise ValueError("--clip needs prompts, because a CLIP score compares an image with its prompt; omit --clip")
+    if options.scorers and prompts is None:
+        raise ValueError("--score needs prompts, because it compares images with their prompts; omit --score")
     jobs = jobs_of(runs, teacher, prompts is not None, options.few_steps, pickles)
     for folder in {job.folder: None for job in jobs}:
         check_pipeline(folder, pickles)
