@@ -52,8 +52,8 @@ class ClipModel:
         model, processor = load_pretrained(source, AutoProcessor, option, allow_pickle)
         if model.config.model_type != "clip":
             raise ValueError(
-                f"{option.partition('=')[0].removesuffix(' FOLDER')} must name a CLIP model such as {CLIP}; {source} is a "
-                f"{model.config.model_type} model"
+                f"{option.partition('=')[0].removesuffix(' FOLDER')} must name a CLIP model such as {CLIP}; "
+                f"{source} is a {model.config.model_type} model"
             )
         self.name = f"CLIP-{architecture_name(model.config.vision_config) or Path(source).name}"
         self.longest = int(model.config.text_config.max_position_embeddings)

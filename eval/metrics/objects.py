@@ -75,8 +75,8 @@ class ObjectChecks(SampleMetric):
     heading = "Objects"
     help = (
         "Higher is better. Share of the samples in which an object detector finds the objects that the prompt names, "
-        "in the number that it names, in the manner of GenEval (arXiv 2310.11513), with its 95% interval. Samples whose "
-        "prompt names no class of the detector do not count. Colours and positions are not checked."
+        "in the number that it names, in the manner of GenEval (arXiv 2310.11513), with its 95% interval. Samples "
+        "whose prompt names no class of the detector do not count. Colours and positions are not checked."
     )
     higher_is_better = True
     needs = frozenset({"images", "prompts", "objects"})
