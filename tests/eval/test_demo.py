@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import re
 import socket
 import sys
@@ -15,6 +16,7 @@ import torch
 from gradio_client import Client
 from PIL import Image
 
+from benchmarks.accessibility import BLOCKING, browser, findings
 from eval.demo import page, serve, serve_runs
 from eval.pipelines.demo_files import Store, caption, gallery, history
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_BODY, RequestLimits
@@ -325,3 +327,12 @@ def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
     assert files.names[0].endswith(".webp" if teacher.medium.name == "video" else ".wav")
     assert ("<audio controls" in html) == (teacher.medium.name == "audio")
     assert "from prompt to " + teacher.medium.noun in json.dumps(page(demo, store).get_config_file())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    browser() is None and "CI" not in os.environ, reason="there is no Chromium on the PATH (apt-get install chromium)"
+)
+def test_axe_finds_nothing_serious_in_the_page(served):
+    found = findings([served], ready="button.primary")
+    assert [entry for entry in found if entry["impact"] in BLOCKING] == []
