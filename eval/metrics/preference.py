@@ -46,10 +46,10 @@ class PreferenceScore(SampleMetric):
     def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
         """The score of each image."""
         assert prompts is not None
-        return self.scale() * self.model.cosine(images, prompts)
+        return self.factor() * self.model.cosine(images, prompts)
 
     @torch.no_grad()
-    def scale(self) -> float:
+    def factor(self) -> float:
         """The factor of the cosine."""
         return float(self.model.model.logit_scale.exp()) if self.learned_scale else 100.0
 

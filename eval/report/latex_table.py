@@ -1,7 +1,6 @@
 """The main figures as report.tex: a table for a paper, which needs the LaTeX package booktabs."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from eval.report.columns import Column, columns
@@ -15,7 +14,7 @@ SPECIAL = {
 }  # fmt: skip
 
 
-def latex_table(report: Mapping[str, Any]) -> str:
+def latex_table(report: dict[str, Any]) -> str:
     """The text of report.tex: the summary columns of every row; intervals in small print; the best values in bold."""
     report = cleaned(report)
     shown = [column for column in columns(report) if column.summary]
@@ -49,8 +48,7 @@ def comment(text: str) -> str:
     return " ".join(printable(text).split())
 
 
-def _cell(column: Column, row: Mapping[str, Any]) -> str:
-    value = dict(row)
+def _cell(column: Column, value: dict[str, Any]) -> str:
     text = latex(column.text(value[column.key]))
     if text == latex(NOTHING):
         return "--"

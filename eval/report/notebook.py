@@ -92,6 +92,6 @@ def grid_of(rows: Mapping[str, Tensor], prompts: Sequence[str] | None = None) ->
     """
     named = [{"name": name, "method": "teacher"} for name in rows]
     stream = io.BytesIO()
-    sheet = grid(named, list(rows.values()), prompts)
+    sheet = grid(named, [list(images) for images in rows.values()], prompts)
     sheet.resize((sheet.width // 2, sheet.height // 2)).quantize(128).save(stream, format="PNG", optimize=True)
     return Display(png=stream.getvalue())

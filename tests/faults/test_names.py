@@ -130,8 +130,8 @@ def test_writers_of_reports_clean_every_text(writer):
 def test_files_of_reports_are_clean_and_the_json_is_exact(tmp_path):
     report = hostile_report(TOGETHER)
     write_report(report, [torch.rand(3, 3, 8, 8)] * 4, tmp_path)
-    for file in tmp_path.iterdir():
-        if file.suffix != ".png":
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.suffix != ".png":
             assert not unsafe(file.read_text(encoding="utf-8"), "\n"), file.name
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["rows"][2]["name"] == TOGETHER
 
