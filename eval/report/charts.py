@@ -65,7 +65,6 @@ def _scatter(report: Mapping[str, Any], size: tuple[float, float]) -> "Figure":
             elinewidth=1.4,
             capsize=3,
             fmt="none",
-            gid=f"bars-{i + 1}",
         )
         axes.plot(
             xs[i],

@@ -142,7 +142,7 @@ def _played(samples: Sequence[Tensor], medium: Medium) -> float | None:
 def _picture(image: Tensor, side: int, quality: int | None) -> SampleView:
     small, stream = thumbnail(image, side), io.BytesIO()
     kind = "png" if quality is None else "webp"
-    small.save(stream, format=kind, **({"optimize": True} if quality is None else {"quality": quality, "method": 6}))
+    small.save(stream, format=kind, **({"optimize": True} if quality is None else {"quality": quality, "method": 4}))
     uri = f"data:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()
     return SampleView(uri, *_size(small.size))
 

@@ -57,6 +57,7 @@ def as_inline(figure: "Figure", label: str, titles: Mapping[str, str] | None = N
     svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
     svg = re.sub(r"font: ([^'\";]*?)(\d[\d.]*px)[^;\"]*", r"font-size: \2; font-weight: \1", svg)
     svg = re.sub(r"font-weight: *(?=[;\"])", "font-weight: 400", svg)
+    svg = svg.replace("xlink:href=", "href=")
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     prefix = hashlib.sha256(f"{label}{svg}".encode()).hexdigest()[:6]

@@ -70,7 +70,7 @@ def _quality(index: int, report: dict[str, Any]) -> list[Part]:
     if ratio is None:
         return ["its quality cannot be compared, because the baseline's Frechet distance is 0"]
     whose = "the teacher's" if over_teacher(report) else "the baseline's"
-    shown = _interval(index, "frechet_ratio_interval", report)
+    shown = _interval(index, "frechet_ratio_interval", report) or [" (no interval is known, so this is not tested)"]
     return [_judged(index, report), figure(index, "frechet_ratio", report), f" {whose}", *shown]
 
 
@@ -80,7 +80,7 @@ def _judged(index: int, report: dict[str, Any]) -> str:
     whose = "the teacher's" if over_teacher(report) else "the baseline's"
     quality = "quality" if report["reference"] is not None else "similarity to the teacher's samples"
     if interval is None:
-        return f"no interval tells whether its {quality} differs: its Frechet distance is "
+        return "its Frechet distance is "
     if contains_one(interval):
         return f"its {quality} does not differ significantly from {whose}: its Frechet distance is "
     better = "better" if interval[1] < 1 else "worse"
@@ -99,6 +99,7 @@ def _better_teacher(best: int, report: dict[str, Any]) -> list[Part]:
         i
         for i, row in enumerate(rows)
         if row["method"] == "teacher"
+        and row["name"] != report["baseline"]
         and row["latency_ms"] <= rows[best]["latency_ms"]
         and row["frechet_distance"] < rows[best]["frechet_distance"]
     ]

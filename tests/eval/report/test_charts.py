@@ -46,7 +46,7 @@ def test_error_bars_are_the_intervals_of_the_rows_and_inside_the_plot(report):
     figure = quality_latency(report)
     bars = [np.array(segment) for lines in figure.axes[0].collections for segment in lines.get_segments()]
     assert len(bars) == 2 * len(report["rows"])
-    for row, (across, up) in zip(report["rows"], itertools.batched(bars, 2), strict=True):
+    for row, (across, up) in zip(report["rows"], zip(bars[::2], bars[1::2], strict=True), strict=True):
         assert across[:, 0] == pytest.approx([row["latency_ms_p5"], row["latency_ms_p95"]])
         assert up[:, 1] == pytest.approx(row["frechet_interval"])
         assert inside(figure.axes[0], [*across, *up])
@@ -107,8 +107,9 @@ def test_ticks_of_a_log_axis_are_round(values):
 
 def test_ticks_of_time_are_round(report):
     report["curves"][0]["seconds"] = [0.0, 60.0, 400.0]
-    axis = training_curves(report)[0].axes[0].xaxis
-    assert [tick_text(tick) for tick in axis.get_major_locator()()] == ["0", "2", "4", "6"]
+    axes = training_curves(report)[0].axes[0]
+    ticks = [tick for tick in axes.xaxis.get_major_locator()() if tick <= axes.get_xlim()[1]]
+    assert [tick_text(tick) for tick in ticks] == ["0", "2", "4", "6"]
     assert [tick_text(v) for v in (0.3, 1.0, 1.5, 20.0, 12_000.0)] == ["0.3", "1", "1.5", "20", "12,000"]
 
 
@@ -144,7 +145,7 @@ def test_curves_of_one_method_have_different_dashes(report):
         {"figure": "loss", "run": run, "method": "dmd", "seconds": [0.0, 5.0], "values": [2.0, 1.0]} for run in "ab"
     ]
     (figure,) = training_curves(report | {"curves": curves})
-    assert [line.get_linestyle() for line in figure.axes[0].lines] == ["-", "--"]
+    assert as_file(figure).count("stroke-dasharray") == 2, "the second curve, and its line in the legend"
 
 
 def test_svg_of_a_page_follows_its_theme_and_has_tooltips_and_unique_identifiers(report):
