@@ -1,6 +1,6 @@
 """Every pocket recipe with several seeds: spread, precision and recall, quality against training cost, stability.
 
-    pip install -e ".[benchmarks]"
+    pip install -e .
     python -m benchmarks.seeds [--seeds 5] [--recipes dmd scm rcm] [--samples 5000]
 
 Trains recipes/pocket/RECIPE.yaml with each seed in runs/seeds/RECIPE-sSEED, compares all runs with `python -m eval`,

@@ -1,6 +1,6 @@
 """The figures of the README and of the documentation, in a light and a dark version, from committed data.
 
-    pip install -e ".[benchmarks]"
+    pip install -e .
     python docs/make_figures.py
 
 Reads benchmarks/results/pocket_quickstart.json and .png (made by `fewstep quickstart`) and the noise schedules of

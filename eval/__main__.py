@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from eval.config.names import CLIP, FEATURES
+from eval.config.names import CLIP, FEATURES, SCORERS
 from eval.config.protocol import read_protocol
 from teachers.support.errors import run_click
+from teachers.support.text import printable
 
 PATH = click.Path(path_type=Path)
 DEVICE = click.option("--device", help='Such as "cpu" or "cuda:0". Default: a GPU if there is one.')
@@ -57,6 +58,7 @@ def evaluate() -> None:
 @SIZE
 @click.option("--clip", is_flag=False, flag_value=CLIP, metavar="[MODEL]", help=f"Add the CLIP score. Default: {CLIP}.")
 @click.option("--clap", metavar="MODEL", help="Add the CLAP score of sounds: a folder or a Hub id of a CLAP model.")
+@click.option("--score", multiple=True, metavar="NAME[=FOLDER]", help=f"Add a score: {', '.join(SCORERS)}. Repeatable.")
 @ALLOW_PICKLE
 @click.option("--protocol", type=PATH, metavar="FILE", help="A YAML file with values for these options.")
 @click.option("--steps", metavar="N[,N]", help="Pipelines without distill.json: numbers of steps, a row each.")
@@ -84,9 +86,15 @@ def compare(ctx: click.Context, **options: Any) -> None:
         options |= {name: value for name, value in fixed.items() if ctx.get_parameter_source(name) is not given}
     from eval.compare import compare as run
     from eval.report import plain
+    from eval.report.verdict import verdict_text
 
-    print(plain(run(**options)))
-    print(f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png)")
+    report = run(**options)
+    print(plain(report))
+    print(f"\n{printable(verdict_text(report))}")
+    print(
+        f"\nThe report is in {options['out'] / 'report.html'} (also report.md, report.json, report.csv, grid.png, "
+        f"report.tex, figures/ and the samples in {report['gallery']['folder']}/)"
+    )
 
 
 @evaluate.command(short_help="Compare two folders of images, clips or sounds.")

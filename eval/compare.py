@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from eval.config.options import Options
 from eval.features.embedded_judges import arithmetic_agreement
 from eval.features.extractors import prompt_judge
@@ -23,23 +25,31 @@ from eval.metrics.perceptual import load_lpips
 from eval.metrics.reference import check_dimensions
 from eval.metrics.reference import reference as read_reference
 from eval.metrics.registry import InstalledMetrics, installed_metrics
+from eval.pipelines.cache import Result
 from eval.pipelines.cached import MeasuredRow, measure_rows
 from eval.pipelines.inputs import Inputs, read_inputs, teacher_entry
 from eval.pipelines.jobs import REFERENCE_NAME
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import choose_device, choose_precision, describe_machine, load_average
-from eval.pipelines.measure import SHOWN_IMAGES
+from eval.pipelines.measure import GALLERY_IMAGES, SHOWN_IMAGES, gallery_size
 from eval.pipelines.runs import pipeline_identity
 from eval.pipelines.settings import Settings
 from eval.report import write_report
 from eval.report.notes import notes
 from eval.report.rows import rows
 from eval.report.training_log import curves
-from teachers.media import to_record
+from teachers.media import MEDIA, to_record
 from teachers.support.locks import lock_folder
 
-OWN = ("cache", "report.html", "report.md", "report.json", "report.csv", "model-index.yaml", "grid.png")
-TEMPORARY = (".report.*.tmp", ".grid.png.tmp", ".model-index.yaml.tmp", "cache/.*.tmp")
+FOLDERS = ("cache", "figures", *(medium.plural for medium in MEDIA.values()))
+OWN = (*FOLDERS, "report.html", "report.md", "report.json", "report.csv", "report.tex", "model-index.yaml", "grid.png")
+TEMPORARY = (
+    ".report.*.tmp",
+    ".grid.png.tmp",
+    ".model-index.yaml.tmp",
+    "cache/.*.tmp",
+    *(f".{n}*.tmp" for n in FOLDERS),
+)
 
 
 def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
@@ -65,9 +75,12 @@ def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
         with lock_folder(folder, "--out", "choose another folder with --out", TEMPORARY, OWN):
             measured, reference = comparison.measure(machine)
             report = comparison.report(measured, reference, {**machine, "load_before": busy})
-            samples = [row.result.images[:SHOWN_IMAGES] for row in measured]
-            write_report(report, samples, folder, settings.medium)
-    return report
+            return write_report(report, [_gallery(row.result) for row in measured], folder, settings.medium)
+
+
+def _gallery(result: Result) -> Tensor:
+    """The first samples of a row at their own size."""
+    return result.images[: gallery_size(result.images)] if result.gallery is None else result.gallery
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,7 @@ class Comparison:
             arithmetic_judge=arithmetic_agreement(inputs.features),
             clip=options.clip,
             clap=options.clap,
+            scorers=options.scorers,
             allow_pickle=options.allow_pickle,
             medium=medium,
         )
@@ -151,7 +165,7 @@ class Comparison:
         options, inputs, settings = self.options, self.inputs, self.settings
         table = rows(measured, reference, self.installed.classes, settings.metrics, options.seed, inputs.baseline)
         headings = {metric.key: metric.heading for metric in settings.metrics}
-        prompts = None if inputs.prompts is None else inputs.prompts[:SHOWN_IMAGES]
+        prompts = None if inputs.prompts is None else inputs.prompts[:GALLERY_IMAGES]
         medium = inputs.medium
         words = {"noun": medium.noun, "plural": medium.plural, "size": medium.size}
         described: dict[str, Any] = {} if medium.name == "image" else {"medium": to_record(medium) | words}
@@ -182,8 +196,13 @@ class Comparison:
             "clip": None
             if options.clip is None
             else {"source": options.clip, "figure": headings.get("clip_score", headings.get("frame_clip_score"))},
+            "scorers": [{"name": name, "source": source} for name, source in options.scorers.items()],
             "reference": inputs.reference,
-            "prompts": {"source": inputs.prompt_source, "first": prompts},
+            "prompts": {
+                "source": inputs.prompt_source,
+                "first": prompts and prompts[:SHOWN_IMAGES],
+                "shown": prompts,
+            },
             "frechet_column": headings["frechet_distance"],
             "baseline": table[inputs.baseline]["name"],
             "memory_column": "Peak MB (GPU)" if settings.device.type == "cuda" else "Peak MB (process)",

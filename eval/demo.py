@@ -7,137 +7,142 @@ All pipelines receive the same prompt, seed and initial noise. The page is serve
 opens it to the network. The time is that of the whole pipeline call, from prompt to sample, after one warm-up call.
 """
 
-import base64
+import atexit
 import html
-import io
 import socket
 import sys
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from eval.pipelines.demo_files import Results, Store, caption, gallery, history
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_WAITING, RequestLimits
-from eval.pipelines.demo_pipelines import (
-    MAX_PROMPT_LENGTH,
-    MAX_TEACHER_STEPS,
-    MIN_DISPLAY_SIZE,
-    Demo,
-    TimedSample,
-)
+from eval.pipelines.demo_pipelines import MAX_TEACHER_STEPS, Demo
+from eval.pipelines.demo_requests import LARGEST_SEED, MAX_BATCH, MAX_GUIDANCE, MAX_PROMPT_LENGTH, Request
 from eval.pipelines.machine import choose_device, choose_precision
 from teachers.support.errors import run_click
 from teachers.support.text import printable
 
-
-def caption(result: TimedSample, teacher: TimedSample | None) -> str:
-    """The time and cost of a sample as HTML, with the speed-up over the teacher's sample if there is one."""
-    speedup = ""
-    if teacher is not None and result is not teacher:
-        speedup = f" &middot; {teacher.milliseconds / result.milliseconds:.1f}&times; speed-up"
-    return (
-        f"<b>{result.milliseconds:,.0f} ms</b>{speedup}<br>{result.steps} step{'s' * (result.steps != 1)}, "
-        f"{result.evaluations:.0f} network evaluation{'s' * (result.evaluations != 1)}"
-    )
-
-
-def with_own_name(image: Image.Image) -> Image.Image:
-    """`image` with a text that no other image has, so that gradio stores it in a file of its own.
-
-    gradio names an image's file by its content and writes it again for every call, so an equal image of another call
-    would be incomplete while a browser loads it.
-    """
-    image.info["call"] = uuid.uuid4().hex
-    return image
+MOST_ENTRIES = 20  # of the history
+ACCENT = "#2447f0"  # with white text it has a contrast of 6.4
+STYLE = """
+.samples { display: flex; flex-wrap: wrap; gap: .6rem; } .samples figure { margin: 0; max-width: 100%; }
+.samples img { display: block; max-width: 100%; height: auto; border-radius: 4px; } .samples audio { width: 100%; }
+.samples figcaption a { overflow-wrap: anywhere; color: var(--body-text-color); text-decoration: underline; }
+.pixelated { image-rendering: pixelated; }
+.history { padding-left: 1.4rem; } .history li { margin: .4rem 0; overflow-wrap: anywhere; }
+.history div { display: flex; flex-wrap: wrap; gap: .3rem; } .history img { height: 72px; image-rendering: pixelated; }
+"""
 
 
-def shown(result: TimedSample) -> Any:
-    """A sample as the page shows it: an image, or HTML with a clip that loops or a sound with its spectrogram."""
-    if result.playable is None:
-        return with_own_name(result.image)
-    played = _uri(result.playable.mime, result.playable.data)
-    if result.playable.width:
-        scale = max(1, MIN_DISPLAY_SIZE // max(result.playable.width, result.playable.height))
-        return f'<img src="{played}" width="{result.playable.width * scale}" style="image-rendering: pixelated" alt="">'
-    stream = io.BytesIO()
-    result.image.save(stream, format="PNG")
-    still = _uri("image/png", stream.getvalue())
-    return f'<img src="{still}" style="width: 100%" alt=""><audio controls src="{played}" style="width: 100%"></audio>'
-
-
-def _uri(mime: str, data: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
-
-
-def page(demo: Demo) -> Any:
+def page(demo: Demo, store: Store) -> Any:
     """The page as gradio Blocks.
+
+    Args:
+        demo: The loaded demo.
+        store: Where results are written.
 
     Raises:
         ValueError: If gradio is not installed.
     """
     gr = _gradio()
+    medium = demo.medium
     with gr.Blocks(title="fewstep", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as blocks:
         gr.HTML(
             "<h1>Teacher and students side by side</h1>"
             "All pipelines start from the same noise. The time is that of the whole call, from prompt to "
-            f"{demo.medium.noun}."
+            f"{medium.noun}."
         )
-        with gr.Row():
-            prompt = gr.Textbox(
-                demo.examples[0] if demo.examples else "",
-                label="Prompt",
-                max_length=MAX_PROMPT_LENGTH,
-                scale=4,
-                visible=demo.takes_prompt,
-            )
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1, scale=1)
-        with gr.Row():
-            steps = gr.Radio(demo.student_steps, value=demo.student_steps[0], label="Steps of the students")
-            teacher = gr.Slider(
-                1,
-                MAX_TEACHER_STEPS * (demo.teacher_steps or 1),
-                demo.teacher_steps or 1,
-                step=1,
-                label="Steps of the teacher",
-                visible=bool(demo.teacher_steps),
-            )
+        inputs = _inputs(gr, demo)
         button = gr.Button("Generate", variant="primary")
-        images, captions = [], []
+        shown, captions = [], []
         with gr.Row():
             for pipeline in demo.pipelines:
                 with gr.Column(min_width=200):
-                    gr.HTML(f"<h3>{html.escape(printable(pipeline.name))}</h3>")
-                    images.append(
-                        gr.Image(show_label=False, interactive=False, format="png", buttons=["download"])
-                        if demo.medium.name == "image"
-                        else gr.HTML()
-                    )
+                    gr.HTML(f"<h2>{html.escape(printable(pipeline.name))}</h2>")
+                    shown.append(gr.HTML("", min_height=160))
                     captions.append(gr.HTML("&nbsp;"))
-        if demo.examples:
-            gr.Examples([[example] for example in demo.examples], prompt)
+        with gr.Accordion("History of this page", open=False):
+            earlier = gr.HTML(history([]))
+        entries = gr.State([])
 
-        def generate(prompt: str, seed: float | None, steps: int, teacher: float) -> list[Any]:
+        def generate(
+            prompt: str, negative_prompt: str, seed: float | None, count: int, steps: int, teacher: float,
+            guidance: float | None, past: list[tuple[Request, list[Results]]],
+        ) -> list[Any]:  # fmt: skip
             try:
-                results = demo.generate(prompt or "", int(seed or 0), int(steps), int(teacher))
+                chosen = guidance if demo.guidance is not None else None
+                request = Request(
+                    prompt or "", int(seed or 0), int(steps), int(teacher), chosen, negative_prompt or "", int(count)
+                )
+                samples = demo.generate(request)
+                results = store.write(request, samples)
             except (ValueError, OverflowError) as error:  # an infinite seed is the latter
                 gr.Warning(html.escape(printable(error)))  # gr.Error would cover every image
-                return [gr.skip() for _ in range(2 * len(demo.pipelines))]
-            reference = results[0] if demo.teacher_steps else None
-            return [shown(result) for result in results] + [caption(result, reference) for result in results]
+                return [gr.skip() for _ in range(2 * len(demo.pipelines) + 2)]
+            past = [*past, (request, results)][-MOST_ENTRIES:]
+            reference = samples[0] if demo.teacher_steps else None
+            pairs = zip(samples, results, strict=True)
+            figures = [gallery(sample, result, request.prompt, medium) for sample, result in pairs]
+            costs = [caption(sample, reference, demo.device.type) for sample in samples]
+            return [*figures, *costs, history(past), past]
 
         # Simultaneous calls would slow each other down and distort the times.
         event: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "generate"}
         event |= {
-            "inputs": [prompt, seed, steps, teacher],
-            "outputs": [*images, *captions],
-            "show_progress_on": images,
+            "inputs": [*inputs, entries],
+            "outputs": [*shown, *captions, earlier, entries],
+            "show_progress_on": shown,
         }
-        gr.on([button.click, prompt.submit], generate, api_name="generate", **event)
+        gr.on([button.click, inputs[0].submit], generate, api_name="generate", **event)
         if demo.examples:
             blocks.load(generate, api_visibility="private", **event)
     return blocks
+
+
+def _inputs(gr: Any, demo: Demo) -> list[Any]:
+    """Prompt, negative prompt, seed, samples, steps of the students, steps of the teacher and guidance."""
+    plural = demo.medium.plural.capitalize()
+    with gr.Row():
+        prompt = gr.Textbox(
+            demo.examples[0] if demo.examples else "",
+            label="Prompt" + (f", such as: {'; '.join(demo.examples[1:])}" if demo.examples else ""),
+            max_length=MAX_PROMPT_LENGTH,
+            scale=3,
+            min_width=260,
+            visible=demo.takes_prompt,
+        )
+        negative = gr.Textbox(
+            "",
+            label="Negative prompt of the teacher",
+            max_length=MAX_PROMPT_LENGTH,
+            scale=2,
+            min_width=260,
+            visible=demo.takes_prompt and demo.takes_negative_prompt,
+        )
+    with gr.Row():
+        seed = gr.Number(0, label="Seed of the first", precision=0, minimum=0, maximum=LARGEST_SEED, min_width=120)
+        count = gr.Dropdown(list(range(1, MAX_BATCH + 1)), value=1, label=f"{plural} of one call", min_width=120)
+        steps = gr.Dropdown(demo.student_steps, value=demo.student_steps[0], label="Students' steps", min_width=120)
+        teacher = gr.Number(
+            demo.teacher_steps or 1,
+            label="Teacher's steps",
+            precision=0,
+            minimum=1,
+            maximum=MAX_TEACHER_STEPS * (demo.teacher_steps or 1),
+            min_width=120,
+            visible=bool(demo.teacher_steps),
+        )
+        guidance = gr.Number(
+            demo.guidance or 0,
+            label="Teacher's guidance",
+            minimum=0,
+            maximum=MAX_GUIDANCE,
+            step=0.5,
+            min_width=120,
+            visible=demo.guidance is not None,
+        )
+    return [prompt, negative, seed, count, steps, teacher, guidance]
 
 
 def serve(demo: Demo, host: str, port: int, share: bool, block: bool = True) -> Any:
@@ -155,9 +160,17 @@ def serve(demo: Demo, host: str, port: int, share: bool, block: bool = True) -> 
     """
     from starlette.middleware import Middleware  # a dependency of gradio
 
-    gr = _gradio()
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # downloads no fonts
-    blocks = page(demo).queue(max_size=MAX_WAITING)
+    gr, store = _gradio(), Store()
+    atexit.register(store.close)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(  # downloads no fonts
+        button_primary_background_fill=ACCENT,
+        button_primary_background_fill_dark=ACCENT,
+        button_primary_background_fill_hover=ACCENT,
+        button_primary_background_fill_hover_dark=ACCENT,
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+    )
+    blocks = page(demo, store).queue(max_size=MAX_WAITING)
     blocks.launch(
         prevent_thread_lock=not block,
         server_name=host,
@@ -167,6 +180,8 @@ def serve(demo: Demo, host: str, port: int, share: bool, block: bool = True) -> 
         footer_links=[],
         run_history=False,
         max_file_size=1,
+        allowed_paths=[str(store.folder)],
+        css=STYLE,
         app_kwargs={"middleware": [Middleware(RequestLimits)]},
     )
     return blocks

@@ -22,6 +22,7 @@ from eval.compare import compare
 from eval.config.options import Timing
 from eval.features.extractors import extractor, prompt_judge
 from eval.pipelines.demo_pipelines import Demo
+from eval.pipelines.demo_requests import Request
 from eval.pipelines.generate import load_pipeline
 from teachers.core.few_step import native_levels
 from teachers.core.sampling import sample, teacher_endpoint
@@ -226,7 +227,10 @@ def check_outputs(recipe: Recipe, pipeline: Path, report: Path) -> None:
     assert "images = pipe(digits=[0], steps=1, scale=1.0).images" in card and "**keep `scale=1.0` in the call**" in card
     assert sample_run(recipe.folder, ["7", "seven"], 2, 1, 0, CPU)[0].shape == (4, 3, 8, 8)
     demo = Demo([recipe.folder], CPU, "float32")
-    assert [image.evaluations for image in demo.generate("3", 0, 1, 5)] == [10, 1]  # guidance doubles the teacher's
+    assert [image.evaluations for image in demo.generate(Request("3", 0, 1, 5))] == [
+        10,
+        1,
+    ]  # guidance doubles the teacher's
 
 
 @pytest.mark.slow

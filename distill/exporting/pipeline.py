@@ -101,6 +101,9 @@ def export(
             record = record | {"lora": {"folder": LORA, "calls": calls}}
         record = record | {"checked": check_export(temporary, kind, teacher, student, record, captions)}
         stored = {PROMPTS: captions, EVALUATION_PROMPTS: prompts}.get(record["evaluation"]["prompts"])
+        if record["evaluation"]["prompts"] == EVALUATION_PROMPTS:
+            shared = len(set(prompts) & set(captions))
+            record = record | {"evaluation": record["evaluation"] | {"shared_with_training": shared}}
         if stored is not None:
             lines = "".join(f"{' '.join(prompt.split())}\n" for prompt in stored)
             (temporary / record["evaluation"]["prompts"]).write_text(lines, encoding="utf-8")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.config.names import SCORERS, UNSUPPORTED_SCORERS
 from teachers.support.options import InvalidOption, check_fields, check_value, option
 
 IN_PYTHON = ("runs", "few_steps", "lpips", "timing")  # not options of the command line
@@ -57,6 +58,7 @@ class Options:
         size: Pixels per side that images are resized to before they are scored (`eval.features.resize`).
         clip: A CLIP model; adds its CLIP score of images or of the frames of clips.
         clap: A CLAP model; adds its CLAP score of sounds.
+        score: Further models that score images and prompts, such as "pickscore" or "objects=FOLDER".
         allow_pickle: Whether pickled weights are read where there are no safetensors files, of pipelines, feature
             extractors and CLIP models.
         protocol: The protocol file that the options come from; it is only named in the report.
@@ -85,6 +87,7 @@ class Options:
     size: int | None = option(None, at_least=1, at_most=16384)
     clip: str | None = None
     clap: str | None = None
+    score: Sequence[str] = ()
     allow_pickle: bool = False
     protocol: Path | None = None
     command: str | None = None
@@ -105,6 +108,7 @@ class Options:
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out must be a folder, {self.out} is a file")
         self.step_counts = step_counts(self.steps)
+        self.scorers = scorers(self.score)
 
     @property
     def describes_calls(self) -> bool:
@@ -125,6 +129,26 @@ def check_options(**values: Any) -> None:
     """
     for name, value in values.items():
         check_value(Options, name, value, flag(name))
+
+
+def scorers(words: Sequence[str]) -> dict[str, str]:
+    """The models of `--score` by name, from words such as "pickscore" or "objects=FOLDER".
+
+    Raises:
+        ValueError: A name is unknown or not supported, stands twice, or needs a folder.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, source = str(word).partition("=")
+        if name in UNSUPPORTED_SCORERS:
+            raise ValueError(UNSUPPORTED_SCORERS[name])
+        if name not in SCORERS or name in found:
+            raise ValueError(f'--score must be one of {", ".join(SCORERS)}, each once, got "{word}"')
+        chosen = source or SCORERS[name].source
+        if chosen is None:
+            raise ValueError(f"--score {name} needs a folder with the model and its processor: --score {name}=FOLDER")
+        found[name] = chosen
+    return found
 
 
 def step_counts(text: str | None) -> list[int]:

@@ -14,7 +14,7 @@ from teachers.support.errors import reads, suggest
 from teachers.support.options import check_value
 from teachers.support.yaml_files import read_yaml
 
-KEYS = ("prompts", "samples", "size", "seed", "batch_size", "features", "reference", "clip", "allow_pickle")
+KEYS = ("prompts", "samples", "size", "seed", "batch_size", "features", "reference", "clip", "score", "allow_pickle")
 FILES = ("prompts", "reference", "clip")
 
 

@@ -53,7 +53,9 @@ def vision_features(
     return features
 
 
-def load_pretrained(source: str, processor: Any, option: str, allow_pickle: bool = False) -> tuple[Any, Any]:
+def load_pretrained(
+    source: str, processor: Any, option: str, allow_pickle: bool = False, kind: Any = AutoModel
+) -> tuple[Any, Any]:
     """Load a frozen transformers model in float32 and its processor; no code of a repository is run.
 
     Args:
@@ -61,6 +63,7 @@ def load_pretrained(source: str, processor: Any, option: str, allow_pickle: bool
         processor: The class of the processor, such as AutoImageProcessor.
         option: The option that selects a folder, for the error message.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
+        kind: The class of the model, such as AutoModel.
 
     Raises:
         ValueError: If the model or the processor cannot be loaded.
@@ -74,7 +77,7 @@ def load_pretrained(source: str, processor: Any, option: str, allow_pickle: bool
     try:
         if not Path(source).is_dir():
             check_cached_index(source, allow_pickle)
-        model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=safe, trust_remote_code=False)
+        model = kind.from_pretrained(source, dtype=torch.float32, use_safetensors=safe, trust_remote_code=False)
         return model.eval().requires_grad_(False), processor.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(

@@ -32,35 +32,47 @@ class ClipModel:
         longest: The number of tokens at which prompts are cut.
     """
 
-    def __init__(self, source: str = CLIP, device: torch.device | str = "cpu", allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        source: str = CLIP,
+        device: torch.device | str = "cpu",
+        allow_pickle: bool = False,
+        option: str = "--clip FOLDER",
+    ) -> None:
         """
         Args:
             source: A folder written by save_pretrained (model and processor) or a Hub id.
             device: The model's device.
             allow_pickle: Whether pickled weights are read where there are no safetensors files.
+            option: The option that names the model, for error messages.
 
         Raises:
             ValueError: The model cannot be loaded or is not a CLIP model.
         """
-        model, processor = load_pretrained(source, AutoProcessor, "--clip FOLDER", allow_pickle)
+        model, processor = load_pretrained(source, AutoProcessor, option, allow_pickle)
         if model.config.model_type != "clip":
             raise ValueError(
-                f"--clip must name a CLIP model such as {CLIP}; {source} is a {model.config.model_type} model"
+                f"{option.partition('=')[0].removesuffix(' FOLDER')} must name a CLIP model such as {CLIP}; "
+                f"{source} is a {model.config.model_type} model"
             )
         self.name = f"CLIP-{architecture_name(model.config.vision_config) or Path(source).name}"
         self.longest = int(model.config.text_config.max_position_embeddings)
         self.model, self.processor, self.device = model.to(device), processor, device
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Score images.
+        """The CLIP score of each image, as `cosine` but 100 max(cos, 0)."""
+        return 100 * self.cosine(images, prompts).clamp(min=0)
+
+    @torch.no_grad()
+    def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The cosine of the embeddings of images and prompts.
 
         Args:
             images: Images (B, 3, H, W) in [0, 1].
             prompts: Their B prompts, cut at `longest` tokens.
 
         Returns:
-            Scores (B,) in [0, 100], on the CPU.
+            Cosines (B,), on the CPU.
         """
         eight_bit = list(images.clamp(0, 1).mul(255).round().byte().cpu())
         pixels = self.processor.image_processor(images=eight_bit, return_tensors="pt").to(self.device)
@@ -71,7 +83,7 @@ class ClipModel:
         text = embedding(
             self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         )
-        return 100 * torch.cosine_similarity(image.float(), text.float()).clamp(min=0).cpu()
+        return torch.cosine_similarity(image.float(), text.float()).cpu()
 
 
 def architecture_name(vision: Any) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from eval.config.names import INCEPTION_MODES
+from eval.config.names import INCEPTION_MODES, SCORERS
 from eval.features.extractors import Extractor
 from teachers.media import ANY_IMAGE, Medium
 
@@ -30,6 +30,7 @@ NEEDS = {
     "lpips": "the LPIPS network, with its weights on this machine",
     "clip": "a CLIP model, selected with --clip",
     "clap": "a CLAP model, selected with --clap",
+    **{name: f"{scorer.label}, selected with --score {name}" for name, scorer in SCORERS.items()},
 }
 
 
@@ -66,6 +67,7 @@ class MetricContext:
         arithmetic_judge: Recognizes the motion or note that a prompt requests without a network, or None.
         clip: The CLIP model selected with --clip: a folder or a Hub id.
         clap: The CLAP model selected with --clap: a folder or a Hub id.
+        scorers: The models selected with --score, by name (`eval.config.names.SCORERS`): folders or Hub ids.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
         medium: What all rows sample.
     """
@@ -83,6 +85,7 @@ class MetricContext:
     arithmetic_judge: PromptClassifier | None = None
     clip: str | None = None
     clap: str | None = None
+    scorers: Mapping[str, str] = field(default_factory=dict)
     allow_pickle: bool = False
     medium: Medium = ANY_IMAGE
 
@@ -105,6 +108,7 @@ class MetricContext:
             "lpips": self.lpips is not None,
             "clip": self.clip is not None,
             "clap": self.clap is not None,
+            **{name: name in self.scorers for name in SCORERS},
         }
         return {need for need in NEEDS if conditions.get(need, True)}
 

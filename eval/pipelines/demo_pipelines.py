@@ -1,5 +1,6 @@
 """The pipelines of the demo: a teacher and its students, loaded together and called with the same noise."""
 
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,44 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
+from eval.pipelines.demo_requests import Request, TimedSamples, joined
 from eval.pipelines.generate import Pipeline, arguments, check_pipeline, counted, load_pipeline, network
 from eval.pipelines.inputs import shared_medium
-from eval.pipelines.latency import timed
+from eval.pipelines.latency import PeakMemory, timed
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
 from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, tuned_teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
 from teachers.loading.embedded import EMBEDDED
-from teachers.media import Playable, Video
+from teachers.media import Video
+from teachers.media.pictures import to_pil
 from teachers.media.reduction import reduced
 from teachers.support.errors import reading
 
-MIN_DISPLAY_SIZE = 256  # pixels of the longer side; smaller images are magnified by a whole factor
 LARGEST_CLIP = 512  # pixels of a clip's longer side on the page
 MAX_SECONDS = 300.0  # of one pipeline call
-MAX_PROMPT_LENGTH = 1000  # characters
 MAX_TEACHER_STEPS = 4  # times the teacher's default number of steps
-
-
-@dataclass(frozen=True)
-class TimedSample:
-    """A generated sample and its cost.
-
-    Attributes:
-        image: The image, magnified for display; the still of a clip or sound.
-        steps: Denoising steps of the call.
-        evaluations: Network evaluations, counted.
-        milliseconds: Time of the pipeline call.
-        playable: The clip or sound; None for images.
-    """
-
-    image: Image.Image
-    steps: int
-    evaluations: float
-    milliseconds: float
-    playable: Playable | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +38,35 @@ class DemoPipeline:
         pipe: The pipeline.
         calls: Call arguments by number of steps.
         is_teacher: Whether any number of steps is allowed; `calls` then has the default one.
+        is_student: Whether guidance is part of its weights.
     """
 
     name: str
     pipe: Pipeline
     calls: dict[int, dict[str, Any]]
     is_teacher: bool = False
+    is_student: bool = False
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether a guidance scale can be chosen."""
+        return not self.is_student and argument(type(self.pipe), "guidance_scale") is not None
+
+    @property
+    def weights(self) -> float:
+        """MB of 2^20 bytes of the weights of all its networks."""
+        networks = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
+        return sum(p.numel() * p.element_size() for part in networks for p in part.parameters()) / 2**20
+
+    def guided(self, guidance: float | None, negative_prompt: str) -> dict[str, Any]:
+        """The call arguments for a guidance scale and a negative prompt, as far as the pipeline takes them."""
+        scale, negative = (argument(type(self.pipe), name) for name in ("guidance_scale", "negative_prompt"))
+        chosen: dict[str, Any] = {}
+        if self.takes_guidance and scale and guidance is not None:
+            chosen[scale] = guidance
+        if not self.is_student and negative and negative_prompt:
+            chosen[negative] = negative_prompt
+        return chosen
 
     def call(self, num_steps: int) -> tuple[int, dict[str, Any]]:
         """The available number of steps nearest to `num_steps`, and the call arguments for it."""
@@ -96,6 +100,8 @@ class Demo:
         pipelines: The teacher first, then the students.
         teacher_steps: The teacher's default number of steps, 0 without a teacher.
         student_steps: The numbers of steps that students were exported for.
+        guidance: The usual guidance scale of the first pipeline that takes one, or None.
+        takes_negative_prompt: Whether a pipeline takes a negative prompt.
         takes_prompt: Whether the pipelines take a prompt or a class label.
         examples: Prompts of the embedded teacher that a run was distilled from; empty for other teachers.
         medium: What all pipelines sample.
@@ -118,7 +124,7 @@ class Demo:
         with hold_pipelines(runs):
             self._load([read_run(run, allow_pickle=allow_pickle) for run in runs], PRECISIONS[precision])
         for pipeline in self.pipelines:  # warm-up
-            self._generate(pipeline, self.warm_up_prompt, 0, 1)
+            self._generate(pipeline, Request(self.warm_up_prompt), 1)
 
     def _load(self, students: list[Run], dtype: torch.dtype) -> None:
         self.pipelines: list[DemoPipeline] = []
@@ -135,8 +141,12 @@ class Demo:
         for run in students:
             calls = {entry["num_steps"]: entry["call"] for entry in run.calls}
             pipe = load_pipeline(run.folder, self.device, dtype, self.allow_pickle)
-            self.pipelines.append(DemoPipeline(run.name, pipe, calls))
+            student = run.teacher_call is not None
+            self.pipelines.append(DemoPipeline(run.name, pipe, calls, is_student=student))
         self.takes_prompt = takes_prompts(type(self.pipelines[0].pipe))
+        self.guidance = self._usual_guidance()
+        kinds = [type(pipeline.pipe) for pipeline in self.pipelines if not pipeline.is_student]
+        self.takes_negative_prompt = any(argument(kind, "negative_prompt") for kind in kinds)
         self.student_steps = sorted({entry["num_steps"] for run in students for entry in run.calls})
         known = [EMBEDDED[run.teacher] for run in students if run.teacher in EMBEDDED]
         self.examples = known[0].examples_of_prompts if known else ()
@@ -144,51 +154,62 @@ class Demo:
         prompts, _ = prompts_for(None if own is None else own_prompts([own]), 1)
         self.warm_up_prompt = prompts[0] if prompts else "0"
 
-    def generate(self, prompt: str, seed: int, num_steps: int, teacher_steps: int) -> list[TimedSample]:
-        """Generate a sample with each pipeline, in the order of `pipelines`.
+    def _usual_guidance(self) -> float | None:
+        for pipeline in self.pipelines:
+            if pipeline.takes_guidance:
+                kind, call = type(pipeline.pipe), next(iter(pipeline.calls.values()))
+                name = argument(kind, "guidance_scale") or ""
+                return float(call.get(name, inspect.signature(kind.__call__).parameters[name].default) or 0)
+        return None
 
-        Args:
-            prompt: The prompt; ignored if the pipelines take none.
-            seed: Seed of the noise.
-            num_steps: Steps of the students; each uses the nearest number that it supports.
-            teacher_steps: Steps of the teacher.
+    def generate(self, request: Request) -> list[TimedSamples]:
+        """Generate samples with each pipeline, in the order of `pipelines`.
 
         Raises:
-            ValueError: If the prompt is empty or too long, a number of steps is out of range, or a pipeline takes too
-                long.
+            ValueError: If the prompt is empty or too long, a number is out of range, or a pipeline takes too long.
         """
-        if self.takes_prompt and not prompt.strip():
-            article = "an" if self.medium.name == "image" else "a"
-            raise ValueError(f"the prompt is empty; describe {article} {self.medium.noun}")
-        if len(prompt) > MAX_PROMPT_LENGTH:
-            raise ValueError(f"the prompt must have at most {MAX_PROMPT_LENGTH:,} characters, got {len(prompt):,}")
-        most = MAX_TEACHER_STEPS * self.teacher_steps
-        if self.teacher_steps and not 1 <= teacher_steps <= most:
-            raise ValueError(f"the teacher's steps must be from 1 to {most}, got {teacher_steps}")
-        if num_steps < 1:
-            raise ValueError(f"the students' steps must be at least 1, got {num_steps}")
+        self._check(request)
         return [
-            self._generate(pipeline, prompt.strip(), seed, teacher_steps if pipeline.is_teacher else num_steps)
+            self._generate(pipeline, request, request.teacher_steps if pipeline.is_teacher else request.num_steps)
             for pipeline in self.pipelines
         ]
 
+    def _check(self, request: Request) -> None:
+        if self.takes_prompt and not request.prompt.strip():
+            article = "an" if self.medium.name == "image" else "a"
+            raise ValueError(f"the prompt is empty; describe {article} {self.medium.noun}")
+        request.check()
+        most = MAX_TEACHER_STEPS * self.teacher_steps
+        if self.teacher_steps and not 1 <= request.teacher_steps <= most:
+            raise ValueError(f"the teacher's steps must be from 1 to {most}, got {request.teacher_steps}")
+
     @torch.no_grad()
-    def _generate(self, pipeline: DemoPipeline, prompt: str, seed: int, num_steps: int) -> TimedSample:
+    def _generate(self, pipeline: DemoPipeline, request: Request, num_steps: int) -> TimedSamples:
         steps, call = pipeline.call(num_steps)
-        torch.manual_seed(seed % 2**63)  # some pipelines take the noise of later steps from the global generator
+        call = call | pipeline.guided(request.guidance, request.negative_prompt.strip())
+        prompts = [request.prompt.strip()] if self.takes_prompt else None
+        seeds = tuple(request.seed + i for i in range(request.count))
+        torch.manual_seed(request.seed)  # some pipelines take the noise of later steps from the global generator
         with reading(pipeline.name):
-            call_arguments = arguments(pipeline.pipe, call, [prompt] if self.takes_prompt else None, [0], seed)
-            with counted(pipeline.pipe) as count, time_limit(pipeline, self.max_seconds):
-                output, seconds = timed(lambda: pipeline.pipe(**call_arguments), self.device)
-        samples, medium = self.medium.received(output)[:1].cpu(), self.medium
+            ready = joined([arguments(pipeline.pipe, call, prompts, [0], seed) for seed in seeds])
+            limit, memory = time_limit(pipeline, self.max_seconds), PeakMemory(self.device)
+            with counted(pipeline.pipe) as count, limit, memory:
+                output, seconds = timed(lambda: pipeline.pipe(**ready), self.device)
+        samples, medium = self.medium.received(output)[: request.count].cpu(), self.medium
         if isinstance(medium, Video):
             samples, medium = reduced(samples, medium, LARGEST_CLIP)
-        pixels = (medium.still(samples[0]) * 255).round().byte().permute(1, 2, 0).numpy()
-        image = Image.fromarray(pixels)
-        factor = max(1, -(-MIN_DISPLAY_SIZE // max(image.size)))
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        playable = None if medium.name == "image" else medium.playable(samples)[0]
-        return TimedSample(image, steps, count.evaluations, seconds * 1000, playable)
+        return TimedSamples(
+            pipeline.name,
+            tuple(to_pil(medium.still(sample)) for sample in samples),
+            seeds,
+            steps,
+            count.evaluations / request.count,
+            seconds * 1000,
+            memory.megabytes,
+            pipeline.weights,
+            pipeline.is_student,
+            () if medium.name == "image" else tuple(medium.playable(samples)),
+        )
 
 
 @contextmanager

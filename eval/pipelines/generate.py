@@ -21,6 +21,7 @@ import transformers
 from diffusers import ClassifierFreeGuidance, DDIMPipeline, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from eval.config.seeds import LATENTS, NOISE, sample_seed
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas, is_shifted, prediction_type
 from teachers.loading import registry, source
@@ -190,9 +191,7 @@ def generators(indices: Sequence[int], seed: int, stream: str) -> list[torch.Gen
         seed: The comparison's seed.
         stream: The name of an independent random stream.
     """
-    digests = (hashlib.sha256(f"{seed}/{stream}/{i}".encode()).digest() for i in indices)
-    # A CPU generator uses 32 bits of its seed.
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:4], "little")) for digest in digests]
+    return [torch.Generator().manual_seed(sample_seed(i, seed, stream)) for i in indices]
 
 
 def latent_shape(pipe: Pipeline, call: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -239,7 +238,7 @@ def arguments(
     kind = type(pipe)
     check_call(kind, call, prompts is not None)
     count = len(indices)
-    usual: dict[str, Any] = {"generator": generators(indices, seed, stream + "/noise")}
+    usual: dict[str, Any] = {"generator": generators(indices, seed, f"{stream}/{NOISE}")}
     if argument(kind, "prompt"):
         usual["prompt"] = list(prompts or [])
     elif argument(kind, "class_labels"):
@@ -251,7 +250,7 @@ def arguments(
         usual["batch_size"] = count
     shape = latent_shape(pipe, call) if argument(kind, "latents") else None
     if shape is not None:
-        noise = [torch.randn(shape, generator=g) for g in generators(indices, seed, stream + "/initial")]
+        noise = [torch.randn(shape, generator=g) for g in generators(indices, seed, f"{stream}/{LATENTS}")]
         parameter = next(network(pipe).parameters())
         usual["latents"] = torch.stack(noise).to(parameter.device, parameter.dtype)
     usual["output_type"] = "pt" if argument(kind, "prompt") else "np"

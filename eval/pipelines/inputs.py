@@ -76,6 +76,8 @@ def read_inputs(options: Options) -> Inputs:
         raise ValueError(f"--clap is for sounds, got a comparison of {medium.plural}; omit it")
     if options.clap is not None and prompts is None:
         raise ValueError("--clap needs prompts, because a CLAP score compares a sound with its prompt; omit --clap")
+    if options.scorers and prompts is None:
+        raise ValueError("--score needs prompts, because it compares images with their prompts; omit --score")
     jobs = jobs_of(runs, teacher, prompts is not None, options.few_steps, pickles)
     for folder in {job.folder: None for job in jobs}:
         check_pipeline(folder, pickles)

@@ -27,7 +27,8 @@ from teachers.support.text import printable
 
 KEPT_IMAGES = 64  # samples of each row, for metrics that compare them with the teacher's
 KEPT_PIXELS = 2**26  # of each channel at most, except for the samples that the report shows
-SHOWN_IMAGES = 10  # of each row, in the report
+SHOWN_IMAGES = 10  # of each row, at once in the report
+GALLERY_IMAGES, GALLERY_PIXELS = 24, 2**24  # of each row at their own size beside the report: at least SHOWN_IMAGES
 
 
 class _Calls:
@@ -101,7 +102,8 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
     if not job.is_reference:
         scores |= _score_groups(calls)
         figures |= _latencies(calls, load)
-    return Result(figures, features, mean, covariance, torch.cat(samples.images), scores)
+    gallery = torch.cat(samples.gallery) if samples.gallery else None
+    return Result(figures, features, mean, covariance, torch.cat(samples.images), scores, gallery)
 
 
 @dataclass
@@ -110,6 +112,7 @@ class _Samples:
 
     features: list[Tensor] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
+    gallery: list[Tensor] = field(default_factory=list)
     scores: dict[str, list[Tensor]] = field(default_factory=dict)
     speeds: list[float] = field(default_factory=list)  # images per second
 
@@ -127,16 +130,25 @@ def _generate(samples: _Samples, calls: _Calls, batches: list[list[int]]) -> Non
             ready = calls.prepare(indices)
             with calls.seeded(indices):
                 output, seconds = timed(functools.partial(calls.run, ready), settings.device)
-            images = settings.received(output)
+            received = settings.medium.received(output)
+            images = settings.resized(received)
             if len(batches) < 3 or (number > 0 and len(indices) == settings.batch_size):
                 samples.speeds.append(len(indices) / seconds)
             samples.features.append(settings.extractor(images).cpu())
             for metric in metrics:
                 samples.scores.setdefault(metric.key, []).append(_score(metric, images, calls.prompts(indices)))
-            limit = max(SHOWN_IMAGES, min(KEPT_IMAGES, KEPT_PIXELS // images[0, 0].numel()))
+            gallery = gallery_size(received)
+            limit = max(gallery, min(KEPT_IMAGES, KEPT_PIXELS // images[0, 0].numel()))
             if indices[0] < limit:
                 samples.images.append(images[: limit - indices[0]].cpu())
+            if indices[0] < gallery and received is not images:
+                samples.gallery.append(received[: gallery - indices[0]].cpu())
             bar.update(len(indices))
+
+
+def gallery_size(samples: Tensor) -> int:
+    """How many samples (B, ...) of this size the report keeps of each row."""
+    return max(SHOWN_IMAGES, min(GALLERY_IMAGES, GALLERY_PIXELS // samples[0, 0].numel()))
 
 
 def _score(metric: SampleMetric, images: Tensor, prompts: list[str] | None) -> Tensor:

@@ -27,6 +27,7 @@ from teachers.support.keys import file_content, key
 from teachers.support.regular import is_inside
 
 FORMAT = 1
+TRAINING_PROMPTS = "training_prompts.txt"  # in a pipeline's folder
 EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.json
 
 
@@ -51,6 +52,7 @@ class Run:
         lora_hashes: Their hashes as they were in training.
         key: The key of the training run, which the records of its logs have too.
         medium: What it samples; images are those of any size.
+        shared_prompts: How many of its own evaluation prompts are training prompts, as far as it is recorded.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class Run:
     lora_hashes: list[str] = field(default_factory=list)
     key: str | None = None
     medium: Medium = ANY_IMAGE
+    shared_prompts: int = 0
 
 
 @reads
@@ -128,6 +131,7 @@ def read_run(
         lora_hashes=[str(entry.get("sha256")) for entry in teacher.get("loras") or ()],
         key=stored.get("run"),
         medium=stored_medium(stored, file),
+        shared_prompts=shared if isinstance(shared := evaluation.get("shared_with_training"), int) else 0,
     )
 
 
@@ -242,6 +246,14 @@ def own_prompts(runs: list[Run]) -> str | None:
         return first
     shared: str | None = shared_setting(runs, "prompts")
     return shared
+
+
+def training_prompts(run: Run) -> set[str] | None:
+    """The training prompts of a run, or None if they are not stored with its pipeline."""
+    if run.prompts == "pocket":
+        return set(read_prompts("pocket"))
+    file = run.folder / TRAINING_PROMPTS
+    return set(read_prompts(str(file))) if is_inside(file, run.folder) and file.is_file() else None
 
 
 def shared_setting(runs: list[Run], name: str) -> Any:

@@ -54,8 +54,11 @@ class Settings:
     medium: Medium = ANY_IMAGE
 
     def received(self, output: Any) -> Tensor:
-        """The samples of a pipeline's output in the judged range; images are resized to `size`."""
-        samples = self.medium.received(output)
+        """The samples of a pipeline's output in the judged range, as metrics see them: images are resized to `size`."""
+        return self.resized(self.medium.received(output))
+
+    def resized(self, samples: Tensor) -> Tensor:
+        """Images resized to `size`; other samples unchanged."""
         return center_crop_resize(samples, self.size) if isinstance(self.medium, Image) else samples
 
 

@@ -41,17 +41,17 @@ def csv_table(report: dict[str, Any]) -> str:
 
 def _cells(row: dict[str, Any], report: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key in ALWAYS:
-        yield key, _plain(row.get(key))
+        yield key, plain_cell(row.get(key))
     for column in columns(report):
         value = row.get(column.key)
         if column.key == "training":
             for part in ("steps", "seconds", "device"):
-                yield f"training_{part}", _plain((value or {}).get(part))
+                yield f"training_{part}", plain_cell((value or {}).get(part))
         elif column.key == "throughput":
             for entry in value or []:
                 yield f"images_per_second_at_{entry['batch_size']}", entry["images_per_second"]
         elif column.key not in ALWAYS:
-            yield column.key, _plain(value)
+            yield column.key, plain_cell(value)
         if column.key == "latency_ms":
             yield from (("latency_ms_p5", row["latency_ms_p5"]), ("latency_ms_p95", row["latency_ms_p95"]))
         if column.interval is not None and any(each.get(column.interval.key) for each in report["rows"]):
@@ -59,7 +59,7 @@ def _cells(row: dict[str, Any], report: dict[str, Any]) -> Iterator[tuple[str, A
             yield from ((f"{column.key}_low", low), (f"{column.key}_high", high))
 
 
-def _plain(value: Any) -> Any:
+def plain_cell(value: Any) -> Any:
     """Text that a spreadsheet does not evaluate; numbers are unchanged."""
     if not isinstance(value, str):
         return value

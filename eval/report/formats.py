@@ -83,3 +83,8 @@ def training(cost: dict[str, Any] | None) -> str:
 def at_batches(value: list[dict[str, float]] | None) -> str:
     """Throughput at each batch size."""
     return NOTHING if not value else " / ".join(significant(entry["images_per_second"]) for entry in value)
+
+
+def spread(row: dict[str, Any]) -> str:
+    """The 5th to 95th percentile of a row's latency."""
+    return f"{significant(row['latency_ms_p5'])}–{significant(row['latency_ms_p95'])}"

@@ -20,10 +20,10 @@ NBSP = "\N{NO-BREAK SPACE}"  # keeps a number and its unit on one line; drawn as
 BACKGROUND, TEXT, SECONDARY_TEXT = (255, 255, 255), (23, 28, 38), (91, 101, 117)
 
 
-def thumbnail(image: Tensor) -> Image.Image:
-    """An image (3, H, W) in [0, 1] with 8 bits, reduced to fit a cell if it is larger."""
+def thumbnail(image: Tensor, side: int = CELL) -> Image.Image:
+    """An image (3, H, W) in [0, 1] with 8 bits, reduced to at most `side` pixels per side if it is larger."""
     small = Image.fromarray(image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    small.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)  # never enlarges
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)  # never enlarges
     return small
 
 

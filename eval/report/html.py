@@ -1,29 +1,71 @@
-"""The report as one self-contained HTML page, light and dark. It loads nothing and runs no script.
+"""The report as one self-contained HTML page, light and dark. It loads nothing but samples at their own size.
 
 This module prepares plain values; `templates/` turns them into HTML and escapes every string. Every figure is in an
-element with `data-row`, `data-key` and `data-value`, the exact value of report.json.
+element with `data-row`, `data-key` and `data-value`, the exact value of report.json. The page has one script, the
+viewer of samples, and its content security policy allows no other.
 """
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
 from torch import Tensor
 
+from eval.report.charts import NARROW, WIDE, quality_latency, training_curves
 from eval.report.columns import columns, over_teacher, quality, speed
+from eval.report.formats import significant
 from eval.report.markdown import title
-from eval.report.samples import shown, views
-from eval.report.scatter import scatter, series_of
+from eval.report.samples import SHOWN, views
+from eval.report.series import series_of, style_sheet
+from eval.report.svg import as_inline
 from eval.report.table import Figure, figure, table
-from eval.report.templating import render
-from eval.report.training_charts import training_charts
+from eval.report.templating import render, source
+from eval.report.verdict import verdict
 from teachers.media import ANY_IMAGE, Medium
 from teachers.support.text import cleaned
 
 MAX_CARDS = 8  # rows with a card at the top
-NARROW = (360, 400)  # size of the scatter chart on a phone
+FILES = ("report.json", "report.csv", "report.tex", "report.md", "figures/", "model-index.yaml")  # beside the page
+
+
+@dataclass(frozen=True)
+class Point:
+    """A numbered row of the scatter chart, with its latency and distance as text."""
+
+    number: int
+    name: str
+    series: int
+    latency: str
+    distance: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The scatter chart for desktops and for phones, as SVG, and its rows."""
+
+    wide: Markup
+    narrow: Markup
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Script:
+    """The page's script, and its hash for the content security policy."""
+
+    text: Markup
+    digest: str
+
+    @classmethod
+    def read(cls, name: str) -> "Script":
+        """A script of `templates/`."""
+        text = source(name).strip() + "\n"
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        return cls(Markup(text), f"sha256-{digest}")
 
 
 @dataclass(frozen=True)
@@ -51,34 +93,58 @@ def page(report: dict[str, Any], samples: Sequence[Tensor], medium: Medium = ANY
         samples: For each row of the report, its first samples (K, *medium.shape) in the judged range.
         medium: Their medium.
     """
-    report, kept = cleaned(report), shown(samples, medium)
-    rows = report["rows"]
+    report = cleaned(report)
+    rows, gallery = report["rows"], report.get("gallery")
     students = [i for i, row in enumerate(rows) if row["method"] != "teacher"]
-    series = series_of(rows)
-    methods = {row["method"] for row in rows}
+    pictures, played = views(samples, medium, gallery)
     return render(
         "page.html",
         report=report,
         title=title(report),
+        colours=style_sheet(),
+        script=Script.read("viewer.js"),
         first=rows[0],
+        verdict=verdict(report),
         lead={key: figure(0, key, report) for key in ("nfe", "latency_ms", "frechet_distance")},
         cards=[_card(i, report) for i in students[:MAX_CARDS]],
         more_cards=max(0, len(students) - MAX_CARDS),
         whose="the teacher's" if over_teacher(report) else "the baseline's",
         count_mark=_count_mark(report),
         has_tie=any(_is_tie(row) for row in rows),
-        samples=[views(row, kept) for row in kept.samples],
+        samples=pictures,
+        shown=SHOWN,
+        prompts=report["prompts"].get("shown") or report["prompts"]["first"],
+        gallery=gallery,
         medium=medium,
-        played=None if kept.played is None else f"{kept.played:.1f}",
-        series=series,
-        legend={method: colour for method, colour in series.items() if method in methods},
-        scatters={"wide": scatter(rows), "narrow": scatter(rows, *NARROW)} if len(rows) > 1 else None,
-        training_charts=training_charts(report["curves"], series),
+        played=None if played is None else f"{played:.1f}",
+        series=series_of(rows),
+        scatter=_scatter(report) if len(rows) > 1 else None,
+        training_charts=[Markup(as_inline(chart, _described(chart))) for chart in training_curves(report)],
         quality=table(report, quality(report)),
         speed=table(report, speed(report)),
         columns=columns(report),
         protocol=_protocol(report),
+        files=FILES,
     )
+
+
+def _scatter(report: dict[str, Any]) -> Scatter:
+    points = [
+        Point(number, row["name"], series_of(report["rows"])[row["method"]], *_place(row))
+        for number, row in enumerate(report["rows"], start=1)
+    ]
+    titles = {f"point-{p.number}": f"{p.name}: {p.latency} ms, {p.distance}" for p in points}
+    label = "Frechet distance against latency; the points are numbered as in the list next to the chart"
+    wide, narrow = (as_inline(quality_latency(report, size), label, titles) for size in (WIDE, NARROW))
+    return Scatter(Markup(wide), Markup(narrow), points)
+
+
+def _place(row: dict[str, Any]) -> tuple[str, str]:
+    return significant(row["latency_ms"]), significant(row["frechet_distance"])
+
+
+def _described(chart: Any) -> str:
+    return f"{chart.axes[0].get_ylabel()} over training time"
 
 
 def _card(index: int, report: dict[str, Any]) -> Card:
@@ -133,6 +199,7 @@ def _protocol(report: dict[str, Any]) -> dict[str, Any]:
         "protocol": report.get("protocol"),
         "evaluated at": size and f"{size} x {size} pixels (center crop, Lanczos)",
         "CLIP model": clip and clip["source"],
+        "scores": ", ".join(f"{entry['name']}: {entry['source']}" for entry in report.get("scorers") or []) or None,
         "teacher": teacher and teacher["path"],
         "teacher call": teacher and json.dumps(teacher["call"]),
         "sample": report["medium"]["size"] if "medium" in report else None,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.report.columns import Column, columns, quality, speed
-from eval.report.formats import significant
+from eval.report.verdict import verdict_text
 from teachers.support.text import cleaned, printable
 
 
@@ -16,6 +16,8 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"# {escape(title(report))}",
+            "",
+            escape(verdict_text(report)),
             "",
             *table(quality(report), report),
             "",
@@ -89,11 +91,6 @@ def plain(report: dict[str, Any]) -> str:
         for line in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def spread(row: dict[str, Any]) -> str:
-    """The 5th to 95th percentile of a row's latency."""
-    return f"{significant(row['latency_ms_p5'])}–{significant(row['latency_ms_p95'])}"
 
 
 def escape(text: str) -> str:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from eval.config.names import PICKLES_ALLOWED
+from eval.config.names import PICKLES_ALLOWED, SCORERS
 from eval.metrics.context import MetricContext
 from eval.pipelines.inputs import Inputs
-from eval.pipelines.runs import teacher_folder
+from eval.pipelines.runs import teacher_folder, training_prompts
 from teachers.loading.contents import changed_files
 from teachers.loading.lora_files import lora_hash
 
@@ -45,7 +45,45 @@ def notes(inputs: Inputs, context: MetricContext, size: int | None, problems: li
             f"There are {inputs.known_prompts:,} prompts for {samples:,} samples, so prompts are repeated; published "
             "evaluations use one caption per sample."
         )
-    return [*out, *_teacher_notes(inputs, context.allow_pickle), *_call_notes(inputs), *problems]
+    return [
+        *out,
+        *_prompt_notes(inputs),
+        *_scorer_notes(inputs, context),
+        *_teacher_notes(inputs, context.allow_pickle),
+        *_call_notes(inputs),
+        *problems,
+    ]
+
+
+def _prompt_notes(inputs: Inputs) -> list[str]:
+    """Evaluation prompts that a run was also trained with."""
+    used = set(inputs.prompts or ())
+    out = []
+    for run in (run for run in inputs.runs if used and run.teacher is not None):
+        known = training_prompts(run)
+        if known is None and inputs.prompt_source != run.prompts:
+            out.append(f"{run.name} does not record its training prompts, so they may be among the evaluation prompts.")
+        shared = run.shared_prompts if known is None else len(used & known)
+        if shared:
+            every = "All" if shared >= len(used) else f"{shared:,} of the"
+            out.append(
+                f"{every} {len(used):,} evaluation prompts are training prompts of {run.name}; only the noise is new. "
+                "Name held-out prompts with --prompts, or in the recipe with evaluation.prompts."
+            )
+    return list(dict.fromkeys(out))
+
+
+def _scorer_notes(inputs: Inputs, context: MetricContext) -> list[str]:
+    """Scores of images and prompts that were not computed; not for features of toy teachers."""
+    missing = [scorer.label for name, scorer in SCORERS.items() if name not in context.scorers]
+    if (
+        inputs.prompts is None
+        or context.medium.name != "image"
+        or inputs.features in ("pocket", "pixels")
+        or not missing
+    ):
+        return []
+    return [f"Not computed, because no weights were named (--score NAME=FOLDER): {', '.join(missing)}."]
 
 
 def _teacher_notes(inputs: Inputs, allow_pickle: bool) -> list[str]:

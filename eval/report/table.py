@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.report.columns import Column, columns, intervals
-from eval.report.formats import NOTHING
-from eval.report.markdown import spread
-from eval.report.scatter import series_of
+from eval.report.formats import NOTHING, spread
+from eval.report.series import series_of
 
 
 @dataclass(frozen=True)

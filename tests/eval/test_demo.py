@@ -3,20 +3,25 @@
 import asyncio
 import io
 import json
+import os
+import re
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from gradio.processing_utils import save_pil_to_cache
 from gradio_client import Client
 from PIL import Image
 
-from eval.demo import caption, page, serve, serve_runs, shown, with_own_name
-from eval.pipelines.demo_limits import MAX_BODY, RequestLimits
-from eval.pipelines.demo_pipelines import Demo, DemoPipeline, TimedSample
+from benchmarks.accessibility import BLOCKING, browser, findings
+from eval.demo import page, serve, serve_runs
+from eval.pipelines.demo_files import Store, caption, gallery, history
+from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_BODY, RequestLimits
+from eval.pipelines.demo_pipelines import Demo, DemoPipeline
+from eval.pipelines.demo_requests import Request, TimedSamples, joined
 from eval.pipelines.generate import arguments, load_pipeline
 from teachers.loading.registry import load_teacher
 from teachers.media import ANY_IMAGE, to_record
@@ -33,19 +38,46 @@ def demo(make_run) -> Demo:
 
 @pytest.mark.slow
 def test_every_pipeline_generates_its_own_image_from_the_same_noise(demo, text_pipeline):
-    results = demo.generate("a coat", 5, 2, 4)
+    results = demo.generate(Request("a coat", 5, 2, 4))
     assert [result.steps for result in results] == [4, 1, 2]  # the first student supports one step only
     assert [result.evaluations for result in results] == [8, 1, 2]  # the teacher uses guidance
-    assert all(result.milliseconds > 0 for result in results)
+    assert all(result.milliseconds > 0 and result.megabytes > 10 and result.weights > 0 for result in results)
+    assert [result.baked for result in results] == [False, True, True]
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     calls = [{"num_inference_steps": 4, "guidance_scale": 2.0}, *(entry["call"] for entry in ONE_AND_TWO_STEPS)]
     for result, call in zip(results, calls, strict=True):
         expected = ANY_IMAGE.received(pipe(**arguments(pipe, call, ["a coat"], [0], 5)))[0]
-        assert result.image.size == (256, 256)  # 32 x 32, magnified by a whole factor
-        small = torch.from_numpy(np.array(result.image.resize((32, 32), 0))).permute(2, 0, 1)
-        assert ((small / 255 - expected).abs() <= 0.5 / 255 + 1e-5).all()
-    again, other_seed = demo.generate("a coat", 5, 2, 4), demo.generate("a coat", 6, 2, 4)
-    assert again[2].image.tobytes() == results[2].image.tobytes() != other_seed[2].image.tobytes()
+        assert result.images[0].size == (32, 32), "the pipeline's own size"
+        assert_same(result.images[0], expected)
+    again, other_seed = demo.generate(Request("a coat", 5, 2, 4)), demo.generate(Request("a coat", 6, 2, 4))
+    assert again[2].images[0].tobytes() == results[2].images[0].tobytes() != other_seed[2].images[0].tobytes()
+
+
+def assert_same(image: Image.Image, expected: torch.Tensor) -> None:
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert ((pixels / 255 - expected).abs() <= 0.5 / 255 + 1e-5).all()
+
+
+@pytest.mark.slow
+def test_batch_has_the_images_of_consecutive_seeds(demo):
+    batch = demo.generate(Request("a coat", 5, 2, 4, count=3))
+    for result in batch:
+        assert result.seeds == (5, 6, 7) and len(result.images) == 3
+    alone = demo.generate(Request("a coat", 6, 2, 4))
+    for one, many in zip(alone, batch, strict=True):
+        difference = np.abs(np.asarray(one.images[0], int) - np.asarray(many.images[1], int))
+        assert difference.max() <= 1
+        assert one.evaluations == many.evaluations, "of each image"
+
+
+@pytest.mark.slow
+def test_guidance_and_negative_prompt_change_the_teacher_only(demo):
+    assert demo.guidance == 2.0 and demo.takes_negative_prompt
+    usual = demo.generate(Request("a coat", 5, 2, 4))
+    for request in (Request("a coat", 5, 2, 4, guidance=6.0), Request("a coat", 5, 2, 4, negative_prompt="a bag")):
+        teacher, *students = demo.generate(request)
+        assert teacher.images[0].tobytes() != usual[0].images[0].tobytes()
+        assert [s.images[0].tobytes() for s in students] == [s.images[0].tobytes() for s in usual[1:]]
 
 
 @pytest.mark.slow
@@ -56,11 +88,25 @@ def test_every_pipeline_generates_its_own_image_from_the_same_noise(demo, text_p
         (("x" * 1001, 0, 1, 3), "at most 1,000 characters, got 1,001"),
         (("a coat", 0, 1, 13), "from 1 to 12, got 13"),
         (("a coat", 0, 0, 3), "at least 1, got 0"),
+        (("a coat", -1, 1, 3), "the seed must be from 0 to 2147483647, got -1"),
+        (("a coat", 0, 1, 3, 31.0), "the guidance must be from 0 to 30, got 31.0"),
+        (("a coat", 0, 1, 3, None, "x" * 1001), "the negative prompt must have at most 1,000 characters"),
+        (("a coat", 0, 1, 3, None, "", 9), "from 1 to 8, got 9"),
     ],
 )
 def test_invalid_calls_are_errors(demo, call, message):
     with pytest.raises(ValueError, match=message):
-        demo.generate(*call)
+        demo.generate(Request(*call))
+
+
+def test_calls_of_one_sample_are_joined_to_a_batch():
+    calls = [
+        {"latents": torch.full((1, 2), float(i)), "prompt": ["a"], "generator": [i], "sigmas": [1.0], "batch_size": 1}
+        for i in range(3)
+    ]
+    batch = joined(calls)
+    assert batch["latents"][:, 0].tolist() == [0, 1, 2] and batch["prompt"] == ["a"] * 3
+    assert batch["generator"] == [0, 1, 2] and batch["sigmas"] == [1.0] and batch["batch_size"] == 3
 
 
 def test_teacher_call_drops_the_time_grid_for_other_numbers_of_steps():
@@ -69,10 +115,36 @@ def test_teacher_call_drops_the_time_grid_for_other_numbers_of_steps():
     assert teacher.call(7) == (7, {"num_inference_steps": 7})
 
 
-def test_caption_has_the_speedup_over_the_teacher():
-    teacher, student = TimedSample(None, 50, 100, 900.0), TimedSample(None, 1, 1, 30.0)
-    assert caption(teacher, teacher) == "<b>900 ms</b><br>50 steps, 100 network evaluations"
-    assert caption(student, teacher) == "<b>30 ms</b> &middot; 30.0&times; speed-up<br>1 step, 1 network evaluation"
+def timed_samples(milliseconds: float, steps: int, evaluations: int, **more) -> TimedSamples:
+    images = (Image.new("RGB", (40, 30)),) * 2
+    return TimedSamples("<a> b", images, (3, 4), steps, evaluations, milliseconds, 512.3, 12.34, **more)
+
+
+def test_caption_has_time_speedup_memory_and_what_is_part_of_the_weights():
+    teacher, student = timed_samples(900.0, 50, 100), timed_samples(30.0, 1, 1, baked=True)
+    assert caption(teacher, teacher, "cpu") == (
+        "<b>900 ms</b> (450 ms each)<br>50 steps, 100 network evaluations<br>"
+        "12.3 MB of weights, 512 MB peak of the process"
+    )
+    assert "30.0&times; speed-up<br>1 step, 1 network evaluation<br>" in caption(student, teacher, "cuda")
+    assert "peak on the GPU<br>guidance and negative prompt are part of the weights" in caption(student, None, "cuda")
+
+
+def test_downloads_have_the_own_size_and_the_seed_in_their_name(tmp_path):
+    store, request = Store(tmp_path), Request("<x>", 3, 1, 50, 2.0, "fog", 2)
+    (files,) = store.write(request, [timed_samples(900.0, 50, 100)])
+    assert files.names == ("a-b_50-steps_seed-3.png", "a-b_50-steps_seed-4.png")
+    image = Image.open(files.files[1])
+    assert image.size == (40, 30) and image.text["prompt"] == "<x>" and image.text["seed"] == "4"
+    assert (image.text["guidance"], image.text["negative_prompt"]) == ("2.0", "fog")
+    shown = gallery(timed_samples(900.0, 50, 100), files, "<x>", ANY_IMAGE)
+    assert shown.count("download=") == 2 and 'width="280" height="210" class="pixelated"' in shown
+    assert 'alt="&lt;a&gt; b, seed 3: &lt;x&gt;"' in shown and "<x>" not in shown
+    past = history([(request, [files])])
+    assert past.count("<img") == 2 and "&lt;x&gt;" in past and "guidance 2, without “fog”" in past
+    store.delete_old(-1)
+    assert "<img" not in history([(request, [files])]), "files that are deleted are not linked"
+    assert not list(tmp_path.iterdir()) and KEEP_SECONDS == 3600
 
 
 def test_unconditional_pipelines_have_no_prompt(make_run, unconditional_pipeline):
@@ -81,16 +153,16 @@ def test_unconditional_pipelines_have_no_prompt(make_run, unconditional_pipeline
     run = make_run("plain", unconditional_pipeline, teacher=teacher, calls=calls)
     demo = Demo([run], CPU, "float32")
     assert not demo.takes_prompt
-    assert [result.evaluations for result in demo.generate("", 0, 1, 2)] == [2, 1]
+    assert [result.evaluations for result in demo.generate(Request("", 0, 1, 2))] == [2, 1]
 
 
 @pytest.mark.slow
-def test_pipeline_without_distill_json_is_shown_without_a_teacher(text_pipeline):
+def test_pipeline_without_distill_json_is_shown_without_a_teacher(text_pipeline, tmp_path):
     demo = Demo([text_pipeline], CPU, "float32")
-    (result,) = demo.generate("a coat", 0, demo.student_steps[0], 0)
+    (result,) = demo.generate(Request("a coat", 0, demo.student_steps[0], 0))
     assert result.steps == demo.student_steps[0] == 50
-    assert "speed-up" not in caption(result, None)
-    assert "Steps of the students" in json.dumps(page(demo).get_config_file())
+    assert "speed-up" not in caption(result, None, "cpu") and not result.baked
+    assert "Students' steps" in json.dumps(page(demo, Store(tmp_path)).get_config_file())
 
 
 @pytest.mark.slow
@@ -123,27 +195,59 @@ def test_error_without_gradio_says_what_to_install(make_run, monkeypatch, capsys
     assert 'the demo needs gradio: pip install -e ".[demo]"' in capsys.readouterr().err
 
 
+@pytest.fixture
+def served(demo):
+    """The address of the served page."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    blocks = serve(demo, "127.0.0.1", port, share=False, block=False)
+    yield f"http://127.0.0.1:{port}/"
+    blocks.close()
+
+
+CALL = ("a coat", "", 1, 1, 2, 3, 2.0)  # prompt, negative prompt, seed, images, steps, teacher's steps, guidance
+
+
+def links(answer: list[str], address: str) -> list[str]:
+    """The addresses of the files in an answer's figures."""
+    return [address + link for link in re.findall(r'href="([^"]*)" download', "".join(answer[:3]))]
+
+
 @pytest.mark.slow
-def test_page_generates_images_through_its_interface(demo):
-    blocks = page(demo)
-    texts = json.dumps(blocks.get_config_file())
+def test_page_generates_images_through_its_interface(demo, served, tmp_path):
+    texts = json.dumps(page(demo, Store(tmp_path)).get_config_file())
     assert "&lt;b&gt;two&lt;/b&gt;" in texts and "<b>two</b>" not in texts
-    _, address, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
-    try:
-        client = Client(address, verbose=False)
-        *images, first, second, third = client.predict("a coat", 1, 2, 3, api_name="/generate")
-        assert len(images) == 3
-        assert "3 steps, 6 network evaluations" in first and "1 step, 1 network" in second and "2 steps" in third
+    client = Client(served, verbose=False)
+    answer = client.predict(*CALL, api_name="/generate")
+    assert len(answer) == 2 * 3 + 1, "figures, captions and the history"
+    first, second, third = answer[3:6]
+    assert "3 steps, 6 network evaluations" in first and "1 step, 1 network" in second and "2 steps" in third
+    for link in links(answer, served):
+        assert Image.open(io.BytesIO(httpx.get(link).content)).size == (32, 32)
+    again = client.predict("a bag", *CALL[1:], api_name="/generate")
+    assert again[6].count("<li>") == 2 and again[6].index("a bag") < again[6].index("a coat")
+    client.close()
+
+
+@pytest.mark.slow
+def test_twenty_users_at_once_get_their_own_results(demo, served):
+    seeds = range(20)
+    expected = {seed: [r.images[0] for r in demo.generate(Request(f"a coat {seed}", seed, 2, 1))] for seed in seeds}
+
+    def call(seed: int) -> list:
+        client = Client(served, verbose=False)
+        answer = client.predict(f"a coat {seed}", "", seed, 1, 2, 1, 2.0, api_name="/generate")
+        images = [Image.open(io.BytesIO(httpx.get(link, timeout=60).content)) for link in links(answer, served)]
         client.close()
-    finally:
-        blocks.close()
+        return [answer, images]
 
-
-def test_equal_images_of_two_calls_are_files_of_their_own(tmp_path):
-    """gradio names a file by the image's content and writes it again, also while a browser loads it."""
-    paths = [save_pil_to_cache(with_own_name(Image.new("RGB", (8, 8))), str(tmp_path), format="png") for _ in "12"]
-    assert paths[0] != paths[1]
-    assert all(Image.open(path).tobytes() == bytes(192) for path in paths)
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        answers = dict(zip(seeds, pool.map(call, seeds), strict=True))
+    for seed, (answer, images) in answers.items():
+        assert [image.text["prompt"] for image in images] == [f"a coat {seed}"] * 3
+        assert [image.tobytes() for image in images] == [image.tobytes() for image in expected[seed]]
+        assert answer[6].count("<li>") == 1 and f"seed {seed}," in answer[6], "nobody sees the history of others"
 
 
 def request(method: str, headers: list[tuple[bytes, bytes]], *chunks: bytes) -> tuple[int, int]:
@@ -179,26 +283,13 @@ def test_page_takes_small_requests_without_files():
 
 
 @pytest.mark.slow
-def test_served_page_refuses_uploads_and_keeps_nothing(demo, tmp_path, monkeypatch):
-    stored = tmp_path / "gradio"
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(stored))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    blocks = serve(demo, "127.0.0.1", port, share=False, block=False)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for path in ("upload", "component_server", "process_recording"):
-            files = {"files": ("x.bin", io.BytesIO(bytes(1000)))}
-            assert httpx.post(f"{address}/gradio_api/{path}", files=files).status_code == 403
-        assert not [file for file in stored.rglob("*") if file.is_file()]
-        client = Client(address, verbose=False)
-        first, second = (client.predict("a coat", 1, 2, 3, api_name="/generate") for _ in "12")
-        assert len(first) == len(second) == 6
-        client.close()
-        assert len(list(stored.rglob("image.png"))) >= 6  # two calls with equal images
-    finally:
-        blocks.close()
+def test_served_page_refuses_uploads_and_other_files(served, tmp_path):
+    for path in ("upload", "component_server", "process_recording"):
+        files = {"files": ("x.bin", io.BytesIO(bytes(1000)))}
+        assert httpx.post(f"{served}gradio_api/{path}", files=files).status_code == 403
+    (tmp_path / "secret.png").write_bytes(b"x")
+    for file in (tmp_path / "secret.png", "/etc/hostname", "../../etc/hostname"):
+        assert httpx.get(f"{served}gradio_api/file={file}").status_code in (403, 404)
 
 
 @pytest.mark.slow
@@ -206,14 +297,14 @@ def test_call_that_takes_too_long_is_ended(make_run):
     demo = Demo([make_run("one")], CPU, "float32", max_seconds=30)
     demo.max_seconds = 0.0
     with pytest.raises(ValueError, match="teacher took longer than 0 seconds; choose fewer steps"):
-        demo.generate("a coat", 0, 1, 3)
+        demo.generate(Request("a coat", 0, 1, 3))
     demo.max_seconds = 30.0
-    assert demo.generate("a coat", 0, 1, 3)  # the limit of one call does not affect the next
+    assert demo.generate(Request("a coat", 0, 1, 3))  # the limit of one call does not affect the next
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Wan 2.1", "Stable Audio"])
-def test_clips_and_sounds_are_played(name, make_run, tiny_media):
+def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
     family, folder, size = tiny_media(name)
     teacher = load_teacher(folder, size=size)
     call = teacher.usual_call(2, 2.0)
@@ -225,11 +316,23 @@ def test_clips_and_sounds_are_played(name, make_run, tiny_media):
         medium=to_record(teacher.medium),
     )
     demo = Demo([run], CPU, "float32")
-    results = demo.generate("a bag", 0, 2, 2)
+    request = Request("a bag", 0, 2, 2)
+    results = demo.generate(request)
     mime = "image/webp" if teacher.medium.name == "video" else "audio/wav"
-    assert [result.playable.mime for result in results] == [mime, mime]
-    assert results[0].playable == results[1].playable  # the same pipeline, prompt and noise
-    html = shown(results[0])
-    assert html.count(f'src="data:{results[0].playable.mime};base64,') == 1
+    assert [result.playables[0].mime for result in results] == [mime, mime]
+    assert results[0].playables == results[1].playables  # the same pipeline, prompt and noise
+    store = Store(tmp_path)
+    files = store.write(request, results)[0]
+    html = gallery(results[0], files, "a bag", teacher.medium)
+    assert files.names[0].endswith(".webp" if teacher.medium.name == "video" else ".wav")
     assert ("<audio controls" in html) == (teacher.medium.name == "audio")
-    assert "from prompt to " + teacher.medium.noun in json.dumps(page(demo).get_config_file())
+    assert "from prompt to " + teacher.medium.noun in json.dumps(page(demo, store).get_config_file())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    browser() is None and "CI" not in os.environ, reason="there is no Chromium on the PATH (apt-get install chromium)"
+)
+def test_axe_finds_nothing_serious_in_the_page(served):
+    found = findings([served], ready="button.primary")
+    assert [entry for entry in found if entry["impact"] in BLOCKING] == []

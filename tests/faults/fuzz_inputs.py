@@ -24,6 +24,7 @@ from eval.demo import serve_runs
 from eval.features.extractors import extractor
 from eval.metrics.fid import statistics
 from eval.metrics.reference import Reference, save
+from eval.pipelines.demo_requests import Request
 from teachers.pocket.parts import make_tokenizer
 from teachers.support.checksums import seal
 from teachers.support.errors import run_cli, run_click
@@ -161,7 +162,7 @@ class Case:
 
     def demo_of(self, run: Path, prompt: str = "a coat") -> int:
         def show(demo: Any, *_: object) -> None:
-            demo.generate(prompt, 1, 1, 1)
+            demo.generate(Request(prompt, 1, 1, 1))
 
         return run_cli(lambda: serve_runs([run], port=0, show=show))
 

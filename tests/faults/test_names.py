@@ -27,6 +27,7 @@ from distill.exporting.model_card.sections import code_span
 from eval.demo import page as demo_page
 from eval.features.image_folder import image_warnings
 from eval.images import as_text
+from eval.pipelines.demo_files import Store
 from eval.pipelines.demo_pipelines import Demo
 from eval.pipelines.runs import read_run
 from eval.report import write_report
@@ -129,8 +130,8 @@ def test_writers_of_reports_clean_every_text(writer):
 def test_files_of_reports_are_clean_and_the_json_is_exact(tmp_path):
     report = hostile_report(TOGETHER)
     write_report(report, [torch.rand(3, 3, 8, 8)] * 4, tmp_path)
-    for file in tmp_path.iterdir():
-        if file.suffix != ".png":
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.suffix != ".png":
             assert not unsafe(file.read_text(encoding="utf-8"), "\n"), file.name
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["rows"][2]["name"] == TOGETHER
 
@@ -369,11 +370,11 @@ def test_records_with_hostile_names_are_read(make_run, name):
 
 
 @pytest.mark.slow
-def test_demo_names_are_clean(make_run, monkeypatch):
+def test_demo_names_are_clean(make_run, tmp_path):
     pytest.importorskip("gradio")
     run = make_run("student")
     file = run / "pipeline" / "distill.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"name": "a\u202e<b>\x1b[2J"}))
     demo = Demo([run], torch.device("cpu"), "float32")
-    shown = json.dumps(demo_page(demo).get_config_file(), default=str)
+    shown = json.dumps(demo_page(demo, Store(tmp_path)).get_config_file(), default=str)
     assert "a\\\\u202e&lt;b&gt;\\\\x1b[2J" in shown

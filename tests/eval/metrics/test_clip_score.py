@@ -2,23 +2,12 @@
 
 import pytest
 import torch
-from PIL import Image
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTextConfig,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-)
+from transformers import BertConfig, BertModel, CLIPProcessor, CLIPVisionConfig
 
 from eval.compare import compare
 from eval.metrics.clip_score import ClipModel, architecture_name
-from teachers.pocket.parts import make_tokenizer
 from tests.commands import eval_main as main
+from tests.eval.metrics.tiny_clip import one_by_one, tiny_clip
 
 PROMPTS = ["a photo of a bag", "a coat", "an ankle boot, seen from the side"]
 
@@ -30,38 +19,13 @@ def images(count: int = 3, size: int = 32, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A folder with a small CLIP model with random weights and its processor."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
-    make_tokenizer(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=24, initializer_range=1.0, **ids, **small)
-    vision = CLIPVisionConfig(image_size=28, patch_size=14, initializer_range=1.0, **small)
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=4)
-    CLIPModel(config).save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-    CLIPProcessor(CLIPImageProcessor(**sizes), tokenizer).save_pretrained(folder)
-    return folder
-
-
-@torch.no_grad()
-def one_by_one(folder, images: torch.Tensor, prompts: list[str]) -> list[float]:
-    """100 max(cos, 0), one image and one prompt at a time, through the model's own forward pass."""
-    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
-    scores = []
-    for image, prompt in zip(images, prompts, strict=True):
-        eight_bit = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
-        out = model(**processor(images=eight_bit, text=prompt, return_tensors="pt"))
-        one, two = out.image_embeds[0].double(), out.text_embeds[0].double()
-        scores.append(100 * max(0.0, (one @ two / (one.norm() * two.norm())).item()))
-    return scores
+    return tiny_clip(tmp_path_factory.mktemp("clip") / "tiny-clip")
 
 
 def test_score_follows_its_definition(clip):
     score = ClipModel(str(clip))
     batch, prompts = images(12), [p for p in PROMPTS for _ in range(4)]
-    expected = one_by_one(clip, batch, prompts)
+    expected = [100 * max(0.0, cosine) for cosine in one_by_one(clip, batch, prompts)]
     assert 0 in expected, "a negative cosine has score 0"
     assert max(expected) > 1
     assert score(batch, prompts).tolist() == pytest.approx(expected, abs=0.02)

@@ -4,6 +4,7 @@ import random
 
 import torch
 
+from eval.config.names import SCORERS
 from eval.features.extractors import Extractor
 from eval.metrics.context import MetricContext, Reference
 from eval.metrics.registry import installed_metrics
@@ -31,11 +32,12 @@ def row(name: str, method: str, steps: int, latency: float, distance: float, **m
 
 
 def example_metrics() -> list[dict]:
-    """The descriptions of all installed metrics but `clip_score`, which needs a model, and of a substitute for it."""
+    """The descriptions of all installed metrics that need no model, and of a substitute for `clip_score`."""
     pocket = Extractor("pocket", lambda images: images.flatten(1))
     reference = Reference(torch.zeros(64), torch.eye(64), torch.zeros(2000, 64))
     context = MetricContext(2000, 0, torch.device("cpu"), pocket, 64, reference=reference)
-    described = [metric for metric in installed_metrics().of("image").classes if metric.key != "clip_score"]
+    models = {"clip_score", *SCORERS}
+    described = [metric for metric in installed_metrics().of("image").classes if metric.key not in models]
     clip = {
         "key": "clip_score",
         "heading": "CLIP-ViT-B/16@2000",

@@ -1,70 +1,75 @@
-"""Scatter and training charts: round ticks, numbered points inside the plot, valid XML."""
+"""Charts: points, bars and lines inside the axes, round ticks, the Pareto front, valid and themed SVG."""
 
+import itertools
 import math
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
-from eval.report.axes import Axis, round_step, tick_text
+from eval.report.charts import NARROW, WIDE, log_ticks, pareto, quality_latency, tick_text, training_curves
 from eval.report.formats import significant
-from eval.report.html import NARROW, page
-from eval.report.scatter import pareto, scatter, series_of
-from eval.report.templating import render
-from eval.report.training_charts import training_charts
-from teachers.media import ANY_IMAGE
+from eval.report.html import page
+from eval.report.series import BACKGROUNDS, DARK, LIGHT, series_of
+from eval.report.svg import as_file, as_inline
+from tests.eval.report.accessibility import contrast, luminance
 from tests.eval.report.example import UNSAFE, crowded_rows
 
-LETTER = 6.6  # width of a character at the charts' font size, a generous estimate
+SIZES = pytest.mark.parametrize("size", [WIDE, NARROW])
 
 
-def draw(chart, template: str = "scatter.svg") -> ElementTree.Element:
-    return ElementTree.fromstring(render(template, chart=chart, medium=ANY_IMAGE))
+def artists(figure, prefix: str) -> list:
+    return [artist for artist in figure.axes[0].lines if str(artist.get_gid()).startswith(prefix)]
 
 
-def elements(drawing: ElementTree.Element, **attributes: str) -> list[ElementTree.Element]:
-    return [e for e in drawing.iter() if all(e.get(key.strip("_")) == value for key, value in attributes.items())]
+def inside(axes, values) -> bool:
+    left, bottom, right, top = axes.viewLim.extents
+    return all(left <= x <= right and bottom <= y <= top for x, y in values)
 
 
-def circles(drawing: ElementTree.Element) -> list[ElementTree.Element]:
-    return [e for e in drawing.iter() if e.tag.endswith("circle")]
+@SIZES
+@pytest.mark.parametrize("count", [4, 12, 20])
+def test_scatter_has_a_numbered_point_inside_the_plot_for_every_row(report, size, count):
+    report["rows"] = crowded_rows(count, 0)
+    figure = quality_latency(report, size)
+    points = artists(figure, "point-")
+    assert [point.get_gid() for point in points] == [f"point-{i}" for i in range(1, count + 1)]
+    assert [text.get_text() for text in figure.axes[0].texts] == [str(i) for i in range(1, count + 1)]
+    for point, row in zip(points, report["rows"], strict=True):
+        assert point.get_xydata().tolist() == [[row["latency_ms"], row["frechet_distance"]]]
+        assert inside(figure.axes[0], point.get_xydata())
 
 
-@pytest.mark.parametrize(("width", "height"), [(760, 430), NARROW])
-def test_scatter_has_a_point_for_every_row(report, width, height):
-    points = circles(draw(scatter(report["rows"], width, height)))
-    assert len(points) == len(report["rows"])
-    for point in points:
-        assert 0 < float(point.get("cx")) < width
-        assert 0 < float(point.get("cy")) < height
-    # A larger distance is higher up, a longer latency further right.
-    assert float(points[1].get("cy")) < float(points[2].get("cy"))
-    assert float(points[0].get("cx")) > float(points[1].get("cx"))
+def test_error_bars_are_the_intervals_of_the_rows_and_inside_the_plot(report):
+    figure = quality_latency(report)
+    bars = [np.array(segment) for lines in figure.axes[0].collections for segment in lines.get_segments()]
+    assert len(bars) == 2 * len(report["rows"])
+    for row, (across, up) in zip(report["rows"], zip(bars[::2], bars[1::2], strict=True), strict=True):
+        assert across[:, 0] == pytest.approx([row["latency_ms_p5"], row["latency_ms_p95"]])
+        assert up[:, 1] == pytest.approx(row["frechet_interval"])
+        assert inside(figure.axes[0], [*across, *up])
 
 
-@pytest.mark.parametrize("distances", [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 300.0]])
-def test_scatter_of_equal_or_zero_values(report, distances):
+@pytest.mark.parametrize("distances", [[1.0] * 4, [0.0] * 4, [0.0, 1.0, 2.0, 300.0]])
+def test_scatter_of_equal_or_zero_values_and_without_intervals(report, distances):
     for entry, distance in zip(report["rows"], distances, strict=True):
-        entry["frechet_distance"], entry["latency_ms"] = distance, 5.0
-    svg = render("scatter.svg", chart=scatter(report["rows"]), medium=ANY_IMAGE)
+        entry |= {"frechet_distance": distance, "frechet_interval": None, "latency_ms": 5.0}
+        entry |= {"latency_ms_p5": 5.0, "latency_ms_p95": 5.0}
+    svg = as_file(quality_latency(report))
     assert "nan" not in svg
     ElementTree.fromstring(svg)
 
 
-@pytest.mark.parametrize("count", [6, 12, 20])
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("width", "height"), [(760, 430), NARROW])
-def test_points_are_numbered_in_the_order_of_the_rows_and_inside_the_plot(count, seed, width, height):
-    chart = scatter(crowded_rows(count, seed), width, height)
-    drawing = draw(chart)
-    assert [e.text for e in elements(drawing, class_="number")] == [str(i + 1) for i in range(count)]
-    for point in circles(drawing):
-        x, y, radius = (float(point.get(key)) for key in ("cx", "cy", "r"))
-        assert chart.left <= x - radius
-        assert x + radius <= chart.right
-        assert chart.top <= y - radius
-        assert y + radius <= chart.bottom
+@SIZES
+def test_pareto_line_is_drawn_even_if_one_row_is_best_in_both(report, size):
+    for row in report["rows"][1:]:
+        row |= {"frechet_distance": 9.0, "latency_ms": 900.0}
+    figure = quality_latency(report, size)
+    (front,) = artists(figure, "front")
+    right = figure.axes[0].get_xlim()[1]
+    assert front.get_xydata().tolist() == [[412.3, 2.93], [right, 2.93]]
 
 
 def test_list_next_to_the_chart_has_name_and_values_of_every_number(report):
@@ -78,49 +83,33 @@ def test_list_next_to_the_chart_has_name_and_values_of_every_number(report):
     ]
 
 
-@pytest.mark.parametrize(("width", "height"), [(760, 430), NARROW])
-@pytest.mark.parametrize("seed", range(3))
-def test_texts_of_the_chart_are_not_cut(width, height, seed):
-    drawing = draw(scatter(crowded_rows(12, seed), width, height))
-    for text in (e for e in drawing.iter() if e.tag.endswith("text")):
-        x, y, extent = float(text.get("x")), float(text.get("y")), LETTER * len(text.text)
-        left = x - extent * {"end": 1, "middle": 0.5}[text.get("text-anchor")]
-        assert left >= 0
-        assert left + extent <= width
-        assert 12 <= y <= height - 3
+@SIZES
+@pytest.mark.parametrize("seed", range(2))
+def test_texts_of_the_chart_are_not_cut(report, size, seed):
+    report["rows"] = crowded_rows(12, seed)
+    figure = quality_latency(report, size)
+    figure.draw_without_rendering()
+    width, height = figure.bbox.size
+    axes = figure.axes[0]
+    texts = [axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()]
+    for text in [*texts, *axes.get_legend().get_texts()]:
+        box = text.get_window_extent()
+        assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, text.get_text()
 
 
-@pytest.mark.parametrize("values", [[0.3, 0.31], [7.1, 9.3], [15.0, 903.0], [1e-4, 2e5], [5.0, 5.0], [10.0, 100.0]])
-def test_log_axis_begins_and_ends_at_round_values(values):
-    axis = Axis(values, 0, 100, log=True)
-    ticks = axis.ticks()
-    assert axis.low <= min(values)
-    assert max(values) <= axis.high
-    assert 3 <= len(ticks) <= 11
-    positions = [tick.position for tick in ticks]
-    assert positions == sorted(positions)
-    assert all(len(tick.text.replace(",", "").replace(".", "").strip("0")) <= 2 for tick in ticks), "round values"
-    assert axis(math.sqrt(axis.low * axis.high)) == pytest.approx(50)
+@pytest.mark.parametrize("values", [[0.3, 0.35], [7.1, 9.3], [15.0, 903.0], [1e-4, 2e5], [4.9, 5.2], [9.0, 100.0]])
+def test_ticks_of_a_log_axis_are_round(values):
+    ticks = log_ticks(*values)
+    assert 2 <= len(ticks) <= 11 and ticks == sorted(ticks)
+    assert min(values) <= ticks[0] and ticks[-1] <= max(values)
+    assert all(len(tick_text(tick).replace(",", "").replace(".", "").strip("0")) <= 2 for tick in ticks)
 
 
-@pytest.mark.parametrize(
-    ("values", "texts"),
-    [
-        ([0.7, 2.1], ["0", "0.5", "1", "1.5", "2", "2.5"]),
-        ([0.0, 0.0], ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
-        ([-3.0, 4.0], ["-4", "-2", "0", "2", "4"]),
-        ([12_000.0], ["0", "5,000", "10,000", "15,000"]),
-        ([0.3], ["0", "0.1", "0.2", "0.3"]),
-    ],
-)
-def test_linear_axis_includes_zero_and_ends_at_a_tick(values, texts):
-    ticks = Axis(values, 10, 20).ticks()
-    assert [tick.text for tick in ticks] == texts
-    assert (ticks[0].position, ticks[-1].position) == pytest.approx((10, 20))
-
-
-def test_round_steps_and_tick_texts():
-    assert [round_step(extent) for extent in (1.0, 4.9, 5.0, 5.1, 26.0, 0.003)] == [0.2, 1.0, 1.0, 2.0, 10.0, 0.001]
+def test_ticks_of_time_are_round(report):
+    report["curves"][0]["seconds"] = [0.0, 60.0, 400.0]
+    axes = training_curves(report)[0].axes[0]
+    ticks = [tick for tick in axes.xaxis.get_major_locator()() if tick <= axes.get_xlim()[1]]
+    assert [tick_text(tick) for tick in ticks] == ["0", "2", "4", "6"]
     assert [tick_text(v) for v in (0.3, 1.0, 1.5, 20.0, 12_000.0)] == ["0.3", "1", "1.5", "20", "12,000"]
 
 
@@ -139,20 +128,65 @@ def test_pareto_front():
 
 
 def test_training_charts_have_one_curve_per_run_and_a_time_axis(report):
-    held_out, tangent = training_charts(report["curves"], {"dmd": 1, "scm": 2})
-    assert (held_out.title, held_out.unit, held_out.log_y) == ("Held-out Frechet distance", "min", True)
-    assert [tick.text for tick in held_out.x_ticks] == ["0", "0.5", "1", "1.5", "2", "2.5"]
-    assert [curve.legend for curve in held_out.curves] == [f"{UNSAFE}, final value 0.778"]
-    assert (tangent.unit, tangent.log_y) == ("s", False)
-    for chart in (held_out, tangent):
-        drawing = draw(chart, "training_chart.svg")
-        assert len([e for e in drawing.iter() if e.tag.endswith("polyline")]) == 1
-    assert training_charts([], {}) == []
+    held_out, tangent = (figure.axes[0] for figure in training_curves(report))
+    assert (held_out.get_xlabel(), held_out.get_ylabel()) == (
+        "Training time (min)",
+        "Held-out Frechet distance, log scale",
+    )
+    assert (tangent.get_xlabel(), tangent.get_ylabel()) == ("Training time (s)", "Tangent's norm")
+    (curve,) = held_out.lines
+    assert curve.get_xydata().tolist() == pytest.approx(np.array([[0, 50], [1, 3], [120.5 / 60, 0.77777]]))
+    assert held_out.get_legend().get_texts()[0].get_text() == UNSAFE
+    assert training_curves(report | {"curves": []}) == []
 
 
-def test_curves_of_one_method_have_different_dashes():
+def test_curves_of_one_method_have_different_dashes(report):
     curves = [
         {"figure": "loss", "run": run, "method": "dmd", "seconds": [0.0, 5.0], "values": [2.0, 1.0]} for run in "ab"
     ]
-    (chart,) = training_charts(curves, {"dmd": 1})
-    assert [curve.dash for curve in chart.curves] == ["none", "6 4"]
+    (figure,) = training_curves(report | {"curves": curves})
+    assert as_file(figure).count("stroke-dasharray") == 2, "the second curve, and its line in the legend"
+
+
+def test_svg_of_a_page_follows_its_theme_and_has_tooltips_and_unique_identifiers(report):
+    titles = {"point-1": f"{UNSAFE}: 1 ms", "point-2": "two"}
+    drawn = [as_inline(quality_latency(report, size), "a label", titles) for size in (WIDE, NARROW)]
+    for svg in drawn:
+        root = ElementTree.fromstring(svg)
+        assert root.get("aria-label") == "a label"
+        assert [e.text for e in root.iter() if e.tag.endswith("title")] == list(titles.values())
+        assert not re.search(r"(fill|stroke): #(?!var)[0-9a-f]{6}", svg), "every colour is a variable of the page"
+        assert "<style" not in svg and "<script" not in svg and "font-family" not in svg
+    identifiers = re.findall(r'\bid="([^"]*)"', "".join(drawn))
+    assert len(identifiers) == len(set(identifiers)) > 10
+    assert set(re.findall(r'(?:url\(|href=")#([^")]*)', "".join(drawn))) <= set(identifiers)
+
+
+def test_svg_files_are_the_same_for_the_same_report_and_keep_names_as_text(report):
+    report["rows"][2]["method"] = "$x^2$ 図"
+    first, second = as_file(quality_latency(report)), as_file(quality_latency(report))
+    assert first == second and "$x^2$ 図" in first
+
+
+SIMULATIONS = {  # linear RGB, Machado et al. 2009, severity 1
+    "none": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+@pytest.mark.parametrize(("theme", "colours"), [("light", LIGHT), ("dark", DARK)])
+def test_colours_of_series_have_contrast_and_differ_for_colour_blind_readers(theme, colours):
+    assert all(contrast(colour, back) >= 4.5 for colour in colours for back in BACKGROUNDS[theme])
+    for matrix in SIMULATIONS.values():
+        seen = [lab(np.array(matrix) @ luminance(colour, channels=True)) for colour in colours]
+        assert min(math.dist(a, b) for a, b in itertools.combinations(seen, 2)) > 25
+
+
+def lab(linear: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of linear RGB."""
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = matrix @ np.clip(linear, 0, 1) / np.array([0.9505, 1, 1.089])
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
