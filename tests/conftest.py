@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tests.teachers import tiny_media as media
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+# Every worker and every process that a test starts would compile the project's modules again without bytecode files.
+sys.dont_write_bytecode = False
 gc.freeze()  # garbage collections skip the many objects of the imported libraries
 
 

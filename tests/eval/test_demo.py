@@ -1,4 +1,7 @@
-"""The demo generates the images of its pipelines; the page is tested through gradio's client."""
+"""The demo generates the images of its pipelines; the page is tested through gradio's client.
+
+Only slow tests import gradio, which takes seconds, and none at the top of the file, which every worker imports.
+"""
 
 import asyncio
 import io
@@ -10,8 +13,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from gradio.processing_utils import save_pil_to_cache
-from gradio_client import Client
 from PIL import Image
 
 from eval.demo import caption, page, serve, serve_runs, shown, with_own_name
@@ -125,6 +126,8 @@ def test_error_without_gradio_says_what_to_install(make_run, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_page_generates_images_through_its_interface(demo):
+    from gradio_client import Client
+
     blocks = page(demo)
     texts = json.dumps(blocks.get_config_file())
     assert "&lt;b&gt;two&lt;/b&gt;" in texts and "<b>two</b>" not in texts
@@ -139,8 +142,11 @@ def test_page_generates_images_through_its_interface(demo):
         blocks.close()
 
 
+@pytest.mark.slow
 def test_equal_images_of_two_calls_are_files_of_their_own(tmp_path):
     """gradio names a file by the image's content and writes it again, also while a browser loads it."""
+    from gradio.processing_utils import save_pil_to_cache
+
     paths = [save_pil_to_cache(with_own_name(Image.new("RGB", (8, 8))), str(tmp_path), format="png") for _ in "12"]
     assert paths[0] != paths[1]
     assert all(Image.open(path).tobytes() == bytes(192) for path in paths)
@@ -180,6 +186,8 @@ def test_page_takes_small_requests_without_files():
 
 @pytest.mark.slow
 def test_served_page_refuses_uploads_and_keeps_nothing(demo, tmp_path, monkeypatch):
+    from gradio_client import Client
+
     stored = tmp_path / "gradio"
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(stored))
     with socket.socket() as probe:
