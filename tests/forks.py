@@ -7,6 +7,7 @@ Tests about the start of an interpreter, or about a command's own arguments, sta
 
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,14 +43,14 @@ class Fork:
     def error(self) -> str:
         return _text(self.folder / "error")
 
-    def wait_for(self, text: str, seconds: float = 60.0) -> None:
-        """Wait until the process has printed `text`.
+    def wait_for(self, pattern: str, seconds: float = 60.0) -> None:
+        """Wait until the process has printed text that a regular expression matches.
 
         Raises:
             AssertionError: The process ended first, or did not print it in time.
         """
         deadline = time.monotonic() + seconds
-        while text not in self.out + self.error:
+        while not re.search(pattern, self.out + self.error):
             assert self.process.is_alive() and time.monotonic() < deadline, self.error
             time.sleep(0.02)
 

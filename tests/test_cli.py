@@ -145,7 +145,7 @@ def test_every_key_is_documented(capsys):
 
 @pytest.mark.slow
 def test_a_shipped_recipe_trains_by_name_in_a_hostile_directory(hostile, tmp_path):
-    overrides = [*FAST, "train.steps=2", f"output={tmp_path / 'runs'}"]
+    overrides = [*FAST, "train.steps=2", "teacher.num_steps=5", f"output={tmp_path / 'runs'}"]
     done = script("train", "pocket/scm", *overrides, cwd=hostile)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "pocket-scm"

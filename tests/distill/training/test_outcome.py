@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import socket
 import subprocess
@@ -25,6 +24,8 @@ from distill.training.outcome import FAILED, TIE, RunFailed, is_better
 from distill.training.run_folder import fingerprint, run_key
 from distill.training.setup import plan_data
 from teachers.families.unconditional import Unconditional
+from tests.commands import fewstep
+from tests.forks import Fork
 
 ZERO = OptimizerRecipe(lr=1e-6, weight_decay=1e6)  # one step sets all weights to zero: a constant network
 GOOD = OptimizerRecipe(lr=1e-5)
@@ -342,17 +343,19 @@ def test_stopped_runs_export_their_best(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["-m", "distill.train"], ["-m", "distill", "train", "--num-processes", "1"]])
-def test_commands_end_with_exit_code_3(folder, tmp_path, words):
+def test_commands_end_with_exit_code_3(folder, tmp_path):
     recipe = recipe_in(tmp_path, ZERO, path=str(folder))
     file = tmp_path / "r.yaml"
     file.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(recipe)))))
-    last = words[-2:] if words[-2] == "--num-processes" else []
-    command = [sys.executable, *words[: len(words) - len(last)], str(file), *last]
-    for _ in range(1 if last else 2):  # the launcher's command ends as the one without it
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == 3, ended.stderr
-        assert ended.stderr.count("went wrong") == 1 and "Traceback" not in ended.stderr
+    for number in "12":
+        ended = Fork(tmp_path / number, fewstep, "train", file)
+        assert ended.wait() == 3, ended.error
+        assert ended.error.count("went wrong") == 1 and "Traceback" not in ended.error
+    # The launcher's command ends as the one without it.
+    command = [sys.executable, "-m", "distill", "train", str(file), "--num-processes", "1"]
+    launched = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert launched.returncode == 3, launched.stderr
+    assert launched.stderr.count("went wrong") == 1 and "Traceback" not in launched.stderr
 
 
 @pytest.mark.slow
@@ -367,14 +370,11 @@ def test_sharded_processes_agree_on_the_best(folder, tmp_path):
             variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
         variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
         processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "distill.train", str(file)],
-                env=os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank},
-            )
+            Fork(tmp_path / rank, fewstep, "train", file, variables=variables | {"RANK": rank, "LOCAL_RANK": rank})
             for rank in "01"
         ]
         try:
-            assert [process.wait(timeout=200) for process in processes] == [0, 0]
+            assert [process.wait(200) for process in processes] == [0, 0], [process.error for process in processes]
         finally:
             for process in processes:
                 process.kill()
