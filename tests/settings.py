@@ -1,6 +1,9 @@
-"""Paths of the checkout, and overrides with which a recipe trains in a test: small, silent, saved often."""
+"""Paths of the checkout, overrides with which a recipe trains in a test (small, silent, saved often), slow parameters."""
 
+from collections.abc import Iterable
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "pocket"
@@ -15,3 +18,8 @@ FAST = [
     "train.checkpoint_every=2",
     "train.tracker=none",
 ]
+
+
+def first_is_quick(names: Iterable[str]) -> list[object]:
+    """Values of a parameter; the tests of all but the first are marked slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if number else name for number, name in enumerate(names)]
