@@ -28,8 +28,9 @@ gc.freeze()  # garbage collections skip the many objects of the imported librari
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker more than cores, because many tests wait for the processes that they start."""
-    return (os.cpu_count() or 1) + 1
+    """One worker more than cores, because many slow tests wait for the processes that they start."""
+    cores = os.cpu_count() or 1
+    return cores if config.getoption("markexpr") == "not slow" else cores + 1
 
 
 @pytest.fixture(scope="session")

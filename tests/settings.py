@@ -1,4 +1,4 @@
-"""Paths of the checkout, overrides with which a recipe trains in a test (small, silent, saved often), slow parameters."""
+"""Paths of the checkout, overrides with which a recipe trains in a test, and parameters that are slow but the first."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +9,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "pocket"
 PLUGIN = ROOT / "tests" / "plugin"
 
-
-FAST = [
+FAST = [  # small, silent, saved often
     "train.batch_size=4",
     "train.evaluate_every=0",
     "train.evaluate_samples=6",
