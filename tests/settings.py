@@ -19,6 +19,6 @@ FAST = [  # small, silent, saved often
 ]
 
 
-def first_is_quick(names: Iterable[str]) -> list[object]:
+def first_is_quick(values: Iterable[object]) -> list[object]:
     """Values of a parameter; the tests of all but the first are marked slow."""
-    return [pytest.param(name, marks=pytest.mark.slow) if number else name for number, name in enumerate(names)]
+    return [pytest.param(value, marks=pytest.mark.slow) if number else value for number, value in enumerate(values)]

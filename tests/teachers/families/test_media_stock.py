@@ -6,6 +6,7 @@ import torch
 from distill.config.registry import TEACHERS, find
 from teachers.core.cosine_path import Cosine
 from teachers.core.trigflow import expand, rotate
+from tests.settings import first_is_quick
 from tests.teachers.families.media import NAMES, conditions, load_stock, run
 from tests.teachers.families.stock import PROMPTS, difference
 
@@ -14,7 +15,7 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 
 @every_family
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", first_is_quick([3.0, 1.0]))
 def test_every_step_of_the_stock_solver_is_that_of_the_teacher(name, guidance, load_media, tiny_media, record):
     """Condition, schedule and guidance equal those of the stock pipeline."""
     teacher, folder = load_media(name), tiny_media(name)[1]
