@@ -211,6 +211,7 @@ def test_the_teachers_samples_depend_on_prompts_features_and_contents(samples):
     assert len({samples(**change) for change in changes}) == len(changes)
 
 
+@pytest.mark.slow
 def test_the_monitor_samples_a_replaced_teacher_again(make, tmp_path):
     file = tmp_path / "runs/r/cache/teacher.safetensors"
     train(make("train.steps=0", "train.evaluate_every=1"))
