@@ -34,7 +34,7 @@ from tests.settings import PLUGIN, RECIPES
 CPU = torch.device("cpu")
 PATH = PLUGIN / "fewstep_digits" / "weights" / "pipeline"
 TIMING = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
-EVALUATION = {"samples": 300, "batch_size": 100, "few_steps": (1,), "lpips": None, "timing": TIMING}
+EVALUATION = {"samples": 500, "batch_size": 100, "few_steps": (1,), "lpips": None, "timing": TIMING}
 FIGURES = ("name", "nfe", "frechet_distance", "precision", "recall", "coverage", "prompt_agreement")
 
 
@@ -69,7 +69,6 @@ def recipe(images, tmp_path):
         file = tmp_path / f"{method}.yaml"
         file.write_text((PLUGIN / "recipes" / f"digits_{method}.yaml").read_text())
         shared = [f"teacher.path={PATH}", f"data.images={images}", f"output={tmp_path / 'runs'}", "train.tracker=none"]
-        shared += ["train.evaluate_samples=200"]
         return load(file, [*shared, *overrides])
 
     return make
