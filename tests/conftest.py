@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,13 +23,16 @@ from tests.teachers import tiny_media as media
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+# Every worker and every process that a test starts would compile the project's modules again without bytecode files.
+sys.dont_write_bytecode = False
 gc.freeze()  # garbage collections skip the many objects of the imported libraries
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker more than cores, because many tests wait for the processes that they start."""
-    return (os.cpu_count() or 1) + 1
+    """One worker more than cores, because many slow tests wait for the processes that they start."""
+    cores = os.cpu_count() or 1
+    return cores if config.getoption("markexpr") == "not slow" else cores + 1
 
 
 @pytest.fixture(scope="session")

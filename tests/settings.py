@@ -1,13 +1,15 @@
-"""Paths of the checkout, and overrides with which a recipe trains in a test: small, silent, saved often."""
+"""Paths of the checkout, overrides with which a recipe trains in a test, and parameters that are slow but the first."""
 
+from collections.abc import Iterable
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "pocket"
 PLUGIN = ROOT / "tests" / "plugin"
 
-
-FAST = [
+FAST = [  # small, silent, saved often
     "train.batch_size=4",
     "train.evaluate_every=0",
     "train.evaluate_samples=6",
@@ -15,3 +17,8 @@ FAST = [
     "train.checkpoint_every=2",
     "train.tracker=none",
 ]
+
+
+def first_is_quick(values: Iterable[object]) -> list[object]:
+    """Values of a parameter; the tests of all but the first are marked slow."""
+    return [pytest.param(value, marks=pytest.mark.slow) if number else value for number, value in enumerate(values)]

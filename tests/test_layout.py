@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -15,8 +16,10 @@ FILES = {
 }
 
 
-def imports(module: str, lazy: bool = True) -> Iterator[str]:
+@cache
+def imports(module: str, lazy: bool = True) -> list[str]:
     """The modules of this project that `module` imports, also inside functions unless `lazy` is False."""
+    found: list[str] = []
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     for node in walk(tree, lazy):
         if isinstance(node, ast.Import):
@@ -26,7 +29,8 @@ def imports(module: str, lazy: bool = True) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from filter(None, map(module_of, names))
+        found += filter(None, map(module_of, names))
+    return found
 
 
 def module_of(name: str) -> str:

@@ -7,6 +7,14 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
+FEW_TIMINGS = """\
+import functools
+import distill
+from eval.config.options import Timing
+timing = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
+distill.compare = functools.partial(distill.compare, few_steps=(1,), timing=timing)
+del functools, distill, Timing, timing
+"""
 
 
 @pytest.mark.slow
@@ -16,6 +24,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("FEWSTEP_SAMPLES", "12")
     monkeypatch.setenv("FEWSTEP_RUNS", str(tmp_path / "runs"))
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(FEW_TIMINGS))
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(path.parent)}}).execute()
     assert (tmp_path / "runs" / "report" / "report.html").is_file()
 

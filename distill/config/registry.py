@@ -4,12 +4,12 @@ A recipe can only name an installed plug-in, so an untrusted YAML file cannot ex
 """
 
 import dataclasses
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from teachers.loading.registry import GROUP, check_family
 from teachers.support.errors import suggest
-from teachers.support.plugins import load_point, points_by_name
+from teachers.support.plugins import installed_points, load_point, points_by_name
 
 DISTILLERS = "distill.distillers"
 TEACHERS = GROUP
@@ -17,7 +17,7 @@ TEACHERS = GROUP
 
 def installed(group: str) -> dict[str, EntryPoint]:
     """The entry points of a group by name, without importing any of them."""
-    return {name: same[0] for name, same in points_by_name(entry_points(group=group)).items()}
+    return {name: same[0] for name, same in points_by_name(installed_points(group)).items()}
 
 
 def find(group: str, name: str) -> type[Any]:
@@ -27,7 +27,7 @@ def find(group: str, name: str) -> type[Any]:
         ValueError: If there is none, with the registered names; if it cannot be imported or used; or if several
             packages register it.
     """
-    known = points_by_name(entry_points(group=group))
+    known = points_by_name(installed_points(group))
     kind = "method" if group == DISTILLERS else "teacher family"
     if not known:
         raise ValueError(f"no {kind} is installed; install the project first: pip install -e .")

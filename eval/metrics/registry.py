@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from eval.metrics.base import EVERY_MEDIUM, Metric
 from eval.metrics.context import NEEDS, MetricContext
-from teachers.support.plugins import OWN_PACKAGES, is_own
+from teachers.support.plugins import OWN_PACKAGES, installed_points, is_own
 
 GROUP = "distill.metrics"
 
@@ -47,7 +47,7 @@ def installed_metrics(points: Sequence[EntryPoint] | None = None) -> InstalledMe
     Raises:
         ValueError: No metric is installed, not even this project's own.
     """
-    found = list(entry_points(group=GROUP)) if points is None else points
+    found = list(installed_points(GROUP)) if points is None else points
     if not found:
         raise ValueError("no metric is installed; install the project first: pip install -e .")
     classes: dict[str, type[Metric]] = {}

@@ -18,11 +18,14 @@ from teachers.loading.inspection import check_folder, check_text_widths
 from teachers.loading.sizes import UnusableConfiguration, check_configs
 from teachers.loading.sketch import add_text_encoders, sketch
 from teachers.loading.source import check_trusted, check_weights, config_source, loading_errors
+from teachers.support.contents import file_content
 from teachers.support.text import printable
 
 Stamp = tuple[str, str, str, tuple[tuple[str, int, int], ...]]
 EVALUATED = "evaluated"  # how `check_fit_once` checks
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".gguf")
 _checked: set[Stamp] = set()  # folders that passed, with their files' times
+_fitting: set[tuple[Any, ...]] = set()  # configurations whose components fit, by content
 
 
 def check_teacher(path: str, family: type[Teacher], size: Mapping[str, float] | None = None) -> Teacher:
@@ -77,17 +80,29 @@ def _once(path: str, family: type[Teacher], how: object, check: Callable[[], Any
     folder = Path(config_source(path))
     if not folder.is_dir():
         return
-    files = sorted(file for file in [*folder.glob("*"), *folder.glob("*/*")] if file.is_file())
-    times = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    times = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in _files(folder))
     stamp = (repr(how), path, f"{family.__module__}.{family.__qualname__}", times)
     if stamp not in _checked:
         check()
         _checked.add(stamp)
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in [*folder.glob("*"), *folder.glob("*/*")] if file.is_file())
+
+
+def _configuration(teacher: Teacher, folder: Path) -> tuple[Any, ...]:
+    """What the result of `check_fit` depends on: classes, sizes and all files but the weights."""
+    files = [file for file in _files(folder) if file.suffix not in WEIGHTS and file.name != "distill.json"]
+    contents = tuple((str(file.relative_to(folder)), file_content(file)) for file in files)
+    return type(teacher), type(getattr(teacher, "stock", None)), teacher.shape, teacher.image_size, contents
+
+
 @torch.no_grad()
 def check_fit(teacher: Teacher, source: str) -> None:
     """Encode a prompt, evaluate the network once and decode, with shapes only.
+
+    In one process this is computed once for equal configurations, such as those of the students of one teacher.
 
     Args:
         teacher: A teacher on the meta device, from `sketch`; its text encoders are added.
@@ -97,8 +112,11 @@ def check_fit(teacher: Teacher, source: str) -> None:
         ValueError: With the step that failed and the reason.
     """
     network, cond = teacher.network, None
+    configuration = _configuration(teacher, Path(source))
     with _step(source, "its text encoders cannot encode a prompt"):
         add_text_encoders(teacher, source)
+        if configuration in _fitting:
+            return
         cond = teacher.condition([""])
     meta = torch.device("meta")
     x = torch.empty(1, *teacher.shape, device=meta)
@@ -119,6 +137,7 @@ def check_fit(teacher: Teacher, source: str) -> None:
         decoded: Any = teacher.decode(x)
         if len(teacher.shape) == 3 and tuple(decoded.shape[-2:]) != tuple(teacher.image_size):
             raise ValueError(f"it gives {tuple(decoded.shape[1:])}, expected images of {tuple(teacher.image_size)}")
+    _fitting.add(configuration)
 
 
 def _check_size(teacher: Teacher) -> None:

@@ -1,9 +1,11 @@
 """Classes that installed packages register as entry points. A broken plug-in is reported by name and left out."""
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -26,6 +28,27 @@ class Plugins:
 def is_own(point: EntryPoint) -> bool:
     """Whether an entry point names a class of this project."""
     return point.value.partition(":")[0].partition(".")[0] in OWN_PACKAGES
+
+
+def installed_points(group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group that all installed packages register.
+
+    The packages' metadata is read again only if `sys.path` or one of its folders has changed, because a recipe asks
+    for several classes and a search reads a file of every installed package.
+    """
+    return _read_points(group, tuple((folder, _modified(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=64)
+def _read_points(group: str, path: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
+
+
+def _modified(folder: str) -> int:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def points_by_name(points: Iterable[EntryPoint]) -> dict[str, list[EntryPoint]]:
@@ -79,7 +102,7 @@ def load_plugins(
     Returns:
         The classes, and a sentence for each entry point that is left out.
     """
-    found = points_by_name(entry_points(group=group) if points is None else points)
+    found = points_by_name(installed_points(group) if points is None else points)
     plugins = Plugins()
     for name, same in found.items():
         if len(same) > 1 and is_own(same[0]):

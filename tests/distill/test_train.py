@@ -1,9 +1,6 @@
 """The training loop: exact resuming, micro-batches, zero steps, interruptions, evaluations."""
 
 import json
-import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -21,6 +18,8 @@ from distill.training import checkpoint, engine, setup
 from eval.pipelines.runs import read_run
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.adapters import unwrap
+from tests.commands import fewstep
+from tests.forks import Fork
 from tests.settings import FAST
 
 
@@ -283,17 +282,12 @@ def test_regression_on_teacher_pairs(recipes):
 
 @pytest.mark.slow
 def test_sigterm_saves_a_checkpoint(recipes, tmp_path):
-    arguments = [sys.executable, "-m", "distill.train", str(recipes["dmd"]), *FAST, "train.steps=100000"]
-    arguments += ["train.checkpoint_every=100000"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [*FAST, "train.steps=100000", "train.checkpoint_every=100000"]
+    started = Fork(tmp_path / "process", fewstep, "train", recipes["dmd"], *words)
     folder = tmp_path / "runs" / "dmd"
-    output = ""
-    while "/100000 [" not in output or " 0/100000" in output[-90:]:  # until the progress bar has moved
-        output += process.stderr.read(1)
-        assert process.poll() is None, output
+    started.wait_for(r"[1-9]\d*/100000 \[")  # until the progress bar has moved
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "run the same command again" in out
+    started.process.terminate()
+    assert started.wait() == 0
+    assert "run the same command again" in started.out
     assert checkpoint.steps(folder / "checkpoints")

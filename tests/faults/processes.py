@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from distill.config.recipe import load
 from distill.train import train
+from tests.forks import Fork
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
 
@@ -78,15 +78,18 @@ def compare(cases: list[tuple[str, str]], steps: int, teacher: str, output: Path
         port = probe.getsockname()[1]
     variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     variables |= {"FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
-    arguments = [f"{engine}-{method}" for engine, method in cases]
-    command = [sys.executable, __file__, "--worker", "--steps", str(steps), "--teacher", teacher]
-    command += ["--output", str(output), "--only", *arguments]
     workers = [
-        subprocess.Popen(command, env=os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+        Fork(
+            output / rank,
+            worker,
+            *(cases, steps, teacher, output),
+            variables=variables | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
     ]
-    codes = [process.wait() for process in workers]
+    codes = [process.wait(1e6) for process in workers]
     if any(codes):
-        raise ValueError(f"the two processes ended with {codes}")
+        raise ValueError(f"the two processes ended with {codes}: {workers[0].error}")
     for method in dict.fromkeys(method for _, method in cases):
         run(f"one-{method}", method, [steps], teacher, output)
     return {
@@ -104,12 +107,8 @@ def main() -> None:
     parser.add_argument("--teacher", default="pocket", help='"pocket", or a pipeline with the same shapes')
     parser.add_argument("--output", type=Path, help="default: a temporary folder")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     cases = [case for case in CASES if "-".join(case) in args.only]
-    if args.worker:
-        worker(cases, args.steps, args.teacher, args.output)
-        return
     with tempfile.TemporaryDirectory() as temporary:
         differences = compare(cases, args.steps, args.teacher, args.output or Path(temporary))
     print(f"two processes against one, {args.steps} steps, accumulation 2, resumed at {args.steps // 2}:")

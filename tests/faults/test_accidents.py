@@ -4,10 +4,7 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +19,8 @@ from distill.training.guard import NonFiniteGuard, Stop
 from distill.training.optimizers import adamw
 from distill.training.run_folder import JsonlLog, lock_run_folder
 from teachers.support.checksums import seal
-from tests.settings import ROOT
+from tests.faults import kill, processes
+from tests.forks import Fork
 
 
 def newest(run):
@@ -100,22 +98,24 @@ def test_changed_pixels_are_other_data(recipe, tmp_path):
         train(recipe("train.steps=2", f"data.images={folder}", method="scm"))
 
 
-HOLD = "import sys, time; from pathlib import Path; from distill.training.run_folder import lock_run_folder\n"
-HOLD += "with lock_run_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
+def hold(folder):
+    """Lock a run folder until the process ends."""
+    with lock_run_folder(folder):
+        print("held", flush=True)
+        time.sleep(100)
 
 
 @pytest.mark.slow
-def test_run_folder_is_locked_until_the_process_ends(recipe):
+def test_run_folder_is_locked_until_the_process_ends(recipe, tmp_path):
     run = recipe("train.steps=1")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.folder)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
+    holder = Fork(tmp_path / "holder", hold, run.folder)
+    holder.wait_for("held")
     with pytest.raises(
-        ValueError, match=f"in use by another command .process {holder.pid} on .* give this run another"
+        ValueError, match=f"in use by another command .process {holder.process.pid} on .* give this run another"
     ):
         train(run)
     assert not (run.folder / "checkpoints").exists()
     holder.kill()
-    holder.wait()
     train(run)
     with lock_run_folder(run.folder):  # the finished run has released the lock
         pass
@@ -206,24 +206,19 @@ def test_jsonl_log_survives_a_full_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_bitwise_the_same_weights(text_pipeline):
-    command = [sys.executable, "-m", "tests.faults.kill", "--kills", "2", "--steps", "12"]
-    done = subprocess.run(
-        [*command, "--teacher", str(text_pipeline)], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_killed_runs_end_with_bitwise_the_same_weights(text_pipeline, tmp_path):
+    done = Fork(tmp_path, kill.main, ["--kills", "2", "--steps", "12", "--teacher", str(text_pipeline)])
+    assert done.wait(250) == 0, done.out + done.error
+    result = json.loads(done.out.splitlines()[-1])
     assert result["kills"] == 2 and result["bitwise identical"]
     assert result["most steps lost"] <= 5
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one_and_resume(text_pipeline):
-    command = [sys.executable, Path(__file__).with_name("processes.py"), "--steps", "4", "--teacher", text_pipeline]
-    command += ["--only", "ddp-gan", "fsdp2-rcm"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("largest relative difference") == 2
+def test_two_processes_have_the_losses_of_one_and_resume(text_pipeline, tmp_path):
+    differences = processes.compare([("ddp", "gan"), ("fsdp2", "rcm")], 4, str(text_pipeline), tmp_path)
+    assert set(differences) == {"ddp-gan", "fsdp2-rcm"}
+    assert max(differences.values()) < 1e-4, differences
 
 
 def test_unquoted_no_is_the_precision_no(recipe):

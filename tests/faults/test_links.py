@@ -218,6 +218,7 @@ def test_links_of_prompts_out_of_the_folder_are_not_read(make_run, precious, tar
         own_prompts([read_run(run)])
 
 
+@pytest.mark.slow
 def test_the_demo_reads_no_prompts_outside(make_run, monkeypatch):
     run = with_evaluation(make_run(), prompts="/etc/passwd")
     with pytest.raises(ValueError, match="not in its folder"):

@@ -6,46 +6,24 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.faults import watched
+from tests.forks import Fork
+
 pytestmark = pytest.mark.slow
 
-SCRIPT = """\
-import os, sys, time
-import torch.distributed as dist
-from distill.training.watchdog import Watchdog
-case, rank = sys.argv[1], int(os.environ["RANK"])
-dist.init_process_group("gloo")
-watchdog = None if case.startswith("agent") else Watchdog(rank, 2, heartbeat=0.2, timeout=1.0)
-dist.barrier()
-if watchdog:
-    watchdog.start()
-os.write(1, b"started\\n")  # one write: two processes share the pipe
-if case == "finished":
-    time.sleep(1.5 * rank)
-    watchdog.stop(finished=True)
-    time.sleep(1.5)
-    sys.exit(0)
-if case == "failed" and rank == 1:
-    watchdog.stop(finished=False)
-time.sleep(100)
-"""
+SCRIPT = Path(watched.__file__)
 
 
-@pytest.fixture
-def script(tmp_path):
-    file = tmp_path / "run.py"
-    file.write_text(SCRIPT)
-    return file
-
-
-def launch(script, case):
+def launch(case):
     """Two processes under torchrun, as accelerate's launcher starts them; returns torchrun and the second process."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     agent = subprocess.Popen(
-        [*command, str(script), case],
+        [*command, str(SCRIPT), case],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,9 +43,12 @@ def kill_all(agent, children):
     agent.communicate()
 
 
-def test_agent_ends_the_run_if_a_process_is_killed(script):
-    agent, children, second = launch(script, "agent")
+def test_agent_notices_a_killed_process_but_not_a_suspended_one():
+    agent, children, second = launch("agent")
     try:
+        second.suspend()
+        time.sleep(4)
+        assert agent.poll() is None
         second.kill()
         assert agent.wait(timeout=30) != 0
         assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
@@ -75,19 +56,9 @@ def test_agent_ends_the_run_if_a_process_is_killed(script):
         kill_all(agent, children)
 
 
-def test_agent_does_not_notice_a_suspended_process(script):
-    agent, children, second = launch(script, "agent")
-    try:
-        second.suspend()
-        time.sleep(10)
-        assert agent.poll() is None
-    finally:
-        kill_all(agent, children)
-
-
-def test_watchdog_ends_the_run_if_a_process_is_suspended(script):
+def test_watchdog_ends_the_run_if_a_process_is_suspended():
     """The agent then ends the suspended process with SIGKILL, 30 seconds after its SIGTERM."""
-    agent, children, second = launch(script, "watched")
+    agent, children, second = launch("watched")
     try:
         second.suspend()
         _, errors = agent.communicate(timeout=90)
@@ -97,57 +68,50 @@ def test_watchdog_ends_the_run_if_a_process_is_suspended(script):
         kill_all(agent, children)
 
 
-def start_without_agent(script, case):
-    """Two processes as a cluster's scheduler starts them, without an agent; the first one has the store."""
+def variables():
+    """The variables of two processes that a cluster's scheduler starts; the first one has the store."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
-    variables = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, str(script), case],
-            env=variables | {"RANK": rank, "WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    )
-    assert [process.stdout.readline() for process in (first, second)] == ["started\n", "started\n"]
-    return first, second
+    return {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+
+
+@pytest.fixture
+def start_two(tmp_path):
+    """Function start_two(case) -> two processes without an agent, which have met."""
+    started = []
+
+    def start(case):
+        shared = variables()
+        started.extend(Fork(tmp_path / r, watched.run, case, variables=shared | {"RANK": r}) for r in "01")
+        for fork in started:
+            fork.wait_for("started")
+        return started
+
+    yield start
+    for fork in started:
+        fork.kill()
 
 
 @pytest.mark.parametrize("case", ["suspended", "failed", "finished"])
-def test_watchdog_without_an_agent(script, case):
-    first, second = start_without_agent(script, case)
-    try:
-        if case == "suspended":
-            second.send_signal(signal.SIGSTOP)
-        _, errors = first.communicate(timeout=30)
-        if case == "finished":
-            assert first.returncode == 0 and second.wait(timeout=30) == 0
-        else:
-            assert first.returncode == 1 and "process 1 has not responded" in errors
-    finally:
-        for process in (first, second):
-            process.kill()
-            process.communicate()
+def test_watchdog_without_an_agent(start_two, case):
+    first, second = start_two(case)
+    if case == "suspended":
+        os.kill(second.process.pid, signal.SIGSTOP)
+    if case == "finished":
+        assert first.wait(30) == 0 and second.wait(30) == 0
+    else:
+        assert first.wait(30) == 1 and "process 1 has not responded" in first.error
 
 
-def test_watchdog_ends_the_others_if_the_process_with_the_store_is_suspended(script):
-    first, second = start_without_agent(script, "watched")
-    try:
-        first.send_signal(signal.SIGSTOP)
-        _, errors = second.communicate(timeout=30)
-        assert second.returncode == 1 and "error: process 0 " in errors and "process 1 stops" in errors
-    finally:
-        for process in (first, second):
-            process.kill()
-            process.communicate()
+def test_watchdog_ends_the_others_if_the_process_with_the_store_is_suspended(start_two):
+    first, second = start_two("watched")
+    os.kill(first.process.pid, signal.SIGSTOP)
+    assert second.wait(30) == 1 and "error: process 0 " in second.error and "process 1 stops" in second.error
 
 
-def test_watchdog_ends_the_run_if_the_agent_with_the_store_is_suspended(script):
-    agent, children, _ = launch(script, "watched")
+def test_watchdog_ends_the_run_if_the_agent_with_the_store_is_suspended():
+    agent, children, _ = launch("watched")
     try:
         agent.send_signal(signal.SIGSTOP)
         _, alive = psutil.wait_procs(children, timeout=30, callback=None)
@@ -159,45 +123,19 @@ def test_watchdog_ends_the_run_if_the_agent_with_the_store_is_suspended(script):
         kill_all(agent, children)
 
 
-def test_watchdog_lets_a_run_continue_whose_processes_were_all_suspended(script):
+def test_watchdog_lets_a_run_continue_whose_processes_were_all_suspended(start_two):
     """As with Ctrl-Z and fg in a terminal."""
-    first, second = start_without_agent(script, "watched")
-    try:
-        for number in (signal.SIGSTOP, signal.SIGCONT):
-            for process in (first, second):
-                process.send_signal(number)
-            time.sleep(4)
-        assert first.poll() is None and second.poll() is None
-    finally:
-        for process in (first, second):
-            process.kill()
-            process.communicate()
+    started = start_two("watched")
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for fork in started:
+            os.kill(fork.process.pid, number)
+        time.sleep(4)
+    assert all(fork.process.is_alive() for fork in started)
 
 
-EARLY = """\
-import os, sys
-import torch.distributed as dist
-from distill.training.watchdog import watched
-with watched():
-    dist.init_process_group("gloo")
-    dist.barrier()
-    sys.exit(0)
-"""
-
-
-def start_early(script, ranks):
-    script.write_text(EARLY)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
-    variables = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    variables |= {"OMP_NUM_THREADS": "1", "FEWSTEP_START_TIMEOUT": "4"}
-    return [
-        subprocess.Popen(
-            [sys.executable, str(script)], env=variables | {"RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in ranks
-    ]
+def start_early(folder, ranks):
+    shared = variables() | {"FEWSTEP_START_TIMEOUT": "4"}
+    return [Fork(folder / rank, watched.meet, variables=shared | {"RANK": rank}) for rank in ranks]
 
 
 @pytest.mark.parametrize(
@@ -210,13 +148,13 @@ def start_early(script, ranks):
         ),
     ],
 )
-def test_process_ends_if_another_one_never_starts(script, rank, message):
+def test_process_ends_if_another_one_never_starts(tmp_path, rank, message):
     """As if it were suspended while it imports: the process waits to meet it, without a step or a collective."""
-    (process,) = start_early(script, rank)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and message in errors and "FEWSTEP_START_TIMEOUT=300" in errors
+    (process,) = start_early(tmp_path, rank)
+    assert process.wait() == 1
+    assert message in process.error and "FEWSTEP_START_TIMEOUT=300" in process.error
 
 
-def test_watchdog_shares_the_store_of_the_process_group(script):
-    started = start_early(script, "10")
-    assert [process.wait(timeout=60) for process in started] == [0, 0], [p.stderr.read() for p in started]
+def test_watchdog_shares_the_store_of_the_process_group(tmp_path):
+    started = start_early(tmp_path, "10")
+    assert [process.wait() for process in started] == [0, 0], [process.error for process in started]

@@ -113,16 +113,17 @@ def test_the_maker_runs_from_photographs_to_the_model_card(tmp_path, monkeypatch
     }
     np.savez(tmp_path / "photographs.npz", **stored)
     assert load_photographs(tmp_path / "photographs.npz", "test")[0].shape == (40, 28, 28)
-    from benchmarks.pocket.video import make
+    from benchmarks.pocket.video import card, make
 
-    monkeypatch.setattr(make, "HELD_OUT", 80)
+    monkeypatch.setattr(make, "HELD_OUT", 40)
+    monkeypatch.setattr(card, "STEPS", 4)
     args = argparse.Namespace(
         photographs=tmp_path / "photographs.npz",
         out=tmp_path / "out",
         work=tmp_path / "work",
         judge_steps=2,
         autoencoder_steps=2,
-        encoded=80,
+        encoded=40,
         transformer_steps=2,
         samples=20,
         until="latents",

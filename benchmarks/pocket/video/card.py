@@ -32,7 +32,7 @@ def held_out_clips(photographs: Tensor, labels: Tensor, count: int) -> dict[str,
     return {"clips": clips / 2 + 0.5, "labels": wanted}
 
 
-def sample(pipeline: WanPipeline, count: int, guidance: float, steps: int = STEPS, batch: int = 96) -> Tensor:
+def sample(pipeline: WanPipeline, count: int, guidance: float, steps: int, batch: int = 96) -> Tensor:
     """Clips (count, 3, 9, 32, 32) in [0, 1] of `balanced_prompts(count)`."""
     prompts, rng = balanced_prompts(count), torch.Generator().manual_seed(0)
     options = {**CALL, "num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt", "generator": rng}
@@ -72,7 +72,7 @@ def evaluate(
     rows, pictures = [], [clips[:SHOWN], rebuilt[:SHOWN]]
     for guidance in (1.0, GUIDANCE):
         start = time.process_time()
-        made = sample(pipeline, count, guidance)
+        made = sample(pipeline, count, guidance, STEPS)
         seconds = time.process_time() - start
         motion, right, features = assess(judge, made, balanced_labels(count))
         rows.append(

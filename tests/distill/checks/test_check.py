@@ -8,6 +8,7 @@ from distill.checks.table import Check, table
 from distill.checks.teacher_checks import check_teacher
 from distill.config.registry import TEACHERS, find
 from tests.commands import fewstep
+from tests.settings import first_is_quick
 from tests.teachers.families.variants import VARIANTS
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def shifted(cond):
     return {key: value + 0.1 for key, value in cond.items()}
 
 
-@pytest.mark.parametrize("check_name", WRONG)
+@pytest.mark.parametrize("check_name", first_is_quick(WRONG))
 def test_a_wrong_family_fails_the_check_that_names_the_fault(check_name, text_pipeline):
     cls = find(TEACHERS, "stable_diffusion")
     wrong = type("Wrong", (cls,), WRONG[check_name](cls))

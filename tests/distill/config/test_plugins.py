@@ -1,29 +1,39 @@
 """A method and a teacher family of another installed package: training, export and report."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import fewstep
+from tests.forks import Fork
 from tests.settings import PLUGIN
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """An environment in which the plug-in is installed with its entry points."""
+def site(tmp_path_factory):
+    """A folder in which the plug-in is installed with its entry points."""
     target = tmp_path_factory.mktemp("site")
     copy = tmp_path_factory.mktemp("source") / "plugin"
     subprocess.run(["cp", "-r", str(PLUGIN), str(copy)], check=True)  # building writes files next to the source
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(copy)]
     subprocess.run(command, check=True, capture_output=True)
-    return os.environ | {"PYTHONPATH": str(target)}
+    return target
+
+
+def train_and_evaluate(site: Path, folder: Path) -> int:
+    """Both commands in a process that can import the plug-in; returns the sum of their exit codes."""
+    sys.path.insert(0, str(site))
+    run = folder / "runs" / "plugin"
+    return fewstep("train", folder / "recipe.yaml") + fewstep(
+        "eval", run, "--out", folder / "report", "--samples", 4, "--batch-size", 4
+    )
 
 
 @pytest.mark.slow
-def test_plugin_method_and_family_train_export_and_are_reported(environment, text_pipeline, tmp_path):
+def test_plugin_method_and_family_train_export_and_are_reported(site, text_pipeline, tmp_path):
     (tmp_path / "prompts.txt").write_text("a coat\na dress\n")
     (tmp_path / "recipe.yaml").write_text(
         f"""name: plugin
@@ -36,18 +46,9 @@ train: {{steps: 2, batch_size: 4, evaluate_every: 0, evaluate_samples: 4, evalua
 """
     )
 
-    def python(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done
-
-    python("distill.train", str(tmp_path / "recipe.yaml"))
+    commands = Fork(tmp_path / "commands", train_and_evaluate, site, tmp_path)
+    assert commands.wait(200) == 0, commands.error
     assert (tmp_path / "runs/plugin/pipeline/model_index.json").is_file()
-    python(
-        "eval", str(tmp_path / "runs/plugin"), "--out", str(tmp_path / "report"), "--samples", "4", "--batch-size", "4"
-    )
     rows = json.loads((tmp_path / "report/report.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["teacher"] * 5 + ["regression"]
 

@@ -20,6 +20,7 @@ from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.support.keys import key
+from tests.settings import first_is_quick
 
 CPU = torch.device("cpu")
 
@@ -114,7 +115,7 @@ def test_latents_follow_sigma_data_in_one_output_folder(unconditional_pipeline, 
     assert shards == 2
 
 
-@pytest.mark.parametrize("component", ["text_encoder", "vae", "model_index.json", "scheduler"])
+@pytest.mark.parametrize("component", first_is_quick(["vae", "text_encoder", "model_index.json", "scheduler"]))
 def test_a_component_replaced_at_the_same_path_is_used(text_pipeline, tmp_path, component):
     shutil.copytree(text_pipeline, tmp_path / "t")
     images, recipe = write_images(tmp_path / "images"), recipe_for(tmp_path / "t", tmp_path)
@@ -189,14 +190,19 @@ def test_a_teacher_that_was_changed_in_memory_encodes_again(text_pipeline, tmp_p
 # --- teacher pairs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pairs(text_pipeline, tmp_path):
-    """pairs(): the key of teacher pairs; arguments change what they are made from."""
-    shutil.copytree(text_pipeline, tmp_path / "t")
-    teachers = {sigma: StableDiffusion.load(str(tmp_path / "t"), CPU, sigma_data=sigma) for sigma in (1.0, 0.5)}
+@pytest.fixture(scope="module")
+def copy_of_a_teacher(text_pipeline, tmp_path_factory) -> Path:
+    return shutil.copytree(text_pipeline, tmp_path_factory.mktemp("pairs") / "t")
 
-    def make(seed=0, steps=2, captions=("a", "b"), path=tmp_path / "t", **teacher) -> str:
-        recipe = dataclasses.replace(recipe_for(path, tmp_path, **teacher), seed=seed)
+
+@pytest.fixture(scope="module")
+def pairs(copy_of_a_teacher):
+    """pairs(): the key of teacher pairs; arguments change what they are made from."""
+    source = str(copy_of_a_teacher)
+    teachers = {sigma: StableDiffusion.load(source, CPU, sigma_data=sigma) for sigma in (1.0, 0.5)}
+
+    def make(seed=0, steps=2, captions=("a", "b"), path=copy_of_a_teacher, **teacher) -> str:
+        recipe = dataclasses.replace(recipe_for(path, copy_of_a_teacher.parent, **teacher), seed=seed)
         found = stored_contents(recipe)
         return pairs_key(recipe, teachers[recipe.teacher.sigma_data], list(captions), steps, found)
 
@@ -219,16 +225,17 @@ def test_any_change_of_a_setting_makes_other_pairs(pairs, change):
     assert pairs() == pairs() != pairs(**change)
 
 
-def test_any_changed_file_of_the_teacher_makes_other_pairs(pairs, tmp_path):
+@pytest.mark.slow
+def test_any_changed_file_of_the_teacher_makes_other_pairs(pairs, copy_of_a_teacher, tmp_path):
     before = pairs()
-    for file in sorted(f for f in (tmp_path / "t").rglob("*") if f.is_file()):
+    for file in sorted(f for f in copy_of_a_teacher.rglob("*") if f.is_file()):
         original = file.read_bytes()
         keep_time(
             file, lambda f, start=original: f.write_bytes(start[:-1] + (b" \n" if f.suffix == ".json" else b"\1"))
         )
         assert pairs() != before, file
         file.write_bytes(original)
-    shutil.copytree(tmp_path / "t", tmp_path / "copy")
+    shutil.copytree(copy_of_a_teacher, tmp_path / "copy")
     assert pairs(path=tmp_path / "copy") == pairs(num_steps=7) == before
 
 

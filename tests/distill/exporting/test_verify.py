@@ -14,6 +14,7 @@ from distill.exporting.card import call_lines, prompt_argument
 from distill.exporting.verify import ExportMismatch
 from tests.commands import fewstep
 from tests.distill.exporting.test_every_export import METHODS, exported
+from tests.settings import first_is_quick
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -101,7 +102,7 @@ def test_call_lines_pass_prompts_to_pipelines_that_take_them(name, teacher_of):
     assert ("'a photo of ...'" in lines) == (name == SD)
 
 
-@pytest.mark.parametrize("name", [SD, "Stable Diffusion 3.5", "DiT", "pixels, learned variance"])
+@pytest.mark.parametrize("name", first_is_quick([SD, "Stable Diffusion 3.5", "DiT", "pixels, learned variance"]))
 def test_exports_load_in_half_precision(name, teacher_of, tmp_path):
     """In half precision the images are near those in float32, and the scheduler's table stays in float32."""
     half = torch.float16 if name.startswith("pixels") else torch.bfloat16  # DDPMPipeline gives NumPy arrays
@@ -118,7 +119,7 @@ def test_exports_load_in_half_precision(name, teacher_of, tmp_path):
     assert np.abs(images[0] - images[1]).mean() < 0.1
 
 
-@pytest.mark.parametrize("name", [SD, "DiT", "pixels, learned variance"])
+@pytest.mark.parametrize("name", first_is_quick(["DiT", SD, "pixels, learned variance"]))
 def test_default_number_of_steps_is_refused_with_a_reason(name, teacher_of, tmp_path):
     exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
@@ -140,6 +141,7 @@ def test_exported_students_pass_fewstep_check(name, teacher_of, tmp_path):
     assert all(result.passed for result in results), results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 4])
 def test_students_of_a_teacher_that_embeds_its_guidance_are_exported_and_pass(rank, folder_of, tmp_path):
     """The teacher's scale is part of the student's weights, whatever scale the call of its pipeline has."""
@@ -155,6 +157,7 @@ def test_students_of_a_teacher_that_embeds_its_guidance_are_exported_and_pass(ra
     assert all(result.passed for result in check_student(tmp_path / "run" / "pipeline", CPU))
 
 
+@pytest.mark.slow
 def test_fewstep_check_fails_for_an_export_that_was_changed(teacher_of, tmp_path, capsys):
     exported(tmp_path / "run", teacher_of("pixels, v"), "pixels, v", METHODS["scm"])
     file = tmp_path / "run" / "pipeline" / "distill.json"

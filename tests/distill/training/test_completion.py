@@ -133,6 +133,7 @@ def test_files_that_no_loader_reads_do_not_matter(run, monkeypatch):
     assert (recipe.folder / "pipeline/notes.txt").is_file()
 
 
+@pytest.mark.slow
 def test_an_extended_run_that_ended_before_its_export_is_exported_on_the_next_start(run, monkeypatch):
     def killed(*args):
         raise SystemExit("killed")
@@ -161,6 +162,7 @@ def test_an_altered_pipeline_without_checkpoints_is_not_taken_for_the_export(run
     assert export_run(folder / "pipeline") == folder / "pipeline"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_export_waits_until_it_is_on_disk(run, monkeypatch, capfd, number):
     export = finish_module.export_student
@@ -177,6 +179,7 @@ def test_a_signal_during_the_export_waits_until_it_is_on_disk(run, monkeypatch, 
     assert not is_repeated(run(6), pytest.MonkeyPatch())
 
 
+@pytest.mark.slow
 def test_a_second_signal_during_the_export_acts_at_once_and_nothing_is_lost(run, monkeypatch):
     def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
@@ -205,7 +208,9 @@ def test_handlers_are_restored_after_an_error():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(("part", "value"), [("weights", float("inf")), ("ema", float("nan"))])
+@pytest.mark.parametrize(
+    ("part", "value"), [("weights", float("inf")), pytest.param("ema", float("nan"), marks=pytest.mark.slow)]
+)
 def test_a_checkpoint_with_weights_that_are_not_finite_is_neither_exported_nor_resumed(run, part, value):
     recipe = run()
     checkpoints = recipe.folder / "checkpoints"
@@ -243,6 +248,7 @@ def load_with(recipe, on_failed_save):
     return recipe
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_not_taken_for_finished_if_its_record_is_damaged(run, monkeypatch):
     """`failed.json` is the record of a failed run; without it `exported.json` still says so."""
     recipe = run()
@@ -272,8 +278,8 @@ def test_a_failed_run_without_checkpoints_is_not_exported(run):
         ("fingerprint", None, "holds checkpoints of another recipe or of other data"),
         ("fingerprint", "text", "holds checkpoints of another recipe or of other data"),
         ("seconds", None, "must have its seconds of training, got None"),
-        ("seconds", "text", "must have its seconds of training, got 'text'"),
-        ("seconds", float("nan"), "must have its seconds of training, got nan"),
+        pytest.param("seconds", "text", "must have its seconds of training, got 'text'", marks=pytest.mark.slow),
+        pytest.param("seconds", float("nan"), "must have its seconds of training, got nan", marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_with_a_record_that_no_run_writes_is_refused(run, key, value, message):

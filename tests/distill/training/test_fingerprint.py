@@ -143,6 +143,7 @@ def test_the_pipeline_of_an_earlier_run_or_step_is_not_the_result(make, tmp_path
     assert (tmp_path / "runs/r/exported.json").read_text() == exported
 
 
+@pytest.mark.slow
 def test_an_error_says_which_options_changed(make, tmp_path):
     train(make("train.steps=1"))
     with pytest.raises(ValueError, match=r"\(teacher\.guidance was 2\.0 and is 3\.0\)"):
@@ -152,6 +153,7 @@ def test_an_error_says_which_options_changed(make, tmp_path):
         train(make("train.steps=2", "seed=1"))
 
 
+@pytest.mark.slow
 def test_other_versions_of_the_code_are_a_warning(make, tmp_path):
     train(make("train.steps=1"))
     plan = Plan(["a coat", "a bag"])
@@ -209,6 +211,7 @@ def test_the_teachers_samples_depend_on_prompts_features_and_contents(samples):
     assert len({samples(**change) for change in changes}) == len(changes)
 
 
+@pytest.mark.slow
 def test_the_monitor_samples_a_replaced_teacher_again(make, tmp_path):
     file = tmp_path / "runs/r/cache/teacher.safetensors"
     train(make("train.steps=0", "train.evaluate_every=1"))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import socket
 import subprocess
@@ -25,6 +24,9 @@ from distill.training.outcome import FAILED, TIE, RunFailed, is_better
 from distill.training.run_folder import fingerprint, run_key
 from distill.training.setup import plan_data
 from teachers.families.unconditional import Unconditional
+from tests.commands import fewstep
+from tests.forks import Fork
+from tests.settings import first_is_quick
 
 ZERO = OptimizerRecipe(lr=1e-6, weight_decay=1e6)  # one step sets all weights to zero: a constant network
 GOOD = OptimizerRecipe(lr=1e-5)
@@ -118,6 +120,7 @@ def test_the_best_is_exported_only_if_the_run_ends_clearly_above_it(teacher, tmp
     assert record_of(recipe)["cost"]["exported_step"] == step
 
 
+@pytest.mark.slow
 def test_the_last_ema_is_exported_on_request_or_without_evaluations(teacher, tmp_path):
     for name, options in {"last": {"export": "last"}, "none": {"evaluate_every": 0}}.items():
         recipe = recipe_in(tmp_path, name=name, **options)
@@ -128,7 +131,7 @@ def test_the_last_ema_is_exported_on_request_or_without_evaluations(teacher, tmp
     assert not (tmp_path / "runs" / "none" / "checkpoints" / "best").exists()
 
 
-@pytest.mark.parametrize("export", ["best", "last"])
+@pytest.mark.parametrize("export", first_is_quick(["best", "last"]))
 def test_a_collapsed_run_exports_its_best_and_fails_again_when_started_again(teacher, tmp_path, capfd, export):
     """It trains well up to step 2 and then collapses; the result is the EMA of step 2 in every case."""
     train(recipe_in(tmp_path, steps=2), teacher)
@@ -164,6 +167,7 @@ def adopt(recipe, other, teacher):
     best.save_best(folder, best.load_best(folder), {**record, "fingerprint": run_key(new)})
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_at_once_exports_the_untrained_student_or_nothing(teacher, tmp_path, capfd):
     evaluated = recipe_in(tmp_path, ZERO, name="evaluated")
     with pytest.raises(RunFailed):
@@ -192,7 +196,10 @@ def test_a_damaged_best_is_reported_and_not_exported(teacher, tmp_path):
     assert not (recipe.folder / "pipeline").exists()
 
 
-@pytest.mark.parametrize(("damage", "again"), [("flipped", train), ("lost", lambda recipe: export_run(recipe.folder))])
+@pytest.mark.parametrize(
+    ("damage", "again"),
+    [("flipped", train), pytest.param("lost", lambda recipe: export_run(recipe.folder), marks=pytest.mark.slow)],
+)
 def test_the_last_evaluation_is_repeated_if_its_record_is_damaged_or_lost(folder, tmp_path, monkeypatch, damage, again):
     """Without it, the record of step 2 would be taken for the end of the run, and the last EMA would be exported."""
     scripted = {"step": 0, "values": {0: 9e3, 2: 1e3, 4: 2e3}}
@@ -215,6 +222,7 @@ def test_the_last_evaluation_is_repeated_if_its_record_is_damaged_or_lost(folder
     assert record_of(recipe)["cost"]["exported_step"] == 2
 
 
+@pytest.mark.slow
 def test_the_best_is_known_after_a_kill_between_an_evaluation_and_a_checkpoint(teacher, tmp_path):
     """The run resumes before the best's step, evaluates it again and ends as the uninterrupted run."""
     whole = recipe_in(tmp_path, name="whole", checkpoint_every=4)
@@ -229,6 +237,7 @@ def test_the_best_is_known_after_a_kill_between_an_evaluation_and_a_checkpoint(t
     assert all(torch.equal(value, exported(parts)[key]) for key, value in exported(whole).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(16, 40), (40, 16)])
 def test_the_best_is_evaluated_again_if_the_evaluation_changed(teacher, tmp_path, capfd, first, then):
     """Distances from 16 samples are a third larger than from 40: they must not decide which EMA is the best."""
@@ -250,6 +259,7 @@ def test_the_best_is_evaluated_again_if_the_evaluation_changed(teacher, tmp_path
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_exported_again_if_another_ema_is_requested(teacher, tmp_path, capfd):
     recipe = recipe_in(tmp_path)
     train(recipe, teacher)
@@ -265,6 +275,7 @@ def test_a_finished_run_is_exported_again_if_another_ema_is_requested(teacher, t
     assert record_of(recipe)["evaluation"]["reference"] == str(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_export_of_a_failed_run_fails_as_its_training_did(folder, tmp_path, capfd):
     recipe = recipe_in(tmp_path, ZERO, path=str(folder))
     for command in (lambda: train(recipe), lambda: export_run(recipe.folder)):
@@ -278,6 +289,7 @@ def test_the_export_of_a_failed_run_fails_as_its_training_did(folder, tmp_path, 
     assert export_run(recipe.folder / "pipeline") == recipe.folder / "pipeline"
 
 
+@pytest.mark.slow
 def test_the_cost_of_an_export_includes_a_best_newer_than_the_last_checkpoint(folder, tmp_path):
     recipe = recipe_in(tmp_path, path=str(folder), checkpoint_every=2)
     train(recipe)
@@ -331,6 +343,7 @@ def test_variation_detects_one_image_and_copies_of_a_few():
     assert ratio[0] > 0.3 and ratio[1] < 0.01  # the variance alone misses it
 
 
+@pytest.mark.slow
 def test_stopped_runs_export_their_best(folder, tmp_path):
     (tmp_path / "runs").mkdir()
     recipe = recipe_in(tmp_path, path=str(folder), steps=4)
@@ -342,17 +355,19 @@ def test_stopped_runs_export_their_best(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["-m", "distill.train"], ["-m", "distill", "train", "--num-processes", "1"]])
-def test_commands_end_with_exit_code_3(folder, tmp_path, words):
+def test_commands_end_with_exit_code_3(folder, tmp_path):
     recipe = recipe_in(tmp_path, ZERO, path=str(folder))
     file = tmp_path / "r.yaml"
     file.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(recipe)))))
-    last = words[-2:] if words[-2] == "--num-processes" else []
-    command = [sys.executable, *words[: len(words) - len(last)], str(file), *last]
-    for _ in range(1 if last else 2):  # the launcher's command ends as the one without it
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == 3, ended.stderr
-        assert ended.stderr.count("went wrong") == 1 and "Traceback" not in ended.stderr
+    for number in "12":
+        ended = Fork(tmp_path / number, fewstep, "train", file)
+        assert ended.wait() == 3, ended.error
+        assert ended.error.count("went wrong") == 1 and "Traceback" not in ended.error
+    # The launcher's command ends as the one without it.
+    command = [sys.executable, "-m", "distill", "train", str(file), "--num-processes", "1"]
+    launched = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert launched.returncode == 3, launched.stderr
+    assert launched.stderr.count("went wrong") == 1 and "Traceback" not in launched.stderr
 
 
 @pytest.mark.slow
@@ -367,14 +382,11 @@ def test_sharded_processes_agree_on_the_best(folder, tmp_path):
             variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
         variables |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
         processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "distill.train", str(file)],
-                env=os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank},
-            )
+            Fork(tmp_path / rank, fewstep, "train", file, variables=variables | {"RANK": rank, "LOCAL_RANK": rank})
             for rank in "01"
         ]
         try:
-            assert [process.wait(timeout=200) for process in processes] == [0, 0]
+            assert [process.wait(200) for process in processes] == [0, 0], [process.error for process in processes]
         finally:
             for process in processes:
                 process.kill()

@@ -107,6 +107,7 @@ def test_global_generators_continue_after_a_seeded_batch():
     assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [["stable_diffusion", "StableDiffusionSafetyChecker"], [None, None]])
 def test_pipelines_without_the_folder_of_their_safety_checker_load(text_pipeline, tmp_path, entry):
     folder = tmp_path / "pipeline"

@@ -66,6 +66,7 @@ def test_sounds_have_one_player_each_under_their_spectrogram(report):
     assert "Players have the first" not in html and "spectrograms" in html
 
 
+@pytest.mark.slow
 def test_of_long_sounds_the_page_plays_the_beginning(report):
     medium = Audio(channels=2, samples=44100 * 47, rate=44100)
     samples = [torch.zeros(2, *medium.shape)] * 4

@@ -14,6 +14,7 @@ from teachers.families.flux import Flux
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.families.stable_diffusion_xl import StableDiffusionXL
 from teachers.pocket.parts import make_tokenizer
+from tests.settings import first_is_quick
 from tests.teachers import tiny_pipelines
 from tests.teachers.families.stock import PROMPTS, difference
 from tests.teachers.families.training import step
@@ -102,7 +103,7 @@ def test_students_and_fake_scores_start_at_the_teachers_scale(tokenizer, width):
 
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", first_is_quick([2, 1]))
 def test_exports_equal_the_student_at_any_guidance_scale_of_the_call(tokenizer, name, width, steps):
     teacher = embedded(tokenizer, name, width)
     distiller = SCM(teacher, 4.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))

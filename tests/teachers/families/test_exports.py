@@ -9,6 +9,7 @@ from teachers.core.few_step import flow_scheduler, lcm_timesteps
 from teachers.core.sampling import sample
 from teachers.core.teacher import save_pipeline
 from teachers.core.trigflow import Flow
+from tests.settings import first_is_quick
 from tests.teachers.families.stock import NAMES, PROMPTS, difference, inputs_of, more_noise, noise_of, prompts_of
 from tests.teachers.standalone import run_standalone
 
@@ -16,7 +17,7 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.mark.parametrize("name", ["PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 schnell"])
-@pytest.mark.parametrize("start", ["t_max", "earlier"])
+@pytest.mark.parametrize("start", first_is_quick(["earlier", "t_max"]))
 def test_exports_sample_at_any_four_angles(name, start, load):
     """Variance-preserving exports store the angles in the table, flows receive them as `sigmas` in the call."""
     teacher = load(name)
@@ -111,7 +112,7 @@ def test_exported_network_and_images_equal_the_student(name, load, trained, relo
         assert error < 1e-3
 
 
-@pytest.mark.parametrize("name", ["Stable Diffusion XL", "Flux.1 dev"])
+@pytest.mark.parametrize("name", first_is_quick(["Flux.1 dev", "Stable Diffusion XL"]))
 def test_embedded_guidance_follows_guidance_scale_of_the_call(name, load):
     """The student receives `guidance_scale` of the stock call as an input, without a second evaluation."""
     teacher = load(name)

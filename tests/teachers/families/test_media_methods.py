@@ -16,6 +16,7 @@ from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
+from tests.settings import first_is_quick
 from tests.teachers.families.media import NAMES, prompts_of
 from tests.teachers.families.stock import difference
 from tests.teachers.families.test_methods import forward_mode
@@ -61,7 +62,7 @@ def test_the_regression_of_clips_is_that_of_latents(load_media):
     DMD(teacher, 1.0, DMDOptions(regression_weight=0.25, regression_distance="latent"))
 
 
-@every_family
+@pytest.mark.parametrize("name", first_is_quick(NAMES))
 def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
     """The number of tokens is that of the sample, not of the prompt, and each token depends on its own latent."""
     teacher = load_media(name)

@@ -7,6 +7,7 @@ from diffusers.pipelines.ace_step import pipeline_ace_step
 from distill.config.registry import TEACHERS, find
 from teachers.core.cosine_path import Cosine
 from teachers.core.trigflow import expand, rotate
+from tests.settings import first_is_quick
 from tests.teachers.families.media import NAMES, as_received, conditions, inputs_of, load_stock, prompts_of, run
 from tests.teachers.families.stock import difference
 
@@ -15,7 +16,7 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 
 @every_family
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", first_is_quick([3.0, 1.0]))
 def test_every_step_of_the_stock_solver_is_that_of_the_teacher(
     name, guidance, load_media, tiny_media, record, monkeypatch
 ):

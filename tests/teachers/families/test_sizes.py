@@ -58,6 +58,7 @@ def recipe_of(tiny_media, tmp_path, name, **size):
     return Recipe("run", teacher, {"name": "scm"}, output=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_recipe_carries_the_size_to_teacher_plan_and_file(tiny_media, tmp_path):
     recipe = recipe_of(tiny_media, tmp_path, "LTX", height=32, width=32, frames=9, rate=12)
     assert load_teacher(recipe, CPU).medium == Video(frames=9, height=32, width=32, rate=12)
@@ -120,6 +121,7 @@ def test_image_families_take_no_size(tiny, tmp_path):
         find(TEACHERS, family).load(str(folder), CPU, size={"height": 512})
 
 
+@pytest.mark.slow
 def test_descriptions_say_the_medium_and_the_schedule(tiny_media):
     text = describe(str(tiny_media("CogVideoX 1.5")[1]))
     assert "video      9 frames of 16 x 16, 8 a second, from 4 x 4 x 2 x 2" in text and "variance preserving" in text

@@ -58,6 +58,7 @@ def test_condition_has_every_argument_of_the_stock_network_call(load, tiny):
         assert rest - {"joint_attention_kwargs"} == set(teacher.condition(prompts_of(name))) | scale, name
 
 
+@pytest.mark.slow
 def test_decode_of_encode_equals_the_autoencoder(load):
     """For every scale, shift, mean and standard deviation of latents."""
     for name in NAMES[:-1]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eval.pipelines.generate import load_pipeline as load_for_eval
+from teachers.core.denoiser import Denoiser
 from teachers.describe import describe
 from teachers.loading.registry import family_of, installed
 from teachers.loading.trial import check_teacher
@@ -51,6 +52,21 @@ READERS = (lambda folder: describe(str(folder)), train, evaluate)
 def test_every_family_fits_together(name, tiny):
     family, folder = tiny(name)
     assert check_teacher(str(folder), installed()[family]).shape
+
+
+def test_equal_configurations_are_evaluated_once(tiny, tmp_path, monkeypatch):
+    evaluations, velocity = [], Denoiser.velocity
+    monkeypatch.setattr(Denoiser, "velocity", lambda self, *rest: evaluations.append(1) or velocity(self, *rest))
+    family, folder = tiny(SD)
+    one, two = (shutil.copytree(folder, tmp_path / name) for name in "ab")
+    for copy in (one, two):
+        change(copy / UNET, _note=str(tmp_path))
+    for copy in (one, two, one):
+        assert check_teacher(str(copy), installed()[family]).stock.text_encoder
+    assert len(evaluations) == 1
+    change(two / UNET, _note="another")
+    check_teacher(str(two), installed()[family])
+    assert len(evaluations) == 2
 
 
 TOO_LARGE = [

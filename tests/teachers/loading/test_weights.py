@@ -96,6 +96,7 @@ def test_an_adapter_next_to_the_weights_is_refused_everywhere(folder):
     refuse_everywhere(folder, r"text_encoder holds an adapter \(adapter_config.json\)")
 
 
+@pytest.mark.slow
 def test_a_missing_shard_and_a_shard_without_its_keys_are_refused_everywhere(folder, tiny):
     pipe = StableDiffusionPipeline.from_pretrained(tiny("Stable Diffusion 1.5")[1], safety_checker=None)
     (folder / UNET).unlink()
@@ -144,6 +145,7 @@ def test_weights_that_overflow_in_half_precision_are_refused(folder):
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_with_one_variant_only_loads_and_names_it(tiny, tmp_path, caplog):
     pipe = StableDiffusionPipeline.from_pretrained(
         tiny("Stable Diffusion 1.5")[1], safety_checker=None, dtype=torch.float16
@@ -203,6 +205,7 @@ def test_every_family_fits_its_own_files(name, tiny):
     assert check_networks(tiny(name)[1]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["text_model.", ""])
 def test_clip_files_of_all_versions_load(prefix, folder, tiny):
     """Files have position_ids or not, and the prefix text_model or not."""
@@ -275,6 +278,7 @@ def test_an_optional_text_encoder_may_be_absent(tiny, tmp_path):
     assert check_networks(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_read_by_evaluation_only_if_allowed_and_as_strictly(folder):
     file = folder / "unet" / "diffusion_pytorch_model.bin"
     tensors = load_file(folder / UNET)
@@ -289,6 +293,7 @@ def test_pickled_weights_are_read_by_evaluation_only_if_allowed_and_as_strictly(
         load_for_eval(folder, CPU, torch.float32, allow_pickle=True)
 
 
+@pytest.mark.slow
 def test_components_that_no_family_uses_may_lack_their_class_or_folder(folder):
     index = json.loads((folder / "model_index.json").read_text())
     index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]  # gone in transformers 5

@@ -17,6 +17,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
 from teachers.networks.storage import StoredConv2d, StoredLinear
+from tests.settings import first_is_quick
 from tests.teachers.networks.lora import CLASSES, FAMILIES, LORA, inputs_of, perturb
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def test_new_adapter_equals_the_teacher_and_a_trained_one_does_not_change_it(loa
     assert all(p.dtype == torch.float32 and p.requires_grad for p in (*student.parameters(), *fake_score.parameters()))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", first_is_quick(FAMILIES))
 def test_merged_copy_is_an_ordinary_network_with_equal_outputs(load, name):
     teacher = load(name, torch.bfloat16)
     student = perturb(teacher.student())
