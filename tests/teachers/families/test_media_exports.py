@@ -51,7 +51,7 @@ def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path,
 
 @pytest.mark.parametrize("name", ["HunyuanVideo 1.5", "ACE-Step"])
 def test_guidance_is_off_in_the_files_of_an_export(name, load_media, tmp_path):
-    """Called without a word about guidance, the stock pipeline evaluates the network once a step."""
+    """Called without guidance arguments, the stock pipeline evaluates the network once a step."""
     teacher = load_media(name)
     student = teacher.student()
     save_pipeline(teacher.pipeline(student, [student.path.t_max]), tmp_path)
