@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eval.config.options import check_options
-from eval.pipelines.generate import arguments, load_pipeline, seeded
+from eval.pipelines.generate import arguments, largest_batch, load_pipeline, seeded
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.run_media import stored_medium
 from eval.pipelines.signatures import takes_prompts
@@ -91,9 +91,14 @@ def sample_run(
     if prompts and not prompted:
         raise ValueError(f"--prompt must be omitted for {type(pipe).__name__}, which takes no prompts")
     repeated = [prompt for prompt in prompts for _ in range(count)] if prompted else None
-    indices = range(len(repeated) if repeated else count)
-    with seeded(indices, seed):
-        return medium.received(pipe(**arguments(pipe, call, repeated, indices, seed))), medium
+    total = len(repeated) if repeated else count
+    size, samples = largest_batch(pipe, total), []
+    for first in range(0, total, size):
+        indices = range(first, min(first + size, total))
+        own = repeated[first : first + size] if repeated else None
+        with seeded(indices, seed):
+            samples.append(medium.received(pipe(**arguments(pipe, call, own, indices, seed))))
+    return torch.cat(samples), medium
 
 
 def sample_to_file(

@@ -261,6 +261,12 @@ def arguments(
     return out
 
 
+def largest_batch(pipe: Pipeline, wanted: int) -> int:
+    """How many samples to generate at once: one if the pipeline would pad the prompts of a batch to the longest."""
+    family = registry.family_of_class(type(pipe))
+    return 1 if family is not None and family.pads_prompts else wanted
+
+
 def _classes(pipe: Pipeline) -> int:
     """The number of classes of a class-conditional pipeline."""
     config = network_config(pipe)

@@ -17,7 +17,7 @@ from eval.metrics.diversity import prompt_groups
 from eval.metrics.fid import statistics
 from eval.pipelines.cache import Result
 from eval.pipelines.energy import Energy
-from eval.pipelines.generate import Pipeline, arguments, counted, network, seeded
+from eval.pipelines.generate import Pipeline, arguments, counted, largest_batch, network, seeded
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
 from eval.pipelines.real_time import times_real_time
@@ -73,7 +73,8 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
     Raises:
         ValueError: The samples are broken; the message begins with the row's name.
     """
-    calls, size = _Calls(load(job), job, settings), settings.batch_size
+    calls = _Calls(load(job), job, settings)
+    size = largest_batch(calls.pipe, settings.batch_size)
     first = None if settings.medium.name == "image" else _first_call(calls)
     batches = [list(range(i, min(i + size, settings.samples))) for i in range(0, settings.samples, size)]
     if len(batches) < 3:  # otherwise the first batch is the warm-up and is not timed
@@ -132,7 +133,7 @@ def _generate(samples: _Samples, calls: _Calls, batches: list[list[int]]) -> Non
                 output, seconds = timed(functools.partial(calls.run, ready), settings.device)
             received = settings.medium.received(output)
             images = settings.resized(received)
-            if len(batches) < 3 or (number > 0 and len(indices) == settings.batch_size):
+            if len(batches) < 3 or (number > 0 and len(indices) == len(batches[0])):
                 samples.speeds.append(len(indices) / seconds)
             samples.features.append(settings.extractor(images).cpu())
             for metric in metrics:
@@ -168,9 +169,9 @@ def _score_groups(calls: _Calls) -> dict[str, Tensor]:
     if not metrics:
         return {}
     prompts, groups = prompt_groups(settings.prompts, settings.samples)
-    batches = []
-    for first in range(0, len(groups), settings.batch_size):
-        indices = list(range(first, min(first + settings.batch_size, len(groups))))
+    batches, size = [], largest_batch(calls.pipe, settings.batch_size)
+    for first in range(0, len(groups), size):
+        indices = list(range(first, min(first + size, len(groups))))
         batch_prompts = None if prompts is None else [prompts[i] for i in indices]
         ready = arguments(calls.pipe, calls.job.call, batch_prompts, indices, settings.seed, "diversity")
         with seeded(indices, settings.seed, "diversity"):

@@ -11,7 +11,7 @@ from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser, Prediction
-from teachers.core.few_step import flow_scheduler, is_default_schedule
+from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
 from teachers.core.teacher import concatenate
 from teachers.core.trigflow import Flow, NoisePath, expand
 from teachers.families.latent import LatentTeacher
@@ -205,12 +205,14 @@ class AceStep(LatentTeacher):
         return sounds * (PEAK / sounds.abs().amax(dim=(1, 2), keepdim=True).clamp_min(1e-6))
 
     def scheduler(self, student: Denoiser, times: Sequence[float]) -> tuple[Any, Tensor]:
-        scheduler, timesteps = flow_scheduler(student, times, self.passes_sigmas)
-        # of two steps, the pipeline requests odds s / (1 - s) for the second that SHIFT has multiplied already
-        shift = scheduler.config.shift
-        if len(times) == 2 and is_default_schedule(student, times):
-            shift /= SHIFT
-        return FlowMatchEulerDiscreteScheduler(1, shift=shift, stochastic_sampling=True), timesteps
+        levels = native_levels(student.path, times)
+        shift = flow_scheduler(student, times, self.passes_sigmas)[0].config.shift
+        if is_default_schedule(student, times):
+            # as the pipeline requests them: of two, the odds s / (1 - s) of the second are SHIFT already
+            levels, shift = [1.0, SHIFT / (1 + SHIFT)][: len(times)], shift / SHIFT ** (len(times) - 1)
+        scheduler = FlowMatchEulerDiscreteScheduler(1, shift=shift, stochastic_sampling=True)
+        scheduler.set_timesteps(sigmas=levels)
+        return scheduler, 1000 * scheduler.timesteps
 
     def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:
         network.register_to_config(is_turbo=True)

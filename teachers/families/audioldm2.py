@@ -34,7 +34,7 @@ class AudioLDM2(LatentTeacher):
         size: `seconds` of a sound; by default those of the UNet's `sample_size`.
 
     Raises:
-        ValueError: If the pipeline speaks text (a VITS encoder), or its UNet has another condition.
+        ValueError: If the pipeline is for text to speech, with a VITS encoder, or its UNet has another condition.
     """
 
     pipelines: ClassVar[Pipelines] = (AudioLDM2Pipeline,)
@@ -80,7 +80,7 @@ class AudioLDM2(LatentTeacher):
         if encoder is not None and not isinstance(encoder, T5EncoderModel):
             raise ValueError(
                 f"text_encoder_2 of an AudioLDM2Pipeline must be a T5EncoderModel, got {type(encoder).__name__}: "
-                "pipelines that speak a transcription are not supported"
+                "text-to-speech pipelines are not supported"
             )
 
     @property

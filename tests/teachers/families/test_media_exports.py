@@ -1,5 +1,7 @@
 """Exported students of clips and sounds in stock diffusers pipelines."""
 
+import json
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -45,3 +47,37 @@ def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path,
         record(name, column, error)
         assert error < 1e-4
         assert len(result.outputs) == len(result.inputs) == steps  # guidance is not applied
+
+
+@pytest.mark.parametrize("name", ["HunyuanVideo 1.5", "ACE-Step"])
+def test_guidance_is_off_in_the_files_of_an_export(name, load_media, tmp_path):
+    """Called without guidance arguments, the stock pipeline evaluates the network once a step."""
+    teacher = load_media(name)
+    student = teacher.student()
+    save_pipeline(teacher.pipeline(student, [student.path.t_max]), tmp_path)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    call = {key: value for key, value in teacher.calls(1).items() if key != "guidance_scale"}
+    result = run(pipe, teacher, call)
+    assert len(result.inputs) == 1 and len(result.inputs[0]["hidden_states"]) == 2
+    stored = json.loads((tmp_path / "transformer" / "config.json").read_text())
+    if name == "ACE-Step":
+        assert stored["is_turbo"] and not teacher.stock.transformer.config.is_turbo  # the teacher stays as it was
+    else:
+        guider = json.loads((tmp_path / "guider" / "guider_config.json").read_text())
+        assert guider["enabled"] is False and teacher.stock.guider.config.enabled
+
+
+@pytest.mark.parametrize("times", [[1.3, 0.9, 0.4], [1.2]])
+def test_ace_step_exports_any_noise_levels(times, load_media):
+    teacher = load_media("ACE-Step")
+    student = teacher.student()
+    teacher.refit_time_embedding(student, 8.0)
+    pipe = teacher.pipeline(student, times)
+    pipe.set_progress_bar_config(disable=True)
+    cond = teacher.condition(prompts_of(teacher))
+    result = run(pipe, teacher, teacher.calls(len(times), times), seed=7)
+    noises = iter(result.noises)
+    with torch.no_grad():
+        x0 = sample(student, next(noises), times, cond, lambda: next(noises))
+    assert difference(result.outputs[-1], x0) < 1e-5

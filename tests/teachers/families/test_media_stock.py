@@ -83,6 +83,22 @@ def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, r
     assert {key for key, value in inputs.inputs[0].items() if value is not None} - common == set(cond) - own
 
 
+@pytest.mark.parametrize("name", ["AudioLDM 2", "ACE-Step"])
+def test_a_prompt_is_encoded_as_if_it_were_alone(name, load_media):
+    """Stock pipelines of these families pad a batch to its longest prompt, which changes the others."""
+    teacher = load_media(name)
+    prompts = ["a coat", "a photo of an ankle boot"]
+    cond, alone = teacher.condition(prompts), [teacher.condition([prompt]) for prompt in prompts]
+    x, t = torch.randn(2, *teacher.shape), torch.tensor([0.5, 1.2])
+    for key, value in cond.items():
+        assert torch.equal(value, torch.cat([row[key] for row in alone]))
+    with torch.no_grad():
+        for scale in (1.0, 3.0):
+            both = teacher.velocity(x, t, cond, scale)
+            rows = [teacher.velocity(x[i : i + 1], t[i : i + 1], alone[i], scale) for i in (0, 1)]
+            assert difference(both, torch.cat(rows)) < 1e-5
+
+
 @every_family
 def test_decode_of_encode_equals_the_autoencoder(name, load_media):
     teacher = load_media(name)

@@ -48,6 +48,15 @@ def test_defaults_are_those_of_the_pipeline_s_call(tiny_media):
     assert teacher.calls(1)["max_sequence_length"] == 512
     teacher = sketch(str(tiny_media("LTX")[1]), find(TEACHERS, "ltx"))
     assert teacher.medium == Video(frames=161, height=512, width=704, rate=25)
+    teacher = sketch(str(tiny_media("HunyuanVideo 1.5")[1]), find(TEACHERS, "hunyuan_video_15"))
+    assert teacher.medium == Video(
+        frames=121, height=480, width=848, rate=24
+    ) and "guidance_scale" not in teacher.calls(1)
+    teacher = sketch(str(tiny_media("ACE-Step")[1]), find(TEACHERS, "ace_step"))
+    assert teacher.medium == Audio(channels=2, samples=60 * 400, rate=400)
+    assert teacher.calls(1)["audio_duration"] == 60 and teacher.calls(2, [1.2, 0.5])["timesteps"]
+    teacher = sketch(str(tiny_media("AudioLDM 2")[1]), find(TEACHERS, "audioldm2"))
+    assert teacher.medium == Audio(channels=1, samples=128, rate=400) and "audio_length_in_s" not in teacher.calls(1)
     teacher = sketch(str(tiny_media("Stable Audio")[1]), find(TEACHERS, "stable_audio"))
     assert teacher.medium == Audio(channels=2, samples=128, rate=400)
 
