@@ -98,7 +98,14 @@ def media_plan() -> str:
     return table(rows)
 
 
+def front_ends() -> str:
+    """The table that `python -m benchmarks.front_ends` wrote."""
+    text = (ROOT / "benchmarks" / "results" / "front_ends.md").read_text(encoding="utf-8")
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
+
 GENERATED: dict[str, Callable[[], str]] = {
+    "front ends": front_ends,
     "recipe keys": recipe_keys,
     "method options": method_options,
     "commands": commands,

@@ -1,4 +1,4 @@
-"""ONNX models of an exported Stable Diffusion pipeline, in the folders that optimum's pipelines read.
+"""ONNX models of an exported Stable Diffusion pipeline, one in each folder.
 
     text_encoder/model.onnx   input_ids -> embeddings
     text_encoder_2/model.onnx of Stable Diffusion XL
