@@ -1,10 +1,11 @@
 """Experiment trackers: accelerate starts them and logs numbers; pictures go through this module."""
 
-import importlib.util
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from accelerate.tracking import get_available_trackers
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +21,7 @@ def check_tracker(name: str) -> None:
     Raises:
         ValueError: If it is not; without this check accelerate would train without it.
     """
-    if name != "none" and importlib.util.find_spec(name) is None and name != "tensorboard":
+    if name != "none" and name not in {str(tracker.value) for tracker in get_available_trackers()}:
         extra = EXTRA.get(name, name)
         raise ValueError(
             f'train.tracker={name} needs the package {name}: pip install -e ".[{extra}]", or set '
