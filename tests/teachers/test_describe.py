@@ -13,6 +13,7 @@ from teachers.describe import describe, parameters
 from teachers.loading.registry import family_of
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
 from tests.commands import fewstep
+from tests.settings import first_is_quick
 
 CPU = torch.device("cpu")
 NAMES = {
@@ -28,7 +29,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_is_quick(NAMES))
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny):
     family, folder = tiny(name)
     assert family_of(str(folder)) == family

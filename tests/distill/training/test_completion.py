@@ -208,9 +208,8 @@ def test_handlers_are_restored_after_an_error():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(
-    ("part", "value"), [("weights", float("inf")), pytest.param("ema", float("nan"), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "value"), [("weights", float("inf")), ("ema", float("nan"))])
 def test_a_checkpoint_with_weights_that_are_not_finite_is_neither_exported_nor_resumed(run, part, value):
     recipe = run()
     checkpoints = recipe.folder / "checkpoints"
@@ -226,6 +225,7 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_neither_exported_nor_r
     assert (recipe.folder / "pipeline" / WEIGHTS).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(run, monkeypatch, capsys):
     update = train_module.train_step
 
@@ -277,7 +277,7 @@ def test_a_failed_run_without_checkpoints_is_not_exported(run):
     [
         ("fingerprint", None, "holds checkpoints of another recipe or of other data"),
         ("fingerprint", "text", "holds checkpoints of another recipe or of other data"),
-        ("seconds", None, "must have its seconds of training, got None"),
+        pytest.param("seconds", None, "must have its seconds of training, got None", marks=pytest.mark.slow),
         pytest.param("seconds", "text", "must have its seconds of training, got 'text'", marks=pytest.mark.slow),
         pytest.param("seconds", float("nan"), "must have its seconds of training, got nan", marks=pytest.mark.slow),
     ],

@@ -21,7 +21,7 @@ from distill.training.run_folder import CODE, fingerprint, finished
 from distill.training.setup import load_teacher
 from eval.features.extractors import extractor
 from teachers.loading.registry import load_teacher as teacher_from
-from tests.settings import FAST
+from tests.settings import FAST, first_is_quick
 
 CPU = torch.device("cpu")
 
@@ -187,18 +187,21 @@ def samples(make):
 
 @pytest.mark.parametrize(
     "override",
-    [
-        "seed=1",
-        "teacher.guidance=3.0",
-        "teacher.sigma_data=0.5",
-        "train.evaluate_teacher_steps=3",
-        "train.evaluate_samples=7",
-    ],
+    first_is_quick(
+        [
+            "seed=1",
+            "teacher.guidance=3.0",
+            "teacher.sigma_data=0.5",
+            "train.evaluate_teacher_steps=3",
+            "train.evaluate_samples=7",
+        ]
+    ),
 )
 def test_the_teachers_samples_depend_on_the_recipe(samples, override):
     assert samples() == samples("train.steps=9") != samples(override)
 
 
+@pytest.mark.slow
 def test_the_teachers_samples_depend_on_prompts_features_and_contents(samples):
     changes = [
         {},

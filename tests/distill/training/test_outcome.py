@@ -26,7 +26,6 @@ from distill.training.setup import plan_data
 from teachers.families.unconditional import Unconditional
 from tests.commands import fewstep
 from tests.forks import Fork
-from tests.settings import first_is_quick
 
 ZERO = OptimizerRecipe(lr=1e-6, weight_decay=1e6)  # one step sets all weights to zero: a constant network
 GOOD = OptimizerRecipe(lr=1e-5)
@@ -131,7 +130,8 @@ def test_the_last_ema_is_exported_on_request_or_without_evaluations(teacher, tmp
     assert not (tmp_path / "runs" / "none" / "checkpoints" / "best").exists()
 
 
-@pytest.mark.parametrize("export", first_is_quick(["best", "last"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("export", ["best", "last"])
 def test_a_collapsed_run_exports_its_best_and_fails_again_when_started_again(teacher, tmp_path, capfd, export):
     """It trains well up to step 2 and then collapses; the result is the EMA of step 2 in every case."""
     train(recipe_in(tmp_path, steps=2), teacher)
@@ -181,6 +181,7 @@ def test_a_run_that_collapses_at_once_exports_the_untrained_student_or_nothing(t
     assert not (unwatched.folder / "pipeline").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_best_is_reported_and_not_exported(teacher, tmp_path):
     recipe = recipe_in(tmp_path, ZERO)
     with pytest.raises(RunFailed):
@@ -196,10 +197,8 @@ def test_a_damaged_best_is_reported_and_not_exported(teacher, tmp_path):
     assert not (recipe.folder / "pipeline").exists()
 
 
-@pytest.mark.parametrize(
-    ("damage", "again"),
-    [("flipped", train), pytest.param("lost", lambda recipe: export_run(recipe.folder), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("damage", "again"), [("flipped", train), ("lost", lambda recipe: export_run(recipe.folder))])
 def test_the_last_evaluation_is_repeated_if_its_record_is_damaged_or_lost(folder, tmp_path, monkeypatch, damage, again):
     """Without it, the record of step 2 would be taken for the end of the run, and the last EMA would be exported."""
     scripted = {"step": 0, "values": {0: 9e3, 2: 1e3, 4: 2e3}}

@@ -12,10 +12,11 @@ from tests.teachers.families.media import NAMES, as_received, conditions, inputs
 from tests.teachers.families.stock import difference
 
 CPU = torch.device("cpu")
+QUICK = ("Wan 2.1", "LTX", "CogVideoX 2B", "Stable Audio, short")  # one of each kind of solver
 every_family = pytest.mark.parametrize("name", NAMES)
 
 
-@every_family
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 @pytest.mark.parametrize("guidance", first_is_quick([3.0, 1.0]))
 def test_every_step_of_the_stock_solver_is_that_of_the_teacher(
     name, guidance, load_media, tiny_media, record, monkeypatch

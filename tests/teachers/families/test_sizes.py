@@ -22,12 +22,13 @@ from teachers.loading.registry import family_of
 from teachers.loading.registry import load_teacher as load_path
 from teachers.loading.sketch import sketch
 from teachers.media import Audio, Video
+from tests.settings import first_is_quick
 from tests.teachers.families.media import NAMES
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first_is_quick(NAMES))
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     assert family_of(str(folder)) == family

@@ -16,6 +16,7 @@ from eval.pipelines.generate import load_pipeline as load_for_eval
 from teachers.describe import describe
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.loading.weights import check_networks, load_network, weight_files
+from tests.settings import first_is_quick
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", first_is_quick(FAULTS))
 def test_weights_that_are_not_the_network_s_are_refused_everywhere(name, folder):
     file, edit, match = FAULTS[name]
     change(folder / file, edit)
@@ -84,6 +85,7 @@ def test_adapters_inside_the_network_are_refused_everywhere(folder, tiny):
     refuse_everywhere(folder, r"unet are not those .*to_q.*; merge or unload the adapters")
 
 
+@pytest.mark.slow
 def test_adapters_inside_the_text_encoder_are_refused_everywhere(folder, tiny):
     pipe = StableDiffusionPipeline.from_pretrained(tiny("Stable Diffusion 1.5")[1], safety_checker=None)
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), pipe.text_encoder)
@@ -126,7 +128,7 @@ def test_a_class_that_is_not_installed_is_refused_everywhere(folder):
 
 
 @pytest.mark.parametrize(("file", "part"), [(UNET, "unet"), (TEXT, "text_encoder"), (VAE, "vae")])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", first_is_quick([float("nan"), float("inf")]))
 def test_weights_that_are_not_finite_are_refused_with_their_name(file, part, value, folder):
     name = next(iter(load_file(folder / file)))
     change(folder / file, lambda tensors: tensors | {name: tensors[name].fill_(value)})
