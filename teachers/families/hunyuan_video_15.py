@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import ClassifierFreeGuidance, HunyuanVideo15Pipeline
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
@@ -16,6 +17,17 @@ IMAGE_TOKENS = 729  # of the image that the pipeline does not have
 ASPECT = (9, 16)  # the pipeline's default height : width
 # Settings of a guider with which it is classifier-free guidance at every step, as `Teacher.velocity` computes it.
 GUIDER: dict[str, Any] = {"guidance_rescale": 0.0, "use_original_formulation": False, "start": 0.0, "stop": 1.0}
+
+
+class CastingEmbedding(TimestepEmbedding):
+    """A timestep embedding that casts features to the precision of its weights.
+
+    The network's own is called with features in the precision of the timestep, which stays in float32 here.
+    """
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        output: Tensor = super().forward(sample.to(self.linear_1.weight.dtype), condition)
+        return output
 
 
 class HunyuanVideo15(LatentVideo):
@@ -51,6 +63,7 @@ class HunyuanVideo15(LatentVideo):
                 "use_meanflow of the transformer must be False, got True: the pipeline passes one timestep"
             )
         correct_autoencoder(pipeline)
+        pipeline.transformer.time_embed.timestep_embedder.__class__ = CastingEmbedding
         super().__init__(pipeline, sigma_data, size)
 
     @staticmethod
