@@ -11,6 +11,8 @@ from teachers.core.teacher import Teacher
 from teachers.media import Audio, Medium, Video
 from teachers.support.text import cleaned, json_text, printable
 
+SDE_SCHEDULER = "CosineDPMSolverMultistepScheduler"  # of Stable Audio
+
 
 def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None, output: str = "images") -> str:
     """Python code that samples with each of the calls, one line for each.
@@ -87,20 +89,23 @@ def step_note(cost: dict[str, Any]) -> str:
     return f"Weights: the EMA of step {cost['exported_step']:,}, which has the best held-out distance of the run.\n"
 
 
-def sample_note(medium: Medium, output: str) -> str:
+def sample_note(medium: Medium, output: str, scheduler: str = "") -> str:
     """The size of clips or sounds, and how to write one to a file; nothing for images.
 
     Args:
         medium: What the pipeline samples.
         output: The variable with the samples in the code above.
+        scheduler: Class name of the pipeline's scheduler.
     """
     if isinstance(medium, Video):
         code = f'diffusers.utils.export_to_video({output}[0], "clip.mp4", fps={medium.rate:g})'
+        needs = "That function needs the packages imageio and imageio-ffmpeg."
     elif isinstance(medium, Audio):
         code = f'scipy.io.wavfile.write("sound.wav", {medium.rate}, {output}[0].T.float().cpu().numpy())'
+        needs = "The pipeline needs the package torchsde." if scheduler == SDE_SCHEDULER else ""
     else:
         return ""
-    return f"\nEach sample has {medium.size}; `{code}` writes one to a file.\n"
+    return f"\nEach sample has {medium.size}; `{code}` writes one to a file. {needs}".rstrip() + "\n"
 
 
 def model_card(
@@ -170,7 +175,7 @@ from {module} import {loader}
 pipe = {loader}.from_pretrained("path/to/this/folder"{without})
 {calls}
 ```
-{sample_note(teacher.medium, output)}{guidance_note}{lora}
+{sample_note(teacher.medium, output, scheduler)}{guidance_note}{lora}
 {steps_note} Other pipelines with the same network, such as image-to-image and ControlNet, start from other noise levels
 than the student was distilled for and are not supported. {checked_note}
 `distill.json` has the same information in machine-readable form.
