@@ -6,6 +6,7 @@ VBench's own prompts are in its repository. Each prompt has several clips from d
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -73,7 +74,7 @@ def write_clips(
         missing = [(k, n) for k, n, name in names if not (folder / name).exists()]
         target = choose_device(device)
         dtype = PRECISIONS[choose_precision(precision, target)]
-        pipe = load_pipeline(read.folder, target, dtype, allow_pickle) if missing else None
+        pipe: Any = load_pipeline(read.folder, target, dtype, allow_pickle) if missing else None
     for first in tqdm(range(0, len(missing), batch_size), unit="batch", disable=not missing):
         part = missing[first : first + batch_size]
         indices = [k * MOST_CLIPS + n for k, n in part]

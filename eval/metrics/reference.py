@@ -51,7 +51,8 @@ def reference(source: str, extractor: Extractor, size: int | None = None) -> Ref
             )
         EMBEDDED[source].present("reference.safetensors")
         package = EMBEDDED[source].package
-        return Reference(*package.reference(), package.reference_features())
+        mean, covariance = package.reference()
+        return Reference(mean, covariance, package.reference_features())
     if source.startswith(CLEAN_FID):
         return _from_clean_fid(source.removeprefix(CLEAN_FID), extractor)
     path = Path(source)
