@@ -16,6 +16,8 @@ from teachers.core.teacher import Teacher
 from teachers.media import Audio, Medium, Video
 from teachers.support.text import cleaned
 
+SDE_SCHEDULER = "CosineDPMSolverMultistepScheduler"  # of Stable Audio
+
 
 def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None, output: str = "images") -> str:
     """Python code that samples with each of the calls, one line for each.
@@ -89,20 +91,23 @@ def is_stock(kind: type[DiffusionPipeline]) -> bool:
     return kind.__module__.partition(".")[0] == "diffusers"
 
 
-def sample_note(medium: Medium, output: str) -> str:
+def sample_note(medium: Medium, output: str, scheduler: str = "") -> str:
     """The size of clips or sounds, and how to write one to a file; nothing for images.
 
     Args:
         medium: What the pipeline samples.
         output: The variable with the samples in the code above.
+        scheduler: Class name of the pipeline's scheduler.
     """
     if isinstance(medium, Video):
         code = f'diffusers.utils.export_to_video({output}[0], "clip.mp4", fps={medium.rate:g})'
+        needs = "That function needs the packages imageio and imageio-ffmpeg."
     elif isinstance(medium, Audio):
         code = f'scipy.io.wavfile.write("sound.wav", {medium.rate}, {output}[0].T.float().cpu().numpy())'
+        needs = "The pipeline needs the package torchsde." if scheduler == SDE_SCHEDULER else ""
     else:
         return ""
-    return f"Each sample has {medium.size}; `{code}` writes one to a file."
+    return f"Each sample has {medium.size}; `{code}` writes one to a file. {needs}".rstrip()
 
 
 def model_card(
@@ -135,7 +140,7 @@ def model_card(
 pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
 {call_lines(record["calls"], prompt, output)}
 """
-    front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output))]
+    front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output, scheduler))]
     if "lora" in record:
         front_ends.append(lora_front_end(record, kind, scheduler, prompt, output))
     front_ends += others

@@ -60,7 +60,7 @@ class ArithmeticAgreement(PromptAgreement):
         self.heading = "Motion agreement" if motion else "Pitch agreement"
         self.help = (
             f"Share of {context.medium.plural} with the {'motion' if motion else 'note'} of their prompt, judged by "
-            f"{'image moments' if motion else 'a harmonic sum'} without a network, and its 95% interval."
+            f"{'moments of the brightness' if motion else 'a harmonic sum'} without a network, and its 95% interval."
         )
 
     def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:

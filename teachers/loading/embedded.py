@@ -145,3 +145,11 @@ def locate(path: str) -> str:
 def usual_size(path: str | None) -> dict[str, float] | None:
     """`teacher.size` of an embedded teacher whose configuration does not have it; None for all others."""
     return dict(EMBEDDED[path].size) or None if path in EMBEDDED else None
+
+
+def embedded_size(pipeline: str) -> dict[str, float] | None:
+    """`usual_size` of the embedded teacher whose pipeline is in a folder; None for all other folders."""
+    for teacher in EMBEDDED.values():
+        if teacher.size and Path(pipeline) == teacher.package.PIPELINE:
+            return dict(teacher.size)
+    return None

@@ -7,21 +7,25 @@ message, before any weights are read.
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from teachers.core.teacher import Teacher
+from teachers.loading.embedded import embedded_size
 from teachers.loading.inspection import check_folder, check_text_widths
+from teachers.loading.record import RECORD
 from teachers.loading.sizes import UnusableConfiguration, check_configs
 from teachers.loading.sketch import add_text_encoders, sketch
 from teachers.loading.source import check_trusted, check_weights, config_source, loading_errors
+from teachers.support.checksums import Damaged, read_json
 from teachers.support.contents import file_content
 from teachers.support.text import printable
 
 Stamp = tuple[str, str, str, tuple[tuple[str, int, int], ...]]
+SMALL = {"height": 64, "width": 64, "frames": 9}  # a size that clips of every family can have
 EVALUATED = "evaluated"  # how `check_fit_once` checks
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".gguf")
 _checked: set[Stamp] = set()  # folders that passed, with their files' times
@@ -67,13 +71,37 @@ def _check_pipeline(path: str, family: type[Teacher]) -> None:
     check_configs(Path(path))
     check_folder(path, pickles=True, quantized=True)
     check_text_widths(path, family.network, family.text_widths)
+    size = stored_size(path, family)
+    small = {key: SMALL[key] for key in family.size_keys if key in SMALL} if size is None else None
     try:
-        teacher = sketch(path, family)
+        teacher = sketch(path, family, size)
     except UnusableConfiguration:
         raise
     except ValueError:
         return
-    check_fit(teacher, path)
+    try:
+        check_fit(teacher, path)
+    except ValueError:
+        if not small or not _fits(path, family, small):  # a small model may not take the default size of the call
+            raise
+
+
+def _fits(path: str, family: type[Teacher], size: Mapping[str, float]) -> bool:
+    try:
+        check_fit(sketch(path, family, size), path)
+    except ValueError:
+        return False
+    return True
+
+
+def stored_size(path: str, family: type[Teacher]) -> dict[str, Any] | None:
+    """The size of a pipeline's samples that its distill.json or an embedded teacher has; None for the default."""
+    found: Any = embedded_size(path)
+    if (Path(path) / RECORD).is_file():
+        with suppress(Damaged):  # whoever reads the record reports it
+            teacher = read_json(Path(path) / RECORD, required=False).get("teacher")
+            found = teacher.get("size") if isinstance(teacher, dict) else None
+    return {key: found[key] for key in family.size_keys if key in found} if isinstance(found, dict) else None
 
 
 def _once(path: str, family: type[Teacher], how: object, check: Callable[[], Any]) -> None:

@@ -35,9 +35,9 @@ def clip_of(file: Path) -> Video:
             raise Refused("has no frames with a duration")
     except Exception as error:  # decoders raise many types for damaged files
         raise ValueError(f"{printable(file)} {problem(error, file, 'a clip')}") from error
-    usual, total = statistics.median_low(durations), sum(durations)
-    merged = max(durations) > MERGED * usual
-    frames = round(total / usual) if merged else len(durations)
+    most, total = MERGED * statistics.median_low(durations), sum(durations)
+    single = [duration for duration in durations if duration <= most]
+    frames = round(total / statistics.fmean(single))
     return Video(frames, height, width, round(frames / total, 3))
 
 

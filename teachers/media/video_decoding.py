@@ -31,12 +31,14 @@ class Shown:
         duration: For how long, in seconds; 0 if unknown.
         pixels: Decodes it to (3, H, W) bytes.
         transparent: Whether it has transparent pixels.
+        stands: Whether it is shown until the next one: animations merge equal frames.
     """
 
     time: float
     duration: float
     pixels: Callable[[], Tensor]
     transparent: bool = False
+    stands: bool = False
 
 
 @contextmanager
@@ -87,7 +89,7 @@ def _animation_frames(image: Image.Image) -> Iterator[Shown]:
         transparent = layer.getchannel("A").getextrema() != (255, 255)
         flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer) if transparent else layer
         pixels = torch.from_numpy(np.array(flat.convert("RGB"))).permute(2, 0, 1)
-        yield Shown(time, delay / 1000, lambda pixels=pixels: pixels, transparent)  # type: ignore[misc]
+        yield Shown(time, delay / 1000, lambda pixels=pixels: pixels, transparent, stands=True)  # type: ignore[misc]
         time, index = time + delay / 1000, index + 1
 
 

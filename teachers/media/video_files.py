@@ -5,6 +5,7 @@ What is read of a file is what a player shows: upright, with the shape of its pi
 | | what is read |
 | --- | --- |
 | frame rate | for each frame of the sample the nearest frame by its timestamp, so variable rates keep their speed |
+| animated WebP and GIF | a frame for as long as it is shown, because equal frames are merged |
 | longer | the beginning |
 | shorter | refused |
 | size | scaled to cover the sample and cropped to its centre, as images |
@@ -62,7 +63,7 @@ def read_clip(
 
 
 class _Selection:
-    """The nearest frames to the times 0, 1 / rate, 2 / rate, ... after the first frame."""
+    """The frames at the times 0, 1 / rate, 2 / rate, ... after the first frame, to the nearest half of 1 / rate."""
 
     def __init__(self, frames: int, height: int, width: int, rate: float) -> None:
         self.frames, self.height, self.width, self.rate = frames, height, width, rate
@@ -83,7 +84,8 @@ class _Selection:
                 gap = frame.time - first - held.time
                 if gap <= 0:
                     continue  # it is never shown
-                self._choose(held, until=held.time + gap / 2)
+                middle = max(gap / 2, gap - 0.5 / self.rate) if held.stands else gap / 2
+                self._choose(held, until=held.time + middle)
             held = replace(frame, time=frame.time - first)
             if len(self.chosen) == self.frames and held.time > (self.frames - 0.5) / self.rate:
                 self.longer = True
@@ -91,6 +93,8 @@ class _Selection:
         end = 0.0 if held is None else held.time + (held.duration or gap)
         if held is not None:
             self._choose(held, until=end - CLOSE / self.rate)
+        if count == 1:  # a clip that does not change has no frame rate
+            self.repeated = self.late = False
         if len(self.chosen) < self.frames:
             raise Refused(
                 f"is too short: it has {count} frame{'s' * (count != 1)} in {end:.3g} s; a clip must have "

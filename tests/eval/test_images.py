@@ -200,7 +200,7 @@ def test_image_size_that_the_features_do_not_support_is_an_error(tmp_path, capsy
 def test_nan_features_are_an_error(tmp_path, capsys, monkeypatch):
     path, pixels = folder(tmp_path / "a", 4, 0), extractor("pixels")
     broken = Extractor("pixels", lambda images: pixels.function(images) * float("nan"))
-    monkeypatch.setattr(eval.images, "extractor", lambda *_: broken)
+    monkeypatch.setattr(eval.images, "extractor_for", lambda *_: broken)
     assert main(["images", str(path), str(path), *PIXELS]) == 2
     assert "must have finite features, got NaN" in capsys.readouterr().err
 

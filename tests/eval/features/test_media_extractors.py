@@ -47,7 +47,7 @@ def tone(frequency: float, rate: int = 8000, samples: int = 8000, level: float =
 
 
 def test_names_name_their_medium():
-    assert media_feature_names("video") == ["motion", "frames=FEATURES", "i3d=FILE", "videomae=FOLDER"]
+    assert media_feature_names("video") == ["motion", "pocket-video", "frames=FEATURES", "i3d=FILE", "videomae=FOLDER"]
     assert media_feature_names("audio") == ["spectrum", "pocket-audio", "vggish=FILE", "clap=FOLDER"]
     assert {features.medium for features in MEDIA_FEATURES.values()} == {"video", "audio"}
 
@@ -60,7 +60,7 @@ def test_names_name_their_medium():
             SOUND,
             r'the features "motion" are not for sounds; choose one of spectrum, pocket-audio, vggish=FILE, clap=FOLDER',
         ),
-        ("spectrum", CLIP, r'the features "spectrum" are not for clips; choose one of motion, frames=FEATURES'),
+        ("spectrum", CLIP, r'the features "spectrum" are not for clips; choose one of motion, pocket-video, frames='),
         ("motion", Image(8, 8), r'the features "motion" are not for images'),
         ("clean", CLIP, r'unknown feature extractor "clean" for clips; choose one of motion'),
         ("i3d", CLIP, r'the features "i3d" must be given as i3d=FILE, got "i3d"'),

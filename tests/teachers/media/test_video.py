@@ -123,8 +123,9 @@ def test_a_variable_frame_rate_is_resampled_by_timestamps(tmp_path, name):
         file = animation(tmp_path / name, grey_frames(levels(7)), [*np.diff(times).tolist(), 50])
     else:
         file = mp4(tmp_path / name, grey_frames(levels(7)), times=times)
-    # nearest in time to 0, 125, ..., 1000
-    expected = [levels(7)[index] for index in (0, 2, 2, 3, 3, 4, 4, 5, 5)]
+    # nearest in time to 0, 125, ..., 1000; frames of animations are shown until the next one
+    nearest, shown = (0, 2, 2, 3, 3, 4, 4, 5, 5), (0, 2, 2, 2, 3, 4, 4, 4, 5)
+    expected = [levels(7)[index] for index in (shown if name == "a.webp" else nearest)]
     reading = CLIP.read(file)
     assert np.allclose(levels_of(reading), expected, atol=2)
     assert "variable" in reading.notes[0]
@@ -425,6 +426,15 @@ def test_a_frozen_clip_keeps_its_duration(tmp_path, ending, frames):
     assert (medium.judged(read.values) - frozen[0]).abs().mean() < 0.05
     with pytest.raises(ValueError, match="is too short"):
         Video(frames=2 * frames, height=20, width=30, rate=8).read(file)
+
+
+@pytest.mark.parametrize("ending", [".webp", ".gif"])
+def test_equal_frames_that_a_file_merges_are_read_at_their_times(tmp_path, ending):
+    medium = Video(frames=9, height=20, width=30, rate=8)
+    levels = torch.tensor([0.1, 0.4, 0.4, 0.4, 0.4, 0.7, 0.7, 0.7, 0.9])
+    clip = levels[None, None, :, None, None].expand(1, *medium.shape)
+    read = medium.judged(medium.read(medium.save(clip, tmp_path / f"a{ending}")[0]).values)
+    assert read.mean(dim=(0, 2, 3)).tolist() == pytest.approx(levels.tolist(), abs=0.03)
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".webp", ".gif"])
