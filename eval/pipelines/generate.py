@@ -21,7 +21,7 @@ import transformers
 from diffusers import ClassifierFreeGuidance, DDIMPipeline, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from eval.config.seeds import LATENTS, NOISE, sample_seed
+from eval.pipelines.seeds import LATENTS, NOISE, sample_seed
 from eval.pipelines.signatures import argument, check_call, parameters, pipeline_class
 from teachers.core.schedule import alphas_cumprod, betas, is_shifted, prediction_type
 from teachers.loading import registry, source

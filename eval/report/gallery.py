@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.config.seeds import LATENTS, NOISE, sample_seed
+from eval.pipelines.seeds import LATENTS, NOISE, sample_seed
 from eval.report.csv_table import plain_cell
 from teachers.media import Medium
 from teachers.support.files import atomic_write

@@ -63,6 +63,7 @@ def _prompt_notes(inputs: Inputs) -> list[str]:
         known = training_prompts(run)
         if known is None and inputs.prompt_source != run.prompts:
             out.append(f"{run.name} does not record its training prompts, so they may be among the evaluation prompts.")
+            continue
         shared = run.shared_prompts if known is None else len(used & known)
         if shared:
             every = "All" if shared >= len(used) else f"{shared:,} of the"

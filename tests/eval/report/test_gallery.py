@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.config.seeds import sample_seed
 from eval.pipelines.generate import generators
+from eval.pipelines.seeds import sample_seed
 from eval.report import write_report
 from eval.report.gallery import sample_file
 from eval.report.latex_table import latex, latex_table

@@ -1,7 +1,9 @@
-"""Notes of a report about the runs' teachers."""
+"""Notes of a report about the runs' teachers, their training prompts, and scores that were not computed."""
 
 import shutil
+from dataclasses import replace
 
+import pytest
 import torch
 
 from eval.config.options import Options
@@ -35,3 +37,53 @@ def test_a_teacher_that_changed_since_training_is_reported(make_run, text_pipeli
     shutil.rmtree(tmp_path / "t/vae")
     (note,) = found()
     assert " and 2 more files changed" in note
+
+
+@pytest.mark.parametrize(
+    ("stored", "own", "used", "sentence"),
+    [
+        (
+            ["a coat", "a bag"],
+            True,
+            ["a coat", "a bag", "a coat"],
+            "All 2 evaluation prompts are training prompts of student",
+        ),
+        (
+            ["a coat", "a bag"],
+            False,
+            ["a coat", "a hat"],
+            "1 of the 2 evaluation prompts are training prompts of student",
+        ),
+        (["a coat", "a bag"], False, ["a hat"], None),
+        (None, True, ["a hat", "a tie"], None),
+        (
+            None,
+            False,
+            ["a hat"],
+            "student does not record its training prompts, so they may be among the evaluation prompts",
+        ),
+    ],
+)
+def test_evaluation_prompts_that_are_training_prompts_are_reported(make_run, tmp_path, stored, own, used, sentence):
+    name = "training_prompts.txt" if stored else "evaluation_prompts.txt"
+    run = make_run("student", evaluation={"prompts": name, "features": "pixels"})
+    (run / "pipeline" / name).write_text("".join(f"{prompt}\n" for prompt in (used if own else stored or ["x"])))
+    (tmp_path / "used.txt").write_text("".join(f"{prompt}\n" for prompt in used))
+    options = {} if own else {"prompts": str(tmp_path / "used.txt")}
+    context = MetricContext(4, 0, torch.device("cpu"), extractor("pixels"), 192, used)
+    inputs = read_inputs(Options([run], tmp_path / "out", samples=4, **options))
+    found = [note for note in notes(inputs, context, None, []) if "prompts" in note]
+    assert [note.startswith(sentence) for note in found] == ([True] if sentence else [])
+
+
+def test_scores_that_were_not_computed_are_one_sentence(make_run, tmp_path):
+    inputs = read_inputs(Options([make_run("student")], tmp_path / "out", samples=4))
+    pixels = extractor("pixels")
+
+    def found(features: str, **scorers: str) -> list[str]:
+        context = MetricContext(4, 0, torch.device("cpu"), pixels, 192, ["a"] * 4, scorers=scorers)
+        return [n for n in notes(replace(inputs, features=features), context, None, []) if n.startswith("Not computed")]
+
+    assert found("pixels") == [], "toy features belong to toy teachers"
+    (note,) = found("clean", pickscore="x")
+    assert note == "Not computed, because no weights were named (--score NAME=FOLDER): HPSv2, object checks."
