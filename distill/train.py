@@ -34,7 +34,14 @@ from distill.training.metric_log import MetricLog, Metrics
 from distill.training.optimizers import set_learning_rate
 from distill.training.outcome import choose_ema, failed_before, keep_best
 from distill.training.run_folder import JsonlLog, check_same_run, fingerprint, finished, lock_run_folder, run_key
-from distill.training.setup import build_monitor, build_validation, checkpoints_folder, plan_data, prepare
+from distill.training.setup import (
+    build_monitor,
+    build_validation,
+    checkpoints_folder,
+    plan_data,
+    prepare,
+    prepare_in_memory,
+)
 from distill.training.state import TrainState
 from distill.training.status import Status
 from distill.training.trackers import check_tracker
@@ -74,6 +81,8 @@ def train(
     if teacher is None:
         check_exports(recipe)
         find(TEACHERS, recipe.teacher.family).locate(recipe.teacher.path)
+    if teacher is not None:
+        prepare_in_memory(recipe, teacher)
     plan = plan_data(recipe, teacher, latents, captions)
     is_main = os.environ.get("RANK", "0") == "0"
     with lock_run_folder(recipe.folder) if is_main else nullcontext():
@@ -157,12 +166,13 @@ def distil(
         step, steps = state.step, settings.steps
         judged = _due(settings.evaluate_every, step, steps) and not (first and history.last >= step)
         drawn = validation and _due(recipe.evaluation.validation_every or settings.evaluate_every, step, steps)
+        drawn = drawn and not (first and validation and validation.has(step))
         if not judged and not drawn:
             return
         with status.evaluating():
             if judged:
                 evaluate()
-            if drawn and validation and not (first and validation.has(step)):
+            if drawn and validation:
                 validation.draw(state.distiller, state.ema, step, engine.trackers)
         if engine.is_main and judged and step:
             tqdm.write(status.summary())
