@@ -156,7 +156,7 @@ def distil(
     def evaluate() -> None:
         if monitor:
             trackers = engine.trackers
-            chosen = choose_ema(state, monitor, engine)
+            chosen = choose_ema(state, monitor, engine) if state.half_lives else None
             record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers, chosen)
             status.evaluated(record)
             keep_best(recipe, state, monitor, record, run, engine)

@@ -12,11 +12,13 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import ModelCard
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from distill.config.recipe import load
+from distill.config.recipe import Recipe, TeacherRecipe, load
+from distill.config.registry import TEACHERS, find
 from distill.export import export_and_push
 from distill.exporting.card import model_card
 from distill.exporting.hub import EVALUATION, find_report, push
 from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, located, to_records
+from distill.exporting.model_card.gallery import draw, write
 from distill.exporting.model_card.metadata import front_matter, teacher_metadata
 from distill.train import train
 from eval.compare import compare
@@ -196,23 +198,28 @@ def test_code_of_an_uploaded_card_names_the_model(published):
     assert located("no marker\n", "me/x") == "no marker\n"
 
 
+def record_of(path, times, calls):
+    """The contents of a distill.json."""
+    return {
+        "name": "student: [x]",
+        "version": "1",
+        "method": "dmd",
+        "options": {},
+        "teacher": {"path": path, "call": {}},
+        "times": times,
+        "calls": calls,
+        "cost": {"steps": 3, "exported_step": 2, "seconds": 5.0, "samples": 6, "device": "cpu"},
+    }
+
+
 @pytest.mark.parametrize("name", [SD, "DiT", "unconditional UNet"])
 def test_front_ends_of_the_record_become_sections(teacher_of, name):
     teacher = teacher_of(name)
     path = teacher.denoiser.path
     kind = type(teacher.pipeline(teacher.student(), [path.t_max]))
     extra = FrontEnd("ComfyUI", "text", "steps 1, cfg 1.0\n```\nsampler lcm", "Load `model.safetensors`.")
-    record = {
-        "name": "student: [x]",
-        "version": "1",
-        "method": "dmd",
-        "options": {},
-        "teacher": {"path": "owner/teacher", "call": {}},
-        "times": [path.t_max],
-        "calls": [{"num_steps": 1, "call": teacher.calls(1)}],
-        "cost": {"steps": 3, "exported_step": 2, "seconds": 5.0, "samples": 6, "device": "cpu"},
-        "front_ends": to_records([extra]),
-    }
+    record = record_of("owner/teacher", [path.t_max], [{"num_steps": 1, "call": teacher.calls(1)}])
+    record["front_ends"] = to_records([extra])
     text = model_card(record, kind, "LCMScheduler", teacher)
     data = ModelCard(text).data
     assert data.base_model == "owner/teacher" and data.pipeline_tag.endswith(("text-to-image", "image-generation"))
@@ -238,3 +245,23 @@ def test_names_that_contain_the_models_are_kept():
     card = f'from_pretrained("me/x")\nbase: me/x-large, other/me/x, me/x/file\n{MARKER.format("me/x")}\n'
     expected = f'from_pretrained("a/b")\nbase: me/x-large, other/me/x, a/b/file\n{MARKER.format("a/b")}\n'
     assert located(card, "a/b") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "tag"), [("Wan 2.1", ".webp", "text-to-video"), ("Stable Audio", ".wav", "text-to-audio")]
+)
+def test_cards_of_clips_and_sounds_have_samples_that_play(tiny_media, tmp_path, name, ending, tag):
+    family, folder, size = tiny_media(name)
+    kind = find(TEACHERS, family)
+    teacher = kind.load(str(folder), torch.device("cpu"), **kind.size_argument(size))
+    recipe = Recipe("run", TeacherRecipe(path=None, family=family), {"name": "dmd"})
+    times = [teacher.denoiser.path.t_max]
+    widgets = write(draw(recipe, teacher, teacher.student(), times), teacher.medium, tmp_path)
+    assert len(widgets) == 1 and widgets[0]["output"]["url"].endswith(ending)
+    teacher.medium.read(tmp_path / widgets[0]["output"]["url"])
+    record = record_of("owner/teacher", times, [{"num_steps": 1, "call": teacher.calls(1, times)}])
+    pipeline = kind.pipelines[0]
+    text = model_card(record, pipeline, "Scheduler", teacher, widgets=widgets)
+    data = ModelCard(text).data
+    assert data.pipeline_tag == tag and data.widget[0]["output"] == widgets[0]["output"]
+    assert f"Each sample has {teacher.medium.size}" in text and "<Gallery />" in text
