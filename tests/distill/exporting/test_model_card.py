@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import wave
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -258,7 +259,12 @@ def test_cards_of_clips_and_sounds_have_samples_that_play(tiny_media, tmp_path, 
     times = [teacher.denoiser.path.t_max]
     widgets = write(draw(recipe, teacher, teacher.student(), times), teacher.medium, tmp_path)
     assert len(widgets) == 1 and widgets[0]["output"]["url"].endswith(ending)
-    teacher.medium.read(tmp_path / widgets[0]["output"]["url"])
+    file = tmp_path / widgets[0]["output"]["url"]
+    if ending == ".wav":
+        with wave.open(str(file)) as sound:
+            assert sound.getnframes() == teacher.medium.samples
+    else:
+        assert teacher.medium.read(file).values.shape == teacher.medium.shape
     record = record_of("owner/teacher", times, [{"num_steps": 1, "call": teacher.calls(1, times)}])
     pipeline = kind.pipelines[0]
     text = model_card(record, pipeline, "Scheduler", teacher, widgets=widgets)
