@@ -133,6 +133,9 @@ def distil(
     """
     status = status or Status(recipe, engine.is_main)
     settings, folder, run = recipe.train, recipe.folder, run_key(identity)
+    if settings.tracker != "none":
+        with reading(f"train.tracker={settings.tracker}", "cannot be started"):
+            engine.accelerator.init_trackers(recipe.name, config=_flatten(dataclasses.asdict(recipe)))
     start = time.perf_counter()
     teacher, dataset = prepare(recipe, plan, engine, teacher)
     preparation = time.perf_counter() - start
@@ -150,8 +153,6 @@ def distil(
     history = JsonlLog(folder / "history.jsonl", state.step, run)
     if settings.shard_teacher and settings.steps:
         engine.shard(teacher.denoiser.network)
-    if settings.tracker != "none":
-        engine.accelerator.init_trackers(recipe.name, config=_flatten(dataclasses.asdict(recipe)))
 
     def evaluate() -> None:
         if monitor:

@@ -21,6 +21,7 @@ from distill.exporting.hub import EVALUATION, find_report, push
 from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, located, to_records
 from distill.exporting.model_card.gallery import draw, write
 from distill.exporting.model_card.metadata import front_matter, teacher_metadata
+from distill.exporting.safety import ABSENT, DROPPED, KEPT, add_safety_checker
 from distill.train import train
 from eval.compare import compare
 from tests.settings import FAST
@@ -89,6 +90,7 @@ def test_card_has_origin_licence_gallery_and_the_safety_checker(exported, teache
         assert "coat" not in widget["text"]  # training prompts may be confidential
     assert "<Gallery />" in text and "creativeml-openrail-m, the licence of the base model (`owner/base`)" in text
     assert "guidance 2 is part of the weights" in text and "`negative_prompt` of a call has no effect" in text
+    assert "# 1 network evaluation(s); negative_prompt has no effect" in text
     assert "2 prompts" in text and "1 steps, 2 samples" in text
     assert "safety checker of the teacher is part of the pipeline" in text
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -111,7 +113,7 @@ def test_dropped_safety_checker_and_baked_negative_prompt_are_said(exported, tea
     )
     text, out = (folder / "README.md").read_text(), capsys.readouterr().out
     assert "safety checker of the teacher is not part of this pipeline** (`export.safety_checker: false`)" in text
-    assert "no safety checker" in out and "negative_prompt in a call of the pipeline has no effect" in out
+    assert "no safety checker" in out and "has no effect (teacher.negative_prompt is part of the weights)" in out
     assert "with the negative prompt `blurry 'x'`" in text and f"with `{file}` at 0.5" in text
     assert DiffusionPipeline.from_pretrained(folder).safety_checker is None
     assert "set_adapters(['tune1', 'few_step'], [0.5, 1.0])" in text
@@ -271,3 +273,15 @@ def test_cards_of_clips_and_sounds_have_samples_that_play(tiny_media, tmp_path, 
     data = ModelCard(text).data
     assert data.pipeline_tag == tag and data.widget[0]["output"] == widgets[0]["output"]
     assert f"Each sample has {teacher.medium.size}" in text and "<Gallery />" in text
+
+
+def test_safety_checker_of_a_pipeline_in_memory_is_kept_too(teacher, folder_of, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(teacher)
+    wrapped = find(TEACHERS, "stable_diffusion").wrap(pipe)
+    plain = shutil.copytree(folder_of(SD)[1], tmp_path / "plain")
+    assert add_safety_checker(wrapped, plain, keep=False) == DROPPED and not (plain / "safety_checker").exists()
+    assert add_safety_checker(wrapped, plain, keep=True) == KEPT
+    stored = StableDiffusionPipeline.from_pretrained(plain).safety_checker.state_dict()
+    assert all(torch.equal(value, stored[key]) for key, value in pipe.safety_checker.state_dict().items())
+    loaded = find(TEACHERS, "stable_diffusion").load(str(folder_of(SD)[1]), torch.device("cpu"))
+    assert add_safety_checker(loaded, plain, keep=True) == ABSENT
