@@ -34,7 +34,14 @@ from distill.training.metric_log import MetricLog, Metrics
 from distill.training.optimizers import set_learning_rate
 from distill.training.outcome import choose_ema, failed_before, keep_best
 from distill.training.run_folder import JsonlLog, check_same_run, fingerprint, finished, lock_run_folder, run_key
-from distill.training.setup import build_monitor, build_validation, checkpoints_folder, plan_data, prepare
+from distill.training.setup import (
+    build_monitor,
+    build_validation,
+    checkpoints_folder,
+    plan_data,
+    prepare,
+    prepare_in_memory,
+)
 from distill.training.state import TrainState
 from distill.training.status import Status
 from distill.training.trackers import check_tracker
@@ -74,6 +81,8 @@ def train(
     if teacher is None:
         check_exports(recipe)
         find(TEACHERS, recipe.teacher.family).locate(recipe.teacher.path)
+    if teacher is not None:
+        prepare_in_memory(recipe, teacher)
     plan = plan_data(recipe, teacher, latents, captions)
     is_main = os.environ.get("RANK", "0") == "0"
     with lock_run_folder(recipe.folder) if is_main else nullcontext():
@@ -124,6 +133,9 @@ def distil(
     """
     status = status or Status(recipe, engine.is_main)
     settings, folder, run = recipe.train, recipe.folder, run_key(identity)
+    if settings.tracker != "none":
+        with reading(f"train.tracker={settings.tracker}", "cannot be started"):
+            engine.accelerator.init_trackers(recipe.name, config=_flatten(dataclasses.asdict(recipe)))
     start = time.perf_counter()
     teacher, dataset = prepare(recipe, plan, engine, teacher)
     preparation = time.perf_counter() - start
@@ -141,13 +153,11 @@ def distil(
     history = JsonlLog(folder / "history.jsonl", state.step, run)
     if settings.shard_teacher and settings.steps:
         engine.shard(teacher.denoiser.network)
-    if settings.tracker != "none":
-        engine.accelerator.init_trackers(recipe.name, config=_flatten(dataclasses.asdict(recipe)))
 
     def evaluate() -> None:
         if monitor:
             trackers = engine.trackers
-            chosen = choose_ema(state, monitor, engine)
+            chosen = choose_ema(state, monitor, engine) if state.half_lives else None
             record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers, chosen)
             status.evaluated(record)
             keep_best(recipe, state, monitor, record, run, engine)
@@ -157,12 +167,13 @@ def distil(
         step, steps = state.step, settings.steps
         judged = _due(settings.evaluate_every, step, steps) and not (first and history.last >= step)
         drawn = validation and _due(recipe.evaluation.validation_every or settings.evaluate_every, step, steps)
+        drawn = drawn and not (first and validation and validation.has(step))
         if not judged and not drawn:
             return
         with status.evaluating():
             if judged:
                 evaluate()
-            if drawn and validation and not (first and validation.has(step)):
+            if drawn and validation:
                 validation.draw(state.distiller, state.ema, step, engine.trackers)
         if engine.is_main and judged and step:
             tqdm.write(status.summary())

@@ -32,6 +32,7 @@ COMMANDS = (
     "demo",
     "quickstart",
     "recipes",
+    "status",
 )
 SCRIPT = Path(sys.executable).with_name("fewstep")
 

@@ -54,9 +54,9 @@ class TeacherRecipe(Checked):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the frozen weights; auto: float32, or bfloat16 with memory.tier=lora."
     )
-    loras: list[Lora] = option(
-        factory=list,
-        help="Fine-tunes that are fused into the teacher before distillation, in order: LoRA files (of kohya, "
+    loras: tuple[Lora, ...] = option(
+        (),
+        "Fine-tunes that are fused into the teacher before distillation, in order: LoRA files (of kohya, "
         "diffusers or peft), folders of a fine-tuned pipeline or network, or Hub ids; each as a path, or as "
         "{path: ..., scale: 0.8}.",
     )
@@ -221,9 +221,9 @@ class EvaluationRecipe(Checked):
         '"spectrum" for those of diffusers.',
     )
     prompts: str | None = option(None, "Prompts, as data.prompts; null: the training prompts.")
-    validation_prompts: list[str] = option(
-        factory=list,
-        help="Prompts that the student, the teacher and the fake score draw during training, at full size, into "
+    validation_prompts: tuple[str, ...] = option(
+        (),
+        "Prompts that the student, the teacher and the fake score draw during training, at full size, into "
         "validation/ of the run's folder and the tracker; any prompts.",
     )
     validation_seeds: tuple[int, ...] = option(

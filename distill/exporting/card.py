@@ -19,19 +19,22 @@ from teachers.support.text import cleaned
 SDE_SCHEDULER = "CosineDPMSolverMultistepScheduler"  # of Stable Audio
 
 
-def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None, output: str = "images") -> str:
+def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None, output: str = "images", note: str = "") -> str:
     """Python code that samples with each of the calls, one line for each.
 
     Args:
         calls: Number of steps and call arguments of each, as in `distill.json`.
         prompt: The argument with prompts or classes; None for a pipeline that takes none.
         output: The field of the pipeline's output that holds the samples.
+        note: The end of the comment on each line.
     """
     rows = []
     for entry in calls:
         arguments = [] if prompt is None else [prompt]
         arguments += [f"{key}={value!r}" for key, value in entry["call"].items()]
-        rows.append(f"{output} = pipe({', '.join(arguments)}).{output}  # {entry['num_steps']} network evaluation(s)")
+        rows.append(
+            f"{output} = pipe({', '.join(arguments)}).{output}  # {entry['num_steps']} network evaluation(s){note}"
+        )
     return "\n".join(rows)
 
 
@@ -78,12 +81,18 @@ def lora_front_end(
 pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
 pipe.scheduler = {scheduler}.from_pretrained("{PLACEHOLDER}", subfolder="scheduler")
 {lines}
-{call_lines(record["lora"]["calls"], prompt, output)}
+{call_lines(record["lora"]["calls"], prompt, output, ignored_note(record))}
 """
     note = f"`{folder}/` is the same student as a LoRA file for the teacher's pipeline."
     if tuned:
         note += " It was trained on the teacher with its fine-tunes, so it needs them at the scales above."
     return FrontEnd("LoRA on the teacher, with diffusers", "python", code, note)
+
+
+def ignored_note(record: dict[str, Any]) -> str:
+    """The end of the comment on a call: arguments that it takes without effect."""
+    ignored = record.get("ignored_arguments", [])
+    return f"; {' and '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect" if ignored else ""
 
 
 def is_stock(kind: type[DiffusionPipeline]) -> bool:
@@ -138,7 +147,7 @@ def model_card(
     code = f"""from {module} import {loader}
 
 pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
-{call_lines(record["calls"], prompt, output)}
+{call_lines(record["calls"], prompt, output, ignored_note(record))}
 """
     front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output, scheduler))]
     if "lora" in record:
@@ -148,7 +157,7 @@ pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
     sections = [
         "## Use\n\n" + "\n".join(front_end.section() for front_end in front_ends),
         usage_section(record, kind),
-        f"## Guidance\n\n{guidance_note(record, teacher, kind)}" if teacher.guided else "",
+        f"## Guidance\n\n{guidance_note(record, teacher)}" if teacher.guided else "",
         gallery.section(widgets, len(record["times"])),
         f"## Training\n\n{training_note(record)}",
         f"## Limits\n\n{limits_note(record, teacher, steps)}",

@@ -15,6 +15,7 @@ from distill.exporting.card import model_card
 from distill.exporting.model_card.gallery import Gallery, draw
 from distill.exporting.model_card.gallery import write as write_gallery
 from distill.exporting.model_card.metadata import is_hub_id, teacher_metadata
+from distill.exporting.model_card.sections import ignored_arguments
 from distill.exporting.safety import DROPPED, add_safety_checker, without_checker
 from distill.exporting.verify import (
     TOLERANCE,
@@ -91,6 +92,8 @@ def export(
     with replaced(final), atomic_write(final) as temporary:
         save_pipeline(pipeline, temporary)
         del pipeline
+        if ignored := ignored_arguments(kind):
+            record = record | {"ignored_arguments": ignored}
         record = record | {"safety_checker": add_safety_checker(teacher, temporary, safety_checker)}
         if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
             calls = [
@@ -210,19 +213,29 @@ def export_student(
         record["candidates"] = monitor.candidates
     record["teacher"]["card"] = teacher_metadata(recipe.teacher.path or "")
     record["data"] = data_record(recipe, dataset)
-    prompts, samples = evaluation_prompts(recipe, record), draw(recipe, teacher, student, times)
+    prompts, samples = evaluation_prompts(recipe, record), card_samples(recipe, teacher, student, times)
     keep = recipe.export.safety_checker
     final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts, samples, keep)
     if read_record(final)["safety_checker"] == DROPPED:
         print("the pipeline has no safety checker (export.safety_checker=false); its model card says so")
-    if recipe.teacher.negative_prompt is not None:
-        print("the negative prompt is part of the weights; negative_prompt in a call of the pipeline has no effect")
+    if "negative_prompt" in read_record(final).get("ignored_arguments", ()):
+        baked = " (teacher.negative_prompt is part of the weights)" * (recipe.teacher.negative_prompt is not None)
+        print(f"negative_prompt in a call of the pipeline has no effect{baked}; its model card says so")
     checked = read_record(final)["checked"]
     counts = " and ".join(steps(count) for count in checked["steps"])
     gap = checked["difference"]
     print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final
+
+
+def card_samples(recipe: Recipe, teacher: Teacher, student: Denoiser, times: Sequence[float]) -> Gallery | None:
+    """Samples for the model card; None, with a warning, if they cannot be drawn: the export must not fail for them."""
+    try:
+        return draw(recipe, teacher, student, times)
+    except Exception as error:  # networks raise many types, such as torch's for a full memory
+        warnings.warn(f"the model card has no samples ({' '.join(str(error).split())[:200]})", stacklevel=2)
+        return None
 
 
 def data_record(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:

@@ -27,20 +27,33 @@ def add_safety_checker(teacher: Teacher, folder: Path, keep: bool) -> str:
     Returns:
         KEPT, DROPPED, or ABSENT if the teacher has none.
     """
-    source = _source(teacher)
-    if source is None:
+    loaded, source = _loaded(teacher), _source(teacher)
+    if loaded is None and source is None:
         return ABSENT
     if not keep:
         return DROPPED
-    listed = read_json(source / INDEX, constants=True)
     index = json.loads(read_text(folder / INDEX))
-    for name in (CHECKER, EXTRACTOR):
-        if (source / name).is_dir() and isinstance(listed.get(name), list):
-            shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
-            index[name] = listed[name]
+    if loaded is not None:
+        for name, part in loaded.items():
+            part.save_pretrained(folder / name)
+        index[CHECKER] = ["stable_diffusion", type(loaded[CHECKER]).__name__]
+        index[EXTRACTOR] = ["transformers", type(loaded[EXTRACTOR]).__name__]
+    elif source is not None:
+        listed = read_json(source / INDEX, constants=True)
+        for name in (CHECKER, EXTRACTOR):
+            if (source / name).is_dir() and isinstance(listed.get(name), list):
+                shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+                index[name] = listed[name]
     index["requires_safety_checker"] = True
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return KEPT
+
+
+def _loaded(teacher: Teacher) -> dict[str, Any] | None:
+    """The safety checker and its feature extractor of a teacher that was built from a pipeline in memory."""
+    components = getattr(vars(teacher).get("stock"), "components", {})
+    parts = {name: components.get(name) for name in (CHECKER, EXTRACTOR)}
+    return parts if all(part is not None for part in parts.values()) else None
 
 
 def _source(teacher: Teacher) -> Path | None:

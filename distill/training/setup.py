@@ -80,6 +80,18 @@ def check_fine_tunes(recipe: Recipe) -> None:
         check_fit_of(family, family.locate(recipe.teacher.path), recipe.teacher.loras)
 
 
+def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> None:
+    """Apply the recipe's negative prompt to a teacher in memory.
+
+    Raises:
+        ValueError: If the recipe has fine-tunes, which are fused into pipelines that are loaded only.
+    """
+    if recipe.teacher.loras:
+        raise ValueError("teacher.loras must be empty for a teacher in memory: fuse them into its pipeline first")
+    if recipe.teacher.negative_prompt is not None:
+        teacher.set_negative_prompt(recipe.teacher.negative_prompt)
+
+
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
     """Load the recipe's teacher, with its fine-tunes, to `device` in the recipe's precision.
 
@@ -137,10 +149,12 @@ def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: En
 def build_validation(
     recipe: Recipe, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
 ) -> Validation | None:
-    """What draws evaluation.validation_prompts; None without prompts, and on processes without a monitor."""
-    if not recipe.evaluation.validation_prompts or monitor is None:
+    """What draws evaluation.validation_prompts; None without prompts or a monitor. Every process calls it."""
+    if not recipe.evaluation.validation_prompts:
         return None
-    with reading(recipe.teacher.path or "the teacher"):
+    with engine.accelerator.main_process_first(), reading(recipe.teacher.path or "the teacher"):
+        if monitor is None:
+            return None
         contents = dataset.teacher or teacher.contents()
         return Validation(recipe, teacher, contents, engine.device, engine.is_main)
 

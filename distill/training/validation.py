@@ -50,7 +50,7 @@ class Validation:
     ) -> None:
         self.teacher, self.device, self.writes = teacher, device, writes
         self.folder = recipe.folder / FOLDER
-        self.prompts, self.seeds = recipe.evaluation.validation_prompts, recipe.evaluation.validation_seeds
+        self.prompts, self.seeds = list(recipe.evaluation.validation_prompts), recipe.evaluation.validation_seeds
         with torch.no_grad():
             self.cond = {k: v.to(device) for k, v in teacher.condition(self.prompts).items()}
         teacher.unload_encoders()

@@ -295,7 +295,9 @@ class Teacher(Contract, ABC):
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""
-        usual = {"num_inference_steps": num_steps} | ({"guidance_scale": guidance} if self.guided else {})
+        usual: dict[str, Any] = {"num_inference_steps": num_steps}
+        usual |= {"guidance_scale": guidance} if self.guided else {}
+        usual |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
         call = {self.call_names.get(name, name): value for name, value in usual.items()}
         takes = set().union(*(inspect.signature(kind.__call__).parameters for kind in self.pipelines)) or set(call)
         return {name: value for name, value in call.items() if name in takes}

@@ -48,7 +48,7 @@ def gallery_prompts(recipe: Recipe, teacher: Teacher) -> list[str] | None:
     if not teacher.guided:
         return None
     if recipe.evaluation.validation_prompts:
-        return recipe.evaluation.validation_prompts[:COUNT]
+        return list(recipe.evaluation.validation_prompts[:COUNT])
     if recipe.data.prompts == "pocket" or recipe.data.images == "pocket":
         return pocket.balanced_prompts(10)[:COUNT]
     if any("class_labels" in entry for entry in _arguments(teacher)):

@@ -36,12 +36,12 @@ def origin(record: Record) -> str:
     return code_span(record["teacher"]["path"]) + (f" with {' and '.join(tuned)}" if tuned else "")
 
 
-def ignores_negative_prompt(record: Record, kind: type[DiffusionPipeline]) -> bool:
-    """Whether the exported pipeline takes a negative prompt that has no effect: guidance is in the weights."""
-    return "negative_prompt" in parameters(kind) and not record["options"].get("guidances")
+def ignored_arguments(kind: type[DiffusionPipeline]) -> list[str]:
+    """Arguments that an exported pipeline takes and ignores: it has no second evaluation for a negative prompt."""
+    return [name for name in ("negative_prompt",) if name in parameters(kind)]
 
 
-def guidance_note(record: Record, teacher: Teacher, kind: type[DiffusionPipeline]) -> str:
+def guidance_note(record: Record, teacher: Teacher) -> str:
     """What guidance and negative prompts mean for calls of the student."""
     scale = teacher.call_names.get("guidance_scale", "guidance_scale")
     guidance, negative = record["teacher"]["call"].get(scale), record["teacher"].get("negative_prompt")
@@ -62,7 +62,7 @@ def guidance_note(record: Record, teacher: Teacher, kind: type[DiffusionPipeline
             )
     if scales and negative:
         notes.append(f"It was trained with the negative prompt {code_span(negative)}.")
-    if ignores_negative_prompt(record, kind):
+    if "negative_prompt" in record.get("ignored_arguments", ()):
         notes.append("`negative_prompt` of a call has no effect: a student is evaluated without a second prompt.")
     return " ".join(notes)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import wave
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,15 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import ModelCard
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from distill.config.recipe import load
+from distill.config.recipe import Recipe, TeacherRecipe, load
+from distill.config.registry import TEACHERS, find
 from distill.export import export_and_push
 from distill.exporting.card import model_card
 from distill.exporting.hub import EVALUATION, find_report, push
 from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, located, to_records
+from distill.exporting.model_card.gallery import draw, write
 from distill.exporting.model_card.metadata import front_matter, teacher_metadata
+from distill.exporting.safety import ABSENT, DROPPED, KEPT, add_safety_checker
 from distill.train import train
 from eval.compare import compare
 from tests.settings import FAST
@@ -86,6 +90,7 @@ def test_card_has_origin_licence_gallery_and_the_safety_checker(exported, teache
         assert "coat" not in widget["text"]  # training prompts may be confidential
     assert "<Gallery />" in text and "creativeml-openrail-m, the licence of the base model (`owner/base`)" in text
     assert "guidance 2 is part of the weights" in text and "`negative_prompt` of a call has no effect" in text
+    assert "# 1 network evaluation(s); negative_prompt has no effect" in text
     assert "2 prompts" in text and "1 steps, 2 samples" in text
     assert "safety checker of the teacher is part of the pipeline" in text
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -108,7 +113,7 @@ def test_dropped_safety_checker_and_baked_negative_prompt_are_said(exported, tea
     )
     text, out = (folder / "README.md").read_text(), capsys.readouterr().out
     assert "safety checker of the teacher is not part of this pipeline** (`export.safety_checker: false`)" in text
-    assert "no safety checker" in out and "negative_prompt in a call of the pipeline has no effect" in out
+    assert "no safety checker" in out and "has no effect (teacher.negative_prompt is part of the weights)" in out
     assert "with the negative prompt `blurry 'x'`" in text and f"with `{file}` at 0.5" in text
     assert DiffusionPipeline.from_pretrained(folder).safety_checker is None
     assert "set_adapters(['tune1', 'few_step'], [0.5, 1.0])" in text
@@ -196,23 +201,28 @@ def test_code_of_an_uploaded_card_names_the_model(published):
     assert located("no marker\n", "me/x") == "no marker\n"
 
 
+def record_of(path, times, calls):
+    """The contents of a distill.json."""
+    return {
+        "name": "student: [x]",
+        "version": "1",
+        "method": "dmd",
+        "options": {},
+        "teacher": {"path": path, "call": {}},
+        "times": times,
+        "calls": calls,
+        "cost": {"steps": 3, "exported_step": 2, "seconds": 5.0, "samples": 6, "device": "cpu"},
+    }
+
+
 @pytest.mark.parametrize("name", [SD, "DiT", "unconditional UNet"])
 def test_front_ends_of_the_record_become_sections(teacher_of, name):
     teacher = teacher_of(name)
     path = teacher.denoiser.path
     kind = type(teacher.pipeline(teacher.student(), [path.t_max]))
     extra = FrontEnd("ComfyUI", "text", "steps 1, cfg 1.0\n```\nsampler lcm", "Load `model.safetensors`.")
-    record = {
-        "name": "student: [x]",
-        "version": "1",
-        "method": "dmd",
-        "options": {},
-        "teacher": {"path": "owner/teacher", "call": {}},
-        "times": [path.t_max],
-        "calls": [{"num_steps": 1, "call": teacher.calls(1)}],
-        "cost": {"steps": 3, "exported_step": 2, "seconds": 5.0, "samples": 6, "device": "cpu"},
-        "front_ends": to_records([extra]),
-    }
+    record = record_of("owner/teacher", [path.t_max], [{"num_steps": 1, "call": teacher.calls(1)}])
+    record["front_ends"] = to_records([extra])
     text = model_card(record, kind, "LCMScheduler", teacher)
     data = ModelCard(text).data
     assert data.base_model == "owner/teacher" and data.pipeline_tag.endswith(("text-to-image", "image-generation"))
@@ -238,3 +248,40 @@ def test_names_that_contain_the_models_are_kept():
     card = f'from_pretrained("me/x")\nbase: me/x-large, other/me/x, me/x/file\n{MARKER.format("me/x")}\n'
     expected = f'from_pretrained("a/b")\nbase: me/x-large, other/me/x, a/b/file\n{MARKER.format("a/b")}\n'
     assert located(card, "a/b") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "tag"), [("Wan 2.1", ".webp", "text-to-video"), ("Stable Audio", ".wav", "text-to-audio")]
+)
+def test_cards_of_clips_and_sounds_have_samples_that_play(tiny_media, tmp_path, name, ending, tag):
+    family, folder, size = tiny_media(name)
+    kind = find(TEACHERS, family)
+    teacher = kind.load(str(folder), torch.device("cpu"), **kind.size_argument(size))
+    recipe = Recipe("run", TeacherRecipe(path=None, family=family), {"name": "dmd"})
+    times = [teacher.denoiser.path.t_max]
+    widgets = write(draw(recipe, teacher, teacher.student(), times), teacher.medium, tmp_path)
+    assert len(widgets) == 1 and widgets[0]["output"]["url"].endswith(ending)
+    file = tmp_path / widgets[0]["output"]["url"]
+    if ending == ".wav":
+        with wave.open(str(file)) as sound:
+            assert sound.getnframes() == teacher.medium.samples
+    else:
+        assert teacher.medium.read(file).values.shape == teacher.medium.shape
+    record = record_of("owner/teacher", times, [{"num_steps": 1, "call": teacher.calls(1, times)}])
+    pipeline = kind.pipelines[0]
+    text = model_card(record, pipeline, "Scheduler", teacher, widgets=widgets)
+    data = ModelCard(text).data
+    assert data.pipeline_tag == tag and data.widget[0]["output"] == widgets[0]["output"]
+    assert f"Each sample has {teacher.medium.size}" in text and "<Gallery />" in text
+
+
+def test_safety_checker_of_a_pipeline_in_memory_is_kept_too(teacher, folder_of, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(teacher)
+    wrapped = find(TEACHERS, "stable_diffusion").wrap(pipe)
+    plain = shutil.copytree(folder_of(SD)[1], tmp_path / "plain")
+    assert add_safety_checker(wrapped, plain, keep=False) == DROPPED and not (plain / "safety_checker").exists()
+    assert add_safety_checker(wrapped, plain, keep=True) == KEPT
+    stored = StableDiffusionPipeline.from_pretrained(plain).safety_checker.state_dict()
+    assert all(torch.equal(value, stored[key]) for key, value in pipe.safety_checker.state_dict().items())
+    loaded = find(TEACHERS, "stable_diffusion").load(str(folder_of(SD)[1]), torch.device("cpu"))
+    assert add_safety_checker(loaded, plain, keep=True) == ABSENT

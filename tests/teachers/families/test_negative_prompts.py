@@ -1,0 +1,48 @@
+"""Teachers with a negative prompt pass to their network what their stock pipelines pass."""
+
+import pytest
+import torch
+
+from distill.checks.stock import prompts_for, run_stock, use_first_order_sampler
+from distill.checks.teacher_checks import condition_checks
+from distill.config.registry import TEACHERS, find
+from teachers.loading.source import load_pipeline
+from tests.teachers.tiny_media import BUILDERS as MEDIA
+from tests.teachers.tiny_pipelines import BUILDERS
+
+CPU = torch.device("cpu")
+TEXT = [name for name, (family, _) in BUILDERS.items() if family not in ("dit", "unconditional", "flux")]
+CLIPS = [name for name, (family, *_) in MEDIA.items() if family != "hunyuan_video"]
+
+
+def null_gaps(family, folder, size=None):
+    """The differences of the condition and of the negative prompt's condition from the stock pipeline's."""
+    kind = find(TEACHERS, family)
+    teacher = kind.load(str(folder), CPU, **kind.size_argument(size))
+    plain = {key: value.clone() for key, value in teacher.null_row().items()}
+    teacher.set_negative_prompt("a blurry dress")
+    assert any(not torch.equal(value, plain[key]) for key, value in teacher.null_row().items())
+    pipe = load_pipeline(
+        kind.pipelines, str(folder), owners=(kind, *kind.components), **(kind.options | {"dtype": torch.float32})
+    )
+    use_first_order_sampler(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    cond = teacher.condition(prompts_for(type(pipe)))
+    run = run_stock(pipe, teacher, 2, 3.0)
+    return {check.name: check.difference for check in condition_checks(run, teacher, cond, 3.0)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXT)
+def test_negative_prompt_is_encoded_as_in_the_pipeline(name, tiny):
+    family, folder = tiny(name)
+    gaps = null_gaps(family, folder)
+    assert set(gaps) == {"condition", "null condition"} and max(gaps.values()) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLIPS)
+def test_negative_prompt_of_clips_and_sounds_is_encoded_as_in_the_pipeline(name, tiny_media):
+    family, folder, size = tiny_media(name)
+    gaps = null_gaps(family, folder, size)
+    assert max(gaps.values()) < 1e-5
