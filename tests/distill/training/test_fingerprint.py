@@ -93,7 +93,7 @@ def test_every_file_of_the_teacher_is_part_of_the_fingerprint(make, tmp_path):
 
 
 def test_data_are_part_of_the_fingerprint(make):
-    plans = [Plan(["a", "b"]), Plan(["b", "a"]), Plan(["a"]), Plan(["a", "b"], pocket=True)]
+    plans = [Plan(["a", "b"]), Plan(["b", "a"]), Plan(["a"]), Plan(["a", "b"], embedded="pocket")]
     plans += [Plan(["a", "b"], latents=torch.full((2, 4, 8, 8), value)) for value in (0.0, 1.0)]
     found = [json.dumps(fingerprint(make(), plan), sort_keys=True) for plan in plans]
     assert len(set(found)) == len(plans)

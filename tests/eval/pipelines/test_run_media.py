@@ -61,7 +61,9 @@ def test_runs_of_different_media_are_not_compared(make_run, tmp_path):
             read_inputs(Options(pair, tmp_path / "out"))
     with pytest.raises(ValueError, match="--size is for images, got 8 for clips; omit it"):
         read_inputs(Options(runs[:1], tmp_path / "out", size=8))
-    with pytest.raises(ValueError, match='unknown feature extractor "pixels" for clips; choose one of motion, frames='):
+    with pytest.raises(
+        ValueError, match='unknown feature extractor "pixels" for clips; choose one of motion, pocket-video, frames='
+    ):
         read_inputs(Options(runs[:1], tmp_path / "out"))
 
 
@@ -99,7 +101,7 @@ def test_metrics_are_those_of_the_medium():
     assert "flicker" in keys["video"] and "flicker" not in keys["image"] | keys["audio"]
     assert {"kid", "psnr_to_teacher", "clip_score"} <= keys["image"] and not {"kid", "clip_score"} & keys["audio"]
     everywhere = {"frechet_distance", "precision", "recall", "density", "coverage", "prompt_agreement"}
-    assert keys["audio"] == everywhere | {"spectral_distance_to_teacher"}
+    assert keys["audio"] == everywhere | {"spectral_distance_to_teacher", "clap_score", "arithmetic_agreement"}
 
 
 def test_help_has_the_word_of_the_medium():
