@@ -40,7 +40,10 @@ def _schedulers(timesteps: list[int]) -> str:
         "**Schedulers.** `LCMScheduler.from_config(pipe.scheduler.config)` gives the same samples. With "
         f"`LCMScheduler.from_config` of the teacher's config, pass `timesteps={timesteps}`"
     )
-    return text + (" too." if timesteps[0] != 999 else ", or only `num_inference_steps=1` for one step.")
+    text += " too." if timesteps[0] != 999 else ", or only `num_inference_steps=1` for one step."
+    return text + (
+        " diffusers warns that such timesteps are not on the original schedule; the student was made for them."
+    )
 
 
 def _adapters(kind: type[DiffusionPipeline]) -> list[str]:
