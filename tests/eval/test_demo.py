@@ -163,7 +163,7 @@ def test_pipeline_without_distill_json_is_shown_without_a_teacher(text_pipeline,
     (result,) = demo.generate(Request("a coat", 0, demo.student_steps[0], 0))
     assert result.steps == demo.student_steps[0] == 50
     assert "speed-up" not in caption(result, None, "cpu") and not result.baked
-    assert "Students' steps" in json.dumps(page(demo, Store(tmp_path)).get_config_file())
+    assert "Students' steps" in json.dumps(page(demo, Store(tmp_path)).get_config_file(), default=str)
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def links(answer: list[str], address: str) -> list[str]:
 
 @pytest.mark.slow
 def test_page_generates_images_through_its_interface(demo, served, tmp_path):
-    texts = json.dumps(page(demo, Store(tmp_path)).get_config_file())
+    texts = json.dumps(page(demo, Store(tmp_path)).get_config_file(), default=str)
     assert "&lt;b&gt;two&lt;/b&gt;" in texts and "<b>two</b>" not in texts
     client = client_of(served)
     answer = client.predict(*CALL, api_name="/generate")
@@ -333,7 +333,7 @@ def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
     html = gallery(results[0], files, "a bag", teacher.medium)
     assert files.names[0].endswith(".webp" if teacher.medium.name == "video" else ".wav")
     assert ("<audio controls" in html) == (teacher.medium.name == "audio")
-    assert "from prompt to " + teacher.medium.noun in json.dumps(page(demo, store).get_config_file())
+    assert "from prompt to " + teacher.medium.noun in json.dumps(page(demo, store).get_config_file(), default=str)
 
 
 @pytest.mark.slow
