@@ -8,10 +8,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import (
+    DDPMPipeline,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
     ModelMixin,
     SD3Transformer2DModel,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
     WanTransformer3DModel,
@@ -177,3 +179,10 @@ def test_unsplittable_blocks_are_declared():
         api = "diffusers' _no_split_modules"
         assert block in private_api.unsplittable_blocks(cls), message(api, "unsplittable_blocks")
     assert private_api.unsplittable_blocks(DiTTransformer2DModel) == ()
+
+
+def test_lora_components_are_those_that_diffusers_loads_lora_files_into():
+    found = private_api.lora_components(StableDiffusionXLPipeline)
+    note = message("_lora_loadable_modules", "lora_components")
+    assert set(found) == {"unet", "text_encoder", "text_encoder_2"}, note
+    assert list(private_api.lora_components(DDPMPipeline)) == []
