@@ -28,7 +28,7 @@ def fill(case: Case, cell: str) -> str:
     try:
         return f"{function(case):.0e}"
     except Exception as error:  # front ends raise many types
-        return f"refused: {' '.join(str(error).split())[:110]}"
+        return f"refused: {' '.join(str(error).replace('|', '/').split())[:110]}"
 
 
 def rows(families: Sequence[str], folder: Path) -> list[list[str]]:
