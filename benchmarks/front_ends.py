@@ -1,6 +1,6 @@
 """The table of front ends: what stock diffusers and other tools do with exported students.
 
-    python -m benchmarks.front_ends [--write benchmarks/results/front_ends.md]
+    python -m benchmarks.front_ends [--families "Stable Diffusion 1.5"] [--write benchmarks/results/front_ends.md]
 
 The students are untrained and have random weights with real architectures, because only exactness is measured. Each
 number is the largest difference of the clean latents of any network call from the project's own sampler, in standard
@@ -11,14 +11,15 @@ import argparse
 import logging
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.wild.cells import CELLS, Case
 from benchmarks.wild.files import FILES
 from benchmarks.wild.teachers import METHODS, export_case
 
-FAMILIES = ("Stable Diffusion 1.5", "Stable Diffusion 2.1 (v, zero SNR)", "Stable Diffusion XL")
-OTHERS = ("PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 dev")
+UNETS = ("Stable Diffusion 1.5", "Stable Diffusion 2.1 (v, zero SNR)", "Stable Diffusion XL")
+FAMILIES = (*UNETS, "PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 dev")
 
 
 def fill(case: Case, cell: str) -> str:
@@ -27,37 +28,49 @@ def fill(case: Case, cell: str) -> str:
     try:
         return f"{function(case):.0e}"
     except Exception as error:  # front ends raise many types
-        return f"refused: {' '.join(str(error).split())[:110]}"
+        return f"refused: {' '.join(str(error).replace('|', '/').split())[:110]}"
 
 
-def rows(teachers: Path, work: Path) -> list[list[str]]:
+def rows(families: Sequence[str], folder: Path) -> list[list[str]]:
     """The table: a row for each front end and family, a column for each method."""
-    cases: dict[tuple[str, str], Case] = {}
-    for family in (*FAMILIES, *OTHERS):
+    found = []
+    for family in families:
+        cases: dict[str, Case] = {}
         for method in METHODS:
             name = f"{family} {method}".replace(" ", "_").replace(",", "")
-            cases[family, method] = export_case(family, method, teachers, work / name)
-    found = []
-    for family in (*FAMILIES, *OTHERS):
-        for cell in [*(CELLS if family in FAMILIES else {}), *FILES]:
-            found.append([cell, family, *(fill(cases[family, method], cell) for method in METHODS)])
+            cases[method] = export_case(family, method, folder / "teachers", folder / name)
+        for cell in [*(CELLS if family in UNETS else {}), *FILES]:
+            found.append([cell, family, *(fill(case, cell) for case in cases.values())])
             print(" | ".join(found[-1]), flush=True)
     return found
 
 
+def kept(file: Path, families: Sequence[str]) -> list[list[str]]:
+    """The rows of a table that was written before, of other families."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    table = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
+    return [row for row in table[2:] if len(row) == len(METHODS) + 2 and row[1] not in families]
+
+
 def main() -> None:
+    """Fill the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, help="the Markdown file to write")
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), help="families whose rows are measured")
+    parser.add_argument("--write", type=Path, help="the Markdown file to write; its rows of other families are kept")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        table = rows(Path(folder) / "teachers", Path(folder) / "work")
+        table = rows(options.families, Path(folder))
+    if not options.write:
+        return
+    table += kept(options.write, options.families)
+    table.sort(key=lambda row: FAMILIES.index(row[1]))
     head = ["front end", "family", *METHODS]
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *table)]
-    text = "# Students in other tools\n\n" + (__doc__ or "").split("\n\n", 2)[2] + "\n" + "\n".join(lines) + "\n"
-    if options.write:
-        options.write.write_text(text, encoding="utf-8")
+    about = (__doc__ or "").split("\n\n", 2)[2]
+    text = f"# Students in other tools\n\n`python -m benchmarks.front_ends`. {about}\n" + "\n".join(lines) + "\n"
+    options.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

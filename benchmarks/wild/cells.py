@@ -147,7 +147,7 @@ def students_controlnet_directly(case: Case) -> float:
     return _controlled(case, controlnet(case.load().unet))
 
 
-def ip_adapter_weights(unet: Any, width: int = 24, tokens: int = 2) -> dict[str, dict[str, torch.Tensor]]:
+def ip_adapter_weights(unet: Any, width: int = 24, tokens: int = 4) -> dict[str, dict[str, torch.Tensor]]:
     """Random weights of an IP-Adapter for a UNet, in the layout of its authors."""
     rng = torch.Generator().manual_seed(5)
     cross = unet.config.cross_attention_dim

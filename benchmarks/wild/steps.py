@@ -1,6 +1,7 @@
 """Compares every network call of a stock pipeline with the student's own, whatever pipeline and adapters are in use."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,7 @@ def record_steps(pipe: Any, call: Mapping[str, Any]) -> tuple[Any, list[Step]]:
         steps.append(Step(sample, float(timestep), inputs[-1][2], result[-1]))
         return result
 
-    recording.__signature__ = __import__("inspect").signature(step)  # type: ignore[attr-defined]
+    recording.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]
     hook = network.register_forward_pre_hook(before, with_kwargs=True)
     pipe.scheduler.step = recording
     try:
@@ -77,9 +78,14 @@ def largest_gap(student: Denoiser, steps: list[Step]) -> float:
         steps: The steps of a pipeline, at native timesteps.
 
     Returns:
-        The difference; infinite if a noise level is none of the student's.
+        The difference.
+
+    Raises:
+        ValueError: If there is no step.
     """
-    assert isinstance(student.path, VariancePreserving) and steps
+    assert isinstance(student.path, VariancePreserving)
+    if not steps:
+        raise ValueError("the pipeline makes no step and returns the noised image")
     worst = 0.0
     for step in steps:
         (t,) = native_times(student, [int(step.timestep)])

@@ -198,9 +198,8 @@ def _transformer_and_vae(pipe: Any, layout: Callable[[Weights], Weights], vae: s
 
 
 def _t5(encoder: Any) -> Weights:
-    return (
-        {} if encoder is None else {k: v for k, v in encoder.state_dict().items() if k != "encoder.embed_tokens.weight"}
-    )
+    """T5's weights, with the table of tokens under both of its names, as in the published files."""
+    return {} if encoder is None else dict(encoder.state_dict())
 
 
 def _text_encoders(**encoders: Weights) -> Weights:

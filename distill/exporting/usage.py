@@ -7,6 +7,8 @@ from diffusers import DiffusionPipeline
 UNETS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 ONE_FILE = (*UNETS, "StableDiffusion3Pipeline", "FluxPipeline")
 
+NO_STEP = "the pipeline raises an error, or, for Stable Diffusion XL, returns the noised image"
+
 
 def usage_section(record: dict[str, Any], kind: type[DiffusionPipeline]) -> str:
     """What works beside the calls of the card, and how; "" for pipelines of other media than images.
@@ -66,12 +68,12 @@ def _images(record: dict[str, Any], kind: type[DiffusionPipeline], timesteps: li
         return [
             f"**Image-to-image.** `timesteps=[n], strength=1.0` with n from 1 to {first}: the image is noised to "
             f"timestep n; a strength s is n = {first} s. `num_inference_steps=1` with `strength` below 1 has no step "
-            "left, and the pipeline raises an error.",
+            f"left: {NO_STEP}.",
             "**Inpainting** works with the calls above and `strength=1.0`.",
         ]
     return [
         f"**Image-to-image.** Only with the calls above and `strength=1.0`: the student was trained at {timesteps}. "
-        "With a smaller strength a one-step student has no step left, and the pipeline raises an error.",
+        f"With a smaller strength a one-step student has no step left: {NO_STEP}.",
         "**Inpainting** works with the calls above and `strength=1.0`.",
     ]
 
