@@ -97,6 +97,8 @@ class Contract:
         ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
         pads_prompts: Whether the stock pipeline pads the prompts of a batch to the longest, so that its samples depend
             on the other prompts of a batch. `condition` then encodes each prompt as the pipeline does without others.
+        guidance_has_momentum: Whether the stock pipeline's guidance also depends on its earlier steps. `velocity` has
+            that of the first step.
         refuses_steps: Whether exported pipelines raise an error for unsupported numbers of steps.
     """
 
@@ -120,6 +122,7 @@ class Contract:
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = True
     pads_prompts: ClassVar[bool] = False
+    guidance_has_momentum: ClassVar[bool] = False
 
     @classmethod
     def problems(cls) -> list[str]:

@@ -65,6 +65,7 @@ class AceStep(LatentTeacher):
     }
     passes_sigmas: ClassVar[bool] = True
     pads_prompts: ClassVar[bool] = True
+    guidance_has_momentum: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = False
 
     def __init__(

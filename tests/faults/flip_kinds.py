@@ -135,7 +135,7 @@ def read_curves(folder: Path, number: int) -> Any:
 
 def write_report(folder: Path, number: int) -> None:
     (folder / "pipeline").mkdir()
-    (folder / "pipeline" / "distill.json").write_text("{}")
+    (folder / "pipeline" / "distill.json").write_text(f'{{"number": {number}}}')  # a report follows the contents
     (folder / "report").mkdir()
     rows = [{"name": "a", "method": "dmd", "frechet_distance": 2.75 + number, "pipeline": "x"}]
     entry = {"folder": str(folder / "pipeline"), "name": "a", "contents": pipeline_identity(folder / "pipeline")}
