@@ -29,6 +29,7 @@ from teachers.pocket_video import FOLDER, LATENT_STEP
 from teachers.pocket_video.captions import OBJECTS
 from teachers.pocket_video.judges import ClipJudge
 from teachers.pocket_video.parts import make_scheduler, make_tokenizer
+from teachers.support.checksums import write_manifest
 from teachers.support.files import atomic_write
 
 STAGES = ("judge", "autoencoder", "latents", "transformer", "card")
@@ -135,6 +136,7 @@ def run(args: argparse.Namespace) -> None:
     labels = stored["labels"][rows].to(torch.uint8)
     save_file({"latents": integers, "labels": labels}, staged / "latents.safetensors")
     write_card(staged, judge, real, work / "samples.png", args.samples)
+    write_manifest(staged, {"name": "pocket-video"})
     shutil.rmtree(args.out, ignore_errors=True)
     shutil.copytree(staged, args.out)
     print(f"The pocket video teacher was written to {args.out}")
