@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks.wild.cells import CELLS, Case
 from benchmarks.wild.files import FILES
-from benchmarks.wild.teachers import METHODS, export_case
+from benchmarks.wild.teachers import METHODS, POCKET, export_case
 
-UNETS = ("Stable Diffusion 1.5", "Stable Diffusion 2.1 (v, zero SNR)", "Stable Diffusion XL")
+UNETS = (POCKET, "Stable Diffusion 1.5", "Stable Diffusion 2.1 (v, zero SNR)", "Stable Diffusion XL")
 FAMILIES = (*UNETS, "PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 dev")
 
 
