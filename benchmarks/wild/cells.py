@@ -55,6 +55,10 @@ class Case:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
+    def factor(self) -> int:
+        """Pixels for each latent pixel, along one side."""
+        return self.teacher.image_size[0] // self.teacher.shape[1]
+
     def calls(self) -> list[dict[str, Any]]:
         """The documented calls."""
         return [entry["call"] for entry in self.record["calls"]]
@@ -124,27 +128,29 @@ def _controlled(case: Case, controlnet: Any) -> float:
     return worst(case, pipe, image=torch.rand(1, 3, height, width), controlnet_conditioning_scale=0.7)
 
 
-def controlnet(unet: Any) -> Any:
-    """A ControlNet with random outputs, of the teacher or a student."""
+def controlnet(unet: Any, factor: int) -> Any:
+    """A ControlNet with random outputs, of the teacher or a student; its image has `factor` pixels for a latent one."""
     torch.manual_seed(3)
-    made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+    channels = (4, 8, 16, 32)[: factor.bit_length()]
+    made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
     for block in (*made.controlnet_down_blocks, made.controlnet_mid_block):
         torch.nn.init.normal_(block.weight, std=0.1)
     return made
 
 
 def teachers_controlnet(case: Case) -> float:
-    return _controlled(case, controlnet(UNet2DConditionModel.from_pretrained(case.teacher_folder, subfolder="unet")))
+    unet = UNet2DConditionModel.from_pretrained(case.teacher_folder, subfolder="unet")
+    return _controlled(case, controlnet(unet, case.factor()))
 
 
 def students_controlnet(case: Case) -> float:
     """`ControlNetModel.from_unet` as the card writes it."""
     unet = UNet2DConditionModel.from_pretrained(case.folder, subfolder="unet", time_cond_proj_dim=None)
-    return _controlled(case, controlnet(unet))
+    return _controlled(case, controlnet(unet, case.factor()))
 
 
 def students_controlnet_directly(case: Case) -> float:
-    return _controlled(case, controlnet(case.load().unet))
+    return _controlled(case, controlnet(case.load().unet, case.factor()))
 
 
 def ip_adapter_weights(unet: Any, width: int = 24, tokens: int = 4) -> dict[str, dict[str, torch.Tensor]]:

@@ -55,6 +55,9 @@ def single_file(case: Case) -> float:
         convert(case.folder, out, "single-file", Form())
     pipe = case.load()
     again = type(pipe).from_single_file(str(out), config=str(case.teacher_folder), scheduler=pipe.scheduler)
+    for part in again.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()  # diffusers leaves T5 in training mode, with dropout
     return image_gap(again, case)
 
 

@@ -15,6 +15,10 @@ from teachers.core.native_schedule import native_times
 from teachers.core.trigflow import VariancePreserving
 
 
+class NoStep(ValueError):
+    """A pipeline evaluates no network and raises no error."""
+
+
 @dataclass
 class Step:
     """One step of a stock pipeline.
@@ -81,11 +85,11 @@ def largest_gap(student: Denoiser, steps: list[Step]) -> float:
         The difference.
 
     Raises:
-        ValueError: If there is no step.
+        NoStep: If there is no step.
     """
     assert isinstance(student.path, VariancePreserving)
     if not steps:
-        raise ValueError("the pipeline makes no step and returns the noised image")
+        raise NoStep("the pipeline makes no step and returns the noised image")
     worst = 0.0
     for step in steps:
         (t,) = native_times(student, [int(step.timestep)])

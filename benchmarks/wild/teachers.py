@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import CLIPTextModelWithProjection
 
+import teachers.pocket as teachers_pocket
 from benchmarks.wild.cells import Case
 from distill.config.recipe import ExportRecipe, Recipe, TeacherRecipe, method_options
 from distill.config.registry import TEACHERS, find
@@ -13,6 +14,7 @@ from distill.exporting.pipeline import describe, export
 from teachers.pocket.parts import make_tokenizer
 from tests.teachers.tiny_pipelines import BUILDERS, WIDTH, unet
 
+POCKET = "pocket teacher"  # the embedded one
 WIDE = 48  # of the second text encoder
 COST = {"exported_step": 0, "steps": 0, "seconds": 0.0, "samples": 0, "device": "cpu"}
 METHODS: dict[str, dict[str, Any]] = {
@@ -71,10 +73,13 @@ def export_case(name: str, method: str, teachers: Path, work: Path, schedule: st
         work: Receives the export.
         schedule: `export.schedule`.
     """
-    family, folder = BUILDERS[name][0], teachers / name.replace(" ", "_")
-    if not (folder / "pipeline").exists():
-        tiny_pipeline(name, folder)
-    teacher = find(TEACHERS, family).load(str(folder / "pipeline"), torch.device("cpu"))
+    if name == POCKET:
+        family, source = "stable_diffusion", teachers_pocket.pipeline()
+    else:
+        family, source = BUILDERS[name][0], teachers / name.replace(" ", "_") / "pipeline"
+        if not source.exists():
+            tiny_pipeline(name, source.parent)
+    teacher = find(TEACHERS, family).load(str(source), torch.device("cpu"))
     recipe = Recipe("student", TeacherRecipe(path=None, family=family), METHODS[method])
     recipe.export = ExportRecipe(schedule)  # type: ignore[arg-type]
     cls, options = method_options(recipe)
@@ -88,4 +93,4 @@ def export_case(name: str, method: str, teachers: Path, work: Path, schedule: st
     record = describe(recipe, teacher, distiller, distiller.student, times, COST, "pixels")
     work.mkdir(parents=True, exist_ok=True)
     exported = export(work, teacher, distiller.student, times, record, ["a photo of a coat", "an ankle boot"])
-    return Case(exported, folder / "pipeline", teacher, distiller.student, record, work)
+    return Case(exported, source, teacher, distiller.student, record, work)

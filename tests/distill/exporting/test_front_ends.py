@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.wild.cells import CELLS
 from benchmarks.wild.files import FILES
-from benchmarks.wild.teachers import export_case
+from benchmarks.wild.teachers import POCKET, export_case
 
 REFUSED = {
     "call without arguments": r"num_inference_steps",
@@ -30,7 +30,7 @@ def case_of(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("method", ["DMD, 1 early step", "DMD, 2 steps", "sCM"])
-@pytest.mark.parametrize("family", ["Stable Diffusion 1.5", "Stable Diffusion XL"])
+@pytest.mark.parametrize("family", [POCKET, "Stable Diffusion 1.5", "Stable Diffusion XL"])
 def test_front_ends_give_the_students_samples_or_refuse(family, method, cell, case_of):
     case = case_of(family, method)
     refused = REFUSED.get(cell)
