@@ -33,7 +33,9 @@ EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.jso
 
 @dataclass(frozen=True)
 class Run:
-    """A pipeline and the contents of its distill.json. An external pipeline has no teacher and no settings.
+    """A pipeline and the contents of its distill.json.
+
+    An external pipeline has no teacher and no settings; a student of a teacher in memory has no teacher.
 
     Attributes:
         folder: The pipeline's folder.
@@ -106,6 +108,7 @@ def read_run(
     for call in calls:
         _entry(call, "num_steps", int, file)
         _entry(call, "call", dict, file)
+    in_memory = teacher.get("path", "") is None  # nothing names the teacher, so it cannot be evaluated
     teacher_call = _entry(teacher, "call", dict, file)
     steps = teacher.get("num_steps")
     if not isinstance(steps, int):
@@ -114,9 +117,9 @@ def read_run(
         folder=folder,
         name=_entry(stored, "name", str, file),
         method=_entry(stored, "method", str, file),
-        teacher=_resolve(_entry(teacher, "path", str, file), folder),
-        teacher_call=teacher_call,
-        teacher_steps=steps,
+        teacher=None if in_memory else _resolve(_entry(teacher, "path", str, file), folder),
+        teacher_call=None if in_memory else teacher_call,
+        teacher_steps=0 if in_memory else steps,
         calls=calls,
         prompts=None
         if evaluation.get("prompts") is None
