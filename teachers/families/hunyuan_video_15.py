@@ -26,7 +26,7 @@ class CastingEmbedding(TimestepEmbedding):
     """
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        output: Tensor = super().forward(sample.to(self.linear_1.weight.dtype), condition)
+        output: Tensor = super().forward(sample.to(self.linear_1.bias.dtype), condition)
         return output
 
 

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from torch import nn
+from torch import Tensor, nn
 
 from teachers.networks.fast_paths import without_fast_paths
 from teachers.networks.storage import CONVOLUTIONS, StoredConvolution, StoredLinear, plain_layer, store
@@ -200,11 +201,24 @@ class Adapted(nn.Module):
                     memo[id(module)] = plain_layer(module)
             for path in self.lora_base.adapted:
                 layer = self.lora_base.layer(path)
-                change = layer.get_delta_weight(self.name) if self.name else None
+                change = weight_change(layer, self.name) if self.name else None
                 memo[id(layer)] = plain_layer(layer.base_layer, change)
             network = copy.deepcopy(base, memo)
         network.__dict__.pop("peft_config", None)
         return network.requires_grad_(False)
+
+
+def weight_change(layer: Any, name: str) -> Tensor:
+    """What the adapter `name` adds to the weight of a peft layer.
+
+    `get_delta_weight` of peft takes a three-dimensional convolution whose kernel begins with 1 x 1 for a
+    two-dimensional one.
+    """
+    if layer.base_layer.weight.ndim != 5 or layer.base_layer.groups != 1:
+        change: Tensor = layer.get_delta_weight(name)
+        return change
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return torch.einsum("or,r...->o...", up.flatten(1), down) * layer.scaling[name]
 
 
 def active_network(network: nn.Module) -> AbstractContextManager[nn.Module]:

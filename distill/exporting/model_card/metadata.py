@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import try_to_load_from_cache
 
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.source import config_source
 from teachers.support.regular import read_bytes
 from teachers.support.text import cleaned
@@ -22,12 +23,12 @@ def teacher_metadata(path: str) -> dict[str, Any]:
     """What the model card of a teacher says about its licence and its own base.
 
     Args:
-        path: The teacher: "pocket", a folder, a .safetensors file or a Hub id, of which only the cache is read.
+        path: The teacher: an embedded one such as "pocket", a folder, a .safetensors file or a Hub id, of which only the cache is read.
 
     Returns:
         The keys of INHERITED that its front matter has; empty if there is no readable card.
     """
-    if path == "pocket":
+    if path in EMBEDDED:
         return {"license": OWN_LICENSE}
     local = Path(config_source(path))
     found = local / README if local.is_dir() else None
@@ -91,6 +92,7 @@ def metadata(record: Mapping[str, Any], tag: str, widgets: Sequence[Mapping[str,
     if source := record.get("data", {}).get("hub"):
         values["datasets"] = [source]
     values["tags"] = ["distillation", record["method"], "few-step", *(["lora"] if "lora" in record else [])]
+    values["inference"] = {"parameters": record["calls"][0]["call"]}
     if widgets:
         values["widget"] = [dict(widget) for widget in widgets]
     return values

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 
 from distill.config.recipe import ExportRecipe, Recipe, TeacherRecipe, load, method_options
@@ -90,6 +91,7 @@ def test_the_card_says_what_works_with_other_tools(method, teacher_of, tmp_path)
     for text in ("ControlNet", "IP-Adapter", "Inpainting", "Image-to-image", "single-file", "LCMScheduler.from_config"):
         assert text in card
     assert str(record["timesteps"][0]) in card and card.startswith("---\nlibrary_name: diffusers")
-    assert "inference: {parameters: {" in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["inference"]["parameters"] == record["calls"][0]["call"]
     assert ("with n from 1 to" in card) == (method == "scm")
     assert usage_section({**record, "medium": {}}, DiffusionPipeline) == ""
