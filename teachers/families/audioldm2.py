@@ -122,7 +122,10 @@ class AudioLDM2(LatentTeacher):
     @torch.no_grad()
     def _encode(self, prompt: str) -> Condition:
         pipeline = self.text_pipeline()
-        text, mask, generated = pipeline.encode_prompt([prompt], self.device, 1, True)  # without and with the prompt
+        negative = None if self.negative_prompt is None else [self.negative_prompt]
+        text, mask, generated = pipeline.encode_prompt(  # without and with the prompt
+            [prompt], self.device, 1, True, negative_prompt=negative
+        )
         length = int(pipeline.tokenizer_2.model_max_length)
         return {
             "encoder_hidden_states": generated[1:].float(),

@@ -23,7 +23,8 @@ def teacher_metadata(path: str) -> dict[str, Any]:
     """What the model card of a teacher says about its licence and its own base.
 
     Args:
-        path: The teacher: an embedded one such as "pocket", a folder, a .safetensors file or a Hub id, of which only the cache is read.
+        path: The teacher: an embedded one such as "pocket", a folder, a .safetensors file or a Hub id, of which only
+            the cache is read.
 
     Returns:
         The keys of INHERITED that its front matter has; empty if there is no readable card.

@@ -12,7 +12,7 @@ from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
 TEXT = [name for name, (family, _) in BUILDERS.items() if family not in ("dit", "unconditional", "flux")]
-CLIPS = [name for name, (family, *_) in MEDIA.items() if family != "hunyuan_video"]
+CLIPS = [name for name, (family, *_) in MEDIA.items() if family not in ("hunyuan_video", "ace_step")]
 
 
 def null_gaps(family, folder, size=None):
@@ -46,3 +46,10 @@ def test_negative_prompt_of_clips_and_sounds_is_encoded_as_in_the_pipeline(name,
     family, folder, size = tiny_media(name)
     gaps = null_gaps(family, folder, size)
     assert max(gaps.values()) < 1e-5
+
+
+def test_negative_prompt_is_refused_where_the_pipeline_takes_none(tiny_media):
+    family, folder, size = tiny_media("ACE-Step")
+    teacher = find(TEACHERS, family).load(str(folder), CPU, size=size)
+    with pytest.raises(ValueError, match="must be null: pipelines of the family AceStep take no negative prompt"):
+        teacher.set_negative_prompt("noise")
