@@ -132,7 +132,7 @@ def test_unconditional_pipelines(make_run, unconditional_pipeline, tmp_path, com
     report = compare_quickly([run], tmp_path / "out", samples=5, batch_size=2, few_steps=(1, 2, 4, 8))
     assert [row["nfe"] for row in report["rows"]] == [3, 1, 2, 4, 8, 1]
     assert report["rows"][1]["solver"] == "DPM-Solver++"
-    assert report["prompts"] == {"source": None, "first": None}
+    assert report["prompts"] == {"source": None, "first": None, "shown": None}
     assert "Distilled in" not in (tmp_path / "out/report.md").read_text()
 
 

@@ -137,7 +137,7 @@ STRANGE = {
     "no images": lambda folder: (folder / cache.FIGURES).write_text('{"images": 0}'),
     "figures as a list": lambda folder: (folder / cache.FIGURES).write_text("[]"),
     "deep figures": lambda folder: (folder / cache.FIGURES).write_text("[" * 100_000),
-    "a huge image": lambda folder: Image.new("1", (20_000, 20_000)).save(folder / cache.IMAGES),
+    "a huge image": lambda folder: Image.new("1", (20_000, 20_000)).save(folder / cache.IMAGES[0]),
     "widths": lambda folder: write_features(folder, features=torch.rand(6, 3)),
     "one dimension": lambda folder: write_features(folder, features=torch.rand(6)),
     "integers": lambda folder: write_features(folder, features=torch.ones(6, 20, dtype=torch.int64)),

@@ -43,7 +43,7 @@ def test_viewer_shows_files_and_arrow_keys_switch_between_rows_on_one_noise(larg
         chromium = playwright.chromium.launch(executable_path=browser(), args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 390, "height": 844})
         errors = []
-        page.on("pageerror", errors.append)
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text))
         page.goto(large.as_uri())
         link = page.locator('a.sample[data-column="0"][data-line="3"]')
