@@ -129,7 +129,7 @@ def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsy
     page = (tmp_path / "report" / "report.html").read_text()
     rows = len(report["rows"])
     if isinstance(medium, Video):
-        assert page.count('<img src="data:image/webp;base64,') == 2 * 3 * rows
+        assert page.count('<img src="data:image/webp;base64,') == 3 * rows
         assert "Clips/s" in page
     else:
         assert page.count("<audio controls") == 3 * rows == page.count('src="data:audio/wav;base64,')
