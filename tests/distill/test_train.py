@@ -225,7 +225,7 @@ def test_scm_selects_the_second_time_and_writes_history_and_grid(recipes):
     recipe = load(recipes["scm"], [*FAST, "train.steps=4", "train.evaluate_every=2", "train.tracker=tensorboard"])
     folder = train(recipe)
     record = json.loads((folder / "distill.json").read_text())
-    assert record["times"][1] in (0.5, 0.9)
+    assert any(abs(record["times"][1] - angle) < 0.01 for angle in (0.5, 0.9))  # the nearest native timestep
     assert [call["num_steps"] for call in record["calls"]] == [1, 2]
     history = [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history] == [0, 2, 4]

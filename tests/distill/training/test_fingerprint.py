@@ -139,8 +139,10 @@ def test_the_pipeline_of_an_earlier_run_or_step_is_not_the_result(make, tmp_path
     (tmp_path / "runs/r/exported.json").unlink()
     export_run(tmp_path / "runs/r")
     assert weights.read_bytes() == second
+    again = (tmp_path / "runs/r/exported.json").read_text()
+    assert json.loads(again).keys() == json.loads(exported).keys() and json.loads(again)["step"] == 4
     train(make("train.steps=4"))  # finished: nothing is trained or exported
-    assert (tmp_path / "runs/r/exported.json").read_text() == exported
+    assert (tmp_path / "runs/r/exported.json").read_text() == again
 
 
 @pytest.mark.slow
