@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -88,7 +89,7 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
     Forward-mode derivatives have neither: they run without autocast, and their attention has a rule of its own.
 
     It replaces the functions themselves, because a `TorchFunctionMode` is not active when activation checkpointing
-    computes blocks again in the backward pass.
+    computes blocks again in the backward pass, unless it enters itself again there as `MetaMasks` does.
 
     Args:
         precision: The recipe's train.precision.
@@ -119,31 +120,40 @@ def patch_meta_ops(precision: str) -> Iterator[None]:
     with ExitStack() as stack:
         for name, kind in kinds.items():
             stack.enter_context(patch.object(F, name, replace(name, kind)))
-        for name, method in _meta_masks().items():
-            stack.enter_context(patch.object(Tensor, name, method))
+        stack.enter_context(MetaMasks())
         yield
 
 
-def _meta_masks() -> dict[str, Any]:
-    """Methods of tensors for masks without values: all of them are true, and their inverses select nothing."""
-    invert, get, truth = Tensor.__invert__, Tensor.__getitem__, Tensor.__bool__
-    inverses: Any = WeakIdKeyDictionary()
+class MetaMasks(TorchFunctionMode):
+    """A context in which masks without values are true everywhere, and their inverses select nothing.
 
-    def inverted(self: Tensor) -> Tensor:
-        result: Tensor = invert(self)
-        if self.is_meta:
-            inverses[result] = None
+    Methods of `Tensor` are not replaced: a class to which `__getitem__` was assigned once remains a sequence for
+    Python, and torch 2.12 then cannot make a tensor of a list of scalars.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inverses: Any = WeakIdKeyDictionary()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        if function is Tensor.backward and len(args) == 1 and not kwargs:
+            with self:  # activation checkpointing computes blocks again
+                return torch.autograd.backward(args[0])
+        if name == "__bool__" and args[0].is_meta:
+            return True
+        if name == "__getitem__" and self._is_mask(args[1]):
+            return args[0][slice(0 if args[1] in self._inverses else None)]
+        result = function(*args, **kwargs)
+        if name in ("__invert__", "bitwise_not", "logical_not") and self._is_mask(args[0]):
+            self._inverses[result] = None
         return result
 
-    def item(self: Tensor, index: Any) -> Tensor:
-        is_mask = isinstance(index, Tensor) and index.is_meta and index.dtype == torch.bool
-        found: Tensor = get(self, slice(0 if index in inverses else None) if is_mask else index)
-        return found
-
-    def true(self: Tensor) -> bool:
-        return True if self.is_meta else truth(self)
-
-    return {"__invert__": inverted, "__getitem__": item, "__bool__": true}
+    @staticmethod
+    def _is_mask(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_meta and value.dtype == torch.bool
 
 
 def build_on_meta(

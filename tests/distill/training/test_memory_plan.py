@@ -133,3 +133,12 @@ def test_the_plan_has_autocast_for_convolutions_of_every_rank(kind, rank):
     assert tracker.peak >= expected.nbytes
     with patch_meta_ops("no"):
         assert layer(x.to(META)).dtype == torch.float32
+
+
+def test_tensor_keeps_its_methods_after_a_plan():
+    """torch 2.12 cannot make a tensor of scalars after `Tensor.__getitem__` was replaced, even if it is restored."""
+    mask = torch.ones(3, dtype=torch.bool, device=META)
+    with patch_meta_ops("no"):
+        values = torch.empty(3, 2, device=META)
+        assert bool(mask.any()) and values[mask].shape == (3, 2) and values[~mask].shape == (0, 2)
+    assert torch.equal(torch.tensor([torch.tensor(1.0), torch.tensor(2.0)]), torch.tensor([1.0, 2.0]))
