@@ -34,6 +34,7 @@ from teachers.loading.components import absent_components
 from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder
 from teachers.loading.source import check_trusted, check_weights, loading_errors
+from teachers.networks.precision import float32_products
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
 SEED = 0
@@ -46,13 +47,8 @@ class ExportMismatch(ValueError):
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """A context without TF32 and without compiled networks."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=False), eager(), torch.no_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    with float32_products(), eager(), torch.no_grad():
+        yield
 
 
 @dataclass

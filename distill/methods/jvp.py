@@ -13,7 +13,8 @@ derivative because fused kernels have none. Their attention is fused; this one c
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,18 +25,25 @@ from torch.overrides import TorchFunctionMode
 from distill.methods.compiling import eager
 from distill.methods.jvp_rules import COMPOSITES, FLASH_RULES, RULES, Pair
 from teachers.networks.fast_paths import without_fast_paths
+from teachers.networks.precision import float32_products
 from teachers.networks.storage import without_autocast
 from teachers.support.private_api import undispatched
 
+Precision = Literal["float32", "tf32", "bf16"]
+
 
 def jvp(
-    function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], flash: bool = False
+    function: Callable[..., Tensor],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    flash: bool = False,
+    precision: Precision = "float32",
 ) -> Pair:
     """`function(*primals)` and its derivative along `tangents`, exact and in one forward pass.
 
     No gradient is recorded, whatever the grad mode of the caller: compute the tangent first, then the loss with an
-    ordinary forward pass. Autocast is off inside, so a float32 network gives a float32 derivative. Dropout uses a new
-    mask, so use eval mode. Parameters are constants. Networks that are compiled in place run without compilation. Not
+    ordinary forward pass. The caller's autocast is off inside, so a float32 network gives a float32 derivative. Dropout
+    uses a new mask, so use eval mode. Parameters are constants. Networks that are compiled in place run without compilation. Not
     for use inside another forward-mode derivative.
 
     Args:
@@ -44,6 +52,8 @@ def jvp(
         tangents: The direction: one tensor for each primal, of the same shape.
         flash: Compute self-attention on CUDA with the fused kernel of the package jvp-flash-attention where it is
             applicable (`jvp_rules.flash_fits`). The kernel stores no scores and multiplies float32 matrices in TF32.
+        precision: Of matrix products and convolutions: "float32", "tf32" (on CUDA; float32 elsewhere), or "bf16", which
+            is autocast with float32 normalisations, attention and time embedding.
 
     Returns:
         The value and the derivative, both of the shape of the function's output.
@@ -55,7 +65,8 @@ def jvp(
     if not compiling and torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode disables forward-mode differentiation: use torch.no_grad instead")
     decomposed = nullcontext() if compiling else _decomposed()
-    with decomposed, torch.no_grad(), without_autocast(primals[0].device), forward_ad.dual_level():
+    device = primals[0].device
+    with decomposed, torch.no_grad(), _products(precision, device, compiling), forward_ad.dual_level():
         # Clones, because an expanded tensor cannot be dual and the function may write to its arguments.
         duals = [
             forward_ad.make_dual(p.detach().clone(), t.detach().to(p.dtype).clone())
@@ -65,6 +76,16 @@ def jvp(
             output = function(*duals)
         value, derivative = forward_ad.unpack_dual(output)
         return value, torch.zeros_like(value) if derivative is None else derivative
+
+
+@contextmanager
+def _products(precision: Precision, device: torch.device, compiling: bool) -> Iterator[None]:
+    """A context with the precision of matrix products and convolutions; a compiler keeps that of its caller."""
+    exact = precision == "float32" or device.type != "cuda"
+    setting = nullcontext() if compiling else float32_products(tf32=not exact)
+    half = precision == "bf16" and device.type != "meta"
+    with setting, torch.autocast(device.type, torch.bfloat16) if half else without_autocast(device):
+        yield
 
 
 def finite_difference(
@@ -100,44 +121,52 @@ def finite_difference(
         return value, (above - below) / (2 * step)
 
 
-def jvp_flash(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Pair:
-    """`jvp` with `flash=True`."""
-    return jvp(function, primals, tangents, flash=True)
+TANGENTS = ("jvp", "jvp_flash", "finite_difference")
 
 
-TANGENTS: dict[str, Callable[..., Pair]] = {
-    "jvp": jvp,
-    "jvp_flash": jvp_flash,
-    "finite_difference": finite_difference,
-}
-
-
-def tangent(kind: str = "auto", device: torch.device | str = "cpu") -> tuple[Callable[..., Pair], str]:
+def tangent(
+    kind: str = "auto", device: torch.device | str = "cpu", precision: str = "auto"
+) -> tuple[Callable[..., Pair], str]:
     """Choose how derivatives are computed.
 
     Args:
-        kind: "jvp", "jvp_flash", "finite_difference", or "auto": `jvp_flash` on CUDA if the package
-            jvp-flash-attention is installed, else `jvp`. Both are exact for every teacher family.
+        kind: "jvp", "jvp_flash", "finite_difference", or "auto": "jvp_flash" on CUDA if the package
+            jvp-flash-attention is installed, else "jvp". Both are exact for every teacher family.
         device: Where the network runs.
+        precision: As of `jvp`, or "auto": "tf32" on CUDA, else "float32". A finite difference is always in float32.
 
     Returns:
         The function, and a message with the choice and its reason.
 
     Raises:
-        ValueError: For an unknown kind, or for "jvp_flash" without CUDA or without the package.
+        ValueError: For an unknown kind, for "jvp_flash" without CUDA or without the package, and for a finite
+            difference in a lower precision.
     """
     if kind not in ("auto", *TANGENTS):
         raise ValueError(f"method.tangent must be one of auto, {', '.join(TANGENTS)}, got {kind!r}")
+    if kind == "finite_difference":
+        if precision not in ("auto", "float32"):
+            raise ValueError(
+                "method.tangent_precision must be float32 with method.tangent=finite_difference, whose rounding error "
+                f"is too large otherwise, got {precision}"
+            )
+        return finite_difference, "tangent: finite_difference in float32 (from the recipe)"
     cuda, installed = torch.device(device).type == "cuda", importlib.util.find_spec("jvp_flash_attention") is not None
     if kind == "jvp_flash" and not (cuda and installed):
         missing = "the package jvp-flash-attention (pip install jvp-flash-attention)" if cuda else "a CUDA device"
         raise ValueError(f"method.tangent=jvp_flash needs {missing}; jvp is exact on every device")
+    flash = kind == "jvp_flash" or (kind == "auto" and cuda and installed)
+    if precision == "auto":
+        precision = "tf32" if cuda else "float32"
+    name = "jvp_flash" if flash else "jvp"
     if kind != "auto":
-        return TANGENTS[kind], f"tangent: {kind} (from the recipe)"
-    if cuda and installed:
-        return jvp_flash, "tangent: jvp_flash (exact forward mode with jvp-flash-attention's fused kernel)"
-    reason = "jvp-flash-attention is not installed" if cuda else "no CUDA device for fused attention"
-    return jvp, f"tangent: jvp (exact forward mode, attention in blocks: {reason})"
+        reason = "from the recipe"
+    elif flash:
+        reason = "exact forward mode with jvp-flash-attention's fused kernel"
+    else:
+        missing = "jvp-flash-attention is not installed" if cuda else "no CUDA device for fused attention"
+        reason = f"exact forward mode, attention in blocks: {missing}"
+    return partial(jvp, flash=flash, precision=precision), f"tangent: {name} in {precision} ({reason})"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from teachers.networks.storage import autocasting, without_autocast
 from teachers.support.private_api import safe_softmax, softmax_derivative
 
 Pair = tuple[Tensor, Tensor]
@@ -31,6 +32,11 @@ BLOCK_SCORES, BLOCK_SCORES_CPU = 2**25, 2**17
 def _split(x: Any) -> tuple[Any, Any]:
     """The value and the tangent of `x`; the tangent of a constant (not a tensor, or not dual) is None."""
     return forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None)
+
+
+def _float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, in float32 under autocast, as PyTorch computes normalisations there."""
+    return tuple(x.float() for x in tensors) if autocasting(tensors[0].device) else tensors
 
 
 def _constant(*values: Any) -> bool:
@@ -82,7 +88,7 @@ def _group_norm(
     x, dx = _split(input)
     if dx is None or not _constant(weight, bias):
         return None
-    x, dx = x.contiguous(), dx.contiguous()
+    x, dx = _float32(x.contiguous(), dx.contiguous())
     sizes = (x.size(0), x.size(1), math.prod(x.shape[2:]), num_groups)
     value, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
     derivative = aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, [True, False, False])[0]
@@ -95,7 +101,7 @@ def _layer_norm(
     x, dx = _split(input)
     if dx is None or not _constant(weight, bias):
         return None
-    x, dx = x.contiguous(), dx.contiguous()
+    x, dx = _float32(x.contiguous(), dx.contiguous())
     value, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
     derivative = aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, [True, False, False])[0]
     return value, derivative if weight is None else derivative.mul_(weight)
@@ -105,6 +111,7 @@ def _rms_norm(function: Any, input: Tensor, shape: Any, weight: Any = None, eps:
     x, dx = _split(input)
     if dx is None or not _constant(weight):
         return None
+    x, dx = _float32(x, dx)
     dims = tuple(range(-len(shape), 0))
     scale = torch.rsqrt(x.square().mean(dims, keepdim=True).add_(torch.finfo(x.dtype).eps if eps is None else eps))
     value = x * scale
@@ -128,6 +135,7 @@ def _softmax(function: Any, input: Tensor, dim: int | None = None, *args: Any, *
     x, dx = _split(input)
     if dx is None or dim is None or args or kwargs.get("dtype") is not None:
         return None
+    x, dx = _float32(x, dx)
     value = torch.softmax(x, dim)
     return value, softmax_derivative(dx, value, dim)
 
@@ -146,6 +154,12 @@ def _attention(
 ) -> Pair | None:
     """softmax(scale Q K^T + mask) V. Rows of scores are independent, so they are computed in blocks."""
     pairs: Any = [_split(query), _split(key), _split(value)]
+    if autocasting(query.device):  # scores and their derivatives in half precision are too coarse
+        duals = (x if dx is None else forward_ad.make_dual(x.float(), dx.float()) for x, dx in pairs)
+        with without_autocast(query.device):
+            masks = attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.float()
+            inputs = [x if _split(x)[1] is not None else x.float() for x in duals]
+            return _attention(function, *inputs, masks, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if _constant(query, key, value) or not _constant(attn_mask) or (is_causal and attn_mask is not None):
         return None
     if dropout_p:

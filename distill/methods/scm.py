@@ -49,6 +49,9 @@ class SCMOptions(Checked):
     tangent: Literal["auto", "jvp", "jvp_flash", "finite_difference"] = option(
         "auto", "How the derivative along the trajectory is computed."
     )
+    tangent_precision: Literal["auto", "float32", "tf32", "bf16"] = option(
+        "auto", "Precision of the derivative's matrix products. auto: tf32 on CUDA, else float32."
+    )
     tangent_warmup: int = option(
         200,
         "Steps over which the unstable part of the tangent is scaled from 0 to 1 (section 4.2).",
@@ -136,7 +139,9 @@ class SCM(Distiller):
         super().__init__(teacher, guidance, options, student)
         self._check_guidance()
         self.check_run(options, guidance)
-        self.tangent, self._message = tangent(options.tangent, next(self.student.parameters()).device)
+        self.tangent, self._message = tangent(
+            options.tangent, next(self.student.parameters()).device, options.tangent_precision
+        )
         self.log_variance = LogVariance() if options.learned_weighting else None
         if options.guidances:
             teacher.embed_guidance(self.student, guidance)

@@ -1,6 +1,7 @@
 """`distill.methods.jvp` against float64 differences and PyTorch's forward mode, for rules and for networks."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.methods import jvp as jvp_module
 from distill.methods.discriminator import middle_block, tokens
-from distill.methods.jvp import finite_difference, jvp, jvp_flash, tangent
+from distill.methods.jvp import finite_difference, jvp, tangent
 
 Build = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, tuple[int, ...]]]
 
@@ -231,8 +232,23 @@ def test_finite_difference() -> None:
     assert half[1].dtype == torch.float32 and _error(half[1], exact[1]) < 2e-3
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bf16_tangent_is_near_the_exact_one(name: str) -> None:
+    network, function, primals, tangents = _build(name)
+    network.float()
+    primals, tangents = (tuple(x.float() for x in xs) for xs in (primals, tangents))
+    exact = jvp(function, primals, tangents)
+    value, derivative = jvp(function, primals, tangents, precision="bf16")
+    assert _error(value.float(), exact[0]) < 3e-2 and _error(derivative.float(), exact[1]) < 5e-2
+    assert _error(derivative.float(), exact[1]) > 1e-4  # half precision was used
+
+
 def test_tangents_are_chosen_by_name() -> None:
-    assert tangent()[0] is tangent("auto")[0] is jvp and tangent("finite_difference")[0] is finite_difference
+    assert tangent("finite_difference")[0] is finite_difference
+    assert tangent()[1] == tangent("auto")[1] and "jvp in float32" in tangent()[1]
+    assert "jvp in bf16" in tangent("jvp", precision="bf16")[1] and "jvp in tf32" in tangent("jvp", "cuda")[1]
+    with pytest.raises(ValueError, match="tangent_precision must be float32"):
+        tangent("finite_difference", precision="tf32")
     assert "no CUDA device" in tangent()[1] and "from the recipe" in tangent("jvp")[1]
     with pytest.raises(ValueError, match="finite_difference"):
         tangent("backward")
@@ -244,7 +260,7 @@ def test_tangents_are_chosen_by_name() -> None:
 def test_auto_uses_the_fused_kernel_if_it_is_installed(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jvp_module.importlib.util, "find_spec", lambda name: object() if installed else None)
     function, message = tangent("auto", "cuda")
-    assert function is (jvp_flash if installed else jvp)
+    assert isinstance(function, partial) and function.keywords == {"flash": installed, "precision": "tf32"}
     assert "jvp-flash-attention" in message
     if not installed:
         with pytest.raises(ValueError, match="pip install"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.methods import jvp_rules
-from distill.methods.jvp import finite_difference, jvp, jvp_flash
+from distill.methods.jvp import finite_difference, jvp
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -206,6 +206,6 @@ def test_fused_attention_is_used_only_for_supported_inputs(monkeypatch: pytest.M
         calls.clear()
         x, dx = torch.randn(shape), torch.randn(shape)
         plain = jvp(lambda x, k=keys: attention(x, k), (x,), (dx,))
-        value, derivative = jvp_flash(lambda x, k=keys: attention(x, k), (x,), (dx,))
+        value, derivative = jvp(lambda x, k=keys: attention(x, k), (x,), (dx,), flash=True)
         assert calls == ([shape] if fused else [])
         assert relative_error(value, plain[0]) < 1e-5 and relative_error(derivative, plain[1]) < 1e-5
