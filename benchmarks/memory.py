@@ -3,22 +3,27 @@
     python -m benchmarks.memory [--methods dmd scm] [--tiers lora full] [--batches 1] [--checkpointing]
     python -m benchmarks.memory --batches 1 4 16      # on a GPU: bfloat16 autocast, the allocator's peak
 
-Each case runs in its own process: one optimizer step (three on a GPU, the last is timed) with every component at full
-size. On a CPU the peak is the process's maximum resident size minus its size after the imports; on a GPU it is
-PyTorch's peak of allocated bytes. `--planned` adds batch sizes for which only the plan is made. Writes memory.json and
+A case is one optimizer step with every component at full size, in a process of its own: the peak is the process's
+maximum resident size minus its size after the imports. On a GPU all cases share a process: the peak is that of the
+bytes which PyTorch allocated, five steps are made and the median of the last three is reported, and at batch size 1 a
+sixth step is profiled: kernels, waits of the host for the GPU, and the time in which kernels ran. `--planned` adds batch sizes for which only the plan is made. Writes memory.json and
 memory.md to benchmarks/results.
 """
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +46,7 @@ from teachers.core.teacher import Teacher
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("dmd", "scm")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}  # return freed memory at once
-STEPS_ON_GPU = 3
+STEPS_ON_GPU, TIMED_ON_GPU = 5, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,69 +102,121 @@ def random_batches(state: TrainState, recipe: Recipe, engine: Engine, cond: Cond
         yield Batch(cond, rng, latents, lambda: Pairs(latents, latents, cond))
 
 
-def measure(case: Case, folder: Path, precision: str) -> dict[str, float]:
-    """Peak bytes above the state after the imports, and seconds of the last step."""
-    cuda = torch.cuda.is_available()
-    before = 0 if cuda else psutil.Process().memory_info().rss
+def build(case: Case, folder: Path, precision: str, engine: Engine) -> tuple[TrainState, Iterator[Batch]]:
+    """The state of a run at LATE_STEP with random weights and AdamW's moments, and its micro-batches."""
     recipe = case.recipe(folder, precision)
+    torch.manual_seed(0)
     family = find(TEACHERS, recipe.teacher.family)
-    seconds = 0.0
+    teacher = fill(build_on_meta(family, str(folder), DTYPES[recipe.teacher.precision]), engine.device)
+    shapes = MODELS[case.model][2]
+    cond = {key: torch.randn(case.batch, *shape, device=engine.device) for key, shape in shapes.items()}
+    teacher.null_cache = {key: value[:1] for key, value in cond.items()}
+    state = TrainState.build(recipe, teacher, engine)
+    state.step = LATE_STEP
+    fill_moments(state)
+    return state, random_batches(state, recipe, engine, cond)
+
+
+def measure(case: Case, folder: Path, precision: str) -> dict[str, float]:
+    """Peak bytes above the state after the imports, and seconds of the last steps."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if cuda else psutil.Process().memory_info().rss
+    recipe = case.recipe(folder, precision)
+    seconds: list[float] = []
     with Engine(recipe.train, folder) as engine:
-        torch.manual_seed(0)
-        teacher = fill(build_on_meta(family, str(folder), DTYPES[recipe.teacher.precision]), engine.device)
-        shapes = MODELS[case.model][2]
-        cond = {key: torch.randn(case.batch, *shape, device=engine.device) for key, shape in shapes.items()}
-        teacher.null_cache = {key: value[:1] for key, value in cond.items()}
-        state = TrainState.build(recipe, teacher, engine)
-        state.step = LATE_STEP
-        batches = random_batches(state, recipe, engine, cond)
-        fill_moments(state)
+        state, batches = build(case, folder, precision, engine)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
         while state.step < recipe.train.steps:
             start = time.perf_counter()
             train_step(state, batches, engine, recipe)
             if cuda:
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-    assert all(p.isfinite().all() for p in state.distiller.student.parameters())
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak": peak - before, "seconds": seconds}
+            seconds.append(time.perf_counter() - start)
+        finite = all(p.isfinite().all() for p in state.distiller.student.parameters())
+        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        counts = count_kernels(state, batches, engine, recipe) if cuda and case.batch == 1 else {}
+    assert finite
+    return {"peak": peak - before, "seconds": statistics.median(seconds[-TIMED_ON_GPU:])} | counts
 
 
-def run(case: Case, limit: float, precision: str) -> dict[str, Any]:
-    """A row of the table: the plan, and if that is below `limit` GiB the measurement, in its own process."""
+def count_kernels(state: TrainState, batches: Iterator[Batch], engine: Engine, recipe: Recipe) -> dict[str, float]:
+    """Kernels, waits of the host for the GPU, and seconds of kernels in one step."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        train_step(state, batches, engine, recipe)
+        torch.cuda.synchronize()
+    events = profile.events()
+    names = [event.name for event in events]
+    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    return {
+        "kernels": len(kernels),
+        "synchronisations": sum(name in ("cudaStreamSynchronize", "cudaEventSynchronize") for name in names),
+        "kernel_seconds": sum(event.time_range.elapsed_us() for event in kernels) / 1e6,
+    }
+
+
+def plan_of(case: Case, precision: str) -> memory_plan.Plan:
+    """The plan of a case."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        MODELS[case.model][1](folder)
-        planned = memory_plan.plan(case.recipe(folder, precision), case.batch)
-        row = dataclasses.asdict(case) | {"plan": dataclasses.asdict(planned), "planned": planned.total}
-        if planned.total < limit * memory_plan.GIB:
-            command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps(dataclasses.asdict(case))]
-            command += ["--folder", name, "--precision", precision]
-            done = subprocess.run(
-                command, check=False, capture_output=True, text=True, env=os.environ | ALLOCATOR, encoding="utf-8"
-            )
-            if done.returncode:
-                print(done.stderr[-2000:], file=sys.stderr)
-                row["failed"] = f"exit status {done.returncode}"
-            else:
-                row |= json.loads(done.stdout.strip().splitlines()[-1])
+        MODELS[case.model][1](Path(name))
+        return memory_plan.plan(case.recipe(Path(name), precision), case.batch)
+
+
+def run(case: Case, limit: float, precision: str, planned: memory_plan.Plan) -> dict[str, Any]:
+    """A row of the table: the plan, and if that is below `limit` GiB the measurement."""
+    row = dataclasses.asdict(case) | {"plan": dataclasses.asdict(planned), "planned": planned.total}
+    if planned.total < limit * memory_plan.GIB:
+        with tempfile.TemporaryDirectory() as name:
+            MODELS[case.model][1](Path(name))
+            row |= measure_on_gpu(case, name, precision) if torch.cuda.is_available() else child(case, name, precision)
     print(json.dumps(row), flush=True)
     return row
+
+
+def measure_on_gpu(case: Case, folder: str, precision: str) -> dict[str, Any]:
+    """The measurement in this process."""
+    try:
+        return measure(case, Path(folder), precision)
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}
+
+
+def child(case: Case, folder: str, precision: str) -> dict[str, Any]:
+    """The measurement in a process of its own, because its peak is that of a process."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", json.dumps(dataclasses.asdict(case))]
+    command += ["--folder", folder, "--precision", precision]
+    env = os.environ | ALLOCATOR
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env, encoding="utf-8")
+    if done.returncode:
+        print(done.stderr[-2000:], file=sys.stderr)
+        return {"failed": f"exit status {done.returncode}"}
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table, in GiB."""
     gib = memory_plan.GIB
     parts = [field.name for field in dataclasses.fields(memory_plan.Plan)]
-    head = ["model", "method", "tier", "batch", "checkpointing", *parts, "planned", "measured", "seconds per step"]
+    head = ["model", "method", "tier", "batch", "checkpointing", *parts, "planned", "measured", "seconds per step", "kernels (waits, busy)"]
     lines = [
         f"| {' | '.join(head)} |",
-        "| --- | --- | --- | ---: | --- |" + " ---: |" * (len(parts) + 3),
+        "| --- | --- | --- | ---: | --- |" + " ---: |" * (len(parts) + 4),
     ]
     for row in rows:
         cells = [f"{row['plan'][part] / gib:.2f}" for part in parts] + [f"{row['planned'] / gib:.2f}"]
         ratio = f" ({row['planned'] / row['peak'] - 1:+.1%})" if "peak" in row else ""
-        cells += [f"{row['peak'] / gib:.2f}{ratio}", f"{row['seconds']:.1f}"] if "peak" in row else ["–", "–"]
+        if "peak" in row:
+            cells += [f"{row['peak'] / gib:.2f}{ratio}", f"{row['seconds']:.3g}"]
+        else:
+            cells += [row.get("failed", "–"), "–"]
+        busy = f"{row['kernels']} ({row['synchronisations']}, {row['kernel_seconds']:.3g} s)" if "kernels" in row else "–"
+        cells.append(busy)
         names = [row["model"], row["method"], row["tier"], str(row["batch"]), "yes" if row["checkpointing"] else "no"]
         lines.append("| " + " | ".join(names + cells) + " |")
     return "\n".join(lines)
@@ -191,6 +248,7 @@ def main() -> None:
         "--planned", nargs="*", type=int, default=[4, 16], help="batch sizes to plan only (default: 4 16)"
     )
     parser.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
+    parser.add_argument("--both", action="store_true", help="without and with activation checkpointing")
     parser.add_argument(
         "--limit", type=float, default=22.0, help="GiB; cases with a larger plan are not measured (default: 22)"
     )
@@ -201,13 +259,20 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(Case(**json.loads(args.child)), args.folder, args.precision)))
         return
-    for model in args.models:
-        for method in args.methods:
-            for tier in args.tiers:
-                for batch in sorted({*args.batches, *args.planned}):
-                    case = Case(model, method, tier, batch, args.checkpointing)
-                    limit = args.limit if batch in args.batches else 0.0
-                    save(run(case, limit, args.precision), args.precision)
+    cases = [
+        Case(model, method, tier, batch, checkpointing)
+        for model in args.models
+        for method in args.methods
+        for tier in args.tiers
+        for checkpointing in ((False, True) if args.both else (args.checkpointing,))
+        for batch in sorted({*args.batches, *args.planned})
+    ]
+    workers = max(1, min(8, (os.cpu_count() or 1) // 2, len(cases)))
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a plan needs no GPU
+        plans = list(pool.map(plan_of, cases, [args.precision] * len(cases)))
+    for case, planned in zip(cases, plans, strict=True):
+        limit = args.limit if case.batch in args.batches else 0.0
+        save(run(case, limit, args.precision, planned), args.precision)
     print((RESULTS / "memory.md").read_text(encoding="utf-8"))
 
 

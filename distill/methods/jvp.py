@@ -43,8 +43,8 @@ def jvp(
 
     No gradient is recorded, whatever the grad mode of the caller: compute the tangent first, then the loss with an
     ordinary forward pass. The caller's autocast is off inside, so a float32 network gives a float32 derivative. Dropout
-    uses a new mask, so use eval mode. Parameters are constants. Networks that are compiled in place run without compilation. Not
-    for use inside another forward-mode derivative.
+    uses a new mask, so use eval mode. Parameters are constants. Networks that are compiled in place run without
+    compilation. Not for use inside another forward-mode derivative.
 
     Args:
         function: Takes as many tensors as there are primals and returns one tensor.
