@@ -47,6 +47,7 @@ RESULTS = Path(__file__).parent / "results"
 METHODS = ("dmd", "scm")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}  # return freed memory at once
 STEPS_ON_GPU, TIMED_ON_GPU = 5, 3
+START = LATE_STEP - STEPS_ON_GPU  # after every warm-up of the methods
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Case:
     checkpointing: bool = False
 
     def recipe(self, folder: Path, precision: str) -> Recipe:
-        """The case as a recipe. Its steps start at LATE_STEP, after every warm-up of the methods."""
-        steps = LATE_STEP + (STEPS_ON_GPU if torch.cuda.is_available() else 1)
+        """The case as a recipe. Its steps start at START."""
+        steps = START + (STEPS_ON_GPU if torch.cuda.is_available() else 1)
         return Recipe(
             name="memory",
             teacher=TeacherRecipe(family=MODELS[self.model][0], path=str(folder), guidance=3.0),
@@ -98,12 +99,12 @@ def fill_moments(state: TrainState) -> None:
 def random_batches(state: TrainState, recipe: Recipe, engine: Engine, cond: Condition) -> Iterator[Batch]:
     """Micro-batches of one set of random latents under the condition `cond`."""
     latents = torch.randn(engine.local_batch_size, *state.distiller.teacher.shape, device=engine.device)
-    for rng in batch_rngs(recipe, engine, state.distiller, LATE_STEP):
+    for rng in batch_rngs(recipe, engine, state.distiller, START):
         yield Batch(cond, rng, latents, lambda: Pairs(latents, latents, cond))
 
 
 def build(case: Case, folder: Path, precision: str, engine: Engine) -> tuple[TrainState, Iterator[Batch]]:
-    """The state of a run at LATE_STEP with random weights and AdamW's moments, and its micro-batches."""
+    """The state of a run at START with random weights and AdamW's moments, and its micro-batches."""
     recipe = case.recipe(folder, precision)
     torch.manual_seed(0)
     family = find(TEACHERS, recipe.teacher.family)
@@ -112,7 +113,7 @@ def build(case: Case, folder: Path, precision: str, engine: Engine) -> tuple[Tra
     cond = {key: torch.randn(case.batch, *shape, device=engine.device) for key, shape in shapes.items()}
     teacher.null_cache = {key: value[:1] for key, value in cond.items()}
     state = TrainState.build(recipe, teacher, engine)
-    state.step = LATE_STEP
+    state.step = START
     fill_moments(state)
     return state, random_batches(state, recipe, engine, cond)
 
@@ -203,7 +204,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table, in GiB."""
     gib = memory_plan.GIB
     parts = [field.name for field in dataclasses.fields(memory_plan.Plan)]
-    head = ["model", "method", "tier", "batch", "checkpointing", *parts, "planned", "measured", "seconds per step", "kernels (waits, busy)"]
+    head = [
+        "model",
+        "method",
+        "tier",
+        "batch",
+        "checkpointing",
+        *parts,
+        "planned",
+        "measured",
+        "seconds per step",
+        "kernels (waits, busy)",
+    ]
     lines = [
         f"| {' | '.join(head)} |",
         "| --- | --- | --- | ---: | --- |" + " ---: |" * (len(parts) + 4),
@@ -215,7 +227,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells += [f"{row['peak'] / gib:.2f}{ratio}", f"{row['seconds']:.3g}"]
         else:
             cells += [row.get("failed", "–"), "–"]
-        busy = f"{row['kernels']} ({row['synchronisations']}, {row['kernel_seconds']:.3g} s)" if "kernels" in row else "–"
+        busy = (
+            f"{row['kernels']} ({row['synchronisations']}, {row['kernel_seconds']:.3g} s)" if "kernels" in row else "–"
+        )
         cells.append(busy)
         names = [row["model"], row["method"], row["tier"], str(row["batch"]), "yes" if row["checkpointing"] else "no"]
         lines.append("| " + " | ".join(names + cells) + " |")
@@ -267,7 +281,7 @@ def main() -> None:
         for checkpointing in ((False, True) if args.both else (args.checkpointing,))
         for batch in sorted({*args.batches, *args.planned})
     ]
-    workers = max(1, min(8, (os.cpu_count() or 1) // 2, len(cases)))
+    workers = max(1, min((os.cpu_count() or 1) - 1, len(cases)))
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a plan needs no GPU
         plans = list(pool.map(plan_of, cases, [args.precision] * len(cases)))
     for case, planned in zip(cases, plans, strict=True):
