@@ -10,6 +10,7 @@ and the decoder. Random weights change no time. Writes latency.json and latency.
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +81,15 @@ def measure(model: str, batches: list[int], device: torch.device, dtype: torch.d
         student = teacher.student()
         end = student.path.t_max
         calls: dict[str, Any] = {f"teacher, {STEPS} steps": (stock, {"num_inference_steps": STEPS})}
-        for times in ([end], [end, SECOND_TIME]):
-            times = teacher.native_times(student, times)
+        for wanted in ([end], [end, SECOND_TIME]):
+            times = teacher.native_times(student, wanted)
             scheduler = teacher.consistency_export(student, times)[0]  # type: ignore[attr-defined]
             kind = f"student, {len(times)} step" + "s" * (len(times) > 1)
             calls[kind] = scheduler, teacher.calls(len(times), times) | teacher.timesteps_call(student, times)
         for batch in batches:
-            for kind, (scheduler, options) in calls.items():
-                pipe.scheduler = scheduler
-                options = {"guidance_scale": GUIDANCE, **options, "prompt": ["a photograph"] * batch}
-
-                def sample(options: dict[str, Any] = options) -> Any:
-                    return pipe(**options, output_type="pt")
-
+            for kind, (pipe.scheduler, options) in calls.items():
+                prompts = ["a photograph"] * batch
+                sample = partial(pipe, prompts, **{"guidance_scale": GUIDANCE, "output_type": "pt"} | options)
                 with PeakMemory(device) as peak:
                     measured = latency(sample, device, Timing(repeats=20, min_repeats=1, seconds=seconds))
                 row = {"model": model, "batch": batch, "sampler": kind, "ms": measured.median, "p5": measured.p5}

@@ -6,8 +6,8 @@
 A case is one optimizer step with every component at full size, in a process of its own: the peak is the process's
 maximum resident size minus its size after the imports. On a GPU all cases share a process: the peak is that of the
 bytes which PyTorch allocated, five steps are made and the median of the last three is reported, and at batch size 1 a
-sixth step is profiled: kernels, waits of the host for the GPU, and the time in which kernels ran. `--planned` adds batch sizes for which only the plan is made. Writes memory.json and
-memory.md to benchmarks/results.
+sixth step is profiled: kernels, waits of the host for the GPU, and the time in which kernels ran. `--planned` adds batch sizes for
+which only the plan is made. Writes memory.json and memory.md to benchmarks/results.
 """
 
 import argparse

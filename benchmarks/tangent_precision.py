@@ -10,6 +10,7 @@ kernel of the package jvp-flash-attention. Writes tangent_precision.md to benchm
 import argparse
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,8 @@ def methods(device: torch.device) -> dict[str, Callable[..., tuple[Tensor, Tenso
     found: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {}
     for precision in ("float32", "tf32", "bf16") if device.type == "cuda" else ("float32", "bf16"):
         found[precision] = tangent("jvp", device, precision)[0]
-        try:
+        with suppress(ValueError):  # no CUDA or no package
             found[f"{precision}, flash"] = tangent("jvp_flash", device, precision)[0]
-        except ValueError:  # no CUDA or no package
-            pass
     return found | {"finite difference, float32": finite_difference}
 
 
@@ -70,7 +69,8 @@ def measure(name: str, device: torch.device, repeats: int) -> list[str]:
             torch.cuda.synchronize()
 
     exact = reference(network, function, point, direction)
-    errors, peaks, calls = {}, {}, {}
+    errors, peaks = dict[str, float](), dict[str, float]()
+    calls: dict[str, Callable[[], Any]] = {}
     for key, method in methods(device).items():
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()

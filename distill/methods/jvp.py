@@ -125,7 +125,7 @@ TANGENTS = ("jvp", "jvp_flash", "finite_difference")
 
 
 def tangent(
-    kind: str = "auto", device: torch.device | str = "cpu", precision: str = "auto"
+    kind: str = "auto", device: torch.device | str = "cpu", precision: Precision | Literal["auto"] = "auto"
 ) -> tuple[Callable[..., Pair], str]:
     """Choose how derivatives are computed.
 

@@ -154,12 +154,6 @@ def _attention(
 ) -> Pair | None:
     """softmax(scale Q K^T + mask) V. Rows of scores are independent, so they are computed in blocks."""
     pairs: Any = [_split(query), _split(key), _split(value)]
-    if autocasting(query.device):  # scores and their derivatives in half precision are too coarse
-        duals = (x if dx is None else forward_ad.make_dual(x.float(), dx.float()) for x, dx in pairs)
-        with without_autocast(query.device):
-            masks = attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.float()
-            inputs = [x if _split(x)[1] is not None else x.float() for x in duals]
-            return _attention(function, *inputs, masks, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if _constant(query, key, value) or not _constant(attn_mask) or (is_causal and attn_mask is not None):
         return None
     if dropout_p:
@@ -202,12 +196,34 @@ def _attention(
     return output.view(*batch, rows, -1), derivative.view(*batch, rows, -1)
 
 
+def _exact_attention(
+    function: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> Pair | None:
+    """`_attention` in float32 under autocast: scores and their derivatives are too coarse in half precision."""
+    inputs: list[Any] = [query, key, value]
+    if autocasting(query.device):
+        pairs = [(x.float(), dx if dx is None else dx.float()) for x, dx in map(_split, inputs)]
+        inputs = [x if dx is None else forward_ad.make_dual(x, dx) for x, dx in pairs]
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            attn_mask = attn_mask.float()
+    with without_autocast(query.device):
+        q, k, v = inputs
+        return _attention(function, q, k, v, attn_mask, dropout_p, is_causal, **kwargs)
+
+
 def _flash_attention(
     function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> Pair | None:
     """Self-attention with the fused kernel of jvp-flash-attention, or `_attention` if the kernel is not applicable."""
     if not flash_fits(query, key, value) or args or set(kwargs) - {"scale", "is_causal"}:
-        return _attention(function, query, key, value, *args, **kwargs)
+        return _exact_attention(function, query, key, value, *args, **kwargs)
     from jvp_flash_attention.jvp_attention import JVPAttn  # needs Triton, so it is imported on GPUs only
 
     (q, dq), (k, dk), (v, dv) = ((x.contiguous(), dx.contiguous()) for x, dx in map(_split, (query, key, value)))
@@ -252,7 +268,7 @@ RULES: dict[Any, Callable[..., Pair | None]] = {
     **dict.fromkeys((F.linear, F.conv1d, F.conv2d, F.conv3d), _affine),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _affine),
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
-    F.scaled_dot_product_attention: _attention,
+    F.scaled_dot_product_attention: _exact_attention,
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
