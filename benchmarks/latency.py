@@ -133,7 +133,7 @@ def main() -> None:
     machine += diffusers.__version__
     path = RESULTS / "latency.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    stored[machine] = rows
+    stored[machine] = [row for row in stored.get(machine, []) if row["model"] not in args.models] + rows
     path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     sections = [f"## {key}\n\n{table(found)}\n" for key, found in stored.items()]
     text = "# Latency\n\n`python -m benchmarks.latency`: full-size pipelines with random weights, from a prompt to a "

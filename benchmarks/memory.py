@@ -276,10 +276,10 @@ def main() -> None:
     cases = [
         Case(model, method, tier, batch, checkpointing)
         for model in args.models
+        for batch in sorted({*args.batches, *args.planned})
         for method in args.methods
         for tier in args.tiers
         for checkpointing in ((False, True) if args.both else (args.checkpointing,))
-        for batch in sorted({*args.batches, *args.planned})
     ]
     workers = max(1, min((os.cpu_count() or 1) - 1, len(cases)))
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a plan needs no GPU

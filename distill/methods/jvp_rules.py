@@ -226,16 +226,26 @@ def _flash_attention(
         return _exact_attention(function, query, key, value, *args, **kwargs)
     from jvp_flash_attention.jvp_attention import JVPAttn  # needs Triton, so it is imported on GPUs only
 
-    (q, dq), (k, dk), (v, dv) = ((x.contiguous(), dx.contiguous()) for x, dx in map(_split, (query, key, value)))
-    causal, scale = kwargs.get("is_causal", False), kwargs.get("scale")
-    output, extra = JVPAttn.forward(q, k, v, dq, dk, dv, None, 0.0, causal, scale)
-    return output, extra.o_t
+    size = query.size(-1)
+    padding = (0, kernel_size(size) - size)  # zeros change neither scores nor outputs
+    (q, dq), (k, dk), (v, dv) = (
+        (F.pad(x, padding).contiguous(), F.pad(dx, padding).contiguous()) for x, dx in map(_split, (query, key, value))
+    )
+    scale = kwargs.get("scale")
+    scale = size**-0.5 if scale is None else scale
+    output, extra = JVPAttn.forward(q, k, v, dq, dk, dv, None, 0.0, kwargs.get("is_causal", False), scale)
+    return output[..., :size].contiguous(), extra.o_t[..., :size].contiguous()
+
+
+def kernel_size(size: int) -> int:
+    """The size of heads with which the fused kernel computes heads of `size`: a power of two of at least 16."""
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def flash_fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the fused kernel supports these inputs.
 
-    It needs dual tensors (B, H, L, E) of one shape, an even L of at least 32, and E a power of two from 16 to 256.
+    It needs dual tensors (B, H, L, E) of one shape, an even L of at least 32, and E of at most 256.
     """
     rows, size = query.shape[-2:]
     shapes = query.ndim == 4 and query.shape == key.shape == value.shape
@@ -243,7 +253,7 @@ def flash_fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         shapes
         and rows % 2 == 0
         and rows >= 32
-        and size in (16, 32, 64, 128, 256)
+        and size <= 256
         and not any(_split(x)[1] is None for x in (query, key, value))
     )
 

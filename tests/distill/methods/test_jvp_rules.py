@@ -197,15 +197,17 @@ def test_fused_attention_is_used_only_for_supported_inputs(monkeypatch: pytest.M
     def attention(x: Tensor, keys: int) -> Tensor:
         return F.scaled_dot_product_attention(x, x[..., :keys, :], x[..., :keys, :].sin(), scale=0.3)
 
-    for shape, keys, fused in (
-        ((2, 3, 32, 16), 32, True),
-        ((2, 3, 32, 16), 20, False),  # cross-attention
-        ((2, 3, 33, 16), 33, False),
-        ((2, 3, 32, 24), 32, False),
+    for shape, keys, heads in (
+        ((2, 3, 32, 16), 32, 16),
+        ((2, 3, 32, 16), 20, None),  # cross-attention
+        ((2, 3, 33, 16), 33, None),
+        ((2, 3, 32, 24), 32, 32),  # padded
+        ((2, 3, 32, 6), 32, 16),
+        ((1, 1, 32, 264), 32, None),
     ):
         calls.clear()
         x, dx = torch.randn(shape), torch.randn(shape)
         plain = jvp(lambda x, k=keys: attention(x, k), (x,), (dx,))
         value, derivative = jvp(lambda x, k=keys: attention(x, k), (x,), (dx,), flash=True)
-        assert calls == ([shape] if fused else [])
+        assert calls == ([(*shape[:3], heads)] if heads else [])
         assert relative_error(value, plain[0]) < 1e-5 and relative_error(derivative, plain[1]) < 1e-5
