@@ -5,8 +5,8 @@
 
 A case is one optimizer step with every component at full size, in a process of its own: the peak is the process's
 maximum resident size minus its size after the imports. On a GPU all cases share a process: the peak is that of the
-bytes which PyTorch allocated, five steps are made and the median of the last three is reported, and at batch size 1 a
-sixth step is profiled: kernels, waits of the host for the GPU, and the time in which kernels ran. `--planned` adds batch sizes for
+bytes which PyTorch allocated, five steps are made and the median of the last three is reported, and at batch sizes 1
+and 4 a sixth step is profiled: kernels, waits of the host for the GPU, and the time in which kernels ran. `--planned` adds batch sizes for
 which only the plan is made. Writes memory.json and memory.md to benchmarks/results.
 """
 
@@ -47,6 +47,7 @@ RESULTS = Path(__file__).parent / "results"
 METHODS = ("dmd", "scm")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}  # return freed memory at once
 STEPS_ON_GPU, TIMED_ON_GPU = 5, 3
+COUNTED = 4  # largest batch size at which kernels are counted
 START = LATE_STEP - STEPS_ON_GPU  # after every warm-up of the methods
 
 
@@ -59,16 +60,23 @@ class Case:
     tier: str
     batch: int
     checkpointing: bool = False
+    compile: bool = False
 
     def recipe(self, folder: Path, precision: str) -> Recipe:
         """The case as a recipe. Its steps start at START."""
-        steps = START + (STEPS_ON_GPU if torch.cuda.is_available() else 1)
+        steps = START + (STEPS_ON_GPU + 1 if torch.cuda.is_available() else 1)
         return Recipe(
             name="memory",
             teacher=TeacherRecipe(family=MODELS[self.model][0], path=str(folder), guidance=3.0),
             method={"name": self.method},
             optimizers={phase: OptimizerRecipe(lr=1e-5) for phase in find(DISTILLERS, self.method).PHASES},
-            train=TrainRecipe(steps, self.batch, precision=precision, tracker="none"),  # type: ignore[arg-type]
+            train=TrainRecipe(
+                steps,
+                self.batch,
+                precision=precision,  # type: ignore[arg-type]
+                tracker="none",
+                compile="blocks" if self.compile else "none",
+            ),
             memory=MemoryRecipe(tier=self.tier, checkpointing=self.checkpointing),  # type: ignore[arg-type]
         )
 
@@ -132,7 +140,7 @@ def measure(case: Case, folder: Path, precision: str) -> dict[str, float]:
         state, batches = build(case, folder, precision, engine)
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        while state.step < recipe.train.steps:
+        for _ in range(STEPS_ON_GPU if cuda else 1):
             start = time.perf_counter()
             train_step(state, batches, engine, recipe)
             if cuda:
@@ -140,9 +148,9 @@ def measure(case: Case, folder: Path, precision: str) -> dict[str, float]:
             seconds.append(time.perf_counter() - start)
         finite = all(p.isfinite().all() for p in state.distiller.student.parameters())
         peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        counts = count_kernels(state, batches, engine, recipe) if cuda and case.batch == 1 else {}
+        counts = count_kernels(state, batches, engine, recipe) if cuda and case.batch <= COUNTED else {}
     assert finite
-    return {"peak": peak - before, "seconds": statistics.median(seconds[-TIMED_ON_GPU:])} | counts
+    return {"peak": peak - before, "seconds": statistics.median(seconds[-TIMED_ON_GPU:]), "first": seconds[0]} | counts
 
 
 def count_kernels(state: TrainState, batches: Iterator[Batch], engine: Engine, recipe: Recipe) -> dict[str, float]:
@@ -231,14 +239,16 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['kernels']} ({row['synchronisations']}, {row['kernel_seconds']:.3g} s)" if "kernels" in row else "–"
         )
         cells.append(busy)
-        names = [row["model"], row["method"], row["tier"], str(row["batch"]), "yes" if row["checkpointing"] else "no"]
+        checkpointing = ("yes" if row["checkpointing"] else "no") + ", compiled" * row.get("compile", False)
+        names = [row["model"], row["method"], row["tier"], str(row["batch"]), checkpointing]
         lines.append("| " + " | ".join(names + cells) + " |")
     return "\n".join(lines)
 
 
 def ratios(rows: list[dict[str, Any]]) -> str:
     """Ratios of planned memory, `lora` to `full`: with each tier's default, then with equal checkpointing."""
-    planned = {tuple(r[f.name] for f in dataclasses.fields(Case)): r["planned"] for r in rows}
+    names = ("model", "method", "tier", "batch", "checkpointing")
+    planned = {tuple(r[name] for name in names): r["planned"] for r in rows}
     kinds = {"by default (lora with checkpointing)": (True, False), "without checkpointing": (False, False)}
     lines = []
     for name, (lora, full) in (kinds | {"both with checkpointing": (True, True)}).items():
@@ -262,6 +272,7 @@ def main() -> None:
         "--planned", nargs="*", type=int, default=[4, 16], help="batch sizes to plan only (default: 4 16)"
     )
     parser.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
+    parser.add_argument("--compile", action="store_true", help="with train.compile=blocks")
     parser.add_argument("--both", action="store_true", help="without and with activation checkpointing")
     parser.add_argument(
         "--limit", type=float, default=22.0, help="GiB; cases with a larger plan are not measured (default: 22)"
@@ -274,7 +285,7 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(args.child)), args.folder, args.precision)))
         return
     cases = [
-        Case(model, method, tier, batch, checkpointing)
+        Case(model, method, tier, batch, checkpointing, args.compile)
         for model in args.models
         for batch in sorted({*args.batches, *args.planned})
         for method in args.methods
@@ -296,12 +307,12 @@ def save(row: dict[str, Any], precision: str) -> None:
     path = RESULTS / "memory.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     rows = stored.setdefault(f"{name}, {'float32' if precision == 'no' else precision}", [])
-    same = [r for r in rows if all(r[f.name] == row[f.name] for f in dataclasses.fields(Case))]
+    same = [r for r in rows if all(r.get(f.name, f.default) == row[f.name] for f in dataclasses.fields(Case))]
     if same:
         same[0].update(row)
     else:
         rows.append(row)
-    rows.sort(key=lambda r: [r[f.name] for f in dataclasses.fields(Case)])
+    rows.sort(key=lambda r: [r.get(f.name, f.default) for f in dataclasses.fields(Case)])
     path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "memory.md").write_text(report(stored), encoding="utf-8")
 
