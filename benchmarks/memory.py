@@ -48,7 +48,7 @@ METHODS = ("dmd", "scm")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}  # return freed memory at once
 STEPS_ON_GPU, TIMED_ON_GPU = 5, 3
 COUNTED = 4  # largest batch size at which kernels are counted
-START = LATE_STEP - STEPS_ON_GPU  # after every warm-up of the methods
+START = LATE_STEP - STEPS_ON_GPU - 1  # after every warm-up of the methods
 
 
 @dataclasses.dataclass(frozen=True)
