@@ -21,7 +21,8 @@ from teachers.core.trigflow import expand
 from teachers.loading.contents import pipeline_contents, without_runtime
 from teachers.loading.embedded import locate
 from teachers.loading.inspection import check_text_widths
-from teachers.loading.source import TEXT_COMPONENTS, config_source, load_pipeline
+from teachers.loading.location import config_source
+from teachers.loading.source import TEXT_COMPONENTS, load_pipeline
 from teachers.media import Image, Medium
 from teachers.networks.adapters import Adapted, LoraBase
 from teachers.networks.offload import Offload

@@ -7,7 +7,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 
-from teachers.loading.source import INDEX, configuration, download, loading_errors
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX, configuration
+from teachers.loading.source import download
 from teachers.support.canonical import plain_attributes
 from teachers.support.json_files import read_json
 from teachers.support.keys import code, file_content, folder_contents, key

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teachers.loading.source import local_or_hub
+from teachers.loading.location import local_or_hub
 from teachers.support.checksums import check_shipped
 
 

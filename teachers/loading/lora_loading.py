@@ -13,8 +13,10 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging as diffusers_log
 from torch import nn
 
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX
 from teachers.loading.lora_files import peft_settings, read_lora
-from teachers.loading.source import INDEX, TEXT_COMPONENTS, loading_errors
+from teachers.loading.source import TEXT_COMPONENTS
 from teachers.loading.weights import check_finite, load_network, weight_files
 from teachers.support.errors import is_foreign, is_sentence, reason
 from teachers.support.files import sha256, tensor_bytes

@@ -16,9 +16,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from teachers.loading.contents import Contents, pipeline_contents
+from teachers.loading.location import config_source
 from teachers.loading.lora_files import Lora, is_fine_tune, locate_lora, lora_contents
 from teachers.loading.lora_loading import import_peft, load_lora, tuned_networks
-from teachers.loading.source import config_source, download, load_pipeline
+from teachers.loading.source import download, load_pipeline
 from teachers.support.checksums import read_json, write_json
 from teachers.support.files import atomic_write, remove
 from teachers.support.keys import folder_contents, key

@@ -17,10 +17,12 @@ from teachers.core.teacher import Teacher
 from teachers.loading.contents import WEIGHT_ENDINGS
 from teachers.loading.embedded import embedded_size
 from teachers.loading.inspection import check_folder, check_text_widths
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import config_source
 from teachers.loading.record import RECORD
 from teachers.loading.sizes import UnusableConfiguration, check_configs
 from teachers.loading.sketch import add_text_encoders, sketch
-from teachers.loading.source import check_trusted, check_weights, config_source, loading_errors
+from teachers.loading.source import check_trusted, check_weights
 from teachers.support.checksums import Damaged, read_json
 from teachers.support.contents import file_content
 from teachers.support.text import printable
