@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from teachers.loading.contents import pipeline_contents
-from teachers.loading.inspection import INDEX
+from teachers.loading.location import INDEX
 from teachers.support.json_files import read_json
 from teachers.support.keys import file_content, folder_contents, key
 from teachers.support.options import Checked, option
