@@ -14,9 +14,9 @@ from teachers.core.denoiser import Call, Condition, Denoiser, Prediction, defaul
 from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
 from teachers.core.lora import lora_weights
 from teachers.core.schedule import schedule
-from teachers.core.teacher import height_and_width
 from teachers.core.trigflow import Flow, NoisePath
 from teachers.families.native_exports import NativeExports
+from teachers.families.sample_size import height_and_width
 from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
 from teachers.networks.storage import in_float32, without_autocast
 
