@@ -20,7 +20,7 @@ from teachers.loading.source import TEXT_COMPONENTS
 from teachers.loading.weights import check_finite, load_network, weight_files
 from teachers.support.errors import is_foreign, is_sentence, reason
 from teachers.support.files import sha256, tensor_bytes
-from teachers.support.json_files import read_json as read_config
+from teachers.support.json_files import read_json
 from teachers.support.private_api import lora_components
 from teachers.support.regular import check_special
 from teachers.support.text import printable
@@ -190,7 +190,7 @@ def tuned_networks(pipeline: Any, folder: Path, network: str, device: str | None
     tuned: dict[str, nn.Module] = {}
     for name, at in found.items():
         own = pipeline.components[name]
-        config = read_config(at / "config.json", constants=True) if (at / "config.json").is_file() else {}
+        config = read_json(at / "config.json", constants=True) if (at / "config.json").is_file() else {}
         stored = config.get("_class_name") or (config.get("architectures") or [None])[0]
         if stored != type(own).__name__:
             raise ValueError(f"{at} must be a {type(own).__name__}, the {name} of the teacher, got {printable(stored)}")

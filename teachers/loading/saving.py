@@ -22,6 +22,11 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path, **options: Any) -> 
     """
     pipeline.save_pretrained(folder, safe_serialization=True, **options)
     for config in folder.glob("*/config.json"):
-        values = json.loads(read_text(config))
-        if "transformers_version" in values:
-            config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+        declare_float32(config)
+
+
+def declare_float32(config: Path) -> None:
+    """Write into a component's config that it is in float32, if transformers loads the component."""
+    values = json.loads(read_text(config))
+    if "transformers_version" in values:
+        config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
