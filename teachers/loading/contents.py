@@ -16,7 +16,7 @@ from teachers.support.keys import code, file_content, folder_contents, key
 
 Contents = Mapping[str, str]
 ALL = ("",)  # how the names of all components begin
-RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline", "export_schedule")
+RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline", "_said_overflow", "export_schedule")
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".gguf")
 
 
