@@ -1,6 +1,5 @@
 """`Loadable`: how a teacher family finds and loads its pipelines, and the contents of a teacher for keys of results."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -12,7 +11,10 @@ from teachers.loading.embedded import locate
 from teachers.loading.inspection import check_text_widths
 from teachers.loading.location import config_source
 from teachers.loading.source import TEXT_COMPONENTS, load_pipeline
+from teachers.media.record import MOST
 from teachers.support.keys import key
+
+LARGEST = 2**20  # of values of `teacher.size` that other families than those of this project have
 
 
 class Loadable(Contract):
@@ -81,7 +83,7 @@ class Loadable(Contract):
         """The argument `size` of the constructor, if there is one.
 
         Raises:
-            ValueError: If the family has no such key, or a value is not positive.
+            ValueError: If the family has no such key, or a value is not positive or too large.
         """
         if not size:
             return {}
@@ -91,8 +93,9 @@ class Loadable(Contract):
                 f"teacher.size must {allowed} for a teacher of the family {cls.__name__}, got {unknown[0]!r}"
             )
         for name, value in size.items():
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"teacher.size.{name} must be above 0, got {value}")
+            most = MOST.get(name, LARGEST)
+            if not isinstance(value, int | float) or not 0 < value <= most:
+                raise ValueError(f"teacher.size.{name} must be above 0 and at most {most}, got {value!r}")
         return {"size": dict(size)}
 
     @classmethod

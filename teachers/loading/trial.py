@@ -97,13 +97,24 @@ def _fits(path: str, family: type[Teacher], size: Mapping[str, float]) -> bool:
 
 
 def stored_size(path: str, family: type[Teacher]) -> dict[str, Any] | None:
-    """The size of a pipeline's samples that its distill.json or an embedded teacher has; None for the default."""
+    """The size of a pipeline's samples that its distill.json or an embedded teacher has; None for the default.
+
+    Raises:
+        ValueError: If the size in distill.json is invalid.
+    """
     found: Any = embedded_size(path)
     if (Path(path) / RECORD).is_file():
         with suppress(Damaged):  # whoever reads the record reports it
             teacher = read_json(Path(path) / RECORD, required=False).get("teacher")
             found = teacher.get("size") if isinstance(teacher, dict) else None
-    return {key: found[key] for key in family.size_keys if key in found} if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    size = {key: found[key] for key in family.size_keys if key in found}
+    try:
+        family.size_argument(size)
+    except ValueError as error:
+        raise ValueError(f"{Path(path) / RECORD} has a wrong size ({error}); export the pipeline again") from error
+    return size
 
 
 def _once(path: str, family: type[Teacher], how: object, check: Callable[[], Any]) -> None:
