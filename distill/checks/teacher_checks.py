@@ -30,8 +30,9 @@ from eval.pipelines.signatures import argument
 from teachers.core.cosine_path import Cosine
 from teachers.core.denoiser import Condition
 from teachers.core.few_step import lcm_timesteps
-from teachers.core.teacher import Teacher, save_pipeline
+from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, rotate
+from teachers.loading.saving import save_pipeline
 from teachers.loading.source import load_pipeline
 from teachers.media import Image
 

@@ -17,8 +17,8 @@ from distill.exporting.single_file import write_single_file
 from distill.exporting.verify import load_exported
 from eval.pipelines.generate import check_pipeline
 from eval.pipelines.signatures import pipeline_class
-from teachers.core.teacher import save_pipeline
 from teachers.loading.record import read_record, write_record
+from teachers.loading.saving import save_pipeline
 from teachers.support.files import atomic_write
 from teachers.support.regular import outside_links
 from teachers.support.text import read_text

@@ -34,13 +34,14 @@ from distill.training.monitor import Monitor
 from distill.training.state import TrainState
 from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
-from teachers.core.teacher import Teacher, save_pipeline
+from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
 from teachers.loading.contents import stored_files
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.lora_files import lora_record
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
+from teachers.loading.saving import save_pipeline
 from teachers.media import to_record
 from teachers.networks.adapters import Adapted
 from teachers.support.files import atomic_write

@@ -8,7 +8,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from teachers.core.teacher import Teacher
-from teachers.loading.source import INDEX, download
+from teachers.loading.location import INDEX
+from teachers.loading.source import download
 from teachers.support.json_files import read_json
 from teachers.support.text import read_text
 

@@ -33,7 +33,8 @@ from teachers.loading import registry
 from teachers.loading.components import absent_components
 from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder
-from teachers.loading.source import check_trusted, check_weights, loading_errors
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.source import check_trusted, check_weights
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
 SEED = 0

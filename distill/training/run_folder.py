@@ -16,8 +16,10 @@ from distill.training import checkpoint
 from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
 from teachers.core.teacher import Teacher
 from teachers.loading.embedded import EMBEDDED
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX, config_source
 from teachers.loading.lora_files import lora_contents
-from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
+from teachers.loading.source import check_trusted
 from teachers.support.checksums import Damaged, seal, unseal
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write

@@ -16,11 +16,12 @@ from eval.pipelines.signatures import argument, pipeline_class
 from teachers.loading import registry
 from teachers.loading.contents import pipeline_contents
 from teachers.loading.embedded import EMBEDDED
+from teachers.loading.load_errors import loading_errors
 from teachers.loading.lora_files import Lora, recorded_loras
 from teachers.loading.loras import FUSED, fused_folder
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import RECORD, read_record
-from teachers.loading.source import class_name, download, loading_errors
+from teachers.loading.source import class_name, download
 from teachers.media import ANY_IMAGE, Medium
 from teachers.support.errors import reads
 from teachers.support.keys import file_content, key

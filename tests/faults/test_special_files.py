@@ -32,8 +32,9 @@ from eval.pipelines.runs import read_run
 from eval.pipelines.signatures import pipeline_class
 from eval.report.training_log import curves
 from teachers.loading.contents import pipeline_contents
+from teachers.loading.location import local_or_hub
 from teachers.loading.prompts import read_prompts
-from teachers.loading.source import check_weights, class_name, local_or_hub
+from teachers.loading.source import check_weights, class_name
 from teachers.media.audio import Audio
 from teachers.media.video import Video
 from teachers.support.files import atomic_write, sha256_file
