@@ -202,7 +202,8 @@ def distil(
         if saving:
             _save(state, recipe, engine, identity, required=stopping)
         if not stopping or state.step == settings.steps:
-            state.seconds += time.perf_counter() - last
+            if state.step < settings.steps:  # an export has the seconds of the last checkpoint, now or later
+                state.seconds += time.perf_counter() - last
             observe()
             last = time.perf_counter()  # evaluations are not part of the cost
     bar.close()
