@@ -1,6 +1,7 @@
 """What a run shows while it trains: validation samples, trackers, status.json, several EMAs."""
 
 import json
+import os
 import sys
 import types
 from functools import partial
@@ -130,7 +131,7 @@ def test_status_estimates_the_rest_from_its_own_steps_and_evaluations(recipe_of)
     status = Status(recipe, True)
     status.training(1, 50.0)  # with its warm-up
     assert status.values()["hours_left"] is None
-    status.evaluation_seconds, status._evaluations = 60.0, 2
+    status.evaluation_seconds, status.evaluations = 60.0, 2
     status.training(11, 70.0)
     assert status.seconds_left() == pytest.approx(89 * 2.0 + 4 * 30.0)
     values = status.values()
@@ -141,6 +142,19 @@ def test_status_estimates_the_rest_from_its_own_steps_and_evaluations(recipe_of)
     assert status.seconds_left() == 0
 
 
+@pytest.mark.parametrize(
+    ("evaluate_every", "validation_every", "rounds"), [(25, 0, 4), (25, 10, 11), (0, 40, 3), (0, 0, 0)]
+)
+def test_status_counts_the_steps_at_which_samples_are_drawn(recipe_of, evaluate_every, validation_every, rounds):
+    prompts = "evaluation.validation_prompts=[a coat]"
+    every = f"train.evaluate_every={evaluate_every}", f"evaluation.validation_every={validation_every}"
+    status = Status(recipe_of("train.steps=100", prompts, *every), False)
+    status.evaluation_seconds, status.evaluations = 30.0, 1
+    status.training(1, 0.0)
+    status.training(11, 0.0)
+    assert status.seconds_left() == 30.0 * rounds
+
+
 def test_status_of_a_run_whose_process_is_gone(recipe_of):
     recipe = recipe_of()
     recipe.folder.mkdir(parents=True)
@@ -149,6 +163,9 @@ def test_status_of_a_run_whose_process_is_gone(recipe_of):
     assert read_status(recipe.folder)["phase"] == "training"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"process": 2**22 + 1}))
     assert "interrupted, step 0 of 2" in status_line(recipe.folder)
+    half = json.loads(file.read_text()) | {"hours_left": 1.0, "estimated_total_hours": None, "process": os.getpid()}
+    file.write_text(json.dumps(half))
+    assert "0 s of training" in status_line(recipe.folder)
     file.write_text('{"run": 3}')
     with pytest.raises(ValueError, match="not a status that fewstep train wrote"):
         status_line(recipe.folder)
