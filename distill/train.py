@@ -81,7 +81,7 @@ def train(
     if teacher is None:
         check_exports(recipe)
         find(TEACHERS, recipe.teacher.family).locate(recipe.teacher.path)
-    if teacher is not None:
+    else:
         prepare_in_memory(recipe, teacher)
     plan = plan_data(recipe, teacher, latents, captions)
     is_main = os.environ.get("RANK", "0") == "0"

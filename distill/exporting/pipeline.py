@@ -96,10 +96,10 @@ def export(
             record = record | {"ignored_arguments": ignored}
         record = record | {"safety_checker": add_safety_checker(teacher, temporary, safety_checker)}
         if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
+            parts = [times[: entry["num_steps"]] for entry in record["calls"]]
             calls = [
-                {**entry, "call": teacher.lora_call(n, times[:n]) | teacher.timesteps_call(student, times[:n])}
-                for entry in record["calls"]
-                for n in (entry["num_steps"],)
+                {**entry, "call": teacher.lora_call(len(part), part) | teacher.timesteps_call(student, part)}
+                for entry, part in zip(record["calls"], parts, strict=True)
             ]
             record = record | {"lora": {"folder": LORA, "calls": calls}}
         record = record | {"checked": check_export(temporary, kind, teacher, student, record, captions)}
@@ -213,17 +213,16 @@ def export_student(
         record["candidates"] = monitor.candidates
     record["teacher"]["card"] = teacher_metadata(recipe.teacher.path or "")
     record["data"] = data_record(recipe, dataset)
-    prompts, samples = evaluation_prompts(recipe, record), card_samples(recipe, teacher, student, times)
+    prompts, samples = evaluation_prompts(recipe, record), card_samples(recipe, teacher, student, record["times"])
     keep = recipe.export.safety_checker
     final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts, samples, keep)
-    if read_record(final)["safety_checker"] == DROPPED:
+    stored = read_record(final)
+    if stored["safety_checker"] == DROPPED:
         print("the pipeline has no safety checker (export.safety_checker=false); its model card says so")
-    if "negative_prompt" in read_record(final).get("ignored_arguments", ()):
+    if "negative_prompt" in stored.get("ignored_arguments", ()):
         baked = " (teacher.negative_prompt is part of the weights)" * (recipe.teacher.negative_prompt is not None)
         print(f"negative_prompt in a call of the pipeline has no effect{baked}; its model card says so")
-    checked = read_record(final)["checked"]
-    counts = " and ".join(steps(count) for count in checked["steps"])
-    gap = checked["difference"]
+    counts, gap = " and ".join(map(steps, stored["checked"]["steps"])), stored["checked"]["difference"]
     print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final

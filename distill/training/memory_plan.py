@@ -203,7 +203,7 @@ def plan_lines(recipe: Recipe, samples: int, device: torch.device, processes: Pr
     names = [field.name for field in dataclasses.fields(Plan)]
     tiers = ("full", "lora") if processes.sharding is None else (recipe.memory.tier,)  # LoRA cannot be sharded
     plans = {tier: plan(in_tier(recipe, tier), samples, processes) for tier in tiers}
-    each = {True: "", False: f", each of {processes.count} processes"}[processes.count == 1]
+    each = f", each of {processes.count} processes" if processes.count > 1 else ""
     out = [
         f"memory plan in GiB{each}, {samples} sample{'s' * (samples > 1)} at a time; {free / GIB:.1f} free on "
         f"{device.type}",

@@ -13,14 +13,14 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import ModelCard
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from distill.config.recipe import Recipe, TeacherRecipe, load
+from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, load
 from distill.config.registry import TEACHERS, find
 from distill.export import export_and_push
 from distill.exporting.card import model_card
 from distill.exporting.formats import Form, convert
 from distill.exporting.hub import EVALUATION, find_report, push
 from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, located, named
-from distill.exporting.model_card.gallery import draw, write
+from distill.exporting.model_card.gallery import draw, gallery_prompts, write
 from distill.exporting.model_card.metadata import front_matter, teacher_metadata
 from distill.exporting.safety import ABSENT, DROPPED, KEPT, add_safety_checker
 from distill.train import train
@@ -281,6 +281,21 @@ def test_cards_of_clips_and_sounds_have_samples_that_play(tiny_media, tmp_path, 
     data = ModelCard(text).data
     assert data.pipeline_tag == tag and data.widget[0]["output"] == widgets[0]["output"]
     assert f"Each sample has {teacher.medium.size}" in text and "<Gallery />" in text
+
+
+@pytest.mark.parametrize(
+    ("teacher_path", "data", "word"),
+    [
+        ("pocket", DataRecipe(), "t-shirt"),
+        (None, DataRecipe(prompts="pocket-video"), "moving left"),
+        (None, DataRecipe(images="pocket"), "t-shirt"),
+        (None, DataRecipe(), "fox"),
+    ],
+)
+def test_samples_of_embedded_teachers_have_prompts_that_they_know(teacher_of, teacher_path, data, word):
+    recipe = Recipe("run", TeacherRecipe(path=teacher_path), {"name": "dmd"}, data=data)
+    assert any(word in prompt.lower() for prompt in gallery_prompts(recipe, teacher_of(SD)))
+    assert gallery_prompts(recipe, teacher_of("unconditional UNet")) is None
 
 
 def test_safety_checker_of_a_pipeline_in_memory_is_kept_too(teacher, folder_of, tmp_path):
