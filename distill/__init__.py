@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from distill.methods.dmd import DMD
     from distill.methods.rcm import RCM
     from distill.methods.scm import SCM
-    from distill.train import train, train_step
+    from distill.train import train
+    from distill.training.step import train_step
     from eval.compare import compare
     from teachers.core.sampling import sample
     from teachers.loading.registry import load_teacher
@@ -50,7 +51,7 @@ _NAMES = {
     "load_recipe": ("distill.config.recipe", "load"),
     **{name: ("distill.config.recipe", name) for name in _RECIPES},
     "train": ("distill.train", "train"),
-    "train_step": ("distill.train", "train_step"),
+    "train_step": ("distill.training.step", "train_step"),
     "load_teacher": ("teachers.loading.registry", "load_teacher"),
     "compare": ("eval.compare", "compare"),
     "Distiller": ("distill.methods.base", "Distiller"),

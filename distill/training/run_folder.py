@@ -27,7 +27,7 @@ from teachers.support.regular import append_line, read_bytes
 
 CODE = "the code and its libraries"  # its name in a fingerprint
 # What computes a training step, beside the method and the teacher.
-LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
+LOOP = ("distill.train", *(f"distill.training.{name}" for name in ("step", "engine", "guard", "optimizers")))
 BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
 EXPORT_ONLY = ("method.second_times", "method.scm.second_times")  # options that only the export depends on
 SHOWN = 4  # changes that an error lists
