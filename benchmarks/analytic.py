@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from benchmarks import closed_forms
 from benchmarks.closed_forms import REPEATS, Map, distance, floor, mode_error, sample_student
-from distill.config.recipe import OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import Recipe
+from distill.config.sections import OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch, Pairs
 from distill.methods.base import Distiller
 from distill.training.engine import Engine

@@ -26,8 +26,9 @@ import psutil
 import torch
 
 from benchmarks.full_size import MODELS
-from distill.config.recipe import DTYPES, MemoryRecipe, OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import Recipe
 from distill.config.registry import DISTILLERS, TEACHERS, find
+from distill.config.sections import DTYPES, MemoryRecipe, OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch, Pairs
 from distill.training import memory_plan
 from distill.training.engine import Engine

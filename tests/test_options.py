@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from distill.config.recipe import (
+from distill.config.recipe import Recipe
+from distill.config.sections import (
     DataRecipe,
     EvaluationRecipe,
     MemoryRecipe,
     OptimizerRecipe,
-    Recipe,
     TeacherRecipe,
     TrainRecipe,
 )

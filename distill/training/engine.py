@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from distill.config.recipe import TrainRecipe
+from distill.config.sections import TrainRecipe
 from distill.data.batch import Batch
 from distill.methods import compiling
 from distill.methods.base import Distiller, Logs

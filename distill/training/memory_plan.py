@@ -15,8 +15,9 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
-from distill.config.recipe import DTYPES, Recipe
+from distill.config.recipe import Recipe
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import DTYPES
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.methods.base import Distiller

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.config.recipe import OptimizerRecipe, Recipe, method_options
+from distill.config.recipe import Recipe, method_options
+from distill.config.sections import OptimizerRecipe
 from distill.methods.base import Distiller
 from distill.training import checkpoint
 from distill.training.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.config.recipe import OptimizerRecipe, TrainRecipe
+from distill.config.sections import OptimizerRecipe, TrainRecipe
 from distill.methods.dmd import DMD
 from distill.train import train
 from distill.training import checkpoint

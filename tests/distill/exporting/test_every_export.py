@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from distill.config.recipe import ExportRecipe, Recipe, TeacherRecipe, method_options
+from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import ExportRecipe, TeacherRecipe
 from distill.exporting.pipeline import describe, export
 from distill.exporting.verify import TOLERANCE
 from tests.settings import first_is_quick

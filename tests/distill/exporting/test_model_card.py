@@ -13,8 +13,9 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import ModelCard
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, load
+from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import DataRecipe, TeacherRecipe
 from distill.export import export_and_push
 from distill.exporting.card import model_card
 from distill.exporting.formats import Form, convert

@@ -8,7 +8,8 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
-from distill.config.recipe import DTYPES, Recipe, TeacherRecipe, TrainRecipe, method_options
+from distill.config.recipe import Recipe, method_options
+from distill.config.sections import DTYPES, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.memory import read_processes
