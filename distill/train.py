@@ -27,9 +27,10 @@ from distill.exporting.finish import finish, report_failure
 from distill.methods.base import Distiller
 from distill.training.engine import Engine
 from distill.training.guard import Stop
+from distill.training.jsonl_log import JsonlLog
 from distill.training.metric_log import MetricLog
 from distill.training.outcome import choose_ema, failed_before, keep_best
-from distill.training.run_folder import JsonlLog, check_same_run, fingerprint, finished, lock_run_folder, run_key
+from distill.training.run_folder import check_same_run, fingerprint, finished, lock_run_folder, run_key
 from distill.training.setup import (
     build_monitor,
     build_validation,

@@ -11,7 +11,8 @@ from benchmarks.wild.cells import Case
 from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import ExportRecipe, TeacherRecipe
-from distill.exporting.pipeline import describe, export
+from distill.exporting.distill_json import describe
+from distill.exporting.pipeline import export
 from teachers.pocket.parts import make_tokenizer
 from tests.teachers.tiny_pipelines import BUILDERS, WIDTH, unet
 

@@ -17,8 +17,8 @@ from distill.training import checkpoint
 from distill.training.best import best_record, load_best, save_best, score
 from distill.training.engine import Engine
 from distill.training.export_record import is_exported
+from distill.training.jsonl_log import held_out_records
 from distill.training.monitor import Monitor
-from distill.training.run_folder import held_out_records
 from distill.training.setup import checkpoints_folder
 from distill.training.state import TrainState
 from teachers.support.checksums import read_json, write_json

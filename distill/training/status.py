@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.recipe import Recipe
-from distill.training.run_folder import warn_if_unwritable
+from distill.training.jsonl_log import warn_if_unwritable
 from eval.pipelines.jobs import steps
 from teachers.support.files import atomic_write
 from teachers.support.json_files import read_json

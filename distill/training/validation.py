@@ -18,8 +18,8 @@ from distill.config.recipe import Recipe
 from distill.data import shards
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
-from distill.training.monitor import chunk_size, decode_samples
-from distill.training.run_folder import warn_if_unwritable
+from distill.training.decoding import chunk_size, decode_samples
+from distill.training.jsonl_log import warn_if_unwritable
 from distill.training.tracked_samples import log_media
 from distill.training.trackers import log_image, pixels
 from teachers.core.denoiser import Condition, Denoiser

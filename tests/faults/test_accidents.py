@@ -16,8 +16,9 @@ from distill.train import train
 from distill.training import checkpoint
 from distill.training.engine import Engine
 from distill.training.guard import NonFiniteGuard, Stop
+from distill.training.jsonl_log import JsonlLog
 from distill.training.optimizers import adamw
-from distill.training.run_folder import JsonlLog, lock_run_folder
+from distill.training.run_folder import lock_run_folder
 from teachers.support.checksums import seal
 from tests.faults import kill, processes
 from tests.forks import Fork

@@ -8,7 +8,8 @@ import torch
 from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import ExportRecipe, TeacherRecipe
-from distill.exporting.pipeline import describe, export
+from distill.exporting.distill_json import describe
+from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
 from tests.settings import first_is_quick
 from tests.teachers.families.stock import prompts_of
