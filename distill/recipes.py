@@ -5,11 +5,13 @@ fewstep recipes list|show NAME|copy NAME [TARGET]|keys [METHOD]
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import click
 
 from distill.config.shipped import description, recipe_file, shipped
+from teachers.support.errors import run_click
 from teachers.support.text import read_text
 
 
@@ -60,6 +62,4 @@ def keys(method: str | None) -> None:
 
 
 if __name__ == "__main__":
-    from distill.cli import main
-
-    main("recipes")
+    sys.exit(run_click(recipes, name="python -m distill.recipes"))

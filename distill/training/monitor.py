@@ -20,7 +20,6 @@ from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
-from distill.training import decoding
 from distill.training.decoding import chunk_size, decode_samples
 from distill.training.diversity import NOISES, SAMPLES, compared, relative_variation, variation
 from distill.training.jsonl_log import JsonlLog, warn_if_unwritable
@@ -44,9 +43,7 @@ def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, feature
     contents = teacher.contents() if data.teacher is None else data.teacher
     prompts = [data.captions[i] for i in data.prompt[data.held_out_rows(recipe.train.evaluate_samples)].tolist()]
     options = (recipe.teacher.guidance, recipe.train.evaluate_teacher_steps, recipe.seed)
-    return teacher_key(
-        teacher, contents, (prompts, options, features.name, features.weights), __name__, decoding.__name__
-    )
+    return teacher_key(teacher, contents, (prompts, options, features.name, features.weights), __name__, decode_samples)
 
 
 class Monitor:
