@@ -20,7 +20,7 @@ from distill.config.sections import (
     TrainRecipe,
 )
 from distill.config.typed import InvalidOption, build, check_value, option
-from distill.methods.dmd import DMDOptions
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.rcm import RCMOptions
 from distill.methods.scm import SCMOptions
 from eval.config.options import Options, Timing

@@ -11,7 +11,8 @@ from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
 from distill.config.saved import save
 from distill.config.sections import TeacherRecipe
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from distill.train import check_schedules
 from distill.training.memory_plan import plan
