@@ -10,7 +10,7 @@ from distill.config.typed import Checked, InvalidOption, option
 from eval.config.media_names import MEDIA_FEATURES, media_feature_names
 from eval.config.names import FEATURES
 from teachers.loading.embedded import EMBEDDED
-from teachers.loading.lora_files import Lora, lora_hash
+from teachers.loading.lora_files import Lora, locate_lora
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import feature_models
 from teachers.support.errors import suggest
@@ -63,7 +63,7 @@ class TeacherRecipe(Checked):
 
     def check(self) -> None:
         for lora in self.loras:
-            lora_hash(lora)  # the file must exist
+            locate_lora(lora.path)  # it must exist
         if self.negative_prompt is not None and self.guidance == 1:
             raise InvalidOption("negative_prompt", "must be null with teacher.guidance=1, which ignores it")
         if self.path is None and self.loras:
@@ -171,6 +171,20 @@ class TrainRecipe(Checked):
             raise InvalidOption(
                 "batch_size", f"must be a multiple of train.accumulation ({self.accumulation}), got {self.batch_size}"
             )
+
+    def local_batch_size(self, processes: int) -> int:
+        """Samples of one micro-batch on each of several processes.
+
+        Raises:
+            ValueError: If the processes cannot have equally many.
+        """
+        micro = self.batch_size // self.accumulation
+        if micro % processes:
+            raise ValueError(
+                f"train.batch_size / train.accumulation must be a multiple of the number of processes ({processes}), "
+                f"got {micro}"
+            )
+        return micro // processes
 
 
 @dataclass

@@ -113,13 +113,7 @@ class Engine:
             )
         if settings.compile != "none":
             compiling.check_compiler(self.device)
-        micro = settings.batch_size // settings.accumulation
-        if micro % self.world_size:
-            raise ValueError(
-                f"train.batch_size / train.accumulation must be a multiple of the number of processes "
-                f"({self.world_size}), got {micro}"
-            )
-        self.local_batch_size = micro // self.world_size
+        self.local_batch_size = settings.local_batch_size(self.world_size)
         self.group: Any = None  # gloo, so that no device has to be synchronised
         self._watchdog: Watchdog | None = None
         self._roots: list[FSDPModule] = []

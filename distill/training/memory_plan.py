@@ -82,8 +82,8 @@ class Processes:
     sharding: FullyShardedDataParallelPlugin | None = None
 
     def samples(self, recipe: Recipe) -> int:
-        """Samples of one micro-batch on one process."""
-        return max(1, recipe.train.batch_size // recipe.train.accumulation // self.count)
+        """Samples of one micro-batch on one process; see `TrainRecipe.local_batch_size`."""
+        return recipe.train.local_batch_size(self.count)
 
 
 ONE_PROCESS = Processes()

@@ -12,7 +12,7 @@ from distill.config.recipe import Recipe, method_options
 from distill.config.sections import DTYPES, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
-from distill.memory import read_processes
+from distill.memory import print_memory, read_processes
 from distill.training import memory_plan
 from distill.training.meta_device import META, MemoryTracker, patch_meta_ops
 from teachers.families.stable_diffusion import StableDiffusion
@@ -153,3 +153,10 @@ def test_number_of_processes_in_a_configuration_is_checked(count, tmp_path):
     config.write_text(f"num_processes: {count}\n")
     with pytest.raises(ValueError, match=re.escape(str(config))):
         read_processes(config, None)
+
+
+def test_processes_must_share_the_batch_equally(lora_recipe):
+    recipe = lora_recipe("scm", "train.batch_size=12", "train.accumulation=2")
+    assert memory_plan.Processes(3).samples(recipe) == 2
+    with pytest.raises(ValueError, match=r"must be a multiple of the number of processes \(4\), got 6"):
+        print_memory(recipe, count=4)
