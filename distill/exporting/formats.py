@@ -1,6 +1,7 @@
 """Other forms of an exported pipeline: half precision, shards, one file, LoRA keys of other tools, ONNX."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -65,6 +66,8 @@ def convert(pipeline: Path, out: Path, form: str, how: Form) -> list[Path]:
         raise ValueError(f"OUT must be outside the exported pipeline {pipeline}, got {out}")
     if how.shard is not None and form != "diffusers":
         raise ValueError(f"--max-shard-size needs --format diffusers, got {form}")
+    if how.shard is not None and not re.fullmatch(r"[1-9]\d*[KMGT]B", how.shard):
+        raise ValueError(f'--max-shard-size must be a whole number with KB, MB, GB or TB, got "{how.shard}"')
     suffix = {"single-file": ".safetensors", "lora": ".safetensors"}.get(form)
     if suffix and out.suffix != suffix:
         raise ValueError(f"OUT must be a {suffix} file with --format {form}, got {out.name}")

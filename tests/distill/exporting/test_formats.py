@@ -88,6 +88,8 @@ def test_the_workflow_has_the_noise_levels_of_the_students_timesteps(student):
         (("x.ckpt", "--format", "single-file"), "OUT must be a .safetensors file"),
         (("x.safetensors", "--format", "lora"), "trained with memory.tier=lora"),
         (("x.safetensors", "--format", "single-file", "--max-shard-size", "1GB"), "needs --format diffusers"),
+        (("x", "--max-shard-size", "0GB"), "--max-shard-size must be a whole number with KB, MB, GB or TB"),
+        (("x", "--max-shard-size", "large"), "--max-shard-size must be a whole number with KB, MB, GB or TB"),
         (("x", "--format", "onnx", "--variant", "fp16"), "cannot be combined with --format onnx"),
     ],
 )

@@ -20,6 +20,7 @@ from distill.training.best import best_record, score
 from distill.training.status import ENDED, Status, read_status, status_line
 from distill.training.trackers import log_image
 from distill.training.validation import label_sheet
+from tests.commands import fewstep
 
 PROMPTS = ["a coat", "a prompt that no training caption has"]
 
@@ -171,6 +172,21 @@ def test_status_of_a_run_whose_process_is_gone(recipe_of):
         status_line(recipe.folder)
     with pytest.raises(ValueError, match=r"has no status\.json"):
         status_line(recipe.folder / "absent")
+
+
+def test_status_of_several_folders_names_those_that_are_no_runs(recipe_of, capsys):
+    recipe = recipe_of()
+    recipe.folder.mkdir(parents=True)
+    Status(recipe, True).write("training")
+    other, damaged = recipe.folder.parent / "report", recipe.folder.parent / "damaged"
+    other.mkdir()
+    damaged.mkdir()
+    (damaged / "status.json").write_text("{")
+    assert fewstep("status", other, recipe.folder, damaged) == 0
+    out, error = capsys.readouterr()
+    assert out == "run: training, step 0 of 2; 0 s of training\n"
+    assert f"{other} has no status.json" in error and "status.json is not valid JSON" in error
+    assert fewstep("status", other, damaged) == 2
 
 
 def test_status_says_how_a_run_ended(recipe_of):
