@@ -173,3 +173,8 @@ def joined(calls: Sequence[Inputs]) -> Inputs:
         for key, value in calls[0].items()
         if all(key in call for call in calls)
     }
+
+
+def device_of(teacher: Teacher) -> torch.device:
+    """The device of a teacher's network."""
+    return next(iter(teacher.denoiser.parameters())).device

@@ -239,14 +239,16 @@ def promised_calls(calls: Sequence[Mapping[str, Any]], scales: Sequence[float]) 
     return [*calls, *more]
 
 
-def load_exported(kind: type[DiffusionPipeline], folder: Any, device: torch.device) -> Pipeline:
-    """Load an exported pipeline from its folder in float32, as the model card says."""
+def load_exported(
+    kind: type[DiffusionPipeline], folder: Any, device: torch.device, safety_checker: bool = False
+) -> Pipeline:
+    """Load an exported pipeline from its folder in float32, as the model card says, with or without safety checker."""
     check_trusted(str(folder), (kind, *registry.owners()), kind)
     check_weights(str(folder))
     check_folder(str(folder))
     absent = stored_without(kind, folder)
     with loading_errors(str(folder)):
-        options = absent | without_checker(kind)
+        options = absent if safety_checker else absent | without_checker(kind)
         pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     correct_autoencoder(pipe)
     return on_device(pipe, device)

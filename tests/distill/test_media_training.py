@@ -8,7 +8,8 @@ import wave
 import pytest
 import torch
 
-from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, TrainRecipe, load
+from distill.config.recipe import Recipe, load
+from distill.config.sections import DataRecipe, TeacherRecipe, TrainRecipe
 from distill.sample import sample_run, sample_to_file
 from distill.train import train
 from eval.compare import compare

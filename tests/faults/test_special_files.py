@@ -20,8 +20,8 @@ from distill.sample import stored_call
 from distill.training import checkpoint
 from distill.training.best import best_record, load_best
 from distill.training.export_record import EXPORTED, is_exported
+from distill.training.jsonl_log import JsonlLog, held_out_records
 from distill.training.outcome import failed_before
-from distill.training.run_folder import JsonlLog, held_out_records
 from eval.config.protocol import read_protocol
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, image_warnings

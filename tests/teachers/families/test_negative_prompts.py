@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from distill.checks.conditions import condition_checks
 from distill.checks.stock import prompts_for, run_stock, use_first_order_sampler
-from distill.checks.teacher_checks import condition_checks
 from distill.config.registry import TEACHERS, find
 from teachers.loading.source import load_pipeline
 from tests.teachers.tiny_media import BUILDERS as MEDIA

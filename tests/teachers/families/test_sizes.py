@@ -7,10 +7,12 @@ import pytest
 import torch
 from diffusers.utils import dummy_torch_and_torchsde_objects as without_torchsde
 
-from distill.config.recipe import Recipe, TeacherRecipe, load
+from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
 from distill.config.saved import save
-from distill.methods.dmd import DMD, DMDOptions
+from distill.config.sections import TeacherRecipe
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from distill.train import check_schedules
 from distill.training.memory_plan import plan
