@@ -140,7 +140,7 @@ def read_run(
 
 def pipeline_identity(folder: Path) -> str:
     """A key of a pipeline's files and of its distill.json, by which a report says what it evaluated."""
-    file = folder / "distill.json"
+    file = folder / RECORD
     return key(pipeline_contents(str(folder)), file_content(file) if file.is_file() else None)
 
 
