@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.accessibility import BLOCKING, browser, findings
+from benchmarks.accessibility import BLOCKING, NO_BROWSER, browser, findings
 from eval.demo import page, serve, serve_runs
 from eval.pipelines.demo_files import Store, caption, gallery, history
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_BODY, RequestLimits
@@ -337,7 +337,7 @@ def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(browser() is None, reason="there is no Chromium on the PATH (apt-get install chromium)")
+@pytest.mark.skipif(browser() is None, reason=NO_BROWSER)
 def test_axe_finds_nothing_serious_in_the_page(served):
     found = findings([served], ready="button.primary")
     assert [entry for entry in found if entry["impact"] in BLOCKING] == []

@@ -6,16 +6,13 @@ The static rules of `accessibility.problems` are tested in `test_html.py` withou
 import pytest
 import torch
 
-from benchmarks.accessibility import browser, findings
+from benchmarks.accessibility import NO_BROWSER, browser, findings
 from eval.report import write_report
 from tests.eval.report.example import crowded_rows
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        browser() is None,
-        reason="there is no Chromium on the PATH (apt-get install chromium)",
-    ),
+    pytest.mark.skipif(browser() is None, reason=NO_BROWSER),
 ]
 
 
