@@ -85,6 +85,15 @@ def test_the_command_line_overrides_the_protocol(make_run, tmp_path, capsys):
     assert "--size must be at least 1, got 0" in capsys.readouterr().err
 
 
+def test_models_beside_the_protocol_are_found(tmp_path):
+    for name in ("clap", "hps"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "p.yaml").write_text("clap: clap\nscore: [hpsv2=hps, objects=elsewhere/detr, pickscore]\n")
+    found = read_protocol(tmp_path / "p.yaml")
+    assert found["clap"] == str(tmp_path / "clap")
+    assert found["score"] == [f"hpsv2={tmp_path / 'hps'}", "objects=elsewhere/detr", "pickscore"]
+
+
 def to_pillow(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
 
