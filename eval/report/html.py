@@ -194,6 +194,7 @@ def _protocol(report: dict[str, Any]) -> dict[str, Any]:
         "protocol": report.get("protocol"),
         "evaluated at": size and f"{size} x {size} pixels (center crop, Lanczos)",
         "CLIP model": clip and clip["source"],
+        "CLAP model": report["clap"]["source"] if "clap" in report else None,
         "scores": ", ".join(f"{entry['name']}: {entry['source']}" for entry in report.get("scorers") or []) or None,
         "teacher": teacher and teacher["path"],
         "teacher call": teacher and json.dumps(teacher["call"]),
