@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from eval.config.options import check_options
-from eval.pipelines.generate import arguments, check_pipeline, largest_batch, load_pipeline, seeded
+from eval.pipelines.generate import arguments, largest_batch, seeded
+from eval.pipelines.loading import check_pipeline, load_pipeline
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS, choose_device, choose_precision
 from eval.pipelines.runs import read_run

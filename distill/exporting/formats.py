@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.exporting.comfy import workflow
 from distill.exporting.single_file import write_single_file
 from distill.exporting.verify import load_exported
-from eval.pipelines.generate import check_pipeline
+from eval.pipelines.loading import check_pipeline
 from eval.pipelines.signatures import pipeline_class
 from teachers.core.teacher import save_pipeline
 from teachers.loading.record import read_record, write_record

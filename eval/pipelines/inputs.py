@@ -5,9 +5,11 @@ from typing import Any
 
 from eval.config.media_names import WITHOUT_WEIGHTS, check_features
 from eval.config.options import Options
-from eval.pipelines.generate import check_pipeline
 from eval.pipelines.jobs import Job, baseline_of, jobs_of
-from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting
+from eval.pipelines.loading import check_pipeline
+from eval.pipelines.run_prompts import own_prompts, prompts_for
+from eval.pipelines.runs import Run, read_run
+from eval.pipelines.shared_settings import shared_setting
 from teachers.loading.registry import feature_models
 from teachers.media import ANY_IMAGE, MEDIA, Image, Medium
 

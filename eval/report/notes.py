@@ -4,8 +4,9 @@ from typing import Any
 
 from eval.config.names import PICKLES_ALLOWED, SCORERS
 from eval.metrics.context import MetricContext
+from eval.pipelines.folders import teacher_folder
 from eval.pipelines.inputs import Inputs
-from eval.pipelines.runs import teacher_folder, training_prompts
+from eval.pipelines.run_prompts import training_prompts
 from teachers.loading.contents import changed_files
 from teachers.loading.lora_files import lora_hash
 

@@ -23,7 +23,8 @@ from eval.pipelines.demo_files import Store, caption, gallery, history
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_BODY, RequestLimits
 from eval.pipelines.demo_pipelines import Demo, DemoPipeline
 from eval.pipelines.demo_requests import Request, TimedSamples, joined
-from eval.pipelines.generate import arguments, load_pipeline
+from eval.pipelines.generate import arguments
+from eval.pipelines.loading import load_pipeline
 from teachers.loading.registry import load_teacher
 from teachers.media import ANY_IMAGE, to_record
 from tests.commands import demo_main as main

@@ -17,7 +17,8 @@ from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read_image
 from eval.features.resize import center_crop_resize
 from eval.metrics.fid import frechet_distance
-from eval.pipelines.generate import arguments, load_pipeline
+from eval.pipelines.generate import arguments
+from eval.pipelines.loading import load_pipeline
 from teachers.media import ANY_IMAGE
 from tests.commands import eval_main as main
 from tests.settings import ROOT
