@@ -19,9 +19,10 @@ from diffusers import (
 )
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
-from eval.pipelines.generate import arguments, check_call, pipeline_class
+from eval.pipelines.generate import arguments
 from eval.pipelines.loading import load_pipeline
 from eval.pipelines.networks import counted
+from eval.pipelines.signatures import check_call, pipeline_class
 from eval.pipelines.solvers import use_modern_solver
 from teachers.media import ANY_IMAGE
 
