@@ -235,6 +235,7 @@ def test_page_generates_images_through_its_interface(demo, served, tmp_path):
         assert Image.open(io.BytesIO(httpx.get(link).content)).size == (32, 32)
     again = client.predict("a bag", *CALL[1:], api_name="/generate")
     assert again[6].count("<li>") == 2 and again[6].index("a bag") < again[6].index("a coat")
+    client.predict(*CALL[:5], None, CALL[6], api_name="/generate")  # empty: a warning on the page, no error
     client.close()
 
 

@@ -65,6 +65,8 @@ def test_viewer_shows_files_and_arrow_keys_switch_between_rows_on_one_noise(larg
 
 def shown(page) -> tuple[str, int, str]:
     """The file, its width, and the caption in the viewer."""
-    page.wait_for_function("document.querySelector('dialog img').complete")
+    page.evaluate(
+        "document.querySelector('dialog img').decode()"
+    )  # wait_for_function needs eval, which the page forbids
     source, width = page.evaluate("(i => [i.src, i.naturalWidth])(document.querySelector('dialog img'))")
     return source.rpartition("images/")[2], width, page.locator("dialog p").inner_text()
