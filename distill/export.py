@@ -20,7 +20,7 @@ from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder, stored_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
-from eval.pipelines.generate import check_pipeline
+from eval.pipelines.loading import check_pipeline
 from teachers.loading.record import RECORD, read_record
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write

@@ -16,7 +16,8 @@ from diffusers import (
 from torch import Tensor, nn
 
 from distill.exporting.recording import SAMPLES, recorded_steps
-from eval.pipelines.generate import Pipeline, arguments, cuda_devices, networks, set_guidance
+from eval.pipelines.generate import arguments, cuda_devices
+from eval.pipelines.networks import Pipeline, networks, set_guidance
 from eval.pipelines.signatures import argument, takes_prompts
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow

@@ -22,8 +22,9 @@ from distill.checks.table import Check, left_out
 from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
-from eval.pipelines.generate import Pipeline, correct_null_class, has_guider, network
 from eval.pipelines.jobs import steps
+from eval.pipelines.loading import correct_null_class
+from eval.pipelines.networks import Pipeline, has_guider, network
 from eval.pipelines.signatures import argument
 from teachers.core.cosine_path import Cosine
 from teachers.core.denoiser import Condition

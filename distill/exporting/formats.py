@@ -20,7 +20,7 @@ from distill.exporting.model_card.gallery import FOLDER as GALLERY
 from distill.exporting.pipeline import LORA
 from distill.exporting.single_file import check_layout, write_single_file
 from distill.exporting.verify import load_exported
-from eval.pipelines.generate import check_pipeline
+from eval.pipelines.loading import check_pipeline
 from eval.pipelines.signatures import pipeline_class
 from teachers.loading.record import read_record, write_record
 from teachers.loading.saving import save_pipeline

@@ -52,6 +52,6 @@ UNSUPPORTED_SCORERS = {
 }
 FEATURES = ("pocket", *INCEPTION_MODES, *VISION_MODELS, "pixels")
 PICKLES_ALLOWED = (
-    "Pickled weights were allowed (--allow-pickle): pipelines, feature extractors and CLIP models without safetensors "
-    "files were read from pickles."
+    "Pickled weights were allowed (--allow-pickle): pipelines, feature extractors, CLIP and CLAP models without "
+    "safetensors files were read from pickles."
 )

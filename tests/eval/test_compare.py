@@ -20,7 +20,8 @@ from eval.config.options import Options
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_distance, frechet_from_statistics, statistics
 from eval.pipelines import cache
-from eval.pipelines.generate import arguments, load_pipeline
+from eval.pipelines.generate import arguments
+from eval.pipelines.loading import load_pipeline
 from teachers.media import ANY_IMAGE
 from teachers.support.checksums import read_json
 from tests.commands import eval_main as main

@@ -22,7 +22,8 @@ from eval.compare import compare
 from eval.config.options import Options
 from eval.pipelines.demo_pipelines import Demo
 from eval.pipelines.inputs import read_inputs
-from eval.pipelines.runs import own_prompts, read_run
+from eval.pipelines.run_prompts import own_prompts
+from eval.pipelines.runs import read_run
 from eval.report.training_log import curves
 from teachers.loading.contents import changed_files
 from teachers.support.checksums import seal

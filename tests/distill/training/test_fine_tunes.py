@@ -13,7 +13,8 @@ from distill.memory import print_memory
 from distill.train import train
 from distill.training.run_folder import fingerprint
 from distill.training.setup import check_fine_tunes, load_teacher
-from eval.pipelines.runs import read_run, tuned_teacher_folder
+from eval.pipelines.runs import read_run
+from eval.pipelines.shared_settings import tuned_teacher_folder
 from teachers.describe import describe
 from teachers.loading.lora_files import Lora
 from teachers.loading.loras import fuse

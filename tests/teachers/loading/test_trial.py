@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.pipelines.generate import load_pipeline as load_for_eval
+from eval.pipelines.loading import load_pipeline as load_for_eval
 from teachers.core.denoiser import Denoiser
 from teachers.describe import describe
 from teachers.loading.registry import family_of, installed
