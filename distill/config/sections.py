@@ -9,6 +9,7 @@ import torch
 from distill.config.typed import Checked, InvalidOption, option
 from eval.config.media_names import MEDIA_FEATURES, media_feature_names
 from eval.config.names import FEATURES
+from teachers.core.exportable import ExportSchedule
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.lora_files import Lora, locate_lora
 from teachers.loading.prompts import read_prompts
@@ -267,7 +268,7 @@ class EvaluationRecipe(Checked):
 class ExportRecipe(Checked):
     """`export:` in a recipe: the form of the exported pipeline."""
 
-    schedule: Literal["native", "bent"] = option(
+    schedule: ExportSchedule = option(
         "native",
         "native: the exported student keeps the teacher's noise schedule and timesteps, so that other schedulers, "
         "ControlNets, adapters and front ends see the noise levels that they were made for. bent: the noise levels of "

@@ -11,6 +11,7 @@ from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEn
 from distill.exporting.model_card.metadata import metadata, written
 from distill.exporting.model_card.sections import guidance_note, license_note, limits_note, origin, training_note
 from distill.exporting.usage import usage_section
+from eval.config.names import METHOD_TITLES
 from eval.report.markdown import escape
 from teachers.core.teacher import Teacher
 from teachers.media import Audio, Medium, Video
@@ -164,7 +165,8 @@ pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
         f"Class: `{pipeline}`. Sampling angles (TrigFlow): {', '.join(f'{t:.4f}' for t in record['times'])} rad.",
     ]
     title = f"# {escape(record['name'])}"
-    first = f"A {steps}-step student of {origin(record)}, distilled with {escape(record['method'])} by fewstep "
+    method = escape(METHOD_TITLES.get(record["method"], record["method"]))
+    first = f"A {steps.replace(' or ', '- or ')}-step student of {origin(record)}, distilled with {method} by fewstep "
     body = "\n\n".join(section.strip("\n") for section in sections if section)
     front = written(metadata(record, tag, widgets))
     return f"{front}\n{title}\n\n{first}{record['version']}.\n\n{body}\n\n{MARKER.format(PLACEHOLDER)}\n"

@@ -45,20 +45,17 @@ class Form:
     shard: str | None = None
 
 
-def convert(pipeline: Path, out: Path, form: str, how: Form) -> list[Path]:
-    """Write an exported pipeline in another form.
+def check_form(pipeline: Path, out: Path, form: str, how: Form) -> None:
+    """Check what can be checked before the pipeline exists.
 
     Args:
-        pipeline: The folder of an exported pipeline.
+        pipeline: The folder of an exported pipeline, which may not exist yet.
         out: The folder or the file to write; it must not exist.
         form: One of `FORMATS`.
         how: Precision and shards.
 
-    Returns:
-        What was written.
-
     Raises:
-        ValueError: If `out` exists, the pipeline cannot have that form, or its files have changed since the export.
+        ValueError: If `out` exists, is in the pipeline or has the wrong ending, or `how` does not fit `form`.
     """
     if out.exists():
         raise ValueError(f"OUT must not exist yet, got {out}; name another one")
@@ -71,6 +68,27 @@ def convert(pipeline: Path, out: Path, form: str, how: Form) -> list[Path]:
     suffix = {"single-file": ".safetensors", "lora": ".safetensors"}.get(form)
     if suffix and out.suffix != suffix:
         raise ValueError(f"OUT must be a {suffix} file with --format {form}, got {out.name}")
+    if how.half and form == "onnx":
+        raise ValueError("--variant fp16 cannot be combined with --format onnx; convert the models with onnxruntime")
+
+
+def convert(pipeline: Path, out: Path, form: str, how: Form) -> list[Path]:
+    """Write an exported pipeline in another form.
+
+    Args:
+        pipeline: The folder of an exported pipeline.
+        out: The folder or the file to write; see `check_form`.
+        form: One of `FORMATS`.
+        how: Precision and shards.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If `check_form` raises one, the pipeline cannot have that form, or its files have changed since the
+            export.
+    """
+    check_form(pipeline, out, form, how)
     check_pipeline(pipeline)
     if found := outside_links(pipeline):
         raise ValueError(f"{found[0]} is a link out of the folder or a special file; remove it first")
@@ -164,8 +182,6 @@ def write_onnx(pipeline: Path, out: Path, record: Mapping[str, Any], how: Form) 
     """A folder of ONNX models."""
     from distill.exporting.onnx import write_onnx_folder
 
-    if how.half:
-        raise ValueError("--variant fp16 cannot be combined with --format onnx; convert the models with onnxruntime")
     with warnings.catch_warnings(), atomic_write(out) as temporary:
         warnings.filterwarnings("ignore")  # of tracing
         write_onnx_folder(load_pipeline(pipeline), pipeline, temporary)

@@ -89,15 +89,20 @@ def test_the_workflow_has_the_noise_levels_of_the_students_timesteps(student):
         (("x.safetensors", "--format", "lora"), "trained with memory.tier=lora"),
         (("x.safetensors", "--format", "single-file", "--max-shard-size", "1GB"), "needs --format diffusers"),
         (("x", "--max-shard-size", "0GB"), "--max-shard-size must be a whole number with KB, MB, GB or TB"),
+        ((".", "--variant", "fp16"), "OUT must not exist yet"),
         (("x", "--max-shard-size", "large"), "--max-shard-size must be a whole number with KB, MB, GB or TB"),
         (("x", "--format", "onnx", "--variant", "fp16"), "cannot be combined with --format onnx"),
     ],
 )
 def test_impossible_forms_are_refused(arguments, message, student, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    before = (student / "README.md").stat()
     assert fewstep("export", student, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    after = (student / "README.md").stat()
+    if "lora" not in arguments:  # whether a student has a LoRA file is known after its export
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "the card was written"
 
 
 def test_existing_files_are_not_overwritten(student, tmp_path):

@@ -230,6 +230,10 @@ def test_cards_of_every_kind_of_prompt(teacher_of, name):
     text = model_card(record, kind, "LCMScheduler", teacher)
     data = ModelCard(text).data
     assert data.base_model == "owner/teacher" and data.pipeline_tag.endswith(("text-to-image", "image-generation"))
+    assert "A 1-step student of" in text and "distilled with DMD by fewstep 1." in text
+    two = [*record["calls"], {"num_steps": 2, "call": teacher.calls(2)}]
+    text = model_card(record | {"method": "scm", "calls": two}, kind, "LCMScheduler", teacher)
+    assert "A 1- or 2-step student of" in text and "distilled with sCM by" in text and "samples in 1 or 2 steps" in text
     assert text.count("```") % 2 == 0 and "which its files do not name" in text and "EMA of step 2" in text
 
 
