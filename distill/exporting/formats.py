@@ -64,7 +64,9 @@ def check_form(pipeline: Path, out: Path, form: str, how: Form) -> None:
     if how.shard is not None and form != "diffusers":
         raise ValueError(f"--max-shard-size needs --format diffusers, got {form}")
     if how.shard is not None and not re.fullmatch(r"[1-9]\d*[KMGT]B", how.shard):
-        raise ValueError(f'--max-shard-size must be a whole number with KB, MB, GB or TB, got "{how.shard}"')
+        raise ValueError(
+            f'--max-shard-size must be a whole number with KB, MB, GB or TB, such as 2GB, got "{how.shard}"'
+        )
     suffix = {"single-file": ".safetensors", "lora": ".safetensors"}.get(form)
     if suffix and out.suffix != suffix:
         raise ValueError(f"OUT must be a {suffix} file with --format {form}, got {out.name}")
