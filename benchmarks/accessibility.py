@@ -20,6 +20,7 @@ from typing import Any
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SCREENS = {"desktop": (1440, 900), "phone": (390, 844)}
 THEMES = ("light", "dark")
+NO_BROWSER = f"one of {', '.join(BROWSERS)} must be on the PATH (apt-get install chromium), or CHROMIUM must name one"
 BLOCKING = ("serious", "critical")
 
 
@@ -46,7 +47,7 @@ def findings(pages: Sequence[str], ready: str | None = None) -> list[dict[str, A
 
     path = browser()
     if path is None:
-        raise ValueError(f"one of {', '.join(BROWSERS)} must be on the PATH, got none; apt-get install chromium")
+        raise ValueError(NO_BROWSER)
     found = []
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from benchmarks import closed_forms
 from benchmarks.closed_forms import REPEATS, Map, distance, floor, mode_error, sample_student
-from distill.config.recipe import OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import Recipe
+from distill.config.sections import OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch, Pairs
 from distill.methods.base import Distiller
-from distill.train import batch_rngs, train_step
 from distill.training.engine import Engine
 from distill.training.state import TrainState
+from distill.training.step import batch_rngs, train_step
 from teachers.core.denoiser import Denoiser
 from teachers.families.analytic import MIXTURES, Analytic
 from teachers.support.files import atomic_write

@@ -19,8 +19,9 @@ import torch
 from accelerate import Accelerator
 from transformers import CLIPTextModel
 
-from distill.config.recipe import DTYPES, load
+from distill.config.recipe import load
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import DTYPES
 from distill.data.dataset import plan, prepare
 from teachers import pocket
 

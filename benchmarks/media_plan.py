@@ -18,8 +18,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import full_size_media
-from distill.config.recipe import DTYPES, Recipe, load
+from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import DTYPES
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.training import memory_plan

@@ -31,15 +31,16 @@ import psutil
 import torch
 
 from benchmarks.full_size import MODELS
-from distill.config.recipe import DTYPES, MemoryRecipe, OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import Recipe
 from distill.config.registry import DISTILLERS, TEACHERS, find
+from distill.config.sections import DTYPES, MemoryRecipe, OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch, Pairs
-from distill.train import batch_rngs, train_step
 from distill.training import memory_plan
 from distill.training.engine import Engine
 from distill.training.memory_plan import LATE_STEP
 from distill.training.meta_device import build_on_meta, resident_modules
 from distill.training.state import TrainState
+from distill.training.step import batch_rngs, train_step
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 

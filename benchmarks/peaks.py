@@ -24,11 +24,11 @@ import torch
 from benchmarks import plain
 from distill.config.recipe import load
 from distill.methods.base import Distiller
-from distill.train import batch_rngs, train_step
 from distill.training.engine import Engine
 from distill.training.meta_device import MemoryTracker
 from distill.training.setup import plan_data, prepare
 from distill.training.state import TrainState
+from distill.training.step import batch_rngs, train_step
 
 ROOT = Path(__file__).parents[1]
 BATCHES = {"dmd": 32, "scm": 64}  # of recipes/pocket

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.training.run_folder import held_out_records
+from distill.training.jsonl_log import held_out_records
 from teachers.loading.record import read_record
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step [--repeats 20] [--also train.compile=networks ...] [--scaling] [--write]
 
-The step is the real one (`distill.train.train_step` on a recipe of recipes/pocket, at its own batch size). Before each
+The step is the real one (`distill.train_step` on a recipe of recipes/pocket, at its own batch size). Before each
 step, the same networks are called alone (the forwards, backwards and tangent that the method needs, uncompiled), and
 the plain script (`benchmarks/plain.py`) takes a step. The three are interleaved, and a ratio is the median of the
 ratios of single steps. On a CPU the unit is processor time of one thread, which depends less on other load than wall

@@ -13,31 +13,31 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.config.recipe import (
+    from distill.config.recipe import Recipe
+    from distill.config.recipe import load as load_recipe
+    from distill.config.sections import (
         DataRecipe,
         EvaluationRecipe,
         ExportRecipe,
         MemoryRecipe,
         OptimizerRecipe,
-        Recipe,
         TeacherRecipe,
         TrainRecipe,
     )
-    from distill.config.recipe import load as load_recipe
     from distill.data.batch import Batch
     from distill.methods.base import Distiller
     from distill.methods.dmd import DMD
     from distill.methods.rcm import RCM
     from distill.methods.scm import SCM
-    from distill.train import train, train_step
+    from distill.train import train
+    from distill.training.step import train_step
     from eval.compare import compare
     from teachers.core.sampling import sample
     from teachers.loading.registry import load_teacher
 
 __version__ = "0.1.0"
 
-_RECIPES = (
-    "Recipe",
+_SECTIONS = (
     "TeacherRecipe",
     "DataRecipe",
     "OptimizerRecipe",
@@ -48,9 +48,10 @@ _RECIPES = (
 )
 _NAMES = {
     "load_recipe": ("distill.config.recipe", "load"),
-    **{name: ("distill.config.recipe", name) for name in _RECIPES},
+    "Recipe": ("distill.config.recipe", "Recipe"),
+    **{name: ("distill.config.sections", name) for name in _SECTIONS},
     "train": ("distill.train", "train"),
-    "train_step": ("distill.train", "train_step"),
+    "train_step": ("distill.training.step", "train_step"),
     "load_teacher": ("teachers.loading.registry", "load_teacher"),
     "compare": ("eval.compare", "compare"),
     "Distiller": ("distill.methods.base", "Distiller"),

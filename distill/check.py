@@ -14,8 +14,8 @@ import torch
 from distill.checks.export_checks import check_student
 from distill.checks.table import table
 from distill.checks.teacher_checks import check_teacher
-from distill.config.recipe import TeacherRecipe
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import TeacherRecipe
 from distill.config.typed import check_value
 from teachers.loading.embedded import locate, usual_size
 from teachers.loading.registry import family_of

@@ -1,7 +1,5 @@
 """The command line `fewstep`. Arguments are parsed before torch is imported, so that help is immediate."""
 
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,11 +8,11 @@ from typing import Any
 
 import click
 
-from distill.config.shipped import FOLDER, description, recipe_file, shipped
+from distill.config.shipped import accelerate_file, recipe_file
+from distill.recipes import recipes
 from eval.__main__ import ALLOW_PICKLE, demo, evaluate
 from teachers.__main__ import describe, families
 from teachers.support.errors import add_debug_option, run_click
-from teachers.support.text import read_text
 
 PATH = click.Path(path_type=Path)
 RECIPE = click.argument("recipe")
@@ -119,7 +117,7 @@ def memory(recipe: str, overrides: Sequence[str], config: str | None, num_proces
     from distill.config.recipe import load
     from distill.memory import print_memory
 
-    print_memory(load(recipe, overrides), None if config is None else _config_file(config), num_processes)
+    print_memory(load(recipe, overrides), None if config is None else accelerate_file(config), num_processes)
 
 
 @fewstep.command()
@@ -254,53 +252,7 @@ def quickstart(medium: str, output: Path | None, samples: int | None, overrides:
     run(output, samples, list(overrides), medium)
 
 
-@fewstep.group()
-def recipes() -> None:
-    """List, show and copy the recipes that ship, and document every key."""
-
-
-@recipes.command("list")
-def list_recipes() -> None:
-    """List the recipes that ship."""
-    found = shipped()
-    width = max(map(len, found))
-    for name, file in found.items():
-        print(f"{name:<{width}}  {description(file).partition('. ')[0].rstrip('.')}.")
-
-
-@recipes.command()
-@click.argument("name")
-def show(name: str) -> None:
-    """Print the recipe NAME."""
-    print(read_text(recipe_file(name)), end="")
-
-
-@recipes.command()
-@click.argument("name")
-@click.argument("target", type=PATH, required=False)
-def copy(name: str, target: Path | None) -> None:
-    """Copy the recipe NAME into TARGET (default: a file of that name here), to be edited."""
-    source = recipe_file(name)
-    target = Path(source.name) if target is None else target / source.name if target.is_dir() else target
-    if os.path.lexists(target):  # also a broken link, which would be followed
-        raise ValueError(f"{target} exists already; name another file")
-    shutil.copyfile(source, target)
-    print(f"{target}: edit it, then run fewstep train {target}")
-
-
-@recipes.command()
-@click.argument("method", required=False)
-def keys(method: str | None) -> None:
-    """Document every key of a recipe, or with METHOD the options of that method."""
-    from distill.config.recipe import Recipe
-    from distill.config.registry import DISTILLERS, find
-    from distill.config.typed import document
-
-    for entry in document(find(DISTILLERS, method).Options, "method") if method else document(Recipe):
-        print(f"{entry.key}  ({entry.kind}; default {entry.default})\n    {entry.help}")
-
-
-for command in (describe, families, demo):
+for command in (describe, families, demo, recipes):
     fewstep.add_command(command)
 fewstep.add_command(evaluate, "eval")
 add_debug_option(fewstep)
@@ -324,19 +276,7 @@ def _run(
         check_tracker(checked.train.tracker)
     plan_data(checked)  # errors are found before any process starts
     arguments = [str(recipe_file(recipe).absolute()), *overrides]  # absolute: its name may start with a dash
-    return launch(module, arguments, None if config is None else _config_file(config), processes)
-
-
-def _config_file(name: str) -> Path:
-    known = {file.stem: file for file in sorted((FOLDER / "accelerate").glob("*.yaml"))}
-    if Path(name).is_file() or (Path(name).exists() and name not in known):
-        from teachers.support.yaml_files import read_yaml
-
-        read_yaml(Path(name))  # accelerate would print a traceback
-        return Path(name)
-    if name not in known:
-        raise ValueError(f"--config must be a file or one of {', '.join(known)}, got {name!r}")
-    return known[name]
+    return launch(module, arguments, None if config is None else accelerate_file(config), processes)
 
 
 def main(*first: str) -> None:

@@ -11,12 +11,12 @@ import yaml
 
 from distill.config.recipe import Recipe, method_options
 from distill.data.dataset import Dataset
-from distill.train import batch_rngs, train_step
 from distill.training.engine import Engine
 from distill.training.memory_plan import Processes, fits, plan_lines
 from distill.training.setup import build_monitor, plan_data, prepare
 from distill.training.state import TrainState
 from distill.training.status import duration
+from distill.training.step import batch_rngs, train_step
 from distill.training.trackers import check_tracker
 from teachers.core.teacher import Teacher
 from teachers.describe import describe

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distill.config.saved import SAVED, load_saved
 from distill.exporting.finish import finish, report_failure
-from distill.exporting.formats import Form, convert
+from distill.exporting.formats import Form, check_form, convert
 from distill.exporting.hub import CARD, add_evaluation, find_report, push, store_evaluation
 from distill.training import checkpoint
 from distill.training.engine import Engine
@@ -20,7 +20,7 @@ from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder, stored_key
 from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
-from eval.pipelines.generate import check_pipeline
+from eval.pipelines.loading import check_pipeline
 from teachers.loading.record import RECORD, read_record
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write
@@ -110,6 +110,9 @@ def export_and_push(
     """
     if out is None and (form != "diffusers" or variant or max_shard_size):
         raise ValueError("--format, --variant and --max-shard-size need OUT, the file or folder to write")
+    how = Form(variant == "fp16", max_shard_size)
+    if out is not None:  # before the export, which may take long
+        check_form(run if (run / "model_index.json").is_file() else run / PIPELINE, out, form, how)
     pipeline = export_run(run)
     check_pipeline(pipeline)
     card = pipeline / CARD
@@ -123,7 +126,7 @@ def export_and_push(
     print(f"pipeline: {pipeline}")
     print("the model card contains the evaluation" if evaluation else f"no evaluation yet: run fewstep eval {run}")
     if out is not None:
-        for path in convert(pipeline, out, form, Form(variant == "fp16", max_shard_size)):
+        for path in convert(pipeline, out, form, how):
             print(f"written: {path}")
     if push_to_hub:
         print(f"uploaded without its files of prompts: {push(pipeline, push_to_hub, private)}")

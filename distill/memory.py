@@ -48,6 +48,8 @@ def read_processes(config: Path | None, count: int | None) -> Processes:
         if not isinstance(values, dict):
             raise ValueError(f"{printable(config)} must have accelerate's keys, got {type(values).__name__}")
         number = count or int(values.get("num_processes", 1))
+        if number < 1:
+            raise ValueError(f"num_processes of {printable(config)} must be at least 1, got {number}")
         if values.get("distributed_type") != "FSDP":
             return Processes(number)
         names = (values.get("fsdp_config") or {}).get("fsdp_transformer_layer_cls_to_wrap")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from eval.config.options import check_options
-from eval.pipelines.generate import arguments, largest_batch, load_pipeline, seeded
+from eval.pipelines.generate import arguments, largest_batch, seeded
+from eval.pipelines.loading import load_pipeline
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.run_media import stored_medium
 from eval.pipelines.signatures import takes_prompts

@@ -3,15 +3,31 @@
 fewstep status RUN
 """
 
+import sys
 from pathlib import Path
 
 from distill.training.status import status_line
 
 
 def print_status(runs: tuple[Path, ...]) -> None:
-    """Print one line for each run; see `distill.training.status`."""
+    """Print one line for each run; see `distill.training.status`.
+
+    Args:
+        runs: Folders of runs. Of several, those without a valid status are named, such as the report in `runs/*`.
+
+    Raises:
+        ValueError: If none has a valid status.
+    """
+    problems: list[ValueError] = []
     for run in runs:
-        print(status_line(run))
+        try:
+            print(status_line(run))
+        except ValueError as error:
+            problems.append(error)
+    if len(problems) == len(runs):
+        raise problems[0]
+    for problem in problems:
+        print(problem, file=sys.stderr)
 
 
 if __name__ == "__main__":

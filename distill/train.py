@@ -11,8 +11,7 @@ Frechet distance against training time), `log.jsonl` (losses against training ti
 import dataclasses
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,14 @@ from distill.config.recipe import Recipe, check_exports
 from distill.config.registry import TEACHERS, find
 from distill.config.saved import save
 from distill.data import dataset as data
-from distill.data.batch import Batch
-from distill.data.batch_random import BatchRandom
 from distill.exporting.finish import finish, report_failure
 from distill.methods.base import Distiller
 from distill.training.engine import Engine
 from distill.training.guard import Stop
-from distill.training.metric_log import MetricLog, Metrics
-from distill.training.optimizers import set_learning_rate
+from distill.training.jsonl_log import JsonlLog
+from distill.training.metric_log import MetricLog
 from distill.training.outcome import choose_ema, failed_before, keep_best
-from distill.training.run_folder import JsonlLog, check_same_run, fingerprint, finished, lock_run_folder, run_key
+from distill.training.run_folder import check_same_run, fingerprint, finished, lock_run_folder, run_key
 from distill.training.setup import (
     build_monitor,
     build_validation,
@@ -44,6 +41,7 @@ from distill.training.setup import (
 )
 from distill.training.state import TrainState
 from distill.training.status import Status
+from distill.training.step import batch_rngs, train_step
 from distill.training.trackers import check_tracker
 from distill.training.watchdog import watched
 from teachers.core.teacher import Teacher
@@ -81,7 +79,7 @@ def train(
     if teacher is None:
         check_exports(recipe)
         find(TEACHERS, recipe.teacher.family).locate(recipe.teacher.path)
-    if teacher is not None:
+    else:
         prepare_in_memory(recipe, teacher)
     plan = plan_data(recipe, teacher, latents, captions)
     is_main = os.environ.get("RANK", "0") == "0"
@@ -202,7 +200,8 @@ def distil(
         if saving:
             _save(state, recipe, engine, identity, required=stopping)
         if not stopping or state.step == settings.steps:
-            state.seconds += time.perf_counter() - last
+            if state.step < settings.steps:  # an export has the seconds of the last checkpoint, now or later
+                state.seconds += time.perf_counter() - last
             observe()
             last = time.perf_counter()  # evaluations are not part of the cost
     bar.close()
@@ -226,54 +225,6 @@ def check_schedules(distiller: Distiller) -> None:
     if teacher.exports and not teacher.time_embeddings(unwrap(student.network)):
         for times in distiller.sampling_schedules():
             teacher.pipeline(student, times)
-
-
-def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, recipe: Recipe) -> Metrics:
-    """One training step: every phase of the method in order, then the EMA.
-
-    Args:
-        state: The state of the run; changed in place.
-        batches: Micro-batches in the order of `batch_rngs`; one is used for each phase and accumulation index.
-        engine: Gradient synchronisation, precision, clipping.
-        recipe: The recipe; its `train` section is read.
-
-    Returns:
-        The metrics by "phase/name": one detached scalar on the device for each micro-batch.
-    """
-    settings = recipe.train
-    metrics: dict[str, list[Tensor]] = defaultdict(list)
-    for index, phase in enumerate(state.distiller.phases(state.step)):
-        optimizer = state.optimizers[phase]
-        set_learning_rate(optimizer, state.rates[phase], state.step, settings.steps)
-        for i in range(settings.accumulation):
-            with engine.micro_batch(state.phases[phase], last=i == settings.accumulation - 1):
-                with engine.autocast():
-                    loss, details = state.phases[phase](next(batches), state.step)
-                engine.accelerator.backward(loss / settings.accumulation)
-            for key, value in details.items():
-                metrics[f"{phase}/{key}"].append(value)
-        norm = engine.clip(optimizer, state.parameters[phase], settings.max_norm)
-        metrics[f"{phase}/gradient_norm"].append(norm)
-        state.guard.check(optimizer, phase, index, state.step, norm, loss)
-        engine.update(optimizer)
-    state.update_emas(engine)
-    state.step += 1
-    return metrics
-
-
-def batch_rngs(recipe: Recipe, engine: Engine, distiller: Distiller, start: int) -> Iterator[BatchRandom]:
-    """The random numbers of every micro-batch of this process, from step `start` on.
-
-    Every process uses other rows of the global batch, so the numbers do not depend on the number of processes or
-    micro-batches.
-    """
-    settings = recipe.train
-    for step in range(start, settings.steps):
-        for index in range(len(distiller.phases(step))):
-            for i in range(settings.accumulation):
-                row = (i * engine.world_size + engine.rank) * engine.local_batch_size
-                key = recipe.seed, step, index
-                yield BatchRandom(key, row, row + engine.local_batch_size, settings.batch_size, engine.device)
 
 
 def _save(state: TrainState, recipe: Recipe, engine: Engine, identity: dict[str, str], required: bool) -> None:

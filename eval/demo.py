@@ -67,13 +67,19 @@ def page(demo: Demo, store: Store) -> Any:
         entries = gr.State([])
 
         def generate(
-            prompt: str, negative_prompt: str, seed: float | None, count: int, steps: int, teacher: float,
+            prompt: str, negative_prompt: str, seed: float | None, count: int, steps: int, teacher: float | None,
             guidance: float | None, past: list[tuple[Request, list[Results]]],
         ) -> list[Any]:  # fmt: skip
             try:
                 chosen = guidance if demo.guidance is not None else None
                 request = Request(
-                    prompt or "", int(seed or 0), int(steps), int(teacher), chosen, negative_prompt or "", int(count)
+                    prompt or "",
+                    int(seed or 0),
+                    int(steps),
+                    int(teacher or 0),
+                    chosen,
+                    negative_prompt or "",
+                    int(count),
                 )
                 samples = demo.generate(request)
                 results = store.write(request, samples)

@@ -5,21 +5,24 @@
 VBench's own prompts are in its repository. Each prompt has several clips from different noise.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from eval.config.options import check_options
-from eval.pipelines.generate import arguments, load_pipeline, seeded
+from eval.pipelines.generate import arguments, largest_batch, seeded
+from eval.pipelines.loading import check_pipeline, load_pipeline
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS, choose_device, choose_precision
 from eval.pipelines.runs import read_run
-from eval.pipelines.vbench import save_for_vbench, vbench_name
+from eval.pipelines.vbench import create_folder, save_for_vbench, vbench_name
 from teachers.loading.prompts import read_prompts
 from teachers.media import Video
 from teachers.media.video_writing import import_av
+from teachers.support.files import remove_stale
+from teachers.support.locks import replaced
 
 MOST_CLIPS = 100  # of one prompt; VBench uses at most 25
 
@@ -62,28 +65,37 @@ def write_clips(
         raise ValueError(f"--count must be from 1 to {MOST_CLIPS}, got {count}")
     import_av("clips for VBench cannot be written")
     texts = list(dict.fromkeys(read_prompts(prompts)))
-    with hold_pipelines([run]):
-        read = read_run(run, allow_pickle=allow_pickle)
-        if not isinstance(read.medium, Video):
-            raise ValueError(f"RUN must make clips for VBench, {read.name} makes {read.medium.plural}")
-        calls = {entry["num_steps"]: entry["call"] for entry in read.calls}
-        steps = min(calls) if num_steps is None else num_steps
-        if steps not in calls:
-            raise ValueError(f"--num-steps must be {' or '.join(map(str, sorted(calls)))} for this run, got {steps}")
-        names = [(k, n, vbench_name(text, n)) for k, text in enumerate(texts) for n in range(count)]
-        missing = [(k, n) for k, n, name in names if not (folder / name).exists()]
-        target = choose_device(device)
-        dtype = PRECISIONS[choose_precision(precision, target)]
-        pipe: Any = load_pipeline(read.folder, target, dtype, allow_pickle) if missing else None
-    for first in tqdm(range(0, len(missing), batch_size), unit="batch", disable=not missing):
-        part = missing[first : first + batch_size]
-        indices = [k * MOST_CLIPS + n for k, n in part]
-        wanted = [texts[k] for k, _ in part]
-        with seeded(indices, seed):
-            output = pipe(**arguments(pipe, calls[steps], wanted, indices, seed))
-        clips = read.medium.received(output).cpu()
-        for (k, n), clip in zip(part, clips, strict=True):  # a number may be missing between existing ones
-            save_for_vbench(clip[None], [texts[k]], folder, read.medium, {texts[k]: n})
+    with ExitStack() as locks:
+        with hold_pipelines([run]):
+            read = read_run(run, allow_pickle=allow_pickle)
+            if not isinstance(read.medium, Video):
+                raise ValueError(f"RUN must make clips for VBench, {read.name} makes {read.medium.plural}")
+            calls = {entry["num_steps"]: entry["call"] for entry in read.calls}
+            steps = min(calls) if num_steps is None else num_steps
+            if steps not in calls:
+                raise ValueError(
+                    f"--num-steps must be {' or '.join(map(str, sorted(calls)))} for this run, got {steps}"
+                )
+            names = [(k, n, vbench_name(text, n)) for k, text in enumerate(texts) for n in range(count)]
+            create_folder(folder)
+            locks.enter_context(replaced(folder))  # a lock that is no file in the folder
+            remove_stale(folder, [".*.tmp"])
+            missing = [(k, n) for k, n, name in names if not (folder / name).exists()]
+            target = choose_device(device)
+            dtype = PRECISIONS[choose_precision(precision, target)]
+            if missing:
+                check_pipeline(read.folder, allow_pickle)
+                pipe = load_pipeline(read.folder, target, dtype, allow_pickle)
+                size = largest_batch(pipe, batch_size)
+        for first in tqdm(range(0, len(missing), size), unit="batch") if missing else ():
+            part = missing[first : first + size]
+            indices = [k * MOST_CLIPS + n for k, n in part]
+            wanted = [texts[k] for k, _ in part]
+            with seeded(indices, seed):
+                output = pipe(**arguments(pipe, calls[steps], wanted, indices, seed))
+            clips = read.medium.received(output).cpu()
+            for (k, n), clip in zip(part, clips, strict=True):  # a number may be missing between existing ones
+                save_for_vbench(clip[None], [texts[k]], folder, read.medium, {texts[k]: n})
     return (
         f"{len(missing)} clips written to {folder}, {len(names) - len(missing)} were there; run VBench on this folder"
     )

@@ -16,11 +16,12 @@ from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, VariancePreserving
 from teachers.loading.embedded import locate, usual_size
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import config_source
 from teachers.loading.lora_files import Lora
 from teachers.loading.loras import check_fit_of
 from teachers.loading.registry import family_of, installed
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES
-from teachers.loading.source import config_source, loading_errors
 from teachers.loading.trial import check_teacher
 from teachers.loading.weights import check_networks, weight_files
 from teachers.media import Audio, Medium, Video

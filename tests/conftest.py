@@ -23,6 +23,9 @@ from tests.teachers import tiny_media as media
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+# matplotlib keeps its list of fonts in the user's home; without this, tests that set HOME find it among their files if
+# they are the first of a process to draw.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
 # Every worker and every process that a test starts would compile the project's modules again without bytecode files.
 sys.dont_write_bytecode = False
 gc.freeze()  # garbage collections skip the many objects of the imported libraries

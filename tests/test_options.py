@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from distill.config.recipe import (
+from distill.config.recipe import Recipe
+from distill.config.sections import (
     DataRecipe,
     EvaluationRecipe,
     MemoryRecipe,
     OptimizerRecipe,
-    Recipe,
     TeacherRecipe,
     TrainRecipe,
 )
 from distill.config.typed import InvalidOption, build, check_value, option
-from distill.methods.dmd import DMDOptions
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.rcm import RCMOptions
 from distill.methods.scm import SCMOptions
 from eval.config.options import Options, Timing

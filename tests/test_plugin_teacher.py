@@ -23,7 +23,7 @@ from eval.config.options import Timing
 from eval.features.extractors import extractor, prompt_judge
 from eval.pipelines.demo_pipelines import Demo
 from eval.pipelines.demo_requests import Request
-from eval.pipelines.generate import load_pipeline
+from eval.pipelines.loading import load_pipeline
 from teachers.core.few_step import native_levels
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.describe import describe

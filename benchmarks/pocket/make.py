@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.pocket.card import write_card
 from benchmarks.pocket.stages import encode, train_autoencoder, train_classifier, train_diffusion
-from teachers.core.teacher import save_pipeline
+from teachers.loading.saving import save_pipeline
 from teachers.pocket import FOLDER
 from teachers.pocket.classifier import Classifier, rgb01
 from teachers.pocket.parts import make_tokenizer, sd15_scheduler

@@ -8,9 +8,11 @@ from transformers import CLIPTextModelWithProjection
 
 import teachers.pocket as teachers_pocket
 from benchmarks.wild.cells import Case
-from distill.config.recipe import ExportRecipe, Recipe, TeacherRecipe, method_options
+from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
-from distill.exporting.pipeline import describe, export
+from distill.config.sections import ExportRecipe, TeacherRecipe
+from distill.exporting.distill_json import describe
+from distill.exporting.pipeline import export
 from teachers.pocket.parts import make_tokenizer
 from tests.teachers.tiny_pipelines import BUILDERS, WIDTH, unet
 

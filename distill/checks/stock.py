@@ -16,7 +16,8 @@ from diffusers import (
 from torch import Tensor, nn
 
 from distill.exporting.recording import SAMPLES, recorded_steps
-from eval.pipelines.generate import Pipeline, arguments, cuda_devices, networks, set_guidance
+from eval.pipelines.generate import arguments, cuda_devices
+from eval.pipelines.networks import Pipeline, networks, set_guidance
 from eval.pipelines.signatures import argument, takes_prompts
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
@@ -173,3 +174,8 @@ def joined(calls: Sequence[Inputs]) -> Inputs:
         for key, value in calls[0].items()
         if all(key in call for call in calls)
     }
+
+
+def device_of(teacher: Teacher) -> torch.device:
+    """The device of a teacher's network."""
+    return next(iter(teacher.denoiser.parameters())).device

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from distill.checks.conditions import condition_checks
 from distill.checks.stock import (
-    Inputs,
     StockRun,
-    first_sample,
-    joined,
-    network_inputs,
+    device_of,
     prompts_for,
     run_stock,
     use_first_order_sampler,
@@ -24,14 +22,16 @@ from distill.checks.table import Check, left_out
 from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
-from eval.pipelines.generate import Pipeline, correct_null_class, has_guider, network
 from eval.pipelines.jobs import steps
+from eval.pipelines.loading import correct_null_class
+from eval.pipelines.networks import Pipeline, has_guider, network
 from eval.pipelines.signatures import argument
 from teachers.core.cosine_path import Cosine
 from teachers.core.denoiser import Condition
 from teachers.core.few_step import lcm_timesteps
-from teachers.core.teacher import Teacher, save_pipeline
+from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, rotate
+from teachers.loading.saving import save_pipeline
 from teachers.loading.source import load_pipeline
 from teachers.media import Image
 
@@ -113,70 +113,6 @@ def sampler_difference(run: StockRun, teacher: Teacher, cond: Condition, guidanc
     return worst
 
 
-def condition_checks(run: StockRun, teacher: Teacher, cond: Condition, guidance: float) -> list[Check]:
-    """What the teacher passes to its network apart from samples and timesteps, against what the pipeline passes."""
-    (ours, rows), theirs = teacher_inputs(teacher, cond, guidance), run.inputs
-    if not ours:
-        return [left_out("condition", "the network takes none")]
-    if missing := sorted(set(ours) - set(theirs)):
-        note = f"the pipeline does not pass {', '.join(missing)} to its network"
-        return [Check("condition", math.nan, TOLERANCE, note)]
-    theirs = {key: theirs[key] for key in ours}
-    if rows == SAMPLES:
-        return [Check("condition", _gap(ours, theirs), TOLERANCE)]
-    (first, null), halves = _halves(ours), _halves(theirs)
-    orders = [(_gap(first, halves[i]), _gap(null, halves[1 - i])) for i in (0, 1)]
-    with_prompt, without = min(orders, key=lambda pair: (math.isnan(sum(pair)), sum(pair)))
-    return [Check("condition", with_prompt, TOLERANCE), Check("null condition", without, TOLERANCE)]
-
-
-def teacher_inputs(teacher: Teacher, cond: Condition, guidance: float) -> tuple[Inputs, int]:
-    """What the teacher's network receives apart from samples and timesteps, by names of its arguments, and its rows."""
-    calls = []
-    with network_inputs([teacher.denoiser.network], lambda: 0) as recorded, torch.no_grad():
-        for seed, t in enumerate((0.5, 1.1)):
-            x = torch.randn(SAMPLES, *teacher.shape, generator=torch.Generator().manual_seed(seed)).to(_device(teacher))
-            before = len(recorded)
-            teacher.velocity(x, torch.full((SAMPLES,), t, device=x.device), cond, guidance)
-            calls.append(joined([inputs for _, inputs in recorded[before:]]))
-    same = {key: value for key, value in calls[0].items() if torch.equal(value, calls[1][key])}
-    return same, len(first_sample(calls[0]))
-
-
-def _halves(inputs: Inputs) -> tuple[Inputs, Inputs]:
-    first, second = ({key: value.chunk(2)[i] for key, value in inputs.items() if value.ndim} for i in (0, -1))
-    return first, second
-
-
-def _gap(ours: Inputs, theirs: Inputs) -> float:
-    ours, theirs = _without_padding(ours, theirs)
-    if any(ours[key].shape != theirs[key].shape for key in ours):
-        return math.nan
-    return max((ours[key].float() - theirs[key].to(ours[key].device).float()).abs().max().item() for key in ours)
-
-
-def _without_padding(ours: Inputs, theirs: Inputs) -> tuple[Inputs, Inputs]:
-    """Inputs of equal length, with zeros where the networks' masks say that a token is padding."""
-    masks = [key for key, value in ours.items() if "mask" in key and value.ndim == 2 and _is_binary(value)]
-    ours, theirs = dict(ours), dict(theirs)
-    for mask in masks:
-        rows, length = ours[mask].shape
-        common = min(length, theirs[mask].shape[-1])
-        if ours[mask][:, common:].any() or theirs[mask][:, common:].any():
-            continue
-        keep = ours[mask][:, :common]
-        for key, value in ours.items():
-            if key not in masks and value.ndim == 3 and value.shape[:2] == (rows, length):
-                ours[key] = value[:, :common] * keep[..., None].to(value)
-                theirs[key] = theirs[key][:, :common] * keep[..., None].to(theirs[key])
-        ours[mask], theirs[mask] = keep, theirs[mask][:, :common]
-    return ours, theirs
-
-
-def _is_binary(mask: Tensor) -> bool:
-    return bool(((mask == 0) | (mask == 1)).all())
-
-
 def latent_checks(teacher: Teacher) -> list[Check]:
     """Encoding and decoding of images. With an autoencoder of diffusers: against it; else the images must come back.
 
@@ -189,7 +125,7 @@ def latent_checks(teacher: Teacher) -> list[Check]:
     images = torch.nn.functional.interpolate(coarse, size, mode=mode).clamp(-1, 1)
     if teacher.shape[0] == 1:
         images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    latents = teacher.encode(images.to(_device(teacher)))
+    latents = teacher.encode(images.to(device_of(teacher)))
     decoded = teacher.decode(latents).cpu()
     checks = []
     if tuple(latents.shape[1:]) != tuple(teacher.shape):
@@ -301,10 +237,6 @@ def state_gap(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
 
 def _point(teacher: Teacher) -> tuple[Tensor, Tensor]:
     """Two noisy latents and their angles."""
-    device = _device(teacher)
+    device = device_of(teacher)
     x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1)).to(device)
     return x, torch.tensor([0.5, 1.1], device=device)
-
-
-def _device(teacher: Teacher) -> torch.device:
-    return next(iter(teacher.denoiser.parameters())).device

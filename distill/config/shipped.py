@@ -35,6 +35,23 @@ def recipe_file(source: str | Path) -> Path:
     raise ValueError(f"there is no recipe {name}{hint or '; `fewstep recipes list` shows the recipes that ship'}")
 
 
+def accelerate_file(name: str) -> Path:
+    """accelerate's configuration that --config names: a file, or the name of a shipped one such as "ddp".
+
+    Raises:
+        ValueError: If there is neither, or the file is not YAML.
+    """
+    known = {file.stem: file for file in sorted((FOLDER / "accelerate").glob("*.yaml"))}
+    if Path(name).is_file() or (Path(name).exists() and name not in known):
+        from teachers.support.yaml_files import read_yaml
+
+        read_yaml(Path(name))  # accelerate would print a traceback
+        return Path(name)
+    if name not in known:
+        raise ValueError(f"--config must be a file or one of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
 def description(file: Path) -> str:
     """The comment at the top of a recipe, without its command line."""
     lines = []

@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distill.config.recipe import DataRecipe, Recipe
+from distill.config.recipe import Recipe
+from distill.config.sections import DataRecipe
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.data.encoding import Encoder

@@ -7,10 +7,11 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from distill.exporting.model_card import gallery
-from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, from_record
+from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd
 from distill.exporting.model_card.metadata import metadata, written
 from distill.exporting.model_card.sections import guidance_note, license_note, limits_note, origin, training_note
 from distill.exporting.usage import usage_section
+from eval.config.names import METHOD_TITLES
 from eval.report.markdown import escape
 from teachers.core.teacher import Teacher
 from teachers.media import Audio, Medium, Video
@@ -130,14 +131,13 @@ def model_card(
     """The README of an exported pipeline, with its description and the calls that sample from it.
 
     Args:
-        record: The contents of `distill.json`; its `front_ends` become sections.
+        record: The contents of `distill.json`.
         kind: Class of the pipeline.
         scheduler: Class name of its scheduler.
         teacher: The teacher.
         absent: Components that the pipeline has to be loaded without explicitly.
         widgets: Samples in the pipeline's folder, from `gallery.write`.
     """
-    others = from_record(record)  # with the line ends of their code
     record, without = cleaned(record), "".join(f", {name}=None" for name in absent)
     prompt, pipeline = prompt_argument(kind, teacher), kind.__name__
     prompts = prompt is not None and "class_labels" not in prompt
@@ -152,7 +152,6 @@ pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
     front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output, scheduler))]
     if "lora" in record:
         front_ends.append(lora_front_end(record, kind, scheduler, prompt, output))
-    front_ends += others
     tag = teacher.medium.tag if prompts else f"unconditional-{teacher.medium.name}-generation"
     sections = [
         "## Use\n\n" + "\n".join(front_end.section() for front_end in front_ends),
@@ -166,7 +165,8 @@ pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
         f"Class: `{pipeline}`. Sampling angles (TrigFlow): {', '.join(f'{t:.4f}' for t in record['times'])} rad.",
     ]
     title = f"# {escape(record['name'])}"
-    first = f"A {steps}-step student of {origin(record)}, distilled with {escape(record['method'])} by fewstep "
+    method = escape(METHOD_TITLES.get(record["method"], record["method"]))
+    first = f"A {steps.replace(' or ', '- or ')}-step student of {origin(record)}, distilled with {method} by fewstep "
     body = "\n\n".join(section.strip("\n") for section in sections if section)
     front = written(metadata(record, tag, widgets))
     return f"{front}\n{title}\n\n{first}{record['version']}.\n\n{body}\n\n{MARKER.format(PLACEHOLDER)}\n"

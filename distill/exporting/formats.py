@@ -1,6 +1,7 @@
 """Other forms of an exported pipeline: half precision, shards, one file, LoRA keys of other tools, ONNX."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,18 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.exporting.comfy import workflow
-from distill.exporting.single_file import write_single_file
+from distill.exporting.hub import CARD
+from distill.exporting.model_card.front_ends import named
+from distill.exporting.model_card.gallery import FOLDER as GALLERY
+from distill.exporting.pipeline import LORA
+from distill.exporting.single_file import check_layout, write_single_file
 from distill.exporting.verify import load_exported
-from eval.pipelines.generate import check_pipeline
+from eval.pipelines.loading import check_pipeline
 from eval.pipelines.signatures import pipeline_class
-from teachers.core.teacher import save_pipeline
 from teachers.loading.record import read_record, write_record
+from teachers.loading.saving import save_pipeline
 from teachers.support.files import atomic_write
 from teachers.support.regular import outside_links
 from teachers.support.text import read_text
 
-CARD = "README.md"
-LORA_FILE = "lora/pytorch_lora_weights.safetensors"
+LORA_FILE = f"{LORA}/pytorch_lora_weights.safetensors"
 KOHYA = {"unet": "lora_unet", "transformer": "lora_transformer", "text_encoder": "lora_te"}
 
 
@@ -41,12 +45,41 @@ class Form:
     shard: str | None = None
 
 
+def check_form(pipeline: Path, out: Path, form: str, how: Form) -> None:
+    """Check what can be checked before the pipeline exists.
+
+    Args:
+        pipeline: The folder of an exported pipeline, which may not exist yet.
+        out: The folder or the file to write; it must not exist.
+        form: One of `FORMATS`.
+        how: Precision and shards.
+
+    Raises:
+        ValueError: If `out` exists, is in the pipeline or has the wrong ending, or `how` does not fit `form`.
+    """
+    if out.exists():
+        raise ValueError(f"OUT must not exist yet, got {out}; name another one")
+    if out.resolve().is_relative_to(pipeline.resolve()):
+        raise ValueError(f"OUT must be outside the exported pipeline {pipeline}, got {out}")
+    if how.shard is not None and form != "diffusers":
+        raise ValueError(f"--max-shard-size needs --format diffusers, got {form}")
+    if how.shard is not None and not re.fullmatch(r"[1-9]\d*[KMGT]B", how.shard):
+        raise ValueError(
+            f'--max-shard-size must be a whole number with KB, MB, GB or TB, such as 2GB, got "{how.shard}"'
+        )
+    suffix = {"single-file": ".safetensors", "lora": ".safetensors"}.get(form)
+    if suffix and out.suffix != suffix:
+        raise ValueError(f"OUT must be a {suffix} file with --format {form}, got {out.name}")
+    if how.half and form == "onnx":
+        raise ValueError("--variant fp16 cannot be combined with --format onnx; convert the models with onnxruntime")
+
+
 def convert(pipeline: Path, out: Path, form: str, how: Form) -> list[Path]:
     """Write an exported pipeline in another form.
 
     Args:
         pipeline: The folder of an exported pipeline.
-        out: The folder or the file to write; it must not exist.
+        out: The folder or the file to write; see `check_form`.
         form: One of `FORMATS`.
         how: Precision and shards.
 
@@ -54,15 +87,10 @@ def convert(pipeline: Path, out: Path, form: str, how: Form) -> list[Path]:
         What was written.
 
     Raises:
-        ValueError: If `out` exists, the pipeline cannot have that form, or its files have changed since the export.
+        ValueError: If `check_form` raises one, the pipeline cannot have that form, or its files have changed since the
+            export.
     """
-    if out.exists():
-        raise ValueError(f"OUT must not exist yet, got {out}; name another one")
-    if how.shard is not None and form != "diffusers":
-        raise ValueError(f"--max-shard-size needs --format diffusers, got {form}")
-    suffix = {"single-file": ".safetensors", "lora": ".safetensors"}.get(form)
-    if suffix and out.suffix != suffix:
-        raise ValueError(f"OUT must be a {suffix} file with --format {form}, got {out.name}")
+    check_form(pipeline, out, form, how)
     check_pipeline(pipeline)
     if found := outside_links(pipeline):
         raise ValueError(f"{found[0]} is a link out of the folder or a special file; remove it first")
@@ -71,9 +99,9 @@ def convert(pipeline: Path, out: Path, form: str, how: Form) -> list[Path]:
     return FORMATS[form](pipeline, out, record, how)
 
 
-def load_pipeline(pipeline: Path, how: Form = Form()) -> Any:
-    """An exported pipeline on the CPU, in the precision of `how`."""
-    pipe = load_exported(pipeline_class(pipeline), pipeline, torch.device("cpu"))
+def load_pipeline(pipeline: Path, how: Form = Form(), safety_checker: bool = False) -> Any:
+    """An exported pipeline on the CPU, in the precision of `how`, with its safety checker if that is wanted."""
+    pipe = load_exported(pipeline_class(pipeline), pipeline, torch.device("cpu"), safety_checker)
     return pipe.to(torch.float16) if how.half else pipe
 
 
@@ -83,7 +111,7 @@ def write_diffusers(pipeline: Path, out: Path, record: Mapping[str, Any], how: F
     if how.shard is not None:
         options["max_shard_size"] = how.shard
     with atomic_write(out) as temporary:
-        pipe = load_pipeline(pipeline, how)
+        pipe = load_pipeline(pipeline, how, safety_checker=True)
         if how.half:
             pipe.save_pretrained(temporary, safe_serialization=True, **options)
         else:
@@ -91,12 +119,13 @@ def write_diffusers(pipeline: Path, out: Path, record: Mapping[str, Any], how: F
         for name in (CARD, *(file.name for file in pipeline.glob("*_prompts.txt"))):
             if (pipeline / name).is_file():
                 shutil.copyfile(pipeline / name, temporary / name)
-        if (pipeline / "lora").is_dir():
-            shutil.copytree(pipeline / "lora", temporary / "lora")
+        for name in (LORA, GALLERY):  # the card links to the samples
+            if (pipeline / name).is_dir():
+                shutil.copytree(pipeline / name, temporary / name)
         if how.half and (temporary / CARD).is_file():
             text = read_text(temporary / CARD)
-            loaded = 'from_pretrained("path/to/this/folder", variant="fp16", torch_dtype=torch.float16'
-            text = text.replace('from_pretrained("path/to/this/folder"', loaded, 1)
+            loaded = f'from_pretrained("{named(text)}"'  # of an uploaded card: the model on the Hub
+            text = text.replace(loaded, f'{loaded}, variant="fp16", torch_dtype=torch.float16', 1)
             text = text.replace("```python\nfrom ", "```python\nimport torch\nfrom ", 1)
             (temporary / CARD).write_text(text, encoding="utf-8")
         write_record(temporary, {key: value for key, value in record.items() if key not in ("files", "sha256")})
@@ -106,10 +135,12 @@ def write_diffusers(pipeline: Path, out: Path, record: Mapping[str, Any], how: F
 def write_original(pipeline: Path, out: Path, record: Mapping[str, Any], how: Form) -> list[Path]:
     """One file in the original layout, and beside it a workflow for ComfyUI."""
     pipe = load_pipeline(pipeline, how)
+    check_layout(pipe)
+    text = json.dumps(workflow(pipe, record, out.name), indent=2) + "\n"  # before anything is written
     write_single_file(pipe, out)
     steps = out.with_suffix(".comfyui.json")
     with atomic_write(steps) as temporary:
-        temporary.write_text(json.dumps(workflow(pipe, record, out.name), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return [out, steps]
 
 
@@ -153,8 +184,6 @@ def write_onnx(pipeline: Path, out: Path, record: Mapping[str, Any], how: Form) 
     """A folder of ONNX models."""
     from distill.exporting.onnx import write_onnx_folder
 
-    if how.half:
-        raise ValueError("--variant fp16 cannot be combined with --format onnx; convert the models with onnxruntime")
     with warnings.catch_warnings(), atomic_write(out) as temporary:
         warnings.filterwarnings("ignore")  # of tracing
         write_onnx_folder(load_pipeline(pipeline), pipeline, temporary)

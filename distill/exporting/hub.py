@@ -9,8 +9,8 @@ import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+from distill.exporting.distill_json import EVALUATION_PROMPTS, PROMPTS
 from distill.exporting.model_card.front_ends import located
-from distill.exporting.pipeline import EVALUATION_PROMPTS, PROMPTS
 from eval.pipelines.runs import pipeline_identity
 from eval.report.columns import quality, speed
 from eval.report.markdown import escape, table

@@ -5,16 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 
-from distill import __version__
 from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
 from distill.exporting.card import model_card
+from distill.exporting.distill_json import (
+    EVALUATION_PROMPTS,
+    PROMPTS,
+    data_record,
+    describe,
+    device_name,
+    evaluation_prompts,
+)
 from distill.exporting.model_card.gallery import Gallery, draw
 from distill.exporting.model_card.gallery import write as write_gallery
-from distill.exporting.model_card.metadata import is_hub_id, teacher_metadata
+from distill.exporting.model_card.metadata import teacher_metadata
 from distill.exporting.model_card.sections import ignored_arguments
 from distill.exporting.safety import DROPPED, add_safety_checker, without_checker
 from distill.exporting.verify import (
@@ -27,29 +33,20 @@ from distill.exporting.verify import (
     refuse,
     stored_without,
 )
-from distill.methods.base import Distiller
 from distill.training.engine import Engine
 from distill.training.features import choose_features
 from distill.training.monitor import Monitor
 from distill.training.state import TrainState
 from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
-from teachers.core.teacher import Teacher, save_pipeline
-from teachers.core.trigflow import VariancePreserving
+from teachers.core.teacher import Teacher
 from teachers.loading.contents import stored_files
-from teachers.loading.embedded import EMBEDDED
-from teachers.loading.lora_files import lora_record
-from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
-from teachers.media import to_record
+from teachers.loading.saving import save_pipeline
 from teachers.networks.adapters import Adapted
 from teachers.support.files import atomic_write
 from teachers.support.locks import replaced
 
-PROMPTS = "training_prompts.txt"  # in the pipeline's folder
-EVALUATION_PROMPTS = (
-    "evaluation_prompts.txt"  # a copy of evaluation.prompts, because `fewstep eval` reads no other file
-)
 LORA = "lora"  # in the pipeline's folder, if the student is a LoRA adapter
 
 
@@ -96,10 +93,10 @@ def export(
             record = record | {"ignored_arguments": ignored}
         record = record | {"safety_checker": add_safety_checker(teacher, temporary, safety_checker)}
         if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
+            parts = [times[: entry["num_steps"]] for entry in record["calls"]]
             calls = [
-                {**entry, "call": teacher.lora_call(n, times[:n]) | teacher.timesteps_call(student, times[:n])}
-                for entry in record["calls"]
-                for n in (entry["num_steps"],)
+                {**entry, "call": teacher.lora_call(len(part), part) | teacher.timesteps_call(student, part)}
+                for entry, part in zip(record["calls"], parts, strict=True)
             ]
             record = record | {"lora": {"folder": LORA, "calls": calls}}
         record = record | {"checked": check_export(temporary, kind, teacher, student, record, captions)}
@@ -213,17 +210,16 @@ def export_student(
         record["candidates"] = monitor.candidates
     record["teacher"]["card"] = teacher_metadata(recipe.teacher.path or "")
     record["data"] = data_record(recipe, dataset)
-    prompts, samples = evaluation_prompts(recipe, record), card_samples(recipe, teacher, student, times)
+    prompts, samples = evaluation_prompts(recipe, record), card_samples(recipe, teacher, student, record["times"])
     keep = recipe.export.safety_checker
     final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts, samples, keep)
-    if read_record(final)["safety_checker"] == DROPPED:
+    stored = read_record(final)
+    if stored["safety_checker"] == DROPPED:
         print("the pipeline has no safety checker (export.safety_checker=false); its model card says so")
-    if "negative_prompt" in read_record(final).get("ignored_arguments", ()):
+    if "negative_prompt" in stored.get("ignored_arguments", ()):
         baked = " (teacher.negative_prompt is part of the weights)" * (recipe.teacher.negative_prompt is not None)
         print(f"negative_prompt in a call of the pipeline has no effect{baked}; its model card says so")
-    checked = read_record(final)["checked"]
-    counts = " and ".join(steps(count) for count in checked["steps"])
-    gap = checked["difference"]
+    counts, gap = " and ".join(map(steps, stored["checked"]["steps"])), stored["checked"]["difference"]
     print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final
@@ -236,106 +232,3 @@ def card_samples(recipe: Recipe, teacher: Teacher, student: Denoiser, times: Seq
     except Exception as error:  # networks raise many types, such as torch's for a full memory
         warnings.warn(f"the model card has no samples ({' '.join(str(error).split())[:200]})", stacklevel=2)
         return None
-
-
-def data_record(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """The entry "data" of `distill.json`: kind and number of training rows, and the dataset on the Hub if it is one."""
-    data = recipe.data
-    kind = "captioned samples" if data.images else "latents" if data.latents else "prompts"
-    source = data.images or data.latents or data.prompts
-    hub = {"hub": source} if source and data.images and is_hub_id(source) else {}
-    return {"kind": kind, "rows": len(dataset.prompt), **hub}
-
-
-def evaluation_prompts(recipe: Recipe, record: dict[str, Any]) -> list[str]:
-    """The prompts of the recipe's evaluation that are stored with the pipeline; none if it names no file of them.
-
-    If the file has become unreadable since the recipe was checked, `record` names the training prompts instead, with a
-    warning: the export of a long training must not fail because of it.
-    """
-    if record["evaluation"]["prompts"] != EVALUATION_PROMPTS or recipe.evaluation.prompts is None:
-        return []
-    try:
-        return read_prompts(recipe.evaluation.prompts)
-    except (OSError, ValueError) as error:
-        warnings.warn(f"{error}; the pipeline is evaluated with its training prompts instead", stacklevel=2)
-        record["evaluation"]["prompts"] = PROMPTS
-        return []
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or "cpu" with the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-def student_call(teacher: Teacher, student: Denoiser, times: Sequence[float]) -> dict[str, Any]:
-    """The call arguments of an exported pipeline for the steps at `times`."""
-    return teacher.calls(len(times), times) | teacher.timesteps_call(student, times)
-
-
-def describe(
-    recipe: Recipe,
-    teacher: Teacher,
-    distiller: Distiller,
-    student: Denoiser,
-    times: Sequence[float],
-    cost: dict[str, Any],
-    features: str,
-) -> dict[str, Any]:
-    """The contents of `distill.json`: how to call the pipeline, its origin, its evaluation and its cost.
-
-    Args:
-        recipe: The run's recipe.
-        teacher: The run's teacher.
-        distiller: The method.
-        student: The student.
-        times: Decreasing angles of its sampling steps, in radians; those of `export.schedule` that are nearest to
-            them are recorded.
-        cost: Training steps, seconds, samples and device.
-        features: The features of the evaluation.
-    """
-    teacher.export_schedule = recipe.export.schedule
-    times = teacher.native_times(student, times)
-    timesteps = teacher.native_timesteps(student, times)
-    bent = timesteps is None and isinstance(student.path, VariancePreserving)
-    source, data = recipe.teacher, recipe.data.prompts or recipe.data.images or recipe.data.latents
-    scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
-    negative = {"negative_prompt": source.negative_prompt} if source.negative_prompt is not None else {}
-    named = recipe.evaluation.prompts
-    source_of_prompts = named or data
-    prompts = source_of_prompts if source_of_prompts in EMBEDDED else EVALUATION_PROMPTS if named else PROMPTS
-    return {
-        "format": 1,
-        "version": __version__,
-        "name": recipe.name,
-        "method": recipe.method["name"],
-        "options": {key: value for key, value in recipe.method.items() if key != "name"},
-        "teacher": {
-            "family": source.family,
-            "path": source.path,
-            "sigma_data": teacher.denoiser.path.sigma_data,
-            **({"size": dict(source.size)} if source.size else {}),
-            **({"negative_prompt": source.negative_prompt} if negative else {}),
-            **({"loras": [lora_record(lora) for lora in source.loras]} if source.loras else {}),
-            "num_steps": source.num_steps,
-            "call": teacher.usual_call(source.num_steps, source.guidance) | negative,
-        },
-        **({} if teacher.medium.name == "image" else {"medium": to_record(teacher.medium)}),
-        "times": times,
-        **({} if timesteps is None else {"timesteps": timesteps}),
-        "export": recipe.export.schedule,  # what the recipe says; "schedule" is what the pipeline has
-        "schedule": "bent" if bent else "native",
-        **({"consistency": True} if student.is_consistency else {}),
-        "calls": [
-            {"num_steps": n, "call": student_call(teacher, student, times[:n]) | scale}
-            for n in distiller.step_counts(times)
-        ],
-        "evaluation": {
-            "prompts": prompts if teacher.guided else None,
-            "features": features,
-            "reference": recipe.evaluation.reference,
-        },
-        "cost": cost,
-    }

@@ -1,5 +1,6 @@
 """The safety checker of Stable Diffusion 1.x, which an exported pipeline keeps unless the recipe drops it."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from teachers.core.teacher import Teacher
-from teachers.loading.source import INDEX, download
+from teachers.loading.location import INDEX
+from teachers.loading.source import download
 from teachers.support.json_files import read_json
 from teachers.support.text import read_text
 
@@ -72,8 +74,6 @@ def _source(teacher: Teacher) -> Path | None:
 
 def without_checker(kind: type[DiffusionPipeline]) -> dict[str, Any]:
     """The arguments of `from_pretrained` without the safety checker, which would replace images by black ones."""
-    import inspect
-
     takes = inspect.signature(kind.__init__).parameters
     options = {CHECKER: None, "requires_safety_checker": False}
     return {name: value for name, value in options.items() if name in takes}

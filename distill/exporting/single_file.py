@@ -229,10 +229,15 @@ def original_layout(pipe: Any) -> Weights:
     Raises:
         ValueError: If its class has no original layout, or a tensor has no name there.
     """
+    check_layout(pipe)
+    return LAYOUTS[type(pipe).__name__](pipe)
+
+
+def check_layout(pipe: Any) -> None:
+    """Raise ValueError if a pipeline's class has no original layout."""
     kind = type(pipe).__name__
     if kind not in LAYOUTS:
         raise ValueError(f"--format single-file needs one of {', '.join(LAYOUTS)}, got a {kind}")
-    return LAYOUTS[kind](pipe)
 
 
 def write_single_file(pipe: Any, file: Path) -> None:

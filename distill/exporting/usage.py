@@ -4,6 +4,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from distill.exporting.model_card.front_ends import PLACEHOLDER
+
 UNETS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 ONE_FILE = (*UNETS, "StableDiffusion3Pipeline", "FluxPipeline")
 
@@ -54,7 +56,7 @@ def _adapters(kind: type[DiffusionPipeline]) -> list[str]:
     return [
         "**ControlNet, IP-Adapter, style LoRA.** Those of the teacher load as they do on the teacher's pipeline.",
         "**A ControlNet from the student.** `ControlNetModel.from_unet(unet)` takes "
-        '`unet = UNet2DConditionModel.from_pretrained("path/to/this/folder", subfolder="unet", '
+        f'`unet = UNet2DConditionModel.from_pretrained("{PLACEHOLDER}", subfolder="unet", '
         "time_cond_proj_dim=None)`. It raises an error for `pipe.unet`, whose input for a guidance scale switches "
         "classifier-free guidance off; a ControlNet has no such input.",
     ]

@@ -23,8 +23,9 @@ from torch import Tensor
 from distill.exporting.recording import SAMPLES, NoiseRecorder, recorded_steps
 from distill.exporting.safety import without_checker
 from distill.methods.compiling import eager
-from eval.pipelines.generate import Pipeline, arguments, cuda_devices
+from eval.pipelines.generate import arguments, cuda_devices
 from eval.pipelines.jobs import steps as steps_text
+from eval.pipelines.networks import Pipeline
 from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
@@ -33,7 +34,8 @@ from teachers.loading import registry
 from teachers.loading.components import absent_components
 from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder
-from teachers.loading.source import check_trusted, check_weights, loading_errors
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.source import check_trusted, check_weights
 from teachers.networks.precision import float32_products
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
@@ -234,14 +236,16 @@ def promised_calls(calls: Sequence[Mapping[str, Any]], scales: Sequence[float]) 
     return [*calls, *more]
 
 
-def load_exported(kind: type[DiffusionPipeline], folder: Any, device: torch.device) -> Pipeline:
-    """Load an exported pipeline from its folder in float32, as the model card says."""
+def load_exported(
+    kind: type[DiffusionPipeline], folder: Any, device: torch.device, safety_checker: bool = False
+) -> Pipeline:
+    """Load an exported pipeline from its folder in float32, as the model card says, with or without safety checker."""
     check_trusted(str(folder), (kind, *registry.owners()), kind)
     check_weights(str(folder))
     check_folder(str(folder))
     absent = stored_without(kind, folder)
     with loading_errors(str(folder)):
-        options = absent | without_checker(kind)
+        options = absent if safety_checker else absent | without_checker(kind)
         pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     correct_autoencoder(pipe)
     return on_device(pipe, device)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from distill.config.typed import Checked, InvalidOption, option
 from distill.data.batch import Batch
 from distill.methods.base import Distiller, Logs
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher

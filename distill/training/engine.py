@@ -6,8 +6,7 @@ of accelerate's configuration. It is called directly because accelerate prepares
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from distill.config.recipe import TrainRecipe
+from distill.config.sections import TrainRecipe
 from distill.data.batch import Batch
 from distill.methods import compiling
 from distill.methods.base import Distiller, Logs
 from distill.training.environment import check_environment, without_accelerate_variables
+from distill.training.full_state import full_state
 from distill.training.sharding import local_shard, shard, sharding_options
 from distill.training.watchdog import Watchdog
 from teachers.core.denoiser import Denoiser
@@ -114,13 +113,7 @@ class Engine:
             )
         if settings.compile != "none":
             compiling.check_compiler(self.device)
-        micro = settings.batch_size // settings.accumulation
-        if micro % self.world_size:
-            raise ValueError(
-                f"train.batch_size / train.accumulation must be a multiple of the number of processes "
-                f"({self.world_size}), got {micro}"
-            )
-        self.local_batch_size = micro // self.world_size
+        self.local_batch_size = settings.local_batch_size(self.world_size)
         self.group: Any = None  # gloo, so that no device has to be synchronised
         self._watchdog: Watchdog | None = None
         self._roots: list[FSDPModule] = []
@@ -248,74 +241,11 @@ class Engine:
 
     # --- state --------------------------------------------------------------------------------------------------------
 
-    def full_state(self, state: Any) -> Any:
-        """`state` (nested dicts and lists) with unsharded tensors on the CPU. Every process calls it.
-
-        On processes other than the main one tensors are replaced by None.
-        """
-        if isinstance(state, Mapping):
-            return {key: self.full_state(value) for key, value in state.items()}
-        if isinstance(state, list):
-            return [self.full_state(value) for value in state]
-        if not isinstance(state, Tensor):
-            return state
-        tensor = state.full_tensor() if isinstance(state, DTensor) else state
-        return tensor.detach().cpu() if self.is_main else None
-
-    @torch.no_grad()
-    def load_full_state(self, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Load the result of `full_state` into a module, sharded or not. Every process calls it.
-
-        Raises:
-            ValueError: If names or shapes differ from the module's.
-        """
-        own = module.state_dict()
-        if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
-            raise ValueError(
-                f"the tensors of the checkpoint must have the names and shapes of {type(module).__name__}; "
-                "it was written for another network"
-            )
-        if self.sharding is None:
-            module.load_state_dict(state)
-            return
-        for name, tensor in own.items():
-            value = state[name].to(tensor.device)
-            if isinstance(tensor, DTensor):
-                value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
-            tensor.copy_(value)
-
-    @contextmanager
-    def replaced_state(self, module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-        """Load `state` as `load_full_state` does; after the block the present one, kept on the CPU, is restored."""
-        own = [local_shard(value).detach() for value in module.state_dict().values()]
-        kept = [value.to("cpu", copy=True) for value in own]
-        try:
-            self.load_full_state(module, state)
-            yield
-        finally:
-            for value, old in zip(own, kept, strict=True):
-                value.copy_(old)
-
-    def restore(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Load the result of `full_state` into an optimizer, for any number of processes.
-
-        Moments get the memory format and the sharding of their parameters.
-        """
-        optimizer.load_state_dict(state)
-        for parameter, entries in optimizer.state.items():
-            for key, value in entries.items():
-                if not isinstance(value, Tensor) or value.shape != parameter.shape:
-                    continue
-                if isinstance(parameter, DTensor):
-                    entries[key] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
-                elif value.stride() != parameter.stride():
-                    entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
     def unsharded(self, ema: Denoiser) -> Denoiser:
         """`ema` as an unsharded module; complete on the main process only. Every process calls it."""
         if self.sharding is None:
             return ema.to(memory_format=torch.contiguous_format) if self._channels_last else ema
-        state = self.full_state(ema.state_dict())
+        state = full_state(ema.state_dict(), self.is_main)
         if self._unsharded_ema is not None:
             self._unsharded_ema.load_state_dict(state)
         return self._unsharded_ema or ema

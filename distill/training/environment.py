@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distill.config.recipe import TrainRecipe
+from distill.config.sections import TrainRecipe
 
 # Where the processes run and what they log; accelerate may read these.
 KEPT = frozenset(

@@ -15,8 +15,9 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
-from distill.config.recipe import DTYPES, Recipe
+from distill.config.recipe import Recipe
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import DTYPES
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.methods.base import Distiller
@@ -81,8 +82,8 @@ class Processes:
     sharding: FullyShardedDataParallelPlugin | None = None
 
     def samples(self, recipe: Recipe) -> int:
-        """Samples of one micro-batch on one process."""
-        return max(1, recipe.train.batch_size // recipe.train.accumulation // self.count)
+        """Samples of one micro-batch on one process; see `TrainRecipe.local_batch_size`."""
+        return recipe.train.local_batch_size(self.count)
 
 
 ONE_PROCESS = Processes()
@@ -203,7 +204,7 @@ def plan_lines(recipe: Recipe, samples: int, device: torch.device, processes: Pr
     names = [field.name for field in dataclasses.fields(Plan)]
     tiers = ("full", "lora") if processes.sharding is None else (recipe.memory.tier,)  # LoRA cannot be sharded
     plans = {tier: plan(in_tier(recipe, tier), samples, processes) for tier in tiers}
-    each = {True: "", False: f", each of {processes.count} processes"}[processes.count == 1]
+    each = f", each of {processes.count} processes" if processes.count > 1 else ""
     out = [
         f"memory plan in GiB{each}, {samples} sample{'s' * (samples > 1)} at a time; {free / GIB:.1f} free on "
         f"{device.type}",

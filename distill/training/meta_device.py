@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from teachers.core.teacher import Teacher
+from teachers.loading.location import config_source
 from teachers.loading.sketch import add_text_encoders, sketch
-from teachers.loading.source import config_source
 from teachers.networks.adapters import unwrap
 from teachers.networks.storage import imitates_autocast
 

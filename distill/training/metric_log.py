@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.training.engine import Engine
-from distill.training.run_folder import JsonlLog, warn_if_unwritable
+from distill.training.jsonl_log import JsonlLog, warn_if_unwritable
 
 Metrics = Mapping[str, Sequence[Tensor]]  # "phase/name": one scalar for each micro-batch
 

@@ -20,9 +20,10 @@ from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
+from distill.training.decoding import chunk_size, decode_samples
 from distill.training.diversity import NOISES, SAMPLES, compared, relative_variation, variation
+from distill.training.jsonl_log import JsonlLog, warn_if_unwritable
 from distill.training.previews import columns, preview, still_grid, write_previews
-from distill.training.run_folder import JsonlLog, warn_if_unwritable
 from distill.training.tracked_samples import log_media
 from distill.training.trackers import log_image
 from eval.features.extractors import Extractor
@@ -34,11 +35,7 @@ from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import to_x0
 from teachers.loading.contents import teacher_key
-from teachers.media import Medium
 from teachers.support.keys import key
-
-CHUNK = 50  # samples of one batch
-VALUES = 2**26  # of the clips or sounds of one batch, at most, unless a single one has more
 
 
 def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, features: Extractor) -> str:
@@ -46,7 +43,7 @@ def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, feature
     contents = teacher.contents() if data.teacher is None else data.teacher
     prompts = [data.captions[i] for i in data.prompt[data.held_out_rows(recipe.train.evaluate_samples)].tolist()]
     options = (recipe.teacher.guidance, recipe.train.evaluate_teacher_steps, recipe.seed)
-    return teacher_key(teacher, contents, (prompts, options, features.name, features.weights), __name__)
+    return teacher_key(teacher, contents, (prompts, options, features.name, features.weights), __name__, decode_samples)
 
 
 class Monitor:
@@ -296,13 +293,3 @@ class Monitor:
 
 def _number(distance: float | None) -> float:
     return math.inf if distance is None else distance
-
-
-def decode_samples(teacher: Teacher, latents: Tensor) -> Tensor:
-    """Samples in the judged range from unit-variance latents (B, ...), as pipelines decode them."""
-    return teacher.medium.judged(teacher.decode(latents))
-
-
-def chunk_size(medium: Medium) -> int:
-    """Samples of one batch: as many for images of any size, on which the random numbers of further steps depend."""
-    return CHUNK if medium.name == "image" else min(CHUNK, max(1, VALUES // math.prod(medium.shape)))

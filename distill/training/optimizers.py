@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.config.recipe import OptimizerRecipe
+from distill.config.sections import OptimizerRecipe
 from teachers.support.private_api import fused_adamw
 
 MIN_8BIT_SIZE = 4096  # elements of a tensor below which bitsandbytes keeps its moments in 32 bits

@@ -17,8 +17,9 @@ from distill.training import checkpoint
 from distill.training.best import best_record, load_best, save_best, score
 from distill.training.engine import Engine
 from distill.training.export_record import is_exported
+from distill.training.full_state import full_state, load_full_state, replaced_state
+from distill.training.jsonl_log import held_out_records
 from distill.training.monitor import Monitor
-from distill.training.run_folder import held_out_records
 from distill.training.setup import checkpoints_folder
 from distill.training.state import TrainState
 from teachers.support.checksums import read_json, write_json
@@ -102,7 +103,7 @@ def keep_best(
         return
     if best is not None and _same(engine, collapse(monitor, state, state.step)):
         return
-    ema = engine.full_state(state.ema.state_dict())
+    ema = full_state(state.ema.state_dict(), engine.is_main)
     if engine.is_main:
         _save_best(recipe, ema, {**record, "fingerprint": fingerprint}, engine)
 
@@ -163,7 +164,7 @@ def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: st
     if best is None or ema is None:
         return Outcome(state.step, None if problem else state.step, problem, fingerprint)
     state.choose(_same(engine, best.get("ema", state.half_life)))
-    engine.load_full_state(state.ema, ema)
+    load_full_state(state.ema, ema)
     state.seconds = max(state.seconds, best["seconds"])
     if problem and _same(engine, collapse(monitor, state, best["step"])):
         return Outcome(
@@ -186,7 +187,7 @@ def _best(
     weights = load_best(folder)
     if weights is None:
         return None
-    with engine.replaced_state(state.ema, weights):
+    with replaced_state(state.ema, weights):
         distances = monitor.distances(state.distiller, state.ema)
     record = record | {"held_out_frechet": distances, "evaluation": monitor.key}
     engine.print(f"the best EMA, of step {record['step']}, was evaluated again, because the evaluation has changed")

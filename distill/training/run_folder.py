@@ -1,33 +1,32 @@
-"""The folder of a run: its fingerprint, its lock, whether it is finished, and its JSONL logs."""
+"""The folder of a run: its fingerprint, its lock, and whether it is finished."""
 
 import dataclasses
 import json
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distill.config.recipe import OptimizerRecipe, Recipe, method_options
+from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import OptimizerRecipe
 from distill.data.dataset import Plan
 from distill.training import checkpoint
 from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
 from teachers.core.teacher import Teacher
 from teachers.loading.embedded import EMBEDDED
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX, config_source
 from teachers.loading.lora_files import lora_contents
-from teachers.loading.source import INDEX, check_trusted, config_source, loading_errors
-from teachers.support.checksums import Damaged, seal, unseal
+from teachers.loading.source import check_trusted
 from teachers.support.errors import reading
-from teachers.support.files import atomic_write
 from teachers.support.keys import code, content, key
 from teachers.support.locks import lock_folder
-from teachers.support.regular import append_line, read_bytes
 
 CODE = "the code and its libraries"  # its name in a fingerprint
 # What computes a training step, beside the method and the teacher.
-LOOP = ("distill.train", "distill.training.engine", "distill.training.guard", "distill.training.optimizers")
+LOOP = ("distill.train", *(f"distill.training.{name}" for name in ("step", "engine", "guard", "optimizers")))
 BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
 EXPORT_ONLY = ("method.second_times", "method.scm.second_times")  # options that only the export depends on
 SHOWN = 4  # changes that an error lists
@@ -228,81 +227,3 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     advice = "give this run another name (name=...) or another folder (output=...)"
     with lock_folder(folder, "the run's folder", advice, TEMPORARY, (*OWN, folder.name), FOLDERS):
         yield
-
-
-@contextmanager
-def warn_if_unwritable(what: str) -> Iterator[None]:
-    """Replace an OSError of the block, such as that of a full disk, by a warning that `what` is lost."""
-    try:
-        yield
-    except OSError as error:
-        warnings.warn(f"{what} could not be written ({error})", stacklevel=3)
-
-
-class JsonlLog:
-    """A log file with one JSON record, with the key `step`, in each line. Each record has a checksum.
-
-    Args:
-        path: The file.
-        start: The step that the run resumes from. Later records, which an interrupted run wrote after its last
-            checkpoint, an incomplete last line, damaged records, with a warning, and those of other runs are removed.
-        run: The run's key, from `run_key`; records have it as "run".
-
-    Attributes:
-        last: The step of the last record; -1 if there is none.
-    """
-
-    def __init__(self, path: Path, start: int, run: str = "") -> None:
-        self.path, self.run = path, run
-        self.last: float = -1
-        if not path.is_file():
-            return
-        lines = _lines(path)
-        records = [_record(line, run) for line in lines]
-        if any(record is None for record in records[:-1]):
-            warnings.warn(f"damaged records of {path} are removed", stacklevel=2)
-        kept = [(line, r["step"]) for line, r in zip(lines, records, strict=True) if r and start and r["step"] <= start]
-        self.last = max((step for _, step in kept), default=-1)
-        if len(kept) < len(lines) or path.stat().st_nlink > 1:  # appending to a hard link would change a backup, too
-            try:
-                with atomic_write(path) as temporary:
-                    temporary.write_text("".join(f"{line}\n" for line, _ in kept), encoding="utf-8")
-            except OSError as error:
-                self._warn("later records could not be removed from", error)
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Append `record`. Non-finite numbers become null.
-
-        If the file cannot be written (a full disk, a file system that became read-only), the record is lost with a
-        warning.
-        """
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        line = json.dumps(seal({**finite, "run": self.run}))
-        try:
-            append_line(self.path, line)
-        except OSError as error:
-            self._warn("a record could not be written to", error)
-        self.last = record["step"]
-
-    def _warn(self, what: str, error: OSError) -> None:
-        warnings.warn(f"{what} {self.path} ({error.strerror or error})", stacklevel=3)
-
-
-def held_out_records(path: Path, run: str) -> list[dict[str, Any]]:
-    """The valid records of the run with the key `run` in `history.jsonl`, in order; [] if there is no such file."""
-    return [record for record in (_record(line, run) for line in _lines(path)) if record is not None]
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a log, which end with "\\n" only."""
-    text = read_bytes(path).decode("utf-8", errors="replace") if path.is_file() else ""
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def _record(line: str, run: str) -> dict[str, Any] | None:
-    """The record in a line; None if it is incomplete, damaged or of another run."""
-    try:
-        record = unseal(line, "a record")
-    except Damaged:
-        return None
-    return record if record.get("run") == run and isinstance(record.get("step"), int | float) else None

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.config.recipe import DTYPES, Recipe, method_options
+from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import DTYPES
 from distill.data import dataset as data
 from distill.data import teacher_pairs
 from distill.data.dataset import Dataset

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from distill.config.recipe import TrainRecipe
+from distill.config.sections import TrainRecipe
 from distill.training.environment import is_on
 from teachers.support.private_api import unsplittable_blocks
 

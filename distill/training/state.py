@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.config.recipe import OptimizerRecipe, Recipe, method_options
+from distill.config.recipe import Recipe, method_options
+from distill.config.sections import OptimizerRecipe
 from distill.methods.base import Distiller
 from distill.training import checkpoint
 from distill.training.checkpoint import Checkpoint
 from distill.training.engine import Engine
+from distill.training.full_state import full_state, load_full_state, restore
 from distill.training.guard import NonFiniteGuard, nonfinite_tensor
 from distill.training.optimizers import adamw
 from teachers.core.denoiser import Denoiser
@@ -202,12 +204,12 @@ class TrainState:
                 f"infinite values in {bad}; remove it to continue from an earlier one"
             )
         with reading(folder):
-            engine.load_full_state(self.distiller, saved.weights)
+            load_full_state(self.distiller, saved.weights)
             for prefix, ema in self._named_emas():
                 own = {name.removeprefix(prefix): v for name, v in saved.ema.items() if name.startswith(prefix)}
-                engine.load_full_state(ema, own)
+                load_full_state(ema, own)
             for phase, optimizer in self.optimizers.items():
-                engine.restore(optimizer, saved.optimizers[phase])
+                restore(optimizer, saved.optimizers[phase])
             if engine.scaler is not None and "scaler" in saved.optimizers:
                 engine.scaler.load_state_dict(saved.optimizers["scaler"])
             self.step, self.seconds = saved.meta["step"], saved.meta["seconds"]
@@ -231,9 +233,9 @@ class TrainState:
             states["scaler"] = engine.scaler.state_dict()
         averages = {f"{prefix}{k}": v for prefix, ema in self._named_emas() for k, v in ema.state_dict().items()}
         state = Checkpoint(
-            engine.full_state(self.distiller.state_dict()),
-            engine.full_state(averages),
-            engine.full_state(states),
+            full_state(self.distiller.state_dict(), engine.is_main),
+            full_state(averages, engine.is_main),
+            full_state(states, engine.is_main),
             {"step": self.step, "seconds": self.seconds, "fingerprint": fingerprint},
         )
         if engine.is_main:

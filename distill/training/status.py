@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.recipe import Recipe
-from distill.training.run_folder import warn_if_unwritable
+from distill.training.jsonl_log import warn_if_unwritable
 from eval.pipelines.jobs import steps
 from teachers.support.files import atomic_write
 from teachers.support.json_files import read_json
@@ -37,13 +37,14 @@ class Status:
         phase: One of PHASES.
         step: Number of completed steps.
         seconds: Training time so far, over all resumptions.
-        evaluation_seconds: Time of the evaluations of this process.
+        evaluations: Number of evaluations and drawings of validation samples of this process.
+        evaluation_seconds: Their time.
     """
 
     def __init__(self, recipe: Recipe, writes: bool) -> None:
         self.recipe, self.writes = recipe, writes
         self.phase, self.step, self.seconds = "preparing", 0, 0.0
-        self.evaluation_seconds, self._evaluations = 0.0, 0
+        self.evaluations, self.evaluation_seconds = 0, 0.0
         self._measured: tuple[int, float] | None = None  # step and seconds from which on steps are timed
         self._written, self._distances = 0.0, None
 
@@ -67,7 +68,7 @@ class Status:
         began = time.perf_counter()
         yield
         self.evaluation_seconds += time.perf_counter() - began
-        self._evaluations += 1
+        self.evaluations += 1
         self.write("training")
 
     def evaluated(self, record: dict[str, Any]) -> None:
@@ -83,9 +84,16 @@ class Status:
         if self._measured is None or self.step <= self._measured[0]:
             return None
         step = (self.seconds - self._measured[1]) / (self.step - self._measured[0])
-        every = settings.evaluate_every
-        rounds = -(-settings.steps // every) - self.step // every if every else 0
-        return left * step + rounds * self.evaluation_seconds / max(1, self._evaluations)
+        return left * step + self._evaluations_left() * self.evaluation_seconds / max(1, self.evaluations)
+
+    def _evaluations_left(self) -> int:
+        """The number of steps of the rest of the run after which it evaluates or draws validation samples."""
+        settings, validation = self.recipe.train, self.recipe.evaluation
+        every = {settings.evaluate_every}
+        if validation.validation_prompts:
+            every.add(validation.validation_every or settings.evaluate_every)
+        due = {step for n in every if n for step in range(self.step - self.step % n + n, settings.steps, n)}
+        return len(due | {settings.steps}) if any(every) else 0
 
     def values(self) -> dict[str, Any]:
         """The contents of the file."""
@@ -144,7 +152,7 @@ def summary(values: dict[str, Any]) -> str:
     """One line about a run from the contents of its status file."""
     parts = [f"{values['phase']}, step {values['step']:,} of {values['steps']:,}"]
     left, total = values["hours_left"], values["estimated_total_hours"]
-    if values["phase"] not in ENDED and left is not None:
+    if values["phase"] not in ENDED and left is not None and total is not None:
         parts.append(f"{duration(3600 * left)} left of an estimated {duration(3600 * total)}")
     else:
         parts.append(f"{duration(3600 * values['hours_trained'])} of training")

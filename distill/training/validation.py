@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -17,8 +18,8 @@ from distill.config.recipe import Recipe
 from distill.data import shards
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
-from distill.training.monitor import chunk_size, decode_samples
-from distill.training.run_folder import warn_if_unwritable
+from distill.training.decoding import chunk_size, decode_samples
+from distill.training.jsonl_log import warn_if_unwritable
 from distill.training.tracked_samples import log_media
 from distill.training.trackers import log_image, pixels
 from teachers.core.denoiser import Condition, Denoiser
@@ -129,7 +130,7 @@ class Validation:
             sheet = label_sheet(stills, prompt, [f"step {step:,}, seed {seed}" for seed in self.seeds])
             with atomic_write(folder / f"{number:02d}.png") as temporary:
                 sheet.save(temporary, format="PNG")
-            picture = torch.from_numpy(_array(sheet)).permute(2, 0, 1) / 255
+            picture = torch.from_numpy(np.array(sheet)).permute(2, 0, 1) / 255
             log_image(trackers, f"validation/{number:02d}", picture, step, printable(prompt))
             log_media(trackers, f"validation/{number:02d}", rows, step, medium)
             if medium.name != "image":
@@ -140,12 +141,6 @@ class Validation:
 
 def _randn(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
     return torch.randn(shape, generator=generator).to(device)
-
-
-def _array(image: Image.Image) -> Any:
-    import numpy as np
-
-    return np.array(image)
 
 
 def label_sheet(columns: Mapping[str, Sequence[Any]], caption: str, rows: Sequence[str]) -> Image.Image:

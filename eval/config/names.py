@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 CLIP = "openai/clip-vit-base-patch16"  # the model of --clip without a value
+METHOD_TITLES = {"dmd": "DMD", "scm": "sCM", "rcm": "rCM"}  # names of methods in texts; others are shown as they are
 INCEPTION_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")  # clean-fid's modes, which differ in resizing
 
 
@@ -52,6 +53,6 @@ UNSUPPORTED_SCORERS = {
 }
 FEATURES = ("pocket", *INCEPTION_MODES, *VISION_MODELS, "pixels")
 PICKLES_ALLOWED = (
-    "Pickled weights were allowed (--allow-pickle): pipelines, feature extractors and CLIP models without safetensors "
-    "files were read from pickles."
+    "Pickled weights were allowed (--allow-pickle): pipelines, feature extractors, CLIP and CLAP models without "
+    "safetensors files were read from pickles."
 )

@@ -14,8 +14,8 @@ from teachers.support.errors import reads, suggest
 from teachers.support.options import check_value
 from teachers.support.yaml_files import read_yaml
 
-KEYS = ("prompts", "samples", "size", "seed", "batch_size", "features", "reference", "clip", "score", "allow_pickle")
-FILES = ("prompts", "reference", "clip")
+FILES = ("prompts", "reference", "clip", "clap")
+KEYS = (*FILES, "samples", "size", "seed", "batch_size", "features", "score", "allow_pickle")
 
 
 @reads
@@ -43,7 +43,18 @@ def read_protocol(path: Path) -> dict[str, Any]:
         if value is None:
             raise ValueError(f"{key} in {path} must have a value, got null")
         check_value(Options, key, value, f"{key} in {path}")
-        relative = path.parent / str(value)
-        use_relative = key in FILES and not Path(str(value)).exists() and relative.exists()
-        options[key] = str(relative) if use_relative else value
+        options[key] = _resolved(str(value), path.parent) if key in FILES else value
+    if "score" in options:
+        options["score"] = [_resolved_score(entry, path.parent) for entry in options["score"]]
     return options
+
+
+def _resolved(file: str, folder: Path) -> str:
+    """A path relative to the protocol's folder if it exists only there; otherwise unchanged."""
+    relative = folder / file
+    return str(relative) if not Path(file).exists() and relative.exists() else file
+
+
+def _resolved_score(entry: str, folder: Path) -> str:
+    name, equals, source = entry.partition("=")
+    return f"{name}{equals}{_resolved(source, folder)}" if source else entry

@@ -82,18 +82,19 @@ class ClapScorer:
         name: The name of figures made with it.
     """
 
-    def __init__(self, source: str, rate: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, source: str, rate: int, device: torch.device | str = "cpu", allow_pickle: bool = False) -> None:
         """
         Args:
             source: A folder written by save_pretrained (model and processor) or a Hub id.
             rate: Samples per second of the sounds.
             device: The model's device.
+            allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
         Raises:
             ValueError: The model cannot be loaded or is not a CLAP model.
         """
-        model, self.processor = load_pretrained(source, AutoProcessor, "clap=FOLDER")
-        _check_type(model, "clap", source)
+        model, self.processor = load_pretrained(source, AutoProcessor, "--clap FOLDER", allow_pickle)
+        _check_type(model, "clap", source, "--clap")
         self.name = f"CLAP-{source.rstrip('/').rpartition('/')[2]}"
         self.model, self.rate, self.device = model.to(device), rate, torch.device(device)
 
@@ -136,7 +137,7 @@ def _clap_window(model: Any, extractor: Any, mono: Tensor, rate: int, device: to
     return embedding(model.get_audio_features(**inputs.to(device)))
 
 
-def _check_type(model: Any, kind: str, source: str) -> None:
+def _check_type(model: Any, kind: str, source: str, option: str | None = None) -> None:
     found = model.config.model_type
     if found != kind:
-        raise ValueError(f"{kind}=FOLDER must name a {kind} model, {source} is a {found} model")
+        raise ValueError(f"{option or f'{kind}=FOLDER'} must name a {kind} model, {source} is a {found} model")

@@ -7,18 +7,16 @@ different CLAP models cannot be compared, so the model's name is part of the fig
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from eval.features.media_models import ClapScorer
-from eval.metrics.base import SampleMetric
 from eval.metrics.context import MetricContext
+from eval.metrics.prompt_score import PromptScore
 from teachers.media import Audio
-from teachers.support.keys import content
 
 
-class ClapScore(SampleMetric):
+class ClapScore(PromptScore):
     """Mean CLAP score over all sounds."""
 
     key = "clap_score"
@@ -29,24 +27,17 @@ class ClapScore(SampleMetric):
         "95% interval. Bold: the highest mean and all that are tied with it in a paired test on the same sounds. "
         "Other CLAP models give other scores."
     )
-    higher_is_better = True
     needs = frozenset({"images", "prompts", "clap"})
     position = 71
-    marks_best = True
+    named_by = "clap"
     lowest = 0.0
 
     def __init__(self, context: MetricContext) -> None:
         super().__init__(context)
-        assert context.clap is not None and isinstance(context.medium, Audio)
-        self.source = context.clap
-        self.model = ClapScorer(context.clap, context.medium.rate, context.device)
+        assert isinstance(context.medium, Audio)
+        self.model = ClapScorer(self.source, context.medium.rate, context.device, context.allow_pickle)
         self.heading = f"{self.model.name}@{context.samples}"
 
-    def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    def prompt_score(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
         """The CLAP score of each sound."""
-        assert prompts is not None
-        return self.model(images, prompts)
-
-    def cache_key(self) -> list[Any]:
-        """The scores depend on the model's weights."""
-        return [*super().cache_key(), content(self.source)]
+        return self.model(samples, prompts)

@@ -17,9 +17,8 @@ from transformers import AutoProcessor
 
 from eval.config.names import CLIP
 from eval.features.transformers_models import embedding, load_pretrained
-from eval.metrics.base import SampleMetric
 from eval.metrics.context import MetricContext
-from teachers.support.keys import content
+from eval.metrics.prompt_score import PromptScore
 
 SIZES = {(768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g", (1664, 48): "bigG"}  # width, layers
 
@@ -98,7 +97,7 @@ def architecture_name(vision: Any) -> str | None:
     return f"ViT-{letter}/{vision.patch_size}" + (f"-{vision.image_size}" if vision.image_size != 224 else "")
 
 
-class ClipScore(SampleMetric):
+class ClipScore(PromptScore):
     """Mean CLIP score over all samples."""
 
     key = "clip_score"
@@ -108,25 +107,17 @@ class ClipScore(SampleMetric):
         "95% interval. Bold: the highest mean and all that are tied with it in a paired test on the same samples. "
         "Other CLIP models give other scores."
     )
-    higher_is_better = True
     needs = frozenset({"images", "prompts", "clip"})
     position = 70
-    marks_best = True
+    named_by = "clip"
     lowest = 0.0
     interval_key, best_key = "clip_interval", "clip_best"
 
     def __init__(self, context: MetricContext) -> None:
         super().__init__(context)
-        assert context.clip is not None
-        self.source = context.clip
-        self.model = ClipModel(context.clip, context.device, context.allow_pickle)
+        self.model = ClipModel(self.source, context.device, context.allow_pickle)
         self.heading = f"{self.model.name}@{context.samples}"
 
-    def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    def prompt_score(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
         """The CLIP score of each image."""
-        assert prompts is not None
-        return self.model(images, prompts)
-
-    def cache_key(self) -> list[Any]:
-        """The scores depend on the model's weights."""
-        return [*super().cache_key(), content(self.source)]
+        return self.model(samples, prompts)

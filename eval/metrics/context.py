@@ -96,6 +96,12 @@ class MetricContext:
             return self.samples
         return 0 if self.reference.features is None else min(self.samples, len(self.reference.features))
 
+    def model_source(self, need: str) -> str:
+        """The model that the user named for one of the `NEEDS` "clip", "clap" or a name of `SCORERS`."""
+        source = {"clip": self.clip, "clap": self.clap, **self.scorers}[need]
+        assert source is not None
+        return source
+
     def available(self) -> set[str]:
         """The `NEEDS` that this comparison meets."""
         conditions = {

@@ -20,4 +20,5 @@ class HPSv2(PreferenceScore):
         "rankings of images (arXiv 2306.09341): the mean over all samples and its 95% interval."
     )
     needs = frozenset({"images", "prompts", "hpsv2"})
+    named_by = "hpsv2"
     position = 72

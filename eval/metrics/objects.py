@@ -10,17 +10,16 @@ and positions are not checked, and other detectors give other figures, so the de
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from eval.features.transformers_models import load_pretrained
-from eval.metrics.base import Figure, SampleMetric
+from eval.metrics.base import Figure
 from eval.metrics.context import MetricContext, Row
 from eval.metrics.intervals import share_interval
-from teachers.support.keys import content
+from eval.metrics.prompt_score import PromptScore
 
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 CONFIDENCE, COUNTING_CONFIDENCE = 0.3, 0.9  # of a detection, if a number is not asked for and if it is
@@ -68,7 +67,7 @@ def passes(wanted: Mapping[str, int | None], detections: Sequence[tuple[str, flo
     return True
 
 
-class ObjectChecks(SampleMetric):
+class ObjectChecks(PromptScore):
     """Share of the samples that show the objects which their prompt names."""
 
     key = "objects"
@@ -78,16 +77,14 @@ class ObjectChecks(SampleMetric):
         "in the number that it names, in the manner of GenEval (arXiv 2310.11513), with its 95% interval. Samples "
         "whose prompt names no class of the detector do not count. Colours and positions are not checked."
     )
-    higher_is_better = True
     needs = frozenset({"images", "prompts", "objects"})
     position = 73
     format = ".1%"
-    marks_best = True
+    named_by = "objects"
     lowest = 0.0
 
     def __init__(self, context: MetricContext) -> None:
         super().__init__(context)
-        self.source = context.scorers[self.key]
         self.model, self.processor = load_pretrained(
             self.source,
             AutoImageProcessor,
@@ -100,10 +97,9 @@ class ObjectChecks(SampleMetric):
         self.heading = f"Objects ({Path(self.source).name})@{context.samples}"
 
     @torch.no_grad()
-    def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    def prompt_score(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
         """1 or 0 for each image; NaN if its prompt names no class."""
-        assert prompts is not None
-        eight_bit = list(images.clamp(0, 1).mul(255).round().byte().cpu())
+        eight_bit = list(samples.clamp(0, 1).mul(255).round().byte().cpu())
         inputs = self.processor(images=eight_bit, return_tensors="pt").to(self.context.device)
         found = self.processor.post_process_object_detection(self.model(**inputs), threshold=CONFIDENCE)
         scores = []
@@ -120,7 +116,3 @@ class ObjectChecks(SampleMetric):
         if figure is None:
             return None
         return Figure(figure.value, share_interval(figure.value, int((~scores.isnan()).sum())), figure.influence)
-
-    def cache_key(self) -> list[Any]:
-        """The scores depend on the detector's weights."""
-        return [*super().cache_key(), content(self.source)]

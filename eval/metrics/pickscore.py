@@ -19,5 +19,6 @@ class PickScore(PreferenceScore):
         "(arXiv 2305.01569): the mean over all samples and its 95% interval."
     )
     needs = frozenset({"images", "prompts", "pickscore"})
+    named_by = "pickscore"
     position = 71
     learned_scale = True

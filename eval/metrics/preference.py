@@ -5,19 +5,18 @@ not clipped at zero, and only differences between rows mean something.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from eval.config.names import SCORERS
-from eval.metrics.base import SampleMetric
 from eval.metrics.clip_score import ClipModel
 from eval.metrics.context import MetricContext
-from teachers.support.keys import content
+from eval.metrics.prompt_score import PromptScore
 
 
-class PreferenceScore(SampleMetric):
+class PreferenceScore(PromptScore):
     """The mean of a tuned CLIP model's score over all samples.
 
     Attributes:
@@ -25,14 +24,11 @@ class PreferenceScore(SampleMetric):
         learned_scale: Whether the cosine is multiplied by the model's own scale (PickScore) or by 100 (HPSv2).
     """
 
-    higher_is_better = True
-    marks_best = True
     label: ClassVar[str]
     learned_scale: ClassVar[bool] = False
 
     def __init__(self, context: MetricContext) -> None:
         super().__init__(context)
-        self.source = context.scorers[self.key]
         option = f"--score {self.key}=FOLDER"
         self.model = ClipModel(self.source, context.device, context.allow_pickle, option)
         wanted, found = SCORERS[self.key].width, self.model.model.config.projection_dim
@@ -43,16 +39,11 @@ class PreferenceScore(SampleMetric):
             )
         self.heading = f"{self.label}@{context.samples}"
 
-    def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    def prompt_score(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
         """The score of each image."""
-        assert prompts is not None
-        return self.factor() * self.model.cosine(images, prompts)
+        return self.factor() * self.model.cosine(samples, prompts)
 
     @torch.no_grad()
     def factor(self) -> float:
         """The factor of the cosine."""
         return float(self.model.model.logit_scale.exp()) if self.learned_scale else 100.0
-
-    def cache_key(self) -> list[Any]:
-        """The scores depend on the model's weights."""
-        return [*super().cache_key(), content(self.source)]

@@ -136,10 +136,9 @@ class FrameClipScore(ClipScore):
         super().__init__(context)
         self.heading = f"{self.model.name}-frames@{context.samples}"
 
-    def score(self, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    def prompt_score(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
         """The mean over the frames of each clip."""
-        assert prompts is not None
-        return clip_score_of_frames(self.model, images, prompts)
+        return clip_score_of_frames(self.model, samples, prompts)
 
 
 def clip_score_of_frames(model: ClipModel, clips: Tensor, prompts: Sequence[str]) -> Tensor:

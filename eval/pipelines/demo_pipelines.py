@@ -11,12 +11,16 @@ from typing import Any
 import torch
 
 from eval.pipelines.demo_requests import Request, TimedSamples, joined
-from eval.pipelines.generate import Pipeline, arguments, check_pipeline, counted, load_pipeline, network
+from eval.pipelines.generate import arguments
 from eval.pipelines.inputs import shared_medium
 from eval.pipelines.latency import PeakMemory, timed
+from eval.pipelines.loading import check_pipeline, load_pipeline
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
-from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, tuned_teacher_folder
+from eval.pipelines.networks import Pipeline, counted, network
+from eval.pipelines.run_prompts import own_prompts, prompts_for
+from eval.pipelines.runs import Run, read_run
+from eval.pipelines.shared_settings import tuned_teacher_folder
 from eval.pipelines.signatures import argument, takes_prompts
 from teachers.loading.embedded import EMBEDDED
 from teachers.media import Video

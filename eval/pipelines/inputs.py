@@ -5,11 +5,13 @@ from typing import Any
 
 from eval.config.media_names import WITHOUT_WEIGHTS, check_features
 from eval.config.options import Options
-from eval.pipelines.generate import check_pipeline
 from eval.pipelines.jobs import Job, baseline_of, jobs_of
-from eval.pipelines.runs import Run, own_prompts, prompts_for, read_run, shared_setting
+from eval.pipelines.loading import check_pipeline
+from eval.pipelines.run_prompts import own_prompts, prompts_for
+from eval.pipelines.runs import Run, read_run
+from eval.pipelines.shared_settings import shared_setting
 from teachers.loading.registry import feature_models
-from teachers.media import ANY_IMAGE, Image, Medium
+from teachers.media import ANY_IMAGE, MEDIA, Image, Medium
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,28 @@ def read_inputs(options: Options) -> Inputs:
             "folder, an .npz, or clean-fid:NAME/RES/SPLIT"
         )
     prompts, known = prompts_for(None if source == "none" else source, options.samples)
-    if options.clip is not None and prompts is None:
-        raise ValueError("--clip needs prompts, because a CLIP score compares an image with its prompt; omit --clip")
-    if options.clip is not None and medium.name == "audio":
-        raise ValueError("--clip is for images and clips; use --clap with a CLAP model for sounds")
-    if options.clap is not None and medium.name != "audio":
-        raise ValueError(f"--clap is for sounds, got a comparison of {medium.plural}; omit it")
-    if options.clap is not None and prompts is None:
-        raise ValueError("--clap needs prompts, because a CLAP score compares a sound with its prompt; omit --clap")
-    if options.scorers and prompts is None:
-        raise ValueError("--score needs prompts, because it compares images with their prompts; omit --score")
+    _check_scores(options, medium, prompts is not None)
     jobs = jobs_of(runs, teacher, prompts is not None, options.few_steps, pickles)
     for folder in {job.folder: None for job in jobs}:
         check_pipeline(folder, pickles)
     baseline = 0 if options.baseline is None else baseline_of(jobs, options.baseline)
     return Inputs(runs, teacher, features, reference, source, prompts, known, jobs, baseline, medium)
+
+
+def _check_scores(options: Options, medium: Medium, has_prompts: bool) -> None:
+    """Raise ValueError if an option adds scores that the medium does not have, or scores of prompts without prompts."""
+    for flag, chosen, media, pair in (
+        ("--clip", options.clip, ("image", "video"), "CLIP score compares an image"),
+        ("--clap", options.clap, ("audio",), "CLAP score compares a sound"),
+        ("--score", options.scorers, ("image",), "score of --score compares an image"),
+    ):
+        if not chosen:
+            continue
+        if medium.name not in media:
+            known = " and ".join(MEDIA[name].plural for name in media)
+            raise ValueError(f"{flag} is for {known}, got a comparison of {medium.plural}; omit it")
+        if not has_prompts:
+            raise ValueError(f"{flag} needs prompts, because a {pair} with its prompt; omit {flag}")
 
 
 def teacher_entry(inputs: Inputs) -> dict[str, Any]:

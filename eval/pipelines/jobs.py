@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.pipelines.runs import Run, teacher_folder, tuned_teacher_folder
+from eval.pipelines.folders import teacher_folder
+from eval.pipelines.runs import Run
+from eval.pipelines.shared_settings import tuned_teacher_folder
 from eval.pipelines.signatures import argument, check_call, pipeline_class
 from teachers.loading.registry import family_of_class
 

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from eval.config.options import Timing
-from eval.pipelines.generate import network
+from eval.pipelines.networks import network
 
 T = TypeVar("T")
 

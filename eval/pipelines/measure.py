@@ -17,9 +17,10 @@ from eval.metrics.diversity import prompt_groups
 from eval.metrics.fid import statistics
 from eval.pipelines.cache import Result
 from eval.pipelines.energy import Energy
-from eval.pipelines.generate import Pipeline, arguments, counted, largest_batch, network, seeded
+from eval.pipelines.generate import arguments, largest_batch, seeded
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
+from eval.pipelines.networks import Pipeline, counted, network
 from eval.pipelines.real_time import times_real_time
 from eval.pipelines.settings import Loader, Settings
 from teachers.support.errors import reading

@@ -9,25 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
+from eval.pipelines.folders import pipeline_folder
 from eval.pipelines.run_media import stored_medium, usual_medium
 from eval.pipelines.signatures import argument, pipeline_class
-from teachers.loading import registry
 from teachers.loading.contents import pipeline_contents
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.lora_files import Lora, recorded_loras
-from teachers.loading.loras import FUSED, fused_folder
-from teachers.loading.prompts import read_prompts
 from teachers.loading.record import RECORD, read_record
-from teachers.loading.source import class_name, download, loading_errors
 from teachers.media import ANY_IMAGE, Medium
 from teachers.support.errors import reads
 from teachers.support.keys import file_content, key
 from teachers.support.regular import is_inside
 
 FORMAT = 1
-TRAINING_PROMPTS = "training_prompts.txt"  # in a pipeline's folder
 EXTERNAL = "external pipeline"  # the method of a pipeline without a distill.json
 
 
@@ -140,43 +134,8 @@ def read_run(
 
 def pipeline_identity(folder: Path) -> str:
     """A key of a pipeline's files and of its distill.json, by which a report says what it evaluated."""
-    file = folder / "distill.json"
+    file = folder / RECORD
     return key(pipeline_contents(str(folder)), file_content(file) if file.is_file() else None)
-
-
-def pipeline_folder(path: Path, allow_pickle: bool = False) -> Path:
-    """The folder of a run's pipeline; that of a Hub id is downloaded. Raises ValueError if there is no pipeline."""
-    folder = next((f for f in (path / "pipeline", path) if (f / "model_index.json").is_file()), None)
-    if folder is not None:
-        return folder
-    if path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parent.exists() or str(path)[0] in ".~":
-        problem = "contains no pipeline" if path.is_dir() else "does not exist"
-        raise ValueError(
-            f"{path} {problem}; a run must be a folder with pipeline/ in it, a diffusers pipeline's folder, or a Hub id"
-        )
-    return download_pipeline(str(path), f"{path} is not a folder and cannot be downloaded from the Hub", allow_pickle)
-
-
-def download_pipeline(hub_id: str, problem: str, allow_pickle: bool = False) -> Path:
-    """Download a pipeline into the Hub's cache.
-
-    Args:
-        hub_id: Its Hub id.
-        problem: The beginning of the error message.
-        allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
-
-    Returns:
-        Its folder.
-
-    Raises:
-        ValueError: The download failed.
-    """
-    try:
-        with loading_errors(hub_id):
-            kind = registry.pipeline_class(class_name(hub_id) or "")
-            return download(kind or DiffusionPipeline, hub_id, allow_pickle)
-    except Exception as error:  # the Hub's client raises exceptions of many libraries
-        raise ValueError(f"{problem}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
 def _external_pipeline(path: Path, folder: Path, step_counts: Sequence[int], guidance: float | None) -> Run:
@@ -227,128 +186,3 @@ def _resolve(path: str, folder: Path, first: bool = False) -> str:
     if path not in EMBEDDED and (first or not Path(path).exists()) and (folder / path).exists():
         return str(folder / path)
     return path
-
-
-def own_prompts(runs: list[Run]) -> str | None:
-    """The source of prompts that all runs with a teacher agree on, by name or by content.
-
-    A distill.json may come from a stranger, and prompts are shown in reports, so no file outside of its folder is read.
-
-    Raises:
-        ValueError: The runs name different prompts, or a file outside of their folders.
-    """
-    files = {run.prompts: run.folder for run in runs if run.prompts is not None and run.prompts not in EMBEDDED}
-    for source, folder in files.items():
-        if not is_inside(Path(str(source)), folder):
-            raise ValueError(
-                f"the distill.json in {folder} names the prompts {source!r}, which are not in its folder; "
-                "give --prompts to choose prompts"
-            )
-    first, *others = [run.prompts for run in runs if run.teacher is not None] or [None]
-    if first in files and all(other in files and read_prompts(other) == read_prompts(first) for other in others):
-        return first
-    shared: str | None = shared_setting(runs, "prompts")
-    return shared
-
-
-def training_prompts(run: Run) -> set[str] | None:
-    """The training prompts of a run, or None if they are not stored with its pipeline."""
-    if run.prompts == "pocket":
-        return set(read_prompts("pocket"))
-    file = run.folder / TRAINING_PROMPTS
-    return set(read_prompts(str(file))) if is_inside(file, run.folder) and file.is_file() else None
-
-
-def shared_setting(runs: list[Run], name: str) -> Any:
-    """The value of a setting that all runs with a teacher must agree on.
-
-    Args:
-        runs: The runs.
-        name: The name of an attribute of `Run`.
-
-    Returns:
-        The value; None if no run has a teacher.
-
-    Raises:
-        ValueError: The values differ.
-    """
-    distilled = [run for run in runs if run.teacher is not None]
-    for run in distilled[1:]:
-        first = distilled[0]
-        one, two = getattr(first, name), getattr(run, name)
-        if one == two:
-            continue
-        if name == "teacher_loras":
-            raise ValueError(
-                f"all runs of a comparison must have one teacher with the same fine-tunes, {first.name} has "
-                f"{_listed(one)} and {run.name} {_listed(two)}"
-            )
-        if name == "teacher":
-            raise ValueError(
-                f'all runs of a comparison must have one teacher, {first.name} has "{one}" and {run.name} "{two}"'
-            )
-        raise ValueError(f'{first.name} has {name} "{one}" and {run.name} "{two}"; select one with --{name}')
-    return getattr(distilled[0], name) if distilled else None
-
-
-def _listed(loras: Sequence[Lora]) -> str:
-    return ", ".join(f"{lora.path} at {lora.scale:g}" for lora in loras) or "none"
-
-
-@reads
-def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
-    """The folder of the teacher's pipeline.
-
-    Args:
-        path: An embedded teacher such as "pocket", a folder, or a Hub id, which is downloaded.
-        allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
-
-    Raises:
-        ValueError: There is no pipeline.
-    """
-    folder = EMBEDDED[path].pipeline() if path in EMBEDDED else Path(path)
-    if (folder / "model_index.json").is_file():
-        return folder
-    if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise ValueError(f'teacher.path in distill.json must be a diffusers pipeline, got "{path}"')
-    return download_pipeline(
-        path, f'the teacher "{path}" is not on this machine and cannot be downloaded', allow_pickle
-    )
-
-
-def tuned_teacher_folder(runs: Sequence[Run], allow_pickle: bool = False) -> Path:
-    """The folder of the teacher of a comparison, with the fine-tunes of its runs fused into it.
-
-    Args:
-        runs: The runs; all with a teacher must have the same one, with the same fine-tunes.
-        allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
-
-    Raises:
-        ValueError: If the runs have other teachers or fine-tunes, or one does not exist.
-    """
-    listed = list(runs)
-    folder = teacher_folder(shared_setting(listed, "teacher"), allow_pickle)
-    loras = shared_setting(listed, "teacher_loras")
-    family = registry.family_of_class(pipeline_class(folder)) if loras else None
-    if family is None:
-        return folder
-    run = next(run for run in listed if run.teacher is not None).folder.parent
-    is_run = (run / "recipe.yaml").is_file()
-    cache = run.parent / ".cache" if is_run else Path.home() / ".cache" / "fewstep"
-    return fused_folder(family, str(folder), loras, cache / FUSED)
-
-
-def prompts_for(source: str | None, count: int) -> tuple[list[str] | None, int]:
-    """`count` prompts, repeated from the first if the source has fewer.
-
-    Args:
-        source: A source of prompts (`teachers.loading.prompts`), or None.
-        count: The number of samples.
-
-    Returns:
-        The prompts, and how many the source has; None and 0 without a source.
-    """
-    if source is None:
-        return None, 0
-    prompts = read_prompts(source)
-    return [prompts[i % len(prompts)] for i in range(count)], len(prompts)

@@ -12,10 +12,12 @@ from eval.config.options import Timing
 from eval.features.extractors import Extractor
 from eval.features.resize import center_crop_resize
 from eval.metrics.base import Metric
-from eval.pipelines.generate import Pipeline, load_pipeline, use_modern_solver
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import timed
+from eval.pipelines.loading import load_pipeline
 from eval.pipelines.machine import PRECISIONS
+from eval.pipelines.networks import Pipeline
+from eval.pipelines.solvers import use_modern_solver
 from teachers.media import ANY_IMAGE, Image, Medium
 
 

@@ -14,7 +14,7 @@ from teachers.media import Video
 from teachers.support.text import printable
 
 ENDING = ".mp4"
-MOST_BYTES = 255  # of a file's name, on usual file systems
+MOST_BYTES = 255 - 13  # of a file's name on usual file systems, less what `atomic_write` adds to a temporary name
 FORBIDDEN = ("/", "\\", "\0")
 
 
@@ -43,6 +43,22 @@ def vbench_name(prompt: str, index: int) -> str:
     return name
 
 
+def create_folder(folder: Path) -> None:
+    """Create a folder for clips.
+
+    Raises:
+        ValueError: If it is a file, or contains other files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} must be a folder for clips, got a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    others = sorted(file.name for file in folder.iterdir() if file.suffix not in (ENDING, ".tmp"))
+    if others:
+        raise ValueError(
+            f"{folder} must contain clips only, because VBench reads all its files, got {printable(others[0])}"
+        )
+
+
 def save_for_vbench(
     clips: Tensor, prompts: Sequence[str], folder: Path, medium: Video, first: dict[str, int] | None = None
 ) -> list[Path]:
@@ -69,12 +85,7 @@ def save_for_vbench(
     for prompt in prompts:
         names.append(vbench_name(prompt, counts.get(prompt, 0)))
         counts[prompt] = counts.get(prompt, 0) + 1
-    folder.mkdir(parents=True, exist_ok=True)
-    others = sorted(file.name for file in folder.iterdir() if file.suffix != ENDING)
-    if others:
-        raise ValueError(
-            f"{folder} must contain clips only, because VBench reads all its files, got {printable(others[0])}"
-        )
+    create_folder(folder)
     for name, clip in zip(names, clips, strict=True):
         medium.save(clip[None], folder / name)
     return [folder / name for name in names]

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from eval.config.names import METHOD_TITLES
 from eval.report.columns import words
 from eval.report.series import DASHES, LIGHT, MARKERS, series_of
 from eval.report.svg import LINE, PAPER, SOFT, style
@@ -88,7 +89,7 @@ def _scatter(report: Mapping[str, Any], size: tuple[float, float]) -> "Figure":
     axes.set_ylabel("\n".join(textwrap.wrap(heading, LABEL_LENGTH)))
     methods = {row["method"] for row in rows}
     legend = [
-        _marker(shorten(method, LEGEND_LENGTH), LIGHT[number], MARKERS[number])
+        _marker(shorten(METHOD_TITLES.get(method, method), LEGEND_LENGTH), LIGHT[number], MARKERS[number])
         for method, number in series.items()
         if method in methods
     ]

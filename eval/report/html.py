@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eval.report.charts import NARROW, WIDE, quality_latency, training_curves
 from eval.report.columns import columns, over_teacher, quality, speed
-from eval.report.formats import significant
+from eval.report.formats import contains_one, significant
 from eval.report.markdown import title
 from eval.report.samples import SHOWN, views
 from eval.report.series import series_of, style_sheet
@@ -110,7 +110,7 @@ def page(report: dict[str, Any], samples: Sequence[Tensor], medium: Medium = ANY
         more_cards=max(0, len(students) - MAX_CARDS),
         whose="the teacher's" if over_teacher(report) else "the baseline's",
         count_mark=_count_mark(report),
-        has_tie=any(_is_tie(row) for row in rows),
+        has_tie=any(contains_one(row["frechet_ratio_interval"]) for row in rows),
         samples=pictures,
         shown=SHOWN,
         prompts=report["prompts"].get("shown") or report["prompts"]["first"],
@@ -166,17 +166,12 @@ def _card(index: int, report: dict[str, Any]) -> Card:
         speedup=None if is_baseline else figure(index, "speedup", report),
         frechet_distance=figure(index, "frechet_distance", report),
         frechet_ratio=figure(index, "frechet_ratio", report) if has_ratio else None,
-        tie=_is_tie(row),
+        tie=contains_one(row["frechet_ratio_interval"]),
         prompt_agreement=None if row["prompt_agreement"] is None else figure(index, "prompt_agreement", report),
         teacher=None if few_step is None else figure(few_step, "frechet_distance", report),
         teacher_steps=row["num_steps"],
         real_time=figure(index, "times_real_time", report) if row.get("times_real_time") else None,
     )
-
-
-def _is_tie(row: dict[str, Any]) -> bool:
-    interval = row["frechet_ratio_interval"]
-    return interval is not None and interval[0] <= 1 <= interval[1]
 
 
 def _count_mark(report: dict[str, Any]) -> str:
@@ -199,6 +194,7 @@ def _protocol(report: dict[str, Any]) -> dict[str, Any]:
         "protocol": report.get("protocol"),
         "evaluated at": size and f"{size} x {size} pixels (center crop, Lanczos)",
         "CLIP model": clip and clip["source"],
+        "CLAP model": report["clap"]["source"] if "clap" in report else None,
         "scores": ", ".join(f"{entry['name']}: {entry['source']}" for entry in report.get("scorers") or []) or None,
         "teacher": teacher and teacher["path"],
         "teacher call": teacher and json.dumps(teacher["call"]),

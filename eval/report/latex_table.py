@@ -10,7 +10,8 @@ from teachers.support.text import cleaned, printable
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "×": r"$\times$", "–": "--", "“": "``", "”": "''", '"': r"\textquotedbl{}",
+    "|": r"\textbar{}", "×": r"$\times$", "–": "--", "“": "``", "”": "''", '"': "''",
+    "[": "{[}", "*": "{*}",  # arguments of the line break before them
 }  # fmt: skip
 
 

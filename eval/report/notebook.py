@@ -15,6 +15,7 @@ from eval.pipelines.runs import read_run
 from eval.report.charts import quality_latency, training_curves
 from eval.report.columns import columns
 from eval.report.grid import grid
+from eval.report.markdown import escape
 from eval.report.svg import as_file
 from eval.report.training_log import curves as logged_curves
 from eval.report.verdict import verdict_text
@@ -68,8 +69,6 @@ def table_of(report: Mapping[str, Any], keys: Sequence[str] = COLUMNS) -> Displa
         report: What `distill.compare` returns.
         keys: The entries of its rows to show.
     """
-    from eval.report.markdown import escape
-
     found = cleaned(dict(report))
     shown = [column for column in columns(found) if column.key in keys]
     lines = ["| | row | " + " | ".join(escape(column.heading) for column in shown) + " |"]

@@ -4,8 +4,9 @@ from typing import Any
 
 from eval.config.names import PICKLES_ALLOWED, SCORERS
 from eval.metrics.context import MetricContext
+from eval.pipelines.folders import teacher_folder
 from eval.pipelines.inputs import Inputs
-from eval.pipelines.runs import teacher_folder, training_prompts
+from eval.pipelines.run_prompts import training_prompts
 from teachers.loading.contents import changed_files
 from teachers.loading.lora_files import lora_hash
 
@@ -58,20 +59,32 @@ def notes(inputs: Inputs, context: MetricContext, size: int | None, problems: li
 def _prompt_notes(inputs: Inputs) -> list[str]:
     """Evaluation prompts that a run was also trained with."""
     used = set(inputs.prompts or ())
-    out = []
+    runs: dict[int | None, list[str]] = {}  # names by how many of the prompts a run was trained with; None: unknown
     for run in (run for run in inputs.runs if used and run.teacher is not None):
         known = training_prompts(run)
+        shared: int | None = run.shared_prompts if known is None else len(used & known)
         if known is None and inputs.prompt_source != run.prompts:
-            out.append(f"{run.name} does not record its training prompts, so they may be among the evaluation prompts.")
-            continue
-        shared = run.shared_prompts if known is None else len(used & known)
-        if shared:
-            every = "All" if shared >= len(used) else f"{shared:,} of the"
+            shared = None
+        runs.setdefault(shared and min(shared, len(used)), []).append(run.name)
+    out = []
+    for shared, names in runs.items():
+        listed = _listed(list(dict.fromkeys(names)))
+        if shared is None:
+            verb, whose = ("does", "its") if len(names) == 1 else ("do", "their")
             out.append(
-                f"{every} {len(used):,} evaluation prompts are training prompts of {run.name}; only the noise is new. "
+                f"{listed} {verb} not record {whose} training prompts, so they may be among the evaluation prompts."
+            )
+        elif shared:
+            every = "All" if shared == len(used) else f"{shared:,} of the"
+            out.append(
+                f"{every} {len(used):,} evaluation prompts are training prompts of {listed}; only the noise is new. "
                 "Name held-out prompts with --prompts, or in the recipe with evaluation.prompts."
             )
-    return list(dict.fromkeys(out))
+    return out
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
 def _scorer_notes(inputs: Inputs, context: MetricContext) -> list[str]:

@@ -32,12 +32,10 @@ class Shown:
     Attributes:
         samples: For each row, its first samples (K, *medium.shape) in the judged range, reduced.
         medium: Their medium.
-        played: Seconds of a sound that the page plays; None if it plays all of it.
     """
 
     samples: Sequence[Tensor]
     medium: Medium
-    played: float | None = None
 
     def stills(self) -> list[list[Tensor]]:
         """A picture (3, H, W) in [0, 1] of each of the first samples."""
@@ -76,7 +74,7 @@ def shown(samples: Sequence[Tensor], medium: Medium, side: int = CELL) -> Shown:
         side: Pixels of the longer side; larger images and clips are reduced.
     """
     small = [reduced(row, medium, side) for row in samples]
-    return Shown([row for row, _ in small], small[0][1], _played(samples, medium))
+    return Shown([row for row, _ in small], small[0][1])
 
 
 def views(

@@ -112,7 +112,3 @@ def _better_teacher(best: int, report: dict[str, Any]) -> list[Part]:
 
 def _baseline(report: dict[str, Any]) -> int:
     return next(i for i, row in enumerate(report["rows"]) if row["name"] == report["baseline"])
-
-
-def _whose(report: dict[str, Any]) -> str:
-    return f"the teacher ({report['rows'][0]['num_steps']} steps)" if over_teacher(report) else report["baseline"]

@@ -201,13 +201,8 @@ class VariancePreserving(NoisePath):
 
     def __init__(self, alphas_cumprod: Tensor, sigma_data: float = 1.0) -> None:
         table = alphas_cumprod.detach().double().cpu().clone()
-        if (
-            table.ndim != 1
-            or len(table) < 2
-            or not bool((table[1:] < table[:-1]).all())
-            or table[0] >= 1
-            or table[-1] < 0
-        ):
+        decreases = table.ndim == 1 and len(table) >= 2 and bool((table[1:] < table[:-1]).all())
+        if not decreases or table[0] >= 1 or table[-1] < 0:
             raise ValueError(
                 "alphas_cumprod must be a decreasing sequence in [0, 1) with at least two noise levels, "
                 f"got shape {tuple(table.shape)}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser, Prediction
 from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
-from teachers.core.teacher import concatenate
+from teachers.core.guided import concatenate
 from teachers.core.trigflow import Flow, NoisePath, expand
 from teachers.families.latent import LatentTeacher
 from teachers.families.unbatched import encode_each, padded

@@ -15,6 +15,7 @@ from teachers.families.unbatched import encode_each, padded
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines
 from teachers.media import Audio, Medium
 from teachers.media.mel import log_mel
+from teachers.support.private_api import disable_gradient_checkpointing
 
 NULL = "null_hidden_states"  # an entry of the condition
 FRAME = 0.064  # seconds of a frame of the spectrogram: 1024 samples at the published rate
@@ -59,6 +60,7 @@ class AudioLDM2(LatentTeacher):
                 raise ValueError(f"{key} of the unet must be None for an AudioLDM2Pipeline, got {config[key]!r}")
         if not isinstance(config.sample_size, int):
             raise ValueError(f"sample_size of the unet must be a number, got {config.sample_size!r}")
+        disable_gradient_checkpointing(pipeline.unet)  # diffusers 0.42 passes its masks in wrong positions then
         self.stock = pipeline
         self._check_text_encoder(pipeline.text_encoder_2)
         usual = config.sample_size * self.compression() * self.frame_seconds

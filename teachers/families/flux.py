@@ -9,8 +9,8 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from teachers.core.denoiser import Condition
-from teachers.core.teacher import height_and_width
 from teachers.families.embedded_guidance import EmbeddedGuidance, default_guidance
+from teachers.families.sample_size import height_and_width
 from teachers.loading.source import Pipelines
 
 DEFAULT_GUIDANCE = default_guidance(FluxPipeline)

@@ -55,6 +55,10 @@ class HunyuanVideo(EmbeddedGuidance, LatentVideo):
         output: Tensor = network(sample, timestep=timestep, **{**cond, **guidance}, return_dict=False)[0]
         return output
 
+    @classmethod
+    def check_negative_prompt(cls) -> None:
+        return  # `set_negative_prompt` refuses it for networks that embed the guidance scale
+
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
         """The velocity at an embedded guidance scale, or with classifier-free guidance."""
         if self.embeds_guidance:
@@ -64,7 +68,7 @@ class HunyuanVideo(EmbeddedGuidance, LatentVideo):
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         call = super().usual_call(num_steps, guidance)
         if not self.embeds_guidance:
-            call |= {"guidance_scale": 1.0, "true_cfg_scale": guidance, "negative_prompt": ""}
+            call |= {"guidance_scale": 1.0, "true_cfg_scale": guidance, "negative_prompt": self.negative_prompt or ""}
         return call
 
     def patch(self) -> tuple[int, int]:

@@ -1,12 +1,11 @@
 """`LatentTeacher`: the common code of families with an autoencoder."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderDC, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
@@ -14,16 +13,15 @@ from teachers.core.denoiser import Call, Condition, Denoiser, Prediction, defaul
 from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
 from teachers.core.lora import lora_weights
 from teachers.core.schedule import schedule
-from teachers.core.teacher import height_and_width
 from teachers.core.trigflow import Flow, NoisePath
+from teachers.families.autoencoding import Autoencoding
 from teachers.families.native_exports import NativeExports
+from teachers.families.sample_size import height_and_width
 from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
-from teachers.networks.storage import in_float32, without_autocast
-
-logger = logging.getLogger(__name__)
+from teachers.networks.storage import in_float32
 
 
-class LatentTeacher(NativeExports):
+class LatentTeacher(Autoencoding, NativeExports):
     """A frozen latent diffusion pipeline. A subclass sets `pipelines` and implements `condition`.
 
     Args:
@@ -56,7 +54,6 @@ class LatentTeacher(NativeExports):
         self.stock = freeze(pipeline)
         self.device = pipeline.device
         self._text_pipeline: Any = None
-        self._said_overflow = False
         vae = pipeline.vae
         if vae.config.get("force_upcast") and vae.dtype == torch.float16:
             vae.float()  # such autoencoders overflow in half precision
@@ -100,12 +97,6 @@ class LatentTeacher(NativeExports):
         kinds = self.takes_flow, self.takes_variance_preserving, self.takes_cosine
         return schedule(self.stock.scheduler, sigma_data, self.tokens(), *kinds)
 
-    def compression(self) -> int:
-        """Pixels of an image for each latent pixel, along one side."""
-        vae = self.stock.vae
-        blocks = "encoder_block_out_channels" if isinstance(vae, AutoencoderDC) else "block_out_channels"
-        return int(2 ** (len(vae.config[blocks]) - 1))
-
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of a latent: (C, H, W) at the pipeline's default image size, or (C, ...) for other media."""
         config = self.stock.components[self.network].config
@@ -118,10 +109,6 @@ class LatentTeacher(NativeExports):
     def tokens(self) -> int:
         """The number of tokens by which a scheduler shifts its timesteps: those of 2 x 2 patches of an image."""
         return self.shape[1] * self.shape[2] // 4
-
-    def latent_channels(self) -> int:
-        """The number of channels of the autoencoder's latents."""
-        return int(self.stock.vae.config.latent_channels)
 
     def _check_channels(self) -> None:
         """Raise ValueError if the network's channels are not those of the autoencoder's latents."""
@@ -169,57 +156,6 @@ class LatentTeacher(NativeExports):
         for part in self._vae_encoder():
             part.cpu()
 
-    def _vae_encoder(self) -> list[nn.Module]:
-        """The modules of the autoencoder that only `encode` uses."""
-        parts = dict(self.stock.vae.named_children())
-        return [parts[name] for name in ("encoder", "quant_conv") if parts.get(name) is not None]
-
-    def encode(self, images: Tensor) -> Tensor:
-        for part in self._vae_encoder():
-            part.to(self.device)
-        scale, offset = self._affine()
-        return (self._without_overflow(self._mean, images) - offset) / scale / self.denoiser.path.sigma_data
-
-    def _mean(self, images: Tensor) -> Tensor:
-        vae = self.stock.vae
-        code = vae.encode(images.to(self.device, vae.dtype))
-        mean: Tensor = code.latent_dist.mean if hasattr(code, "latent_dist") else code[0]
-        return mean.float()
-
-    def decode(self, latents: Tensor) -> Tensor:
-        scale, offset = self._affine()
-        native = latents * self.denoiser.path.sigma_data * scale + offset
-        with without_autocast(self.device):  # some autoencoders overflow in half precision
-            return self._without_overflow(self._image, native)
-
-    def _image(self, native: Tensor) -> Tensor:
-        vae = self.stock.vae
-        image: Tensor = vae.decode(native.to(self.device, vae.dtype), return_dict=False)[0]
-        return image.float()
-
-    def _without_overflow(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        """function(inputs) of the autoencoder; rows that overflow in half precision are computed again in float32.
-
-        Only these rows are, so that the result for an image does not depend on the images that came before it.
-        """
-        outputs, vae = function(inputs), self.stock.vae
-        dtype = vae.dtype
-        if dtype == torch.float32:
-            return outputs
-        overflowed = ~outputs.isfinite().flatten(1).all(1)
-        if not bool(overflowed.any()):
-            return outputs
-        if not self._said_overflow:
-            self._said_overflow = True
-            logger.warning(
-                "the autoencoder overflows in %s; the images concerned are computed in float32",
-                str(dtype).removeprefix("torch."),
-            )
-        vae.float()
-        outputs[overflowed] = function(inputs[overflowed.to(inputs.device)])
-        nn.Module.to(vae, dtype)  # diffusers' own `to` warns about modules that stay in float32
-        return outputs
-
     def exact_condition(self, prompts: Sequence[str]) -> Condition:
         loaded, device = self.text_encoders_loaded, self.device
         if not loaded:  # on the CPU, because training fills the device
@@ -232,23 +168,6 @@ class LatentTeacher(NativeExports):
             self.device = device
             if not loaded:
                 self._text_pipeline = None
-
-    def exact_decode(self, latents: Tensor) -> Tensor:
-        used = self.encoder_components["encode"]
-        with in_float32(part for name, part in self.stock.components.items() if name.startswith(used)):
-            return self.decode(latents.to(self.device))
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        """(scale, offset), (1, C or 1, 1, ...) each: the autoencoder's latents are scale * native latents + offset."""
-        config = self.stock.vae.config
-        scale: Any = 1 / (config.get("scaling_factor") or 1.0)
-        offset: Any = config.get("shift_factor") or 0.0
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean and std:
-            scale, offset = [scale * s for s in std], mean
-        lead = (1, -1, *[1] * (len(self.shape) - 1))
-        first, second = (torch.tensor(value, device=self.device).reshape(lead) for value in (scale, offset))
-        return first, second
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
         self.check_exportable(times)

@@ -1,6 +1,7 @@
 """`NativeExports`: exports of variance-preserving students on the teacher's own noise schedule."""
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,13 +27,13 @@ from teachers.core.trigflow import Flow, VariancePreserving
 class NativeExports(Teacher):
     """A family whose variance-preserving students are exported with `LCMScheduler`, on the native or a bent table."""
 
+    @abstractmethod
     def exported_class(self) -> type[Any]:
         """The class of exported pipelines."""
-        raise NotImplementedError
 
+    @abstractmethod
     def teacher_scheduler(self) -> Any:
         """The teacher's own scheduler."""
-        raise NotImplementedError
 
     def takes_timesteps(self) -> bool:
         """Whether the call of exported pipelines takes `timesteps`."""

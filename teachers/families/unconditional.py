@@ -9,8 +9,8 @@ from torch import Tensor
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.few_step import drop_variance
 from teachers.core.schedule import schedule
-from teachers.core.teacher import height_and_width
 from teachers.families.native_exports import NativeExports
+from teachers.families.sample_size import height_and_width
 from teachers.loading.source import Pipelines
 
 TIME_EMBEDDINGS = {  # what is wrong with the others

@@ -7,15 +7,17 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 
-from teachers.loading.source import INDEX, configuration, download, loading_errors
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX, configuration
+from teachers.loading.source import download
 from teachers.support.canonical import plain_attributes
 from teachers.support.json_files import read_json
 from teachers.support.keys import code, file_content, folder_contents, key
 
 Contents = Mapping[str, str]
 ALL = ("",)  # how the names of all components begin
-RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline", "export_schedule")
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack")
+RUNTIME = ("origin", "offloaded", "null_cache", "device", "_text_pipeline", "_said_overflow", "export_schedule")
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".gguf")
 
 
 def pipeline_contents(path: str, whole: bool = False, **options: Any) -> dict[str, str]:
@@ -114,7 +116,7 @@ def without_weights(contents: Contents, components: tuple[str, ...]) -> dict[str
     return {
         name: value
         for name, value in contents.items()
-        if "/" not in name or not name.endswith(WEIGHTS) or name.startswith(components)
+        if "/" not in name or not name.endswith(WEIGHT_ENDINGS) or name.startswith(components)
     }
 
 

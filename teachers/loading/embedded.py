@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teachers.loading.source import local_or_hub
+from teachers.loading.location import INDEX, local_or_hub
 from teachers.support.checksums import check_shipped
 
 
@@ -81,7 +81,7 @@ class Embedded:
             ValueError: If it is missing or damaged.
         """
         path: Path = self.package.PIPELINE
-        if not (path / "model_index.json").is_file():
+        if not (path / INDEX).is_file():
             raise ValueError(f'{self.title} is not in {path}; make it with "{self.maker}"')
         return check_shipped(path.parent, path, self.title)
 

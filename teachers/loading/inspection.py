@@ -7,11 +7,10 @@ from typing import Any
 from safetensors import safe_open
 
 from teachers.loading.components import LIBRARIES, OPTIONAL, component_class, is_component
+from teachers.loading.location import INDEX
 from teachers.support.json_files import read_json
 from teachers.support.limits import TABLE_BYTES
 from teachers.support.text import printable
-
-INDEX = "model_index.json"
 
 
 def check_folder(path: str, pickles: bool = False, quantized: bool = False) -> None:

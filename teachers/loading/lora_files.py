@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from teachers.loading.contents import pipeline_contents
-from teachers.loading.inspection import INDEX
+from teachers.loading.location import INDEX
 from teachers.support.json_files import read_json
 from teachers.support.keys import file_content, folder_contents, key
 from teachers.support.options import Checked, option
@@ -157,9 +157,15 @@ def read_lora(file: Path) -> Mapping[str, Tensor]:
 
 
 def peft_settings(file: Path) -> dict[str, Any] | None:
-    """The settings beside a file that peft's `save_pretrained` wrote; None for files of other formats."""
+    """The settings beside a file that peft's `save_pretrained` wrote; None for files of other formats.
+
+    Raises:
+        ValueError: If they are no JSON object.
+    """
     settings = file.with_name(SETTINGS)
     if file.name != USUAL[1] or not settings.is_file():
         return None
     values = read_json(settings, constants=True)
+    if not isinstance(values, dict):
+        raise ValueError(f"{settings} must be a JSON object, got {type(values).__name__}")
     return {name: values[name] for name in SETTING_KEYS if values.get(name) is not None}

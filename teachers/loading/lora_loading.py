@@ -13,12 +13,15 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging as diffusers_log
 from torch import nn
 
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX
 from teachers.loading.lora_files import peft_settings, read_lora
-from teachers.loading.source import INDEX, TEXT_COMPONENTS, loading_errors
+from teachers.loading.sizes import check_configs
+from teachers.loading.source import TEXT_COMPONENTS
 from teachers.loading.weights import check_finite, load_network, weight_files
 from teachers.support.errors import is_foreign, is_sentence, reason
 from teachers.support.files import sha256, tensor_bytes
-from teachers.support.json_files import read_json as read_config
+from teachers.support.json_files import read_json
 from teachers.support.private_api import lora_components
 from teachers.support.regular import check_special
 from teachers.support.text import printable
@@ -177,10 +180,11 @@ def tuned_networks(pipeline: Any, folder: Path, network: str, device: str | None
         The networks in float32 by component name.
 
     Raises:
-        ValueError: If a network of the folder is another one than the pipeline's.
+        ValueError: If a network of the folder is another one than the pipeline's, or a configuration cannot be used.
     """
     whole = (folder / INDEX).is_file()
     check_special(folder)
+    check_configs(folder)
     names = [name for name, part in pipeline.components.items() if isinstance(part, nn.Module)]
     names = [name for name in names if name == network or (whole and name.startswith(TEXT_COMPONENTS))]
     found = {name: folder / name if whole else folder for name in names}
@@ -188,8 +192,9 @@ def tuned_networks(pipeline: Any, folder: Path, network: str, device: str | None
     tuned: dict[str, nn.Module] = {}
     for name, at in found.items():
         own = pipeline.components[name]
-        config = read_config(at / "config.json", constants=True) if (at / "config.json").is_file() else {}
-        stored = config.get("_class_name") or (config.get("architectures") or [None])[0]
+        config = read_json(at / "config.json", constants=True) if (at / "config.json").is_file() else {}
+        stored = config.get("_class_name") or config.get("architectures")
+        stored = stored[0] if isinstance(stored, list) and stored else stored
         if stored != type(own).__name__:
             raise ValueError(f"{at} must be a {type(own).__name__}, the {name} of the teacher, got {printable(stored)}")
         with loading_errors(str(at)):

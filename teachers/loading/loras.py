@@ -5,7 +5,6 @@ diffusers loads and fuses LoRA files, in float32 and in their order, so the resu
 error here. The fused pipeline is a folder in a cache, so that every command loads it as any other teacher.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +15,16 @@ import torch
 from diffusers import DiffusionPipeline
 
 from teachers.loading.contents import Contents, pipeline_contents
+from teachers.loading.location import config_source
 from teachers.loading.lora_files import Lora, is_fine_tune, locate_lora, lora_contents
 from teachers.loading.lora_loading import import_peft, load_lora, tuned_networks
-from teachers.loading.source import config_source, download, load_pipeline
+from teachers.loading.saving import declare_float32
+from teachers.loading.source import download, load_pipeline
 from teachers.support.checksums import read_json, write_json
 from teachers.support.files import atomic_write, remove
 from teachers.support.keys import folder_contents, key
 from teachers.support.locks import replaced
-from teachers.support.text import printable, read_text
+from teachers.support.text import printable
 
 FUSED = "fused"  # in the folder of caches: the fused pipelines
 PIPELINE, RECORD = "pipeline", "fused.json"  # in the folder of a fused teacher
@@ -87,14 +88,7 @@ def _write_fused(kind: type[Any], path: str, loras: Sequence[Lora], target: Path
         for name in changed:
             pipeline.components[name].save_pretrained(target / name, safe_serialization=True)
     for name in changed:
-        _declare_float32(target / name / "config.json")
-
-
-def _declare_float32(config: Path) -> None:
-    """transformers loads a model in the dtype of its config, which may be the one that the base was stored in."""
-    values = json.loads(read_text(config))
-    if "transformers_version" in values:
-        config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+        declare_float32(target / name / "config.json")  # it may have the dtype that the base was stored in
 
 
 def fuse(pipeline: Any, lora: Lora, network: str) -> set[str]:

@@ -21,11 +21,11 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from teachers.loading.location import INDEX
 from teachers.support.json_files import read_json
 from teachers.support.limits import MODULES, PARAMETERS, SIDE, TABLE_BYTES
 from teachers.support.text import one_line, printable
 
-INDEX = "model_index.json"
 TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # and indexes of sharded weights
 MAX_INT = 2**31 - 1
 MAX_TIMESTEPS = 1_000_000  # and every other number of a scheduler

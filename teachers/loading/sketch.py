@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 from teachers.core.teacher import Teacher
 from teachers.loading.components import OPTIONAL, absent_components, installed_class
 from teachers.loading.inspection import check_text_widths
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import config_source
 from teachers.loading.markers import apply_markers
 from teachers.loading.sizes import bounded, build, check_configs
-from teachers.loading.source import TEXT_COMPONENTS, check_trusted, class_name, config_source, loading_errors
+from teachers.loading.source import TEXT_COMPONENTS, check_trusted, class_name
 
 # Bytes for each parameter of the network while training in float32: 4 for each copy of the weights, 8 for the moments
 # of AdamW of each network that trains, and 4 for the gradient of the network that is being updated.

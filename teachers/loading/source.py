@@ -1,4 +1,4 @@
-"""Loading pipelines from a folder, a Hub id or one .safetensors file, with one-line errors.
+"""Loading pipelines from a folder, a Hub id or one .safetensors file.
 
 Only safetensors are loaded, and no code from a repository. `teachers.loading.weights` loads the networks of folders
 and Hub ids, and checks them against their files. A single file contains tensors but neither configuration nor
@@ -7,77 +7,33 @@ is no such folder, diffusers fetches the usual configuration from the Hub.
 """
 
 import inspect
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import FromSingleFileMixin
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from teachers.loading.components import absent_components, check_components
 from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder, unusable_components
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX, configuration
 from teachers.loading.markers import apply_markers
 from teachers.loading.notices import without_notices
 from teachers.loading.sizes import check_configs, check_sizes
 from teachers.loading.trust import check_pipeline_files
-from teachers.loading.weights import INDEX, LOADING, check_finite, load_networks, network_classes
-from teachers.support.errors import is_foreign, reason
-from teachers.support.regular import check_regular, check_special
+from teachers.loading.weights import LOADING, check_finite, load_networks, network_classes
+from teachers.support.regular import check_special
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
 # How the names of a pipeline's components begin: those that encode prompts, and all others.
 TEXT_COMPONENTS = ("text_encoder", "tokenizer")
 OTHER_COMPONENTS = ("unet", "transformer", "vae", "vocoder", "image_encoder", "safety_checker", "feature_extractor")
 DECODERS = ("vae", "vocoder")  # components that decode latents to samples
-
-
-def local_or_hub(path: str) -> str:
-    """Check that `path` can be a pipeline, without loading anything.
-
-    Args:
-        path: A pipeline folder, a .safetensors file or a Hub id.
-
-    Returns:
-        The path for the other functions of this module.
-
-    Raises:
-        ValueError: If it looks like a local path and there is no pipeline.
-    """
-    local = Path(path)
-    if local.is_dir():
-        if (local / INDEX).exists():
-            check_regular(local / INDEX)
-        else:
-            raise ValueError(f"{path} is a folder without {INDEX}, so it is not a diffusers pipeline")
-        return str(local)
-    if local.exists():
-        check_regular(local)
-        if local.suffix != ".safetensors":
-            raise ValueError(
-                f"{path} must be a diffusers pipeline folder, a Hub id or a .safetensors file, got another kind of file"
-            )
-        return str(local)
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(
-            f"there is no pipeline folder {path}; give a folder that save_pretrained wrote, or a Hub id owner/name"
-        )
-    return path
-
-
-def configuration(path: str) -> Path:
-    """The folder with the configuration of a single file; it need not exist."""
-    return Path(path).with_suffix("")
-
-
-def config_source(path: str) -> str:
-    """The folder or Hub id with the configuration of the pipeline at `path`."""
-    return str(configuration(path)) if path.endswith(".safetensors") else path
 
 
 def class_name(path: str) -> str | None:
@@ -272,34 +228,3 @@ def check_weights(path: str) -> None:
             raise ValueError(f"the weights {file} are corrupt or incomplete ({error}); get the file again") from error
         except (RuntimeError, MemoryError) as error:
             raise ValueError(f"the weights {file} are too large to be mapped into memory ({error})") from error
-
-
-@contextmanager
-def loading_errors(path: str) -> Iterator[None]:
-    """A context that turns every error of loading the pipeline at `path` into a one-line ValueError."""
-    try:
-        yield
-    except BaseException as error:
-        if not is_foreign(error):
-            raise
-        raise ValueError(_message(error, path)) from error
-
-
-def _message(error: BaseException, path: str) -> str:
-    chain: list[BaseException] = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    text = " ".join(" ".join(str(link) for link in chain).split())
-    first = reason(error)
-    if any(isinstance(link, GatedRepoError) for link in chain):
-        return f"{path} is gated: accept its terms on its page at the Hub, log in (hf auth login), and run again"
-    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-        return f"the Hub has no {path}, or it is private: check the spelling, or log in (hf auth login)"
-    if "no file named" in text or "Could not find the necessary `safetensors`" in text:
-        return f"{path} has no safetensors weights for a component ({first}); save it again with save_pretrained"
-    if "meta tensor" in text:
-        return f"{path} has no weights for a component of its configuration; get the complete file"
-    if any(isinstance(link, ConnectionError) for link in chain) or "connect" in text.lower():
-        missing = f"configuration folder {configuration(path)}" if Path(path).is_file() else f"complete copy of {path}"
-        return f"the Hub cannot be reached and there is no {missing} on this machine; download it first"
-    return f"the pipeline {path} could not be loaded: {first}"

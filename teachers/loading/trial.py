@@ -14,12 +14,15 @@ from typing import Any
 import torch
 
 from teachers.core.teacher import Teacher
+from teachers.loading.contents import WEIGHT_ENDINGS
 from teachers.loading.embedded import embedded_size
 from teachers.loading.inspection import check_folder, check_text_widths
+from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import config_source
 from teachers.loading.record import RECORD
 from teachers.loading.sizes import UnusableConfiguration, check_configs
 from teachers.loading.sketch import add_text_encoders, sketch
-from teachers.loading.source import check_trusted, check_weights, config_source, loading_errors
+from teachers.loading.source import check_trusted, check_weights
 from teachers.support.checksums import Damaged, read_json
 from teachers.support.contents import file_content
 from teachers.support.text import printable
@@ -27,7 +30,6 @@ from teachers.support.text import printable
 Stamp = tuple[str, str, str, tuple[tuple[str, int, int], ...]]
 SMALL = {"height": 64, "width": 64, "frames": 9}  # a size that clips of every family can have
 EVALUATED = "evaluated"  # how `check_fit_once` checks
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".onnx", ".onnx_data", ".gguf")
 _checked: set[Stamp] = set()  # folders that passed, with their files' times
 _fitting: set[tuple[Any, ...]] = set()  # configurations whose components fit, by content
 
@@ -95,13 +97,24 @@ def _fits(path: str, family: type[Teacher], size: Mapping[str, float]) -> bool:
 
 
 def stored_size(path: str, family: type[Teacher]) -> dict[str, Any] | None:
-    """The size of a pipeline's samples that its distill.json or an embedded teacher has; None for the default."""
+    """The size of a pipeline's samples that its distill.json or an embedded teacher has; None for the default.
+
+    Raises:
+        ValueError: If the size in distill.json is invalid.
+    """
     found: Any = embedded_size(path)
     if (Path(path) / RECORD).is_file():
         with suppress(Damaged):  # whoever reads the record reports it
             teacher = read_json(Path(path) / RECORD, required=False).get("teacher")
             found = teacher.get("size") if isinstance(teacher, dict) else None
-    return {key: found[key] for key in family.size_keys if key in found} if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    size = {key: found[key] for key in family.size_keys if key in found}
+    try:
+        family.size_argument(size)
+    except ValueError as error:
+        raise ValueError(f"{Path(path) / RECORD} has a wrong size ({error}); export the pipeline again") from error
+    return size
 
 
 def _once(path: str, family: type[Teacher], how: object, check: Callable[[], Any]) -> None:
@@ -121,7 +134,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _configuration(teacher: Teacher, folder: Path) -> tuple[Any, ...]:
     """What the result of `check_fit` depends on: classes, sizes and all files but the weights."""
-    files = [file for file in _files(folder) if file.suffix not in WEIGHTS and file.name != "distill.json"]
+    files = [file for file in _files(folder) if file.suffix not in WEIGHT_ENDINGS and file.name != RECORD]
     contents = tuple((str(file.relative_to(folder)), file_content(file)) for file in files)
     return type(teacher), type(getattr(teacher, "stock", None)), teacher.shape, teacher.image_size, contents
 
@@ -153,10 +166,10 @@ def check_fit(teacher: Teacher, source: str) -> None:
     with _step(source, f"its pipeline does not take its default size, {size}"):
         _check_size(teacher)
     if cond is None:  # the meta device cannot compute it
-        try:
+        with _step(source, "its text encoders cannot encode a prompt"):
             cond = teacher.meta_condition()
-        except (RuntimeError, NotImplementedError):
-            return
+    if cond is None:
+        return
     with _step(source, f"its {network} cannot be evaluated at its default size, {size}"):
         velocity = teacher.denoiser.velocity(x, t, cond)
         if velocity.shape != x.shape:
@@ -192,7 +205,7 @@ def _step(source: str, problem: str) -> Iterator[None]:
         yield
     except UnusableConfiguration:
         raise
-    except NotImplementedError:
+    except NotImplementedError:  # by PyTorch, for operations without a kernel of the meta device
         return
     except Exception as error:  # networks raise many types for shapes that do not fit
         text = " ".join(printable(line.strip()) for line in str(error).splitlines())

@@ -16,6 +16,7 @@ import diffusers
 import transformers
 
 from teachers.loading.components import is_component
+from teachers.loading.location import INDEX
 from teachers.support.json_files import read_json
 from teachers.support.limits import CONFIG_BYTES, TABLE_BYTES
 
@@ -42,8 +43,8 @@ def check_pipeline_files(folder: Path, index: Mapping[str, Any]) -> None:
     Raises:
         ValueError: With the name of a file that is outside the folder, names code, or is code.
     """
-    check_inside(folder / "model_index.json", folder)
-    check_config(folder / "model_index.json")
+    check_inside(folder / INDEX, folder)
+    check_config(folder / INDEX)
     for name, entry in index.items():
         if not is_component(entry):
             continue

@@ -22,13 +22,13 @@ from safetensors import safe_open
 from torch import nn
 
 from teachers.loading.components import OPTIONAL, installed_class
+from teachers.loading.location import INDEX
 from teachers.loading.sizes import check_memory, check_sizes
 from teachers.loading.trust import check_no_adapter
 from teachers.support.json_files import read_json
 from teachers.support.limits import TABLE_BYTES
 
 logger = logging.getLogger(__name__)
-INDEX = "model_index.json"
 # transformers replaces functions of its classes while it loads a model. If two threads do so at once, the replacements
 # stay, and later models have no tied weights.
 LOADING = threading.RLock()

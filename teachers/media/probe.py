@@ -31,13 +31,13 @@ def clip_of(file: Path) -> Video:
                 if not durations:
                     height, width = frame.pixels().shape[1:]
                 durations.append(frame.duration)
-        if not durations or not sum(durations) > 0:
+        usual = statistics.median_low(durations or [0.0])
+        if usual <= 0:
             raise Refused("has no frames with a duration")
     except Exception as error:  # decoders raise many types for damaged files
         raise ValueError(f"{printable(file)} {problem(error, file, 'a clip')}") from error
-    most, total = MERGED * statistics.median_low(durations), sum(durations)
-    single = [duration for duration in durations if duration <= most]
-    frames = round(total / statistics.fmean(single))
+    total = sum(durations)
+    frames = round(total / statistics.fmean(duration for duration in durations if duration <= MERGED * usual))
     return Video(frames, height, width, round(frames / total, 3))
 
 

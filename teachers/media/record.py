@@ -11,7 +11,16 @@ from teachers.media.video import Video
 
 ANY_IMAGE = Image(0, 0)  # images of any size, where only their kind matters
 MEDIA: dict[str, type[Medium]] = {kind.name: kind for kind in (Image, Video, Audio)}
-MOST = {"frames": 2**16, "height": 2**15, "width": 2**15, "rate": 2**20, "channels": 2, "samples": 2**30}
+# The largest numbers of a size.
+MOST = {
+    "frames": 2**16,
+    "seconds": 2**16,
+    "height": 2**15,
+    "width": 2**15,
+    "rate": 2**20,
+    "channels": 2,
+    "samples": 2**30,
+}
 
 
 def to_record(medium: Medium) -> dict[str, Any]:

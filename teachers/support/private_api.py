@@ -121,11 +121,13 @@ def supports_gradient_checkpointing(network: "nn.Module") -> bool:
     """diffusers' `_supports_gradient_checkpointing`: whether `enable_gradient_checkpointing` works.
 
     The alternative is to call that function and catch its ValueError, which it also raises for invalid arguments.
-    diffusers 0.42 passes the masks of AudioLDM 2's network in wrong positions with checkpointing.
     """
-    if type(network).__name__ == "AudioLDM2UNet2DConditionModel":
-        return False
     return bool(getattr(network, "_supports_gradient_checkpointing", False))
+
+
+def disable_gradient_checkpointing(network: "nn.Module") -> None:
+    """Make `supports_gradient_checkpointing` False for one network and its copies, for a class that declares it."""
+    network._supports_gradient_checkpointing = False  # type: ignore[assignment]
 
 
 def required_packages(kind: type[Any]) -> Sequence[str]:

@@ -8,7 +8,8 @@ import wave
 import pytest
 import torch
 
-from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, TrainRecipe, load
+from distill.config.recipe import Recipe, load
+from distill.config.sections import DataRecipe, TeacherRecipe, TrainRecipe
 from distill.sample import sample_run, sample_to_file
 from distill.train import train
 from eval.compare import compare
@@ -109,6 +110,7 @@ def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsy
             names = sorted(file.name for file in (tmp_path / "vbench").iterdir())
             assert names == ["number 1-0.mp4", "number 1-1.mp4", "number 2-0.mp4", "number 2-1.mp4"]
             first = medium.read(tmp_path / "vbench" / "number 1-0.mp4").values
+            (tmp_path / "vbench" / ".number 1-0.mp4.99.tmp").write_bytes(b"left by a process that was killed")
             (tmp_path / "vbench" / "number 1-0.mp4").unlink()
         assert not torch.equal(first, medium.read(tmp_path / "vbench" / "number 1-1.mp4").values)
     else:

@@ -17,13 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.accessibility import BLOCKING, browser, findings
+from benchmarks.accessibility import BLOCKING, NO_BROWSER, browser, findings
 from eval.demo import page, serve, serve_runs
 from eval.pipelines.demo_files import Store, caption, gallery, history
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_BODY, RequestLimits
 from eval.pipelines.demo_pipelines import Demo, DemoPipeline
 from eval.pipelines.demo_requests import Request, TimedSamples, joined
-from eval.pipelines.generate import arguments, load_pipeline
+from eval.pipelines.generate import arguments
+from eval.pipelines.loading import load_pipeline
 from teachers.loading.registry import load_teacher
 from teachers.media import ANY_IMAGE, to_record
 from tests.commands import demo_main as main
@@ -234,6 +235,7 @@ def test_page_generates_images_through_its_interface(demo, served, tmp_path):
         assert Image.open(io.BytesIO(httpx.get(link).content)).size == (32, 32)
     again = client.predict("a bag", *CALL[1:], api_name="/generate")
     assert again[6].count("<li>") == 2 and again[6].index("a bag") < again[6].index("a coat")
+    client.predict(*CALL[:5], None, CALL[6], api_name="/generate")  # empty: a warning on the page, no error
     client.close()
 
 
@@ -337,7 +339,7 @@ def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(browser() is None, reason="there is no Chromium on the PATH (apt-get install chromium)")
+@pytest.mark.skipif(browser() is None, reason=NO_BROWSER)
 def test_axe_finds_nothing_serious_in_the_page(served):
     found = findings([served], ready="button.primary")
     assert [entry for entry in found if entry["impact"] in BLOCKING] == []

@@ -15,12 +15,8 @@ from distill.config.saved import load_saved, save
 from distill.data.encoding import read_index, write_index
 from distill.exporting.hub import find_report
 from distill.training.export_record import is_exported, record_export
-from distill.training.run_folder import (
-    JsonlLog,
-    check_same_run,
-    fingerprint,
-    run_key,
-)
+from distill.training.jsonl_log import JsonlLog
+from distill.training.run_folder import check_same_run, fingerprint, run_key
 from distill.training.setup import plan_data
 from eval.features.extractors import extractor
 from eval.metrics import reference

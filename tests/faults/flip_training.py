@@ -14,12 +14,9 @@ from accelerate import Accelerator
 from distill.config.recipe import load
 from distill.data import shards, teacher_pairs
 from distill.training import best, checkpoint
+from distill.training.jsonl_log import JsonlLog, held_out_records
 from distill.training.outcome import Outcome, failed_before, write_failure
-from distill.training.run_folder import (
-    JsonlLog,
-    check_same_run,
-    held_out_records,
-)
+from distill.training.run_folder import check_same_run
 from teachers.families.analytic import Analytic, eight_gaussians
 from tests.settings import RECIPES
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.config.recipe import OptimizerRecipe, TrainRecipe
+from distill.config.sections import OptimizerRecipe, TrainRecipe
 from distill.methods.dmd import DMD
 from distill.train import train
 from distill.training import checkpoint
 from distill.training.engine import Engine
+from distill.training.full_state import full_state
 from distill.training.guard import NonFiniteGuard, Stop
+from distill.training.jsonl_log import JsonlLog
 from distill.training.optimizers import adamw
-from distill.training.run_folder import JsonlLog, lock_run_folder
+from distill.training.run_folder import lock_run_folder
 from teachers.support.checksums import seal
 from tests.faults import kill, processes
 from tests.forks import Fork
@@ -168,7 +170,7 @@ def test_gradient_scaler_skips_steps_and_its_state_is_saved(tmp_path):
     assert len(messages) == 1 and messages[0].startswith("step 1, phase student: skipped")
     assert guard.take_counts() == {"student/skipped": 1.0} and guard.take_counts() == {}
     again = torch.amp.GradScaler("cpu", init_scale=8.0)
-    again.load_state_dict(engine.full_state(engine.scaler.state_dict()))
+    again.load_state_dict(full_state(engine.scaler.state_dict(), keep=True))
     assert again.get_scale() == 4.0  # halved because of the overflow
     assert optimizer.state[weight]["step"] == 2
 

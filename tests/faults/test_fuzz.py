@@ -27,7 +27,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.config.recipe import TrainRecipe, load
+from distill.config.recipe import load
+from distill.config.sections import TrainRecipe
 from distill.data import dataset
 from distill.train import train
 from tests.settings import RECIPES as RECIPES_FOLDER

@@ -11,17 +11,19 @@ import torch
 from huggingface_hub import HfApi, RepoUrl
 
 from distill.export import export_and_push
+from distill.exporting.distill_json import EVALUATION_PROMPTS
 from distill.exporting.hub import push
-from distill.exporting.pipeline import EVALUATION_PROMPTS
 from distill.train import train
 from distill.training import checkpoint
-from distill.training.run_folder import OWN, JsonlLog, lock_run_folder
+from distill.training.jsonl_log import JsonlLog
+from distill.training.run_folder import OWN, lock_run_folder
 from eval.compare import OWN as REPORT_FILES
 from eval.compare import compare
 from eval.config.options import Options
 from eval.pipelines.demo_pipelines import Demo
 from eval.pipelines.inputs import read_inputs
-from eval.pipelines.runs import own_prompts, read_run
+from eval.pipelines.run_prompts import own_prompts
+from eval.pipelines.runs import read_run
 from eval.report.training_log import curves
 from teachers.loading.contents import changed_files
 from teachers.support.checksums import seal

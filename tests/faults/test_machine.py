@@ -9,7 +9,7 @@ import torch
 
 from distill.data import shards
 from distill.train import train
-from distill.training.run_folder import JsonlLog, warn_if_unwritable
+from distill.training.jsonl_log import JsonlLog, warn_if_unwritable
 from teachers.support.errors import run_cli
 
 

@@ -20,8 +20,8 @@ from distill.sample import stored_call
 from distill.training import checkpoint
 from distill.training.best import best_record, load_best
 from distill.training.export_record import EXPORTED, is_exported
+from distill.training.jsonl_log import JsonlLog, held_out_records
 from distill.training.outcome import failed_before
-from distill.training.run_folder import JsonlLog, held_out_records
 from eval.config.protocol import read_protocol
 from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, image_warnings
@@ -32,8 +32,9 @@ from eval.pipelines.runs import read_run
 from eval.pipelines.signatures import pipeline_class
 from eval.report.training_log import curves
 from teachers.loading.contents import pipeline_contents
+from teachers.loading.location import local_or_hub
 from teachers.loading.prompts import read_prompts
-from teachers.loading.source import check_weights, class_name, local_or_hub
+from teachers.loading.source import check_weights, class_name
 from teachers.media.audio import Audio
 from teachers.media.video import Video
 from teachers.support.files import atomic_write, sha256_file

@@ -19,7 +19,7 @@ from distill.checks.export_checks import check_student
 from distill.exporting.verify import load_exported
 from distill.training.meta_device import build_on_meta
 from eval.pipelines.demo_pipelines import Demo
-from eval.pipelines.generate import check_pipeline, load_pipeline
+from eval.pipelines.loading import check_pipeline, load_pipeline
 from teachers.describe import describe
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.loading.sketch import sketch

@@ -6,23 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    BitImageProcessor,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTextConfig,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    Dinov2Config,
-    Dinov2Model,
-)
+from transformers import BitImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from eval.features.extractors import extractor
 from eval.metrics.clip_score import ClipModel
-from teachers.pocket.parts import make_tokenizer
 from tests.commands import fewstep
+from tests.eval.metrics.tiny_clip import tiny_clip
 from tests.faults.hostile_folders import (
     MAP,
     TOKENIZER_MAP,
@@ -70,19 +59,12 @@ def originals(tmp_path_factory) -> Path:
     """A CLIP and a DINOv2 model with random weights."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("models")
-    make_tokenizer(root / "clip")
-    tokenizer = CLIPTokenizer.from_pretrained(root / "clip")
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=24, **small)
-    vision = CLIPVisionConfig(image_size=28, patch_size=14, **small)
-    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=4)).save_pretrained(
-        root / "clip"
-    )
-    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-    CLIPProcessor(CLIPImageProcessor(**sizes), tokenizer).save_pretrained(root / "clip")
-    small.pop("intermediate_size")
+    tiny_clip(root / "clip")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **small)).save_pretrained(root / "dinov2")
-    BitImageProcessor(**sizes).save_pretrained(root / "dinov2")
+    BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
+        root / "dinov2"
+    )
     return root
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from distill.config.registry import TEACHERS, find
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.describe import describe, parameters
 from teachers.loading.registry import family_of

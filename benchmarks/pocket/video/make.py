@@ -23,7 +23,7 @@ from benchmarks.pocket.video.card import held_out_clips, plot, write_card
 from benchmarks.pocket.video.data import load_photographs
 from benchmarks.pocket.video.judge import train_judge
 from benchmarks.pocket.video.transformer import train_transformer
-from teachers.core.teacher import save_pipeline
+from teachers.loading.saving import save_pipeline
 from teachers.media.motion import MOTIONS
 from teachers.pocket_video import FOLDER, LATENT_STEP
 from teachers.pocket_video.captions import OBJECTS

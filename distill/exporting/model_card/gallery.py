@@ -10,10 +10,11 @@ from torch import Tensor
 
 from distill.config.recipe import Recipe
 from distill.exporting.verify import exact_float32
-from teachers import pocket
+from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
+from teachers.loading.embedded import EMBEDDED
 from teachers.media import Medium, Video
 
 FOLDER = "gallery"  # in the pipeline's folder
@@ -35,32 +36,24 @@ class Gallery:
     Attributes:
         prompts: The prompt of each; None without prompts.
         samples: The samples in the judged range, (N, *medium.shape).
-        num_steps: The number of sampling steps.
     """
 
     prompts: Sequence[str | None]
     samples: Tensor
-    num_steps: int
 
 
 def gallery_prompts(recipe: Recipe, teacher: Teacher) -> list[str] | None:
-    """The prompts of the gallery: those of the validation, of the pocket teacher, or neutral ones; None without any."""
+    """The prompts of the gallery: of the validation, of an embedded teacher, or neutral ones; None without any."""
     if not teacher.guided:
         return None
     if recipe.evaluation.validation_prompts:
         return list(recipe.evaluation.validation_prompts[:COUNT])
-    if recipe.data.prompts == "pocket" or recipe.data.images == "pocket":
-        return pocket.balanced_prompts(10)[:COUNT]
-    if any("class_labels" in entry for entry in _arguments(teacher)):
+    for source in (recipe.teacher.path, recipe.data.prompts, recipe.data.images):
+        if source in EMBEDDED:
+            return EMBEDDED[source].prompts()[:COUNT]
+    if any(argument(kind, "prompt") is None and argument(kind, "class_labels") for kind in type(teacher).pipelines):
         return [str(number) for number in range(COUNT)]
     return list(NEUTRAL)
-
-
-def _arguments(teacher: Teacher) -> list[set[str]]:
-    import inspect
-
-    kinds = [set(inspect.signature(kind.__call__).parameters) for kind in type(teacher).pipelines]
-    return [names for names in kinds if "prompt" not in names]
 
 
 @torch.no_grad()
@@ -73,22 +66,22 @@ def draw(recipe: Recipe, teacher: Teacher, student: Denoiser, times: Sequence[fl
         student: The student.
         times: Decreasing angles of its sampling steps, in radians.
     """
-    prompts = gallery_prompts(recipe, teacher)
-    count = len(prompts) if prompts else (1 if teacher.medium.name != "image" else COUNT)
-    if teacher.medium.name != "image" and prompts:
-        prompts, count = prompts[:1], 1
+    count = COUNT if teacher.medium.name == "image" else 1
+    prompts = (gallery_prompts(recipe, teacher) or [""] * count)[:count]
     device = next(student.parameters()).device
     generator = torch.Generator().manual_seed(SEED)
+
+    def noise() -> Tensor:
+        return torch.randn(1, *teacher.shape, generator=generator).to(device)
+
     with exact_float32():
-        cond = {k: v.to(device) for k, v in teacher.exact_condition(prompts or [""] * count).items()}
+        cond = {k: v.to(device) for k, v in teacher.exact_condition(prompts).items()}
         samples = []
-        for row in range(count):
-            noise = torch.randn(1, *teacher.shape, generator=generator).to(device)
+        for row in range(len(prompts)):
             own = {key: value[row : row + 1] for key, value in cond.items()}
-            more = lambda: torch.randn(1, *teacher.shape, generator=generator).to(device)  # noqa: E731
-            x0 = sample(student, noise, times, own, more)
+            x0 = sample(student, noise(), times, own, noise)
             samples.append(teacher.medium.judged(teacher.exact_decode(x0)).cpu())
-    return Gallery(prompts or [None] * count, torch.cat(samples), len(times))
+    return Gallery(prompts if teacher.guided else [None] * len(prompts), torch.cat(samples))
 
 
 def write(gallery: Gallery, medium: Medium, folder: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 
 from teachers.loading.embedded import EMBEDDED
-from teachers.loading.source import config_source
+from teachers.loading.location import config_source
 from teachers.support.regular import read_bytes
 from teachers.support.text import cleaned
 from teachers.support.yaml_files import parse_value

@@ -12,7 +12,7 @@ from PIL import Image
 
 from distill.config.recipe import load, method_options
 from distill.config.typed import build, document
-from distill.methods.dmd import DMDOptions
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.rcm import RCMOptions
 from distill.methods.scm import SCMOptions
 from distill.train import train

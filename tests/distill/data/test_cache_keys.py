@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe
+from distill.config.recipe import Recipe
+from distill.config.sections import DataRecipe, TeacherRecipe
 from distill.data import dataset as data
 from distill.data.encoding import Encoder
 from distill.data.images import ImageFolder

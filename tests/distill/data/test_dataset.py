@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.config.recipe import DataRecipe
+from distill.config.sections import DataRecipe
 from distill.data import shards
 from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset, plan

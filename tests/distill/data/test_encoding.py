@@ -13,7 +13,8 @@ from PIL import Image
 from pyarrow import parquet
 from torchvision.transforms.v2 import functional as V
 
-from distill.config.recipe import DTYPES, DataRecipe, Recipe, TeacherRecipe
+from distill.config.recipe import Recipe
+from distill.config.sections import DTYPES, DataRecipe, TeacherRecipe
 from distill.data import encoding, shards
 from distill.data.dataset import Plan, plan, prepare
 from distill.data.encoding import Encoder

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from distill.config.recipe import DataRecipe
+from distill.config.sections import DataRecipe
 from distill.data.dataset import open_images, plan
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 from pyarrow import parquet
 
-from distill.config.recipe import DataRecipe
+from distill.config.sections import DataRecipe
 from distill.data.dataset import open_images, plan
 from distill.data.hf_datasets import HFImages, is_hf_source
 from distill.data.images import ImageFolder

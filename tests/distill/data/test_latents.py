@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 
-from distill.config.recipe import DataRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import Recipe
+from distill.config.sections import DataRecipe, TeacherRecipe, TrainRecipe
 from distill.data.dataset import plan, prepare
 from distill.data.latents import StoredLatents
 from distill.encode import encode

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from pyarrow import parquet
 from torch import Tensor
 
-from distill.config.recipe import DataRecipe
+from distill.config.sections import DataRecipe
 from distill.data import encoding
 from distill.data.dataset import open_images, plan
 from distill.data.encoding import Encoder, batch_size

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
-from distill.config.recipe import Recipe, TeacherRecipe, method_options
+from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
-from distill.exporting.pipeline import describe, export
+from distill.config.sections import ExportRecipe, TeacherRecipe
+from distill.exporting.distill_json import describe
+from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
 from tests.settings import first_is_quick
 from tests.teachers.families.stock import prompts_of
@@ -34,9 +36,10 @@ def perturb(module, size=0.02):
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
-def exported(run, teacher, name, method, guidance=1.0, size=0.02):
+def exported(run, teacher, name, method, guidance=1.0, size=0.02, schedule="native"):
     """Export an untrained, perturbed student; returns the contents of distill.json."""
-    recipe = Recipe("run", TeacherRecipe(path=None, family=VARIANTS[name][0], guidance=guidance), method)
+    source = TeacherRecipe(path=None, family=VARIANTS[name][0], guidance=guidance)
+    recipe = Recipe("run", source, method, export=ExportRecipe(schedule))
     cls, options = method_options(recipe)
     torch.manual_seed(0)
     distiller = cls(teacher, guidance, options)

@@ -1,6 +1,7 @@
 """`fewstep export RUN OUT`: half precision, shards, one file, kohya's LoRA keys, ONNX, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from distill.config.registry import TEACHERS, find
 from distill.exporting.comfy import sigmas, workflow
 from distill.exporting.formats import Form, convert, kohya_layout
+from distill.exporting.model_card.front_ends import PLACEHOLDER, located
 from teachers.loading.record import read_record
 from tests.commands import fewstep
 from tests.distill.exporting.test_every_export import METHODS, exported
@@ -35,7 +37,26 @@ def test_one_command_writes_a_half_precision_copy_in_shards(student, tmp_path, c
     pipe = DiffusionPipeline.from_pretrained(out, variant="fp16", torch_dtype=torch.float16)
     assert pipe.unet.dtype == torch.float16
     assert read_record(out, complete=True)["timesteps"] == read_record(student)["timesteps"]
-    assert 'variant="fp16", torch_dtype=torch.float16' in (out / "README.md").read_text()
+    loaded = f'from_pretrained("{PLACEHOLDER}", variant="fp16", torch_dtype=torch.float16)'
+    assert loaded in (out / "README.md").read_text()
+
+
+def test_half_precision_copy_of_an_uploaded_pipeline_keeps_its_samples_and_names_the_model(student, tmp_path):
+    copy = shutil.copytree(student, tmp_path / "uploaded")
+    (copy / "gallery").mkdir()
+    (copy / "gallery" / "0.png").write_bytes(b"a picture")
+    (copy / "README.md").write_text(located((copy / "README.md").read_text(), "me/student"))
+    (out,) = convert(copy, tmp_path / "half", "diffusers", Form(half=True))
+    assert 'from_pretrained("me/student", variant="fp16", torch_dtype=torch.float16' in (out / "README.md").read_text()
+    assert (out / "gallery" / "0.png").read_bytes() == b"a picture"
+
+
+def test_a_single_file_without_a_workflow_is_not_written(teacher_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_of(SD), "export_schedule", "bent")  # other tests share the teacher
+    exported(tmp_path / "run", teacher_of(SD), SD, METHODS["scm"], schedule="bent")
+    with pytest.raises(ValueError, match="needs a native export"):
+        convert(tmp_path / "run" / "pipeline", tmp_path / "student.safetensors", "single-file", Form())
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
 def test_one_command_writes_a_single_file_with_its_workflow(student, tmp_path, capsys):
@@ -67,19 +88,28 @@ def test_the_workflow_has_the_noise_levels_of_the_students_timesteps(student):
         (("x.ckpt", "--format", "single-file"), "OUT must be a .safetensors file"),
         (("x.safetensors", "--format", "lora"), "trained with memory.tier=lora"),
         (("x.safetensors", "--format", "single-file", "--max-shard-size", "1GB"), "needs --format diffusers"),
+        (("x", "--max-shard-size", "0GB"), "--max-shard-size must be a whole number with KB, MB, GB or TB"),
+        ((".", "--variant", "fp16"), "OUT must not exist yet"),
+        (("x", "--max-shard-size", "large"), "--max-shard-size must be a whole number with KB, MB, GB or TB"),
         (("x", "--format", "onnx", "--variant", "fp16"), "cannot be combined with --format onnx"),
     ],
 )
 def test_impossible_forms_are_refused(arguments, message, student, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    before = (student / "README.md").stat()
     assert fewstep("export", student, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    after = (student / "README.md").stat()
+    if "lora" not in arguments:  # whether a student has a LoRA file is known after its export
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "the card was written"
 
 
 def test_existing_files_are_not_overwritten(student, tmp_path):
     with pytest.raises(ValueError, match="OUT must not exist yet"):
         convert(student, tmp_path, "diffusers", Form())
+    with pytest.raises(ValueError, match="OUT must be outside the exported pipeline"):
+        convert(student, student / "half", "diffusers", Form())
 
 
 def test_kohyas_lora_keys_give_the_same_samples(folder_of, tmp_path):

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from distill.checks.export_checks import check_student
-from distill.config.recipe import Recipe, TeacherRecipe, method_options
+from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
-from distill.exporting.pipeline import describe, export
+from distill.config.sections import TeacherRecipe
+from distill.exporting.distill_json import describe
+from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
 from tests.distill.exporting.test_every_export import COST, perturb
 from tests.teachers.families.stock import PROMPTS

@@ -13,13 +13,15 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import ModelCard
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from distill.config.recipe import Recipe, TeacherRecipe, load
+from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
+from distill.config.sections import DataRecipe, TeacherRecipe
 from distill.export import export_and_push
 from distill.exporting.card import model_card
+from distill.exporting.formats import Form, convert
 from distill.exporting.hub import EVALUATION, find_report, push
-from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, located, to_records
-from distill.exporting.model_card.gallery import draw, write
+from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, located, named
+from distill.exporting.model_card.gallery import draw, gallery_prompts, write
 from distill.exporting.model_card.metadata import front_matter, teacher_metadata
 from distill.exporting.safety import ABSENT, DROPPED, KEPT, add_safety_checker
 from distill.train import train
@@ -97,6 +99,10 @@ def test_card_has_origin_licence_gallery_and_the_safety_checker(exported, teache
     original = StableDiffusionPipeline.from_pretrained(teacher).safety_checker.state_dict()
     assert pipe.config.requires_safety_checker and pipe.feature_extractor is not None
     assert all(torch.equal(value, original[key]) for key, value in pipe.safety_checker.state_dict().items())
+    convert(folder, folder.parent / "half", "diffusers", Form(half=True))
+    half = StableDiffusionPipeline.from_pretrained(folder.parent / "half", variant="fp16", torch_dtype=torch.float16)
+    assert half.config.requires_safety_checker and half.feature_extractor is not None
+    assert all(torch.equal(value, original[key].half()) for key, value in half.safety_checker.state_dict().items())
 
 
 @pytest.mark.slow
@@ -216,20 +222,25 @@ def record_of(path, times, calls):
 
 
 @pytest.mark.parametrize("name", [SD, "DiT", "unconditional UNet"])
-def test_front_ends_of_the_record_become_sections(teacher_of, name):
+def test_cards_of_every_kind_of_prompt(teacher_of, name):
     teacher = teacher_of(name)
     path = teacher.denoiser.path
     kind = type(teacher.pipeline(teacher.student(), [path.t_max]))
-    extra = FrontEnd("ComfyUI", "text", "steps 1, cfg 1.0\n```\nsampler lcm", "Load `model.safetensors`.")
     record = record_of("owner/teacher", [path.t_max], [{"num_steps": 1, "call": teacher.calls(1)}])
-    record["front_ends"] = to_records([extra])
     text = model_card(record, kind, "LCMScheduler", teacher)
     data = ModelCard(text).data
     assert data.base_model == "owner/teacher" and data.pipeline_tag.endswith(("text-to-image", "image-generation"))
-    assert "### ComfyUI\n\n```text\nsteps 1, cfg 1.0\n'''\nsampler lcm\n```\n\nLoad `model.safetensors`." in text
+    assert "A 1-step student of" in text and "distilled with DMD by fewstep 1." in text
+    two = [*record["calls"], {"num_steps": 2, "call": teacher.calls(2)}]
+    text = model_card(record | {"method": "scm", "calls": two}, kind, "LCMScheduler", teacher)
+    assert "A 1- or 2-step student of" in text and "distilled with sCM by" in text and "samples in 1 or 2 steps" in text
     assert text.count("```") % 2 == 0 and "which its files do not name" in text and "EMA of step 2" in text
-    with pytest.raises(ValueError, match="must have name, language, code and note"):
-        model_card(record | {"front_ends": [{"name": "x"}]}, kind, "LCMScheduler", teacher)
+
+
+def test_code_of_a_front_end_cannot_end_its_block():
+    front_end = FrontEnd("ComfyUI", "text", "steps 1, cfg 1.0\n```\nsampler lcm", "Load `model.safetensors`.")
+    expected = "### ComfyUI\n\n```text\nsteps 1, cfg 1.0\n'''\nsampler lcm\n```\n\nLoad `model.safetensors`.\n"
+    assert front_end.section() == expected
 
 
 def test_cards_of_teachers_that_cannot_be_read_give_nothing(tmp_path):
@@ -245,7 +256,9 @@ def test_cards_of_teachers_that_cannot_be_read_give_nothing(tmp_path):
 
 
 def test_names_that_contain_the_models_are_kept():
+    assert named("no marker") == PLACEHOLDER
     card = f'from_pretrained("me/x")\nbase: me/x-large, other/me/x, me/x/file\n{MARKER.format("me/x")}\n'
+    assert named(card) == "me/x"
     expected = f'from_pretrained("a/b")\nbase: me/x-large, other/me/x, a/b/file\n{MARKER.format("a/b")}\n'
     assert located(card, "a/b") == expected
 
@@ -273,6 +286,21 @@ def test_cards_of_clips_and_sounds_have_samples_that_play(tiny_media, tmp_path, 
     data = ModelCard(text).data
     assert data.pipeline_tag == tag and data.widget[0]["output"] == widgets[0]["output"]
     assert f"Each sample has {teacher.medium.size}" in text and "<Gallery />" in text
+
+
+@pytest.mark.parametrize(
+    ("teacher_path", "data", "word"),
+    [
+        ("pocket", DataRecipe(), "t-shirt"),
+        (None, DataRecipe(prompts="pocket-video"), "moving left"),
+        (None, DataRecipe(images="pocket"), "t-shirt"),
+        (None, DataRecipe(), "fox"),
+    ],
+)
+def test_samples_of_embedded_teachers_have_prompts_that_they_know(teacher_of, teacher_path, data, word):
+    recipe = Recipe("run", TeacherRecipe(path=teacher_path), {"name": "dmd"}, data=data)
+    assert any(word in prompt.lower() for prompt in gallery_prompts(recipe, teacher_of(SD)))
+    assert gallery_prompts(recipe, teacher_of("unconditional UNet")) is None
 
 
 def test_safety_checker_of_a_pipeline_in_memory_is_kept_too(teacher, folder_of, tmp_path):

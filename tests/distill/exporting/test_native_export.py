@@ -7,8 +7,9 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 
-from distill.config.recipe import ExportRecipe, Recipe, TeacherRecipe, load, method_options
-from distill.exporting.pipeline import describe
+from distill.config.recipe import Recipe, load, method_options
+from distill.config.sections import ExportRecipe, TeacherRecipe
+from distill.exporting.distill_json import describe
 from distill.exporting.usage import usage_section
 from distill.training.export_record import export_key
 from teachers.core.native_schedule import is_native

@@ -19,7 +19,7 @@ NAMES = ["Stable Diffusion 1.5", "Stable Diffusion 2.1 (v, zero SNR)", "Stable D
 
 @pytest.fixture(scope="module")
 def pipeline_of(tmp_path_factory):
-    """Function name -> a tiny pipeline whose text encoders can be told apart by their width, as the real ones."""
+    """Function name -> a tiny pipeline whose text encoders differ in width, as the real ones."""
     return lambda name: tiny_pipeline(name, tmp_path_factory.mktemp("tiny"))
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from distill.config.recipe import OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import Recipe
+from distill.config.sections import OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.train import train
 from distill.training.outcome import RunFailed
 from teachers.families.unconditional import Unconditional

@@ -10,7 +10,8 @@ from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.methods import dmd
 from distill.methods.discriminator import approximate_r1, features, middle_block
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from teachers.core.sampling import sample
 from teachers.core.trigflow import VariancePreserving, add_noise, to_x0
 from teachers.families.analytic import Analytic, ExactDenoiser, Mixture, MixtureNetwork, eight_gaussians

@@ -5,7 +5,8 @@ import torch
 
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.rcm import RCM, RCMOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.families.analytic import Analytic, eight_gaussians

@@ -8,8 +8,8 @@ from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.sampling import sample
-from teachers.core.teacher import save_pipeline
 from teachers.families.stable_diffusion import StableDiffusion
+from teachers.loading.saving import save_pipeline
 
 CPU = torch.device("cpu")
 

@@ -1,6 +1,7 @@
-"""Recipes of every method on the tiny pipeline with captioned images."""
+"""Recipes of short runs on tiny pipelines."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -15,6 +16,23 @@ METHODS = {
     "scm": "{name: scm, adaptation_steps: 1, tangent_warmup: 2, learned_weighting: true, second_times: [0.5, 0.9]}",
     "rcm": "{name: rcm, scm: {adaptation_steps: 1, second_times: [0.7]}, dmd: {fake_score_updates: 1}}",
 }
+
+
+@pytest.fixture
+def two_step_recipe(tmp_path) -> Callable[..., Recipe]:
+    """two_step_recipe(family, pipeline, *overrides): a recipe of DMD with two steps and two prompts."""
+    (tmp_path / "prompts.txt").write_text("a coat\na boot\n")
+
+    def make(family: str, pipeline: Path, *overrides: str) -> Recipe:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(
+            f"name: run\noutput: {tmp_path / 'runs'}\ndata: {{prompts: {tmp_path / 'prompts.txt'}}}\n"
+            "method: {name: dmd, fake_score_updates: 1, regression_weight: 0.0}\n"
+            f"teacher: {{family: {family}, path: {pipeline}, guidance: 2.0}}\n"
+        )
+        return load(file, [*FAST, "train.batch_size=2", "train.steps=2", *overrides])
+
+    return make
 
 
 @pytest.fixture

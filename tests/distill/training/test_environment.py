@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.config.recipe import TrainRecipe, load
+from distill.config.recipe import load
+from distill.config.sections import TrainRecipe
 from distill.train import train
 from distill.training.engine import Engine
 from distill.training.environment import check_environment, without_accelerate_variables

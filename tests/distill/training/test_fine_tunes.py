@@ -8,17 +8,16 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from distill.config.recipe import load
 from distill.data.dataset import Plan
 from distill.memory import print_memory
 from distill.train import train
 from distill.training.run_folder import fingerprint
 from distill.training.setup import check_fine_tunes, load_teacher
-from eval.pipelines.runs import read_run, tuned_teacher_folder
+from eval.pipelines.runs import read_run
+from eval.pipelines.shared_settings import tuned_teacher_folder
 from teachers.describe import describe
 from teachers.loading.lora_files import Lora
 from teachers.loading.loras import fuse
-from tests.settings import FAST
 from tests.teachers.fine_tunes import adapted, write_diffusers, write_kohya, write_peft
 
 CPU = torch.device("cpu")
@@ -31,21 +30,9 @@ WRITERS = {
 
 
 @pytest.fixture
-def recipe_of(folder_of, tmp_path):
+def recipe_of(two_step_recipe, folder_of):
     """recipe_of(name, *overrides): a recipe of two steps with the tiny pipeline `name`."""
-    (tmp_path / "prompts.txt").write_text("a coat\na boot\n")
-
-    def make(name, *overrides):
-        family, folder = folder_of(name)
-        file = tmp_path / "recipe.yaml"
-        file.write_text(
-            f"name: run\noutput: {tmp_path / 'runs'}\ndata: {{prompts: {tmp_path / 'prompts.txt'}}}\n"
-            "method: {name: dmd, fake_score_updates: 1, regression_weight: 0.0}\n"
-            f"teacher: {{family: {family}, path: {folder}, guidance: 2.0}}\n"
-        )
-        return load(file, [*FAST, "train.batch_size=2", "train.steps=2", *overrides])
-
-    return make
+    return lambda name, *overrides: two_step_recipe(*folder_of(name), *overrides)
 
 
 def base_of(folder_of, name):

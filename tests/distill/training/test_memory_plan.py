@@ -1,15 +1,18 @@
 """The memory plan against allocations on real tensors, and its output."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
-from distill.config.recipe import DTYPES, Recipe, TeacherRecipe, TrainRecipe, method_options
+from distill.config.recipe import Recipe, method_options
+from distill.config.sections import DTYPES, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
+from distill.memory import print_memory, read_processes
 from distill.training import memory_plan
 from distill.training.meta_device import META, MemoryTracker, patch_meta_ops
 from teachers.families.stable_diffusion import StableDiffusion
@@ -142,3 +145,18 @@ def test_tensor_keeps_its_methods_after_a_plan():
         values = torch.empty(3, 2, device=META)
         assert bool(mask.any()) and values[mask].shape == (3, 2) and values[~mask].shape == (0, 2)
     assert torch.equal(torch.tensor([torch.tensor(1.0), torch.tensor(2.0)]), torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many", "[2]"])
+def test_number_of_processes_in_a_configuration_is_checked(count, tmp_path):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(f"num_processes: {count}\n")
+    with pytest.raises(ValueError, match=re.escape(str(config))):
+        read_processes(config, None)
+
+
+def test_processes_must_share_the_batch_equally(lora_recipe):
+    recipe = lora_recipe("scm", "train.batch_size=12", "train.accumulation=2")
+    assert memory_plan.Processes(3).samples(recipe) == 2
+    with pytest.raises(ValueError, match=r"must be a multiple of the number of processes \(4\), got 6"):
+        print_memory(recipe, count=4)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.config.recipe import OptimizerRecipe, load
+from distill.config.recipe import load
+from distill.config.sections import OptimizerRecipe
 from distill.train import train
 from distill.training import checkpoint
 from distill.training.optimizers import CACHED_LIMIT, MIN_8BIT_SIZE, CachedAdamW, adamw, moment_bytes

@@ -14,7 +14,8 @@ import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
-from distill.config.recipe import EvaluationRecipe, OptimizerRecipe, Recipe, TeacherRecipe, TrainRecipe
+from distill.config.recipe import Recipe
+from distill.config.sections import EvaluationRecipe, OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.export import export_run
 from distill.train import train
 from distill.training import best, checkpoint

@@ -1,42 +1,34 @@
 """What a run shows while it trains: validation samples, trackers, status.json, several EMAs."""
 
 import json
+import os
 import sys
 import types
+from functools import partial
 
 import pytest
 import torch
-from accelerate.tracking import TensorBoardTracker, get_available_trackers
+from accelerate.tracking import TensorBoardTracker
+from accelerate.utils import LoggerType
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill.config.recipe import Recipe, load
+from distill.config.recipe import load
 from distill.train import train
-from distill.training import checkpoint
+from distill.training import checkpoint, trackers
 from distill.training.best import best_record, score
 from distill.training.status import ENDED, Status, read_status, status_line
-from distill.training.trackers import check_tracker, log_image
+from distill.training.trackers import log_image
 from distill.training.validation import label_sheet
-from tests.settings import FAST
+from tests.commands import fewstep
 
 PROMPTS = ["a coat", "a prompt that no training caption has"]
 
 
 @pytest.fixture
-def recipe_of(text_pipeline, tmp_path):
-    """recipe_of(*overrides): a recipe of DMD with two steps on the tiny pipeline."""
-    (tmp_path / "prompts.txt").write_text("a coat\na boot\n")
-
-    def make(*overrides: str) -> Recipe:
-        file = tmp_path / "recipe.yaml"
-        file.write_text(
-            f"name: run\noutput: {tmp_path / 'runs'}\ndata: {{prompts: {tmp_path / 'prompts.txt'}}}\n"
-            "method: {name: dmd, fake_score_updates: 1, regression_weight: 0.0}\n"
-            f"teacher: {{family: stable_diffusion, path: {text_pipeline}, guidance: 2.0}}\n"
-        )
-        return load(file, [*FAST, "train.batch_size=2", "train.steps=2", *overrides])
-
-    return make
+def recipe_of(two_step_recipe, text_pipeline):
+    """recipe_of(*overrides): a recipe of two steps with the tiny pipeline."""
+    return partial(two_step_recipe, "stable_diffusion", text_pipeline)
 
 
 def history(recipe):
@@ -84,14 +76,16 @@ def test_unguided_teachers_refuse_validation_prompts(unconditional_pipeline, tmp
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow", "comet_ml"])
-def test_absent_tracker_is_an_error_before_the_run(recipe_of, name):
-    if name in {str(tracker.value) for tracker in get_available_trackers()}:
-        pytest.skip(f"{name} is installed")
+def test_absent_tracker_is_an_error_before_the_run(recipe_of, name, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     recipe = recipe_of(f"train.tracker={name}")
     with pytest.raises(ValueError, match=rf"train\.tracker={name} needs the package {name}") as error:
         train(recipe)
     assert "\n" not in str(error.value) and not recipe.folder.exists()
-    check_tracker("tensorboard")
+    for installed in ("tensorboard", "none"):
+        trackers.check_tracker(installed)
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType(name)])
+    trackers.check_tracker(name)
 
 
 class Recorder:
@@ -119,9 +113,9 @@ def test_every_tracker_receives_pictures_with_captions(tmp_path, monkeypatch):
     board = TensorBoardTracker("run", tmp_path)
     board.start()
     runs = {name: Recorder() for name in ("wandb", "trackio", "comet_ml")}
-    trackers = [types.SimpleNamespace(name=name, tracker=run) for name, run in runs.items()]
+    others = [types.SimpleNamespace(name=name, tracker=run) for name, run in runs.items()]
     value = torch.rand(3, 4, 5)
-    log_image([board, *trackers, types.SimpleNamespace(name="mlflow")], "validation/00", value, 7, "a coat")
+    log_image([board, *others, types.SimpleNamespace(name="mlflow")], "validation/00", value, 7, "a coat")
     for run in runs.values():
         image, caption = run.logged["validation/00", 7]
         assert caption == "a coat"
@@ -138,7 +132,7 @@ def test_status_estimates_the_rest_from_its_own_steps_and_evaluations(recipe_of)
     status = Status(recipe, True)
     status.training(1, 50.0)  # with its warm-up
     assert status.values()["hours_left"] is None
-    status.evaluation_seconds, status._evaluations = 60.0, 2
+    status.evaluation_seconds, status.evaluations = 60.0, 2
     status.training(11, 70.0)
     assert status.seconds_left() == pytest.approx(89 * 2.0 + 4 * 30.0)
     values = status.values()
@@ -149,6 +143,19 @@ def test_status_estimates_the_rest_from_its_own_steps_and_evaluations(recipe_of)
     assert status.seconds_left() == 0
 
 
+@pytest.mark.parametrize(
+    ("evaluate_every", "validation_every", "rounds"), [(25, 0, 4), (25, 10, 11), (0, 40, 3), (0, 0, 0)]
+)
+def test_status_counts_the_steps_at_which_samples_are_drawn(recipe_of, evaluate_every, validation_every, rounds):
+    prompts = "evaluation.validation_prompts=[a coat]"
+    every = f"train.evaluate_every={evaluate_every}", f"evaluation.validation_every={validation_every}"
+    status = Status(recipe_of("train.steps=100", prompts, *every), False)
+    status.evaluation_seconds, status.evaluations = 30.0, 1
+    status.training(1, 0.0)
+    status.training(11, 0.0)
+    assert status.seconds_left() == 30.0 * rounds
+
+
 def test_status_of_a_run_whose_process_is_gone(recipe_of):
     recipe = recipe_of()
     recipe.folder.mkdir(parents=True)
@@ -157,11 +164,29 @@ def test_status_of_a_run_whose_process_is_gone(recipe_of):
     assert read_status(recipe.folder)["phase"] == "training"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"process": 2**22 + 1}))
     assert "interrupted, step 0 of 2" in status_line(recipe.folder)
+    half = json.loads(file.read_text()) | {"hours_left": 1.0, "estimated_total_hours": None, "process": os.getpid()}
+    file.write_text(json.dumps(half))
+    assert "0 s of training" in status_line(recipe.folder)
     file.write_text('{"run": 3}')
     with pytest.raises(ValueError, match="not a status that fewstep train wrote"):
         status_line(recipe.folder)
     with pytest.raises(ValueError, match=r"has no status\.json"):
         status_line(recipe.folder / "absent")
+
+
+def test_status_of_several_folders_names_those_that_are_no_runs(recipe_of, capsys):
+    recipe = recipe_of()
+    recipe.folder.mkdir(parents=True)
+    Status(recipe, True).write("training")
+    other, damaged = recipe.folder.parent / "report", recipe.folder.parent / "damaged"
+    other.mkdir()
+    damaged.mkdir()
+    (damaged / "status.json").write_text("{")
+    assert fewstep("status", other, recipe.folder, damaged) == 0
+    out, error = capsys.readouterr()
+    assert out == "run: training, step 0 of 2; 0 s of training\n"
+    assert f"{other} has no status.json" in error and "status.json is not valid JSON" in error
+    assert fewstep("status", other, damaged) == 2
 
 
 def test_status_says_how_a_run_ended(recipe_of):

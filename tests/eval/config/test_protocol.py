@@ -17,7 +17,8 @@ from eval.features.extractors import extractor
 from eval.features.image_folder import features_of_folder, read_image
 from eval.features.resize import center_crop_resize
 from eval.metrics.fid import frechet_distance
-from eval.pipelines.generate import arguments, load_pipeline
+from eval.pipelines.generate import arguments
+from eval.pipelines.loading import load_pipeline
 from teachers.media import ANY_IMAGE
 from tests.commands import eval_main as main
 from tests.settings import ROOT
@@ -83,6 +84,15 @@ def test_the_command_line_overrides_the_protocol(make_run, tmp_path, capsys):
     assert "--samples must be at least 2, got 1" in capsys.readouterr().err
     assert main([*command, "--size", "0"]) == 2
     assert "--size must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_models_beside_the_protocol_are_found(tmp_path):
+    for name in ("clap", "hps"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "p.yaml").write_text("clap: clap\nscore: [hpsv2=hps, objects=elsewhere/detr, pickscore]\n")
+    found = read_protocol(tmp_path / "p.yaml")
+    assert found["clap"] == str(tmp_path / "clap")
+    assert found["score"] == [f"hpsv2={tmp_path / 'hps'}", "objects=elsewhere/detr", "pickscore"]
 
 
 def to_pillow(image: torch.Tensor) -> Image.Image:

@@ -15,8 +15,9 @@ from eval.metrics.base import SampleMetric
 from eval.metrics.context import MetricContext
 from eval.metrics.registry import GROUP, installed_metrics
 from eval.pipelines.cached import row_key
-from eval.pipelines.generate import arguments, load_pipeline
+from eval.pipelines.generate import arguments
 from eval.pipelines.jobs import Job
+from eval.pipelines.loading import load_pipeline
 from eval.pipelines.settings import Settings
 from teachers.media import ANY_IMAGE
 from tests.plugins import install

@@ -13,7 +13,8 @@ from eval.compare import compare
 from eval.config.options import step_counts
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
-from eval.pipelines.generate import arguments, load_pipeline
+from eval.pipelines.generate import arguments
+from eval.pipelines.loading import load_pipeline
 from eval.pipelines.runs import read_run
 from eval.report.markdown import title
 from teachers import pocket

@@ -19,14 +19,11 @@ from diffusers import (
 )
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
-from eval.pipelines.generate import (
-    arguments,
-    check_call,
-    counted,
-    load_pipeline,
-    pipeline_class,
-    use_modern_solver,
-)
+from eval.pipelines.generate import arguments
+from eval.pipelines.loading import load_pipeline
+from eval.pipelines.networks import counted
+from eval.pipelines.signatures import check_call, pipeline_class
+from eval.pipelines.solvers import use_modern_solver
 from teachers.media import ANY_IMAGE
 
 CPU = torch.device("cpu")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from eval.config.options import Timing
-from eval.pipelines.generate import arguments, load_pipeline
+from eval.pipelines.generate import arguments
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput
+from eval.pipelines.loading import load_pipeline
 from eval.pipelines.machine import choose_device, choose_precision, describe_machine
 
 CPU = torch.device("cpu")

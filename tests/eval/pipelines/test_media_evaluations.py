@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from eval.pipelines.generate import arguments, counted, latent_shape
+from eval.pipelines.generate import arguments, latent_shape
 from eval.pipelines.jobs import jobs_of
+from eval.pipelines.networks import counted
 from eval.pipelines.runs import Run
 from teachers.loading.registry import family_of_class
 from teachers.pocket.parts import make_tokenizer

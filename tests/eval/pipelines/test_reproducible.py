@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline
 
-from eval.pipelines.generate import arguments, load_pipeline, seeded
+from eval.pipelines.generate import arguments, seeded
+from eval.pipelines.loading import load_pipeline
 from teachers.media import ANY_IMAGE
 from tests.commands import eval_main, fewstep
 

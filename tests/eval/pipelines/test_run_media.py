@@ -61,6 +61,14 @@ def test_runs_of_different_media_are_not_compared(make_run, tmp_path):
             read_inputs(Options(pair, tmp_path / "out"))
     with pytest.raises(ValueError, match="--size is for images, got 8 for clips; omit it"):
         read_inputs(Options(runs[:1], tmp_path / "out", size=8))
+    chosen = {"prompts": str(tmp_path / "prompts.txt"), "features": "motion"}
+    (tmp_path / "prompts.txt").write_text("a coat\n")
+    with pytest.raises(ValueError, match="--score is for images, got a comparison of clips; omit it"):
+        read_inputs(Options(runs[:1], tmp_path / "out", score=["pickscore"], **chosen))
+    with pytest.raises(ValueError, match="--clap is for sounds, got a comparison of clips; omit it"):
+        read_inputs(Options(runs[:1], tmp_path / "out", clap="x", **chosen))
+    with pytest.raises(ValueError, match="--clip is for images and clips, got a comparison of sounds; omit it"):
+        read_inputs(Options(runs[1:2], tmp_path / "out", clip="x", **chosen | {"features": "spectrum"}))
     with pytest.raises(
         ValueError, match='unknown feature extractor "pixels" for clips; choose one of motion, pocket-video, frames='
     ):

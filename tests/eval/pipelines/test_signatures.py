@@ -13,8 +13,10 @@ from PIL import Image
 from torch import nn
 
 from eval.pipelines.demo_pipelines import DemoPipeline
-from eval.pipelines.generate import arguments, counted, latent_shape, load_pipeline, network
+from eval.pipelines.generate import arguments, latent_shape
 from eval.pipelines.jobs import jobs_of
+from eval.pipelines.loading import load_pipeline
+from eval.pipelines.networks import counted, network
 from eval.pipelines.runs import read_run
 from eval.pipelines.signatures import argument, check_call, pipeline_class, takes_prompts
 from teachers.families.stable_diffusion import StableDiffusion

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eval.pipelines.real_time import times_real_time
-from eval.pipelines.vbench import save_for_vbench, vbench_name
+from eval.pipelines.vbench import create_folder, save_for_vbench, vbench_name
 from teachers.media import Audio, Image, Video
 
 CLIP = Video(frames=4, height=16, width=16, rate=8)
@@ -44,8 +44,17 @@ def test_every_clip_must_have_a_prompt(tmp_path):
         save_for_vbench(torch.rand(2, *CLIP.shape), ["a cat"], tmp_path, CLIP)
 
 
-def test_the_longest_name_is_a_file_name():
-    assert len(vbench_name("x" * 247, 24)) == 254
+def test_a_clip_with_the_longest_name_can_be_written(tmp_path):
+    (file,) = save_for_vbench(torch.rand(1, *CLIP.shape), ["x" * 234], tmp_path, CLIP, {"x" * 234: 24})
+    assert file.is_file() and len(vbench_name("x" * 234, 24)) == 241
+    with pytest.raises(ValueError, match="must have at most 234 bytes"):
+        vbench_name("x" * 236, 24)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "clips").write_text("")
+    with pytest.raises(ValueError, match="clips must be a folder for clips, got a file"):
+        create_folder(tmp_path / "clips")
 
 
 def test_times_real_time():

@@ -6,16 +6,13 @@ The static rules of `accessibility.problems` are tested in `test_html.py` withou
 import pytest
 import torch
 
-from benchmarks.accessibility import browser, findings
+from benchmarks.accessibility import NO_BROWSER, browser, findings
 from eval.report import write_report
 from tests.eval.report.example import crowded_rows
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        browser() is None,
-        reason="there is no Chromium on the PATH (apt-get install chromium)",
-    ),
+    pytest.mark.skipif(browser() is None, reason=NO_BROWSER),
 ]
 
 
@@ -68,6 +65,8 @@ def test_viewer_shows_files_and_arrow_keys_switch_between_rows_on_one_noise(larg
 
 def shown(page) -> tuple[str, int, str]:
     """The file, its width, and the caption in the viewer."""
-    page.wait_for_function("document.querySelector('dialog img').complete")
+    page.evaluate(
+        "document.querySelector('dialog img').decode()"
+    )  # wait_for_function needs eval, which the page forbids
     source, width = page.evaluate("(i => [i.src, i.naturalWidth])(document.querySelector('dialog img'))")
     return source.rpartition("images/")[2], width, page.locator("dialog p").inner_text()

@@ -69,6 +69,7 @@ def test_latex_table_has_a_line_per_row_and_escapes_text(report):
     assert latex("50% of $x_1$ & {y}^2 \\ ~") == (
         r"50\% of \$x\_1\$ \& \{y\}\textasciicircum{}2 \textbackslash{} \textasciitilde{}"
     )
+    assert latex('[a] *"b"*') == "{[}a] {*}''b''{*}"
     assert latex(UNSAFE) in text and "<" not in "".join(lines[1:])
 
 

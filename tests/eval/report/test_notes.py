@@ -76,6 +76,27 @@ def test_evaluation_prompts_that_are_training_prompts_are_reported(make_run, tmp
     assert [note.startswith(sentence) for note in found] == ([True] if sentence else [])
 
 
+def test_equal_notes_of_several_runs_are_one_sentence(make_run, tmp_path):
+    runs = [make_run(name, evaluation={"prompts": "training_prompts.txt", "features": "pixels"}) for name in "abcd"]
+    for run, prompts in zip(runs, (["a coat"], ["a coat"], ["a bag"], ["a coat"]), strict=True):
+        (run / "pipeline/training_prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+    (runs[3] / "pipeline/training_prompts.txt").unlink()
+    (tmp_path / "used.txt").write_text("a coat\na bag\na hat\n")
+    context = MetricContext(4, 0, torch.device("cpu"), extractor("pixels"), 192, ["a coat"] * 4)
+
+    def found(prompts: list[str]) -> list[str]:
+        (tmp_path / "used.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+        inputs = read_inputs(Options(runs, tmp_path / "out", samples=4, prompts=str(tmp_path / "used.txt")))
+        return [note.partition(";")[0] for note in notes(inputs, context, None, []) if "prompts" in note]
+
+    unknown = "d does not record its training prompts, so they may be among the evaluation prompts."
+    assert found(["a coat", "a bag", "a hat"]) == [
+        "1 of the 3 evaluation prompts are training prompts of a, b and c",
+        unknown,
+    ]
+    assert found(["a coat"]) == ["All 1 evaluation prompts are training prompts of a and b", unknown]
+
+
 def test_scores_that_were_not_computed_are_one_sentence(make_run, tmp_path):
     inputs = read_inputs(Options([make_run("student")], tmp_path / "out", samples=4))
     pixels = extractor("pixels")

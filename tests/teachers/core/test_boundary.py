@@ -7,7 +7,7 @@ from torch import nn
 
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
-from distill.methods.dmd import DMDOptions
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.rcm import RCM, RCMOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.denoiser import Denoiser

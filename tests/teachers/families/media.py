@@ -8,7 +8,7 @@ from diffusers import AceStepPipeline, DiffusionPipeline, FlowMatchEulerDiscrete
 from torch import Tensor
 
 from distill.exporting.recording import NoiseRecorder, recorded_steps
-from eval.pipelines.generate import set_guidance
+from eval.pipelines.networks import set_guidance
 from teachers.core.cosine_path import Cosine
 from teachers.core.trigflow import Flow
 from teachers.loading.corrections import correct_autoencoder

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher

@@ -7,8 +7,8 @@ import torch
 
 from teachers.core.few_step import flow_scheduler, lcm_timesteps
 from teachers.core.sampling import sample
-from teachers.core.teacher import save_pipeline
 from teachers.core.trigflow import Flow
+from teachers.loading.saving import save_pipeline
 from tests.settings import first_is_quick
 from tests.teachers.families.stock import NAMES, PROMPTS, difference, inputs_of, more_noise, noise_of, prompts_of
 from tests.teachers.standalone import run_standalone

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from distill.methods.scm import SCM, SCMOptions
 from teachers.core.cosine_path import Cosine
 from teachers.core.sampling import sample
-from teachers.core.teacher import save_pipeline
+from teachers.loading.saving import save_pipeline
 from tests.teachers.families.media import NAMES, prompts_of, run
 from tests.teachers.families.stock import difference
 from tests.teachers.families.training import step

@@ -9,7 +9,8 @@ from distill.config.registry import TEACHERS, find
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.methods.discriminator import features
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.jvp import jvp
 from distill.methods.rcm import RCM, RCMOptions
 from distill.methods.scm import SCM, SCMOptions

@@ -19,7 +19,7 @@ from diffusers import (
 from transformers import VitsConfig, VitsModel
 
 from distill.config.registry import TEACHERS, find
-from eval.pipelines.generate import use_modern_solver
+from eval.pipelines.solvers import use_modern_solver
 from teachers.core.trigflow import expand, rotate
 from teachers.loading.sketch import sketch
 from teachers.loading.trial import check_teacher

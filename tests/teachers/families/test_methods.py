@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from tests.teachers.families.stock import NAMES, difference
 from tests.teachers.families.training import batch_of, step
 

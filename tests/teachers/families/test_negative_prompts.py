@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from distill.checks.conditions import condition_checks
 from distill.checks.stock import prompts_for, run_stock, use_first_order_sampler
-from distill.checks.teacher_checks import condition_checks
 from distill.config.registry import TEACHERS, find
 from teachers.loading.source import load_pipeline
 from tests.teachers.tiny_media import BUILDERS as MEDIA
@@ -12,7 +12,7 @@ from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
 TEXT = [name for name, (family, _) in BUILDERS.items() if family not in ("dit", "unconditional", "flux")]
-CLIPS = [name for name, (family, *_) in MEDIA.items() if family not in ("hunyuan_video", "ace_step")]
+CLIPS = [name for name, (family, *_) in MEDIA.items() if name != "HunyuanVideo" and family != "ace_step"]
 
 
 def null_gaps(family, folder, size=None):
@@ -45,7 +45,14 @@ def test_negative_prompt_is_encoded_as_in_the_pipeline(name, tiny):
 def test_negative_prompt_of_clips_and_sounds_is_encoded_as_in_the_pipeline(name, tiny_media):
     family, folder, size = tiny_media(name)
     gaps = null_gaps(family, folder, size)
-    assert max(gaps.values()) < 1e-5
+    assert set(gaps) == {"condition", "null condition"} and max(gaps.values()) < 1e-5
+
+
+def test_negative_prompt_is_refused_if_the_network_embeds_the_guidance_scale(tiny_media):
+    family, folder, size = tiny_media("HunyuanVideo")
+    kind = find(TEACHERS, family)
+    with pytest.raises(ValueError, match="must be null: this teacher's network receives the guidance scale"):
+        kind.load(str(folder), CPU, size=size).set_negative_prompt("noise")
 
 
 def test_negative_prompt_is_refused_where_the_pipeline_takes_none(tiny_media):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from diffusers.utils import dummy_torch_and_torchsde_objects as without_torchsde
 
-from distill.config.recipe import Recipe, TeacherRecipe, load
+from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
 from distill.config.saved import save
-from distill.methods.dmd import DMD, DMDOptions
+from distill.config.sections import TeacherRecipe
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.methods.scm import SCM, SCMOptions
 from distill.train import check_schedules
 from distill.training.memory_plan import plan
@@ -111,7 +113,10 @@ REFUSED = {
     "width of Wan": ("Wan 2.1", {"width": 24}, "teacher.size.width must be a multiple of 16, got 24"),
     "frames": ("Wan 2.1", {"frames": 10}, "teacher.size.frames must be 1 more than a multiple of 4, got 10"),
     "fraction": ("Wan 2.1", {"frames": 9.5}, "teacher.size.frames must be a whole number, got 9.5"),
-    "zero": ("Wan 2.1", {"rate": 0}, "teacher.size.rate must be above 0, got 0"),
+    "zero": ("Wan 2.1", {"rate": 0}, "teacher.size.rate must be above 0 and at most 1048576, got 0"),
+    "huge frames": ("Wan 2.1", {"frames": 4e14 + 1}, "teacher.size.frames must be above 0 and at most 65536, got 4"),
+    "huge height": ("LTX", {"height": 1e10}, "teacher.size.height must be above 0 and at most 32768, got 1"),
+    "huge seconds": ("AudioLDM 2", {"seconds": 1e30}, "teacher.size.seconds must be above 0 and at most 65536, got"),
     "too long": ("Stable Audio", {"seconds": 1.0}, "teacher.size.seconds must be at most 0.32, got 1"),
 }
 

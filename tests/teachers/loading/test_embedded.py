@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from distill.config.recipe import DataRecipe, load
+from distill.config.recipe import load
+from distill.config.sections import DataRecipe
 from distill.data.dataset import plan
 from eval.features.embedded_judges import agreeing, agreement, arithmetic_agreement
 from eval.features.media_extractors import extractor_for

@@ -5,10 +5,10 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 
 from teachers.core.sampling import sample
-from teachers.core.teacher import save_pipeline
 from teachers.core.time_embedding import refit_time_embedding
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.families.unconditional import Unconditional
+from teachers.loading.saving import save_pipeline
 from tests.teachers.standalone import run_standalone
 
 CPU = torch.device("cpu")

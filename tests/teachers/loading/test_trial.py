@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.pipelines.generate import load_pipeline as load_for_eval
+from eval.pipelines.loading import load_pipeline as load_for_eval
 from teachers.core.denoiser import Denoiser
 from teachers.describe import describe
 from teachers.loading.registry import family_of, installed
-from teachers.loading.trial import check_teacher
+from teachers.loading.trial import check_fit_once, check_teacher
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -208,3 +208,14 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_alike(tiny, tmp
     messages = {message(read, folder) for read in READERS}
     assert len(messages) == 1
     assert "no row 5000 for the token 'zebra</w>'" in messages.pop()
+
+
+@pytest.mark.parametrize("value", ["1", None, [1], -1, 1e20])
+def test_a_wrong_size_in_a_record_is_named(value, tiny_media, tmp_path):
+    family, folder, _ = tiny_media("Stable Audio")
+    shutil.copytree(folder, tmp_path / "pipeline")
+    (tmp_path / "pipeline" / "distill.json").write_text(json.dumps({"teacher": {"size": {"seconds": value}}}))
+    with pytest.raises(
+        ValueError, match=r"distill\.json has a wrong size \(teacher\.size\.seconds must be above 0 and"
+    ):
+        check_fit_once(str(tmp_path / "pipeline"), installed()[family])

@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
-from eval.pipelines.generate import load_pipeline as load_for_eval
+from eval.pipelines.loading import load_pipeline as load_for_eval
 from teachers.describe import describe
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.loading.weights import check_networks, load_network, weight_files

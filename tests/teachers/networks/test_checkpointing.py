@@ -8,7 +8,8 @@ import teachers.networks.checkpointing
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.methods.discriminator import frozen
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.checkpointing import checkpoint_activations
 from tests.teachers.networks.lora import inputs_of, perturb

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from distill.config.recipe import load
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
-from distill.methods.dmd import DMD, DMDOptions
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.train import train
 from distill.training import checkpoint
 from teachers.families.stable_diffusion import StableDiffusion

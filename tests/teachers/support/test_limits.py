@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.config.recipe import DataRecipe
+from distill.config.sections import DataRecipe
 from distill.data.dataset import open_images
 from distill.data.images import ImageFolder
 from eval.features.extractors import extractor

@@ -159,6 +159,9 @@ def test_gradient_checkpointing_support_is_declared():
                                 down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
     assert private_api.supports_gradient_checkpointing(supported), message(api, "supports_gradient_checkpointing")
     supported.enable_gradient_checkpointing()
+    private_api.disable_gradient_checkpointing(supported)
+    assert not private_api.supports_gradient_checkpointing(copy.deepcopy(supported))
+    assert private_api.supports_gradient_checkpointing(type(supported))
     assert not private_api.supports_gradient_checkpointing(nn.Linear(1, 1))
 
 

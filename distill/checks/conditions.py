@@ -1,0 +1,79 @@
+"""The condition of a teacher's network against that of the stock pipeline."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from distill.checks.stock import Inputs, StockRun, device_of, first_sample, joined, network_inputs
+from distill.checks.table import Check, left_out
+from distill.exporting.recording import SAMPLES
+from distill.exporting.verify import TOLERANCE
+from teachers.core.denoiser import Condition
+from teachers.core.teacher import Teacher
+
+
+def condition_checks(run: StockRun, teacher: Teacher, cond: Condition, guidance: float) -> list[Check]:
+    """What the teacher passes to its network apart from samples and timesteps, against what the pipeline passes."""
+    (ours, rows), theirs = teacher_inputs(teacher, cond, guidance), run.inputs
+    if not ours:
+        return [left_out("condition", "the network takes none")]
+    if missing := sorted(set(ours) - set(theirs)):
+        note = f"the pipeline does not pass {', '.join(missing)} to its network"
+        return [Check("condition", math.nan, TOLERANCE, note)]
+    theirs = {key: theirs[key] for key in ours}
+    if rows == SAMPLES:
+        return [Check("condition", _gap(ours, theirs), TOLERANCE)]
+    (first, null), halves = _halves(ours), _halves(theirs)
+    orders = [(_gap(first, halves[i]), _gap(null, halves[1 - i])) for i in (0, 1)]
+    with_prompt, without = min(orders, key=lambda pair: (math.isnan(sum(pair)), sum(pair)))
+    return [Check("condition", with_prompt, TOLERANCE), Check("null condition", without, TOLERANCE)]
+
+
+def teacher_inputs(teacher: Teacher, cond: Condition, guidance: float) -> tuple[Inputs, int]:
+    """What the teacher's network receives apart from samples and timesteps, by names of its arguments, and its rows."""
+    calls = []
+    with network_inputs([teacher.denoiser.network], lambda: 0) as recorded, torch.no_grad():
+        for seed, t in enumerate((0.5, 1.1)):
+            x = torch.randn(SAMPLES, *teacher.shape, generator=torch.Generator().manual_seed(seed)).to(
+                device_of(teacher)
+            )
+            before = len(recorded)
+            teacher.velocity(x, torch.full((SAMPLES,), t, device=x.device), cond, guidance)
+            calls.append(joined([inputs for _, inputs in recorded[before:]]))
+    same = {key: value for key, value in calls[0].items() if torch.equal(value, calls[1][key])}
+    return same, len(first_sample(calls[0]))
+
+
+def _halves(inputs: Inputs) -> tuple[Inputs, Inputs]:
+    first, second = ({key: value.chunk(2)[i] for key, value in inputs.items() if value.ndim} for i in (0, -1))
+    return first, second
+
+
+def _gap(ours: Inputs, theirs: Inputs) -> float:
+    ours, theirs = _without_padding(ours, theirs)
+    if any(ours[key].shape != theirs[key].shape for key in ours):
+        return math.nan
+    return max((ours[key].float() - theirs[key].to(ours[key].device).float()).abs().max().item() for key in ours)
+
+
+def _without_padding(ours: Inputs, theirs: Inputs) -> tuple[Inputs, Inputs]:
+    """Inputs of equal length, with zeros where the networks' masks say that a token is padding."""
+    masks = [key for key, value in ours.items() if "mask" in key and value.ndim == 2 and _is_binary(value)]
+    ours, theirs = dict(ours), dict(theirs)
+    for mask in masks:
+        rows, length = ours[mask].shape
+        common = min(length, theirs[mask].shape[-1])
+        if ours[mask][:, common:].any() or theirs[mask][:, common:].any():
+            continue
+        keep = ours[mask][:, :common]
+        for key, value in ours.items():
+            if key not in masks and value.ndim == 3 and value.shape[:2] == (rows, length):
+                ours[key] = value[:, :common] * keep[..., None].to(value)
+                theirs[key] = theirs[key][:, :common] * keep[..., None].to(theirs[key])
+        ours[mask], theirs[mask] = keep, theirs[mask][:, :common]
+    return ours, theirs
+
+
+def _is_binary(mask: Tensor) -> bool:
+    return bool(((mask == 0) | (mask == 1)).all())

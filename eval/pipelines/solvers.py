@@ -1,0 +1,43 @@
+"""The solver that a teacher is given for few steps."""
+
+from diffusers import DDIMPipeline, DPMSolverMultistepScheduler
+
+from eval.pipelines.networks import Pipeline
+from teachers.core.schedule import alphas_cumprod, betas, is_shifted, prediction_type
+
+
+def use_modern_solver(pipe: Pipeline) -> str | None:
+    """Replace a pipeline's scheduler by the usual choice for few steps.
+
+    The solver is DPM-Solver++ (2M) (Lu et al., arXiv 2211.01095) with trailing timesteps and a first-order last step.
+    Its noise levels are the old scheduler's own table; `from_config` would lose the defaults of the old class.
+
+    Args:
+        pipe: The pipeline, changed in place.
+
+    Returns:
+        The solver's name, or None if the scheduler stays: that of `DDIMPipeline`, flow matching, tables with a shifted
+        signal-to-noise ratio, and others that are not variance preserving.
+    """
+    old, table = pipe.scheduler.config, alphas_cumprod(pipe.scheduler)
+    # DDIMPipeline passes arguments of its own scheduler, and shifted tables belong to video models with own solvers.
+    if table is None or isinstance(pipe, DDIMPipeline) or is_shifted(pipe.scheduler):
+        return None
+    # Latent pipelines drop a learned variance before the scheduler.
+    learned = old.get("variance_type") in ("learned", "learned_range") and "vae" not in pipe.components
+    pipe.scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=old["num_train_timesteps"],
+        trained_betas=betas(table),
+        prediction_type=prediction_type(pipe.scheduler),
+        variance_type=old["variance_type"] if learned else None,
+        rescale_betas_zero_snr=bool(old.get("rescale_betas_zero_snr", False)),
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        lower_order_final=True,
+        use_karras_sigmas=False,
+        timestep_spacing="trailing",
+        # Pixel-space schedulers clip x0; dynamic thresholding with this maximum is the same clipping.
+        thresholding=bool(old.get("clip_sample", False)),
+        sample_max_value=float(old.get("clip_sample_range", 1.0)),
+    )
+    return "DPM-Solver++"

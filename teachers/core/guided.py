@@ -1,0 +1,161 @@
+"""`Guided`: the conditions of a teacher's prompts, and the velocity that they guide."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from teachers.core.contract import Contract
+from teachers.core.denoiser import Condition, Denoiser
+from teachers.core.trigflow import expand
+from teachers.networks.offload import Offload
+
+
+def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
+    """Two conditions with the same keys as one batch, `first` before `second`."""
+    return {key: torch.cat([first[key], second[key]]) for key in first}
+
+
+class Guided(Contract, ABC):
+    """The part of `Teacher` that encodes prompts and guides the velocity; `Teacher` describes the attributes."""
+
+    denoiser: Denoiser
+    offloaded: Offload | None = None
+    null_cache: Condition | None = None
+    negative_prompt: str | None = None
+
+    @abstractmethod
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Encode prompts to the keyword arguments that the stock pipeline passes to its network.
+
+        Args:
+            prompts: The prompts, B of them.
+
+        Returns:
+            Tensors (B, ...); floating-point values are float32.
+        """
+
+    def meta_condition(self) -> Condition:
+        """One row of a condition on the meta device, for a teacher whose networks are there.
+
+        Families whose text encoders need values of tensors override it.
+        """
+        return self.condition([""])
+
+    def exact_condition(self, prompts: Sequence[str]) -> Condition:
+        """`condition` in float32, whatever the precision of the teacher, as an exported pipeline computes it.
+
+        It is compared with exported pipelines. Families with half-precision encoders override it.
+        """
+        return self.condition(prompts)
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
+        """The guided velocity v_uncond + guidance (v_cond - v_uncond), in one batched call.
+
+        Guidance on epsilon, x0 or v is equivalent, because each is an affine function of the others at fixed x_t.
+
+        Args:
+            x_t: Noisy latents of unit variance, (B, *shape).
+            t: Angles in radians, (B,).
+            cond: The network's condition, B rows.
+            guidance: One scale, or one for each sample (B,); 1.0 means none.
+
+        Returns:
+            The velocity, shape and dtype of `x_t`.
+        """
+        if not self.guided or (not isinstance(guidance, Tensor) and guidance == 1.0):
+            with self._on_device():
+                return self.denoiser.velocity(x_t, t, cond)
+        both = concatenate(cond, self.null_condition(cond))
+        with self._on_device():
+            with_prompt, without = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+        if isinstance(guidance, Tensor):
+            guidance = expand(guidance, x_t).to(x_t.dtype)
+        return without + guidance * (with_prompt - without)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the teacher's network receives the guidance scale as an input, and so is evaluated only once."""
+        return False
+
+    def fix_guidance(self, guidance: float) -> None:
+        """Evaluate further students at this guidance scale where their condition has none, if the network embeds it."""
+        return
+
+    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        """Add an input for the guidance scale to a student, in place.
+
+        Args:
+            student: The student.
+            guidance: The scale that applies if the condition has none.
+
+        Raises:
+            ValueError: If the family does not support it.
+        """
+        raise ValueError("method.guidances must be empty: this teacher family has no input for the guidance scale")
+
+    def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
+        """The entries of the condition that carry guidance scales (B,) to a student with embedded guidance."""
+        raise ValueError("this teacher family has no input for the guidance scale")
+
+    def null_condition(self, cond: Condition) -> Condition:
+        """The condition of the empty prompt, with as many rows as `cond`."""
+        rows = len(next(iter(cond.values())))
+        return {key: value.expand(rows, *value.shape[1:]) for key, value in self.null_row().items()}
+
+    def null_row(self) -> Condition:
+        """One row of the null condition. It is computed once, because the encoders may be unloaded later."""
+        if self.null_cache is None:
+            self.null_cache = dict(self.encode_unguided())
+        return self.null_cache
+
+    def encode_unguided(self) -> Condition:
+        """The condition of guidance's second evaluation, one row: the negative prompt, or the null condition."""
+        if self.negative_prompt is None:
+            return self.encode_null_condition()
+        return self.encode_negative_prompt(self.negative_prompt)
+
+    def encode_negative_prompt(self, prompt: str) -> Condition:
+        """What the stock pipeline passes to its network for a negative prompt, one row."""
+        return self.condition([prompt])
+
+    def set_negative_prompt(self, prompt: str) -> None:
+        """Use a negative prompt in place of the empty one. Call it before conditions are encoded.
+
+        Raises:
+            ValueError: If the teacher has no second evaluation that a negative prompt could be used in.
+        """
+        self.check_negative_prompt()
+        if self.embeds_guidance:
+            raise ValueError(
+                "teacher.negative_prompt must be null: this teacher's network receives the guidance scale as an input "
+                "and is evaluated only once"
+            )
+        self.negative_prompt, self.null_cache = prompt, None
+
+    @classmethod
+    def check_negative_prompt(cls) -> None:
+        """Check that the family's pipelines take a negative prompt.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        takes = all("negative_prompt" in inspect.signature(kind.__call__).parameters for kind in cls.pipelines)
+        if not (cls.guided and cls.pipelines and takes):
+            raise ValueError(
+                f"teacher.negative_prompt must be null: pipelines of the family {cls.__name__} take no negative prompt"
+            )
+
+    def encode_null_condition(self) -> Condition:
+        """What the stock pipeline passes to its network without a prompt, one row: usually the empty prompt."""
+        return self.condition([""])
+
+    def offload(self, device: torch.device) -> None:
+        """Keep the frozen network in host memory; `velocity` copies it to `device` for each call."""
+        self.offloaded = Offload(self.denoiser.network, device)
+
+    def _on_device(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.offloaded is None else self.offloaded.on_device()

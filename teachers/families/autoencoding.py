@@ -1,0 +1,105 @@
+"""`Autoencoding`: encoding and decoding with the autoencoder of a stock pipeline."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+
+from teachers.core.teacher import Teacher
+from teachers.networks.storage import in_float32, without_autocast
+
+logger = logging.getLogger(__name__)
+
+
+class Autoencoding(Teacher):
+    """The part of `LatentTeacher` that encodes and decodes.
+
+    Attributes:
+        stock: The pipeline.
+        device: Where the networks are.
+    """
+
+    stock: Any
+    device: torch.device
+    _said_overflow = False
+
+    def compression(self) -> int:
+        """Pixels of an image for each latent pixel, along one side."""
+        vae = self.stock.vae
+        blocks = "encoder_block_out_channels" if isinstance(vae, AutoencoderDC) else "block_out_channels"
+        return int(2 ** (len(vae.config[blocks]) - 1))
+
+    def latent_channels(self) -> int:
+        """The number of channels of the autoencoder's latents."""
+        return int(self.stock.vae.config.latent_channels)
+
+    def _vae_encoder(self) -> list[nn.Module]:
+        """The modules of the autoencoder that only `encode` uses."""
+        parts = dict(self.stock.vae.named_children())
+        return [parts[name] for name in ("encoder", "quant_conv") if parts.get(name) is not None]
+
+    def encode(self, images: Tensor) -> Tensor:
+        for part in self._vae_encoder():
+            part.to(self.device)
+        scale, offset = self._affine()
+        return (self._without_overflow(self._mean, images) - offset) / scale / self.denoiser.path.sigma_data
+
+    def _mean(self, images: Tensor) -> Tensor:
+        vae = self.stock.vae
+        code = vae.encode(images.to(self.device, vae.dtype))
+        mean: Tensor = code.latent_dist.mean if hasattr(code, "latent_dist") else code[0]
+        return mean.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        scale, offset = self._affine()
+        native = latents * self.denoiser.path.sigma_data * scale + offset
+        with without_autocast(self.device):  # some autoencoders overflow in half precision
+            return self._without_overflow(self._image, native)
+
+    def _image(self, native: Tensor) -> Tensor:
+        vae = self.stock.vae
+        image: Tensor = vae.decode(native.to(self.device, vae.dtype), return_dict=False)[0]
+        return image.float()
+
+    def _without_overflow(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """function(inputs) of the autoencoder; rows that overflow in half precision are computed again in float32.
+
+        Only these rows are, so that the result for an image does not depend on the images that came before it.
+        """
+        outputs, vae = function(inputs), self.stock.vae
+        dtype = vae.dtype
+        if dtype == torch.float32:
+            return outputs
+        overflowed = ~outputs.isfinite().flatten(1).all(1)
+        if not bool(overflowed.any()):
+            return outputs
+        if not self._said_overflow:
+            self._said_overflow = True
+            logger.warning(
+                "the autoencoder overflows in %s; the images concerned are computed in float32",
+                str(dtype).removeprefix("torch."),
+            )
+        vae.float()
+        outputs[overflowed] = function(inputs[overflowed.to(inputs.device)])
+        nn.Module.to(vae, dtype)  # diffusers' own `to` warns about modules that stay in float32
+        return outputs
+
+    def exact_decode(self, latents: Tensor) -> Tensor:
+        used = self.encoder_components["encode"]
+        with in_float32(part for name, part in self.stock.components.items() if name.startswith(used)):
+            return self.decode(latents.to(self.device))
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """(scale, offset), (1, C or 1, 1, ...) each: the autoencoder's latents are scale * native latents + offset."""
+        config = self.stock.vae.config
+        scale: Any = 1 / (config.get("scaling_factor") or 1.0)
+        offset: Any = config.get("shift_factor") or 0.0
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean and std:
+            scale, offset = [scale * s for s in std], mean
+        lead = (1, -1, *[1] * (len(self.shape) - 1))
+        first, second = (torch.tensor(value, device=self.device).reshape(lead) for value in (scale, offset))
+        return first, second
