@@ -134,13 +134,18 @@ def main() -> None:
     path = RESULTS / "latency.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     stored[machine] = [row for row in stored.get(machine, []) if row["model"] not in args.models] + rows
-    path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    write(stored)
+    print((RESULTS / "latency.md").read_text(encoding="utf-8"))
+
+
+def write(stored: dict[str, list[dict[str, Any]]]) -> None:
+    """Write latency.json and latency.md: rows by machine."""
+    (RESULTS / "latency.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     sections = [f"## {key}\n\n{table(found)}\n" for key, found in stored.items()]
     text = "# Latency\n\n`python -m benchmarks.latency`: full-size pipelines with random weights, from a prompt to a "
     text += "tensor of\nimages. The teacher has guidance 7.5 (two network rows an image). In brackets: 5th and 95th "
     text += "percentile.\n\n"
     (RESULTS / "latency.md").write_text(text + "\n".join(sections), encoding="utf-8")
-    print((RESULTS / "latency.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

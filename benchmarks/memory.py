@@ -5,9 +5,9 @@
 
 A case is one optimizer step with every component at full size, in a process of its own: the peak is the process's
 maximum resident size minus its size after the imports. On a GPU all cases share a process: the peak is that of the
-bytes which PyTorch allocated, five steps are made and the median of the last three is reported, and at batch sizes 1
-and 4 a sixth step is profiled: kernels, waits of the host for the GPU, and the time in which kernels ran. `--planned` adds batch sizes for
-which only the plan is made. Writes memory.json and memory.md to benchmarks/results.
+bytes which PyTorch allocated, five steps are made and the median of the last three is reported, and at batch size 1 a
+sixth step is profiled: kernels, waits of the host for the GPU, and the time in which kernels ran. `--planned` adds
+batch sizes for which only the plan is made. Writes memory.json and memory.md to benchmarks/results.
 """
 
 import argparse
@@ -22,8 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 METHODS = ("dmd", "scm")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}  # return freed memory at once
 STEPS_ON_GPU, TIMED_ON_GPU = 5, 3
-COUNTED = 4  # largest batch size at which kernels are counted
+COUNTED = 1  # largest batch size at which kernels are counted
 START = LATE_STEP - STEPS_ON_GPU - 1  # after every warm-up of the methods
 
 
@@ -177,13 +175,18 @@ def plan_of(case: Case, precision: str) -> memory_plan.Plan:
         return memory_plan.plan(case.recipe(Path(name), precision), case.batch)
 
 
-def run(case: Case, limit: float, precision: str, planned: memory_plan.Plan) -> dict[str, Any]:
-    """A row of the table: the plan, and if that is below `limit` GiB the measurement."""
-    row = dataclasses.asdict(case) | {"plan": dataclasses.asdict(planned), "planned": planned.total}
-    if planned.total < limit * memory_plan.GIB:
-        with tempfile.TemporaryDirectory() as name:
-            MODELS[case.model][1](Path(name))
-            row |= measure_on_gpu(case, name, precision) if torch.cuda.is_available() else child(case, name, precision)
+def plan_row(case: Case, precision: str) -> dict[str, Any]:
+    """The plan, as a part of a row of the table."""
+    planned = plan_of(case, precision)
+    return dataclasses.asdict(case) | {"plan": dataclasses.asdict(planned), "planned": planned.total}
+
+
+def measured_row(case: Case, precision: str) -> dict[str, Any]:
+    """The measurement, as a part of a row of the table."""
+    with tempfile.TemporaryDirectory() as name:
+        MODELS[case.model][1](Path(name))
+        measured = measure_on_gpu if torch.cuda.is_available() else child
+        row = dataclasses.asdict(case) | measured(case, name, precision)
     print(json.dumps(row), flush=True)
     return row
 
@@ -230,8 +233,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | ---: | --- |" + " ---: |" * (len(parts) + 4),
     ]
     for row in rows:
-        cells = [f"{row['plan'][part] / gib:.2f}" for part in parts] + [f"{row['planned'] / gib:.2f}"]
-        ratio = f" ({row['planned'] / row['peak'] - 1:+.1%})" if "peak" in row else ""
+        plan = row.get("plan", {})
+        cells = [f"{plan[part] / gib:.2f}" if part in plan else "–" for part in parts]
+        cells.append(f"{row['planned'] / gib:.2f}" if plan else "–")
+        ratio = f" ({row['planned'] / row['peak'] - 1:+.1%})" if plan and "peak" in row else ""
         if "peak" in row:
             cells += [f"{row['peak'] / gib:.2f}{ratio}", f"{row['seconds']:.3g}"]
         else:
@@ -249,7 +254,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def ratios(rows: list[dict[str, Any]]) -> str:
     """Ratios of planned memory, `lora` to `full`: with each tier's default, then with equal checkpointing."""
     names = ("model", "method", "tier", "batch", "checkpointing")
-    planned = {tuple(r[name] for name in names): r["planned"] for r in rows}
+    planned = {tuple(r[name] for name in names): r["planned"] for r in rows if "planned" in r}
     kinds = {"by default (lora with checkpointing)": (True, False), "without checkpointing": (False, False)}
     lines = []
     for name, (lora, full) in (kinds | {"both with checkpointing": (True, True)}).items():
@@ -276,7 +281,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="with train.compile=blocks")
     parser.add_argument("--both", action="store_true", help="without and with activation checkpointing")
     parser.add_argument(
-        "--limit", type=float, default=22.0, help="GiB; cases with a larger plan are not measured (default: 22)"
+        "--limit",
+        type=float,
+        default=22.0,
+        help="GiB; on a CPU, cases with a larger plan are not measured (default: 22)",
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -293,12 +301,15 @@ def main() -> None:
         for tier in args.tiers
         for checkpointing in ((False, True) if args.both else (args.checkpointing,))
     ]
-    workers = max(1, min((os.cpu_count() or 1) - 1, len(cases)))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a plan needs no GPU
-        plans = list(pool.map(plan_of, cases, [args.precision] * len(cases)))
-    for case, planned in zip(cases, plans, strict=True):
-        limit = args.limit if case.batch in args.batches else 0.0
-        save(run(case, limit, args.precision, planned), args.precision)
+    measured = [case for case in cases if case.batch in args.batches]
+    if torch.cuda.is_available():  # measurements first: the plans need no GPU
+        for case in measured:
+            save(measured_row(case, args.precision), args.precision)
+    for case in cases:
+        row = plan_row(case, args.precision)
+        save(row, args.precision)
+        if not torch.cuda.is_available() and case in measured and row["planned"] < args.limit * memory_plan.GIB:
+            save(measured_row(case, args.precision), args.precision)
     print((RESULTS / "memory.md").read_text(encoding="utf-8"))
 
 

@@ -47,6 +47,9 @@ class InvalidOption(ValueError):
         super().__init__(f"{key} {problem}")
         self.key, self.problem = key, problem
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.key, self.problem)  # so that a process of a pool can raise it
+
 
 def option(
     default: Any = dataclasses.MISSING,
