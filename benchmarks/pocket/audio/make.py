@@ -18,11 +18,9 @@ from diffusers import AutoencoderOobleck, StableAudioPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.pocket.audio.card import write_card
 from benchmarks.pocket.audio.codec import NOISE, encode, train_codec, train_decoder
 from benchmarks.pocket.audio.data import render, waveforms
 from benchmarks.pocket.audio.judge import train_judge
-from benchmarks.pocket.audio.plots import plot_codec
 from benchmarks.pocket.audio.transformer import BATCH, Denoiser, train_transformer
 from benchmarks.pocket.machine import CPU, Machine, add_options, chosen
 from benchmarks.pocket.stored import cached, half, integers, statistics
@@ -143,6 +141,10 @@ class Stages:
 
     def card(self) -> None:
         """The weights with their card, in the folder of the output."""
+        # here, so that a machine that only trains does not need the packages of the evaluation
+        from benchmarks.pocket.audio.card import write_card
+        from benchmarks.pocket.audio.plots import plot_codec
+
         judge, vae, model, staged = self.judge(), self.decoder(), self.denoiser(), self.work / "weights"
         torch.set_num_threads(1)
         held_out, stored = self.notes("eval"), self.latents()

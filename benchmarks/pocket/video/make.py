@@ -21,7 +21,6 @@ from benchmarks.pocket.machine import CPU, Machine, add_options, chosen
 from benchmarks.pocket.stored import cached, half, integers, statistics
 from benchmarks.pocket.video import autoencoder, transformer
 from benchmarks.pocket.video.autoencoder import decode, encode_random, train_autoencoder
-from benchmarks.pocket.video.card import held_out_clips, plot, write_card
 from benchmarks.pocket.video.data import load_photographs
 from benchmarks.pocket.video.judge import train_judge
 from benchmarks.pocket.video.transformer import Denoiser, train_transformer
@@ -131,6 +130,9 @@ class Stages:
 
     def card(self) -> None:
         """The weights with their card, in the folder of the output."""
+        # here, so that a machine that only trains does not need the packages of the evaluation
+        from benchmarks.pocket.video.card import held_out_clips, plot, write_card
+
         judge, vae, model, staged = self.judge(), self.autoencoder(), self.denoiser(), self.work / "weights"
         torch.set_num_threads(1)
         shutil.rmtree(staged, ignore_errors=True)
