@@ -126,7 +126,7 @@ EMBEDDED = {
         "audio",
         "the pocket audio teacher",
         "teachers.pocket_audio",
-        "python -m benchmarks.pocket.audio.make",
+        "python -m benchmarks.pocket.audio.make FluidR3_GM.sf2",
         1200,
         examples_of_prompts=("a flute playing a C4", "violin, A3", "a G#3 on the marimba"),
     ),

@@ -9,7 +9,6 @@ import torch
 from diffusers import WanPipeline
 from safetensors.torch import load_file
 
-from benchmarks.pocket.training import train
 from benchmarks.pocket.video.autoencoder import decode, encode, standardise
 from benchmarks.pocket.video.data import load_photographs, random_clips, render
 from benchmarks.pocket.video.make import balanced_rows, run
@@ -75,27 +74,6 @@ def test_latents_are_standardised_and_decoded_as_the_pipeline_decodes_them():
     torch.testing.assert_close(got, output[0])
 
 
-def test_training_resumes_where_it_stopped(tmp_path):
-    def make(state: str, *limits: int) -> torch.Tensor:
-        for limit in limits:
-            torch.manual_seed(0)
-            model = torch.nn.Linear(2, 1)
-
-            def loss(step, model=model, limit=limit):
-                if step == limit:
-                    raise KeyboardInterrupt
-                value = model(torch.randn(4, 2, generator=torch.Generator().manual_seed(step))).square().mean()
-                return value, {"loss": value.item()}
-
-            try:
-                result = train("test", model, loss, 8, 1e-2, tmp_path / state, ema=0.9, save_every=2)
-            except KeyboardInterrupt:
-                continue
-        return result.weight
-
-    assert torch.equal(make("a.pt", 5, 9), make("b.pt", 9))
-
-
 def test_shipped_latents_are_balanced():
     labels = torch.stack([torch.arange(400) % 10, torch.arange(400) // 10 % 8], dim=1)
     rows = balanced_rows(labels, 2)
@@ -125,6 +103,8 @@ def test_the_maker_runs_from_photographs_to_the_model_card(tmp_path, monkeypatch
         autoencoder_steps=2,
         encoded=40,
         transformer_steps=2,
+        autoencoder_batch=2,
+        transformer_batch=2,
         samples=20,
         until="latents",
     )

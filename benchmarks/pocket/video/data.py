@@ -37,15 +37,15 @@ def render(photographs: Tensor, motions: Tensor, rng: torch.Generator) -> Tensor
     Args:
         photographs: Photographs (B, 28, 28) as bytes, on black.
         motions: Indices into MOTIONS (B,).
-        rng: Draws speeds and positions.
+        rng: Draws speeds and positions, on the device of the photographs.
 
     Returns:
         Clips (B, 3, 9, 32, 32) in [-1, 1].
     """
-    count = len(photographs)
-    speed = SLOWEST + (1 - SLOWEST) * torch.rand(count, 1, generator=rng)
-    offset = OFFSET * (2 * torch.rand(count, 2, 1, generator=rng) - 1)
-    time = speed * torch.linspace(-1, 1, CLIP.frames)
+    count, device = len(photographs), photographs.device
+    speed = SLOWEST + (1 - SLOWEST) * torch.rand(count, 1, generator=rng, device=device)
+    offset = OFFSET * (2 * torch.rand(count, 2, 1, generator=rng, device=device) - 1)
+    time = speed * torch.linspace(-1, 1, CLIP.frames, device=device)
 
     def along(positive: str, negative: str) -> Tensor:
         sign = (motions == MOTIONS.index(positive)).float() - (motions == MOTIONS.index(negative)).float()
@@ -70,6 +70,7 @@ def render(photographs: Tensor, motions: Tensor, rng: torch.Generator) -> Tensor
 
 def random_clips(photographs: Tensor, labels: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random clips (count, 3, 9, 32, 32) in [-1, 1], and their classes and motions (count, 2)."""
-    rows = torch.randint(len(photographs), (count,), generator=rng)
-    motions = torch.randint(len(MOTIONS), (count,), generator=rng)
+    device = photographs.device
+    rows = torch.randint(len(photographs), (count,), generator=rng, device=device)
+    motions = torch.randint(len(MOTIONS), (count,), generator=rng, device=device)
     return render(photographs[rows], motions, rng), torch.stack([labels[rows], motions], dim=1)

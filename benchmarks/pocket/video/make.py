@@ -2,27 +2,28 @@
 
     python -m benchmarks.pocket.video.make fashion_mnist.npz
 
-The photographs are Fashion-MNIST's (MIT licence). One thread is used. Each finished stage is saved in `--work`, an
-unfinished one every 200 steps, and the same command continues after an interruption. `--until STAGE` stops after a
-stage.
+The photographs are Fashion-MNIST's (MIT licence). A GPU trains if there is one, or else one thread. Each finished stage
+is saved in `--work`, an unfinished one every 200 steps (on a GPU every minute), and the same command continues after an
+interruption. `--until STAGE` makes what this stage needs and nothing else: the card, which always uses one thread,
+needs `judge.pt`, `vae` and `denoiser.pt` in `--work`, but not the latents that these were trained on.
 """
 
 import argparse
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.pocket.machine import CPU, Machine, add_options, chosen
+from benchmarks.pocket.stored import cached, half, integers, statistics
+from benchmarks.pocket.video import autoencoder, transformer
 from benchmarks.pocket.video.autoencoder import decode, encode_random, train_autoencoder
-from benchmarks.pocket.video.card import held_out_clips, plot, write_card
 from benchmarks.pocket.video.data import load_photographs
 from benchmarks.pocket.video.judge import train_judge
-from benchmarks.pocket.video.transformer import train_transformer
+from benchmarks.pocket.video.transformer import Denoiser, train_transformer
 from teachers.loading.saving import save_pipeline
 from teachers.media.motion import MOTIONS
 from teachers.pocket_video import FOLDER, LATENT_STEP
@@ -37,30 +38,8 @@ ENCODED = 40_000  # clips that the transformer is trained on
 HELD_OUT = 2000  # clips of test photographs
 REFERENCE = 1000  # of these, whose features are shipped
 SHIPPED = 5  # latents of each pair of class and motion that are shipped
-T = TypeVar("T")
-
-
-def cached(path: Path, build: Callable[[], T]) -> T:
-    """What is stored at `path`, or else `build()`, stored atomically."""
-    if not path.exists():
-        value = build()
-        with atomic_write(path) as temporary:
-            torch.save(value, temporary)
-    stored: T = torch.load(path, weights_only=True)
-    return stored
-
-
-def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with floating-point values in half precision."""
-    return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
-
-
-@torch.no_grad()
-def reference_statistics(judge: ClipJudge, clips: Tensor) -> dict[str, Tensor]:
-    """Mean and covariance of the features of real clips, and some of the features."""
-    features = torch.cat([judge.features(batch) for batch in clips.split(200)]).double()
-    shipped = features[:REFERENCE].half().contiguous()
-    return {"mean": features.mean(0), "covariance": features.T.cov(), "features": shipped}
+CANDIDATES = 1600  # clips from which these are taken
+AUTOENCODER_SHARE = 0.3  # of `--minutes`
 
 
 def balanced_rows(labels: Tensor, each: int) -> Tensor:
@@ -81,65 +60,104 @@ def main() -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=4000, help="default: 4000")
     parser.add_argument("--encoded", type=int, default=ENCODED, help=f"clips to train on (default: {ENCODED})")
     parser.add_argument("--transformer-steps", type=int, default=20000, help="default: 20000")
+    for name, size in (("autoencoder", autoencoder.BATCH), ("transformer", transformer.BATCH)):
+        parser.add_argument(f"--{name}-batch", type=int, default=size, help=f"clips of an update (default: {size})")
     parser.add_argument("--samples", type=int, default=960, help="that the card's figures are from (default: 960)")
     parser.add_argument("--until", choices=STAGES, default="card", help="the last stage to run (default: card)")
+    add_options(parser)
     args = parser.parse_args()
     if not args.photographs.is_file():
         parser.error(f"PHOTOGRAPHS must be the path of fashion_mnist.npz, {args.photographs} does not exist")
-    torch.set_num_threads(1)
-    run(args)
+    run(args, chosen(parser, args))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the stages up to `args.until`."""
-    work, last = args.work, STAGES.index(args.until)
-    work.mkdir(parents=True, exist_ok=True)
-    training = load_photographs(args.photographs, "train")
-    judge = ClipJudge()
-    judge.load_state_dict(
-        cached(work / "judge.pt", lambda: train_judge(*training, args.judge_steps, work).state_dict())
-    )
-    judge.eval().requires_grad_(False)
-    if last < STAGES.index("autoencoder"):
-        return
-    if not (work / "vae").exists():
-        trained = train_autoencoder(*training, args.autoencoder_steps, work)
-        with atomic_write(work / "vae") as temporary:
-            trained.save_pretrained(temporary)
-    vae = AutoencoderKLWan.from_pretrained(work / "vae").eval().requires_grad_(False)
-    if last < STAGES.index("latents"):
-        return
-    stored = cached(work / "latents.pt", lambda: encode_random(vae, *training, args.encoded, seed=10**6))
-    plot([decode(vae, stored["latents"][:8].float())], work / "autoencoder.png")
-    if last < STAGES.index("transformer"):
-        return
-    tokenizer = make_tokenizer()
-    model = train_transformer(stored["latents"], stored["labels"], tokenizer, args.transformer_steps, work)
-    if last < STAGES.index("card"):
-        return
+def run(args: argparse.Namespace, machine: Machine = CPU) -> None:
+    """Run the stage `args.until`, and those that it needs."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    stages = Stages(args, machine)
+    runs = (stages.judge, stages.autoencoder, stages.latents, stages.denoiser, stages.card)
+    runs[STAGES.index(args.until)]()
 
-    staged = work / "weights"
-    shutil.rmtree(staged, ignore_errors=True)
-    pipeline = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=model.text,
-        transformer=model.transformer,
-        vae=vae,
-        scheduler=make_scheduler(),
-    )
-    save_pipeline(pipeline.to(torch.float16), staged / "pipeline")
-    save_file(half(judge.state_dict()), staged / "judge.safetensors")
-    real = held_out_clips(*load_photographs(args.photographs, "test"), HELD_OUT)
-    save_file(reference_statistics(judge, real["clips"]), staged / "reference.safetensors")
-    rows = balanced_rows(stored["labels"], SHIPPED)
-    integers = (stored["latents"][rows].float() / LATENT_STEP).round().clamp(-127, 127).to(torch.int8)
-    labels = stored["labels"][rows].to(torch.uint8)
-    save_file({"latents": integers, "labels": labels}, staged / "latents.safetensors")
-    write_card(staged, judge, real, work / "samples.png", args.samples)
-    write_manifest(staged, {"name": "pocket-video"})
-    shutil.rmtree(args.out, ignore_errors=True)
-    shutil.copytree(staged, args.out)
-    print(f"The pocket video teacher was written to {args.out}")
+
+class Stages:
+    """Each stage is read from the folder of the work, or else made."""
+
+    def __init__(self, args: argparse.Namespace, machine: Machine) -> None:
+        self.args, self.work, self.machine = args, args.work, machine
+        self.training = load_photographs(args.photographs, "train")
+        self.tokenizer = make_tokenizer()
+
+    def judge(self) -> ClipJudge:
+        """The judge of classes."""
+
+        def build() -> dict[str, Tensor]:
+            return train_judge(*self.training, self.args.judge_steps, self.work, self.machine).state_dict()
+
+        judge = ClipJudge()
+        judge.load_state_dict(cached(self.work / "judge.pt", build))
+        return judge.eval().requires_grad_(False)
+
+    def autoencoder(self) -> AutoencoderKLWan:
+        """The autoencoder."""
+        folder = self.work / "vae"
+        if not folder.exists():
+            steps, batch, part = self.args.autoencoder_steps, self.args.autoencoder_batch, AUTOENCODER_SHARE
+            trained = train_autoencoder(*self.training, steps, self.work, batch, self.machine.share(part))
+            with atomic_write(folder) as temporary:
+                trained.save_pretrained(temporary)
+        vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(folder)
+        return vae.eval().requires_grad_(False)
+
+    def latents(self) -> dict[str, Tensor]:
+        """The latents that the transformer is trained on, and their classes and motions."""
+
+        def build() -> dict[str, Tensor]:
+            return encode_random(self.autoencoder(), *self.training, self.args.encoded, 10**6, self.machine)
+
+        return cached(self.work / "latents.pt", build)
+
+    def denoiser(self) -> Denoiser:
+        """The transformer with its text encoder."""
+
+        def build() -> dict[str, Tensor]:
+            stored, steps, batch = self.latents(), self.args.transformer_steps, self.args.transformer_batch
+            data = (stored["latents"], stored["labels"], self.tokenizer)
+            return train_transformer(*data, steps, self.work, batch, self.machine).state_dict()
+
+        model = Denoiser(self.tokenizer)
+        model.load_state_dict(cached(self.work / "denoiser.pt", build))
+        return model.eval().requires_grad_(False)
+
+    def card(self) -> None:
+        """The weights with their card, in the folder of the output."""
+        # here, so that a machine that only trains does not need the packages of the evaluation
+        from benchmarks.pocket.video.card import held_out_clips, plot, write_card
+
+        judge, vae, model, staged = self.judge(), self.autoencoder(), self.denoiser(), self.work / "weights"
+        torch.set_num_threads(1)
+        shutil.rmtree(staged, ignore_errors=True)
+        stored = encode_random(vae, *self.training, min(self.args.encoded, CANDIDATES), seed=10**6)
+        plot([decode(vae, stored["latents"][:8].float())], self.work / "autoencoder.png")
+        pipeline = WanPipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=model.text,
+            transformer=model.transformer,
+            vae=vae,
+            scheduler=make_scheduler(),
+        )
+        save_pipeline(pipeline.to(torch.float16), staged / "pipeline")
+        save_file(half(judge.state_dict()), staged / "judge.safetensors")
+        real = held_out_clips(*load_photographs(self.args.photographs, "test"), HELD_OUT)
+        features = torch.cat([judge.features(batch) for batch in real["clips"].split(200)])
+        save_file(statistics(features, REFERENCE), staged / "reference.safetensors")
+        rows = balanced_rows(stored["labels"], SHIPPED)
+        latents, labels = integers(stored["latents"][rows], LATENT_STEP), stored["labels"][rows].to(torch.uint8)
+        save_file({"latents": latents, "labels": labels}, staged / "latents.safetensors")
+        write_card(staged, judge, real, self.work / "samples.png", self.args.samples)
+        write_manifest(staged, {"name": "pocket-video"})
+        shutil.rmtree(self.args.out, ignore_errors=True)
+        shutil.copytree(staged, self.args.out)
+        print(f"The pocket video teacher was written to {self.args.out}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5TokenizerFast
 
+from benchmarks.pocket.machine import CPU, Machine
+from benchmarks.pocket.texts import once
 from benchmarks.pocket.training import train
 from teachers.media.motion import MOTIONS
 from teachers.pocket_video.captions import OBJECTS, captions, vague_captions
@@ -27,16 +29,22 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, level: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """The velocity at noise levels in [0, 1], (B,). Padding is zeros that the transformer sees, as in Wan."""
-        distinct, index = tokens.unique(dim=0, return_inverse=True)
-        masks = torch.zeros_like(distinct).index_copy_(0, index, mask)
-        text = self.text(distinct, attention_mask=masks).last_hidden_state * masks[..., None]
+        text = once(tokens, mask, lambda ids, masks: self.text(ids, attention_mask=masks)[0] * masks[..., None])
         velocity: Tensor = self.transformer(
-            noisy, timestep=level * TIMESTEPS, encoder_hidden_states=text[index], return_dict=False
+            noisy, timestep=level * TIMESTEPS, encoder_hidden_states=text, return_dict=False
         )[0]
         return velocity
 
 
-def train_transformer(latents: Tensor, labels: Tensor, tokenizer: T5TokenizerFast, steps: int, work: Path) -> Denoiser:
+def train_transformer(
+    latents: Tensor,
+    labels: Tensor,
+    tokenizer: T5TokenizerFast,
+    steps: int,
+    work: Path,
+    batch: int = BATCH,
+    machine: Machine = CPU,
+) -> Denoiser:
     """Train on the velocity of the flow (1 - s) x + s z, which is z - x; returns the EMA.
 
     Args:
@@ -45,6 +53,8 @@ def train_transformer(latents: Tensor, labels: Tensor, tokenizer: T5TokenizerFas
         tokenizer: The tokenizer.
         steps: The number of updates.
         work: The folder of the checkpoint.
+        batch: Samples of an update.
+        machine: The device and its time.
     """
     torch.manual_seed(0)
     model = Denoiser(tokenizer).train()
@@ -57,21 +67,25 @@ def train_transformer(latents: Tensor, labels: Tensor, tokenizer: T5TokenizerFas
         truncation=True,
         return_tensors="pt",
     )
-    pair = labels[:, 0] * len(MOTIONS) + labels[:, 1]
+    device = machine.device
+    tokens, masks = encoded.input_ids.to(device), encoded.attention_mask.to(device)
+    pair = (labels[:, 0] * len(MOTIONS) + labels[:, 1]).to(device)
+    latents = latents.to(device)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = torch.Generator().manual_seed(step)
-        rows = torch.randint(len(latents), (BATCH,), generator=rng)
-        exact = torch.randint(named, (BATCH,), generator=rng)
-        vague = torch.randint(named, every, (BATCH,), generator=rng)
-        caption = pair[rows] * every + torch.where(torch.rand(BATCH, generator=rng) < VAGUE, vague, exact)
-        caption = torch.where(torch.rand(BATCH, generator=rng) < DROPPED, len(texts) * every, caption)
-        u = (torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH  # stratified
+    def loss(rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        draw = {"generator": rng, "device": device}
+        rows = torch.randint(len(latents), (batch,), **draw)
+        exact = torch.randint(named, (batch,), **draw)
+        vague = torch.randint(named, every, (batch,), **draw)
+        caption = pair[rows] * every + torch.where(torch.rand(batch, **draw) < VAGUE, vague, exact)
+        caption = torch.where(torch.rand(batch, **draw) < DROPPED, len(texts) * every, caption)
+        u = (torch.arange(batch, device=device) + torch.rand(batch, **draw)) / batch  # stratified
         level = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)  # the solver's levels are shifted likewise
         x, s = latents[rows].float(), level[:, None, None, None, None]
-        z = torch.randn(x.shape, generator=rng)
-        velocity = model((1 - s) * x + s * z, level, encoded.input_ids[caption], encoded.attention_mask[caption])
+        z = torch.randn(x.shape, **draw)
+        velocity = model((1 - s) * x + s * z, level, tokens[caption], masks[caption])
         value = F.mse_loss(velocity, z - x)
-        return value, {"loss": value.item()}
+        return value, {"loss": value}
 
-    return train("transformer", model, loss, steps, 1.5e-3, work / "transformer.pt", ema=0.999, weight_decay=1e-2)
+    state = work / "transformer.pt"
+    return train("transformer", model, loss, steps, 1.5e-3, state, ema=0.999, weight_decay=1e-2, machine=machine)

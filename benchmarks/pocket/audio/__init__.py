@@ -1,0 +1,1 @@
+"""Makes the pocket audio teacher from recorded instruments. Not part of the installed package."""
