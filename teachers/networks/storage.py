@@ -138,6 +138,18 @@ def correct_patch_embedding(sample: Tensor, patch_size: int) -> Iterator[None]:
         torch.backends.mkldnn.enabled = enabled
 
 
+def _autocast_bias(layer: Any) -> Tensor | None:
+    """A layer's frozen bias in autocast's precision, which would otherwise be converted again in every call."""
+    bias: Tensor | None = layer.bias
+    if bias is None or bias.requires_grad or torch.compiler.is_compiling():  # a compiler fuses the conversion
+        return bias
+    dtype = torch.get_autocast_dtype(bias.device.type)
+    kept: tuple[int, Tensor] | None = vars(layer).get("converted_bias")
+    if kept is None or kept[0] != bias._version or kept[1].dtype != dtype or kept[1].device != bias.device:
+        kept = vars(layer)["converted_bias"] = bias._version, bias.detach().to(dtype)
+    return kept[1]
+
+
 class StoredLinear(nn.Linear):
     """A frozen linear layer: half-precision weight, float32 bias, computation in the input's precision."""
 
@@ -145,7 +157,7 @@ class StoredLinear(nn.Linear):
         if self.weight.requires_grad:
             return super().forward(input)
         if autocasting(input.device):
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, self.weight, _autocast_bias(self))
         if torch.is_grad_enabled() and input.requires_grad:
             out: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return out
@@ -164,7 +176,7 @@ class StoredConvolution(nn.Module):
         options: Any = layer.stride, layer.padding, layer.dilation, layer.groups
         convolve = _FUNCTIONS[layer.weight.ndim][0]
         if autocasting(input.device):
-            output = convolve(input, layer.weight, layer.bias, *options)
+            output = convolve(input, layer.weight, _autocast_bias(layer), *options)
         elif torch.is_grad_enabled() and input.requires_grad:
             output = _Convolution.apply(input, layer.weight, layer.bias, options)  # type: ignore[no-untyped-call]
         else:

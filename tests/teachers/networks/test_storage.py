@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.config.registry import TEACHERS, find
 from teachers.networks.storage import correct_patch_embedding, plain_layer, store
@@ -58,6 +59,33 @@ def test_stored_convolutions_of_every_rank_have_the_values_and_gradients_of_floa
         assert network(x).dtype == torch.bfloat16
     copied = plain_layer(network[1])
     assert type(copied) is kind and torch.equal(copied(x), reference[1](x))
+
+
+def test_biases_are_converted_once_under_autocast():
+    """A conversion in every call would be a sixth of the kernels of Stable Diffusion's UNet."""
+    network = nn.Sequential(nn.Linear(5, 5), nn.Conv2d(4, 6, 3), nn.Flatten(2), nn.Linear(9, 7)).requires_grad_(False).bfloat16()
+    store(network)
+    x = torch.randn(2, 4, 5, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = network(x)
+        with ConvertedTensors() as converted:
+            assert torch.equal(network(x), first)
+        assert x.shape in converted.shapes and not {(6,), (7,)} & {tuple(shape) for shape in converted.shapes}
+        network[3].bias.add_(1)
+        assert torch.allclose(network(x), first + 1, atol=2e-2)
+
+
+class ConvertedTensors(TorchDispatchMode):
+    """Records the shapes of tensors that are converted to another dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.shapes.append(args[0].shape)
+        return function(*args, **kwargs or {})
 
 
 def test_layers_with_other_padding_are_not_stored():
