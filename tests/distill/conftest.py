@@ -57,10 +57,15 @@ def largest(request):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print the largest difference of every export from its student, and the numbers of steps."""
+    """Print the largest difference of every export from its student, the numbers of steps, and the largest of all."""
     rows = config.stash[DIFFERENCES]
+    if not rows:
+        return
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    if rows:
-        terminalreporter.write_line(f"{'largest difference (steps)':36}" + "".join(f"{c:>18}" for c in columns))
-    for name, row in rows.items():
-        terminalreporter.write_line(f"{name:36}" + "".join(f"{row.get(c, '-'):>18}" for c in columns))
+    widths = [max(len(column), len("0.0e+00 (1,2)")) + 2 for column in columns]
+    table = {"largest difference (steps)": {column: column for column in columns}} | rows
+    for name, row in table.items():
+        cells = (f"{row.get(column, '-'):>{width}}" for column, width in zip(columns, widths, strict=True))
+        terminalreporter.write_line(f"{name:36}" + "".join(cells))
+    worst = max((float(cell.split()[0]), name, column) for name, row in rows.items() for column, cell in row.items())
+    terminalreporter.write_line("largest of all: {:.1e} ({}, {})".format(*worst))

@@ -138,6 +138,50 @@ def test_a_component_replaced_at_the_same_path_is_used(text_pipeline, tmp_path, 
     assert torch.allclose(actual, expected, atol=1e-5)
 
 
+def changed_config(value):
+    """Another value of the same kind for a key of a configuration."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x" if isinstance(value, str) else [value, "x"]  # still a name where a name is expected
+
+
+@pytest.fixture(scope="module")
+def encoder_keys(text_pipeline):
+    """encoder_keys(): the keys of conditions and latents; arguments change what they are made from."""
+    teachers = {sigma: StableDiffusion.load(str(text_pipeline), CPU, sigma_data=sigma) for sigma in (1.0, 0.5)}
+
+    def make(path=text_pipeline, sigma_data=1.0, **teacher) -> tuple[str, str]:
+        found = stored_contents(recipe_for(path, path.parent, **teacher))
+        encoder = Encoder(teachers[sigma_data], path.parent, Accelerator(cpu=True), found)
+        return encoder.encoder_key("condition"), encoder.encoder_key("encode")
+
+    return make
+
+
+@pytest.mark.slow
+def test_any_changed_key_of_a_configuration_makes_other_embeddings_and_latents(encoder_keys, text_pipeline, tmp_path):
+    folder = shutil.copytree(text_pipeline, tmp_path / "t")
+    before, changed = encoder_keys(folder), 0
+    assert before == encoder_keys(text_pipeline)
+    for file in sorted(folder.rglob("*config.json")):
+        original = file.read_text()
+        stored = json.loads(original)
+        for name, value in stored.items():
+            file.write_text(json.dumps(stored | {name: changed_config(value)}))
+            assert not set(before) & set(encoder_keys(folder)), (file.name, name)
+            changed += 1
+        file.write_text(original)
+    assert changed > 50 and encoder_keys(folder) == before
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"sigma_data": 0.5}], ids=str)
+def test_precision_and_sigma_data_make_other_embeddings_and_latents(encoder_keys, change):
+    assert encoder_keys() == encoder_keys()
+    assert not set(encoder_keys()) & set(encoder_keys(**change))
+
+
 def test_another_network_reuses_what_was_encoded(text_pipeline, tmp_path):
     shutil.copytree(text_pipeline, tmp_path / "t")
     recipe = recipe_for(tmp_path / "t", tmp_path)
