@@ -29,6 +29,7 @@ import psutil
 import torch
 
 from benchmarks.full_size import MODELS
+from benchmarks.memory_table import report
 from distill.config.recipe import Recipe
 from distill.config.registry import DISTILLERS, TEACHERS, find
 from distill.config.sections import DTYPES, MemoryRecipe, OptimizerRecipe, TeacherRecipe, TrainRecipe
@@ -212,61 +213,6 @@ def child(case: Case, folder: str, precision: str) -> dict[str, Any]:
     return measured
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table, in GiB."""
-    gib = memory_plan.GIB
-    parts = [field.name for field in dataclasses.fields(memory_plan.Plan)]
-    head = [
-        "model",
-        "method",
-        "tier",
-        "batch",
-        "checkpointing",
-        *parts,
-        "planned",
-        "measured",
-        "seconds per step",
-        "kernels (waits, busy)",
-    ]
-    lines = [
-        f"| {' | '.join(head)} |",
-        "| --- | --- | --- | ---: | --- |" + " ---: |" * (len(parts) + 4),
-    ]
-    for row in rows:
-        plan = row.get("plan", {})
-        cells = [f"{plan[part] / gib:.2f}" if part in plan else "–" for part in parts]
-        cells.append(f"{row['planned'] / gib:.2f}" if plan else "–")
-        ratio = f" ({row['planned'] / row['peak'] - 1:+.1%})" if plan and "peak" in row else ""
-        if "peak" in row:
-            cells += [f"{row['peak'] / gib:.2f}{ratio}", f"{row['seconds']:.3g}"]
-        else:
-            cells += [row.get("failed", "–"), "–"]
-        busy = (
-            f"{row['kernels']} ({row['synchronisations']}, {row['kernel_seconds']:.3g} s)" if "kernels" in row else "–"
-        )
-        cells.append(busy)
-        checkpointing = ("yes" if row["checkpointing"] else "no") + ", compiled" * row.get("compile", False)
-        names = [row["model"], row["method"], row["tier"], str(row["batch"]), checkpointing]
-        lines.append("| " + " | ".join(names + cells) + " |")
-    return "\n".join(lines)
-
-
-def ratios(rows: list[dict[str, Any]]) -> str:
-    """Ratios of planned memory, `lora` to `full`: with each tier's default, then with equal checkpointing."""
-    names = ("model", "method", "tier", "batch", "checkpointing")
-    planned = {tuple(r[name] for name in names): r["planned"] for r in rows if "planned" in r}
-    kinds = {"by default (lora with checkpointing)": (True, False), "without checkpointing": (False, False)}
-    lines = []
-    for name, (lora, full) in (kinds | {"both with checkpointing": (True, True)}).items():
-        for case in dict.fromkeys((r["model"], r["method"], r["batch"]) for r in rows):
-            model, method, batch = case
-            few, whole = (model, method, "lora", batch, lora), (model, method, "full", batch, full)
-            if few in planned and whole in planned:
-                ratio = planned[few] / planned[whole]
-                lines.append(f"- {model}, {method}, batch {batch}, {name}: lora / full = {ratio:.3f} (plan)")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Plan and measure the requested cases and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -327,16 +273,6 @@ def save(row: dict[str, Any], precision: str) -> None:
     rows.sort(key=lambda r: [r.get(f.name, f.default) for f in dataclasses.fields(Case)])
     path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "memory.md").write_text(report(stored), encoding="utf-8")
-
-
-def report(stored: dict[str, list[dict[str, Any]]]) -> str:
-    """memory.md from the contents of memory.json."""
-    sections = [f"## {key}\n\n{table(found)}\n\n{ratios(found)}" for key, found in stored.items()]
-    return (
-        "# Memory\n\n`python -m benchmarks.memory`: full-size networks with random weights, in GiB. The planned columns"
-        " are what a run prints before it allocates; the measured column is the peak of an optimizer step in its own "
-        "process (in brackets: the plan's deviation from it).\n\n" + "\n\n".join(sections) + "\n"
-    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,11 @@ def test_stored_convolutions_of_every_rank_have_the_values_and_gradients_of_floa
 
 def test_biases_are_converted_once_under_autocast():
     """A conversion in every call would be a sixth of the kernels of Stable Diffusion's UNet."""
-    network = nn.Sequential(nn.Linear(5, 5), nn.Conv2d(4, 6, 3), nn.Flatten(2), nn.Linear(9, 7)).requires_grad_(False).bfloat16()
+    network = (
+        nn.Sequential(nn.Linear(5, 5), nn.Conv2d(4, 6, 3), nn.Flatten(2), nn.Linear(9, 7))
+        .requires_grad_(False)
+        .bfloat16()
+    )
     store(network)
     x = torch.randn(2, 4, 5, 5)
     with torch.autocast("cpu", torch.bfloat16):
