@@ -246,7 +246,15 @@ def test_students_of_the_digits(method, recipe, tmp_path, monkeypatch):
     check_outputs(chosen, pipeline, tmp_path / "first")
     assert check(str(pipeline)) == 0
     teacher, teacher_one, student = rows[0], rows[1], next(row for row in rows if row["method"] == method)
-    print("FIG", method, teacher["frechet_distance"], teacher_one["frechet_distance"], student["frechet_distance"], teacher["prompt_agreement"], student["prompt_agreement"])
+    print(
+        "FIG",
+        method,
+        teacher["frechet_distance"],
+        teacher_one["frechet_distance"],
+        student["frechet_distance"],
+        teacher["prompt_agreement"],
+        student["prompt_agreement"],
+    )
     assert student["frechet_distance"] < 0.5 * teacher_one["frechet_distance"]
     assert student["frechet_distance"] < 5 * teacher["frechet_distance"]
     assert student["prompt_agreement"] > teacher["prompt_agreement"] - 0.1
