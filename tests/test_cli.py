@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from distill.cli import fewstep as group
 from distill.config.shipped import shipped
@@ -164,26 +165,38 @@ def test_every_key_is_documented(capsys):
         assert lines and all(text.strip() for text in lines[1::2]), "a key has no documentation"
 
 
+def launch_in(cwd: Path, *words: object) -> int:
+    """`fewstep WORDS` in another working directory, without GPUs."""
+    os.chdir(cwd)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return fewstep(*words)
+
+
 @pytest.mark.slow
-def test_a_shipped_recipe_trains_in_two_processes_in_a_hostile_directory(hostile, tmp_path, text_pipeline):
-    overrides = [*FAST, "train.steps=2", f"output={tmp_path / 'runs'}"]
-    done = script("train", "pocket/dmd", *overrides, "--config", "two_cpu", cwd=hostile, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr
+def test_a_shipped_recipe_trains_in_two_processes_in_a_hostile_directory(hostile, tmp_path):
+    overrides = [*FAST, "train.steps=2", "teacher.num_steps=5", f"output={tmp_path / 'runs'}"]
+    launched = Fork(tmp_path / "launcher", launch_in, hostile, "train", "pocket/dmd", *overrides, "--config", "two_cpu")
+    assert launched.wait(200) == 0, launched.error
     run = tmp_path / "runs" / "pocket-dmd"
     assert (run / "pipeline" / "model_index.json").is_file()
     done = script("sample", run, "--prompt", "a coat", "--out", tmp_path / "x.png", cwd=hostile)
     assert done.returncode == 0 and (tmp_path / "x.png").is_file(), done.stderr
-    words = ["--steps", 1, "--samples", 4, "--features", "pixels", "--out", tmp_path / "report"]
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_evaluated_in_a_hostile_directory(hostile, tmp_path, text_pipeline):
+    for number in range(4):
+        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(hostile / f"{number}.png")
+    words = ["--steps", 1, "--samples", 4, "--features", "pixels", "--reference", hostile, "--out", tmp_path / "report"]
     done = script("eval", text_pipeline, *words, cwd=hostile)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report" / "report.html").is_file()
 
 
 @pytest.mark.slow
-def test_the_launcher_keeps_errors_of_two_processes_short(text_pipeline, tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    overrides = [*FAST, f"output={tmp_path}", f"teacher.path={text_pipeline}", "train.batch_size=7"]
-    ended = Fork(tmp_path / "launcher", fewstep, "train", "pocket/dmd", *overrides, "--config", "two_cpu")
+def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path):
+    overrides = [*FAST, f"output={tmp_path}", "train.batch_size=7"]
+    ended = Fork(tmp_path / "launcher", launch_in, tmp_path, "train", "pocket/dmd", *overrides, "--config", "two_cpu")
     assert ended.wait(200) == 2 and "must be a multiple of the number of processes (2), got 7" in ended.error
     assert "Traceback" not in ended.error and "ChildFailedError" not in ended.error
 
