@@ -14,11 +14,12 @@ import yaml
 from PIL import Image
 
 from distill.cli import fewstep as group
-from distill.config.shipped import shipped
+from distill.config.shipped import accelerate_file, shipped
 from distill.training import launch
 from tests.commands import fewstep
+from tests.faults import ends
 from tests.forks import Fork
-from tests.settings import FAST
+from tests.settings import FAST, ROOT
 
 COMMANDS = (
     "train",
@@ -166,38 +167,45 @@ def test_every_key_is_documented(capsys):
 
 
 def launch_in(cwd: Path, *words: object) -> int:
-    """`fewstep WORDS` in another working directory, without GPUs."""
+    """`fewstep WORDS` in another working directory."""
     os.chdir(cwd)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return fewstep(*words)
 
 
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
 @pytest.mark.slow
-def test_a_shipped_recipe_trains_in_two_processes_in_a_hostile_directory(hostile, tmp_path):
-    overrides = [*FAST, "train.steps=2", "teacher.num_steps=5", f"output={tmp_path / 'runs'}"]
-    launched = Fork(tmp_path / "launcher", launch_in, hostile, "train", "pocket/dmd", *overrides, "--config", "two_cpu")
+def test_a_shipped_recipe_trains_in_two_processes_in_a_hostile_directory(hostile, tmp_path, text_pipeline):
+    overrides = [*FAST, "train.steps=2", f"teacher.path={text_pipeline}", f"output={tmp_path / 'runs'}"]
+    words = ["train", "pocket/dmd", *overrides, "--config", "two_cpu"]
+    launched = Fork(tmp_path / "launcher", launch_in, hostile, *words, variables=NO_GPU)
     assert launched.wait(200) == 0, launched.error
-    run = tmp_path / "runs" / "pocket-dmd"
-    assert (run / "pipeline" / "model_index.json").is_file()
-    done = script("sample", run, "--prompt", "a coat", "--out", tmp_path / "x.png", cwd=hostile)
-    assert done.returncode == 0 and (tmp_path / "x.png").is_file(), done.stderr
+    assert (tmp_path / "runs" / "pocket-dmd" / "pipeline" / "model_index.json").is_file()
 
 
 @pytest.mark.slow
 def test_a_pipeline_is_evaluated_in_a_hostile_directory(hostile, tmp_path, text_pipeline):
     for number in range(4):
         Image.effect_noise((32, 32), 20 + number).convert("RGB").save(hostile / f"{number}.png")
-    words = ["--steps", 1, "--samples", 4, "--features", "pixels", "--reference", hostile, "--out", tmp_path / "report"]
+    words = ["--steps", 1, "--samples", 4, "--features", "pixels", "--reference", hostile]
+    words += ["--prompts", "pocket", "--out", tmp_path / "report"]
     done = script("eval", text_pipeline, *words, cwd=hostile)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report" / "report.html").is_file()
 
 
+def launch_two(module: str, *words: str) -> int:
+    return launch.launch(module, words, accelerate_file("two_cpu"), None)
+
+
 @pytest.mark.slow
-def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path):
-    overrides = [*FAST, f"output={tmp_path}", "train.batch_size=7"]
-    ended = Fork(tmp_path / "launcher", launch_in, tmp_path, "train", "pocket/dmd", *overrides, "--config", "two_cpu")
-    assert ended.wait(200) == 2 and "must be a multiple of the number of processes (2), got 7" in ended.error
+@pytest.mark.parametrize("code", [2, 3])
+def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path, code):
+    """The processes only end as `distill.train` does after an error, and do not import torch."""
+    ended = Fork(tmp_path, launch_two, ends.__name__, str(code), variables=NO_GPU | {"PYTHONPATH": str(ROOT)})
+    assert ended.wait() == code
+    assert set(ended.error.splitlines()) == {"error: a sentence"}
     assert "Traceback" not in ended.error and "ChildFailedError" not in ended.error
 
 

@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 PATH = PLUGIN / "fewstep_digits" / "weights" / "pipeline"
 TIMING = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
 EVALUATION = {"samples": 200, "batch_size": 100, "few_steps": (1,), "lpips": None, "timing": TIMING}
-STEPS = {"dmd": 120, "scm": 200}  # fewer than the recipes': enough for the bounds below
+STEPS = {"dmd": 120, "scm": 400}  # DMD reaches the bounds below before the end of its recipe
 FIGURES = ("name", "nfe", "frechet_distance", "precision", "recall", "coverage", "prompt_agreement")
 
 
@@ -246,15 +246,6 @@ def test_students_of_the_digits(method, recipe, tmp_path, monkeypatch):
     check_outputs(chosen, pipeline, tmp_path / "first")
     assert check(str(pipeline)) == 0
     teacher, teacher_one, student = rows[0], rows[1], next(row for row in rows if row["method"] == method)
-    print(
-        "FIG",
-        method,
-        teacher["frechet_distance"],
-        teacher_one["frechet_distance"],
-        student["frechet_distance"],
-        teacher["prompt_agreement"],
-        student["prompt_agreement"],
-    )
     assert student["frechet_distance"] < 0.5 * teacher_one["frechet_distance"]
     assert student["frechet_distance"] < 5 * teacher["frechet_distance"]
     assert student["prompt_agreement"] > teacher["prompt_agreement"] - 0.1
