@@ -205,8 +205,7 @@ def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path, code):
     """The processes only end as `distill.train` does after an error, and do not import torch."""
     ended = Fork(tmp_path, launch_two, ends.__name__, str(code), variables=NO_GPU | {"PYTHONPATH": str(ROOT)})
     assert ended.wait() == code
-    assert set(ended.error.splitlines()) == {"error: a sentence"}
-    assert "Traceback" not in ended.error and "ChildFailedError" not in ended.error
+    assert ended.error == "error: this is one of 2 processes\n"
 
 
 @pytest.mark.slow

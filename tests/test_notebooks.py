@@ -33,7 +33,7 @@ def run_cells(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, tmp_path):
-    few = {"FEWSTEP_STEPS": "2", "FEWSTEP_SAMPLES": "12", "FEWSTEP_RUNS": str(tmp_path / "runs")}
+    few = {"FEWSTEP_STEPS": "4", "FEWSTEP_SAMPLES": "12", "FEWSTEP_RUNS": str(tmp_path / "runs")}
     notebook = Fork(tmp_path / "notebook", run_cells, path.resolve(), variables=few)
     assert notebook.wait(400) == 0, notebook.error + notebook.out
     assert (tmp_path / "runs" / "report" / "report.html").is_file()
