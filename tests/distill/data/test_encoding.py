@@ -115,7 +115,7 @@ def test_kills_lose_at_most_one_shard(text_pipeline, tmp_path, monkeypatch):
     accelerator, cache = Accelerator(cpu=True), tmp_path / "cache"
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     teacher.text_pipeline()
-    captions, condition = [f"a bag, {i}" for i in range(60)], StableDiffusion.condition
+    captions, condition = [f"a bag, {i}" for i in range(24)], StableDiffusion.condition
 
     def work() -> None:
         StableDiffusion.condition = lambda self, prompts: (time.sleep(0.02), condition(self, prompts))[1]

@@ -54,8 +54,9 @@ def network_of(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tier", ["full", "lora"])
-@pytest.mark.parametrize(("name", "written"), list(zip(NAMES, ["diffusers", "kohya"], strict=True)))
+@pytest.mark.parametrize(
+    ("name", "written", "tier"), list(zip(NAMES, ["diffusers", "kohya"], ["lora", "full"], strict=True))
+)
 def test_student_equals_that_of_the_folder_that_diffusers_fused(recipe_of, folder_of, tmp_path, name, written, tier):
     file = WRITERS[written](adapted(base_of(folder_of, name)), tmp_path)
     fused = stock_fused(folder_of, name, file, 0.7, tmp_path / "fused")

@@ -14,6 +14,7 @@ from distill.training import checkpoint
 from distill.training.engine import Engine
 from distill.training.run_folder import fingerprint
 from teachers.families.stable_diffusion import StableDiffusion
+from tests.runs import interrupted
 
 CPU = torch.device("cpu")
 
@@ -21,11 +22,9 @@ CPU = torch.device("cpu")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm", "rcm"])
 def test_resumed_run_is_bitwise_identical(lora_recipe, method):
-    whole, parts = (
-        lora_recipe(method, "train.steps=2", "train.checkpoint_every=1", f"name={n}") for n in ("whole", "parts")
-    )
+    whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1")
     train(whole)
-    train(lora_recipe(method, "train.steps=1", "name=parts"))
+    parts = interrupted(whole, "parts")
     train(parts)
     one, two = (checkpoint.load_newest(r.folder / "checkpoints") for r in (whole, parts))
     assert one.meta["step"] == 2

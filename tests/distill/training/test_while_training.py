@@ -21,6 +21,7 @@ from distill.training.status import ENDED, Status, read_status, status_line
 from distill.training.trackers import log_image
 from distill.training.validation import label_sheet
 from tests.commands import fewstep
+from tests.runs import interrupted
 
 PROMPTS = ["a coat", "a prompt that no training caption has"]
 
@@ -204,9 +205,7 @@ def test_ema_with_the_smallest_held_out_distance_is_exported(recipe_of):
     fast = "optimizers.student.lr=0.02"
     whole = recipe_of("name=whole", fast, *options)
     train(whole)
-    parts = recipe_of("name=parts", fast, *options, "train.steps=3")
-    train(parts)
-    parts = recipe_of("name=parts", fast, *options)
+    parts = interrupted(whole, "parts")
     train(parts)
     saved, resumed = (checkpoint.load_newest(r.folder / "checkpoints") for r in (whole, parts))
     assert {name.split("/")[0] for name in saved.ema} == {"1", "5", "50"}

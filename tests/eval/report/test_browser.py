@@ -19,8 +19,8 @@ pytestmark = [
 @pytest.fixture
 def large(report, tmp_path):
     report["rows"] = crowded_rows(12, 0)
-    write_report(report, [torch.rand(12, 3, 300, 200) for _ in report["rows"]], tmp_path)
-    return tmp_path / "report.html"
+    write_report(report, [torch.rand(12, 3, 300, 200) for _ in report["rows"]], tmp_path / "large")
+    return tmp_path / "large" / "report.html"
 
 
 def test_axe_finds_nothing_on_desktops_and_phones_in_both_themes(written, large):

@@ -112,8 +112,9 @@ def test_each_phase_of_rcm_trains(name, load_media):
 
 
 @pytest.mark.slow
-@every_family
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, torch.bfloat16) for name in NAMES), (NAMES[0], torch.float32)], ids=str
+)
 def test_adapters_train_and_leave_the_teacher_unchanged(name, precision, tiny_media):
     """Velocity, tangent with activation checkpointing, and the merged copy, on a base in either precision."""
     family, folder, size = tiny_media(name)

@@ -71,48 +71,58 @@ def test_untrained_student_equals_the_teacher(teacher):
 
 SAMPLE = """
 import torch
+from pathlib import Path
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
-pipe.set_progress_bar_config(disable=True)
-inputs = torch.load(sys.argv[2], weights_only=True)
-images = {}
-for steps in (1, 2):
-    rng = torch.Generator().manual_seed(7)
-    images[steps] = pipe(
-        inputs["prompts"], num_inference_steps=steps, latents=inputs["noise"], generator=rng, output_type="pt"
-    ).images
-torch.save(images, sys.argv[3])
+inputs, images = torch.load("in.pt", weights_only=True), {}
+for folder in sorted(Path("pipelines").iterdir()):
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    for steps in (1, 2):
+        rng = torch.Generator().manual_seed(7)
+        images[f"{folder.name}/{steps}"] = pipe(
+            inputs["prompts"], num_inference_steps=steps, latents=inputs["noise"], generator=rng, output_type="pt"
+        ).images
+torch.save(images, "out.pt")
 """
+KINDS = ["epsilon", "v_prediction", "rescaled time", "rescaled time and max_angle"]
+
+
+@pytest.fixture(scope="module")
+def exports(text_pipeline, v_pipeline, tmp_path_factory):
+    """Folder of exports of every kind, their teachers and students, the noise, and what stock diffusers samples."""
+    work, pairs, noise = tmp_path_factory.mktemp("exports"), {}, torch.randn(2, 4, 8, 8)
+    for kind in KINDS:
+        teacher = StableDiffusion.load(str(v_pipeline if kind == "v_prediction" else text_pipeline), CPU)
+        student = teacher.student()
+        with torch.no_grad():
+            for p in student.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        if kind.startswith("rescaled time"):
+            refit_time_embedding(student, 8.0)
+        if kind.endswith("max_angle"):
+            student.max_angle = 1.2
+        save_pipeline(teacher.pipeline(student, [teacher.denoiser.path.t_max, 0.83]), work / "pipelines" / kind)
+        pairs[kind] = teacher, student
+    torch.save({"prompts": PROMPTS, "noise": noise}, work / "in.pt")
+    run_standalone(SAMPLE, folder=work)
+    return work / "pipelines", pairs, noise, torch.load(work / "out.pt", weights_only=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "rescaled time", "rescaled time and max_angle"])
-def test_export_runs_in_a_process_without_this_project(kind, text_pipeline, v_pipeline, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_runs_in_a_process_without_this_project(kind, exports):
     """Stock diffusers gives the student's images to 1e-3 in one and two steps, and raises an error for 50 steps."""
-    teacher = StableDiffusion.load(str(v_pipeline if kind == "v_prediction" else text_pipeline), CPU)
-    student = teacher.student()
-    with torch.no_grad():
-        for p in student.parameters():
-            p.add_(0.02 * torch.randn_like(p))
-    if kind.startswith("rescaled time"):
-        refit_time_embedding(student, 8.0)
-    if kind.endswith("max_angle"):
-        student.max_angle = 1.2
-    times = [teacher.denoiser.path.t_max, 0.83]
-    save_pipeline(teacher.pipeline(student, times), tmp_path / "pipeline")
-    noise = torch.randn(2, 4, 8, 8)
-    torch.save({"prompts": PROMPTS, "noise": noise}, tmp_path / "in.pt")
-    run_standalone(SAMPLE, "pipeline", "in.pt", "out.pt", folder=tmp_path)
-    images = torch.load(tmp_path / "out.pt", weights_only=True)
-    cond = teacher.condition(PROMPTS)
+    folder, pairs, noise, images = exports
+    teacher, student = pairs[kind]
+    cond, times = teacher.condition(PROMPTS), [teacher.denoiser.path.t_max, 0.83]
     for steps in (1, 2):
         rng = torch.Generator().manual_seed(7)
         with torch.no_grad():
             x0 = sample(student, noise, times[:steps], cond, lambda rng=rng: torch.randn(noise.shape, generator=rng))
             expected = (teacher.decode(x0) / 2 + 0.5).clamp(0, 1)
-        assert (images[steps] - expected).abs().max() < 1e-3
+        assert (images[f"{kind}/{steps}"] - expected).abs().max() < 1e-3
     with pytest.raises(ValueError, match="num_inference_steps"):
-        DiffusionPipeline.from_pretrained(tmp_path / "pipeline")(PROMPTS)
+        DiffusionPipeline.from_pretrained(folder / kind)(PROMPTS)
 
 
 def test_unconditional_teacher_encodes_decodes_and_exports(unconditional_pipeline, tmp_path):

@@ -2,9 +2,8 @@
 
 import io
 import json
+import resource
 import struct
-import subprocess
-import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -26,6 +25,7 @@ from teachers.support.images import read_as_clean_fid, read_for_training
 from teachers.support.json_files import parse_json, read_json
 from teachers.support.limits import Limit
 from teachers.support.yaml_files import parse_value, read_yaml
+from tests.forks import Fork
 
 
 def png(width, height, depth=1, extra=b""):
@@ -138,40 +138,38 @@ def test_compressed_chunks_of_a_png_do_not_fill_the_memory(tmp_path, packed, kin
     assert peak < 50 << 20
 
 
-BOMBS = """
-import resource, sys
-from pathlib import Path
-from PIL import Image
-from eval.features.image_folder import read_batches
-from teachers.support.images import read_for_training
-folder, start = Path(sys.argv[1]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-for file in sorted(folder.iterdir()):
-    for read in (lambda: next(read_batches([file], 32)), lambda: read_for_training(file, file.name, 64)):
-        try:
-            read()
-            how = "read"
-        except ValueError as error:
-            how = "refused"
-        print(file.name, how, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - start, flush=True)
-"""
+def read_bombs(folder):
+    """Read every file of a folder in both ways; prints name, end, and the megabytes of the process's peak so far."""
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    for file in sorted(folder.iterdir()):
+        for read in (lambda: next(read_batches([file], 32)), lambda: read_for_training(file, file.name, 64)):  # noqa: B023
+            try:
+                read()
+                how = "read"
+            except ValueError:
+                how = "refused"
+            print(file.name, how, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - start, flush=True)
 
 
 @pytest.mark.slow
 def test_no_image_takes_a_gigabyte(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(13300, 13300))
-    (tmp_path / "b.png").write_bytes(png(7000, 7000))
-    with (tmp_path / "d.npy").open("wb") as file:  # sparse
+    folder = tmp_path / "bombs"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(13300, 13300))
+    (folder / "b.png").write_bytes(png(7000, 7000))
+    with (folder / "d.npy").open("wb") as file:  # sparse
         np.lib.format.write_array_header_1_0(
             file, {"descr": "|u1", "fortran_order": False, "shape": (60_000, 60_000, 3)}
         )
         file.truncate(file.tell() + 3 * 60_000**2)
-    (tmp_path / "e.ppm").write_bytes(b"P6 12000 12000 255\n")
-    Image.new("1", (7000, 7000)).save(tmp_path / "f.tif", compression="group4")
-    Image.new("L", (7100, 7100)).save(tmp_path / "g.jpg", progressive=True)
-    done = subprocess.run([sys.executable, "-c", BOMBS, str(tmp_path)], capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
+    (folder / "e.ppm").write_bytes(b"P6 12000 12000 255\n")
+    Image.new("1", (7000, 7000)).save(folder / "f.tif", compression="group4")
+    Image.new("L", (7100, 7100)).save(folder / "g.jpg", progressive=True)
+    reader = Fork(tmp_path / "reader", read_bombs, folder)
+    assert reader.wait() == 0, reader.error
+    lines = [line.split() for line in reader.out.splitlines()]
     assert len(lines) == 12
-    assert max(int(megabytes) for _, _, megabytes in lines) < 1000, done.stdout
+    assert max(int(megabytes) for _, _, megabytes in lines) < 1000, reader.out
     assert {name for name, how, _ in lines if how == "read"} == {"b.png", "f.tif"}
 
 
