@@ -150,6 +150,7 @@ class Stages:
         held_out, stored = self.notes("eval"), self.latents()
         plot_codec(vae, held_out, self.work / "codec.png")
         shutil.rmtree(staged, ignore_errors=True)
+        vae.register_to_config(_name_or_path="")  # no path of this machine
         pipeline = StableAudioPipeline(
             vae=vae,
             text_encoder=model.text,

@@ -138,6 +138,7 @@ class Stages:
         shutil.rmtree(staged, ignore_errors=True)
         stored = encode_random(vae, *self.training, min(self.args.encoded, CANDIDATES), seed=10**6)
         plot([decode(vae, stored["latents"][:8].float())], self.work / "autoencoder.png")
+        vae.register_to_config(_name_or_path="")  # no path of this machine
         pipeline = WanPipeline(
             tokenizer=self.tokenizer,
             text_encoder=model.text,
