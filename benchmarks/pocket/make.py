@@ -19,11 +19,11 @@ from torch import Tensor
 
 from benchmarks.pocket.card import write_card
 from benchmarks.pocket.stages import encode, train_autoencoder, train_classifier, train_diffusion
+from benchmarks.pocket.stored import cached, half, publish, statistics
 from teachers.loading.saving import save_pipeline
 from teachers.pocket import FOLDER
 from teachers.pocket.classifier import Classifier, rgb01
 from teachers.pocket.parts import make_tokenizer, sd15_scheduler
-from teachers.support.checksums import write_manifest
 from teachers.support.files import atomic_write
 
 TRAINING_LATENTS = 8000  # real latents that are shipped with the pipeline
@@ -40,39 +40,6 @@ def load_images(path: Path) -> dict[str, Tensor]:
         out[split] = padded.float() / 127.5 - 1
         out[f"{split}_labels"] = data[f"{split}_labels"].long()
     return out
-
-
-@torch.no_grad()
-def reference_statistics(classifier: Classifier, images: Tensor) -> dict[str, Tensor]:
-    """Mean and covariance of the real images' features, and some of the features."""
-    features = torch.cat([classifier.features(rgb01(batch)) for batch in images.split(500)]).double()
-    some = features[:REFERENCE_FEATURES].half()
-    return {"mean": features.mean(0), "covariance": features.T.cov(), "features": some.contiguous()}
-
-
-def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with floating-point values in half precision."""
-    return {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
-
-
-def cached(path: Path, build, load):
-    """`load(path)` if a finished stage is stored there, else `build()`, stored atomically."""
-    if path.exists():
-        return load(path)
-    value = build()
-    with atomic_write(path) as temporary:
-        torch.save(value.state_dict() if isinstance(value, torch.nn.Module) else value, temporary)
-    return value
-
-
-def into(module: torch.nn.Module):
-    """A function that loads weights into `module` and freezes it."""
-
-    def load(path: Path) -> torch.nn.Module:
-        module.load_state_dict(torch.load(path, weights_only=True))
-        return module.eval().requires_grad_(False)
-
-    return load
 
 
 def main() -> None:
@@ -92,18 +59,19 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     images = load_images(args.data)
 
-    classifier = cached(
-        args.work / "classifier.pt", lambda: train_classifier(images, args.classifier_steps), into(Classifier())
+    classifier = Classifier()
+    steps = args.classifier_steps
+    classifier.load_state_dict(
+        cached(args.work / "classifier.pt", lambda: train_classifier(images, steps).state_dict())
     )
+    classifier.eval().requires_grad_(False)
     vae_path = args.work / "vae"
     if not vae_path.exists():
         trained = train_autoencoder(images, args.autoencoder_steps)
         with atomic_write(vae_path) as temporary:
             trained.save_pretrained(temporary)
     vae = AutoencoderKL.from_pretrained(vae_path)
-    latents = cached(
-        args.work / "latents.pt", lambda: encode(vae, images["train"]), lambda p: torch.load(p, weights_only=True)
-    )
+    latents = cached(args.work / "latents.pt", lambda: encode(vae, images["train"]))
     tokenizer = make_tokenizer(args.work / "tokenizer")
     unet, text = train_diffusion(latents, images["train_labels"], tokenizer, args.diffusion_steps, args.work)
 
@@ -121,7 +89,9 @@ def main() -> None:
     )
     save_pipeline(pipeline.to(torch.float16), staged / "pipeline")
     save_file(half(classifier.state_dict()), staged / "classifier.safetensors")
-    save_file(reference_statistics(classifier, images["test"]), staged / "reference.safetensors")
+    with torch.no_grad():
+        features = torch.cat([classifier.features(rgb01(batch)) for batch in images["test"].split(500)])
+    save_file(statistics(features, REFERENCE_FEATURES), staged / "reference.safetensors")
     save_file(
         half(
             {"latents": latents[:TRAINING_LATENTS], "labels": images["train_labels"][:TRAINING_LATENTS].to(torch.uint8)}
@@ -129,10 +99,7 @@ def main() -> None:
         staged / "latents.safetensors",
     )
     write_card(staged, classifier, images)
-    write_manifest(staged, {"name": "pocket"})
-    shutil.rmtree(args.out, ignore_errors=True)
-    shutil.copytree(staged, args.out)
-    print(f"The pocket teacher was written to {args.out}")
+    publish(staged, args.out, "pocket", "The pocket teacher")
 
 
 if __name__ == "__main__":

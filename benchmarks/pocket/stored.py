@@ -1,12 +1,17 @@
 """What the makers of the pocket teachers store: finished stages and the files beside a pipeline."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from teachers.loading.saving import save_pipeline
+from teachers.support.checksums import write_manifest
 from teachers.support.files import atomic_write
 
 T = TypeVar("T")
@@ -36,3 +41,34 @@ def statistics(features: Tensor, shipped: int) -> dict[str, Tensor]:
 def integers(latents: Tensor, step: float) -> Tensor:
     """Latents as 8-bit integers, whose unit is `step`."""
     return (latents.float() / step).round().clamp(-127, 127).to(torch.int8)
+
+
+def stage(
+    staged: Path,
+    pipeline: DiffusionPipeline,
+    judge: nn.Module,
+    reference: dict[str, Tensor],
+    shipped: dict[str, Tensor],
+) -> None:
+    """Write the weights of a teacher of clips or sounds without its card.
+
+    Args:
+        staged: The folder, which is replaced.
+        pipeline: The pipeline; it is converted to half precision.
+        judge: The judge.
+        reference: What `statistics` returns.
+        shipped: Latents as integers and their labels.
+    """
+    shutil.rmtree(staged, ignore_errors=True)
+    save_pipeline(pipeline.to(torch.float16), staged / "pipeline")
+    save_file(half(judge.state_dict()), staged / "judge.safetensors")
+    save_file(reference, staged / "reference.safetensors")
+    save_file(shipped, staged / "latents.safetensors")
+
+
+def publish(staged: Path, out: Path, name: str, title: str) -> None:
+    """Write the manifest of finished weights and copy them to the folder of the output."""
+    write_manifest(staged, {"name": name})
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(staged, out)
+    print(f"{title} was written to {out}")

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from transformers import CLIPTextModelWithProjection
 
-import teachers.pocket as teachers_pocket
 from benchmarks.wild.cells import Case
 from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import ExportRecipe, TeacherRecipe
 from distill.exporting.distill_json import describe
 from distill.exporting.pipeline import export
+from teachers.loading.embedded import EMBEDDED
 from teachers.pocket.parts import make_tokenizer
 from tests.teachers.tiny_pipelines import BUILDERS, WIDTH, unet
 
@@ -76,7 +76,7 @@ def export_case(name: str, method: str, teachers: Path, work: Path, schedule: st
         schedule: `export.schedule`.
     """
     if name == POCKET:
-        family, source = "stable_diffusion", teachers_pocket.pipeline()
+        family, source = "stable_diffusion", EMBEDDED["pocket"].pipeline()
     else:
         family, source = BUILDERS[name][0], teachers / name.replace(" ", "_") / "pipeline"
         if not source.exists():

@@ -24,14 +24,10 @@ def load_judge(name: str, device: torch.device | str) -> Any:
     Raises:
         ValueError: If its weights are missing or damaged.
     """
-    teacher = EMBEDDED[name]
     try:
-        teacher.present(teacher.judge_file)
+        return EMBEDDED[name].judge().to(device)
     except ValueError as error:
         raise ValueError(f'the features "{name}" cannot be computed: {error}, or choose other features') from error
-    package = teacher.package
-    judge = package.classifier() if name == "pocket" else package.judge()
-    return judge.to(device)
 
 
 def judge_features(name: str, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], str]:

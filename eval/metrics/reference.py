@@ -49,10 +49,7 @@ def reference(source: str, extractor: Extractor, size: int | None = None) -> Ref
                 f'the reference "{source}" contains features of {EMBEDDED[source].title}\'s judge, not '
                 f'"{extractor.name}"; choose --features {source} or another --reference'
             )
-        EMBEDDED[source].present("reference.safetensors")
-        package = EMBEDDED[source].package
-        mean, covariance = package.reference()
-        return Reference(mean, covariance, package.reference_features())
+        return Reference(*EMBEDDED[source].reference())
     if source.startswith(CLEAN_FID):
         return _from_clean_fid(source.removeprefix(CLEAN_FID), extractor)
     path = Path(source)

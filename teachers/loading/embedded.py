@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from teachers.loading.location import INDEX, local_or_hub
 from teachers.support.checksums import check_shipped
@@ -90,10 +91,30 @@ class Embedded:
         prompts: list[str] = self.package.balanced_prompts(self.known_prompts)
         return prompts
 
+    def judge(self) -> nn.Module:
+        """The judge, frozen, in float32 and in eval mode."""
+        judge: nn.Module = self.package.JUDGE()
+        stored = load_file(self.present(self.judge_file))
+        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
+        return judge.eval().requires_grad_(False)
+
+    def reference(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean (D,) and covariance (D, D), in float64, of the judge's features of real samples, and such features.
+
+        The samples were not trained on. The features are (N, D) in float32, or None if the weights lack them.
+        """
+        stored = load_file(self.present("reference.safetensors"))
+        features = stored.get("features")
+        return stored["mean"], stored["covariance"], None if features is None else features.float()
+
+    def labelled_examples(self) -> tuple[Tensor, Tensor]:
+        """Latents of real training samples, (N, ...) in float32, and their labels, (N,) or (N, 2)."""
+        stored = load_file(self.present("latents.safetensors"))
+        return stored["latents"].float() * self.package.LATENT_STEP, stored["labels"].long()
+
     def examples(self) -> tuple[Tensor, list[str]]:
         """Latents of real training samples, (N, ...) in float32, and a caption of each."""
-        self.present("latents.safetensors")
-        latents, labels = self.package.examples()
+        latents, labels = self.labelled_examples()
         rows = [row if isinstance(row, list) else [row] for row in labels.tolist()]
         chosen = torch.randint(1 << 30, (len(rows),), generator=torch.Generator().manual_seed(0)).tolist()
         phrasings = [self.package.captions(*row) for row in rows]

@@ -14,6 +14,8 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path, **options: Any) -> 
 
     diffusers loads its models in float32 by default, but transformers uses the dtype in a model's config. A
     half-precision text encoder would then be combined with a float32 network, so the stored configs say float32.
+    diffusers also writes the folder from which it loaded each component; it is left out, because it is a path of this
+    machine.
 
     Args:
         pipeline: The pipeline.
@@ -21,8 +23,17 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path, **options: Any) -> 
         options: Further arguments of `save_pretrained`, such as `max_shard_size`.
     """
     pipeline.save_pretrained(folder, safe_serialization=True, **options)
+    for config in (folder / DiffusionPipeline.config_name, *folder.glob("*/*config.json")):
+        leave_out_origin(config)
     for config in folder.glob("*/config.json"):
         declare_float32(config)
+
+
+def leave_out_origin(config: Path) -> None:
+    """Remove from a configuration the name or path from which its component was loaded."""
+    values = json.loads(read_text(config))
+    if values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def declare_float32(config: Path) -> None:

@@ -4,10 +4,7 @@ It was trained on real photographs by `benchmarks.pocket.make`. Its 64 penultima
 if there are no Inception weights; metrics that use it have "pocket" in their name.
 """
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 FEATURES = 64  # dimension of the features
@@ -54,13 +51,6 @@ class Classifier(nn.Module):
         """Logits (B, 10) of images (B, 3, 32, 32) in [0, 1]."""
         logits: Tensor = self.head(self.features(images))
         return logits
-
-
-def load_classifier(path: Path) -> Classifier:
-    """Load the classifier from safetensors in half precision, as a frozen float32 module in eval mode."""
-    classifier = Classifier()
-    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
-    return classifier.eval().requires_grad_(False)
 
 
 def rgb01(images: Tensor) -> Tensor:

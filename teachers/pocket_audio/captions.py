@@ -2,8 +2,9 @@
 
 import re
 
-import torch
 from torch import Tensor
+
+from teachers.pocket.pairs import balanced_pairs, every_caption, prompts_of
 
 INSTRUMENTS: tuple[str, ...] = (
     "piano",
@@ -51,28 +52,17 @@ def vague_captions(instrument: int, note: int) -> list[str]:
 
 def all_captions() -> list[str]:
     """All captions that the pocket audio teacher was trained on, each once."""
-    every = (
-        caption
-        for instrument in range(len(INSTRUMENTS))
-        for note in range(len(NOTES))
-        for caption in captions(instrument, note) + vague_captions(instrument, note)
-    )
-    return list(dict.fromkeys(every))
+    return every_caption(len(INSTRUMENTS), len(NOTES), captions, vague_captions)
 
 
 def balanced_labels(count: int) -> Tensor:
     """`count` pairs of instrument and note, (count, 2), that cycle through all 240 pairs in a fixed order."""
-    index = torch.arange(count)
-    instrument = index % len(INSTRUMENTS)
-    note = (index // len(INSTRUMENTS) + 7 * instrument) % len(NOTES)  # any ten consecutive prompts differ in note too
-    return torch.stack([instrument, note], dim=1)
+    return balanced_pairs(count, len(INSTRUMENTS), len(NOTES), stride=7)
 
 
 def balanced_prompts(count: int) -> list[str]:
     """The prompts of `balanced_labels(count)`, which cycle through the templates."""
-    pairs = len(INSTRUMENTS) * len(NOTES)
-    labels = balanced_labels(count).tolist()
-    return [captions(i, n)[(k // pairs + k) % len(TEMPLATES)] for k, (i, n) in enumerate(labels)]
+    return prompts_of(balanced_labels(count), len(INSTRUMENTS) * len(NOTES), captions)
 
 
 def label_of(prompt: str) -> tuple[int | None, int | None]:

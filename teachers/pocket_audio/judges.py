@@ -4,10 +4,7 @@ The network was trained on real notes by `benchmarks.pocket.audio.make`. Its 64 
 distances; metrics that use it have "pocket-audio" in their name.
 """
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from teachers.pocket_audio.captions import INSTRUMENTS, LOWEST, NOTES
@@ -100,10 +97,3 @@ class InstrumentJudge(nn.Module):
         """Logits of the instruments, (B, 10), of waveforms (B, 1, 4096)."""
         logits: Tensor = self.instrument(self.features(audio))
         return logits
-
-
-def load_judge(path: Path) -> InstrumentJudge:
-    """Load the judge from safetensors in half precision, as a frozen float32 module in eval mode."""
-    judge = InstrumentJudge()
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
-    return judge.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
+from teachers.pocket.words import encoder_options, word_tokenizer, words_of
 from teachers.pocket_audio.captions import all_captions
 
 RATE = 4000  # samples a second
@@ -33,31 +34,13 @@ def make_autoencoder() -> AutoencoderOobleck:
 
 
 def make_tokenizer() -> T5TokenizerFast:
-    """A T5 tokenizer (Unigram) whose pieces are the words of the captions, with single characters for other words."""
-    text = " ".join(all_captions()).replace(",", " ,")
-    words = list(dict.fromkeys("\u2581" + word for word in text.split()))
-    characters = [chr(c) for c in range(33, 127)]
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces = [(word, -1.0) for word in words] + [(",", -1.0), ("\u2581", -5.0)]
-    pieces += [(c, -10.0) for c in characters if c != ","]
-    return T5TokenizerFast(vocab=special + pieces, extra_ids=0, model_max_length=LENGTH)
+    """A T5 tokenizer whose tokens are the words of the captions."""
+    return word_tokenizer(words_of(all_captions()), LENGTH)
 
 
 def make_text_encoder(tokenizer: T5TokenizerFast) -> T5EncoderModel:
     """A T5 encoder with two layers for `tokenizer`."""
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=WIDTH,
-            d_kv=16,
-            d_ff=128,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    return T5EncoderModel(T5Config(**encoder_options(tokenizer, WIDTH)))
 
 
 def make_projection() -> StableAudioProjectionModel:

@@ -2,11 +2,11 @@
 
 import re
 
-import torch
 from torch import Tensor
 
 from teachers.media.motion import MOTIONS
 from teachers.pocket.captions import label_of as class_of
+from teachers.pocket.pairs import balanced_pairs, every_caption, prompts_of
 
 OBJECTS: tuple[str, ...] = (
     "a t-shirt",
@@ -38,28 +38,17 @@ def vague_captions(label: int, motion: int) -> list[str]:
 
 def all_captions() -> list[str]:
     """All captions that the pocket video teacher was trained on, each once."""
-    every = (
-        caption
-        for label in range(len(OBJECTS))
-        for motion in range(len(MOTIONS))
-        for caption in captions(label, motion) + vague_captions(label, motion)
-    )
-    return list(dict.fromkeys(every))
+    return every_caption(len(OBJECTS), len(MOTIONS), captions, vague_captions)
 
 
 def balanced_labels(count: int) -> Tensor:
     """`count` pairs of class and motion, (count, 2), that cycle through all 80 pairs in a fixed order."""
-    index = torch.arange(count)
-    label = index % len(OBJECTS)
-    motion = (index // len(OBJECTS) + label) % len(MOTIONS)  # any ten consecutive prompts differ in motion too
-    return torch.stack([label, motion], dim=1)
+    return balanced_pairs(count, len(OBJECTS), len(MOTIONS), stride=1)
 
 
 def balanced_prompts(count: int) -> list[str]:
     """The prompts of `balanced_labels(count)`, which cycle through the templates."""
-    pairs = len(OBJECTS) * len(MOTIONS)
-    labels = balanced_labels(count).tolist()
-    return [captions(c, m)[(k // pairs + k) % len(TEMPLATES)] for k, (c, m) in enumerate(labels)]
+    return prompts_of(balanced_labels(count), len(OBJECTS) * len(MOTIONS), captions)
 
 
 def label_of(prompt: str) -> tuple[int | None, int | None]:

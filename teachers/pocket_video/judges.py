@@ -5,10 +5,7 @@ frames, and the four numbers of the motion serve Frechet distances; metrics that
 name.
 """
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from teachers.media.motion import GROWTH_UNIT, SHIFT_UNIT, TURN_UNIT, motion
@@ -67,10 +64,3 @@ class ClipJudge(nn.Module):
         """Logits of the classes (B, 10) of clips (B, 3, 9, 32, 32) in [0, 1]."""
         logits: Tensor = self.classify(self.frame_features(clips))
         return logits
-
-
-def load_judge(path: Path) -> ClipJudge:
-    """Load the judge from safetensors in half precision, as a frozen float32 module in eval mode."""
-    judge = ClipJudge()
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
-    return judge.eval().requires_grad_(False)

@@ -4,6 +4,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from teachers.media import Video
+from teachers.pocket.words import encoder_options, word_tokenizer, words_of
 from teachers.pocket_video.captions import all_captions
 
 CLIP = Video(frames=9, height=32, width=32, rate=8)
@@ -31,30 +32,13 @@ def make_autoencoder() -> AutoencoderKLWan:
 
 
 def make_tokenizer() -> T5TokenizerFast:
-    """A T5 tokenizer (Unigram) whose pieces are the words of the captions, with single characters for other words."""
-    text = " ".join(all_captions()).replace(",", " ,")
-    words = list(dict.fromkeys("\u2581" + word for word in text.split() if word != ","))
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces = [(word, -1.0) for word in words] + [(",", -1.0), ("\u2581", -5.0)]
-    pieces += [(chr(c), -10.0) for c in range(33, 127) if chr(c) != ","]
-    return T5TokenizerFast(vocab=special + pieces, extra_ids=0, model_max_length=LENGTH)
+    """A T5 tokenizer whose tokens are the words of the captions."""
+    return word_tokenizer((word for word in words_of(all_captions()) if word != ","), LENGTH)
 
 
 def make_text_encoder(tokenizer: T5TokenizerFast) -> UMT5EncoderModel:
     """A UMT5 encoder with two layers for `tokenizer`."""
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(tokenizer),
-            d_model=WIDTH,
-            d_kv=16,
-            d_ff=128,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    return UMT5EncoderModel(UMT5Config(**encoder_options(tokenizer, WIDTH)))
 
 
 def make_transformer() -> WanTransformer3DModel:

@@ -17,6 +17,7 @@ from eval.metrics.fid import frechet_distance, frechet_from_statistics, statisti
 from eval.pipelines import cache
 from eval.pipelines.generate import arguments
 from eval.pipelines.loading import load_pipeline
+from teachers.loading.embedded import EMBEDDED
 from teachers.media import ANY_IMAGE
 from teachers.support.checksums import read_json
 from tests.commands import eval_main as main
@@ -94,7 +95,7 @@ def test_rows_figures_and_files_of_a_comparison(make_run, pocket_weights, tmp_pa
     pipe = load_pipeline(text_pipeline, torch.device("cpu"), torch.float32)
     prompts = teachers.pocket.balanced_prompts(11)
     images = ANY_IMAGE.received(pipe(**arguments(pipe, rows[0]["call"], prompts, range(11))))
-    mean, covariance = teachers.pocket.reference()
+    mean, covariance, _ = EMBEDDED["pocket"].reference()
     expected = frechet_from_statistics(*statistics(extractor("pocket")(images)), mean, covariance)
     assert rows[0]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
 

@@ -24,6 +24,7 @@ from eval.pipelines import cache as row_cache
 from eval.pipelines.runs import EXTERNAL, pipeline_identity, read_run
 from eval.report.training_log import curves
 from teachers import pocket
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.record import write_record
 from teachers.support.checksums import seal, write_manifest
 from tests.faults.flip_training import (
@@ -174,8 +175,9 @@ def write_weights(folder: Path, number: int) -> None:
 
 def read_weights(folder: Path, number: int) -> Any:
     with patch.object(pocket, "FOLDER", folder), patch.object(pocket, "PIPELINE", folder / "pipeline"):
-        index = (pocket.pipeline() / "model_index.json").read_bytes()
-        return copy.deepcopy([pocket.reference(), pocket.examples(), index])
+        teacher = EMBEDDED["pocket"]
+        index = (teacher.pipeline() / "model_index.json").read_bytes()
+        return copy.deepcopy([teacher.reference(), teacher.labelled_examples(), index])
 
 
 def write_keys(folder: Path, number: int) -> None:

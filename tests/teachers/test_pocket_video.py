@@ -3,12 +3,11 @@
 import pytest
 import torch
 from diffusers import WanPipeline
-from safetensors.torch import save_file
 
 from teachers.media.motion import MOTIONS
 from teachers.pocket_video import CALL, CLIP, LENGTH, all_captions, balanced_labels, balanced_prompts, label_of
 from teachers.pocket_video.captions import OBJECTS, captions, vague_captions
-from teachers.pocket_video.judges import FEATURES, ClipJudge, load_judge
+from teachers.pocket_video.judges import FEATURES, ClipJudge
 from teachers.pocket_video.parts import (
     LATENT,
     make_autoencoder,
@@ -75,17 +74,13 @@ def test_the_parts_are_a_pipeline(tmp_path):
     assert torch.equal(*clips)
 
 
-def test_the_judge_has_features_and_logits(tmp_path):
+def test_the_judge_has_features_and_logits():
     torch.manual_seed(0)
     judge = ClipJudge().eval()
     clips = torch.rand(3, *CLIP.shape)
     with torch.no_grad():
         assert judge(clips).shape == (3, len(OBJECTS))
         assert judge.features(clips).shape == (3, FEATURES)
-        save_file(
-            {key: value.contiguous() for key, value in judge.state_dict().items()}, tmp_path / "judge.safetensors"
-        )
-        torch.testing.assert_close(load_judge(tmp_path / "judge.safetensors")(clips), judge(clips))
     with pytest.raises(
         ValueError, match=r"the pocket video judge takes clips of shape \(3, 9, 32, 32\), got \(3, 8, 32, 3"
     ):

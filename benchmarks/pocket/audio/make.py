@@ -10,12 +10,10 @@ notes, `latents.pt`, `judge.pt`, `vae_decoder` and `denoiser.pt`.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderOobleck, StableAudioPipeline
-from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.pocket.audio.codec import NOISE, encode, train_codec, train_decoder
@@ -23,12 +21,10 @@ from benchmarks.pocket.audio.data import render, waveforms
 from benchmarks.pocket.audio.judge import train_judge
 from benchmarks.pocket.audio.transformer import BATCH, Denoiser, train_transformer
 from benchmarks.pocket.machine import CPU, Machine, add_options, chosen
-from benchmarks.pocket.stored import cached, half, integers, statistics
-from teachers.loading.saving import save_pipeline
+from benchmarks.pocket.stored import cached, integers, publish, stage, statistics
 from teachers.pocket_audio import FOLDER, LATENT_STEP
 from teachers.pocket_audio.judges import InstrumentJudge
 from teachers.pocket_audio.parts import make_scheduler, make_tokenizer
-from teachers.support.checksums import write_manifest
 from teachers.support.files import atomic_write
 
 STAGES = ("data", "judge", "codec", "decoder", "latents", "transformer", "card")
@@ -149,8 +145,6 @@ class Stages:
         torch.set_num_threads(1)
         held_out, stored = self.notes("eval"), self.latents()
         plot_codec(vae, held_out, self.work / "codec.png")
-        shutil.rmtree(staged, ignore_errors=True)
-        vae.register_to_config(_name_or_path="")  # no path of this machine
         pipeline = StableAudioPipeline(
             vae=vae,
             text_encoder=model.text,
@@ -159,18 +153,12 @@ class Stages:
             transformer=model.transformer,
             scheduler=make_scheduler(),
         )
-        save_pipeline(pipeline.to(torch.float16), staged / "pipeline")
-        save_file(half(judge.state_dict()), staged / "judge.safetensors")
         features = torch.cat([judge.features(waveforms(batch)) for batch in held_out["audio"].split(200)])
-        save_file(statistics(features, REFERENCE), staged / "reference.safetensors")
-        shipped = SHIPPED * 240  # the renderings are ordered by repetition
-        latents, labels = integers(stored["latents"][:shipped], LATENT_STEP), stored["labels"][:shipped].contiguous()
-        save_file({"latents": latents, "labels": labels}, staged / "latents.safetensors")
+        shipped = {key: value[: SHIPPED * 240].contiguous() for key, value in stored.items()}  # ordered by repetition
+        shipped["latents"] = integers(shipped["latents"], LATENT_STEP)
+        stage(staged, pipeline, judge, statistics(features, REFERENCE), shipped)
         write_card(staged, judge, held_out, self.work / "samples.png", self.args.samples)
-        write_manifest(staged, {"name": "pocket-audio"})
-        shutil.rmtree(self.args.out, ignore_errors=True)
-        shutil.copytree(staged, self.args.out)
-        print(f"The pocket audio teacher was written to {self.args.out}")
+        publish(staged, self.args.out, "pocket-audio", "The pocket audio teacher")
 
     def _save(self, vae: AutoencoderOobleck, name: str) -> None:
         with atomic_write(self.work / name) as temporary:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5TokenizerFast
 
 from benchmarks.pocket.machine import CPU, Machine
-from benchmarks.pocket.texts import once
+from benchmarks.pocket.texts import Captions, once
 from benchmarks.pocket.training import train
 from teachers.pocket_audio.captions import INSTRUMENTS, NOTES, captions, vague_captions
 from teachers.pocket_audio.parts import (
@@ -26,8 +26,6 @@ from teachers.pocket_audio.parts import (
 )
 
 BATCH = 32
-DROPPED = 0.1  # share of samples that are trained without a caption
-VAGUE = 0.15  # share of captions without a note
 CENTRE, WIDTH_OF_LOG_SIGMA = 1.0, 1.4  # of the logarithm of the noise-to-signal ratio; pitch is decided above 1
 
 
@@ -92,34 +90,22 @@ def train_transformer(
     """
     torch.manual_seed(0)
     model = Denoiser(tokenizer).train()
-    pairs = [(i, n) for i in range(len(INSTRUMENTS)) for n in range(len(NOTES))]
-    texts = [captions(*p) + vague_captions(*p) for p in pairs]
-    named, every = len(captions(0, 0)), len(texts[0])
-    encoded = tokenizer(
-        [t for group in texts for t in group], padding="max_length", max_length=LENGTH, return_tensors="pt"
-    )
     device = machine.device
-    all_tokens, masks = encoded.input_ids.to(device), encoded.attention_mask.to(device)
-    pair = (labels[:, 0].long() * len(NOTES) + labels[:, 1].long()).to(device)
+    properties = len(INSTRUMENTS), len(NOTES)
+    texts = Captions(properties, captions, vague_captions, labels, tokenizer, LENGTH, device)
     latents = latents.to(device)
 
     def loss(rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rows, caption, dropped = texts.draw(batch, rng)
         draw = {"generator": rng, "device": device}
-        rows = torch.randint(len(latents), (batch,), **draw)
-        exact = torch.randint(named, (batch,), **draw)
-        vague = torch.randint(named, every, (batch,), **draw)
-        which = torch.where(torch.rand(batch, **draw) < VAGUE, vague, exact)
-        caption = pair[rows] * every + which
-        dropped = torch.rand(batch, **draw) < DROPPED
         u = (torch.arange(batch, device=device) + torch.rand(batch, **draw)) / batch  # stratified
         angle = torch.atan(torch.exp(CENTRE + WIDTH_OF_LOG_SIGMA * torch.special.ndtri(u.clamp(1e-5, 1 - 1e-5))))
         clean = latents[rows].float()
         x = clean + noise * torch.randn(clean.shape, **draw)
         z = torch.randn(x.shape, **draw)
         cosine, sine = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
-        tokens, mask = all_tokens[caption], masks[caption]
         with _precision(machine):
-            velocity = model(cosine * x + sine * z, angle, tokens, mask, dropped)
+            velocity = model(cosine * x + sine * z, angle, texts.tokens[caption], texts.masks[caption], dropped)
         value = F.mse_loss(velocity.float(), cosine * z - sine * x)
         return value, {"loss": value}
 

@@ -9,28 +9,24 @@ needs `judge.pt`, `vae` and `denoiser.pt` in `--work`, but not the latents that 
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
-from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.pocket.machine import CPU, Machine, add_options, chosen
-from benchmarks.pocket.stored import cached, half, integers, statistics
+from benchmarks.pocket.stored import cached, integers, publish, stage, statistics
 from benchmarks.pocket.video import autoencoder, transformer
 from benchmarks.pocket.video.autoencoder import decode, encode_random, train_autoencoder
 from benchmarks.pocket.video.data import load_photographs
 from benchmarks.pocket.video.judge import train_judge
 from benchmarks.pocket.video.transformer import Denoiser, train_transformer
-from teachers.loading.saving import save_pipeline
 from teachers.media.motion import MOTIONS
 from teachers.pocket_video import FOLDER, LATENT_STEP
 from teachers.pocket_video.captions import OBJECTS
 from teachers.pocket_video.judges import ClipJudge
 from teachers.pocket_video.parts import make_scheduler, make_tokenizer
-from teachers.support.checksums import write_manifest
 from teachers.support.files import atomic_write
 
 STAGES = ("judge", "autoencoder", "latents", "transformer", "card")
@@ -135,10 +131,8 @@ class Stages:
 
         judge, vae, model, staged = self.judge(), self.autoencoder(), self.denoiser(), self.work / "weights"
         torch.set_num_threads(1)
-        shutil.rmtree(staged, ignore_errors=True)
         stored = encode_random(vae, *self.training, min(self.args.encoded, CANDIDATES), seed=10**6)
         plot([decode(vae, stored["latents"][:8].float())], self.work / "autoencoder.png")
-        vae.register_to_config(_name_or_path="")  # no path of this machine
         pipeline = WanPipeline(
             tokenizer=self.tokenizer,
             text_encoder=model.text,
@@ -146,19 +140,14 @@ class Stages:
             vae=vae,
             scheduler=make_scheduler(),
         )
-        save_pipeline(pipeline.to(torch.float16), staged / "pipeline")
-        save_file(half(judge.state_dict()), staged / "judge.safetensors")
         real = held_out_clips(*load_photographs(self.args.photographs, "test"), HELD_OUT)
         features = torch.cat([judge.features(batch) for batch in real["clips"].split(200)])
-        save_file(statistics(features, REFERENCE), staged / "reference.safetensors")
         rows = balanced_rows(stored["labels"], SHIPPED)
         latents, labels = integers(stored["latents"][rows], LATENT_STEP), stored["labels"][rows].to(torch.uint8)
-        save_file({"latents": latents, "labels": labels}, staged / "latents.safetensors")
+        reference = statistics(features, REFERENCE)
+        stage(staged, pipeline, judge, reference, {"latents": latents, "labels": labels})
         write_card(staged, judge, real, self.work / "samples.png", self.args.samples)
-        write_manifest(staged, {"name": "pocket-video"})
-        shutil.rmtree(self.args.out, ignore_errors=True)
-        shutil.copytree(staged, self.args.out)
-        print(f"The pocket video teacher was written to {self.args.out}")
+        publish(staged, self.args.out, "pocket-video", "The pocket video teacher")
 
 
 if __name__ == "__main__":

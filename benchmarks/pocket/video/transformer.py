@@ -8,15 +8,13 @@ from torch import Tensor, nn
 from transformers import T5TokenizerFast
 
 from benchmarks.pocket.machine import CPU, Machine
-from benchmarks.pocket.texts import once
+from benchmarks.pocket.texts import Captions, once
 from benchmarks.pocket.training import train
 from teachers.media.motion import MOTIONS
 from teachers.pocket_video.captions import OBJECTS, captions, vague_captions
 from teachers.pocket_video.parts import FLOW_SHIFT, LENGTH, make_text_encoder, make_transformer
 
 BATCH = 64
-DROPPED = 0.1  # share of samples with the empty caption
-VAGUE = 0.15  # share of captions that name the class or the motion only
 TIMESTEPS = 1000
 
 
@@ -58,32 +56,20 @@ def train_transformer(
     """
     torch.manual_seed(0)
     model = Denoiser(tokenizer).train()
-    texts = [captions(c, m) + vague_captions(c, m) for c in range(len(OBJECTS)) for m in range(len(MOTIONS))]
-    named, every = len(captions(0, 0)), len(texts[0])
-    encoded = tokenizer(
-        [text for group in texts for text in group] + [""],
-        padding="max_length",
-        max_length=LENGTH,
-        truncation=True,
-        return_tensors="pt",
-    )
     device = machine.device
-    tokens, masks = encoded.input_ids.to(device), encoded.attention_mask.to(device)
-    pair = (labels[:, 0] * len(MOTIONS) + labels[:, 1]).to(device)
+    properties = len(OBJECTS), len(MOTIONS)
+    texts = Captions(properties, captions, vague_captions, labels, tokenizer, LENGTH, device)
     latents = latents.to(device)
 
     def loss(rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rows, caption, dropped = texts.draw(batch, rng)
+        caption = torch.where(dropped, len(texts.tokens) - 1, caption)  # the empty caption
         draw = {"generator": rng, "device": device}
-        rows = torch.randint(len(latents), (batch,), **draw)
-        exact = torch.randint(named, (batch,), **draw)
-        vague = torch.randint(named, every, (batch,), **draw)
-        caption = pair[rows] * every + torch.where(torch.rand(batch, **draw) < VAGUE, vague, exact)
-        caption = torch.where(torch.rand(batch, **draw) < DROPPED, len(texts) * every, caption)
         u = (torch.arange(batch, device=device) + torch.rand(batch, **draw)) / batch  # stratified
         level = FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u)  # the solver's levels are shifted likewise
         x, s = latents[rows].float(), level[:, None, None, None, None]
         z = torch.randn(x.shape, **draw)
-        velocity = model((1 - s) * x + s * z, level, tokens[caption], masks[caption])
+        velocity = model((1 - s) * x + s * z, level, texts.tokens[caption], texts.masks[caption])
         value = F.mse_loss(velocity, z - x)
         return value, {"loss": value}
 

@@ -18,6 +18,7 @@ from transformers import (
 import teachers.pocket
 from eval.features.extractors import Extractor, extractor, prompt_judge
 from eval.metrics.reference import Reference, reference, save
+from teachers.loading.embedded import EMBEDDED
 from teachers.pocket.captions import CLASS_NAMES
 
 
@@ -35,7 +36,7 @@ def test_pixel_features_are_block_means():
 
 
 def test_pocket_features_are_those_of_the_classifier(pocket_weights):
-    torch.testing.assert_close(extractor("pocket")(images()), teachers.pocket.classifier().features(images()))
+    torch.testing.assert_close(extractor("pocket")(images()), EMBEDDED["pocket"].judge().features(images()))
     with pytest.raises(ValueError, match=r"shape \(3, 32, 32\), got"):
         extractor("pocket")(images(size=16))
 
@@ -55,7 +56,7 @@ def test_unknown_features_and_wrong_shapes_are_errors():
 
 def test_judge_compares_the_predicted_class_with_the_class_in_the_prompt(pocket_weights):
     judge = prompt_judge("pocket")
-    predicted = teachers.pocket.classifier()(images()).argmax(1).tolist()
+    predicted = EMBEDDED["pocket"].judge()(images()).argmax(1).tolist()
     names, other = [names[0] for names in CLASS_NAMES], "something else"
     prompts = [f"a photo of a {names[predicted[0]]}", f"a {names[(predicted[1] + 1) % 10]}", other, names[predicted[3]]]
     verdict = judge(images(), prompts)
@@ -178,7 +179,7 @@ def test_reference_from_npz_folder_and_pocket(tmp_path, pocket_weights):
     torch.testing.assert_close(mean, pixels(arrays.float() / 255).double().mean(0))
 
     mean = reference("pocket", extractor("pocket")).mean
-    torch.testing.assert_close(mean, teachers.pocket.reference()[0])
+    torch.testing.assert_close(mean, EMBEDDED["pocket"].reference()[0])
 
 
 def test_unusable_references_are_errors(tmp_path, pocket_weights):

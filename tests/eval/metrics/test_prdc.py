@@ -7,7 +7,7 @@ import torch
 
 from eval.metrics.fid import frechet_distance
 from eval.metrics.prdc import prdc
-from teachers import pocket
+from teachers.loading.embedded import EMBEDDED
 
 
 def normal(samples: int, dimensions: int, seed: int) -> torch.Tensor:
@@ -41,11 +41,11 @@ def test_missing_classes_lower_recall_and_coverage_but_not_precision():
 @pytest.mark.slow
 def test_missing_classes_of_real_photographs_lower_recall_and_coverage():
     """The pocket classifier's features of real test photographs, split by the predicted class."""
-    features = pocket.reference_features()
+    features = EMBEDDED["pocket"].reference()[2]
     assert features is not None, "the pocket weights include them"
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
     features = features[order]
-    predicted = pocket.classifier().head(features).argmax(dim=1)
+    predicted = EMBEDDED["pocket"].judge().head(features).argmax(dim=1)
     # Bags, sandals, sneakers, boots and trousers do not resemble the other half of the classes.
     selected = torch.isin(predicted, torch.tensor([1, 5, 7, 8, 9]))
     real, rest, selected = features[:1000], features[1000:], selected[1000:]
