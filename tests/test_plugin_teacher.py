@@ -19,7 +19,6 @@ from distill.sample import sample_run
 from distill.train import train
 from distill.training.memory_plan import plan, plan_lines
 from eval.compare import compare
-from eval.config.options import Timing
 from eval.features.extractors import extractor, prompt_judge
 from eval.pipelines.demo_pipelines import Demo
 from eval.pipelines.demo_requests import Request
@@ -29,13 +28,13 @@ from teachers.core.sampling import sample, teacher_endpoint
 from teachers.describe import describe
 from teachers.loading.registry import load_teacher
 from teachers.media import ANY_IMAGE
+from tests.commands import ONE_OR_TWO_CALLS
 from tests.plugins import install
 from tests.settings import PLUGIN, RECIPES
 
 CPU = torch.device("cpu")
 PATH = PLUGIN / "fewstep_digits" / "weights" / "pipeline"
-TIMING = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
-EVALUATION = {"samples": 200, "batch_size": 100, "few_steps": (1,), "lpips": None, "timing": TIMING}
+EVALUATION = {"samples": 200, "batch_size": 100, "few_steps": (1,), "lpips": None, "timing": ONE_OR_TWO_CALLS}
 STEPS = {"dmd": 120, "scm": 400}  # DMD reaches the bounds below before the end of its recipe
 FIGURES = ("name", "nfe", "frechet_distance", "precision", "recall", "coverage", "prompt_agreement")
 

@@ -1,4 +1,4 @@
-"""The recipes that ship with the package: listing them and finding one by name. Imports nothing slow."""
+"""The recipes and launcher configurations that ship with the package, by name. Imports nothing slow."""
 
 from pathlib import Path
 

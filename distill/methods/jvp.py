@@ -101,7 +101,8 @@ def finite_difference(
 
     The rounding error of the derivative falls with the step, and the truncation error grows as step^2. For t in [0, 1]
     and a network that embeds 1000 t the error is 0.1% at a step of 1e-4 in float32 and 10% at 1e-3; 1e-2 is unusable.
-    Half precision is unusable at any step: half-precision primals are converted to float32, and autocast is off inside.
+    Half precision and TF32 are unusable at any step: half-precision primals are converted to float32, and autocast and
+    TF32 are off inside.
 
     Args:
         function, primals, tangents: As for `jvp`.
@@ -112,7 +113,8 @@ def finite_difference(
     Returns:
         The value and the derivative, both of the shape of the function's output.
     """
-    with torch.no_grad(), without_autocast(primals[0].device):
+    device = primals[0].device
+    with torch.no_grad(), _products("float32", device, torch.compiler.is_compiling()):
         points = [p.float() if p.dtype in (torch.float16, torch.bfloat16) else p for p in primals]
         offsets = [step * t.to(p.dtype) for p, t in zip(points, tangents, strict=True)]
         above = function(*(p + offset for p, offset in zip(points, offsets, strict=True)))
@@ -133,23 +135,18 @@ def tangent(
         kind: "jvp", "jvp_flash", "finite_difference", or "auto": "jvp_flash" on CUDA if the package
             jvp-flash-attention is installed, else "jvp". Both are exact for every teacher family.
         device: Where the network runs.
-        precision: As of `jvp`, or "auto": "tf32" on CUDA, else "float32". A finite difference is always in float32.
+        precision: As of `jvp`, or "auto": "tf32" on CUDA, else "float32". A finite difference is in float32 whatever it
+            is.
 
     Returns:
         The function, and a message with the choice and its reason.
 
     Raises:
-        ValueError: For an unknown kind, for "jvp_flash" without CUDA or without the package, and for a finite
-            difference in a lower precision.
+        ValueError: For an unknown kind, and for "jvp_flash" without CUDA or without the package.
     """
     if kind not in ("auto", *TANGENTS):
         raise ValueError(f"method.tangent must be one of auto, {', '.join(TANGENTS)}, got {kind!r}")
     if kind == "finite_difference":
-        if precision not in ("auto", "float32"):
-            raise ValueError(
-                "method.tangent_precision must be float32 with method.tangent=finite_difference, whose rounding error "
-                f"is too large otherwise, got {precision}"
-            )
         return finite_difference, "tangent: finite_difference in float32 (from the recipe)"
     cuda, installed = torch.device(device).type == "cuda", importlib.util.find_spec("jvp_flash_attention") is not None
     if kind == "jvp_flash" and not (cuda and installed):
@@ -157,7 +154,9 @@ def tangent(
         raise ValueError(f"method.tangent=jvp_flash needs {missing}; jvp is exact on every device")
     flash = kind == "jvp_flash" or (kind == "auto" and cuda and installed)
     if precision == "auto":
-        precision = "tf32" if cuda else "float32"
+        precision = "tf32"
+    if precision == "tf32" and not cuda:  # only CUDA has TF32
+        precision = "float32"
     name = "jvp_flash" if flash else "jvp"
     if kind != "auto":
         reason = "from the recipe"

@@ -34,9 +34,11 @@ def _split(x: Any) -> tuple[Any, Any]:
     return forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None)
 
 
-def _float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, in float32 under autocast, as PyTorch computes normalisations there."""
-    return tuple(x.float() for x in tensors) if autocasting(tensors[0].device) else tensors
+def _float32(*tensors: Any) -> tuple[Any, ...]:
+    """Tensors or None, in float32 under autocast, as PyTorch computes normalisations there."""
+    if not autocasting(tensors[0].device):
+        return tensors
+    return tuple(x if x is None else x.float() for x in tensors)
 
 
 def _constant(*values: Any) -> bool:
@@ -88,7 +90,7 @@ def _group_norm(
     x, dx = _split(input)
     if dx is None or not _constant(weight, bias):
         return None
-    x, dx = _float32(x.contiguous(), dx.contiguous())
+    x, dx, weight, bias = _float32(x.contiguous(), dx.contiguous(), weight, bias)
     sizes = (x.size(0), x.size(1), math.prod(x.shape[2:]), num_groups)
     value, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
     derivative = aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, [True, False, False])[0]
@@ -101,7 +103,7 @@ def _layer_norm(
     x, dx = _split(input)
     if dx is None or not _constant(weight, bias):
         return None
-    x, dx = _float32(x.contiguous(), dx.contiguous())
+    x, dx, weight, bias = _float32(x.contiguous(), dx.contiguous(), weight, bias)
     value, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
     derivative = aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, [True, False, False])[0]
     return value, derivative if weight is None else derivative.mul_(weight)
@@ -207,21 +209,26 @@ def _exact_attention(
     **kwargs: Any,
 ) -> Pair | None:
     """`_attention` in float32 under autocast: scores and their derivatives are too coarse in half precision."""
-    inputs: list[Any] = [query, key, value]
-    if autocasting(query.device):
-        pairs = [(x.float(), dx if dx is None else dx.float()) for x, dx in map(_split, inputs)]
-        inputs = [x if dx is None else forward_ad.make_dual(x, dx) for x, dx in pairs]
-        if attn_mask is not None and attn_mask.dtype != torch.bool:
-            attn_mask = attn_mask.float()
+    query, key, value = map(_dual_float32, (query, key, value))
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        (attn_mask,) = _float32(attn_mask)
     with without_autocast(query.device):
-        q, k, v = inputs
-        return _attention(function, q, k, v, attn_mask, dropout_p, is_causal, **kwargs)
+        return _attention(function, query, key, value, attn_mask, dropout_p, is_causal, **kwargs)
+
+
+def _dual_float32(x: Tensor) -> Any:
+    """A tensor that may be dual, in float32 under autocast."""
+    value, tangent = _split(x)
+    if not autocasting(x.device) or tangent is None:
+        return _float32(x)[0]
+    return forward_ad.make_dual(*_float32(value, tangent))
 
 
 def _flash_attention(
     function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> Pair | None:
     """Self-attention with the fused kernel of jvp-flash-attention, or `_attention` if the kernel is not applicable."""
+    query, key, value = map(_dual_float32, (query, key, value))
     if not flash_fits(query, key, value) or args or set(kwargs) - {"scale", "is_causal"}:
         return _exact_attention(function, query, key, value, *args, **kwargs)
     from jvp_flash_attention.jvp_attention import JVPAttn  # needs Triton, so it is imported on GPUs only

@@ -99,6 +99,12 @@ class SCMOptions(Checked):
             raise InvalidOption("second_times", "must have at least one angle, got []")
         if self.drift == "data" and self.guidances:
             raise InvalidOption("guidances", f"must be empty with method.drift=data, got {list(self.guidances)}")
+        if self.tangent == "finite_difference" and self.tangent_precision not in ("auto", "float32"):
+            raise InvalidOption(
+                "tangent_precision",
+                "must be float32 with method.tangent=finite_difference, whose rounding error is too large otherwise, "
+                f"got {self.tangent_precision}",
+            )
 
 
 class LogVariance(nn.Module):

@@ -15,10 +15,11 @@ def float32_products(tf32: bool = False) -> Iterator[None]:
     Args:
         tf32: Whether both use TF32; otherwise neither does.
     """
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # cudnn.flags would also disable cuDNN
     try:
-        with torch.backends.cudnn.flags(allow_tf32=tf32):
-            yield
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

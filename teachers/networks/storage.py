@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from teachers.support.private_api import kept_in_float32
 
@@ -138,15 +139,20 @@ def correct_patch_embedding(sample: Tensor, patch_size: int) -> Iterator[None]:
         torch.backends.mkldnn.enabled = enabled
 
 
-def _autocast_bias(layer: Any) -> Tensor | None:
-    """A layer's frozen bias in autocast's precision, which would otherwise be converted again in every call."""
-    bias: Tensor | None = layer.bias
-    if bias is None or bias.requires_grad or torch.compiler.is_compiling():  # a compiler fuses the conversion
+# By bias: its state, and the bias in autocast's precision. Not in the layer, so no copy and no file includes it.
+_converted = WeakTensorKeyDictionary()
+
+
+def _autocast_bias(bias: Tensor | None) -> Tensor | None:
+    """A frozen bias in autocast's precision, which would otherwise be converted again in every call."""
+    # A compiler fuses the conversion, and changes of inference tensors are not counted.
+    if bias is None or bias.requires_grad or torch.compiler.is_compiling() or bias.is_inference():
         return bias
     dtype = torch.get_autocast_dtype(bias.device.type)
-    kept: tuple[int, Tensor] | None = vars(layer).get("converted_bias")
-    if kept is None or kept[0] != bias._version or kept[1].dtype != dtype or kept[1].device != bias.device:
-        kept = vars(layer)["converted_bias"] = bias._version, bias.detach().to(dtype)
+    state = bias._version, bias.data_ptr(), bias.device, dtype
+    kept: tuple[tuple[Any, ...], Tensor] | None = _converted.get(bias)
+    if kept is None or kept[0] != state:
+        kept = _converted[bias] = state, bias.detach().to(dtype)
     return kept[1]
 
 
@@ -157,7 +163,7 @@ class StoredLinear(nn.Linear):
         if self.weight.requires_grad:
             return super().forward(input)
         if autocasting(input.device):
-            return F.linear(input, self.weight, _autocast_bias(self))
+            return F.linear(input, self.weight, _autocast_bias(self.bias))
         if torch.is_grad_enabled() and input.requires_grad:
             out: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return out
@@ -176,7 +182,7 @@ class StoredConvolution(nn.Module):
         options: Any = layer.stride, layer.padding, layer.dilation, layer.groups
         convolve = _FUNCTIONS[layer.weight.ndim][0]
         if autocasting(input.device):
-            output = convolve(input, layer.weight, _autocast_bias(layer), *options)
+            output = convolve(input, layer.weight, _autocast_bias(layer.bias), *options)
         elif torch.is_grad_enabled() and input.requires_grad:
             output = _Convolution.apply(input, layer.weight, layer.bias, options)  # type: ignore[no-untyped-call]
         else:

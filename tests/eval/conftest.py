@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 
-from eval.config.options import Timing
+from tests.commands import ONE_OR_TWO_CALLS
 
 
 @pytest.fixture
 def quick() -> dict[str, Any]:
     """One few-step row of the teacher, no LPIPS, latencies from one or two calls."""
-    timing = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
-    return {"few_steps": (1,), "lpips": None, "timing": timing}
+    return {"few_steps": (1,), "lpips": None, "timing": ONE_OR_TWO_CALLS}
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from distill.config.recipe import load
 from distill.train import train
 from eval.compare import compare
-from eval.config.options import Timing
 from teachers.support.errors import run_cli
+from tests.commands import ONE_OR_TWO_CALLS
 from tests.faults import kill
 
 SETTINGS = [*kill.SETTINGS, "train.evaluate_every=2", "train.steps=6", "name=run"]
@@ -51,8 +51,7 @@ def fork(work: Callable[[], Any], log: Path) -> int:
 
 
 def evaluate(run: Path, out: Path) -> None:
-    timing = Timing(repeats=2, seconds=0.1, min_repeats=1, part_repeats=1)
-    quick = {"few_steps": (1,), "lpips": None, "timing": timing, "prompts": "pocket"}
+    quick = {"few_steps": (1,), "lpips": None, "timing": ONE_OR_TWO_CALLS, "prompts": "pocket"}
     compare([run], out, samples=2, batch_size=2, **quick)
 
 

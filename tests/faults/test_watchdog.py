@@ -116,9 +116,8 @@ def test_watchdog_ends_the_run_if_the_agent_with_the_store_is_suspended():
     try:
         agent.send_signal(signal.SIGSTOP)
         deadline = time.monotonic() + 30
-        while any(
-            child.status() != psutil.STATUS_ZOMBIE for child in children
-        ):  # the agent reaps them once it continues
+        # The agent reaps them once it continues.
+        while any(child.status() != psutil.STATUS_ZOMBIE for child in children):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         agent.send_signal(signal.SIGCONT)

@@ -63,6 +63,10 @@ def recipe(tmp_path, text_pipeline):
         ("method.r1_weight=1", "method.r1_weight must be 0 without a discriminator"),
         ("method={name: rcm, dmd: {gan_weight: -1}}", "method.dmd.gan_weight must be at least 0, got -1"),
         ("method={name: rcm, scm: {guidances: [1.0]}}", "method.scm.guidances must be empty"),
+        (
+            "method={name: scm, tangent: finite_difference, tangent_precision: tf32}",
+            "method.tangent_precision must be float32 .* got tf32",
+        ),
         ("method={name: scm, second_times: [2.0]}", "method.second_times must be below 1.5708"),
         ("evaluation.features=pocke", "did you mean 'pocket'"),
         ("evaluation.reference=/gone", "evaluation.reference must be .* /gone does not exist"),

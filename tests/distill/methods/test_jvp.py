@@ -17,6 +17,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.methods import jvp as jvp_module
@@ -232,6 +233,20 @@ def test_finite_difference() -> None:
     assert half[1].dtype == torch.float32 and _error(half[1], exact[1]) < 2e-3
 
 
+@pytest.mark.parametrize("derive", [finite_difference, jvp])
+def test_derivatives_are_in_float32_with_cudnn_and_without_tf32(derive: Callable[..., Any]) -> None:
+    settings = []
+
+    def function(x: Tensor) -> Tensor:
+        settings.append((cudnn.enabled, cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        return x.sin()
+
+    before = cudnn.enabled, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    derive(function, (torch.ones(2),), (torch.ones(2),))
+    assert set(settings) == {(True, False, "highest")}
+    assert (cudnn.enabled, cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bf16_tangent_is_near_the_exact_one(name: str) -> None:
     network, function, primals, tangents = _build(name)
@@ -247,8 +262,7 @@ def test_tangents_are_chosen_by_name() -> None:
     assert tangent("finite_difference")[0] is finite_difference
     assert tangent()[1] == tangent("auto")[1] and "jvp in float32" in tangent()[1]
     assert "jvp in bf16" in tangent("jvp", precision="bf16")[1] and "jvp in tf32" in tangent("jvp", "cuda")[1]
-    with pytest.raises(ValueError, match="tangent_precision must be float32"):
-        tangent("finite_difference", precision="tf32")
+    assert "jvp in float32" in tangent("jvp", "cpu", "tf32")[1]
     assert "no CUDA device" in tangent()[1] and "from the recipe" in tangent("jvp")[1]
     with pytest.raises(ValueError, match="finite_difference"):
         tangent("backward")

@@ -1,7 +1,9 @@
 """The rules of `distill.methods.jvp_rules` against PyTorch's forward mode."""
 
+import copy
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,6 +186,7 @@ def test_fused_attention_is_used_only_for_supported_inputs(monkeypatch: pytest.M
         @staticmethod
         def forward(q, k, v, dq, dk, dv, mask, dropout, causal, scale):  # type: ignore[no-untyped-def]
             calls.append(tuple(q.shape))
+            assert {x.dtype for x in (q, k, v, dq, dk, dv)} == {torch.float32}
             assert mask is None and dropout == 0.0 and not causal
             p = torch.softmax(scale * q @ k.mT, -1)
             ds = scale * (dq @ k.mT + q @ dk.mT)
@@ -207,7 +210,20 @@ def test_fused_attention_is_used_only_for_supported_inputs(monkeypatch: pytest.M
     ):
         calls.clear()
         x, dx = torch.randn(shape), torch.randn(shape)
-        plain = jvp(lambda x, k=keys: attention(x, k), (x,), (dx,))
-        value, derivative = jvp(lambda x, k=keys: attention(x, k), (x,), (dx,), flash=True)
+        plain = jvp(partial(attention, keys=keys), (x,), (dx,))
+        function = partial(attention, keys=keys)
+        half = jvp(function, (x.bfloat16(),), (dx.bfloat16(),), flash=True, precision="bf16")
+        assert relative_error(half[0], plain[0]) < 2e-2 and relative_error(half[1], plain[1]) < 2e-2
+        assert calls == ([(*shape[:3], heads)] if heads else [])
+        calls.clear()
+        value, derivative = jvp(function, (x,), (dx,), flash=True)
         assert calls == ([(*shape[:3], heads)] if heads else [])
         assert relative_error(value, plain[0]) < 1e-5 and relative_error(derivative, plain[1]) < 1e-5
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.RMSNorm(4)], ids=str)
+def test_norms_with_half_precision_parameters_are_in_float32_under_autocast(norm: nn.Module) -> None:
+    x, dx = torch.randn(2, 4, 4), torch.randn(2, 4, 4)
+    expected = jvp(norm, (x.bfloat16().float(),), (dx.bfloat16().float(),))
+    found = jvp(copy.deepcopy(norm).bfloat16(), (x.bfloat16(),), (dx.bfloat16(),), precision="bf16")
+    assert all(y.dtype == torch.float32 and relative_error(y, z) < 1e-6 for y, z in zip(found, expected, strict=True))

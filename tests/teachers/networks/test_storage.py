@@ -1,6 +1,7 @@
 """Half-precision storage of frozen weights, and computation with them on a CPU."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -77,6 +78,29 @@ def test_biases_are_converted_once_under_autocast():
         assert x.shape in converted.shapes and not {(6,), (7,)} & {tuple(shape) for shape in converted.shapes}
         network[3].bias.add_(1)
         assert torch.allclose(network(x), first + 1, atol=2e-2)
+
+
+def test_converted_biases_follow_their_parameters():
+    """Also where parameters or their data are replaced; copies and state dicts do not have the converted biases."""
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)).requires_grad_(False).bfloat16()
+    store(network)
+    layer, x = network[1], torch.randn(4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        start = network(x)
+        keys, size = set(network.state_dict()), len(pickle.dumps(network))
+        copied = copy.deepcopy(network)
+        copied[1].bias.fill_(8.0)
+        assert torch.equal(network(x), start)
+        network.load_state_dict({key: value.clone() for key, value in copied.state_dict().items()}, assign=True)
+        assert torch.equal(network(x), copied(x)) and not torch.equal(network(x), start)
+        layer.bias.data = torch.full((2,), 16.0)
+        assert torch.allclose(network(x), copied(x) + 8, atol=0.1)
+        assert set(network.state_dict()) == keys and len(pickle.dumps(network)) == size
+    with torch.autocast("cpu", torch.float16):
+        assert network(x).dtype == torch.float16
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        layer.bias = nn.Parameter(torch.zeros(2), requires_grad=False)
+        assert torch.isfinite(network(x)).all()
 
 
 class ConvertedTensors(TorchDispatchMode):
