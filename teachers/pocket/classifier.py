@@ -7,16 +7,11 @@ if there are no Inception weights; metrics that use it have "pocket" in their na
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from teachers.networks.judges import block, load_frozen
+
 FEATURES = 64  # dimension of the features
-
-
-def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
 
 
 class Classifier(nn.Module):
@@ -25,7 +20,7 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _block(1, 24, 1), _block(24, 48, 2), _block(48, 48, 1), _block(48, 96, 2), _block(96, 96, 1)
+            block(1, 24, 1), block(24, 48, 2), block(48, 48, 1), block(48, 96, 2), block(96, 96, 1)
         )
         self.project = nn.Linear(96, FEATURES)
         self.head = nn.Linear(FEATURES, 10)
@@ -58,9 +53,7 @@ class Classifier(nn.Module):
 
 def load_classifier(path: Path) -> Classifier:
     """Load the classifier from safetensors in half precision, as a frozen float32 module in eval mode."""
-    classifier = Classifier()
-    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
-    return classifier.eval().requires_grad_(False)
+    return load_frozen(Classifier(), path)
 
 
 def rgb01(images: Tensor) -> Tensor:

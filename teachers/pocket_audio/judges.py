@@ -7,10 +7,10 @@ distances; metrics that use it have "pocket-audio" in their name.
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from teachers.media import pitch as harmonic_sum
+from teachers.networks.judges import block, load_frozen
 from teachers.pocket_audio.captions import INSTRUMENTS, LOWEST, NOTES
 from teachers.pocket_audio.parts import RATE, SAMPLES
 
@@ -29,12 +29,6 @@ def pitch(audio: Tensor) -> Tensor:
     return (harmonic_sum.pitch(audio, RATE, LOWEST, len(NOTES)) - LOWEST).clamp(min=0)
 
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
-
-
 class InstrumentJudge(nn.Module):
     """Classifies sounds (B, 1, 4096) in [-1, 1] into ten instruments.
 
@@ -43,7 +37,7 @@ class InstrumentJudge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(_block(1, 16), _block(16, 32), _block(32, 48), _block(48, 48))
+        self.body = nn.Sequential(block(1, 16), block(16, 32), block(32, 48), block(48, 48))
         self.project = nn.Linear(48 * 8, FEATURES)
         self.instrument = nn.Linear(FEATURES, len(INSTRUMENTS))
         self.note = nn.Linear(FEATURES, len(NOTES))
@@ -82,6 +76,4 @@ class InstrumentJudge(nn.Module):
 
 def load_judge(path: Path) -> InstrumentJudge:
     """Load the judge from safetensors in half precision, as a frozen float32 module in eval mode."""
-    judge = InstrumentJudge()
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
-    return judge.eval().requires_grad_(False)
+    return load_frozen(InstrumentJudge(), path)
