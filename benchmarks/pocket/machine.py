@@ -51,8 +51,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Machine:
-    """The machine of the options; sets one thread for a CPU and TensorFloat-32 for a GPU."""
-    if args.minutes is not None and args.minutes <= 0:
+    """The machine of the options; sets one thread for a CPU and TensorFloat-32 for a GPU.
+
+    The other options with whole numbers (steps, batches, samples) are checked too: each must be at least 1.
+    """
+    for name, value in vars(args).items():
+        if type(value) is int and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.minutes is not None and not args.minutes > 0:
         parser.error(f"--minutes must be above 0, got {args.minutes:g}")
     available = torch.cuda.is_available()
     try:
@@ -61,6 +67,8 @@ def chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Machine
         parser.error(f'--device must be "cpu" or a CUDA device, got "{args.device}"')
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not available):
         parser.error(f'--device must be {"" if available else "cpu because there is no "}a CUDA device, got "{device}"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        parser.error(f'--device must be one of {torch.cuda.device_count()} CUDA devices, got "{device}"')
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

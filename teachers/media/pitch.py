@@ -13,7 +13,7 @@ DECAY = 0.7  # d
 BETWEEN = ((1 / 2, 0.5), (1 / 3, 0.4), (2 / 3, 0.4))  # positions below a harmonic, in harmonics, and their shares
 COMPRESSION = 0.4  # exponent of the amplitudes, so that one strong harmonic does not decide
 TUNINGS = range(-50, 51, 5)  # cents by which a note may be out of tune
-RESOLUTION = 0.25  # Hz between two bins of the zero-padded transform, at most
+RESOLUTION = 0.125  # Hz between two bins of the zero-padded transform, at most
 NYQUIST_SHARE = 0.96  # harmonics above this share of half the sample rate are ignored
 A4 = 69  # MIDI key of 440 Hz
 

@@ -1,1 +1,1 @@
-"""Changes to networks for training: LoRA adapters, half-precision storage, activation checkpointing, offloading."""
+"""Networks in training (LoRA adapters, half-precision storage, checkpointing, offloading), and parts of judges."""

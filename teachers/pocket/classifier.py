@@ -7,13 +7,9 @@ if there are no Inception weights; metrics that use it have "pocket" in their na
 import torch
 from torch import Tensor, nn
 
+from teachers.networks.judges import block
+
 FEATURES = 64  # dimension of the features
-
-
-def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
 
 
 class Classifier(nn.Module):
@@ -22,7 +18,7 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _block(1, 24, 1), _block(24, 48, 2), _block(48, 48, 1), _block(48, 96, 2), _block(96, 96, 1)
+            block(1, 24, 1), block(24, 48, 2), block(48, 48, 1), block(48, 96, 2), block(96, 96, 1)
         )
         self.project = nn.Linear(96, FEATURES)
         self.head = nn.Linear(FEATURES, 10)

@@ -7,25 +7,16 @@ distances; metrics that use it have "pocket-audio" in their name.
 import torch
 from torch import Tensor, nn
 
+from teachers.media import pitch as harmonic_sum
+from teachers.networks.judges import block
 from teachers.pocket_audio.captions import INSTRUMENTS, LOWEST, NOTES
 from teachers.pocket_audio.parts import RATE, SAMPLES
 
 FEATURES = 64  # dimension of the features
-HARMONICS = 8
-DECAY = 0.7  # weight of a harmonic relative to the one below it
-BETWEEN = ((1 / 2, 0.5), (1 / 3, 0.4), (2 / 3, 0.4))  # positions between two harmonics, and weights that count against
-COMPRESSION = 0.4  # exponent of the amplitudes, so that one strong harmonic does not decide
-TUNINGS = range(-50, 51, 5)  # cents by which a note may be out of tune
-TRANSFORM = 2**15  # samples of the zero-padded transform: bins of 0.12 Hz
 
 
 def pitch(audio: Tensor) -> Tensor:
     """The note of each sound by the harmonic sum of its spectrum.
-
-    The score of a fundamental frequency f is the sum over k of 0.7^(k - 1) times A(k f) less a share of A between the
-    harmonics, where A is the compressed amplitude spectrum of the whole sound. Amplitudes between the harmonics count
-    against f, because a note an octave or a twelfth lower has harmonics there. The score of a note is the highest of 21
-    tunings.
 
     Args:
         audio: Waveforms, (B, 1, samples) at 4 kHz.
@@ -33,25 +24,7 @@ def pitch(audio: Tensor) -> Tensor:
     Returns:
         Indices into `NOTES`, (B,). Silence gives 0.
     """
-    mono = audio.mean(1).float()
-    taper = torch.hann_window(mono.shape[-1], device=mono.device)
-    amplitude = torch.fft.rfft(mono * taper, TRANSFORM).abs() ** COMPRESSION
-    keys = LOWEST + torch.arange(len(NOTES), dtype=torch.float64)[:, None] + torch.tensor(TUNINGS) / 100
-    fundamental = 440 * 2 ** ((keys - 69) / 12)
-    score = amplitude.new_zeros(len(audio), *fundamental.shape)
-    for k in range(1, HARMONICS + 1):
-        for below, weight in ((0.0, 1.0), *((below, -weight) for below, weight in BETWEEN)):
-            frequency = fundamental * (k - below)
-            bins = (frequency * TRANSFORM / RATE).round().long().clamp(max=TRANSFORM // 2).to(audio.device)
-            audible = (frequency < 0.48 * RATE).to(amplitude)
-            score += weight * DECAY ** (k - 1) * amplitude[:, bins] * audible
-    return score.amax(dim=2).argmax(dim=1)
-
-
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+    return (harmonic_sum.pitch(audio, RATE, LOWEST, len(NOTES)) - LOWEST).clamp(min=0)
 
 
 class InstrumentJudge(nn.Module):
@@ -62,7 +35,7 @@ class InstrumentJudge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(_block(1, 16), _block(16, 32), _block(32, 48), _block(48, 48))
+        self.body = nn.Sequential(block(1, 16), block(16, 32), block(32, 48), block(48, 48))
         self.project = nn.Linear(48 * 8, FEATURES)
         self.instrument = nn.Linear(FEATURES, len(INSTRUMENTS))
         self.note = nn.Linear(FEATURES, len(NOTES))

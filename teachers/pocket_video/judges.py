@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.media.motion import GROWTH_UNIT, SHIFT_UNIT, TURN_UNIT, motion
+from teachers.networks.judges import block
 from teachers.pocket_video.captions import OBJECTS
 from teachers.pocket_video.parts import CLIP
 
@@ -16,18 +17,12 @@ FRAME_FEATURES = 64
 FEATURES = FRAME_FEATURES + 4  # dimension of the features
 
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
-
-
 class ClipJudge(nn.Module):
     """Classifies the object in clips (B, 3, 9, 32, 32) in [0, 1] into ten classes of clothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(_block(1, 24), _block(24, 48), _block(48, 64))
+        self.body = nn.Sequential(block(1, 24), block(24, 48), block(48, 64))
         self.project = nn.Linear(64 * 16, FRAME_FEATURES)
         self.classify = nn.Linear(FRAME_FEATURES, len(OBJECTS))
 

@@ -1,5 +1,7 @@
 """The stages that make the pocket audio teacher, at a tiny size."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from teachers.pocket_audio.parts import LATENT_CHANNELS, SAMPLES, make_autoencod
 pytest.importorskip("torchsde")
 
 from benchmarks.pocket.audio.codec import Codec, FastSnake, start_from_principal_components
+from benchmarks.pocket.audio.data import render
 from benchmarks.pocket.audio.transformer import Denoiser
 
 
@@ -19,6 +22,21 @@ def tones(count: int) -> torch.Tensor:
     frequency = 0.5 * torch.rand(count, 20, 1, generator=rng)
     sinusoids = torch.sin(2 * torch.pi * frequency * torch.arange(SAMPLES)) / (0.02 + frequency)
     return (200 * sinusoids.sum(1)).short()
+
+
+def test_rendering_needs_its_package(tmp_path, monkeypatch):
+    font = tmp_path / "font.sf2"
+    monkeypatch.setitem(sys.modules, "tinysoundfont", None)
+    with pytest.raises(ValueError, match=r"font\.sf2 needs the package tinysoundfont: pip install tinysoundfont"):
+        render(font, 1, 0)
+
+
+def test_a_damaged_soundfont_is_named(tmp_path):
+    pytest.importorskip("tinysoundfont")
+    font = tmp_path / "font.sf2"
+    font.write_bytes(b"RIFF" + bytes(100))
+    with pytest.raises(ValueError, match=r"font\.sf2 cannot be used: .*Could not load"):
+        render(font, 1, 0)
 
 
 def test_fast_snake_is_the_snake_of_diffusers():

@@ -69,12 +69,15 @@ def test_a_schedule_follows_steps_or_time():
     ("options", "message"),
     [
         (["--minutes", "0"], "--minutes must be above 0, got 0"),
+        (["--minutes", "nan"], "--minutes must be above 0, got nan"),
+        (["--judge-steps", "0"], "--judge-steps must be at least 1, got 0"),
         (["--device", "toaster"], '--device must be "cpu" or a CUDA device, got "toaster"'),
         (["--device", "meta"], 'a CUDA device, got "meta"'),
     ],
 )
 def test_wrong_options_are_refused(options, message, capsys):
     parser = argparse.ArgumentParser()
+    parser.add_argument("--judge-steps", type=int, default=5)
     add_options(parser)
     with pytest.raises(SystemExit):
         chosen(parser, parser.parse_args(options))

@@ -26,6 +26,29 @@ def photographs(count: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
     return pictures, torch.arange(count) % 10
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_images": None}, "cannot be used: the key"),
+        (
+            {"train_images": np.zeros((4, 32, 32), np.uint8)},
+            r"\(N, 28, 28\) as bytes in train_images, got uint8 \(4, 32",
+        ),
+        ({"train_labels": np.zeros(3, np.uint8)}, r"a class for each photograph in train_labels, got uint8 \(3,\)"),
+        ({"train_labels": np.full(4, 10)}, "classes from 0 to 9 in train_labels, got 10 to 10"),
+        (None, "cannot be used"),
+    ],
+)
+def test_wrong_photographs_are_named(change, message, tmp_path):
+    file = tmp_path / "photographs.npz"
+    arrays = {"train_images": np.zeros((4, 28, 28), np.uint8), "train_labels": np.zeros(4, np.uint8)}
+    np.savez(file, **{key: value for key, value in (arrays | (change or {})).items() if value is not None})
+    if change is None:
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=rf"photographs\.npz .*{message}"):
+        load_photographs(file, "train")
+
+
 def test_photographs_move_as_they_should():
     pictures, _ = photographs(32)
     motions = torch.arange(32) % len(MOTIONS)

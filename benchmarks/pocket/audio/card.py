@@ -1,9 +1,9 @@
 """The pocket audio teacher's model card, with its evaluation on held-out notes."""
 
-import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableAudioPipeline
@@ -12,17 +12,17 @@ from tqdm import tqdm
 
 from benchmarks.pocket.audio.codec import reconstruct
 from benchmarks.pocket.audio.data import waveforms
-from benchmarks.pocket.audio.judge import assess
 from benchmarks.pocket.audio.plots import first_prompted, listen, plot
+from benchmarks.pocket.evaluation import assess, halves, write
 from eval.metrics.fid import frechet_distance
 from teachers.pocket_audio import GUIDANCE
 from teachers.pocket_audio.captions import balanced_labels, balanced_prompts
-from teachers.pocket_audio.judges import InstrumentJudge
+from teachers.pocket_audio.judges import InstrumentJudge, pitch
 
 STEPS = 50
 
 
-def sample(pipeline: StableAudioPipeline, count: int, guidance: float, steps: int = STEPS, batch: int = 120) -> Tensor:
+def sample(pipeline: StableAudioPipeline, count: int, guidance: float, steps: int, batch: int = 120) -> Tensor:
     """Waveforms (count, 1, samples) of `balanced_prompts(count)`."""
     prompts, rng = balanced_prompts(count), torch.Generator().manual_seed(0)
     batches = tqdm(range(0, count, batch), desc=f"samples, guidance {guidance:g}", mininterval=20)
@@ -38,23 +38,23 @@ def sample(pipeline: StableAudioPipeline, count: int, guidance: float, steps: in
 
 def evaluate(
     pipeline: StableAudioPipeline, judge: InstrumentJudge, held_out: dict[str, Tensor], image: Path, count: int
-) -> dict:
-    """Figures of real notes, of reconstructions and of samples; writes spectrograms to `image`."""
+) -> dict[str, Any]:
+    """Figures of real notes, of reconstructions and of samples; writes spectrograms and sounds beside `image`."""
     labels = held_out["labels"].long()
     real = waveforms(held_out["audio"])
     rebuilt = reconstruct(pipeline.vae, held_out["audio"])
     error = (rebuilt - real).square().sum() / real.square().sum()
-    heard, rebuilt_heard = assess(judge, real, labels), assess(judge, rebuilt, labels)
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
-    one, two = order[: len(order) // 2], order[len(order) // 2 :]
-    figures = {
-        "real_pitch": heard[0],
-        "real_instrument": heard[1],
-        "codec_pitch": rebuilt_heard[0],
-        "codec_instrument": rebuilt_heard[1],
+    heard, rebuilt_heard = (assess(judge, pitch, samples, labels) for samples in (real, rebuilt))
+    one, two = halves(len(real))
+    reference = heard.features[two]
+    figures: dict[str, Any] = {
+        "real_pitch": heard.measured,
+        "real_instrument": heard.classified,
+        "codec_pitch": rebuilt_heard.measured,
+        "codec_instrument": rebuilt_heard.classified,
         "codec_signal_to_noise_db": -10 * math.log10(error.item()),
-        "frechet_two_halves_of_the_held_out_notes": frechet_distance(heard[2][one], heard[2][two]),
-        "frechet_reconstructions": frechet_distance(rebuilt_heard[2][one], heard[2][two]),
+        "frechet_two_halves_of_the_held_out_notes": frechet_distance(heard.features[one], reference),
+        "frechet_reconstructions": frechet_distance(rebuilt_heard.features[one], reference),
         "held_out_notes": len(real),
         "samples": count,
     }
@@ -63,15 +63,15 @@ def evaluate(
     prompted = balanced_labels(count)
     for guidance in (1.0, GUIDANCE):
         start = time.process_time()
-        audio = sample(pipeline, count, guidance)
+        audio = sample(pipeline, count, guidance, STEPS)
         seconds = time.process_time() - start
-        right = assess(judge, audio, prompted)
+        found = assess(judge, pitch, audio, prompted)
         rows.append(
             {
                 "guidance": guidance,
-                "pitch": right[0],
-                "instrument": right[1],
-                "frechet": frechet_distance(right[2], heard[2][two]),
+                "pitch": found.measured,
+                "instrument": found.classified,
+                "frechet": frechet_distance(found.features, reference),
                 "samples_per_cpu_second": count / seconds,
             }
         )
@@ -88,13 +88,17 @@ def write_card(staged: Path, judge: InstrumentJudge, held_out: dict[str, Tensor]
     pipeline = StableAudioPipeline.from_pretrained(staged / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     figures = evaluate(pipeline, judge, held_out, image, count)
-    (staged / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write(staged, figures, card(figures))
+
+
+def card(figures: dict[str, Any]) -> str:
+    """The model card."""
     table = "\n".join(
         f"| {r['guidance']:g} | {r['pitch']:.1%} | {r['instrument']:.1%} | {r['frechet']:.2f} |"
         for r in figures["rows"]
     )
-    (staged / "pipeline" / "README.md").write_text(
-        f"""---
+    count, held_out = figures["samples"], figures["held_out_notes"]
+    return f"""---
 license: mit
 pipeline_tag: text-to-audio
 library_name: diffusers
@@ -113,7 +117,7 @@ Noise schedule and prediction: those of Stable Audio (velocity of TrigFlow). Eva
 ## Evaluation
 
 Pitch is measured by a harmonic sum, without a network. The instrument is measured by the judge that is shipped with the
-pipeline. Frechet distances use the 64 features of this judge, {count:,} samples against {len(held_out["audio"]) // 2:,}
+pipeline. Frechet distances use the 64 features of this judge, {count:,} samples against {held_out // 2:,}
 held-out notes. **What is held out are renderings**: the same recordings as in training with other loudness, length and
 onset. No recording and no combination of instrument and note is held out.
 
@@ -129,7 +133,4 @@ onset. No recording and no combination of instrument and note is held out.
 {table}
 
 Made by `python -m benchmarks.pocket.audio.make`, which also writes this page.
-""",
-        encoding="utf-8",
-    )
-    print(json.dumps(figures, indent=2))
+"""

@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from teachers.pocket_audio.captions import INSTRUMENTS, LOWEST, NOTES
 from teachers.pocket_audio.parts import RATE, SAMPLES
+from teachers.support.errors import reading
+from teachers.support.regular import check_regular
 
 PROGRAMS = (0, 10, 12, 21, 24, 40, 52, 56, 71, 73)  # General MIDI programs of INSTRUMENTS
 OVERSAMPLING = 8  # rendered at 32 kHz, because tinysoundfont interpolates linearly and would alias at 4 kHz
@@ -47,16 +49,24 @@ def render(font: Path, repeats: int, seed: int) -> dict[str, Tensor]:
 
     Returns:
         "audio", (240 * repeats, SAMPLES) in int16, and "labels", the instrument and the note of each, uint8.
+
+    Raises:
+        ValueError: If the package tinysoundfont is missing, or the SoundFont is damaged or lacks an instrument.
     """
-    import tinysoundfont  # only needed here: the stages after the notes run without it
+    try:
+        import tinysoundfont  # only needed here: the stages after the notes run without it
+    except ImportError as error:
+        raise ValueError(f"{font} needs the package tinysoundfont: pip install tinysoundfont") from error
 
     synth = tinysoundfont.Synth(samplerate=RATE * OVERSAMPLING, gain=-6.0)
-    loaded = synth.sfload(str(font))
     pairs = [(i, n) for i in range(len(INSTRUMENTS)) for n in range(len(NOTES))]
     audio = np.zeros((repeats, len(pairs), SAMPLES), np.float32)
-    for repeat in tqdm(range(repeats), desc=f"notes, seed {seed}"):
-        for k, (instrument, note) in enumerate(pairs):
-            audio[repeat, k] = _render(synth, loaded, instrument, note, np.random.default_rng((seed, repeat, k)))
+    with reading(font):
+        check_regular(font)
+        loaded = synth.sfload(str(font))
+        for repeat in tqdm(range(repeats), desc=f"notes, seed {seed}"):
+            for k, pair in enumerate(pairs):
+                audio[repeat, k] = _render(synth, loaded, *pair, np.random.default_rng((seed, repeat, k)))
     by_instrument = audio.reshape(repeats, len(INSTRUMENTS), len(NOTES), SAMPLES)
     gain = LOUDNESS / _loudness(by_instrument)
     audio = (by_instrument * gain[None, :, None, None]).reshape(-1, SAMPLES)

@@ -1,6 +1,5 @@
-"""Training and use of the instrument judge."""
+"""Training of the instrument judge."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from benchmarks.pocket.audio.data import waveforms
 from benchmarks.pocket.machine import CPU, Machine
 from benchmarks.pocket.training import train
-from teachers.pocket_audio.judges import InstrumentJudge, pitch
+from teachers.pocket_audio.judges import InstrumentJudge
 
 BATCH = 64
 
@@ -22,7 +21,8 @@ def degrade(audio: Tensor, rng: torch.Generator) -> Tensor:
     """
     count, _, samples = audio.shape
     draw = {"generator": rng, "device": audio.device}
-    audio = audio.roll(int(torch.randint(-200, 201, (), **draw)), dims=2)
+    shift = torch.randint(-200, 201, (), **draw)
+    audio = audio[..., (torch.arange(samples, device=audio.device) - shift) % samples]
     decibels = 5 * torch.randn(count, 1, 8, **draw)
     gain = F.interpolate(10 ** (decibels / 20), size=samples // 2 + 1, mode="linear", align_corners=True)
     equalised = torch.fft.irfft(torch.fft.rfft(audio) * gain, samples)
@@ -38,7 +38,6 @@ def train_judge(audio: Tensor, labels: Tensor, steps: int, work: Path, machine: 
     torch.manual_seed(0)
     judge = InstrumentJudge().train()
     audio, labels = audio.to(machine.device), labels.to(machine.device).long()
-    eager = replace(machine, graph=False)  # the shift in time is read from the device
 
     def loss(rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         rows = torch.randint(len(audio), (BATCH,), generator=rng, device=machine.device)
@@ -47,18 +46,4 @@ def train_judge(audio: Tensor, labels: Tensor, steps: int, work: Path, machine: 
         note = F.cross_entropy(judge.note(features), labels[rows, 1], label_smoothing=0.05)
         return instrument + note, {"instrument": instrument, "note": note}
 
-    return train("judge", judge, loss, steps, 3e-3, work / "judge_state.pt", weight_decay=1e-2, machine=eager)
-
-
-@torch.no_grad()
-def assess(judge: InstrumentJudge, audio: Tensor, labels: Tensor) -> tuple[float, float, Tensor]:
-    """The share of waveforms (N, 1, samples) with the right pitch and instrument, and their features (N, 64)."""
-    features = torch.cat([judge.features(batch) for batch in audio.split(200)])
-    heard = torch.cat([pitch(batch) for batch in audio.split(200)])
-    instrument = judge.instrument(features).argmax(1)
-    labels = labels.long()
-    return (
-        (heard == labels[:, 1]).double().mean().item(),
-        (instrument == labels[:, 0]).double().mean().item(),
-        features,
-    )
+    return train("judge", judge, loss, steps, 3e-3, work / "judge_state.pt", weight_decay=1e-2, machine=machine)

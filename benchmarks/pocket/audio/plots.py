@@ -1,44 +1,31 @@
-"""Spectrograms of real, reconstructed and sampled notes as PNG files, and the sounds as WAV files."""
+"""Real, reconstructed and sampled notes to look at and to listen to: spectrograms as PNG files, sounds as WAV files."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderOobleck
-from PIL import Image
-from scipy.io import wavfile
 from torch import Tensor
 
-from benchmarks.pocket.audio.codec import reconstruct, spectrum
+from benchmarks.pocket.audio.codec import reconstruct
 from benchmarks.pocket.audio.data import waveforms
+from teachers.media import Audio
+from teachers.media.pictures import tile, to_pil
 from teachers.pocket_audio.captions import INSTRUMENTS, balanced_labels
-from teachers.pocket_audio.parts import RATE
+from teachers.pocket_audio.parts import RATE, SAMPLES
 
-WINDOW = 256
-ROOM = 4  # white pixels between two spectrograms
-
-
-def spectrogram(audio: Tensor) -> np.ndarray:
-    """One spectrogram (frequency, time), uint8, from -70 dB (black) to -10 dB (white), of a waveform (1, samples)."""
-    decibels = 20 * spectrum(audio[None], WINDOW)[0].clamp(min=1e-6).log10()
-    return ((decibels + 70) / 60).clamp(0, 1).mul(255).flip(0).byte().numpy()
+SOUND = Audio(channels=1, samples=SAMPLES, rate=RATE)
 
 
 def plot(rows: list[Tensor], path: Path) -> None:
     """Write rows of waveforms, each (N, 1, samples), as a grid of spectrograms."""
-    grid = []
-    for row in rows:
-        cells = [np.pad(spectrogram(audio), ((0, ROOM), (0, ROOM)), constant_values=255) for audio in row]
-        grid.append(np.concatenate(cells, axis=1))
-    image = Image.fromarray(np.concatenate(grid))
-    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
+    stills = torch.stack([SOUND.still(audio) for row in rows for audio in row])
+    to_pil(tile(stills, columns=len(rows[0]))).save(path)
 
 
 def listen(audio: Tensor, folder: Path, name: str) -> None:
     """Write waveforms (N, 1, samples) as 16-bit WAV files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for k, sound in enumerate(audio):
-        wavfile.write(folder / f"{name}_{k:02}.wav", RATE, (sound[0].clamp(-1, 1) * 32767).short().numpy())
+    SOUND.save(audio, folder / f"{name}.wav")
 
 
 def first_prompted(labels: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """The pocket video teacher's model card, with its evaluation on clips of photographs that were not trained on."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -11,11 +10,12 @@ from diffusers import WanPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.pocket.evaluation import assess, halves, write
 from benchmarks.pocket.video.autoencoder import decode, encode
 from benchmarks.pocket.video.data import random_clips
-from benchmarks.pocket.video.judge import assess
 from eval.metrics.fid import frechet_distance
 from eval.metrics.temporal import flicker
+from teachers.media.motion import motion_labels
 from teachers.media.pictures import tile, to_pil
 from teachers.pocket_video import CALL, GUIDANCE
 from teachers.pocket_video.captions import balanced_labels, balanced_prompts
@@ -53,17 +53,17 @@ def evaluate(
     clips, labels = real["clips"], real["labels"]
     rebuilt = decode(pipeline.vae, encode(pipeline.vae, clips * 2 - 1))
     error = (rebuilt - clips).square().mean().item()
-    seen, rebuilt_seen = assess(judge, clips, labels), assess(judge, rebuilt, labels)
-    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(0))
-    one, two = order[: len(order) // 2], order[len(order) // 2 :]
+    seen, rebuilt_seen = (assess(judge, motion_labels, samples, labels) for samples in (clips, rebuilt))
+    one, two = halves(len(clips))
+    reference = seen.features[two]
     figures: dict[str, Any] = {
-        "real_motion": seen[0],
-        "real_class": seen[1],
-        "autoencoder_motion": rebuilt_seen[0],
-        "autoencoder_class": rebuilt_seen[1],
+        "real_motion": seen.measured,
+        "real_class": seen.classified,
+        "autoencoder_motion": rebuilt_seen.measured,
+        "autoencoder_class": rebuilt_seen.classified,
         "autoencoder_psnr_db": -10 * math.log10(error),
-        "frechet_two_halves_of_the_real_clips": frechet_distance(seen[2][one], seen[2][two]),
-        "frechet_reconstructions": frechet_distance(rebuilt_seen[2][one], seen[2][two]),
+        "frechet_two_halves_of_the_real_clips": frechet_distance(seen.features[one], reference),
+        "frechet_reconstructions": frechet_distance(rebuilt_seen.features[one], reference),
         "real_flicker": flicker(clips).mean().item(),
         "real_clips": len(clips),
         "samples": count,
@@ -74,13 +74,13 @@ def evaluate(
         start = time.process_time()
         made = sample(pipeline, count, guidance, STEPS)
         seconds = time.process_time() - start
-        motion, right, features = assess(judge, made, balanced_labels(count))
+        found = assess(judge, motion_labels, made, balanced_labels(count))
         rows.append(
             {
                 "guidance": guidance,
-                "motion": motion,
-                "class": right,
-                "frechet": frechet_distance(features, seen[2][two]),
+                "motion": found.measured,
+                "class": found.classified,
+                "frechet": frechet_distance(found.features, reference),
                 "flicker": flicker(made).mean().item(),
                 "clips_per_cpu_second": count / seconds,
             }
@@ -96,9 +96,7 @@ def write_card(staged: Path, judge: ClipJudge, real: dict[str, Tensor], image: P
     pipeline = WanPipeline.from_pretrained(staged / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     figures = evaluate(pipeline, judge, real, image, count)
-    (staged / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (staged / "pipeline" / "README.md").write_text(card(figures), encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    write(staged, figures, card(figures))
 
 
 def card(figures: dict[str, Any]) -> str:

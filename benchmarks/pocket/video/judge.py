@@ -1,4 +1,4 @@
-"""Training and use of the judge of classes."""
+"""Training of the judge of classes."""
 
 from pathlib import Path
 
@@ -9,7 +9,6 @@ from torch import Tensor
 from benchmarks.pocket.machine import CPU, Machine
 from benchmarks.pocket.training import train
 from benchmarks.pocket.video.data import random_clips
-from teachers.media.motion import motion_labels
 from teachers.pocket_video.judges import ClipJudge
 
 BATCH = 32
@@ -46,18 +45,3 @@ def train_judge(photographs: Tensor, labels: Tensor, steps: int, work: Path, mac
 
     judge = ClipJudge().train()
     return train("judge", judge, loss, steps, 3e-3, work / "judge_state.pt", weight_decay=1e-2, machine=machine)
-
-
-@torch.no_grad()
-def assess(judge: ClipJudge, clips: Tensor, labels: Tensor) -> tuple[float, float, Tensor]:
-    """The share of clips (N, 3, 9, 32, 32) in [0, 1] with the right motion and class, and their features (N, 68)."""
-    features, right_motion, right_class = [], [], []
-    for batch, wanted in zip(clips.split(200), labels.split(200), strict=True):
-        features.append(judge.features(batch))
-        right_class.append(judge(batch).argmax(1) == wanted[:, 0])
-        right_motion.append(motion_labels(batch) == wanted[:, 1])
-    return (
-        torch.cat(right_motion).double().mean().item(),
-        torch.cat(right_class).double().mean().item(),
-        torch.cat(features),
-    )
