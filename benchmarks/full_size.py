@@ -96,3 +96,18 @@ MODELS: dict[str, tuple[str, Callable[[Path], None], dict[str, tuple[int, ...]]]
         {"encoder_hidden_states": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)},
     ),
 }
+
+
+@torch.no_grad()
+def randomise(module: Any) -> Any:
+    """Fill the parameters of `module`; buffers of positions get their numbers."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.02)
+            else:
+                parameter.fill_(float(name == "weight"))
+        for name, buffer in part.named_buffers(recurse=False):
+            if name == "position_ids":
+                buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+    return module

@@ -3,11 +3,12 @@
     python -m benchmarks.latency [--models sd15 sdxl] [--batches 1 4 16]
 
 The teacher is the stock pipeline with 50 steps and guidance 7.5, in half precision on a GPU. The student has the
-scheduler and the call of an export. A call includes the text encoder, the network
-and the decoder. Random weights change no time. Writes latency.json and latency.md to benchmarks/results.
+scheduler and the call of an export. A call includes the text encoder, the network and the decoder. Random weights
+change no time. Writes latency.json and latency.md to benchmarks/results.
 """
 
 import argparse
+import inspect
 import json
 import tempfile
 from functools import partial
@@ -18,8 +19,10 @@ import diffusers
 import torch
 import transformers
 
-from benchmarks.full_size import MODELS
+from benchmarks.full_size import MODELS, randomise
+from benchmarks.support.options import check_counts
 from distill.config.registry import TEACHERS, find
+from distill.exporting.distill_json import device_name, student_call
 from distill.training.meta_device import build_on_meta
 from eval.config.options import Timing
 from eval.pipelines.latency import PeakMemory, latency, parts
@@ -48,25 +51,11 @@ def random_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> A
                 module = kind(kind.config_class.from_pretrained(folder / name))
         components[name] = randomise(module.to(dtype).to_empty(device=device)).eval()
     kind = getattr(diffusers, index["_class_name"])
-    options = {"safety_checker": None, "feature_extractor": None} if index["_class_name"].endswith("nPipeline") else {}
-    pipe = kind(**components, **options)
+    parameters = inspect.signature(kind).parameters.values()
+    absent = {p.name: None for p in parameters if p.default is p.empty and p.name not in components}  # safety checker
+    pipe = kind(**components, **absent)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@torch.no_grad()
-def randomise(module: Any) -> Any:
-    """Fill the parameters of `module`; buffers of positions get their numbers."""
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.02)
-            else:
-                parameter.fill_(float(name == "weight"))
-        for name, buffer in part.named_buffers(recurse=False):
-            if name == "position_ids":
-                buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
-    return module
 
 
 def measure(model: str, batches: list[int], device: torch.device, dtype: torch.dtype, seconds: float) -> list[Any]:
@@ -85,7 +74,7 @@ def measure(model: str, batches: list[int], device: torch.device, dtype: torch.d
             times = teacher.native_times(student, wanted)
             scheduler = teacher.consistency_export(student, times)[0]  # type: ignore[attr-defined]
             kind = f"student, {len(times)} step" + "s" * (len(times) > 1)
-            calls[kind] = scheduler, teacher.calls(len(times), times) | teacher.timesteps_call(student, times)
+            calls[kind] = scheduler, student_call(teacher, student, times)
         for batch in batches:
             for kind, (pipe.scheduler, options) in calls.items():
                 prompts = ["a photograph"] * batch
@@ -107,8 +96,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        slow = next(r for r in rows if r["sampler"].startswith("teacher") and r["batch"] == row["batch"]
-                    and r["model"] == row["model"])  # fmt: skip
+        slow = next(
+            r
+            for r in rows
+            if r["sampler"].startswith("teacher") and (r["model"], r["batch"]) == (row["model"], row["batch"])
+        )
         spread = f"{row['ms']:.1f} ({row['p5']:.1f} to {row['p95']:.1f}, {row['repeats']} calls)"
         lines.append(
             f"| {row['model']} | {row['batch']} | {row['sampler']} | {spread} | {row['ms'] / row['batch']:.1f} | "
@@ -125,12 +117,12 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=3.0, help="of repeated calls of one kind (default: 3)")
     args = parser.parse_args()
+    check_counts(parser, args)
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.float16 if cuda else torch.float32
     rows = [row for model in args.models for row in measure(model, args.batches, device, dtype, args.seconds)]
-    name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-    machine = f"{name}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}, diffusers "
-    machine += diffusers.__version__
+    precision = str(dtype).removeprefix("torch.")
+    machine = f"{device_name(device)}, {precision}, torch {torch.__version__}, diffusers {diffusers.__version__}"
     path = RESULTS / "latency.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     stored[machine] = [row for row in stored.get(machine, []) if row["model"] not in args.models] + rows

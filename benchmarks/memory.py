@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,21 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.full_size import MODELS
+from benchmarks.full_size import MODELS, randomise
 from benchmarks.memory_table import report
+from benchmarks.support.options import check_counts
 from distill.config.recipe import Recipe
 from distill.config.registry import DISTILLERS, TEACHERS, find
 from distill.config.sections import DTYPES, MemoryRecipe, OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.data.batch import Batch, Pairs
+from distill.exporting.distill_json import device_name
 from distill.training import memory_plan
 from distill.training.engine import Engine
 from distill.training.memory_plan import LATE_STEP
 from distill.training.meta_device import build_on_meta, resident_modules
 from distill.training.state import TrainState
 from distill.training.step import batch_rngs, train_step
+from eval.pipelines.latency import timed
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 
@@ -81,17 +83,10 @@ class Case:
         )
 
 
-@torch.no_grad()
 def fill(teacher: Teacher, device: torch.device) -> Teacher:
     """Move `teacher` from the meta device to `device`, with small random weights."""
     for module in (teacher.denoiser.network, *resident_modules(teacher)):
-        module.to_empty(device=device)
-        for part in module.modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                if parameter.ndim > 1:
-                    parameter.normal_(std=0.02)
-                else:
-                    parameter.fill_(float(name == "weight"))
+        randomise(module.to_empty(device=device))
     return teacher
 
 
@@ -141,11 +136,7 @@ def measure(case: Case, folder: Path, precision: str) -> dict[str, float]:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         for _ in range(STEPS_ON_GPU if cuda else 1):
-            start = time.perf_counter()
-            train_step(state, batches, engine, recipe)
-            if cuda:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(timed(lambda: train_step(state, batches, engine, recipe), engine.device)[1])
         finite = all(p.isfinite().all() for p in state.distiller.student.parameters())
         peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         counts = count_kernels(state, batches, engine, recipe) if cuda and case.batch <= COUNTED else {}
@@ -217,7 +208,7 @@ def main() -> None:
     """Plan and measure the requested cases and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["sd15"], choices=list(MODELS))
-    parser.add_argument("--methods", nargs="+", default=["dmd", "scm"], choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--tiers", nargs="+", default=["lora", "full"], choices=["lora", "full"])
     parser.add_argument("--batches", nargs="*", type=int, default=[1], help="batch sizes to measure (default: 1)")
     parser.add_argument(
@@ -236,6 +227,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="bf16" if torch.cuda.is_available() else "no")
     args = parser.parse_args()
+    check_counts(parser, args)
     if args.child:
         print(json.dumps(measure(Case(**json.loads(args.child)), args.folder, args.precision)))
         return
@@ -261,7 +253,7 @@ def main() -> None:
 
 def save(row: dict[str, Any], precision: str) -> None:
     """Add a row to the files, or update the stored one; a new plan keeps the earlier measurement."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    name = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     path = RESULTS / "memory.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     rows = stored.setdefault(f"{name}, {'float32' if precision == 'no' else precision}", [])

@@ -18,10 +18,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from benchmarks.latency import randomise
+from benchmarks.full_size import randomise
+from benchmarks.support.options import check_counts
 from benchmarks.tangent import medians, reference
 from benchmarks.tangent_networks import IMAGE_NETWORKS, MEDIA_NETWORKS, Case
+from distill.exporting.distill_json import device_name
 from distill.methods.jvp import finite_difference, tangent
+from eval.pipelines.latency import synchronize
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -65,8 +68,7 @@ def measure(name: str, device: torch.device, repeats: int) -> list[str]:
 
     def synchronised(method: Any) -> None:
         method(function, point, direction)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
 
     exact = reference(network, function, point, direction)
     errors, peaks = dict[str, float](), dict[str, float]()
@@ -90,15 +92,17 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats (default: 5)")
     args = parser.parse_args()
+    check_counts(parser, args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = list(methods(device))
     lines = ["| network | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
     for name in args.networks:
         lines.append(f"| {name} | " + " | ".join(measure(name, device, args.repeats)) + " |")
         print(lines[-1], flush=True)
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     text = "# Precision of tangents\n\n`python -m benchmarks.tangent_precision`: time, error against float64 and peak "
-    text += f"memory of a derivative\nof float32 networks with random weights, batch 2 or 4. {machine}, torch "
+    text += (
+        f"memory of a derivative\nof float32 networks with random weights, batch 2 or 4. {device_name(device)}, torch "
+    )
     text += f"{torch.__version__}.\n\n"
     (RESULTS / "tangent_precision.md").write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from benchmarks.support.options import check_counts
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -51,13 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Machine:
-    """The machine of the options; sets one thread for a CPU and TensorFloat-32 for a GPU.
-
-    The other options with whole numbers (steps, batches, samples) are checked too: each must be at least 1.
-    """
-    for name, value in vars(args).items():
-        if type(value) is int and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    """The machine of the options; sets one thread for a CPU and TensorFloat-32 for a GPU. All options are checked."""
+    check_counts(parser, args)
     if args.minutes is not None and not args.minutes > 0:
         parser.error(f"--minutes must be above 0, got {args.minutes:g}")
     available = torch.cuda.is_available()
