@@ -122,9 +122,9 @@ class Monitor:
             evaluation, from which a student starts. 0 for samples that are not finite.
         """
         times, target = distiller.sampling_schedules()[0], self.teacher_diversity["samples"]
-        total, medium = min(SAMPLES, self.count), self.teacher.medium
+        prompts, medium = torch.arange(min(SAMPLES, self.count)) // NOISES, self.teacher.medium
         samples = [
-            torch.cat([compared(part, medium) for part in self.batches(student, times[:n], total, NOISES)])
+            torch.cat([compared(part, medium) for part in self.batches(student, times[:n], prompts)])
             for n in distiller.step_counts(times)
         ]
         ratios = [relative_variation(variation(part).cpu(), target) for part in samples]
@@ -139,12 +139,18 @@ class Monitor:
             endpoints = teacher_endpoint(self.teacher, noise[rows].to(self.device), self._cond(rows), steps, guidance)
             features.append(self.extract(decode_samples(self.teacher, endpoints)).cpu())
         shown = []
-        for rows in torch.arange(min(self.count, columns(self.teacher.medium) * 2)).split(self.chunk):
-            same_noise, cond = self.noise[rows].to(self.device), self._cond(rows)
+        prompts = self._shown_prompts()
+        for rows in torch.arange(len(prompts)).split(self.chunk):
+            same_noise, cond = self.noise[rows].to(self.device), self._cond(prompts[rows])
             endpoints = teacher_endpoint(self.teacher, same_noise, cond, steps, guidance)
             shown.append(preview(decode_samples(self.teacher, endpoints), self.teacher.medium).cpu())
         mean, covariance = statistics(torch.cat(features))
         return {"mean": mean, "covariance": covariance, "images": torch.cat(shown)}
+
+    def _shown_prompts(self) -> Tensor:
+        """The numbers of the held-out prompts in previews, spread evenly: captions of a data set can be sorted."""
+        count = min(columns(self.teacher.medium), self.count)
+        return torch.arange(count) * (self.count // count)
 
     @staticmethod
     def _generator(recipe: Recipe, purpose: str) -> torch.Generator:
@@ -154,24 +160,23 @@ class Monitor:
         return torch.randn(shape, generator=generator).to(self.device)
 
     @torch.no_grad()
-    def batches(self, student: Denoiser, times: Sequence[float], count: int, noises: int = 1) -> Iterator[Tensor]:
-        """The student's samples from the held-out prompts and noise, in batches.
+    def batches(self, student: Denoiser, times: Sequence[float], prompts: Tensor) -> Iterator[Tensor]:
+        """The student's samples from held-out prompts and the first rows of the noise, in batches.
 
         Args:
             student: The student, or its EMA.
             times: Decreasing angles of its steps, in radians.
-            count: Number of samples.
-            noises: Number of consecutive samples from the same prompt.
+            prompts: The number of the held-out prompt of each sample, (N,).
 
         Yields:
             Samples (B, *medium.shape) in the judged range, such as images in [0, 1].
         """
         generator = torch.Generator().manual_seed(0)
-        for rows in torch.arange(count).split(self.chunk):
+        for rows in torch.arange(len(prompts)).split(self.chunk):
             noise = self.noise[rows].to(self.device)
             more_noise = partial(self._randn, noise.shape, generator)
             with eager():  # compiling for another batch size than the run's takes longer than it saves
-                latents = sample(student, noise, times, self._cond(rows // noises), more_noise)
+                latents = sample(student, noise, times, self._cond(prompts[rows]), more_noise)
                 samples = decode_samples(self.teacher, latents)
             yield samples
 
@@ -179,7 +184,7 @@ class Monitor:
     def distance(self, student: Denoiser, times: Sequence[float]) -> float:
         """Frechet distance between the features of the student's held-out samples and of the teacher's samples."""
         features, finite = [], True
-        for part in self.batches(student, times, self.count):  # all of them: sharded networks need every process
+        for part in self.batches(student, times, torch.arange(self.count)):  # all: sharded networks need every process
             finite &= bool(part.isfinite().all())
             features.append(self.extract(part).cpu())
         if not finite:
@@ -204,11 +209,10 @@ class Monitor:
         Returns:
             The grid of stills as one picture (3, H, W) in [0, 1], and the samples of each row.
         """
-        medium = self.teacher.medium
-        count = min(columns(medium), self.count)
-        samples = [self.teacher_results["images"][:count]]
+        medium, prompts = self.teacher.medium, self._shown_prompts()
+        samples = [self.teacher_results["images"]]
         for denoiser, times in rows.values():
-            parts = [preview(part, medium).cpu() for part in self.batches(denoiser, times, count)]
+            parts = [preview(part, medium).cpu() for part in self.batches(denoiser, times, prompts)]
             samples.append(torch.cat(parts))
         grid = still_grid(samples, medium)
         if self.writes:
