@@ -92,7 +92,7 @@ def _make_inputs(inputs: Path, kinds: tuple[str, ...], models: tuple[str, ...]) 
 
 def import_everything(work: Path) -> None:
     """Import what commands import lazily, so that the forks need not."""
-    for name in ("gradio", "datasets", "pyarrow.parquet", "bs4", "ftfy"):
+    for name in ("gradio", "datasets", "pyarrow.parquet", "bs4", "ftfy", "matplotlib.font_manager"):
         with suppress(ImportError):
             import_module(name)
     for model in sorted((work / "inputs" / "models").glob("*/")):

@@ -69,7 +69,7 @@ FIGURES = (
 )
 TIMING = Timing(repeats=2, seconds=0.05, min_repeats=1, part_repeats=1)
 FINISH = 0.2  # the share of processes that are not killed
-LIMIT = 300.0  # seconds in which a process must end
+LIMIT = 1800.0  # seconds in which a process must end, also on a busy machine
 
 
 def recipe(method: str, base: Path, output: Path, *words: str) -> Any:
