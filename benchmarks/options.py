@@ -35,6 +35,9 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "scm, guidance sampled from 1.5, 2, 3": ("scm", ["method.guidances=[1.5,2.0,3.0]"]),
     "scm from data (sCT), no guidance": ("scm", ["method.drift=data", "teacher.guidance=1.0"]),
     "rcm": ("rcm", []),
+    "sid": ("sid", []),
+    "sid, alpha 1.2": ("sid", ["method.alpha=1.2"]),
+    "sid + GAN on the fake score (SiDA)": ("sid", ["method.gan_weight=0.003", *IMAGES]),
 }
 
 
