@@ -29,6 +29,10 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "dmd, 2 steps by backward simulation": ("dmd", ["method.timesteps=[700,350]"]),
     "dmd, Karras noise levels": ("dmd", ["method.noise_levels=karras", "method.noise_range=[0.2,0.75]"]),
     "dmd, uniform weighting": ("dmd", ["method.weighting=uniform"]),
+    "dmd, 2 steps, guidance at the remaining noise levels": (
+        "dmd",
+        ["method.timesteps=[700,350]", "method.guidance_noise=remaining", "method.guidance_noise_range=[0.02,0.8]"],
+    ),
     "scm": ("scm", []),
     "scm, finite differences": ("scm", ["method.tangent=finite_difference"]),
     "scm, learned weighting": ("scm", ["method.learned_weighting=true"]),

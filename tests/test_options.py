@@ -65,7 +65,7 @@ MEANINGFUL: dict[str, set[str]] = {
     "EvaluationRecipe.validation_every": {"zero"},
     "Lora.scale": {"negative", "zero"},
     "DMDOptions.regression_pairs": {"zero"},
-    "DMDOptions.regression_weight": {"zero"},
+    **{f"DMDOptions.{name}": {"zero"} for name in ("regression_weight", "guidance_weight", "guidance_noise_range")},
     **{
         f"{method}.{name}": {"zero"}
         for method in ("DMDOptions", "SIDOptions")
@@ -182,6 +182,7 @@ RELATIONS = [
     (DMDOptions, {"timesteps": [700, 700]}, "timesteps must decrease"),
     (DMDOptions, {"noise_range": [0.9, 0.1]}, "noise_range must increase"),
     (DMDOptions, {"gan_noise_range": [0.5, 0.5]}, "gan_noise_range must increase"),
+    (DMDOptions, {"guidance_noise_range": [0.9, 0.1]}, "guidance_noise_range must increase"),
     (DMDOptions, {"regression_weight": 1, "regression_pairs": 0}, "regression_pairs must be at least 1"),
     (DMDOptions, {"gan_weight": 1, "discriminator_weight": 0}, "discriminator_weight must be positive"),
     (DMDOptions, {"r1_weight": 1}, "r1_weight must be 0 without a discriminator"),

@@ -3,8 +3,8 @@
 A student G of one or a few steps is trained with the difference of two scores at a noisy copy of its own sample: the
 teacher's (real) score and the score of a fake-score network, which learns the student's distribution by denoising its
 samples (`distill.methods.fake_score`). Optional additions: a regression loss on teacher pairs (DMD), a GAN loss on the
-fake score's features and several sampling steps (DMD2). Equation numbers in brackets are DMD's, section numbers are
-DMD2's.
+fake score's features and several sampling steps (DMD2), and guidance at noise levels of its own (Decoupled DMD, Liu et
+al. 2025, 2511.22677). Equation numbers in brackets are DMD's, section numbers are DMD2's.
 """
 
 import torch
@@ -34,10 +34,18 @@ class DMD(FakeScoreDistiller):
 
     def __init__(self, teacher: Teacher, guidance: float, options: DMDOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
+        # alpha in equations 4 and 8 of Decoupled DMD; its part alpha - 1 is weighted.
+        weight = options.guidance_weight
+        self.loss_guidance = guidance if weight == 1.0 else 1.0 + weight * (guidance - 1.0)
+        self.starts = [self.noise_fraction(angle) for angle in self.times]
         self.lpips = Lpips(self._device()) if self._wants_lpips() else None
 
     @classmethod
     def check_run(cls, options: DMDOptions, guidance: float) -> None:
+        if options.guidance_noise != "shared" and guidance <= 1:
+            raise ValueError(
+                f"teacher.guidance must be above 1 with method.guidance_noise={options.guidance_noise}, got {guidance}"
+            )
         if _uses_lpips(options):
             fetch_weights("vgg")
 
@@ -47,10 +55,12 @@ class DMD(FakeScoreDistiller):
 
     def student_phase(self, batch: Batch) -> tuple[Tensor, Logs]:
         """The student's loss: distribution matching [7], plus the optional GAN (4.3) and regression [9] losses."""
-        x = self.generate(batch)
+        x, last = self.rollout(batch)
         t = self.noise_level(batch)
         x_t = add_noise(x.detach(), batch.rng.normal(*x.shape[1:]), t)  # q_t(x_t | x) [3]
         gradient, residual = self.gradient(x.detach(), x_t, t, batch.cond)
+        if self.options.guidance_noise != "shared":
+            gradient = gradient + self.guidance_gradient(batch, x.detach(), last)
         # [7]: the gradient of 0.5 |x - stopgrad(x - gradient)|^2 with respect to x is `gradient`.
         loss = 0.5 * (x - (x.detach() - gradient)).square().mean()
         logs = {"dmd_gradient": gradient.abs().mean(), "real_residual": residual.mean(), "loss": loss.detach()}
@@ -64,6 +74,8 @@ class DMD(FakeScoreDistiller):
     @torch.no_grad()
     def gradient(self, x: Tensor, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         """The distribution matching gradient w (x0_fake - x0_real) with respect to the student's sample.
+
+        x0_real is guided, unless guidance has noise of its own (`guidance_gradient`).
 
         This is [7] and [8] with the scores s = (cos t x0 - x_t) / sin^2 t: the difference of scores is the difference
         of denoised samples times cos t / sin^2 t, and the paper's weight w_t = (sin^2 t / cos t) CS / |x - x0_real|_1
@@ -81,16 +93,45 @@ class DMD(FakeScoreDistiller):
         Returns:
             The gradient, the shape of x, and the mean |x - x0_real| of each sample, (B,).
         """
-        real = self.teacher.velocity(x_t, t, cond, self.guidance)
-        fake = self.fake_velocity(x_t, t, cond)
+        shared = self.options.guidance_noise == "shared"
+        real = self.teacher.velocity(x_t, t, cond, self.loss_guidance if shared else 1.0)
+        return self._weigh(real - self.fake_velocity(x_t, t, cond), x, x_t, t, real)
+
+    @torch.no_grad()
+    def guidance_gradient(self, batch: Batch, x: Tensor, last: int) -> Tensor:
+        """The gradient w (x0_real - x0_guided) of guidance alone, at noise of its own ("CFG augmentation").
+
+        This is the second term of equation 8 in Decoupled DMD (arXiv 2511.22677). Guidance at a noise level enhances
+        what that level decides, and what levels above the student's input decide is resolved already (section 4.1; the
+        paper writes tau > t, because its time runs from noise to data). The first term, distribution matching, keeps
+        `noise_range` and is not guided. Each term has the weight of its own noise level.
+
+        Args:
+            batch: Supplies the random numbers and the conditions.
+            x: The student's samples (B, ...).
+            last: The index in `times` of the step that made them.
+
+        Returns:
+            The gradient, the shape of x.
+        """
+        low, high = self.options.guidance_noise_range
+        if self.options.guidance_noise == "remaining":
+            high = max(low, min(high, self.starts[last]))
+        t = self.noise_level(batch, (low, high))
+        x_t = add_noise(x, batch.rng.normal(*x.shape[1:]), t)
+        guided, plain = (self.teacher.velocity(x_t, t, batch.cond, scale) for scale in (self.loss_guidance, 1.0))
+        return self._weigh(guided - plain, x, x_t, t, guided)[0]
+
+    def _weigh(self, difference: Tensor, x: Tensor, x_t: Tensor, t: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted difference of denoised samples for a difference of velocities, and mean |x - x0_real|, (B,)."""
         residual = (x - to_x0(x_t, real, t)).abs().flatten(1).mean(1).clamp_min(1e-5)
         sin = expand(torch.sin(t), x)
-        difference = sin * (real - fake)  # x0_fake - x0_real
+        gradient = sin * difference
         if self.options.weighting == "dmd":
-            difference = difference / expand(residual, x)
+            gradient = gradient / expand(residual, x)
         elif self.options.weighting == "karras":
-            difference = difference / sin.square().clamp_min(1e-4)
-        return difference, residual
+            gradient = gradient / sin.square().clamp_min(1e-4)
+        return gradient, residual
 
     def regression(self, batch: Batch) -> Tensor:
         """The regression loss E l(G(z), y) on pairs of noise z and the teacher's endpoint y [9], a scalar.

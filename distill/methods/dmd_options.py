@@ -14,6 +14,24 @@ class DMDOptions(FakeScoreOptions):
     weighting: Literal["dmd", "karras", "uniform"] = option(
         "dmd", "Weight of the gradient: dmd: 1 / mean|x - x0_real| of each sample; karras: 1 / sin^2 t; uniform: 1."
     )
+    guidance_weight: float = option(
+        1.0,
+        "Weight of guidance in the loss, whose guidance scale is 1 + guidance_weight * (teacher.guidance - 1).",
+        at_least=0,
+        at_most=1000,
+    )
+    guidance_noise: Literal["shared", "own", "remaining"] = option(
+        "shared",
+        "Noise of guidance's part of the gradient. shared: that of distribution matching, as in DMD; own: independent, "
+        "within guidance_noise_range; remaining: also below the noise level of the student's step (Decoupled DMD).",
+    )
+    guidance_noise_range: tuple[float, float] = option(
+        (0.02, 0.98),
+        "Noise levels of guidance's part of the gradient, as noise_range; not used with guidance_noise=shared.",
+        at_least=0,
+        at_most=1,
+        order="increase",
+    )
     regression_weight: float = option(
         0.0,
         "Weight of the regression loss on teacher pairs; 0: none. DMD uses 0.25, DMD2 none.",

@@ -6,6 +6,7 @@ features of the fake score and several sampling steps, both from DMD2 (Yin et al
 numbers in brackets are those of DMD (Yin et al. 2023, arXiv 2311.18828), section numbers are DMD2's.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -80,15 +81,19 @@ class FakeScoreDistiller(Distiller, ABC):
     # --- samples and noise levels -------------------------------------------------------------------------------------
 
     def generate(self, batch: Batch) -> Tensor:
-        """x = G(z), (B, ...): the student's output after a random number of its steps, the same for the whole batch.
+        """x = G(z), (B, ...): the student's output after a random number of its steps; see `rollout`."""
+        return self.rollout(batch)[0]
 
-        The input of the last step is the student's own earlier output, not noisy data ("backward simulation", 4.5).
+    def rollout(self, batch: Batch) -> tuple[Tensor, int]:
+        """The student's output (B, ...) after a random number of its steps, and the index of the last one in `times`.
+
+        The number is the same for the whole batch. The input of the last step is the student's own earlier output, not
+        noisy data ("backward simulation", 4.5).
         """
         last = batch.rng.pick(len(self.times))
         noise = batch.rng.normal(*self.teacher.shape)
-        return sample(
-            self.student, noise, self.times[: last + 1], batch.cond, lambda: batch.rng.normal(*noise.shape[1:])
-        )
+        x = sample(self.student, noise, self.times[: last + 1], batch.cond, lambda: batch.rng.normal(*noise.shape[1:]))
+        return x, last
 
     def noise_level(self, batch: Batch, limits: tuple[float, float] | None = None) -> Tensor:
         """Random angles (B,) in radians, uniform in timesteps (DMD, section 3.2) or on Karras' grid.
@@ -105,6 +110,16 @@ class FakeScoreDistiller(Distiller, ABC):
         low, high, rho = KARRAS
         sigma = (low ** (1 / rho) + fraction * (high ** (1 / rho) - low ** (1 / rho))) ** rho
         return torch.atan(sigma / path.sigma_data).clamp(path.t_min, path.t_max).float()
+
+    def noise_fraction(self, angle: float) -> float:
+        """The position in [0, 1] of an angle, in radians, among the noise levels: the inverse of `noise_level`."""
+        path = self.student.path
+        if self.options.noise_levels == "timesteps":
+            last = path.num_train_timesteps - 1
+            return min(1.0, path.timestep(torch.tensor([angle], dtype=torch.float64)).item() / last)
+        low, high, rho = KARRAS
+        sigma = min(high, max(low, path.sigma_data * math.tan(angle)))
+        return (sigma ** (1 / rho) - low ** (1 / rho)) / (high ** (1 / rho) - low ** (1 / rho))
 
     # --- the fake score -----------------------------------------------------------------------------------------------
 
