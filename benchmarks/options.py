@@ -33,6 +33,7 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
         "dmd",
         ["method.timesteps=[700,350]", "method.guidance_noise=remaining", "method.guidance_noise_range=[0.02,0.8]"],
     ),
+    "dmd, fake score aligned with the student": ("dmd", ["method.fake_score_alignment=0.03"]),
     "scm": ("scm", []),
     "scm, finite differences": ("scm", ["method.tangent=finite_difference"]),
     "scm, learned weighting": ("scm", ["method.learned_weighting=true"]),

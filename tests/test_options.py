@@ -69,7 +69,10 @@ MEANINGFUL: dict[str, set[str]] = {
     **{
         f"{method}.{name}": {"zero"}
         for method in ("DMDOptions", "SIDOptions")
-        for name in ("noise_range", "gan_noise_range", "gan_weight", "discriminator_weight", "r1_weight")
+        for name in (
+            *("noise_range", "gan_noise_range", "gan_weight", "discriminator_weight", "r1_weight"),
+            "fake_score_alignment",
+        )
     },
     "SIDOptions.alpha": {"negative", "zero"},
     "SCMOptions.proposal": {"negative", "zero"},
@@ -191,6 +194,7 @@ RELATIONS = [
     (SCMOptions, {"second_times": []}, "second_times must have at least one angle"),
     (SCMOptions, {"drift": "data", "guidances": [2.0]}, "guidances must be empty with method.drift=data"),
     (RCMOptions, {"dmd": {"noise_range": [0.9, 0.1]}}, "dmd.noise_range must increase"),
+    (RCMOptions, {"dmd": {"fake_score_alignment": 0.1}}, "dmd.fake_score_alignment must be 0 with method.scm.adapt"),
     (MemoryRecipe, {"tier": "lora", "offload_teacher": True}, "offload_teacher must be false"),
 ]
 

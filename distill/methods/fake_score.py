@@ -20,6 +20,7 @@ from distill.data.batch import Batch
 from distill.methods.base import Distiller, Logs
 from distill.methods.discriminator import Discriminator, NoisySample, approximate_r1, frozen
 from distill.methods.fake_score_options import FakeScoreOptions
+from distill.training.sharding import local_shard
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
@@ -52,6 +53,8 @@ class FakeScoreDistiller(Distiller, ABC):
         super().__init__(teacher, guidance, options, student)
         self.times = self.angles(options.timesteps)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher (DMD, section 3.2)
+        if options.fake_score_alignment:  # adapters have random weights at first, which must agree to be interpolated
+            self.fake_score.load_state_dict(self.student.state_dict())
         self.discriminator = self._discriminator() if options.gan_weight else None
 
     @classmethod
@@ -73,6 +76,17 @@ class FakeScoreDistiller(Distiller, ABC):
 
     def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         return self.fake_score_phase(batch) if phase == "fake_score" else self.student_phase(batch)
+
+    @torch.no_grad()
+    def after_update(self, phase: str) -> None:
+        """Implicit distribution alignment: fake <- lambda fake + (1 - lambda) student, after each student update.
+
+        Source: Ge et al. 2025, "SenseFlow", arXiv 2506.00523, section 4.1. The fake score then follows the student
+        between its own updates. Adapters are interpolated matrix by matrix.
+        """
+        if phase == "student" and self.options.fake_score_alignment:
+            fake, student = ([local_shard(p) for p in net.parameters()] for net in (self.fake_score, self.student))
+            torch._foreach_lerp_(fake, student, self.options.fake_score_alignment)
 
     @abstractmethod
     def student_phase(self, batch: Batch) -> tuple[Tensor, Logs]:
@@ -119,7 +133,8 @@ class FakeScoreDistiller(Distiller, ABC):
             return min(1.0, path.timestep(torch.tensor([angle], dtype=torch.float64)).item() / last)
         low, high, rho = KARRAS
         sigma = min(high, max(low, path.sigma_data * math.tan(angle)))
-        return (sigma ** (1 / rho) - low ** (1 / rho)) / (high ** (1 / rho) - low ** (1 / rho))
+        low, high, sigma = (value ** (1 / rho) for value in (low, high, sigma))
+        return float((sigma - low) / (high - low))
 
     # --- the fake score -----------------------------------------------------------------------------------------------
 

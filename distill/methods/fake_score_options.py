@@ -34,6 +34,13 @@ class FakeScoreOptions(Checked):
     fake_score_guidance: float = option(
         1.0, "Classifier-free guidance scale of the fake score; 1.0 means none.", at_least=1, at_most=1000
     )
+    fake_score_alignment: float = option(
+        0.0,
+        "How far the fake score's weights move towards the student's after each student update, from 0 (not at all) to "
+        "1 (all the way); 1 - lambda of SenseFlow.",
+        at_least=0,
+        at_most=1,
+    )
     gan_weight: float = option(
         0.0,
         "Weight of the student's GAN loss; 0: none. DMD2 uses 1e-3 to 5e-3. Needs data.images.",

@@ -3,8 +3,8 @@
     python -m tests.faults.processes [--steps 50] [--teacher pocket] [--only fsdp2-scm]
 
 The methods are DMD, DMD with a GAN and R1 ("gan"), sCM with its adaptive weighting, rCM, and SiD with its adversarial
-term ("sid"). Prints the largest relative difference of any logged loss, one line for each case. Exit code 1 if it is
-above 1e-4.
+term and an aligned fake score ("sid"). Prints the largest relative difference of any logged loss, one line for each
+case. Exit code 1 if it is above 1e-4.
 """
 
 import argparse
@@ -41,7 +41,7 @@ METHODS = {  # the recipe and its overrides
     "gan": ("dmd", [*CONSTANT, *IMAGES, "method.gan_weight=0.01", "method.r1_weight=0.1"]),
     "scm": ("scm", [CONSTANT[0], "method.learned_weighting=true", *(f"method.{key}" for key in SOON)]),
     "rcm": ("rcm", [*CONSTANT, *(f"method.scm.{key}" for key in SOON)]),
-    "sid": ("sid", [*CONSTANT, *IMAGES, "method.gan_weight=0.01"]),
+    "sid": ("sid", [*CONSTANT, *IMAGES, "method.gan_weight=0.01", "method.fake_score_alignment=0.05"]),
 }
 LOSSES = ("loss", "adversarial", "discriminator")
 
