@@ -29,12 +29,20 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "dmd, 2 steps by backward simulation": ("dmd", ["method.timesteps=[700,350]"]),
     "dmd, Karras noise levels": ("dmd", ["method.noise_levels=karras", "method.noise_range=[0.2,0.75]"]),
     "dmd, uniform weighting": ("dmd", ["method.weighting=uniform"]),
+    "dmd, 2 steps, guidance at the remaining noise levels": (
+        "dmd",
+        ["method.timesteps=[700,350]", "method.guidance_noise=remaining", "method.guidance_noise_range=[0.02,0.8]"],
+    ),
+    "dmd, fake score aligned with the student": ("dmd", ["method.fake_score_alignment=0.03"]),
     "scm": ("scm", []),
     "scm, finite differences": ("scm", ["method.tangent=finite_difference"]),
     "scm, learned weighting": ("scm", ["method.learned_weighting=true"]),
     "scm, guidance sampled from 1.5, 2, 3": ("scm", ["method.guidances=[1.5,2.0,3.0]"]),
     "scm from data (sCT), no guidance": ("scm", ["method.drift=data", "teacher.guidance=1.0"]),
     "rcm": ("rcm", []),
+    "sid": ("sid", []),
+    "sid, alpha 1.2": ("sid", ["method.alpha=1.2"]),
+    "sid + GAN on the fake score (SiDA)": ("sid", ["method.gan_weight=0.003", *IMAGES]),
 }
 
 

@@ -7,7 +7,8 @@ Trains recipes/pocket/RECIPE.yaml with each seed in runs/seeds/RECIPE-sSEED, com
 and writes seeds.json, seeds.md and seeds.png to benchmarks/results. Finished runs are kept.
 
 Cost is counted in network evaluations per training sample, which does not depend on the machine: 1 for a forward, 3 for
-a forward and its backward, 2.4 for an exact tangent (benchmarks/results/tangent.md), 2 for a guided forward.
+a forward and its backward, 2.4 for an exact tangent (benchmarks/results/tangent.md), 2 for a guided forward;
+twice as much where a gradient flows through a frozen network to its input.
 """
 
 import argparse
@@ -31,7 +32,7 @@ FIGURES = {
     "psnr_to_teacher": ("PSNR to teacher, dB", 1),
     "prompt_agreement": ("prompt agreement", 3),
 }
-FORWARD, BACKWARD, TANGENT, GUIDED = 1.0, 3.0, 2.4, 2.0
+FORWARD, BACKWARD, TANGENT, GUIDED, THROUGH = 1.0, 3.0, 2.4, 2.0, 2.0
 
 
 def evaluations(recipe: Recipe, step: int) -> float:
@@ -46,7 +47,8 @@ def evaluations(recipe: Recipe, step: int) -> float:
         if name == "scm":
             total += (step - adapting) * (GUIDED + TANGENT + BACKWARD)
         else:
-            total += (step - adapting) * (part.fake_score_updates * (FORWARD + BACKWARD) + BACKWARD + GUIDED + FORWARD)
+            scores = (GUIDED + FORWARD) * (THROUGH if name == "sid" else 1)
+            total += (step - adapting) * (part.fake_score_updates * (FORWARD + BACKWARD) + BACKWARD + scores)
     return total * recipe.train.batch_size
 
 

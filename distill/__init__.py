@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from distill.methods.dmd import DMD
     from distill.methods.rcm import RCM
     from distill.methods.scm import SCM
+    from distill.methods.sid import SID
     from distill.train import train
     from distill.training.step import train_step
     from eval.compare import compare
@@ -58,6 +59,7 @@ _NAMES = {
     "Batch": ("distill.data.batch", "Batch"),
     "DMD": ("distill.methods.dmd", "DMD"),
     "SCM": ("distill.methods.scm", "SCM"),
+    "SID": ("distill.methods.sid", "SID"),
     "RCM": ("distill.methods.rcm", "RCM"),
     "sample": ("teachers.core.sampling", "sample"),
 }
@@ -65,6 +67,7 @@ __all__ = [
     "DMD",
     "RCM",
     "SCM",
+    "SID",
     "Batch",
     "DataRecipe",
     "Distiller",

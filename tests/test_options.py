@@ -23,13 +23,14 @@ from distill.config.typed import InvalidOption, build, check_value, option
 from distill.methods.dmd_options import DMDOptions
 from distill.methods.rcm import RCMOptions
 from distill.methods.scm import SCMOptions
+from distill.methods.sid import SIDOptions
 from eval.config.options import Options, Timing
 from teachers.loading.lora_files import Lora
 from tests.plugin.fewstep_plugin.regression import RegressionOptions
 
 CLASSES = (
     *(Recipe, TeacherRecipe, DataRecipe, OptimizerRecipe, TrainRecipe, MemoryRecipe, EvaluationRecipe, Lora),
-    *(DMDOptions, SCMOptions, RCMOptions, RegressionOptions, Options, Timing),
+    *(DMDOptions, SCMOptions, RCMOptions, SIDOptions, RegressionOptions, Options, Timing),
 )
 WRONG: dict[str, Any] = {
     "negative": -1,
@@ -64,12 +65,16 @@ MEANINGFUL: dict[str, set[str]] = {
     "EvaluationRecipe.validation_every": {"zero"},
     "Lora.scale": {"negative", "zero"},
     "DMDOptions.regression_pairs": {"zero"},
-    "DMDOptions.noise_range": {"zero"},
-    "DMDOptions.gan_noise_range": {"zero"},
+    **{f"DMDOptions.{name}": {"zero"} for name in ("regression_weight", "guidance_weight", "guidance_noise_range")},
     **{
-        f"DMDOptions.{name}": {"zero"}
-        for name in ("regression_weight", "gan_weight", "discriminator_weight", "r1_weight")
+        f"{method}.{name}": {"zero"}
+        for method in ("DMDOptions", "SIDOptions")
+        for name in (
+            *("noise_range", "gan_noise_range", "gan_weight", "discriminator_weight", "r1_weight"),
+            "fake_score_alignment",
+        )
     },
+    "SIDOptions.alpha": {"negative", "zero"},
     "SCMOptions.proposal": {"negative", "zero"},
     "SCMOptions.tangent_offset": {"zero"},
     "SCMOptions.adaptation_steps": {"zero"},
@@ -180,13 +185,16 @@ RELATIONS = [
     (DMDOptions, {"timesteps": [700, 700]}, "timesteps must decrease"),
     (DMDOptions, {"noise_range": [0.9, 0.1]}, "noise_range must increase"),
     (DMDOptions, {"gan_noise_range": [0.5, 0.5]}, "gan_noise_range must increase"),
+    (DMDOptions, {"guidance_noise_range": [0.9, 0.1]}, "guidance_noise_range must increase"),
     (DMDOptions, {"regression_weight": 1, "regression_pairs": 0}, "regression_pairs must be at least 1"),
     (DMDOptions, {"gan_weight": 1, "discriminator_weight": 0}, "discriminator_weight must be positive"),
     (DMDOptions, {"r1_weight": 1}, "r1_weight must be 0 without a discriminator"),
+    (SIDOptions, {"r1_weight": 1}, "r1_weight must be 0 without a discriminator"),
     (SCMOptions, {"proposal": [0.3, -1]}, "proposal must have a standard deviation above 0"),
     (SCMOptions, {"second_times": []}, "second_times must have at least one angle"),
     (SCMOptions, {"drift": "data", "guidances": [2.0]}, "guidances must be empty with method.drift=data"),
     (RCMOptions, {"dmd": {"noise_range": [0.9, 0.1]}}, "dmd.noise_range must increase"),
+    (RCMOptions, {"dmd": {"fake_score_alignment": 0.1}}, "dmd.fake_score_alignment must be 0 with method.scm.adapt"),
     (MemoryRecipe, {"tier": "lora", "offload_teacher": True}, "offload_teacher must be false"),
 ]
 

@@ -124,6 +124,17 @@ class Distiller(nn.Module, ABC):
         """
         return self.PHASES
 
+    def after_update(self, phase: str) -> None:
+        """Change weights outside the optimizers; the training loop calls it after each update of `phase`.
+
+        Every process calls it. What it does must depend on weights only, and elementwise, because a process may hold a
+        part of each tensor: then resuming is exact and the number of processes does not matter.
+
+        Args:
+            phase: The phase whose optimizer has just made a step.
+        """
+        return
+
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         """The modules that the optimizer of each phase updates."""
         return {"student": [self.student]}

@@ -3,39 +3,34 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.config.typed import Checked, InvalidOption, option
+from distill.config.typed import InvalidOption, option
+from distill.methods.fake_score_options import FakeScoreOptions
 
 
 @dataclass
-class DMDOptions(Checked):
+class DMDOptions(FakeScoreOptions):
     """`method:` in a recipe with `name: dmd`."""
 
-    timesteps: tuple[int, ...] = option(
-        (),
-        "Native timesteps of the student's steps, decreasing; []: one step at the end of the schedule.",
-        at_least=1,
-        at_most=100_000,
-        order="decrease",
-    )
-    fake_score_updates: int = option(2, "Fake-score updates for each student update.", at_least=1, at_most=1000)
-    noise_levels: Literal["timesteps", "karras"] = option(
-        "timesteps", "Noise levels of the losses: uniform in the teacher's timesteps, or on Karras' sigma grid."
-    )
-    noise_range: tuple[float, float] = option(
-        (0.02, 0.98),
-        "The part of the noise levels that is used, from 0 (clean) to 1 (pure noise).",
-        at_least=0,
-        at_most=1,
-        order="increase",
-    )
     weighting: Literal["dmd", "karras", "uniform"] = option(
         "dmd", "Weight of the gradient: dmd: 1 / mean|x - x0_real| of each sample; karras: 1 / sin^2 t; uniform: 1."
     )
-    fake_score_loss: Literal["velocity", "epsilon", "sample"] = option(
-        "velocity", "The prediction whose squared error trains the fake score."
+    guidance_weight: float = option(
+        1.0,
+        "Weight of guidance in the loss, whose guidance scale is 1 + guidance_weight * (teacher.guidance - 1).",
+        at_least=0,
+        at_most=1000,
     )
-    fake_score_guidance: float = option(
-        1.0, "Classifier-free guidance scale of the fake score; 1.0 means none.", at_least=1, at_most=1000
+    guidance_noise: Literal["shared", "own", "remaining"] = option(
+        "shared",
+        "Noise of guidance's part of the gradient. shared: that of distribution matching, as in DMD; own: independent, "
+        "within guidance_noise_range; remaining: also below the noise level of the student's step (Decoupled DMD).",
+    )
+    guidance_noise_range: tuple[float, float] = option(
+        (0.02, 0.98),
+        "Noise levels of guidance's part of the gradient, as noise_range; not used with guidance_noise=shared.",
+        at_least=0,
+        at_most=1,
+        order="increase",
     )
     regression_weight: float = option(
         0.0,
@@ -48,35 +43,8 @@ class DMDOptions(Checked):
     )
     regression_pairs: int = option(2000, "Number of teacher pairs of the regression loss.", at_least=0, at_most=10**9)
     regression_teacher_steps: int = option(20, "The teacher's ODE steps for each pair.", at_least=1, at_most=10_000)
-    gan_weight: float = option(
-        0.0,
-        "Weight of the student's GAN loss; 0: none. DMD2 uses 1e-3 to 5e-3. Needs data.images.",
-        at_least=0,
-        at_most=1e6,
-    )
-    discriminator_weight: float = option(
-        0.01, "Weight of the discriminator's loss relative to the fake score's.", at_least=0, at_most=1e6
-    )
-    gan_features: Literal["fake_score", "teacher"] = option(
-        "fake_score", "The network whose features the discriminator reads."
-    )
-    gan_noise_range: tuple[float, float] = option(
-        (0.0, 1.0),
-        "Noise levels of the discriminator's inputs, as noise_range.",
-        at_least=0,
-        at_most=1,
-        order="increase",
-    )
-    r1_weight: float = option(
-        0.0, "Weight of the R1 penalty on real images; 0: none. Needs gan_weight.", at_least=0, at_most=1e9
-    )
 
     def check(self) -> None:
         if self.regression_weight and self.regression_pairs < 1:
             raise InvalidOption("regression_pairs", "must be at least 1 if method.regression_weight is above 0, got 0")
-        if self.gan_weight and not self.discriminator_weight:
-            raise InvalidOption("discriminator_weight", "must be positive if method.gan_weight is above 0, got 0")
-        if self.r1_weight and not self.gan_weight:
-            raise InvalidOption(
-                "r1_weight", f"must be 0 without a discriminator (method.gan_weight is 0), got {self.r1_weight}"
-            )
+        super().check()

@@ -39,6 +39,12 @@ class RCMOptions(Checked):
                 "scm.guidances",
                 f"must be empty, because the fake score supports one guidance scale, got {list(self.scm.guidances)}",
             )
+        if self.dmd.fake_score_alignment and self.scm.adaptation_steps:
+            raise InvalidOption(
+                "dmd.fake_score_alignment",
+                "must be 0 with method.scm.adaptation_steps above 0, because the student's time input is rescaled, got "
+                f"{self.dmd.fake_score_alignment}",
+            )
 
 
 class RCM(Distiller):
@@ -94,6 +100,9 @@ class RCM(Distiller):
         regulariser, dmd_logs = dmd.forward(phase, batch, step)
         logs |= {f"dmd_{key}": value for key, value in dmd_logs.items()}
         return loss + self.options.dmd_weight * regulariser, logs
+
+    def after_update(self, phase: str) -> None:
+        self.parts[1].after_update(phase)
 
     def sampling_schedules(self) -> list[list[float]]:
         return self.parts[0].sampling_schedules()

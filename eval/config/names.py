@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 
 CLIP = "openai/clip-vit-base-patch16"  # the model of --clip without a value
-METHOD_TITLES = {"dmd": "DMD", "scm": "sCM", "rcm": "rCM"}  # names of methods in texts; others are shown as they are
+METHOD_TITLES = {
+    "dmd": "DMD",
+    "scm": "sCM",
+    "rcm": "rCM",
+    "sid": "SiD",
+}  # names of methods in texts; others are shown as they are
 INCEPTION_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")  # clean-fid's modes, which differ in resizing
 
 

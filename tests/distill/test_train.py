@@ -65,6 +65,16 @@ def test_resumed_run_is_bitwise_identical(recipes, method):
 
 
 @pytest.mark.slow
+def test_a_method_changes_weights_after_its_updates(recipes):
+    """An alignment of 1 copies the student into the fake score at the end of a step."""
+    run = load(recipes["dmd"], [*FAST, "train.steps=1", "method.fake_score_alignment=1.0"])
+    train(run)
+    saved = checkpoint.load_newest(run.folder / "checkpoints").weights
+    student = {name: value for name, value in saved.items() if name.startswith("student.")}
+    assert student and all(torch.equal(saved[f"fake_score.{n.partition('.')[2]}"], v) for n, v in student.items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_reading_rows_ahead_from_files_gives_bitwise_the_same_run(recipes, method, monkeypatch):
     """Rows in files are read by a thread, one micro-batch ahead, in a resumed run too."""

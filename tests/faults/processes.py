@@ -2,8 +2,9 @@
 
     python -m tests.faults.processes [--steps 50] [--teacher pocket] [--only fsdp2-scm]
 
-The methods are DMD, DMD with a GAN and R1 ("gan"), sCM with its adaptive weighting, and rCM. Prints the largest
-relative difference of any logged loss, one line for each case. Exit code 1 if it is above 1e-4.
+The methods are DMD, DMD with a GAN and R1 ("gan"), sCM with its adaptive weighting, rCM, and SiD with its adversarial
+term and an aligned fake score ("sid"). Prints the largest relative difference of any logged loss, one line for each
+case. Exit code 1 if it is above 1e-4.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from tests.forks import Fork
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
 
-CASES = [(engine, method) for engine in ("ddp", "fsdp2") for method in ("dmd", "gan", "scm", "rcm")]
+CASES = [(engine, method) for engine in ("ddp", "fsdp2") for method in ("dmd", "gan", "scm", "rcm", "sid")]
 SETTINGS = [
     "train.batch_size=8",
     "train.accumulation=2",
@@ -32,16 +33,15 @@ SETTINGS = [
     "train.checkpoint_every=1000",
     "train.precision=no",
 ]
+IMAGES = ["data.prompts=null", "data.images=pocket"]
 CONSTANT = ["optimizers.student.schedule=constant", "optimizers.fake_score.schedule=constant"]
 SOON = ["adaptation_steps=4", "tangent_warmup=4", "second_times=[0.5]"]  # every stage of sCM in few steps
 METHODS = {  # the recipe and its overrides
     "dmd": ("dmd", CONSTANT),
-    "gan": (
-        "dmd",
-        [*CONSTANT, "data.prompts=null", "data.images=pocket", "method.gan_weight=0.01", "method.r1_weight=0.1"],
-    ),
+    "gan": ("dmd", [*CONSTANT, *IMAGES, "method.gan_weight=0.01", "method.r1_weight=0.1"]),
     "scm": ("scm", [CONSTANT[0], "method.learned_weighting=true", *(f"method.{key}" for key in SOON)]),
     "rcm": ("rcm", [*CONSTANT, *(f"method.scm.{key}" for key in SOON)]),
+    "sid": ("sid", [*CONSTANT, *IMAGES, "method.gan_weight=0.01", "method.fake_score_alignment=0.05"]),
 }
 LOSSES = ("loss", "adversarial", "discriminator")
 

@@ -13,6 +13,7 @@ from distill.config.typed import build, document
 from distill.methods.dmd_options import DMDOptions
 from distill.methods.rcm import RCMOptions
 from distill.methods.scm import SCMOptions
+from distill.methods.sid import SIDOptions
 from distill.train import train
 from eval.config.protocol import read_protocol
 
@@ -164,7 +165,7 @@ def test_plain_dataclasses_of_options_are_converted_and_checked():
         build(PlainOptions, {"pairs": "many"}, "method")
 
 
-@pytest.mark.parametrize("options", [DMDOptions, SCMOptions, RCMOptions])
+@pytest.mark.parametrize("options", [DMDOptions, SCMOptions, RCMOptions, SIDOptions])
 def test_every_option_of_a_method_is_documented(options):
     documented = document(options, "method")
     assert all(entry.help.endswith(".") and entry.key.startswith("method.") for entry in documented)

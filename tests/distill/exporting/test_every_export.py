@@ -25,6 +25,7 @@ METHODS = {
     "scm": {"name": "scm"},
     "scm, native time": {"name": "scm", "adaptation_steps": 0},
     "rcm": {"name": "rcm"},
+    "sid": {"name": "sid"},
 }
 
 

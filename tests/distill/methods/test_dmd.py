@@ -184,6 +184,8 @@ def test_invalid_timesteps_are_rejected(timesteps):
         ({"gan_noise_range": (0.0, 1.5)}, "gan_noise_range must be at most 1"),
         ({"regression_weight": 0.25, "regression_pairs": 0}, "regression_pairs must be at least 1"),
         ({"r1_weight": 1.0}, "r1_weight must be 0 without a discriminator"),
+        ({"guidance_weight": -1.0}, "guidance_weight must be at least 0"),
+        ({"guidance_noise_range": (0.5, 0.1)}, "guidance_noise_range must increase"),
         ({"weighting": "edm"}, "weighting must be one of dmd, karras, uniform, got 'edm'"),
     ],
 )

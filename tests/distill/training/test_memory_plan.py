@@ -26,10 +26,13 @@ CPU = torch.device("cpu")
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 @pytest.mark.parametrize("tier", ["full", "lora"])
-@pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.parametrize("method", ["dmd", "scm", "sid"])
 def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointing):
     """The peak of live tensors on the CPU, counted in the same way, to 5%, because kernels allocate buffers too."""
-    plain = ["method.gan_weight=0", "method.r1_weight=0", "method.regression_weight=0"] if method == "dmd" else []
+    plain = {
+        "dmd": ["method.gan_weight=0", "method.r1_weight=0", "method.regression_weight=0"],
+        "sid": ["method.gan_weight=0"],
+    }.get(method, [])
     run = lora_recipe(method, *plain, f"memory.tier={tier}", f"memory.checkpointing={checkpointing}")
     planned = memory_plan.plan(run, 4)
     teacher = StableDiffusion.load(run.teacher.path, CPU, DTYPES[run.teacher.precision])

@@ -1,4 +1,4 @@
-"""DMD, its GAN, sCM, rCM and LoRA on the real architecture of every family of clips and sounds."""
+"""DMD, its GAN, SiD, sCM, rCM and LoRA on the real architecture of every family of clips and sounds."""
 
 import copy
 
@@ -14,6 +14,7 @@ from distill.methods.dmd_options import DMDOptions
 from distill.methods.jvp import jvp
 from distill.methods.rcm import RCM, RCMOptions
 from distill.methods.scm import SCM, SCMOptions
+from distill.methods.sid import SID, SIDOptions
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
@@ -52,6 +53,24 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_m
     record(name, "DMD step", gradient.abs().max().item())
     assert gradient.abs().max() < 1e-4
     distiller = DMD(teacher, 2.0, DMDOptions(**({} if name == EXPERTS else GAN)))
+    for phase in ("fake_score", "student"):
+        step(distiller, phase, teacher, name, share=SHARE.get(name, 0.6))
+
+
+@pytest.mark.slow
+@every_family
+def test_sid_gradient_is_zero_before_training_and_each_phase_trains(name, load_media, record):
+    teacher = load_media(name)
+    torch.manual_seed(0)
+    guidance = 6.0 if name == "HunyuanVideo" else 1.0  # a student receives the pipeline's default guidance scale
+    distiller = SID(teacher, guidance, SIDOptions())
+    batch = batch_of(teacher)
+    with torch.no_grad():
+        x = distiller.generate(batch)
+    _, gradient, _ = distiller.gradient(x, torch.randn_like(x), torch.tensor([0.4, 1.2]), batch.cond)
+    record(name, "SiD step", gradient.abs().max().item())
+    assert gradient.abs().max() < 1e-3
+    distiller = SID(teacher, 2.0, SIDOptions())
     for phase in ("fake_score", "student"):
         step(distiller, phase, teacher, name, share=SHARE.get(name, 0.6))
 

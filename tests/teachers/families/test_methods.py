@@ -1,4 +1,4 @@
-"""DMD and sCM on the real architecture of every family."""
+"""DMD, SiD and sCM on the real architecture of every family."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.methods.dmd import DMD
 from distill.methods.dmd_options import DMDOptions
+from distill.methods.sid import SID, SIDOptions
 from tests.teachers.families.stock import NAMES, difference
 from tests.teachers.families.training import batch_of, step
 
@@ -32,6 +33,25 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load, 
     record(name, "DMD step", gradient.abs().max().item())
     assert gradient.abs().max() < 1e-4
     distiller = DMD(teacher, 2.0, DMDOptions())
+    for phase in ("fake_score", "student"):
+        step(distiller, phase, teacher, name)
+
+
+@pytest.mark.slow
+@every_family
+def test_sid_gradient_is_zero_before_training_and_each_phase_trains(name, load, record):
+    """The fake score equals the teacher at first, so SiD's loss and its gradient through both are zero."""
+    teacher = load(name)
+    guidance = 3.5 if name == "Flux.1 dev" else 1.0  # a student of Flux receives the default guidance scale
+    torch.manual_seed(0)
+    distiller = SID(teacher, guidance, SIDOptions())
+    batch = batch_of(teacher, name)
+    with torch.no_grad():
+        x = distiller.generate(batch)
+    _, gradient, _ = distiller.gradient(x, torch.randn_like(x), torch.tensor([0.4, 1.2]), batch.cond)
+    record(name, "SiD step", gradient.abs().max().item())
+    assert gradient.abs().max() < 1e-3
+    distiller = SID(teacher, 2.0, SIDOptions())
     for phase in ("fake_score", "student"):
         step(distiller, phase, teacher, name)
 
