@@ -35,6 +35,9 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "scm, guidance sampled from 1.5, 2, 3": ("scm", ["method.guidances=[1.5,2.0,3.0]"]),
     "scm from data (sCT), no guidance": ("scm", ["method.drift=data", "teacher.guidance=1.0"]),
     "rcm": ("rcm", []),
+    "lcm": ("lcm", []),
+    "lcm, an average as target": ("lcm", ["method.target_ema=0.95"]),
+    "lcm, squared error": ("lcm", ["method.loss=l2"]),
 }
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from distill.data.batch import Batch
     from distill.methods.base import Distiller
     from distill.methods.dmd import DMD
+    from distill.methods.lcm import LCM
     from distill.methods.rcm import RCM
     from distill.methods.scm import SCM
     from distill.train import train
@@ -59,10 +60,12 @@ _NAMES = {
     "DMD": ("distill.methods.dmd", "DMD"),
     "SCM": ("distill.methods.scm", "SCM"),
     "RCM": ("distill.methods.rcm", "RCM"),
+    "LCM": ("distill.methods.lcm", "LCM"),
     "sample": ("teachers.core.sampling", "sample"),
 }
 __all__ = [
     "DMD",
+    "LCM",
     "RCM",
     "SCM",
     "Batch",

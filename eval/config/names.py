@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 CLIP = "openai/clip-vit-base-patch16"  # the model of --clip without a value
-METHOD_TITLES = {"dmd": "DMD", "scm": "sCM", "rcm": "rCM"}  # names of methods in texts; others are shown as they are
+# names of methods in texts; others are shown as they are
+METHOD_TITLES = {"dmd": "DMD", "scm": "sCM", "rcm": "rCM", "lcm": "LCM"}
 INCEPTION_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")  # clean-fid's modes, which differ in resizing
 
 

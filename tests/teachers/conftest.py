@@ -10,7 +10,8 @@ import torch
 from teachers.pocket.parts import make_tokenizer
 from tests.teachers.tiny_pipelines import BUILDERS
 
-COLUMNS = ("wrap", "condition", "guidance", "DMD step", "sCM step", "export", "reload, 1 step", "reload, 2 steps")
+COLUMNS = ("wrap", "condition", "guidance", "DMD step", "sCM step", "LCM step", "export", "reload, 1 step")
+COLUMNS += ("reload, 2 steps",)
 TABLE = pytest.StashKey[dict[str, dict[str, float]]]()
 
 
