@@ -35,6 +35,8 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "scm, guidance sampled from 1.5, 2, 3": ("scm", ["method.guidances=[1.5,2.0,3.0]"]),
     "scm from data (sCT), no guidance": ("scm", ["method.drift=data", "teacher.guidance=1.0"]),
     "rcm": ("rcm", []),
+    "f-distill, Jensen-Shannon": ("f_distill", []),
+    "f-distill, forward KL": ("f_distill", ["method.divergence=forward_kl"]),
     "lcm": ("lcm", []),
     "lcm, an average as target": ("lcm", ["method.target_ema=0.95"]),
     "lcm, squared error": ("lcm", ["method.loss=l2"]),

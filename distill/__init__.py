@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from distill.data.batch import Batch
     from distill.methods.base import Distiller
     from distill.methods.dmd import DMD
+    from distill.methods.f_distill import FDistill
     from distill.methods.lcm import LCM
     from distill.methods.rcm import RCM
     from distill.methods.scm import SCM
@@ -61,6 +62,7 @@ _NAMES = {
     "SCM": ("distill.methods.scm", "SCM"),
     "RCM": ("distill.methods.rcm", "RCM"),
     "LCM": ("distill.methods.lcm", "LCM"),
+    "FDistill": ("distill.methods.f_distill", "FDistill"),
     "sample": ("teachers.core.sampling", "sample"),
 }
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "Distiller",
     "EvaluationRecipe",
     "ExportRecipe",
+    "FDistill",
     "MemoryRecipe",
     "OptimizerRecipe",
     "Recipe",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 CLIP = "openai/clip-vit-base-patch16"  # the model of --clip without a value
 # names of methods in texts; others are shown as they are
-METHOD_TITLES = {"dmd": "DMD", "scm": "sCM", "rcm": "rCM", "lcm": "LCM"}
+METHOD_TITLES = {"dmd": "DMD", "scm": "sCM", "rcm": "rCM", "lcm": "LCM", "f_distill": "f-distill"}
 INCEPTION_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")  # clean-fid's modes, which differ in resizing
 
 

@@ -25,6 +25,7 @@ METHODS = {
     "scm": {"name": "scm"},
     "scm, native time": {"name": "scm", "adaptation_steps": 0},
     "rcm": {"name": "rcm"},
+    "f_distill": {"name": "f_distill"},
     "lcm": {"name": "lcm"},
     "lcm, 4 steps": {"name": "lcm", "timesteps": [999, 749, 499, 249]},
 }

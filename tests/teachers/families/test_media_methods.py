@@ -1,4 +1,4 @@
-"""DMD, its GAN, sCM, rCM, LCM and LoRA on the real architecture of every family of clips and sounds."""
+"""DMD, its GAN, f-distill, sCM, rCM, LCM and LoRA on the real architecture of every family of clips and sounds."""
 
 import copy
 
@@ -11,6 +11,7 @@ from distill.data.batch_random import BatchRandom
 from distill.methods.discriminator import features
 from distill.methods.dmd import DMD
 from distill.methods.dmd_options import DMDOptions
+from distill.methods.f_distill import FDistill, FDistillOptions
 from distill.methods.jvp import jvp
 from distill.methods.lcm import LCM, LCMOptions
 from distill.methods.rcm import RCM, RCMOptions
@@ -80,6 +81,16 @@ def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
     if name == "AnimateDiff":  # the middle block has half the sides
         expected //= 4
     assert found.shape[:2] == (2, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != EXPERTS])
+def test_each_phase_of_f_distill_trains(name, load_media):
+    teacher = load_media(name)
+    torch.manual_seed(0)
+    distiller = FDistill(teacher, 2.0, FDistillOptions())
+    for phase in ("fake_score", "student"):
+        step(distiller, phase, teacher, name)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""DMD, sCM and LCM on the real architecture of every family."""
+"""DMD, f-distill, sCM and LCM on the real architecture of every family."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.methods.dmd import DMD
 from distill.methods.dmd_options import DMDOptions
+from distill.methods.f_distill import FDistill, FDistillOptions
 from distill.methods.lcm import LCM, LCMOptions
 from tests.teachers.families.stock import NAMES, difference
 from tests.teachers.families.training import batch_of, step
@@ -35,6 +36,23 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load, 
     distiller = DMD(teacher, 2.0, DMDOptions())
     for phase in ("fake_score", "student"):
         step(distiller, phase, teacher, name)
+
+
+@pytest.mark.slow
+@every_family
+def test_f_distill_weights_the_gradient_of_each_sample_and_each_phase_trains(name, load):
+    teacher = load(name)
+    torch.manual_seed(0)
+    distiller = FDistill(teacher, 2.0, FDistillOptions(divergence="forward_kl"))
+    for phase in ("fake_score", "student"):
+        step(distiller, phase, teacher, name)
+    batch, t = batch_of(teacher, name, 5), torch.tensor([0.4, 1.2])
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1))
+    ratio = distiller.discriminator(distiller.fake_score, x, t, batch.cond).exp()
+    weighted, _ = distiller.gradient(x, x, t, batch.cond)
+    plain, _ = DMD.gradient(distiller, x, x, t, batch.cond)
+    for row in range(2):
+        assert torch.allclose(weighted[row], ratio[row] * plain[row], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
