@@ -43,6 +43,11 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
     "sid": ("sid", []),
     "sid, alpha 1.2": ("sid", ["method.alpha=1.2"]),
     "sid + GAN on the fake score (SiDA)": ("sid", ["method.gan_weight=0.003", *IMAGES]),
+    "f-distill, Jensen-Shannon": ("f_distill", []),
+    "f-distill, forward KL": ("f_distill", ["method.divergence=forward_kl"]),
+    "lcm": ("lcm", []),
+    "lcm, an average as target": ("lcm", ["method.target_ema=0.95"]),
+    "lcm, squared error": ("lcm", ["method.loss=l2"]),
 }
 
 

@@ -41,11 +41,13 @@ def evaluations(recipe: Recipe, step: int) -> float:
     parts = [(recipe.method["name"], chosen)]
     if recipe.method["name"] == "rcm":
         parts = [("scm", chosen.scm), ("dmd", chosen.dmd)]
-    adapting = min(step, dict(parts)["scm"].adaptation_steps) if "scm" in dict(parts) else 0
+    adapting = min(step, getattr(parts[0][1], "adaptation_steps", 0))
     total = adapting * (GUIDED + BACKWARD)
     for name, part in parts:
         if name == "scm":
             total += (step - adapting) * (GUIDED + TANGENT + BACKWARD)
+        elif name == "lcm":
+            total += (step - adapting) * (GUIDED + FORWARD + BACKWARD)
         else:
             scores = (GUIDED + FORWARD) * (THROUGH if name == "sid" else 1)
             total += (step - adapting) * (part.fake_score_updates * (FORWARD + BACKWARD) + BACKWARD + scores)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from distill.data.batch import Batch
     from distill.methods.base import Distiller
     from distill.methods.dmd import DMD
+    from distill.methods.f_distill import FDistill
+    from distill.methods.lcm import LCM
     from distill.methods.rcm import RCM
     from distill.methods.scm import SCM
     from distill.methods.sid import SID
@@ -61,10 +63,13 @@ _NAMES = {
     "SCM": ("distill.methods.scm", "SCM"),
     "SID": ("distill.methods.sid", "SID"),
     "RCM": ("distill.methods.rcm", "RCM"),
+    "LCM": ("distill.methods.lcm", "LCM"),
+    "FDistill": ("distill.methods.f_distill", "FDistill"),
     "sample": ("teachers.core.sampling", "sample"),
 }
 __all__ = [
     "DMD",
+    "LCM",
     "RCM",
     "SCM",
     "SID",
@@ -73,6 +78,7 @@ __all__ = [
     "Distiller",
     "EvaluationRecipe",
     "ExportRecipe",
+    "FDistill",
     "MemoryRecipe",
     "OptimizerRecipe",
     "Recipe",

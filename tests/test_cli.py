@@ -160,7 +160,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
 
 
 def test_every_key_is_documented(capsys):
-    for words in ((), ("dmd",), ("scm",), ("rcm",), ("sid",)):
+    for words in ((), ("dmd",), ("sid",), ("f_distill",), ("scm",), ("rcm",), ("lcm",)):
         assert fewstep("recipes", "keys", *words) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines and all(text.strip() for text in lines[1::2]), "a key has no documentation"

@@ -139,6 +139,15 @@ class Distiller(nn.Module, ABC):
         """The modules that the optimizer of each phase updates."""
         return {"student": [self.student]}
 
+    def averages(self) -> Sequence[tuple[Denoiser, float]]:
+        """Exponential moving averages of the student that the losses read, and their decays.
+
+        They are frozen copies of the student and submodules. The training loop updates them after each step,
+        average <- decay average + (1 - decay) student, and distributes them as the student. The average that is
+        evaluated and exported is the loop's own (`train.ema`).
+        """
+        return ()
+
     def sampling_schedules(self) -> list[list[float]]:
         """Candidate schedules of the student's sampling steps, each a list of decreasing angles in radians.
 

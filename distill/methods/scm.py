@@ -16,29 +16,24 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.config.typed import Checked, InvalidOption, option
+from distill.config.typed import InvalidOption, option
 from distill.data.batch import Batch
-from distill.methods.base import Distiller, Logs
+from distill.methods.base import Logs
+from distill.methods.consistency import Consistency, ConsistencyOptions
 from distill.methods.jvp import tangent
-from teachers.core.denoiser import SOFT_WIDTH, Condition, Denoiser
+from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import HALF_PI, add_noise, expand, to_velocity
+from teachers.core.trigflow import add_noise, expand, to_velocity
 
 TIME_MARGIN = 1e-4  # radians; larger than the step of a finite difference
 
 
 @dataclass
-class SCMOptions(Checked):
+class SCMOptions(ConsistencyOptions):
     """`method:` in a recipe with `name: scm`."""
 
     drift: Literal["teacher", "data"] = option(
         "teacher", "The slope dx/dt: the teacher's velocity (sCD), or the training sample's own (sCT)."
-    )
-    guidances: tuple[float, ...] = option(
-        (),
-        "Guidance scales to sample from; the scale is then an input of the student. []: one fixed scale.",
-        at_least=1,
-        at_most=1000,
     )
     proposal: tuple[float, float] = option(
         (0.3, 1.4),
@@ -62,41 +57,11 @@ class SCMOptions(Checked):
         1.0, "c in the normalised tangent g / (|g| + c), with |g| the L2 norm of one sample.", at_least=0, at_most=1e6
     )
     learned_weighting: bool = option(False, "The adaptive weighting w_phi(t) of noise levels (section 4.2).")
-    adaptation_steps: int = option(
-        200,
-        "First steps, in which the student adapts to time_scale and max_angle; 0: neither is used.",
-        at_least=0,
-        at_most=10**9,
-    )
-    time_scale: float = option(
-        8.0, "Scale of the student's time input: time_scale * t instead of the native timestep.", above=0, at_most=1e4
-    )
-    max_angle: float = option(
-        1.2,
-        "Angle in radians that limits where an epsilon student's output is evaluated near the end of time.",
-        above=SOFT_WIDTH,
-        at_most=math.pi,
-    )
-    boundary_angle: float = option(
-        0.4,
-        "Angle in radians below which a student that predicts the sample is blended with its input, so that "
-        "f(x, 0) = x. Second times must be at least this for such a student.",
-        above=0,
-        below=HALF_PI,
-    )
-    second_times: tuple[float, ...] = option(
-        (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.2, 0.3, 1.0, 1.1, 1.2, 1.3),
-        "Candidate angles in radians of the second step; the best on held-out samples is exported. The first one is "
-        "used in evaluations during training. Those that the student cannot be exported at are left out.",
-        above=0,
-        below=HALF_PI,
-    )
 
     def check(self) -> None:
+        super().check()
         if self.proposal[1] <= 0:
             raise InvalidOption("proposal", f"must have a standard deviation above 0, got {list(self.proposal)}")
-        if not self.second_times:
-            raise InvalidOption("second_times", "must have at least one angle, got []")
         if self.drift == "data" and self.guidances:
             raise InvalidOption("guidances", f"must be empty with method.drift=data, got {list(self.guidances)}")
         if self.tangent == "finite_difference" and self.tangent_precision not in ("auto", "float32"):
@@ -131,7 +96,7 @@ class LogVariance(nn.Module):
         return weight.flatten()
 
 
-class SCM(Distiller):
+class SCM(Consistency):
     """A continuous-time consistency model: a student of one or two steps.
 
     Needs latents (of real images, or of the teacher's samples) with their captions. See the module's docstring for the
@@ -144,19 +109,10 @@ class SCM(Distiller):
     def __init__(self, teacher: Teacher, guidance: float, options: SCMOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
         self._check_guidance()
-        self.check_run(options, guidance)
         self.tangent, self._message = tangent(
             options.tangent, next(self.student.parameters()).device, options.tangent_precision
         )
         self.log_variance = LogVariance() if options.learned_weighting else None
-        if options.guidances:
-            teacher.embed_guidance(self.student, guidance)
-        if options.adaptation_steps:
-            teacher.refit_time_embedding(self.student, options.time_scale)
-            self.student.max_angle = options.max_angle
-        if self.student.prediction == "sample":
-            self.student.boundary_angle = options.boundary_angle
-        self.student.is_consistency = True
 
     def _check_guidance(self) -> None:
         if self.options.drift == "data" and self.guidance != 1.0 and self.teacher.guided:
@@ -165,37 +121,11 @@ class SCM(Distiller):
                 f"got {self.guidance}"
             )
 
-    @classmethod
-    def check_run(cls, options: SCMOptions, guidance: float) -> None:
-        scales = options.guidances
-        if scales and not min(scales) <= guidance <= max(scales):
-            raise ValueError(
-                f"teacher.guidance, at which the student is evaluated, must be within method.guidances {list(scales)}, "
-                f"got {guidance}"
-            )
-
-    @classmethod
-    def needs_latents(cls, options: SCMOptions) -> bool:
-        return True
-
     def startup_messages(self) -> Sequence[str]:
         return (self._message,)
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         return {"student": [self.student] + ([self.log_variance] if self.log_variance else [])}
-
-    def sampling_schedules(self) -> list[list[float]]:
-        path, output_angle = self.student.path, self.student.output_angle
-        second_times = [
-            angle
-            for angle in self.options.second_times
-            if max(path.t_min, self.student.boundary_angle - 1e-9) < angle < path.t_max
-            and output_angle(torch.tensor(angle)) == angle
-        ]
-        return [[path.t_max, angle] for angle in second_times] or [[path.t_max]]
-
-    def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
-        return tuple(range(1, len(times) + 1))
 
     def noise_level(self, batch: Batch) -> Tensor:
         """Random angles t = arctan(e^tau) (B,), tau ~ N(P_mean, P_std^2) (section 4.2), in radians.
@@ -213,7 +143,7 @@ class SCM(Distiller):
         assert batch.latents is not None
         x0, z = batch.latents, batch.rng.normal(*batch.latents.shape[1:])
         adapting = step < self.options.adaptation_steps
-        t = self._uniform_angles(batch) if adapting else self.noise_level(batch)
+        t = self.uniform_angles(batch) if adapting else self.noise_level(batch)
         x_t = add_noise(x0, z, t)
         guidance, cond = self.sample_guidance(batch)
         with torch.no_grad():  # dx/dt: the teacher's velocity (sCD), or an unbiased estimate of it (sCT)
@@ -270,35 +200,3 @@ class SCM(Distiller):
             lambda x, time: self.student.velocity(x, time, cond), (x_t, t), (along * drift, along.flatten())
         )
         return -(cos**2) * (velocity - drift) - warmup * (along * x_t + slope), velocity
-
-    def adapt(self, x_t: Tensor, t: Tensor, drift: Tensor, cond: Condition) -> tuple[Tensor, Logs]:
-        """Regress the student with its rescaled time input onto the drift; returns the loss and the values to log."""
-        error = (self.student.velocity(x_t, t, cond) - drift).square().flatten(1).mean(1)
-        loss = (error / self.error_scale(t).square()).mean()
-        return loss, {"adaptation_loss": loss.detach()}
-
-    def error_scale(self, t: Tensor) -> Tensor:
-        """What errors of the student's velocity are divided by, (B,): |dv / d output| at angles t (B,).
-
-        The loss is then the error of the network's output, and no part of the time interval dominates it. A sample
-        network is an exception: its output is x0, which matters least at small angles, where f(x, 0) = x must hold. Its
-        velocity is bounded by the boundary condition, and the loss is the error of the velocity, as in [8].
-        """
-        return torch.ones_like(t) if self.student.boundary_angle else self.student.velocity_scale(t)
-
-    def _uniform_angles(self, batch: Batch) -> Tensor:
-        """Random angles (B,), uniform over the schedule."""
-        low, high = self.student.path.t_min, self.student.path.t_max
-        return low + (high - low) * batch.rng.uniform()
-
-    def sample_guidance(self, batch: Batch) -> tuple[float | Tensor, Condition]:
-        """The teacher's guidance, one scale or (B,), and the student's condition.
-
-        With several scales the condition includes the scale (Meng et al. 2022, arXiv 2210.03142; SANA-Sprint's guidance
-        embedding, arXiv 2503.09641).
-        """
-        if not self.options.guidances:
-            return self.guidance, batch.cond
-        scales = torch.tensor(self.options.guidances, device=batch.rng.device)
-        guidance = scales[batch.rng.rows(len(scales))]
-        return guidance, {**batch.cond, **self.teacher.guidance_condition(self.student, guidance)}

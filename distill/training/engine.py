@@ -165,8 +165,9 @@ class Engine:
         """
         phases = {name: Phase(distiller, name) for name in distiller.networks()}
         trained = {id(module): module for modules in distiller.networks().values() for module in modules}
+        averages = [average for average, _ in distiller.averages()]
         if self._compile != "none":
-            for module in (distiller.teacher.denoiser, *trained.values()):
+            for module in (distiller.teacher.denoiser, *trained.values(), *averages):
                 if isinstance(module, Denoiser):
                     compiling.compile_network(unwrap(module.network), self._compile)
         if self.sharding is None:
@@ -174,7 +175,8 @@ class Engine:
         self._unsharded_ema = copy.deepcopy(ema).cpu() if self.is_main else None
         for module in trained.values():
             self._roots.append(self.shard(module.network if isinstance(module, Denoiser) else module))
-        self.shard(ema.network)
+        for average in (ema, *averages):
+            self.shard(average.network)
         return dict(phases)
 
     def shard(self, network: nn.Module) -> FSDPModule:

@@ -97,6 +97,7 @@ class TrainState:
             for phase, modules in self.distiller.networks().items()
         }
         self.ema_parameters = [list(ema.parameters()) for ema in self.emas]
+        self.averages = [(list(average.parameters()), decay) for average, decay in self.distiller.averages()]
         self.student_parameters = list(self.distiller.student.parameters())
 
     @property
@@ -118,6 +119,8 @@ class TrainState:
         """Update every average after a step; in the first steps an average follows the student more closely."""
         for parameters, decay in zip(self.ema_parameters, self.decays, strict=True):
             engine.update_ema(parameters, self.student_parameters, min(decay, (1 + self.step) / (10 + self.step)))
+        for parameters, decay in self.averages:
+            engine.update_ema(parameters, self.student_parameters, decay)
 
     def _named_emas(self) -> list[tuple[str, Denoiser]]:
         """Each average with the prefix of its tensors in a checkpoint, which is empty for a single one."""

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 CLIP = "openai/clip-vit-base-patch16"  # the model of --clip without a value
+# names of methods in texts; others are shown as they are
 METHOD_TITLES = {
     "dmd": "DMD",
+    "sid": "SiD",
+    "f_distill": "f-distill",
     "scm": "sCM",
     "rcm": "rCM",
-    "sid": "SiD",
-}  # names of methods in texts; others are shown as they are
+    "lcm": "LCM",
+}
 INCEPTION_MODES = ("clean", "legacy_tensorflow", "legacy_pytorch")  # clean-fid's modes, which differ in resizing
 
 

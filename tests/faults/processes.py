@@ -2,9 +2,9 @@
 
     python -m tests.faults.processes [--steps 50] [--teacher pocket] [--only fsdp2-scm]
 
-The methods are DMD, DMD with a GAN and R1 ("gan"), sCM with its adaptive weighting, rCM, and SiD with its adversarial
-term and an aligned fake score ("sid"). Prints the largest relative difference of any logged loss, one line for each
-case. Exit code 1 if it is above 1e-4.
+The methods are DMD, DMD with a GAN and R1 ("gan"), f-distill, sCM with its adaptive weighting, rCM, LCM with an average
+as its target, and SiD with its adversarial term and an aligned fake score ("sid"). Prints the largest relative
+difference of any logged loss, one line for each case. Exit code 1 if it is above 1e-4.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from tests.forks import Fork
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pocket"
 
-CASES = [(engine, method) for engine in ("ddp", "fsdp2") for method in ("dmd", "gan", "scm", "rcm", "sid")]
+NAMES = ("dmd", "gan", "sid", "f_distill", "scm", "rcm", "lcm")
+CASES = [(engine, method) for engine in ("ddp", "fsdp2") for method in NAMES]
 SETTINGS = [
     "train.batch_size=8",
     "train.accumulation=2",
@@ -39,7 +40,9 @@ SOON = ["adaptation_steps=4", "tangent_warmup=4", "second_times=[0.5]"]  # every
 METHODS = {  # the recipe and its overrides
     "dmd": ("dmd", CONSTANT),
     "gan": ("dmd", [*CONSTANT, *IMAGES, "method.gan_weight=0.01", "method.r1_weight=0.1"]),
+    "f_distill": ("f_distill", [*CONSTANT, "method.divergence=forward_kl"]),
     "scm": ("scm", [CONSTANT[0], "method.learned_weighting=true", *(f"method.{key}" for key in SOON)]),
+    "lcm": ("lcm", [CONSTANT[0], "method.target_ema=0.9", "method.second_times=[0.5]"]),
     "rcm": ("rcm", [*CONSTANT, *(f"method.scm.{key}" for key in SOON)]),
     "sid": ("sid", [*CONSTANT, *IMAGES, "method.gan_weight=0.01", "method.fake_score_alignment=0.05"]),
 }

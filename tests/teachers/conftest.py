@@ -11,7 +11,7 @@ from teachers.pocket.parts import make_tokenizer
 from tests.teachers.tiny_pipelines import BUILDERS
 
 COLUMNS = (
-    *("wrap", "condition", "guidance", "DMD step", "SiD step", "sCM step"),
+    *("wrap", "condition", "guidance", "DMD step", "SiD step", "sCM step", "LCM step"),
     *("export", "reload, 1 step", "reload, 2 steps"),
 )
 TABLE = pytest.StashKey[dict[str, dict[str, float]]]()

@@ -26,6 +26,9 @@ METHODS = {
     "scm, native time": {"name": "scm", "adaptation_steps": 0},
     "rcm": {"name": "rcm"},
     "sid": {"name": "sid"},
+    "f_distill": {"name": "f_distill"},
+    "lcm": {"name": "lcm"},
+    "lcm, 4 steps": {"name": "lcm", "timesteps": [999, 749, 499, 249]},
 }
 
 

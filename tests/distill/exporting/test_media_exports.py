@@ -22,6 +22,7 @@ METHODS = {
     "dmd, 2 steps": {"name": "dmd", "timesteps": [999, 499]},
     "scm": {"name": "scm"},
     "rcm": {"name": "rcm"},
+    "lcm": {"name": "lcm"},
 }
 # Every kind of network once; the others differ in their call only (tests/teachers/families/test_media_exports.py).
 NAMES = ["Wan 2.1", "Wan 2.2 A14B", "LTX", "CogVideoX 1.5", "HunyuanVideo", "HunyuanVideo 1.5", "AnimateDiff"]

@@ -16,6 +16,8 @@ METHODS = {
     "scm": "{name: scm, adaptation_steps: 1, tangent_warmup: 2, learned_weighting: true, second_times: [0.5, 0.9]}",
     "rcm": "{name: rcm, scm: {adaptation_steps: 1, second_times: [0.7]}, dmd: {fake_score_updates: 1}}",
     "sid": "{name: sid, gan_weight: 0.1, fake_score_updates: 1, fake_score_alignment: 0.05}",
+    "f_distill": "{name: f_distill, gan_weight: 0.1, fake_score_updates: 1}",
+    "lcm": "{name: lcm, target_ema: 0.5, second_times: [0.5, 0.9]}",
 }
 
 

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 @pytest.mark.parametrize("tier", ["full", "lora"])
-@pytest.mark.parametrize("method", ["dmd", "scm", "sid"])
+@pytest.mark.parametrize("method", ["dmd", "sid", "f_distill", "scm", "lcm"])
 def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointing):
     """The peak of live tensors on the CPU, counted in the same way, to 5%, because kernels allocate buffers too."""
     plain = {

@@ -1,4 +1,4 @@
-"""DMD, its GAN, SiD, sCM, rCM and LoRA on the real architecture of every family of clips and sounds."""
+"""DMD, its GAN, f-distill, SiD, sCM, rCM, LCM and LoRA on the real architecture of every family of clips and sounds."""
 
 import copy
 
@@ -11,7 +11,9 @@ from distill.data.batch_random import BatchRandom
 from distill.methods.discriminator import features
 from distill.methods.dmd import DMD
 from distill.methods.dmd_options import DMDOptions
+from distill.methods.f_distill import FDistill, FDistillOptions
 from distill.methods.jvp import jvp
+from distill.methods.lcm import LCM, LCMOptions
 from distill.methods.rcm import RCM, RCMOptions
 from distill.methods.scm import SCM, SCMOptions
 from distill.methods.sid import SID, SIDOptions
@@ -101,6 +103,16 @@ def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != EXPERTS])
+def test_each_phase_of_f_distill_trains(name, load_media):
+    teacher = load_media(name)
+    torch.manual_seed(0)
+    distiller = FDistill(teacher, 2.0, FDistillOptions())
+    for phase in ("fake_score", "student"):
+        step(distiller, phase, teacher, name)
+
+
+@pytest.mark.slow
 @every_family
 def test_scm_target_equals_that_of_torch_func_jvp(name, load_media, record):
     teacher = load_media(name)
@@ -128,6 +140,24 @@ def test_each_phase_of_rcm_trains(name, load_media):
     for number in (0, 1):
         for phase in distiller.networks():
             step(distiller, phase, teacher, name, number, share=SHARE.get(name, 0.6))
+
+
+@pytest.mark.slow
+@every_family
+def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains(name, load_media, record):
+    teacher = load_media(name)
+    torch.manual_seed(0)
+    guidance = 6.0 if name == "HunyuanVideo" else 1.0  # a student receives the pipeline's default guidance scale
+    distiller = LCM(teacher, guidance, LCMOptions())
+    batch, t = batch_of(teacher), distiller.grid[-2:-1].expand(2)
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1))
+    drift = teacher.velocity(x, t, batch.cond, guidance)
+    target = distiller.solve(x, t, torch.zeros(2), drift, batch.cond)
+    with torch.no_grad():
+        error = difference(distiller.student.denoise(x, t, batch.cond), target)
+    record(name, "LCM step", error)
+    assert error < 1e-3
+    step(LCM(teacher, 2.0, LCMOptions(target_ema=0.9)), "student", teacher, name, share=SHARE.get(name, 0.6))
 
 
 @pytest.mark.slow
