@@ -41,7 +41,8 @@ class Recipe(Checked):
     name: str = option(help="Name of the run; its folder is output/name.")
     teacher: TeacherRecipe = option(help="The teacher.")
     method: dict[str, Any] = option(
-        help="`name`: dmd, scm, rcm, sid, f_distill, lcm or an installed plug-in; the other keys are the method's options."
+        help="`name`: dmd, scm, rcm, sid, f_distill, lcm or an installed plug-in; the other keys are the method's "
+        "options."
     )
     output: str = option("runs", "The folder of all runs.")
     seed: int = option(0, "Seed of every random number of the run.", at_least=0)

@@ -124,27 +124,16 @@ class Distiller(nn.Module, ABC):
         """
         return self.PHASES
 
-    def after_update(self, phase: str) -> None:
-        """Change weights outside the optimizers; the training loop calls it after each update of `phase`.
-
-        Every process calls it. What it does must depend on weights only, and elementwise, because a process may hold a
-        part of each tensor: then resuming is exact and the number of processes does not matter.
-
-        Args:
-            phase: The phase whose optimizer has just made a step.
-        """
-        return
-
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         """The modules that the optimizer of each phase updates."""
         return {"student": [self.student]}
 
     def averages(self) -> Sequence[tuple[Denoiser, float]]:
-        """Exponential moving averages of the student that the losses read, and their decays.
+        """Networks whose weights follow the student's, and their decays.
 
-        They are frozen copies of the student and submodules. The training loop updates them after each step,
-        average <- decay average + (1 - decay) student, and distributes them as the student. The average that is
-        evaluated and exported is the loop's own (`train.ema`).
+        After each step the training loop sets network <- decay network + (1 - decay) student. They are submodules with
+        the student's parameters: frozen copies that the losses read, or networks that also train in a phase. The
+        average that is evaluated and exported is the loop's own (`train.ema`).
         """
         return ()
 

@@ -20,7 +20,6 @@ from distill.data.batch import Batch
 from distill.methods.base import Distiller, Logs
 from distill.methods.discriminator import Discriminator, NoisySample, approximate_r1, frozen
 from distill.methods.fake_score_options import FakeScoreOptions
-from distill.training.sharding import local_shard
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
@@ -77,16 +76,14 @@ class FakeScoreDistiller(Distiller, ABC):
     def forward(self, phase: str, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         return self.fake_score_phase(batch) if phase == "fake_score" else self.student_phase(batch)
 
-    @torch.no_grad()
-    def after_update(self, phase: str) -> None:
+    def averages(self) -> Sequence[tuple[Denoiser, float]]:
         """Implicit distribution alignment: fake <- lambda fake + (1 - lambda) student, after each student update.
 
         Source: Ge et al. 2025, "SenseFlow", arXiv 2506.00523, section 4.1. The fake score then follows the student
         between its own updates. Adapters are interpolated matrix by matrix.
         """
-        if phase == "student" and self.options.fake_score_alignment:
-            fake, student = ([local_shard(p) for p in net.parameters()] for net in (self.fake_score, self.student))
-            torch._foreach_lerp_(fake, student, self.options.fake_score_alignment)
+        alignment = self.options.fake_score_alignment
+        return [(self.fake_score, 1 - alignment)] if alignment else []
 
     @abstractmethod
     def student_phase(self, batch: Batch) -> tuple[Tensor, Logs]:

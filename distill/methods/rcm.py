@@ -101,8 +101,8 @@ class RCM(Distiller):
         logs |= {f"dmd_{key}": value for key, value in dmd_logs.items()}
         return loss + self.options.dmd_weight * regulariser, logs
 
-    def after_update(self, phase: str) -> None:
-        self.parts[1].after_update(phase)
+    def averages(self) -> Sequence[tuple[Denoiser, float]]:
+        return self.parts[1].averages()
 
     def sampling_schedules(self) -> list[list[float]]:
         return self.parts[0].sampling_schedules()

@@ -165,7 +165,7 @@ class Engine:
         """
         phases = {name: Phase(distiller, name) for name in distiller.networks()}
         trained = {id(module): module for modules in distiller.networks().values() for module in modules}
-        averages = [average for average, _ in distiller.averages()]
+        averages = [network for network, _ in distiller.averages() if id(network) not in trained]
         if self._compile != "none":
             for module in (distiller.teacher.denoiser, *trained.values(), *averages):
                 if isinstance(module, Denoiser):

@@ -43,7 +43,6 @@ def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, reci
         metrics[f"{phase}/gradient_norm"].append(norm)
         state.guard.check(optimizer, phase, index, state.step, norm, loss)
         engine.update(optimizer)
-        state.distiller.after_update(phase)
     state.update_emas(engine)
     state.step += 1
     return metrics
