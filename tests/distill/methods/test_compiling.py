@@ -24,15 +24,17 @@ from tests.settings import RECIPES
 
 FAST = ["train.batch_size=2", "train.log_every=1", "train.evaluate_every=0", "train.evaluate_samples=2"]
 FAST += ["train.evaluate_teacher_steps=1", "train.tracker=none", "optimizers.student.schedule=constant"]
+UNCONDITIONAL = [
+    "optimizers.fake_score.schedule=constant",
+    "teacher.family=unconditional",
+    "teacher.guidance=1.0",
+    "data.prompts=null",
+    "evaluation.features=pixels",
+    "evaluation.reference=null",
+]
 METHODS = {
-    "dmd": [
-        "optimizers.fake_score.schedule=constant",
-        "teacher.family=unconditional",
-        "teacher.guidance=1.0",
-        "data.prompts=null",
-        "evaluation.features=pixels",
-        "evaluation.reference=null",
-    ],
+    "dmd": UNCONDITIONAL,
+    "sid": UNCONDITIONAL,
     "scm": ["method.adaptation_steps=2", "method.tangent_warmup=2", "method.second_times=[0.5]"],
 }
 
@@ -62,6 +64,7 @@ def losses(folder):
     [
         ("scm", "text_pipeline", ("none", "blocks")),
         ("dmd", "unconditional_pipeline", ("networks", "none")),  # few channels compile quickly
+        ("sid", "unconditional_pipeline", ("networks", "none")),  # its gradient flows through the compiled teacher
     ],
 )
 def test_compiled_and_eager_runs_have_the_same_losses_and_resume_each_other(request, tmp_path, method, pipeline, modes):
