@@ -22,11 +22,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.config.typed import InvalidOption, option
+from distill.config.typed import option
 from distill.data.batch import Batch
 from distill.methods.base import Logs
 from distill.methods.consistency import Consistency, ConsistencyOptions
-from teachers.core.denoiser import Condition, Denoiser
+from teachers.core.denoiser import SOFT_WIDTH, Condition, Denoiser
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import add_noise, expand, rotate
 
@@ -67,13 +67,6 @@ class LCMOptions(ConsistencyOptions):
         at_most=10**9,
     )
 
-    def check(self) -> None:
-        super().check()
-        if len(self.timesteps) > 1 and self.adaptation_steps:
-            raise InvalidOption(
-                "adaptation_steps", f"must be 0 with several method.timesteps, got {self.adaptation_steps}"
-            )
-
 
 class LCM(Consistency):
     """A latent consistency model: a student of one or two steps, or of as many as `timesteps`.
@@ -89,9 +82,25 @@ class LCM(Consistency):
     def __init__(self, teacher: Teacher, guidance: float, options: LCMOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
         self.times = self.angles(options.timesteps)
+        self._check_times()
         self.target = copy.deepcopy(self.student).requires_grad_(False) if options.target_ema else None
         grid = torch.tensor(self.student.path.solver_times(options.solver_steps)).float()  # from pure noise to data
         self.register_buffer("grid", grid, persistent=False)
+
+    def _check_times(self) -> None:
+        """Raise ValueError if the later of several `timesteps` are where the student cannot be exported."""
+        later, student = torch.tensor(self.times[1:], dtype=torch.float64), self.student
+        if not torch.equal(student.output_angle(later), later):
+            last = student.path.timestep(torch.tensor([self.options.max_angle - SOFT_WIDTH])).int().item()
+            raise ValueError(
+                "a student with method.adaptation_steps above 0 must have method.timesteps after the first at most "
+                f"{last} (method.max_angle), got {list(self.options.timesteps)}"
+            )
+        if bool((later < student.boundary_angle).any()):
+            raise ValueError(
+                f"method.timesteps of a teacher that predicts the sample must be at angles of at least "
+                f"method.boundary_angle {student.boundary_angle}, got {list(self.options.timesteps)}"
+            )
 
     def averages(self) -> Sequence[tuple[Denoiser, float]]:
         return [] if self.target is None else [(self.target, self.options.target_ema)]
