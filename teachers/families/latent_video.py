@@ -10,6 +10,7 @@ import torch
 from teachers.core.few_step import is_default_schedule, native_levels
 from teachers.core.trigflow import Flow
 from teachers.families.latent import LatentTeacher
+from teachers.families.sample_size import check_sides
 from teachers.media import Medium, Video
 
 ARGUMENTS = {"height": "height", "width": "width", "frames": "num_frames", "rate": "frame_rate"}
@@ -57,10 +58,7 @@ class LatentVideo(LatentTeacher):
         }
 
     def _check_size(self) -> None:
-        unit = math.lcm(self.side_unit, self.compression() * self.patch()[1])
-        for key in ("height", "width"):
-            if self.size[key] % unit:
-                raise ValueError(f"teacher.size.{key} must be a multiple of {unit}, got {self.size[key]}")
+        check_sides(self.size, math.lcm(self.side_unit, self.compression() * self.patch()[1]))
         if (self.size["frames"] - 1) % self.time_compression():
             raise ValueError(
                 f"teacher.size.frames must be 1 more than a multiple of {self.time_compression()}, got "

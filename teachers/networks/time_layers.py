@@ -2,11 +2,28 @@
 
 from dataclasses import dataclass
 
-from diffusers.models.embeddings import TimestepEmbedding
-from torch import nn
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
 
 FEATURES = ("timesteps_proj", "time_proj")  # Wan has both; its `time_proj` is a linear layer after its embedding
 LAYERS = ("time_embedding", "timestep_embedder", "time_embedder", "timestep_proj")
+
+
+class Unscaled(nn.Module):
+    """The features of a timestep for a network that receives a part of it and multiplies it again.
+
+    Args:
+        features: `Timesteps` with a scale, such as 1000 for a timestep in [0, 1].
+    """
+
+    def __init__(self, features: Timesteps) -> None:
+        super().__init__()
+        self.inner = features
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Features (B, F) of timesteps (B,) before they are divided."""
+        features: Tensor = self.inner(timesteps / self.inner.scale)
+        return features
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +66,8 @@ def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
         owner = next((parts[key] for key in LAYERS if key in parts), None)
         if features is None or owner is None:
             continue
+        if isinstance(features, Timesteps) and features.scale != 1:
+            features = Unscaled(features)
         if isinstance(owner, TimestepEmbedding):
             found.append(TimeEmbedding(features, owner, "linear_1"))
         elif isinstance(owner, nn.Sequential) and len(owner) and isinstance(owner[0], nn.Linear):

@@ -1,0 +1,99 @@
+"""What image families with a size of the call have of their own: latents, sizes, guidance in calls, refusals."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from distill.config.registry import TEACHERS, find
+from teachers.core.sampling import sample
+from teachers.loading.sketch import sketch
+from teachers.media import Image
+from tests.settings import first_is_quick
+from tests.teachers.families.media import prompts_of, run
+from tests.teachers.families.stock import difference
+from tests.teachers.tiny_flows import BUILDERS
+
+NAMES = list(BUILDERS)
+
+
+@pytest.mark.parametrize("name", ["Flux.2 dev", "Flux.2 klein"])
+def test_latents_of_flux_2_are_those_of_the_stock_pipeline(name, load_media, tiny_media):
+    """Patches of the autoencoder's latents, normalised by the statistics of its batch normalisation."""
+    teacher, pipe = load_media(name), DiffusionPipeline.from_pretrained(tiny_media(name)[1])
+    images = torch.rand(2, *teacher.medium.shape) * 2 - 1
+    with torch.no_grad():
+        assert difference(teacher.encode(images), pipe._encode_vae_image(images, None)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["Flux.2 dev", "Qwen-Image", "LongCat-Image"])
+def test_noise_levels_are_those_of_the_stock_pipeline_at_its_default_number_of_steps(name, load_media, tiny_media):
+    """The shift of Flux.2 depends on the number of steps."""
+    teacher, pipe = load_media(name), DiffusionPipeline.from_pretrained(tiny_media(name)[1])
+    pipe.set_progress_bar_config(disable=True)
+    run(pipe, teacher, teacher.usual_call(50, 1.0))
+    path = teacher.denoiser.path
+    first, last, steps = 1.0, path.terminal or 0.0, torch.linspace(1.0, 1 / 50, 50)
+    levels = path.shift * steps / (1 + (path.shift - 1) * steps)
+    if path.terminal:
+        levels = first - (first - levels) * (1 - last) / (1 - levels[-1])
+    torch.testing.assert_close(pipe.scheduler.sigmas[:-1], levels, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", first_is_quick(NAMES))
+def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
+    family, folder, size = tiny_media(name)
+    teacher = sketch(str(folder), find(TEACHERS, family))
+    assert teacher.medium == Image(256, 256) and not set(size) & set(teacher.calls(1))
+    assert load_media(name).medium == Image(16, 32)
+    assert {key: load_media(name).calls(1)[key] for key in size} == size
+
+
+@pytest.mark.parametrize(("key", "value", "match"), [
+    ("height", 18, r"teacher.size.height must be a multiple of 4, got 18"),
+    ("width", 16.5, r"teacher.size.width must be a whole number, got 16.5"),
+    ("frames", 9, r"teacher.size must have the keys height, width .* got 'frames'"),
+])  # fmt: skip
+def test_impossible_sizes_are_refused(key, value, match, tiny_media):
+    for name in ("Qwen-Image", "Flux.2 dev"):
+        family, folder, size = tiny_media(name)
+        with pytest.raises(ValueError, match=match):
+            sketch(str(folder), find(TEACHERS, family), size | {key: value})
+
+
+@pytest.mark.parametrize("key", ["guidance_embeds", "use_additional_t_cond"])
+def test_qwen_image_networks_with_further_inputs_are_refused(key, tiny_media):
+    pipe = DiffusionPipeline.from_pretrained(tiny_media("Qwen-Image")[1])
+    pipe.transformer.register_to_config(**{key: True})
+    with pytest.raises(ValueError, match=f"{key} of the transformer must be False, got True"):
+        find(TEACHERS, "qwen_image").wrap(pipe)
+
+
+def test_a_negative_prompt_is_refused_for_flux_2(load_media):
+    with pytest.raises(ValueError, match="must be null: pipelines of the family Flux2 take no negative prompt"):
+        load_media("Flux.2 klein").set_negative_prompt("noise")
+
+
+def test_a_distilled_klein_ignores_the_guidance_scale(tiny_media):
+    pipe = DiffusionPipeline.from_pretrained(tiny_media("Flux.2 klein")[1], is_distilled=True)
+    teacher = find(TEACHERS, "flux2").wrap(pipe, size=tiny_media("Flux.2 klein")[2])
+    cond, x, t = teacher.condition(prompts_of(teacher)), torch.randn(2, *teacher.shape), torch.tensor([0.5, 1.0])
+    with torch.no_grad():
+        assert torch.equal(teacher.velocity(x, t, cond, 4.0), teacher.velocity(x, t, cond))
+
+
+def test_embedded_guidance_of_flux_2_follows_the_call(load_media):
+    teacher = load_media("Flux.2 dev")
+    student = teacher.student()
+    teacher.embed_guidance(student, 2.0)
+    times = [student.path.t_max]
+    pipe = teacher.pipeline(student, times)
+    pipe.set_progress_bar_config(disable=True)
+    cond, found = teacher.condition(prompts_of(teacher)), {}
+    for scale in (3.0, 4.0):
+        result = run(pipe, teacher, teacher.calls(1, times) | {"guidance_scale": scale})
+        scaled = {**cond, **teacher.guidance_condition(student, torch.full((2,), scale))}
+        with torch.no_grad():
+            expected = sample(student, result.noises[0], times, scaled, torch.randn_like)
+        found[scale] = result.outputs[-1]
+        assert difference(found[scale], expected) < 1e-5
+    assert difference(found[3.0], found[4.0]) > 1e-3

@@ -1,0 +1,175 @@
+"""Builders of tiny random rectified-flow transformers of images whose size is an argument of the pipeline's call."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import (
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+    LongCatImagePipeline,
+    LongCatImageTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from tests.teachers.tiny_hunyuan import qwen_sizes, qwen_tokenizer
+from tests.teachers.tiny_pipelines import WIDTH, autoencoder
+
+# The template of Qwen-Image has as many tokens as with the published tokenizer: its pipeline drops the first 34.
+WORDS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "system",
+    "Describe",
+    "_the",
+    "_image",
+    "_by",
+    "_detailing",
+    "_color",
+    ",",
+    "_shape",
+    "_size",
+    "_texture",
+    "_quantity",
+    "_text",
+    "_spatial",
+    "_relationships",
+    "_of",
+    "_objects",
+    "_and",
+    "_background",
+    ":",
+    "user",
+    "assistant",
+]
+LIST_CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {% for part in m['content'] %}{{ part['text'] }}{% endfor %}\n{% endfor %}"
+)
+DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
+
+
+def words_tokenizer():
+    """A tokenizer of bytes and of the words of Qwen-Image's template."""
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens([word.replace("_", " ") for word in WORDS])
+    return tokenizer
+
+
+def qwen_vl(tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 4]}
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": WIDTH}
+    text = qwen_sizes(tokenizer, 2) | {"bos_token_id": 0, "eos_token_id": 0, "rope_parameters": rope}
+    vision |= {"fullatt_block_indexes": [0]}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+
+
+def qwen_image() -> QwenImagePipeline:
+    tokenizer = words_tokenizer()
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, 0.2, -0.3, 0.4],
+        latents_std=[1.0, 2.0, 0.5, 1.5],
+    )
+    network = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=0.02, **DYNAMIC)
+    return QwenImagePipeline(scheduler, vae, qwen_vl(tokenizer), tokenizer, network)
+
+
+def mistral() -> tuple[Mistral3ForConditionalGeneration, PixtralProcessor]:
+    """A tiny Mistral 3 with as many layers as Flux.2 reads, and its processor."""
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    text = qwen_sizes(tokenizer, 30) | {"model_type": "mistral", "head_dim": 16}
+    vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "head_dim": 8}
+    encoder = Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
+    return encoder, PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=LIST_CHAT)
+
+
+def qwen3():
+    """A tiny Qwen3 with as many layers as Flux.2 klein reads, and its tokenizer."""
+    tokenizer = qwen_tokenizer()
+    config = Qwen3Config(**qwen_sizes(tokenizer, 27), head_dim=16, bos_token_id=0, eos_token_id=0)
+    return Qwen3ForCausalLM(config), tokenizer
+
+
+def flux2(kind, encoder, **options):
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2, 16))
+    network = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=kind is Flux2Pipeline,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return kind(scheduler, vae, *encoder, network, **options)
+
+
+def longcat_image() -> LongCatImagePipeline:
+    tokenizer = words_tokenizer()
+    network = LongCatImageTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=[4, 6, 6],
+    )
+    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=LIST_CHAT)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    vae = autoencoder(latent_channels=16, scaling_factor=0.36, shift_factor=0.11)
+    return LongCatImagePipeline(scheduler, vae, qwen_vl(tokenizer), tokenizer, processor, network)
+
+
+SIDES = {"height": 16, "width": 32}
+# Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
+BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
+    "Qwen-Image": ("qwen_image", lambda _: qwen_image(), SIDES),
+    "Flux.2 dev": ("flux2", lambda _: flux2(Flux2Pipeline, mistral()), SIDES),
+    "Flux.2 klein": ("flux2", lambda _: flux2(Flux2KleinPipeline, qwen3()), SIDES),
+    "LongCat-Image": ("longcat_image", lambda _: longcat_image(), SIDES),
+}
