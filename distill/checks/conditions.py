@@ -50,7 +50,9 @@ def teacher_inputs(teacher: Teacher, cond: Condition, guidance: float) -> tuple[
 
 
 def _halves(inputs: Inputs) -> tuple[Inputs, Inputs]:
-    first, second = ({key: value.chunk(2)[i] for key, value in inputs.items() if value.ndim} for i in (0, -1))
+    rows = 2 * SAMPLES  # along the second dimension where a network takes the outputs of several layers first
+    axes = {key: value.shape.index(rows) if rows in value.shape else 0 for key, value in inputs.items() if value.ndim}
+    first, second = ({key: inputs[key].chunk(2, axis)[i] for key, axis in axes.items()} for i in (0, -1))
     return first, second
 
 

@@ -1,5 +1,6 @@
 """Builders of tiny random rectified-flow transformers of images whose size is an argument of the pipeline's call."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -10,12 +11,18 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    HiDreamImagePipeline,
+    HiDreamImageTransformer2DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    UniPCMultistepScheduler,
 )
 from transformers import (
+    CLIPTextModelWithProjection,
+    LlamaConfig,
+    LlamaForCausalLM,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PixtralImageProcessor,
@@ -30,7 +37,7 @@ from transformers import (
 )
 
 from tests.teachers.tiny_hunyuan import qwen_sizes, qwen_tokenizer
-from tests.teachers.tiny_pipelines import WIDTH, autoencoder
+from tests.teachers.tiny_pipelines import WIDTH, autoencoder, clip, t5
 
 # The template of Qwen-Image has as many tokens as with the published tokenizer: its pipeline drops the first 34.
 WORDS = [
@@ -165,11 +172,38 @@ def longcat_image() -> LongCatImagePipeline:
     return LongCatImagePipeline(scheduler, vae, qwen_vl(tokenizer), tokenizer, processor, network)
 
 
+def hidream(tokenizer) -> HiDreamImagePipeline:
+    """With large patches: the pipeline scales all images to 128 x 128 latent pixels."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = 128  # tokens of a prompt in the pipeline
+    llama_tokenizer = qwen_tokenizer()
+    llama = LlamaForCausalLM(LlamaConfig(**qwen_sizes(llama_tokenizer, 3), bos_token_id=0, eos_token_id=0))
+    encoder, t5_tokenizer = t5()
+    network = HiDreamImageTransformer2DModel(
+        patch_size=16,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=[WIDTH, WIDTH],
+        text_emb_dim=2 * WIDTH,
+        axes_dims_rope=(4, 6, 6),
+        llama_layers=[0, 1, 2],
+    )
+    vae = autoencoder(block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",), scaling_factor=0.36,
+        up_block_types=("UpDecoderBlock2D",), shift_factor=0.11)  # fmt: skip
+    encoders = [clip(tokenizer, CLIPTextModelWithProjection), tokenizer] * 2 + [encoder, t5_tokenizer]
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return HiDreamImagePipeline(scheduler, vae, *encoders, llama, llama_tokenizer, network)
+
+
 SIDES = {"height": 16, "width": 32}
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Qwen-Image": ("qwen_image", lambda _: qwen_image(), SIDES),
     "Flux.2 dev": ("flux2", lambda _: flux2(Flux2Pipeline, mistral()), SIDES),
     "Flux.2 klein": ("flux2", lambda _: flux2(Flux2KleinPipeline, qwen3()), SIDES),
+    "HiDream-I1": ("hidream", hidream, {"height": 64, "width": 256}),
     "LongCat-Image": ("longcat_image", lambda _: longcat_image(), SIDES),
 }

@@ -113,7 +113,9 @@ def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Te
             inputs["encoder_hidden_states_mask"] = torch.ones(inputs["encoder_hidden_states"].shape[:2])
     if teacher.medium_class is Video and teacher.network == "unet":  # once for each frame
         one = {key: value[:: teacher.shape[1]] for key, value in one.items() if key in keys}
-    if len(one["encoder_hidden_states"]) == 2:
+    if "encoder_hidden_states_llama3" in keys:  # layers come first
+        one = one | {"encoder_hidden_states_llama3": one["encoder_hidden_states_llama3"].transpose(0, 1)}
+    if len(one[keys[0]]) == 2:
         return {key: one[key] for key in keys}, {key: two[key] for key in keys}
     halves = [{key: one[key].chunk(2)[half] for key in keys} for half in (0, 1)]
     first, second = halves if "context_latents" in keys else reversed(halves)  # most pipelines begin without

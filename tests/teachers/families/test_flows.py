@@ -43,8 +43,9 @@ def test_noise_levels_are_those_of_the_stock_pipeline_at_its_default_number_of_s
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     teacher = sketch(str(folder), find(TEACHERS, family))
-    assert teacher.medium == Image(256, 256) and not set(size) & set(teacher.calls(1))
-    assert load_media(name).medium == Image(16, 32)
+    side = 128 if name == "HiDream-I1" else 256
+    assert teacher.medium == Image(side, side) and not set(size) & set(teacher.calls(1))
+    assert load_media(name).medium == Image(**size)
     assert {key: load_media(name).calls(1)[key] for key in size} == size
 
 
@@ -66,6 +67,28 @@ def test_qwen_image_networks_with_further_inputs_are_refused(key, tiny_media):
     pipe.transformer.register_to_config(**{key: True})
     with pytest.raises(ValueError, match=f"{key} of the transformer must be False, got True"):
         find(TEACHERS, "qwen_image").wrap(pipe)
+
+
+def test_sizes_that_hidream_changes_are_refused(tiny_media):
+    message = r"must be a size that HiDreamImagePipeline keeps, got 64 x 128, which it changes to 90 x 180"
+    with pytest.raises(ValueError, match=message):
+        sketch(str(tiny_media("HiDream-I1")[1]), find(TEACHERS, "hidream"), {"height": 64, "width": 128})
+
+
+@pytest.mark.parametrize("size", first_is_quick([{"height": 64, "width": 256}, {}]))
+def test_experts_of_hidream_have_gradients_and_compute_what_the_stock_network_does(size, tiny_media):
+    """The network's own mixtures of experts compute without gradients in eval mode."""
+    folder = tiny_media("HiDream-I1")[1]
+    stock = DiffusionPipeline.from_pretrained(folder).transformer.eval()
+    teacher = find(TEACHERS, "hidream").load(str(folder), torch.device("cpu"), size=size)
+    student, cond = teacher.student(), teacher.condition(["a coat", "a boot"])
+    x, t = torch.randn(2, *teacher.shape), torch.tensor([200.0, 700.0])
+    found = student.call(student.network, x, t, cond)
+    with torch.no_grad():
+        assert difference(found, student.call(stock, x, t, cond)) < 1e-5
+    found.square().mean().backward()
+    experts = [p for name, p in student.network.named_parameters() if ".experts." in name]
+    assert len(experts) == 3 * 4 * 3 and all(p.grad is not None and p.grad.abs().sum() > 0 for p in experts)
 
 
 def test_a_negative_prompt_is_refused_for_flux_2(load_media):
