@@ -19,10 +19,37 @@ TEXT, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 UNSUPPORTED = {"guidance_embeds": "the pipeline's network takes no scale", "use_additional_t_cond": "it needs an image"}
 
 
-class QwenImage(TokenNormGuidance, SizedImage):
-    """`QwenImagePipeline`. Guidance keeps the norm of each token of the network's output.
+class QwenPipeline(SizedImage):
+    """The common code of Qwen-Image and Qwen-Image 2.1: an autoencoder of clips, and guidance with a negative prompt.
 
-    The pipeline applies guidance at `true_cfg_scale` only with a negative prompt, so its exports do not.
+    The pipelines apply guidance at `true_cfg_scale` only with a negative prompt, so exports do not.
+    """
+
+    call_names: ClassVar[Mapping[str, str]] = {"guidance_scale": "true_cfg_scale"}
+
+    def compression(self) -> int:
+        return int(self.stock.vae_scale_factor)
+
+    def latent_channels(self) -> int:
+        return int(self.stock.vae.config.z_dim)
+
+    def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
+        call = super().calls(num_steps, times)
+        return {self.call_names.get(name, name): value for name, value in call.items()}
+
+    def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
+        call = super().usual_call(num_steps, guidance)
+        return call | ({"negative_prompt": self.negative_prompt or ""} if guidance > 1 else {})
+
+    def _mean(self, images: Tensor) -> Tensor:
+        return super()._mean(images[:, :, None])[:, :, 0]
+
+    def _image(self, native: Tensor) -> Tensor:
+        return super()._image(native[:, :, None])[:, :, 0]
+
+
+class QwenImage(TokenNormGuidance, QwenPipeline):
+    """`QwenImagePipeline`. Guidance keeps the norm of each token of the network's output.
 
     Raises:
         ValueError: If the transformer needs inputs that the pipeline does not pass.
@@ -30,7 +57,6 @@ class QwenImage(TokenNormGuidance, SizedImage):
 
     pipelines: ClassVar[Pipelines] = (QwenImagePipeline,)
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",)}
-    call_names: ClassVar[Mapping[str, str]] = {"guidance_scale": "true_cfg_scale"}
     fewest_steps: ClassVar[int] = 2  # one step divides by zero with shift_terminal
 
     def __init__(
@@ -53,12 +79,6 @@ class QwenImage(TokenNormGuidance, SizedImage):
             return_dict=False,
         )[0]
         return unpack(output, height, width)
-
-    def compression(self) -> int:
-        return int(self.stock.vae_scale_factor)
-
-    def latent_channels(self) -> int:
-        return int(self.stock.vae.config.z_dim)
 
     def _check_channels(self) -> None:
         config, channels = self.stock.transformer.config, self.latent_channels()
@@ -83,17 +103,3 @@ class QwenImage(TokenNormGuidance, SizedImage):
         width = self.stock.transformer.config.joint_attention_dim
         text = torch.empty(1, LENGTH, width, device="meta")
         return {TEXT: text, MASK: torch.empty(1, LENGTH, dtype=torch.long, device="meta")}
-
-    def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        call = super().calls(num_steps, times)
-        return {self.call_names.get(name, name): value for name, value in call.items()}
-
-    def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
-        call = super().usual_call(num_steps, guidance)
-        return call | ({"negative_prompt": self.negative_prompt or ""} if guidance > 1 else {})
-
-    def _mean(self, images: Tensor) -> Tensor:
-        return super()._mean(images[:, :, None])[:, :, 0]
-
-    def _image(self, native: Tensor) -> Tensor:
-        return super()._image(native[:, :, None])[:, :, 0]

@@ -13,16 +13,17 @@ class Unscaled(nn.Module):
     """The features of a timestep for a network that receives a part of it and multiplies it again.
 
     Args:
-        features: `Timesteps` with a scale, such as 1000 for a timestep in [0, 1].
+        features: The features of the part.
+        scale: The factor, such as 1000 for a timestep in [0, 1].
     """
 
-    def __init__(self, features: Timesteps) -> None:
+    def __init__(self, features: nn.Module, scale: float) -> None:
         super().__init__()
-        self.inner = features
+        self.inner, self.scale = features, scale
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Features (B, F) of timesteps (B,) before they are divided."""
-        features: Tensor = self.inner(timesteps / self.inner.scale)
+        features: Tensor = self.inner(timesteps / self.scale)
         return features
 
 
@@ -66,8 +67,9 @@ def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
         owner = next((parts[key] for key in LAYERS if key in parts), None)
         if features is None or owner is None:
             continue
-        if isinstance(features, Timesteps) and features.scale != 1:
-            features = Unscaled(features)
+        scale = features.scale if isinstance(features, Timesteps) else getattr(features, "time_factor", 1.0)
+        if scale != 1:
+            features = Unscaled(features, scale)
         if isinstance(owner, TimestepEmbedding):
             found.append(TimeEmbedding(features, owner, "linear_1"))
         elif isinstance(owner, nn.Sequential) and len(owner) and isinstance(owner[0], nn.Linear):

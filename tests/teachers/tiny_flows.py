@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -15,6 +16,8 @@ from diffusers import (
     HiDreamImageTransformer2DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     UniPCMultistepScheduler,
@@ -34,6 +37,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from tests.teachers.tiny_hunyuan import qwen_sizes, qwen_tokenizer
@@ -109,6 +116,38 @@ def qwen_image() -> QwenImagePipeline:
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=0.02, **DYNAMIC)
     return QwenImagePipeline(scheduler, vae, qwen_vl(tokenizer), tokenizer, network)
+
+
+def qwen_image_21() -> QwenImage21Pipeline:
+    tokenizer = words_tokenizer()
+    tokenizer.add_tokens([f"<|{name}|>" for name in ("image_pad", "video_pad", "vision_start", "vision_end")])
+    chat = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'][0]['text'] }}<|im_end|>\n{% endfor %}"
+    processor = Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=chat)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 4]}
+    text = qwen_sizes(tokenizer, 2) | {"bos_token_id": 0, "eos_token_id": 0, "rope_parameters": rope, "head_dim": 16}
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": WIDTH}
+    vision |= {"deepstack_visual_indexes": [0]}
+    encoder = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision))
+    vae = AutoencoderKLQwenImage21(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1, 0.2, -0.3, 0.4],
+        latents_std=[1.0, 2.0, 0.5, 1.5],
+    )
+    network = QwenImage21Transformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift_terminal=0.02, **DYNAMIC)
+    return QwenImage21Pipeline(scheduler, vae, encoder, processor, network)
 
 
 def mistral() -> tuple[Mistral3ForConditionalGeneration, PixtralProcessor]:
@@ -202,6 +241,7 @@ SIDES = {"height": 16, "width": 32}
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Qwen-Image": ("qwen_image", lambda _: qwen_image(), SIDES),
+    "Qwen-Image 2.1": ("qwen_image_21", lambda _: qwen_image_21(), {"height": 64, "width": 128}),
     "Flux.2 dev": ("flux2", lambda _: flux2(Flux2Pipeline, mistral()), SIDES),
     "Flux.2 klein": ("flux2", lambda _: flux2(Flux2KleinPipeline, qwen3()), SIDES),
     "HiDream-I1": ("hidream", hidream, {"height": 64, "width": 256}),

@@ -43,7 +43,7 @@ def test_noise_levels_are_those_of_the_stock_pipeline_at_its_default_number_of_s
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     teacher = sketch(str(folder), find(TEACHERS, family))
-    side = 128 if name == "HiDream-I1" else 256
+    side = {"HiDream-I1": 128, "Qwen-Image 2.1": 1024}.get(name, 256)
     assert teacher.medium == Image(side, side) and not set(size) & set(teacher.calls(1))
     assert load_media(name).medium == Image(**size)
     assert {key: load_media(name).calls(1)[key] for key in size} == size
@@ -67,6 +67,20 @@ def test_qwen_image_networks_with_further_inputs_are_refused(key, tiny_media):
     pipe.transformer.register_to_config(**{key: True})
     with pytest.raises(ValueError, match=f"{key} of the transformer must be False, got True"):
         find(TEACHERS, "qwen_image").wrap(pipe)
+
+
+def test_prompts_of_qwen_image_21_have_at_most_512_tokens(load_media):
+    with pytest.raises(ValueError, match="a prompt must have at most 512 tokens, got 6..: 'zzz"):
+        load_media("Qwen-Image 2.1").condition(["z" * 600])
+
+
+def test_a_schedule_in_the_files_of_qwen_image_21_does_not_replace_the_number_of_steps(tiny_media):
+    _, folder, size = tiny_media("Qwen-Image 2.1")
+    pipe = DiffusionPipeline.from_pretrained(folder, sample_sigmas=[1.0, 0.7, 0.4])
+    pipe.set_progress_bar_config(disable=True)
+    teacher = find(TEACHERS, "qwen_image_21").wrap(pipe, size=size)
+    assert len(run(pipe, teacher, teacher.usual_call(2, 1.0)).outputs) == 2
+    assert teacher.pipeline(teacher.student(), [teacher.denoiser.path.t_max]).config.sample_sigmas is None
 
 
 def test_sizes_that_hidream_changes_are_refused(tiny_media):

@@ -49,7 +49,7 @@ def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path,
         assert len(result.outputs) == len(result.inputs) == steps  # guidance is not applied
 
 
-@pytest.mark.parametrize("name", ["HunyuanVideo 1.5", "ACE-Step", "Flux.2 klein", "Qwen-Image"])
+@pytest.mark.parametrize("name", ["HunyuanVideo 1.5", "ACE-Step", "Flux.2 klein", "Qwen-Image", "Qwen-Image 2.1"])
 def test_guidance_is_off_in_the_files_of_an_export(name, load_media, tmp_path):
     """Called without guidance arguments, the stock pipeline evaluates the network once a step."""
     teacher = load_media(name)
