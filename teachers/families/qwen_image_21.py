@@ -14,6 +14,7 @@ from teachers.families.qwen_image import MASK, TEXT, QwenPipeline
 from teachers.families.sample_size import check_sides
 from teachers.families.unbatched import encode_each, padded
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines
+from teachers.support.private_api import checkpointing_function
 
 LENGTH = 512  # the most tokens of a prompt; the pipeline has no limit
 IMAGE_TOKENS = "image_tokens"  # the module whose output is a block's tokens of the image
@@ -41,11 +42,9 @@ def meta_forward(network: Any, tokens: Tensor, text: Tensor, timestep: Tensor) -
     image = torch.empty(length, dtype=torch.bool, device="meta") if causal else None
     rotary = torch.empty(length, sum(network.config.axes_dims_rope) // 2, dtype=torch.complex64, device="meta")
     inputs = network.modulation(embedding), rotary, None, image, None, None, None, [(0, text.shape[1], True)], None
+    checkpoint = checkpointing_function(network) if torch.is_grad_enabled() else None
     for block in network.transformer_blocks:
-        if torch.is_grad_enabled() and network.gradient_checkpointing:
-            hidden = network._gradient_checkpointing_func(block, hidden, *inputs)
-        else:
-            hidden = block(hidden, *inputs)
+        hidden = checkpoint(block, hidden, *inputs) if checkpoint else block(hidden, *inputs)
     output: Tensor = network.proj_out(network.norm_out(hidden, embedding, image))
     return output
 

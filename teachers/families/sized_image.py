@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from teachers.families.latent import LatentTeacher
+from teachers.families.fixed_start import FixedStart
 from teachers.families.packing import unpack
 from teachers.families.sample_size import check_sides
 
 
-class SizedImage(LatentTeacher):
+class SizedImage(FixedStart):
     """A frozen pipeline of images whose files do not state their size. Its transformer takes tokens of 2 x 2 patches.
 
     Args:

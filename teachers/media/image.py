@@ -52,12 +52,12 @@ class Image(Medium):
 
         Args:
             output: PIL images, an array (B, H, W, C) or (B, H, W), a tensor (B, C, H, W) or (B, H, W), an object with
-                `images`, or a tuple that begins with them. Integers are in 0..255.
+                `images` or `image`, or a tuple that begins with them. Integers are in 0..255.
 
         Raises:
             ValueError: The output contains no images.
         """
-        images = getattr(output, "images", output)
+        images = getattr(output, "images", getattr(output, "image", output))
         if isinstance(images, tuple):
             images = images[0]
         if isinstance(images, list) and images and isinstance(images[0], PIL.Image.Image):

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.transformers.transformer_kandinsky import Kandinsky5TimeEmbeddings
 from torch import Tensor, nn
 
 FEATURES = ("timesteps_proj", "time_proj")  # Wan has both; its `time_proj` is a linear layer after its embedding
@@ -25,6 +27,19 @@ class Unscaled(nn.Module):
         """Features (B, F) of timesteps (B,) before they are divided."""
         features: Tensor = self.inner(timesteps / self.scale)
         return features
+
+
+class Frequencies(nn.Module):
+    """The features of Kandinsky 5: cosines and sines of a timestep times frequencies (F,)."""
+
+    def __init__(self, frequencies: Tensor) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Features (B, 2 F) of timesteps (B,)."""
+        angles = torch.outer(timesteps.float(), self.frequencies.to(timesteps.device))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +77,9 @@ def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
         # ACE-Step; `time_embed_r` reads the difference of two timesteps, which is zero here
         if isinstance(parts.get("time_sinusoid"), nn.Module) and not name.endswith("_r"):
             found.append(TimeEmbedding(parts["time_sinusoid"], module, "linear_1"))
+            continue
+        if isinstance(module, Kandinsky5TimeEmbeddings):
+            found.append(TimeEmbedding(Frequencies(module.freqs), module, "in_layer"))
             continue
         features = next((parts[key] for key in FEATURES if not isinstance(parts.get(key), nn.Linear | None)), None)
         owner = next((parts[key] for key in LAYERS if key in parts), None)

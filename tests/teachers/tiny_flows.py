@@ -1,6 +1,7 @@
 """Builders of tiny random rectified-flow transformers of images whose size is an argument of the pipeline's call."""
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
+    Kandinsky5T2IPipeline,
+    Kandinsky5Transformer3DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
     QwenImage21Pipeline,
@@ -237,6 +240,44 @@ def hidream(tokenizer) -> HiDreamImagePipeline:
     return HiDreamImagePipeline(scheduler, vae, *encoders, llama, llama_tokenizer, network)
 
 
+KANDINSKY_SIDES = {"height": 32, "width": 64}
+constructor = Kandinsky5T2IPipeline.__init__
+
+
+@functools.wraps(constructor)
+def with_small_sizes(self, *args, **kwargs):
+    """The constructor, which sets the sizes that the pipeline takes, all of about a megapixel."""
+    constructor(self, *args, **kwargs)
+    self.resolutions.append((KANDINSKY_SIDES["width"], KANDINSKY_SIDES["height"]))
+
+
+Kandinsky5T2IPipeline.__init__ = with_small_sizes
+
+
+def kandinsky5(tokenizer) -> Kandinsky5T2IPipeline:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = 77
+    words = words_tokenizer()
+    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), words, Qwen2VLVideoProcessor(), chat_template=LIST_CHAT)
+    network = Kandinsky5Transformer3DModel(
+        in_text_dim=WIDTH,
+        in_text_dim2=WIDTH,
+        time_dim=32,
+        model_dim=32,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 6, 6),
+    )
+    for name, parameter in network.named_parameters():
+        if "modulation" in name:  # zero in a new network
+            torch.nn.init.normal_(parameter, std=0.1)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = autoencoder(block_out_channels=(8,) * 4, scaling_factor=0.36, shift_factor=0.11, **blocks)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return Kandinsky5T2IPipeline(network, vae, qwen_vl(words), processor, clip(tokenizer), tokenizer, scheduler)
+
+
 SIDES = {"height": 16, "width": 32}
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
@@ -245,5 +286,6 @@ BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Flux.2 dev": ("flux2", lambda _: flux2(Flux2Pipeline, mistral()), SIDES),
     "Flux.2 klein": ("flux2", lambda _: flux2(Flux2KleinPipeline, qwen3()), SIDES),
     "HiDream-I1": ("hidream", hidream, {"height": 64, "width": 256}),
+    "Kandinsky 5": ("kandinsky5", kandinsky5, KANDINSKY_SIDES),
     "LongCat-Image": ("longcat_image", lambda _: longcat_image(), SIDES),
 }

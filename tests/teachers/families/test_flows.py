@@ -7,7 +7,6 @@ from diffusers import DiffusionPipeline
 from distill.config.registry import TEACHERS, find
 from teachers.core.sampling import sample
 from teachers.loading.sketch import sketch
-from teachers.media import Image
 from tests.settings import first_is_quick
 from tests.teachers.families.media import prompts_of, run
 from tests.teachers.families.stock import difference
@@ -43,9 +42,11 @@ def test_noise_levels_are_those_of_the_stock_pipeline_at_its_default_number_of_s
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     teacher = sketch(str(folder), find(TEACHERS, family))
-    side = {"HiDream-I1": 128, "Qwen-Image 2.1": 1024}.get(name, 256)
-    assert teacher.medium == Image(side, side) and not set(size) & set(teacher.calls(1))
-    assert load_media(name).medium == Image(**size)
+    side = {"HiDream-I1": 128, "Qwen-Image 2.1": 1024, "Kandinsky 5": 1024}.get(name, 256)
+    assert (
+        teacher.image_size == (side, side) and teacher.medium.name == "image" and not set(size) & set(teacher.calls(1))
+    )
+    assert load_media(name).image_size == (size["height"], size["width"])
     assert {key: load_media(name).calls(1)[key] for key in size} == size
 
 
@@ -70,7 +71,7 @@ def test_qwen_image_networks_with_further_inputs_are_refused(key, tiny_media):
 
 
 def test_prompts_of_qwen_image_21_have_at_most_512_tokens(load_media):
-    with pytest.raises(ValueError, match="a prompt must have at most 512 tokens, got 6..: 'zzz"):
+    with pytest.raises(ValueError, match=r"a prompt must have at most 512 tokens, got 6..: 'zzz"):
         load_media("Qwen-Image 2.1").condition(["z" * 600])
 
 
@@ -81,6 +82,11 @@ def test_a_schedule_in_the_files_of_qwen_image_21_does_not_replace_the_number_of
     teacher = find(TEACHERS, "qwen_image_21").wrap(pipe, size=size)
     assert len(run(pipe, teacher, teacher.usual_call(2, 1.0)).outputs) == 2
     assert teacher.pipeline(teacher.student(), [teacher.denoiser.path.t_max]).config.sample_sigmas is None
+
+
+def test_sizes_that_kandinsky_5_does_not_have_are_refused(tiny_media):
+    with pytest.raises(ValueError, match=r"teacher.size must be one of 1024 x 1024, 1408 x 640, .*, got 512 x 512"):
+        sketch(str(tiny_media("Kandinsky 5")[1]), find(TEACHERS, "kandinsky5"), {"height": 512, "width": 512})
 
 
 def test_sizes_that_hidream_changes_are_refused(tiny_media):

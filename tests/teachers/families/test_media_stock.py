@@ -42,7 +42,7 @@ def test_every_step_of_the_stock_solver_is_that_of_the_teacher(
         else:
             worst = max(worst, difference(ours, after))
     record(name, "wrap" if guidance == 1 else "guidance", worst)
-    assert worst < 1e-5
+    assert worst < (1e-4 if name == "Kandinsky 5" else 1e-5)  # its network rounds its queries and keys to bfloat16
     assert momenta == ([-0.75] if name == "ACE-Step" and guidance > 1 else [])  # the one thing that is left out
 
 
@@ -82,8 +82,9 @@ def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, r
     made = scale | {"num_frames", "height", "width", "rope_interpolation_scale", "rotary_embedding", "image_rotary_emb"}
     made |= {"image_embeds", "timestep_r", "img_shapes", "img_ids", "txt_ids"}
     made |= {"attention_kwargs", "joint_attention_kwargs", "timesteps", "img_mask", "kv_cache", "kv_cache_mode"}
+    made |= {"visual_rope_pos", "text_rope_pos", "scale_factor"}
     common = {"args", "hidden_states", "timestep", "return_dict"} | made
-    own = {"null_hidden_states"} | ({"encoder_attention_mask"} if name.startswith("ACE-Step") else set())
+    own = {"null_hidden_states"} | ({"encoder_attention_mask"} if name.startswith(("ACE-Step", "Kandinsky")) else set())
     assert {key for key, value in inputs.inputs[0].items() if value is not None} - common == set(cond) - own
 
 
