@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from distill.checks.stock import Inputs, StockRun, device_of, first_sample, joined, network_inputs
+from distill.checks.stock import Inputs, StockRun, device_of, first_sample, joined, network_inputs, whole_mask
 from distill.checks.table import Check, left_out
 from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE
@@ -18,6 +18,10 @@ def condition_checks(run: StockRun, teacher: Teacher, cond: Condition, guidance:
     (ours, rows), theirs = teacher_inputs(teacher, cond, guidance), run.inputs
     if not ours:
         return [left_out("condition", "the network takes none")]
+    absent = [
+        key for key in ours if key.endswith("_mask") and key.removesuffix("_mask") in theirs and key not in theirs
+    ]
+    theirs = theirs | {key: whole_mask(theirs, key) for key in absent}
     if missing := sorted(set(ours) - set(theirs)):
         note = f"the pipeline does not pass {', '.join(missing)} to its network"
         return [Check("condition", math.nan, TOLERANCE, note)]
@@ -46,7 +50,9 @@ def teacher_inputs(teacher: Teacher, cond: Condition, guidance: float) -> tuple[
 
 
 def _halves(inputs: Inputs) -> tuple[Inputs, Inputs]:
-    first, second = ({key: value.chunk(2)[i] for key, value in inputs.items() if value.ndim} for i in (0, -1))
+    rows = 2 * SAMPLES  # along the second dimension where a network takes the outputs of several layers first
+    axes = {key: value.shape.index(rows) if rows in value.shape else 0 for key, value in inputs.items() if value.ndim}
+    first, second = ({key: inputs[key].chunk(2, axis)[i] for key, axis in axes.items()} for i in (0, -1))
     return first, second
 
 

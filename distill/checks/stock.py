@@ -165,15 +165,39 @@ def first_sample(inputs: Inputs) -> Tensor:
 
 
 def joined(calls: Sequence[Inputs]) -> Inputs:
-    """The inputs of one step as one batch; pipelines may call the network once without and once with the condition."""
+    """The inputs of one step as one batch; pipelines may call the network once without and once with the condition.
+
+    Inputs of different lengths, such as those of prompts, are padded with zeros, and get a mask if they have none.
+    """
     if len(calls) == 1:
         return calls[0]
     rows = len(first_sample(calls[0]))
+    lengths = {key: {call[key].shape[1] for call in calls if key in call} for key, x in calls[0].items() if x.ndim > 2}
+    masks = {f"{key}_mask" for key, found in lengths.items() if len(found) > 1}
+    masks |= {key for call in calls for key in call if key.endswith("_mask")}
+    calls = [call | {key: whole_mask(call, key) for key in masks - set(call)} for call in calls]
     return {
-        key: torch.cat([call[key] for call in calls]) if value.ndim and len(value) == rows else value
+        key: torch.cat(_padded([call[key] for call in calls])) if value.ndim and len(value) == rows else value
         for key, value in calls[0].items()
         if all(key in call for call in calls)
     }
+
+
+def whole_mask(inputs: Inputs, key: str) -> Tensor:
+    """The mask (B, L) that a network uses without the mask `key` of its input (B, L, C): it keeps all tokens."""
+    rows, length = inputs[key.removesuffix("_mask")].shape[:2]
+    return torch.ones(rows, length, dtype=torch.long)
+
+
+def _padded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors (B, L, ...) with zeros up to the largest L; those of equal shapes and (B,) stay as they are."""
+    if len({tensor.shape[1:] for tensor in tensors}) == 1:
+        return list(tensors)
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [
+        torch.cat([x, x.new_zeros(len(x), longest - x.shape[1], *x.shape[2:])], dim=1) if x.shape[1] < longest else x
+        for x in tensors
+    ]
 
 
 def device_of(teacher: Teacher) -> torch.device:

@@ -135,9 +135,14 @@ def latent_checks(teacher: Teacher) -> list[Check]:
         valid = decoded.shape == images.shape and bool(decoded.isfinite().all())
         return [*checks, Check("encode, then decode", 0.0 if valid else math.nan, TOLERANCE, "shape and finite values")]
     if vae is not None:
-        code: Any = vae.encode(images.to(vae.device, vae.dtype))
+        of_clips = "temperal_downsample" in vae.config  # diffusers' spelling
+        inputs = images.to(vae.device, vae.dtype)
+        if vae.config.get("in_channels", 3) == 4:  # with an alpha channel
+            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+        code: Any = vae.encode(inputs[:, :, None] if of_clips else inputs)
         mean = code.latent_dist.mean if hasattr(code, "latent_dist") else code[0]
         images = vae.decode(mean).sample.float().cpu()
+        images = (images[:, :, 0] if of_clips else images)[:, : decoded.shape[1]]
     spread = (decoded - images).abs().max().item() / images.abs().max().clamp_min(1).item()
     checks.append(Check("encode, then decode", spread, TOLERANCE, "against the autoencoder" if vae is not None else ""))
     std = latents.std().item()

@@ -18,8 +18,12 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.networks.adapters import unwrap
 from teachers.networks.storage import without_autocast
 
-# Names of the children that hold the middle block: UNets; most transformers; Wan; the analytic perceptron.
-MIDDLE_BLOCKS = ("mid_block", "transformer_blocks", "blocks", "layers")
+# Names of the children that hold the middle block: UNets; most transformers; Wan; the analytic perceptron; HiDream;
+# Kandinsky 5.
+MIDDLE_BLOCKS = (
+    *("mid_block", "transformer_blocks", "blocks", "layers"),
+    *("double_stream_blocks", "visual_transformer_blocks"),
+)
 UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # their outputs have channels before positions
 
 NoisySample = tuple[Tensor, Tensor, Condition]  # x_t (B, ...), t (B,), cond

@@ -204,11 +204,15 @@ def refit_time_embedding(denoiser: Denoiser, time_scale: float, ridge: float = 1
 def _refit(project: nn.Module, layer: nn.Linear, timesteps: Tensor, rescaled: Tensor, ridge: float) -> None:
     """Change `layer` so that its outputs at `rescaled` (N,) approximate its former outputs at `timesteps` (N,)."""
     native, features = (project(steps.to(layer.weight.device)).double() for steps in (timesteps, rescaled))
-    ones = native.new_ones(len(native), 1)
-    affine = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()
-    target = torch.cat([native, ones], dim=1) @ affine.T
-    inputs = torch.cat([features, ones], dim=1)
-    gram = inputs.T @ inputs + ridge * torch.eye(inputs.shape[1]).to(inputs)
-    solution = torch.linalg.solve(gram, inputs.T @ target).T
-    layer.weight.copy_(solution[:, :-1])
-    layer.bias.copy_(solution[:, -1])
+    if layer.bias is None:
+        affine = layer.weight.double()
+    else:
+        ones = native.new_ones(len(native), 1)
+        native, features = (torch.cat([inputs, ones], dim=1) for inputs in (native, features))
+        affine = torch.cat([layer.weight, layer.bias[:, None]], dim=1).double()
+    target = native @ affine.T
+    gram = features.T @ features + ridge * torch.eye(features.shape[1]).to(features)
+    solution = torch.linalg.solve(gram, features.T @ target).T
+    layer.weight.copy_(solution[:, : layer.in_features])
+    if layer.bias is not None:
+        layer.bias.copy_(solution[:, -1])

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser, Prediction
 from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
-from teachers.core.guided import concatenate
-from teachers.core.trigflow import Flow, NoisePath, expand
+from teachers.core.trigflow import Flow, NoisePath
 from teachers.families.latent import LatentTeacher
+from teachers.families.output_guidance import OutputGuidance
 from teachers.families.unbatched import encode_each, padded
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines
 from teachers.media import Audio, Medium
@@ -38,7 +38,7 @@ SCHEDULER: dict[str, Any] = {
 GUIDANCE: dict[str, Any] = {"eta": 0.0, "norm_threshold": 2.5, "use_original_formulation": True, "norm_dim": (1,)}
 
 
-class AceStep(LatentTeacher):
+class AceStep(OutputGuidance, LatentTeacher):
     """`AceStepPipeline` for music from a prompt, without lyrics.
 
     The network has no mask for its text, and the pipeline pads the prompts of a batch to the longest. Here each prompt
@@ -146,21 +146,12 @@ class AceStep(LatentTeacher):
         return native.mT
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Condition, guidance: float | Tensor = 1.0) -> Tensor:
-        """The velocity with the pipeline's adaptive projected guidance; networks with `is_turbo` ignore the scale."""
-        plain = not isinstance(guidance, Tensor) and guidance == 1.0
-        if self.stock.is_turbo or plain:
-            return super().velocity(x_t, t, cond, 1.0)
-        with self._on_device():
-            doubled = torch.cat([x_t, x_t]), torch.cat([t, t])
-            both = self.denoiser.velocity(*doubled, concatenate(cond, self.null_condition(cond)))
-        data = self.denoiser.path.sigma_data
-        c, s = (expand(f(t), x_t).to(x_t.dtype) for f in (torch.cos, torch.sin))
-        # the network's output z - X0, on which the pipeline's guidance is defined
-        outputs = [s * x_t + c * v - data * (c * x_t - s * v) for v in both.chunk(2)]
-        scale = expand(guidance, x_t).to(x_t.dtype) if isinstance(guidance, Tensor) else guidance
-        first, second = (output.mT for output in outputs)
-        guided = normalized_guidance(first, second, scale - 1.0, **GUIDANCE).mT  # type: ignore[arg-type]
-        return both.chunk(2)[0] + (guided - outputs[0]) / (c + data * s)
+        """The velocity with the pipeline's guidance; networks with `is_turbo` ignore the scale."""
+        return super().velocity(x_t, t, cond, 1.0 if self.stock.is_turbo else guidance)
+
+    def combine_outputs(self, with_prompt: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
+        """The pipeline's adaptive projected guidance."""
+        return normalized_guidance(with_prompt.mT, without.mT, scale - 1.0, **GUIDANCE).mT  # type: ignore[arg-type]
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         return encode_each(prompts, self._encode)

@@ -56,16 +56,24 @@ class EmbeddedGuidance(LatentTeacher):
         return {"guidance": guidance.float()}
 
     def lora_call(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        scale = {"guidance_scale": default_guidance(type(self.stock))} if self.embeds_guidance else {}
+        scale = {"guidance_scale": self.default_guidance()} if self.embeds_guidance else {}
         return super().lora_call(num_steps, times) | scale
 
-    @torch.no_grad()
+    def default_guidance(self) -> float:
+        """The scale that a student of one guidance scale receives in training."""
+        return default_guidance(type(self.stock))
+
     def parts(self, student: Denoiser, network: Any, scheduler: Any) -> dict[str, Any]:
-        if network.config.guidance_embeds and not student.guidance_input:  # one embedding for all guidance scales
-            embed, layer = network.time_text_embed, network.time_text_embed.guidance_embedder.linear_2
-            scale = default_guidance(type(self.stock)) * 1000
-            features = embed.time_proj(torch.tensor([scale], device=layer.weight.device))
-            constant = embed.guidance_embedder(features.to(layer.weight.dtype))[0]
-            layer.weight.zero_()
-            layer.bias.copy_(constant)
+        if network.config.guidance_embeds and not student.guidance_input:
+            self.fix_exported_guidance(network)
         return super().parts(student, network, scheduler)
+
+    @torch.no_grad()
+    def fix_exported_guidance(self, network: Any) -> None:
+        """Give a network to export one embedding for all guidance scales, in place."""
+        embed, layer = network.time_text_embed, network.time_text_embed.guidance_embedder.linear_2
+        scale = self.default_guidance() * 1000
+        features = embed.time_proj(torch.tensor([scale], device=layer.weight.device))
+        constant = embed.guidance_embedder(features.to(layer.weight.dtype))[0]
+        layer.weight.zero_()
+        layer.bias.copy_(constant)

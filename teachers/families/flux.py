@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from diffusers import FluxPipeline
 from torch import Tensor
 
 from teachers.core.denoiser import Condition
 from teachers.families.embedded_guidance import EmbeddedGuidance, default_guidance
+from teachers.families.packing import pack, positions, unpack
 from teachers.families.sample_size import height_and_width
 from teachers.loading.source import Pipelines
 
@@ -36,19 +36,17 @@ class Flux(EmbeddedGuidance):
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
         """Call the network on tokens (B, H W / 4, 4 C) of 2 x 2 patches, their positions, and timesteps in [0, 1]."""
         _, _, height, width = sample.shape
-        rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
-        positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
         if network.config.guidance_embeds and "guidance" not in cond:
             cond = {**cond, "guidance": torch.full_like(timestep, DEFAULT_GUIDANCE)}
         output: Tensor = network(
-            F.pixel_unshuffle(sample, 2).flatten(2).mT,
+            pack(sample),
             timestep=timestep / 1000,
             **cond,
-            img_ids=positions.to(sample),
+            img_ids=positions(height // 2, width // 2).to(sample),
             txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(sample),
             return_dict=False,
         )[0]
-        return F.pixel_shuffle(output.mT.unflatten(2, (height // 2, width // 2)), 2)
+        return unpack(output, height, width)
 
     def latent_shape(self) -> tuple[int, int, int]:
         sides = height_and_width(self.stock.vae.config.sample_size)  # not in the transformer's; 1024 / 8 for Flux.1
@@ -56,10 +54,7 @@ class Flux(EmbeddedGuidance):
         return self.stock.transformer.config.in_channels // 4, height, width
 
     def unpack(self, native: Tensor) -> Tensor:
-        if native.ndim != 3:  # a pipeline draws its first noise before it packs it
-            return native
-        height, width = self.shape[1:]
-        return F.pixel_shuffle(native.mT.unflatten(2, (height // 2, width // 2)), 2)
+        return unpack(native, *self.shape[1:])
 
     def size_call(self) -> dict[str, Any]:
         height, width = self.image_size

@@ -2,20 +2,17 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-
-from teachers.core.few_step import is_default_schedule, native_levels
-from teachers.core.trigflow import Flow
-from teachers.families.latent import LatentTeacher
+from teachers.families.fixed_start import FixedStart
+from teachers.families.sample_size import check_sides
 from teachers.media import Medium, Video
 
 ARGUMENTS = {"height": "height", "width": "width", "frames": "num_frames", "rate": "frame_rate"}
 
 
-class LatentVideo(LatentTeacher):
+class LatentVideo(FixedStart):
     """A frozen latent diffusion pipeline of clips. The size of a clip is an argument of the pipeline's call.
 
     Args:
@@ -57,10 +54,7 @@ class LatentVideo(LatentTeacher):
         }
 
     def _check_size(self) -> None:
-        unit = math.lcm(self.side_unit, self.compression() * self.patch()[1])
-        for key in ("height", "width"):
-            if self.size[key] % unit:
-                raise ValueError(f"teacher.size.{key} must be a multiple of {unit}, got {self.size[key]}")
+        check_sides(self.size, math.lcm(self.side_unit, self.compression() * self.patch()[1]))
         if (self.size["frames"] - 1) % self.time_compression():
             raise ValueError(
                 f"teacher.size.frames must be 1 more than a multiple of {self.time_compression()}, got "
@@ -95,26 +89,6 @@ class LatentVideo(LatentTeacher):
 
     def tokens(self) -> int:
         return math.prod(self.shape[1:]) // math.prod((self.patch()[0], self.patch()[1] ** 2))
-
-    def _fixed_start(self) -> bool:
-        """Whether sampling begins at pure noise, because the pipeline's call takes no noise levels."""
-        takes_sigmas = "sigmas" in inspect.signature(type(self.stock).__call__).parameters
-        return isinstance(self.denoiser.path, Flow) and not takes_sigmas
-
-    def exportable_times(self, times: list[float]) -> list[float]:
-        path = self.denoiser.path
-        last = path.angle(torch.tensor([path.num_train_timesteps - 1.0], dtype=torch.float64)).item()
-        begins_there = self._fixed_start() and times[0] > last - 1e-6
-        return [path.t_max, *times[1:]] if begins_there else times
-
-    def check_exportable(self, times: Sequence[float]) -> None:
-        if self._fixed_start() and not is_default_schedule(self.denoiser, times):
-            most = self.denoiser.path.num_train_timesteps
-            found = [round(level * most) for level in native_levels(self.denoiser.path, times)]
-            raise ValueError(
-                f"a student of {type(self.stock).__name__} must have one or two steps from pure noise, because its "
-                f"call takes no noise levels, got the timesteps {found}; begin method.timesteps with {most - 1}"
-            )
 
     def size_call(self) -> dict[str, Any]:
         parameters = inspect.signature(type(self.stock).__call__).parameters

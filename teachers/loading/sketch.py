@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from teachers.core.teacher import Teacher
 from teachers.loading.components import OPTIONAL, absent_components, installed_class
@@ -68,6 +68,9 @@ def sketch(path: str, family: type[Teacher], size: Mapping[str, float] | None = 
             if issubclass(component, ConfigMixin):
                 with torch.device("meta" if issubclass(component, nn.Module) else "cpu"), bounded(Path(path) / name):
                     parts[name] = component.from_config(component.load_config(path, subfolder=name))
+            elif issubclass(component, ProcessorMixin) and not name.startswith(TEXT_COMPONENTS):
+                with bounded(Path(path) / name, "files that its processor cannot be read from"):
+                    parts[name] = component.from_pretrained(path, subfolder=name, trust_remote_code=False)
             elif issubclass(component, PreTrainedModel) and not name.startswith(TEXT_COMPONENTS):
                 with bounded(Path(path) / name):  # such as a vocoder
                     parts[name] = build(component, path, name)

@@ -52,12 +52,12 @@ class Image(Medium):
 
         Args:
             output: PIL images, an array (B, H, W, C) or (B, H, W), a tensor (B, C, H, W) or (B, H, W), an object with
-                `images`, or a tuple that begins with them. Integers are in 0..255.
+                `images` or `image`, or a tuple that begins with them. Integers are in 0..255.
 
         Raises:
             ValueError: The output contains no images.
         """
-        images = getattr(output, "images", output)
+        images = getattr(output, "images", getattr(output, "image", output))
         if isinstance(images, tuple):
             images = images[0]
         if isinstance(images, list) and images and isinstance(images[0], PIL.Image.Image):
@@ -68,6 +68,8 @@ class Image(Medium):
             images = torch.from_numpy(images[..., None] if images.ndim == 3 else images).permute(0, 3, 1, 2)
         elif isinstance(images, Tensor) and images.ndim == 3:
             images = images[:, None]
+        if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 4:
+            images = images[:, :3]  # without the alpha channel
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
             shape = f" of shape {tuple(images.shape)}" if isinstance(images, Tensor) else ""
             kind = type(images).__name__

@@ -125,6 +125,15 @@ def supports_gradient_checkpointing(network: "nn.Module") -> bool:
     return bool(getattr(network, "_supports_gradient_checkpointing", False))
 
 
+def checkpointing_function(network: "nn.Module") -> Callable[..., Any] | None:
+    """diffusers' `_gradient_checkpointing_func`, which calls a block with activation checkpointing; None if it is off.
+
+    `enable_gradient_checkpointing` sets it, and there is no public way to read it.
+    """
+    enabled = bool(getattr(network, "gradient_checkpointing", False))
+    return getattr(network, "_gradient_checkpointing_func", None) if enabled else None
+
+
 def disable_gradient_checkpointing(network: "nn.Module") -> None:
     """Make `supports_gradient_checkpointing` False for one network and its copies, for a class that declares it."""
     network._supports_gradient_checkpointing = False  # type: ignore[assignment]

@@ -43,9 +43,15 @@ WIDTH = 32  # of every text encoder
 
 def autoencoder(**changes) -> AutoencoderKL:
     """A tiny autoencoder with 4 latent channels and a compression factor of 2."""
-    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 16}
+    sizes = {
+        "latent_channels": 4,
+        "block_out_channels": (8, 8),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "sample_size": 16,
+    }
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(latent_channels=4, mid_block_add_attention=False, **(sizes | blocks | changes))
+    return AutoencoderKL(mid_block_add_attention=False, **(sizes | blocks | changes))
 
 
 def clip(tokenizer, kind=CLIPTextModel):

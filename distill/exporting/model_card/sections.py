@@ -55,6 +55,9 @@ def guidance_note(record: Record, teacher: Teacher) -> str:
             baked += f", with the negative prompt {code_span(negative)}"
         if teacher.ignores_guidance:
             notes.append(f"{baked}; `{scale}` has no effect.")
+        elif teacher.embeds_guidance:
+            value = record["calls"][0]["call"].get(scale)
+            notes.append(f"{baked}. Its network was trained at `{scale}={value}`: **keep it in the call**, as above.")
         else:
             notes.append(
                 f"{baked}, and this pipeline class applies guidance by default: **keep `{scale}=1.0` in the call**, as "

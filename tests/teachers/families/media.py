@@ -87,6 +87,8 @@ def run(pipe, teacher, call, seed=0) -> Run:
     with recorded_steps(pipe.scheduler) as outputs, NoiseRecorder(teacher.shape) as recorder, torch.no_grad():
         torch.manual_seed(seed)  # some schedulers draw their noise from the global generator
         call = {key: value for key, value in call.items() if key != "lyrics"}
+        if "negative_prompt" in call:  # some pipelines take one for each prompt only
+            call["negative_prompt"] = [call["negative_prompt"]] * 2
         pipe(**inputs_of(pipe, teacher), **call, **LATENT, generator=torch.Generator().manual_seed(seed))
     for hook in hooks:
         hook.remove()
@@ -106,9 +108,14 @@ def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Te
     """What the network received with and without the prompt, in one batch or in two calls."""
     one, two = run.inputs[:2]
     keys = [key for key in keys if key in one]
+    for inputs in (one, two) if "encoder_hidden_states_mask" in keys else ():
+        if inputs["encoder_hidden_states_mask"] is None:  # no prompt is padded
+            inputs["encoder_hidden_states_mask"] = torch.ones(inputs["encoder_hidden_states"].shape[:2])
     if teacher.medium_class is Video and teacher.network == "unet":  # once for each frame
         one = {key: value[:: teacher.shape[1]] for key, value in one.items() if key in keys}
-    if len(one["encoder_hidden_states"]) == 2:
+    if "encoder_hidden_states_llama3" in keys:  # layers come first
+        one = one | {"encoder_hidden_states_llama3": one["encoder_hidden_states_llama3"].transpose(0, 1)}
+    if len(one[keys[0]]) == 2:
         return {key: one[key] for key in keys}, {key: two[key] for key in keys}
     halves = [{key: one[key].chunk(2)[half] for key in keys} for half in (0, 1)]
     first, second = halves if "context_latents" in keys else reversed(halves)  # most pipelines begin without

@@ -33,6 +33,7 @@ every_family = pytest.mark.parametrize("name", NAMES)
 # Steps of the two transformers of Wan 2.2 may call only one of them; they have no GAN.
 EXPERTS = "Wan 2.2 A14B"
 SHARE = {EXPERTS: 0.2}
+DEFAULT_GUIDANCE = {"HunyuanVideo": 6.0, "Flux.2 dev": 4.0}  # of the pipelines, which students receive
 GAN = {"gan_weight": 1e-3, "r1_weight": 1.0}
 
 
@@ -46,7 +47,7 @@ def batch_of(teacher, seed=0):
 def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
-    guidance = 6.0 if name == "HunyuanVideo" else 1.0  # a student receives the pipeline's default guidance scale
+    guidance = DEFAULT_GUIDANCE.get(name, 1.0)
     distiller = DMD(teacher, guidance, DMDOptions())
     batch = batch_of(teacher)
     with torch.no_grad():

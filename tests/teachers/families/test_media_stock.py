@@ -42,7 +42,7 @@ def test_every_step_of_the_stock_solver_is_that_of_the_teacher(
         else:
             worst = max(worst, difference(ours, after))
     record(name, "wrap" if guidance == 1 else "guidance", worst)
-    assert worst < 1e-5
+    assert worst < (1e-4 if name == "Kandinsky 5" else 1e-5)  # its network rounds its queries and keys to bfloat16
     assert momenta == ([-0.75] if name == "ACE-Step" and guidance > 1 else [])  # the one thing that is left out
 
 
@@ -76,11 +76,15 @@ def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, r
             worst = max(worst, (value.float() - stock[key].float()).abs().max().item())
     record(name, "condition", worst)
     assert worst < 1e-5
-    scale = {"guidance"} if name.startswith("HunyuanVideo") else set()  # also where the network has no input for it
+    scale = (
+        {"guidance"} if name.startswith(("HunyuanVideo", "Flux.2 dev")) else set()
+    )  # also where the network has no input for it
     made = scale | {"num_frames", "height", "width", "rope_interpolation_scale", "rotary_embedding", "image_rotary_emb"}
-    made |= {"image_embeds", "timestep_r"}
+    made |= {"image_embeds", "timestep_r", "img_shapes", "img_ids", "txt_ids"}
+    made |= {"attention_kwargs", "joint_attention_kwargs", "timesteps", "img_mask", "kv_cache", "kv_cache_mode"}
+    made |= {"visual_rope_pos", "text_rope_pos", "scale_factor"}
     common = {"args", "hidden_states", "timestep", "return_dict"} | made
-    own = {"null_hidden_states"} | ({"encoder_attention_mask"} if name.startswith("ACE-Step") else set())
+    own = {"null_hidden_states"} | ({"encoder_attention_mask"} if name.startswith(("ACE-Step", "Kandinsky")) else set())
     assert {key for key, value in inputs.inputs[0].items() if value is not None} - common == set(cond) - own
 
 
@@ -114,6 +118,11 @@ def test_decode_of_encode_equals_the_autoencoder(name, load_media):
             media = media.transpose(1, 2).flatten(0, 1)
         if name.startswith("AudioLDM"):  # a vocoder decodes its spectrograms
             assert teacher.decode(latents).shape == (2, *medium.shape)
+            return
+        if name.startswith("Qwen-Image"):  # autoencoders of clips, that of 2.1 with an alpha channel
+            media = torch.cat([media, torch.ones_like(media[:, :1])], dim=1)[:, : vae.config.get("in_channels", 3)]
+            mean = vae.encode(media[:, :, None]).latent_dist.mean
+            assert difference(teacher.decode(latents), vae.decode(mean).sample[:, :3, 0]) < 1e-4
             return
         mean = vae.encode(media).latent_dist.mean
         time = (torch.zeros(2),) if name == "LTX 0.9.1" else ()

@@ -12,7 +12,8 @@ from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
 TEXT = [name for name, (family, _) in BUILDERS.items() if family not in ("dit", "unconditional", "flux")]
-CLIPS = [name for name, (family, *_) in MEDIA.items() if name != "HunyuanVideo" and family != "ace_step"]
+NONE = ("ace_step", "flux2")  # their pipelines take no negative prompt
+CLIPS = [name for name, (family, *_) in MEDIA.items() if name != "HunyuanVideo" and family not in NONE]
 
 
 def null_gaps(family, folder, size=None):

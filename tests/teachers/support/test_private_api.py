@@ -158,7 +158,11 @@ def test_gradient_checkpointing_support_is_declared():
         supported = UNet2DModel(sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
                                 down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
     assert private_api.supports_gradient_checkpointing(supported), message(api, "supports_gradient_checkpointing")
+    assert private_api.checkpointing_function(supported.mid_block) is None
     supported.enable_gradient_checkpointing()
+    assert private_api.checkpointing_function(supported.down_blocks[0]), message(
+        "diffusers' _gradient_checkpointing_func", "checkpointing_function"
+    )
     private_api.disable_gradient_checkpointing(supported)
     assert not private_api.supports_gradient_checkpointing(copy.deepcopy(supported))
     assert private_api.supports_gradient_checkpointing(type(supported))
