@@ -115,11 +115,13 @@ def guidance(teacher: Teacher) -> str:
     """How guidance applies to the teacher's students, as one phrase."""
     if not teacher.guided:
         return "none: it takes no prompts"
+    scale = teacher.call_names.get("guidance_scale", "guidance_scale")
+    value = teacher.calls(1).get(scale, 1.0)
     if teacher.embeds_guidance:
         return "an input of the network, evaluated once; trained into the weights, exported pipelines ignore it"
     if teacher.ignores_guidance:
         return "trained into the weights; exported pipelines ignore guidance_scale"
-    return "trained into the weights; call exported pipelines with guidance_scale=1.0"
+    return f"trained into the weights; call exported pipelines with {scale}={value}"
 
 
 def memory(size: int, bytes_each: int) -> str:

@@ -88,7 +88,10 @@ def features(
             denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
-    return tokens(outputs[0] if len(outputs[0]) >= rows else torch.cat(outputs), rows, stream, channels_first)
+    found = outputs[0] if len(outputs[0]) >= rows else torch.cat(outputs)
+    if denoiser.sample_tokens is not None:
+        found = denoiser.sample_tokens(found, x_t, cond)
+    return tokens(found, rows, stream, channels_first)
 
 
 class _LayerReached(BaseException):

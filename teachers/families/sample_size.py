@@ -1,5 +1,6 @@
-"""The `sample_size` of a network's config."""
+"""The `sample_size` of a network's config, and sizes of images and clips in a recipe."""
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -13,3 +14,14 @@ def height_and_width(sample_size: Any) -> tuple[int, int]:
     if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"sample_size of the network must be a number or [height, width], got {sample_size!r}")
     return sizes[0], sizes[1]
+
+
+def check_sides(size: Mapping[str, float], unit: int) -> None:
+    """Check the height and width of `teacher.size`.
+
+    Raises:
+        ValueError: If one is not a multiple of `unit` pixels.
+    """
+    for key in ("height", "width"):
+        if size[key] % unit:
+            raise ValueError(f"teacher.size.{key} must be a multiple of {unit}, got {size[key]}")

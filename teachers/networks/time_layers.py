@@ -1,12 +1,37 @@
 """The time embeddings of a network: the features of the timestep, and the first linear layer that reads them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch.nn.functional as F
+from diffusers import ChromaTransformer2DModel
 from diffusers.models.embeddings import TimestepEmbedding
-from torch import nn
+from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowTransformer2DModel
+from diffusers.models.transformers.transformer_lumina2 import Lumina2CombinedTimestepCaptionEmbedding
+from diffusers.models.transformers.transformer_z_image import TimestepEmbedder as ZImageTimestepEmbedder
+from torch import Tensor, nn
 
 FEATURES = ("timesteps_proj", "time_proj")  # Wan has both; its `time_proj` is a linear layer after its embedding
 LAYERS = ("time_embedding", "timestep_embedder", "time_embedder", "timestep_proj")
+
+
+class FlowFeatures(nn.Module):
+    """The features of native timesteps in a network that receives another number than the timestep.
+
+    Args:
+        function: Maps timesteps (B,) to features (B, F) with the arithmetic of the pipeline and the network.
+        width: The number of inputs of the layer, if it has others after the features; they are zero here.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], width: int | None = None) -> None:
+        super().__init__()
+        self.function, self.width = function, width
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Features (B, F) of timesteps (B,)."""
+        features = self.function(timesteps)
+        return features if self.width is None else F.pad(features, (0, self.width - features.shape[1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +65,9 @@ def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
     """The time embeddings of a network: one in most networks of diffusers, one for each block in DiT, or none."""
     found = []
     for name, module in network.named_modules():
+        if (flow := _of_flow(module)) is not None:
+            found.append(flow)
+            continue
         parts = dict(module.named_children())
         # ACE-Step; `time_embed_r` reads the difference of two timesteps, which is zero here
         if isinstance(parts.get("time_sinusoid"), nn.Module) and not name.endswith("_r"):
@@ -54,3 +82,23 @@ def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
         elif isinstance(owner, nn.Sequential) and len(owner) and isinstance(owner[0], nn.Linear):
             found.append(TimeEmbedding(features, owner, "0"))
     return found
+
+
+def _of_flow(module: Any) -> TimeEmbedding | None:
+    """The time embedding of a network that receives timesteps in [0, 1]; None for other modules."""
+    if isinstance(module, AuraFlowTransformer2DModel):
+        features = FlowFeatures(lambda t: module.time_step_embed(t / 1000))
+        return TimeEmbedding(features, module.time_step_proj, "linear_1")
+    if isinstance(module, Lumina2CombinedTimestepCaptionEmbedding):
+        features = FlowFeatures(lambda t: module.time_proj(1 - t / 1000))
+        return TimeEmbedding(features, module.timestep_embedder, "linear_1")
+    if isinstance(module, ZImageTimestepEmbedder):
+        size = module.frequency_embedding_size
+        features = FlowFeatures(lambda t: module.timestep_embedding((1000 - t) / 1000 * 1000.0, size))
+        return TimeEmbedding(features, module.mlp, "0")
+    if isinstance(module, ChromaTransformer2DModel):  # its layer also reads which modulation it computes
+        owner = module.distilled_guidance_layer
+        width = owner.in_proj.in_features
+        features = FlowFeatures(lambda t: module.time_text_embed.time_proj(t / 1000 * 1000), width)
+        return TimeEmbedding(features, owner, "in_proj")
+    return None

@@ -1,4 +1,4 @@
-"""Builders of tiny random pipelines of clips and sounds, with the real architecture of every family."""
+"""Builders of tiny random pipelines with a size of the call: clips, sounds, and images of some families."""
 
 import copy
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from diffusers import (
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 from transformers import GemmaTokenizer, LlamaConfig, LlamaModel, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
+from tests.teachers.tiny_flow_transformers import BUILDERS as FLOW_TRANSFORMERS
 from tests.teachers.tiny_hunyuan import hunyuan_video_15
 from tests.teachers.tiny_pipelines import WIDTH, autoencoder, clip, t5
 from tests.teachers.tiny_sounds import ace_step, audioldm2
@@ -269,4 +270,4 @@ BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "AudioLDM 2, short": ("audioldm2", lambda _: audioldm2(), {"seconds": 0.25}),
     "ACE-Step": ("ace_step", lambda _: ace_step(), {"seconds": 0.25}),
     "ACE-Step turbo": ("ace_step", lambda _: ace_step(is_turbo=True), {"seconds": 0.3}),
-}
+} | FLOW_TRANSFORMERS

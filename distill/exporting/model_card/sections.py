@@ -56,9 +56,10 @@ def guidance_note(record: Record, teacher: Teacher) -> str:
         if teacher.ignores_guidance:
             notes.append(f"{baked}; `{scale}` has no effect.")
         else:
+            value = record["calls"][0]["call"].get(scale, 1.0)
             notes.append(
-                f"{baked}, and this pipeline class applies guidance by default: **keep `{scale}=1.0` in the call**, as "
-                "above."
+                f"{baked}, and this pipeline class applies guidance by default: **keep `{scale}={value}` in the call**, "
+                "as above."
             )
     if scales and negative:
         notes.append(f"It was trained with the negative prompt {code_span(negative)}.")

@@ -15,6 +15,7 @@ from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
 from tests.distill.exporting.test_every_export import COST, perturb
 from tests.teachers.families.stock import PROMPTS
+from tests.teachers.tiny_flow_transformers import BUILDERS as FLOW_TRANSFORMERS
 from tests.teachers.tiny_media import BUILDERS
 
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ METHODS = {
 }
 # Every kind of network once; the others differ in their call only (tests/teachers/families/test_media_exports.py).
 NAMES = ["Wan 2.1", "Wan 2.2 A14B", "LTX", "CogVideoX 1.5", "HunyuanVideo", "HunyuanVideo 1.5", "AnimateDiff"]
-NAMES += ["Stable Audio, short", "AudioLDM 2", "ACE-Step"]
+NAMES += ["Stable Audio, short", "AudioLDM 2", "ACE-Step", *FLOW_TRANSFORMERS]
 NO_LORA = ("Wan 2.2 A14B", "HunyuanVideo 1.5", "Stable Audio, short", "AudioLDM 2")  # their pipelines load no such file
 
 

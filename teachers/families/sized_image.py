@@ -1,0 +1,60 @@
+"""`SizedImage`: rectified-flow transformers of images whose size is an argument of the pipeline's call."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from teachers.families.latent import LatentTeacher
+from teachers.families.packing import unpack
+from teachers.families.sample_size import check_sides
+
+
+class SizedImage(LatentTeacher):
+    """A frozen pipeline of images whose files do not state their size. Its transformer takes tokens of 2 x 2 patches.
+
+    Args:
+        pipeline: A pipeline of one of the classes in `pipelines`; its networks are frozen.
+        sigma_data: Standard deviation of the native latents.
+        size: Height and width of an image in pixels. Keys that are missing have the pipeline's default.
+
+    Attributes:
+        patch: Latent pixels of one token, along one side.
+        size: Height and width of an image in pixels.
+
+    Raises:
+        ValueError: If the pipeline cannot make images of that size.
+    """
+
+    size_keys: ClassVar[tuple[str, ...]] = ("height", "width")
+    passes_sigmas: ClassVar[bool] = True
+    takes_variance_preserving: ClassVar[bool] = False
+    refuses_steps: ClassVar[bool] = False
+    patch: ClassVar[int] = 2
+
+    def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
+        self.stock = pipeline
+        found = dict.fromkeys(self.size_keys, self.default_side()) | dict(size or {})
+        for key, value in found.items():
+            if int(value) != value:
+                raise ValueError(f"teacher.size.{key} must be a whole number, got {value}")
+        self.size = {key: int(value) for key, value in found.items()}
+        check_sides(self.size, self.compression() * self.patch)
+        super().__init__(pipeline, sigma_data)
+
+    def default_side(self) -> int:
+        """Height and width of an image in pixels, if the pipeline's call has neither."""
+        return int(self.stock.default_sample_size * self.stock.vae_scale_factor)
+
+    def latent_shape(self) -> tuple[int, ...]:
+        height, width = (self.size[key] // self.compression() for key in ("height", "width"))
+        return int(self.stock.transformer.config.in_channels) // self.patch**2, height, width
+
+    def tokens(self) -> int:
+        return int(self.shape[1] * self.shape[2] // self.patch**2)
+
+    def unpack(self, native: Tensor) -> Tensor:
+        return unpack(native, *self.shape[1:])
+
+    def size_call(self) -> dict[str, Any]:
+        return {} if set(self.size.values()) == {self.default_side()} else dict(self.size)
