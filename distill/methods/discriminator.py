@@ -18,8 +18,9 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.networks.adapters import unwrap
 from teachers.networks.storage import without_autocast
 
-# Names of the children that hold the middle block: UNets; most transformers; Wan; the analytic perceptron.
-MIDDLE_BLOCKS = ("mid_block", "transformer_blocks", "blocks", "layers")
+# Names of the children that hold the middle block: UNets; most transformers; AuraFlow; Wan; Z-Image and Lumina 2, and
+# the analytic perceptron.
+MIDDLE_BLOCKS = ("mid_block", "transformer_blocks", "joint_transformer_blocks", "blocks", "layers")
 UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # their outputs have channels before positions
 
 NoisySample = tuple[Tensor, Tensor, Condition]  # x_t (B, ...), t (B,), cond

@@ -48,6 +48,12 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) 
                 features, trained_features = features + offset, trained_features + offset
             change = embedding.layer(trained_features) - base_layer(features)  # (N, hidden)
             name = f"{names[id(embedding.owner)]}.{embedding.child}"
-            weights[f"{name}.lora_A.weight"] = torch.linalg.pinv(features.double().T).float()
-            weights[f"{name}.lora_B.weight"] = change.T
+            down, up = torch.linalg.pinv(features.double().T).float(), change.T
+            others = (~features.any(0)).nonzero()[:, 0]  # inputs that are no features of the timestep
+            if len(others):
+                selection = torch.eye(features.shape[1], device=device)[others]
+                down = torch.cat([down, selection])
+                up = torch.cat([up, (embedding.layer.weight - base_layer.weight)[:, others]], dim=1)
+            weights[f"{name}.lora_A.weight"] = down
+            weights[f"{name}.lora_B.weight"] = up
     return {name: weight.detach().contiguous().clone() for name, weight in weights.items()}

@@ -210,5 +210,6 @@ def _refit(project: nn.Module, layer: nn.Linear, timesteps: Tensor, rescaled: Te
     inputs = torch.cat([features, ones], dim=1)
     gram = inputs.T @ inputs + ridge * torch.eye(inputs.shape[1]).to(inputs)
     solution = torch.linalg.solve(gram, inputs.T @ target).T
-    layer.weight.copy_(solution[:, :-1])
+    used = inputs[:, :-1].any(0)  # inputs that are no features of the timestep keep their weights
+    layer.weight.copy_(torch.where(used, solution[:, :-1], layer.weight))
     layer.bias.copy_(solution[:, -1])

@@ -77,12 +77,16 @@ class FlowTransformer(SizedImage):
         return channels, *super().latent_shape()[1:]
 
     def condition(self, prompts: Sequence[str]) -> Condition:
-        return self.encode_prompts(prompts)
+        return self.named(self.encode_prompts(prompts))
 
-    def encode_prompts(self, prompts: Sequence[str], **options: Any) -> dict[str, Tensor]:
-        """The condition of prompts, with further arguments of the pipeline's `encode_prompt`."""
+    def encode_prompts(self, prompts: Sequence[str], **options: Any) -> Sequence[Tensor]:
+        """What the pipeline's `encode_prompt` returns, called with further arguments."""
         options = {"do_classifier_free_guidance": False, "device": self.device} | options
         with torch.no_grad():
-            values = self.text_pipeline().encode_prompt(list(prompts), **options)
-        named = {name: value for name, value in zip(self.encoded, values, strict=False) if name is not None}
-        return {name: value.float() if value.is_floating_point() else value for name, value in named.items()}
+            values: Sequence[Tensor] = self.text_pipeline().encode_prompt(list(prompts), **options)
+        return values
+
+    def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The condition in the values that `encode_prompt` returns, of which it has those that `encoded` names."""
+        found = {name: value for name, value in zip(self.encoded, values, strict=False) if name is not None}
+        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}

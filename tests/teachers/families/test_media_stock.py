@@ -79,6 +79,7 @@ def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, r
     scale = {"guidance"} if name.startswith("HunyuanVideo") else set()  # also where the network has no input for it
     made = scale | {"num_frames", "height", "width", "rope_interpolation_scale", "rotary_embedding", "image_rotary_emb"}
     made |= {"image_embeds", "timestep_r", "prompt_first", "img_ids", "txt_ids", "attention_kwargs"}
+    made |= {"joint_attention_kwargs"}
     common = {"args", "hidden_states", "timestep", "return_dict"} | made
     own = {"null_hidden_states"} | ({"encoder_attention_mask"} if name.startswith("ACE-Step") else set())
     assert {key for key, value in inputs.inputs[0].items() if value is not None} - common == set(cond) - own
