@@ -26,9 +26,10 @@ def sample_tokens(hidden: Tensor, sample: Tensor, cond: Condition) -> Tensor:
 class ZImage(FlowTransformer):
     """`ZImagePipeline`, without its `cfg_normalization` and `cfg_truncation`, which its call does not use by default.
 
-    The pipeline's `guidance_scale` is one less than here: it adds that multiple of the difference of both outputs, so
-    that 0 means none. Z-Image-Turbo is taken as a teacher like any flow, at a guidance of 1: it was distilled for eight
-    steps of its solver, which its velocity is right for, but not for the whole trajectory.
+    The pipeline's `guidance_scale` is one less than `teacher.guidance`: it adds that multiple of the difference of both
+    outputs, so that 0 means none. Z-Image-Turbo has its guidance in the weights, so its `teacher.guidance` is 1. It was
+    distilled for eight steps of its solver: its velocity is that of its students only there, so `teacher.num_steps`
+    should be 8, and Z-Image is the better teacher of trajectories.
 
     Raises:
         ValueError: If the transformer needs images, or its timestep embedding has another scale than 1000.
