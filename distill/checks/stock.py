@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from distill.exporting.recording import SAMPLES, recorded_steps
 from eval.pipelines.generate import arguments, cuda_devices
@@ -148,14 +149,24 @@ def network_inputs(modules: Sequence[nn.Module], step: Callable[[], int]) -> Ite
 
 
 def tensors(values: Mapping[str, Any]) -> Inputs:
-    """The tensors among `values` by name; those of nested mappings are added."""
+    """The tensors among `values` by name; those of nested mappings are added, and lists become batches."""
     found: Inputs = {}
     for name, value in values.items():
         if isinstance(value, Tensor):
             found[name] = value.detach()
+        elif isinstance(value, list) and value and all(isinstance(x, Tensor) for x in value):
+            found |= _of_list(name, [x.detach() for x in value])
         elif isinstance(value, Mapping):
             found |= tensors(value)
     return found
+
+
+def _of_list(name: str, rows: list[Tensor]) -> Inputs:
+    """A list of tensors as a batch; those of different lengths are padded with zeros and get a mask (B, L)."""
+    if rows[0].ndim != 2:
+        return {name: torch.stack(rows)}
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows], True)
+    return {name: pad_sequence(rows, True), f"{name}_mask": mask}
 
 
 def first_sample(inputs: Inputs) -> Tensor:

@@ -18,10 +18,10 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.networks.adapters import unwrap
 from teachers.networks.storage import without_autocast
 
-# Names of the children that hold the middle block: UNets; most transformers; Wan; the analytic perceptron; HiDream;
-# Kandinsky 5.
+# Names of the children that hold the middle block: UNets; most transformers; AuraFlow; Wan; Z-Image and Lumina 2, and
+# the analytic perceptron; HiDream; Kandinsky 5.
 MIDDLE_BLOCKS = (
-    *("mid_block", "transformer_blocks", "blocks", "layers"),
+    *("mid_block", "transformer_blocks", "joint_transformer_blocks", "blocks", "layers"),
     *("double_stream_blocks", "visual_transformer_blocks"),
 )
 UNET_BLOCKS = ("down_blocks", "mid_block", "up_blocks")  # their outputs have channels before positions
@@ -92,7 +92,10 @@ def features(
             denoiser.velocity(x_t, t, cond)
     finally:
         hook.remove()
-    return tokens(outputs[0] if len(outputs[0]) >= rows else torch.cat(outputs), rows, stream, channels_first)
+    found = outputs[0] if len(outputs[0]) >= rows else torch.cat(outputs)
+    if denoiser.sample_tokens is not None:
+        found = denoiser.sample_tokens(found, x_t, cond)
+    return tokens(found, rows, stream, channels_first)
 
 
 class _LayerReached(BaseException):

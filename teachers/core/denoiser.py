@@ -56,6 +56,9 @@ class Denoiser(nn.Module):
             `boundary_angle` the output is blended with the input; see `output_divisor`. Other prediction types have
             the boundary condition by themselves and ignore it.
         defaults: Values of the condition that apply if `cond` lacks the key; one row (1, ...) each.
+        sample_tokens: Selects the tokens of the samples among the outputs (B, N, C) of a block that also has those of
+            the prompt, as a function of these, the samples and the condition; None: all. It must be a top-level
+            function.
         guidance_input: Whether an exported pipeline passes its guidance scale to the network.
         is_consistency: Whether the network maps noisy data of every angle to clean data in one evaluation, so that
             other sampling times than the exported ones are right too.
@@ -86,6 +89,7 @@ class Denoiser(nn.Module):
         self.call = call
         self.boundary_angle = 0.0
         self.defaults: Condition = {}
+        self.sample_tokens: Callable[[Tensor, Tensor, Condition], Tensor] | None = None
         self.guidance_input = False
 
     def output_angle(self, t: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """The weights of a LoRA file, with peft's names, from a student that is a LoRA adapter."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from teachers.core.denoiser import Denoiser
 from teachers.core.time_embedding import time_embeddings
@@ -38,7 +39,7 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) 
         device = next(network.parameters()).device
         trained = denoiser.timestep_input(torch.tensor(times, dtype=torch.float64)).to(device)
         timesteps = timesteps.to(device, torch.float32)
-        base_layers: Sequence[nn.Module] = network.lora_base.base_time_layers
+        base_layers: Sequence[Any] = network.lora_base.base_time_layers
         embeddings = time_embeddings(base) if base_layers else []
         for embedding, base_layer in zip(embeddings, base_layers, strict=True):
             features, trained_features = embedding.features(timesteps), embedding.features(trained)
@@ -48,6 +49,12 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) 
                 features, trained_features = features + offset, trained_features + offset
             change = embedding.layer(trained_features) - base_layer(features)  # (N, hidden)
             name = f"{names[id(embedding.owner)]}.{embedding.child}"
-            weights[f"{name}.lora_A.weight"] = torch.linalg.pinv(features.double().T).float()
-            weights[f"{name}.lora_B.weight"] = change.T
+            down, up = torch.linalg.pinv(features.double().T).float(), change.T
+            others = (~features.any(0)).nonzero()[:, 0]  # inputs that are no features of the timestep
+            if len(others):
+                selection = torch.eye(features.shape[1], device=device)[others]
+                down = torch.cat([down, selection])
+                up = torch.cat([up, (embedding.layer.weight - base_layer.weight)[:, others]], dim=1)
+            weights[f"{name}.lora_A.weight"] = down
+            weights[f"{name}.lora_B.weight"] = up
     return {name: weight.detach().contiguous().clone() for name, weight in weights.items()}

@@ -7,9 +7,11 @@ frozen parameters of the forward pass. The tangent of sCM is computed without gr
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
-from diffusers import ModelMixin
+from diffusers import ChromaTransformer2DModel, ModelMixin
+from diffusers.models.transformers.transformer_chroma import ChromaSingleTransformerBlock
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -38,12 +40,24 @@ def checkpoint_activations(network: nn.Module, required: bool = True) -> bool:
             f"memory.checkpointing must be false: {type(base).__name__} does not support activation checkpointing"
         )
     pin = network.lora_base.pin if isinstance(network, Adapted) else _nothing_to_pin
+    if isinstance(base, ChromaTransformer2DModel):
+        base.register_forward_pre_hook(_keep_mask, with_kwargs=True)
 
     def run(block: nn.Module, *args: Any) -> Any:
+        if isinstance(block, ChromaSingleTransformerBlock):  # its network omits the mask with activation checkpointing
+            args = (*args, _mask.get())
         return checkpoint(pinned(block, pin()), *args, use_reentrant=False, preserve_rng_state=False)
 
     base.enable_gradient_checkpointing(run)
     return True
+
+
+_mask: ContextVar[Any] = ContextVar("mask", default=None)
+
+
+def _keep_mask(module: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
+    """Keep the mask of a network's call for its blocks."""
+    _mask.set(keywords.get("attention_mask"))
 
 
 def pinned(block: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Callable[..., Any]:

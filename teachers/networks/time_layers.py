@@ -1,45 +1,40 @@
 """The time embeddings of a network: the features of the timestep, and the first linear layer that reads them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from diffusers import ChromaTransformer2DModel
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowTransformer2DModel
 from diffusers.models.transformers.transformer_kandinsky import Kandinsky5TimeEmbeddings
+from diffusers.models.transformers.transformer_lumina2 import Lumina2CombinedTimestepCaptionEmbedding
+from diffusers.models.transformers.transformer_z_image import TimestepEmbedder as ZImageTimestepEmbedder
 from torch import Tensor, nn
 
 FEATURES = ("timesteps_proj", "time_proj")  # Wan has both; its `time_proj` is a linear layer after its embedding
 LAYERS = ("time_embedding", "timestep_embedder", "time_embedder", "timestep_proj")
 
 
-class Unscaled(nn.Module):
-    """The features of a timestep for a network that receives a part of it and multiplies it again.
+class FlowFeatures(nn.Module):
+    """The features of native timesteps in a network that receives another number than the timestep.
 
     Args:
-        features: The features of the part.
-        scale: The factor, such as 1000 for a timestep in [0, 1].
+        function: Maps timesteps (B,) to features (B, F) with the arithmetic of the pipeline and the network.
+        width: The number of inputs of the layer, if it has others after the features; they are zero here.
     """
 
-    def __init__(self, features: nn.Module, scale: float) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], width: int | None = None) -> None:
         super().__init__()
-        self.inner, self.scale = features, scale
+        self.function, self.width = function, width
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """Features (B, F) of timesteps (B,) before they are divided."""
-        features: Tensor = self.inner(timesteps / self.scale)
-        return features
-
-
-class Frequencies(nn.Module):
-    """The features of Kandinsky 5: cosines and sines of a timestep times frequencies (F,)."""
-
-    def __init__(self, frequencies: Tensor) -> None:
-        super().__init__()
-        self.frequencies = frequencies
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        """Features (B, 2 F) of timesteps (B,)."""
-        angles = torch.outer(timesteps.float(), self.frequencies.to(timesteps.device))
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+        """Features (B, F) of timesteps (B,)."""
+        features = self.function(timesteps)
+        return features if self.width is None else F.pad(features, (0, self.width - features.shape[1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +68,13 @@ def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
     """The time embeddings of a network: one in most networks of diffusers, one for each block in DiT, or none."""
     found = []
     for name, module in network.named_modules():
+        if (flow := _of_flow(module)) is not None:
+            found.append(flow)
+            continue
         parts = dict(module.named_children())
         # ACE-Step; `time_embed_r` reads the difference of two timesteps, which is zero here
         if isinstance(parts.get("time_sinusoid"), nn.Module) and not name.endswith("_r"):
             found.append(TimeEmbedding(parts["time_sinusoid"], module, "linear_1"))
-            continue
-        if isinstance(module, Kandinsky5TimeEmbeddings):
-            found.append(TimeEmbedding(Frequencies(module.freqs), module, "in_layer"))
             continue
         features = next((parts[key] for key in FEATURES if not isinstance(parts.get(key), nn.Linear | None)), None)
         owner = next((parts[key] for key in LAYERS if key in parts), None)
@@ -87,9 +82,43 @@ def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
             continue
         scale = features.scale if isinstance(features, Timesteps) else getattr(features, "time_factor", 1.0)
         if scale != 1:
-            features = Unscaled(features, scale)
+            features = FlowFeatures(partial(_of_part, features, scale))
         if isinstance(owner, TimestepEmbedding):
             found.append(TimeEmbedding(features, owner, "linear_1"))
         elif isinstance(owner, nn.Sequential) and len(owner) and isinstance(owner[0], nn.Linear):
             found.append(TimeEmbedding(features, owner, "0"))
     return found
+
+
+def _of_part(features: nn.Module, scale: float, timesteps: Tensor) -> Tensor:
+    """The features in a network that receives timesteps / scale and multiplies them again."""
+    found: Tensor = features(timesteps / scale)
+    return found
+
+
+def _frequencies(module: Kandinsky5TimeEmbeddings, timesteps: Tensor) -> Tensor:
+    """Cosines and sines of timesteps (B,) times frequencies."""
+    angles = torch.outer(timesteps.float(), module.freqs.to(timesteps.device))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _of_flow(module: Any) -> TimeEmbedding | None:
+    """The time embedding of a network that computes its features in its own way; None for other modules."""
+    if isinstance(module, Kandinsky5TimeEmbeddings):
+        return TimeEmbedding(FlowFeatures(partial(_frequencies, module)), module, "in_layer")
+    if isinstance(module, AuraFlowTransformer2DModel):
+        features = FlowFeatures(lambda t: module.time_step_embed(t / 1000))
+        return TimeEmbedding(features, module.time_step_proj, "linear_1")
+    if isinstance(module, Lumina2CombinedTimestepCaptionEmbedding):
+        features = FlowFeatures(lambda t: module.time_proj(1 - t / 1000))
+        return TimeEmbedding(features, module.timestep_embedder, "linear_1")
+    if isinstance(module, ZImageTimestepEmbedder):
+        size = module.frequency_embedding_size
+        features = FlowFeatures(lambda t: module.timestep_embedding((1000 - t) / 1000 * 1000.0, size))
+        return TimeEmbedding(features, module.mlp, "0")
+    if isinstance(module, ChromaTransformer2DModel):  # its layer also reads which modulation it computes
+        owner = module.distilled_guidance_layer
+        width = owner.in_proj.in_features
+        features = FlowFeatures(lambda t: module.time_text_embed.time_proj(t / 1000 * 1000), width)
+        return TimeEmbedding(features, owner, "in_proj")
+    return None

@@ -32,6 +32,7 @@ from diffusers import (
 from diffusers.pipelines.stable_audio import StableAudioProjectionModel
 from transformers import GemmaTokenizer, LlamaConfig, LlamaModel, T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
+from tests.teachers.tiny_flow_transformers import BUILDERS as FLOW_TRANSFORMERS
 from tests.teachers.tiny_flows import BUILDERS as FLOWS
 from tests.teachers.tiny_hunyuan import hunyuan_video_15
 from tests.teachers.tiny_pipelines import WIDTH, autoencoder, clip, t5
@@ -247,27 +248,35 @@ def stable_audio() -> StableAudioPipeline:
 CLIP = {"height": 16, "width": 32, "frames": 9}
 ROTARY = {"use_rotary_positional_embeddings": True}
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
-BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
-    "Wan 2.1": ("wan", lambda _: wan(), CLIP | {"max_sequence_length": LENGTH}),
-    "Wan 2.2 5B": (
-        "wan",
-        lambda _: wan(12, residual=True, expand_timesteps=True),
-        {"height": 32, "width": 64, "frames": 9, "max_sequence_length": LENGTH},
-    ),
-    "Wan 2.2 A14B": ("wan", lambda _: wan(experts=True), CLIP | {"max_sequence_length": LENGTH}),
-    "LTX": ("ltx", lambda _: ltx(), {"height": 32, "width": 64, "frames": 9, "rate": 24}),
-    "LTX 0.9.1": ("ltx", lambda _: ltx(True), {"height": 32, "width": 32, "frames": 9}),
-    "CogVideoX 2B": ("cogvideox", lambda _: cogvideox(), {}),
-    "CogVideoX 5B": ("cogvideox", lambda _: cogvideox(**ROTARY), {}),
-    "CogVideoX 1.5": ("cogvideox", lambda _: cogvideox(patch_size_t=2, patch_bias=False, **ROTARY), {}),
-    "HunyuanVideo": ("hunyuan_video", hunyuan_video, CLIP),
-    "HunyuanVideo, guided": ("hunyuan_video", lambda tokenizer: hunyuan_video(tokenizer, False), CLIP),
-    "HunyuanVideo 1.5": ("hunyuan_video_15", lambda _: hunyuan_video_15(), {"height": 32, "width": 32, "frames": 5}),
-    "AnimateDiff": ("animatediff", animatediff, {"height": 16, "width": 16, "frames": 3}),
-    "Stable Audio": ("stable_audio", lambda _: stable_audio(), {}),
-    "Stable Audio, short": ("stable_audio", lambda _: stable_audio(), {"seconds": 0.2}),
-    "AudioLDM 2": ("audioldm2", lambda _: audioldm2(), {}),
-    "AudioLDM 2, short": ("audioldm2", lambda _: audioldm2(), {"seconds": 0.25}),
-    "ACE-Step": ("ace_step", lambda _: ace_step(), {"seconds": 0.25}),
-    "ACE-Step turbo": ("ace_step", lambda _: ace_step(is_turbo=True), {"seconds": 0.3}),
-} | FLOWS
+BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = (
+    {
+        "Wan 2.1": ("wan", lambda _: wan(), CLIP | {"max_sequence_length": LENGTH}),
+        "Wan 2.2 5B": (
+            "wan",
+            lambda _: wan(12, residual=True, expand_timesteps=True),
+            {"height": 32, "width": 64, "frames": 9, "max_sequence_length": LENGTH},
+        ),
+        "Wan 2.2 A14B": ("wan", lambda _: wan(experts=True), CLIP | {"max_sequence_length": LENGTH}),
+        "LTX": ("ltx", lambda _: ltx(), {"height": 32, "width": 64, "frames": 9, "rate": 24}),
+        "LTX 0.9.1": ("ltx", lambda _: ltx(True), {"height": 32, "width": 32, "frames": 9}),
+        "CogVideoX 2B": ("cogvideox", lambda _: cogvideox(), {}),
+        "CogVideoX 5B": ("cogvideox", lambda _: cogvideox(**ROTARY), {}),
+        "CogVideoX 1.5": ("cogvideox", lambda _: cogvideox(patch_size_t=2, patch_bias=False, **ROTARY), {}),
+        "HunyuanVideo": ("hunyuan_video", hunyuan_video, CLIP),
+        "HunyuanVideo, guided": ("hunyuan_video", lambda tokenizer: hunyuan_video(tokenizer, False), CLIP),
+        "HunyuanVideo 1.5": (
+            "hunyuan_video_15",
+            lambda _: hunyuan_video_15(),
+            {"height": 32, "width": 32, "frames": 5},
+        ),
+        "AnimateDiff": ("animatediff", animatediff, {"height": 16, "width": 16, "frames": 3}),
+        "Stable Audio": ("stable_audio", lambda _: stable_audio(), {}),
+        "Stable Audio, short": ("stable_audio", lambda _: stable_audio(), {"seconds": 0.2}),
+        "AudioLDM 2": ("audioldm2", lambda _: audioldm2(), {}),
+        "AudioLDM 2, short": ("audioldm2", lambda _: audioldm2(), {"seconds": 0.25}),
+        "ACE-Step": ("ace_step", lambda _: ace_step(), {"seconds": 0.25}),
+        "ACE-Step turbo": ("ace_step", lambda _: ace_step(is_turbo=True), {"seconds": 0.3}),
+    }
+    | FLOWS
+    | FLOW_TRANSFORMERS
+)

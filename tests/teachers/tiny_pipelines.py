@@ -80,11 +80,11 @@ def t5(width: int = WIDTH) -> tuple[T5EncoderModel, T5Tokenizer]:
     return T5EncoderModel(config), tokenizer
 
 
-def gemma() -> tuple[Gemma2Model, GemmaTokenizer]:
+def gemma(layers: int = 1) -> tuple[Gemma2Model, GemmaTokenizer]:
     """A tiny Gemma model and its tokenizer of single letters."""
     letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁abcdefghijklmnopqrstuvwxyz"]
     tokenizer = GemmaTokenizer({letter: i for i, letter in enumerate(letters)}, [])
-    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "head_dim": 16}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": layers, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **sizes, **heads)), tokenizer
 

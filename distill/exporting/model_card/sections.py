@@ -49,7 +49,7 @@ def guidance_note(record: Record, teacher: Teacher) -> str:
     if scales := record["options"].get("guidances"):
         listed = ", ".join(f"{entry:g}" for entry in scales)
         notes.append(f"`{scale}` is an input of the student. It was trained at {listed}; use values in this range.")
-    elif guidance:
+    elif guidance is not None:  # 0 is none for Z-Image
         baked = f"The teacher's guidance {guidance:g} is part of the weights"
         if negative:
             baked += f", with the negative prompt {code_span(negative)}"
@@ -59,9 +59,10 @@ def guidance_note(record: Record, teacher: Teacher) -> str:
             value = record["calls"][0]["call"].get(scale)
             notes.append(f"{baked}. Its network was trained at `{scale}={value}`: **keep it in the call**, as above.")
         else:
+            value = record["calls"][0]["call"].get(scale, 1.0)
             notes.append(
-                f"{baked}, and this pipeline class applies guidance by default: **keep `{scale}=1.0` in the call**, as "
-                "above."
+                f"{baked}, and this pipeline class applies guidance by default: **keep `{scale}={value}` in the "
+                "call**, as above."
             )
     if scales and negative:
         notes.append(f"It was trained with the negative prompt {code_span(negative)}.")

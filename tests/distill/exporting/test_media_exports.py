@@ -15,6 +15,7 @@ from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
 from tests.distill.exporting.test_every_export import COST, perturb
 from tests.teachers.families.stock import PROMPTS
+from tests.teachers.tiny_flow_transformers import BUILDERS as FLOW_TRANSFORMERS
 from tests.teachers.tiny_flows import BUILDERS as FLOWS
 from tests.teachers.tiny_media import BUILDERS
 
@@ -27,7 +28,7 @@ METHODS = {
 }
 # Every kind of network once; the others differ in their call only (tests/teachers/families/test_media_exports.py).
 NAMES = ["Wan 2.1", "Wan 2.2 A14B", "LTX", "CogVideoX 1.5", "HunyuanVideo", "HunyuanVideo 1.5", "AnimateDiff"]
-NAMES += ["Stable Audio, short", "AudioLDM 2", "ACE-Step", *FLOWS]
+NAMES += ["Stable Audio, short", "AudioLDM 2", "ACE-Step", *FLOWS, *FLOW_TRANSFORMERS]
 # Their pipelines load no such file.
 NO_LORA = ("Wan 2.2 A14B", "HunyuanVideo 1.5", "Stable Audio, short", "AudioLDM 2", "LongCat-Image")
 

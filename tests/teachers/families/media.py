@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import AceStepPipeline, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from distill.exporting.recording import NoiseRecorder, recorded_steps
 from eval.pipelines.networks import set_guidance
@@ -48,8 +49,8 @@ def prompts_of(teacher) -> list[str]:
 
 
 def inputs_of(pipe, teacher) -> dict[str, Any]:
-    """The arguments of a stock pipeline for the prompts."""
-    return {"prompt": prompts_of(teacher)} | ({"lyrics": [""] * 2} if isinstance(pipe, AceStepPipeline) else {})
+    """The arguments of a stock pipeline for the prompts, in a list that it may change, as Z-Image does."""
+    return {"prompt": list(prompts_of(teacher))} | ({"lyrics": [""] * 2} if isinstance(pipe, AceStepPipeline) else {})
 
 
 def load_stock(teacher, folder, guidance=1.0) -> Any:
@@ -71,7 +72,10 @@ def run(pipe, teacher, call, seed=0) -> Run:
     networks = [pipe.components.get(name) for name in (teacher.network, "transformer_2")]
     hooks = [
         network.register_forward_pre_hook(
-            lambda module, args, kwargs: calls.append({"args": args} | kwargs), with_kwargs=True
+            lambda module, args, kwargs: calls.append(
+                of_lists(*args) if args and isinstance(args[0], list) else {"args": args} | kwargs
+            ),
+            with_kwargs=True,
         )
         for network in networks
         if network is not None
@@ -104,6 +108,13 @@ def run(pipe, teacher, call, seed=0) -> Run:
     )
 
 
+def of_lists(samples, timestep, prompts) -> dict[str, Any]:
+    """The inputs of Z-Image's network as a batch, with those of each prompt padded to the longest."""
+    mask = pad_sequence([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts], True)
+    inputs = {"encoder_hidden_states": pad_sequence(prompts, True), "encoder_attention_mask": mask}
+    return {"args": (), "hidden_states": torch.stack(samples), "prompt_first": True} | inputs
+
+
 def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the network received with and without the prompt, in one batch or in two calls."""
     one, two = run.inputs[:2]
@@ -118,7 +129,7 @@ def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Te
     if len(one[keys[0]]) == 2:
         return {key: one[key] for key in keys}, {key: two[key] for key in keys}
     halves = [{key: one[key].chunk(2)[half] for key in keys} for half in (0, 1)]
-    first, second = halves if "context_latents" in keys else reversed(halves)  # most pipelines begin without
+    first, second = halves if "context_latents" in keys or "prompt_first" in one else reversed(halves)
     return first, second
 
 

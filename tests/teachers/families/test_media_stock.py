@@ -80,7 +80,7 @@ def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, r
         {"guidance"} if name.startswith(("HunyuanVideo", "Flux.2 dev")) else set()
     )  # also where the network has no input for it
     made = scale | {"num_frames", "height", "width", "rope_interpolation_scale", "rotary_embedding", "image_rotary_emb"}
-    made |= {"image_embeds", "timestep_r", "img_shapes", "img_ids", "txt_ids"}
+    made |= {"image_embeds", "timestep_r", "img_shapes", "img_ids", "txt_ids", "prompt_first"}
     made |= {"attention_kwargs", "joint_attention_kwargs", "timesteps", "img_mask", "kv_cache", "kv_cache_mode"}
     made |= {"visual_rope_pos", "text_rope_pos", "scale_factor"}
     common = {"args", "hidden_states", "timestep", "return_dict"} | made

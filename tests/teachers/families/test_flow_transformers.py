@@ -1,0 +1,185 @@
+"""What the families of rectified-flow transformers have of their own: sizes, guidance, tokens, refusals, memory."""
+
+import math
+
+import pytest
+import torch
+from diffusers import (
+    AuraFlowTransformer2DModel,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    Lumina2Transformer2DModel,
+    ZImageTransformer2DModel,
+)
+
+from distill.config.recipe import Recipe
+from distill.config.registry import TEACHERS, find
+from distill.config.sections import TeacherRecipe
+from distill.methods.discriminator import features
+from distill.training import memory_plan
+from teachers.describe import guidance
+from teachers.loading.sketch import sketch
+from teachers.media import Image
+from teachers.networks.checkpointing import checkpoint_activations
+from tests.settings import first_is_quick
+from tests.teachers import tiny_flow_transformers as tiny
+from tests.teachers.families.media import prompts_of, run
+from tests.teachers.families.stock import difference
+from tests.teachers.families.test_media_variants import with_network, with_part
+from tests.teachers.tiny_pipelines import autoencoder
+
+NAMES = list(tiny.BUILDERS)
+DEFAULT = {"Z-Image": 1024 // 2 * 2, "Lumina-Image 2.0": 64, "AuraFlow": 1024, "Chroma": 256}
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma"])
+def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
+    family, folder, size = tiny_media(name)
+    teacher = sketch(str(folder), find(TEACHERS, family))
+    assert teacher.medium == Image(DEFAULT[name], DEFAULT[name]) and not set(size) & set(teacher.calls(1))
+    assert {key: load_media(name).calls(1)[key] for key in size} == size
+
+
+@pytest.mark.parametrize(("name", "size", "message"), [
+    ("Z-Image", {"height": 18}, r"teacher.size.height must be a multiple of 4, got 18"),
+    ("Lumina-Image 2.0", {"width": 40}, r"teacher.size.width must be a multiple of 16, got 40"),
+    ("AuraFlow", {"height": 16, "width": 36}, r"teacher.size.width must be at most 32, for which .* got 36"),
+    ("Chroma", {"width": 16.5}, r"teacher.size.width must be a whole number, got 16.5"),
+])  # fmt: skip
+def test_impossible_sizes_are_refused(name, size, message, tiny_media):
+    family, folder, _ = tiny_media(name)
+    with pytest.raises(ValueError, match=message):
+        sketch(str(folder), find(TEACHERS, family), size)
+
+
+def test_a_size_that_auraflow_has_no_positions_for_is_refused_by_default(tiny_media):
+    family, folder, _ = tiny_media("AuraFlow")
+    with pytest.raises(ValueError, match=r"teacher.size.height must be at most 32"):
+        sketch(str(folder), find(TEACHERS, family))
+
+
+THOUSAND = "num_train_timesteps of the scheduler of a {} must be 1000, got 500"
+# name: (family, function that builds the pipeline, message)
+REFUSED = {
+    "Z-Image Omni": (
+        "z_image",
+        lambda: with_network(tiny.z_image(), ZImageTransformer2DModel, siglip_feat_dim=8),
+        "siglip_feat_dim of the transformer must be None, got 8",
+    ),
+    "Z-Image, another time": (
+        "z_image",
+        lambda: with_network(tiny.z_image(), ZImageTransformer2DModel, t_scale=1.0),
+        "t_scale of the transformer must be 1000, got 1.0",
+    ),
+    "Z-Image, 500 timesteps": (
+        "z_image",
+        lambda: with_part(tiny.z_image(), scheduler=FlowMatchEulerDiscreteScheduler(500)),
+        THOUSAND.format("ZImagePipeline"),
+    ),
+    "Lumina, another autoencoder": (
+        "lumina2",
+        lambda: with_part(tiny.lumina2(), vae=autoencoder()),
+        "the vae of a Lumina2Pipeline must have 8 pixels for each latent pixel, got 2",
+    ),
+    "Lumina, channels": (
+        "lumina2",
+        lambda: with_network(tiny.lumina2(), Lumina2Transformer2DModel, in_channels=8),
+        "in_channels of the transformer must be 4 .* got 8",
+    ),
+    "AuraFlow, channels": (
+        "auraflow",
+        lambda: with_network(tiny.auraflow(), AuraFlowTransformer2DModel, in_channels=9, out_channels=4),
+        "in_channels of the transformer must be 4 .* got 9; pipelines that take a mask or an image",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_variants_that_cannot_be_distilled_are_refused_in_one_sentence(name):
+    family, build, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message) as error:
+        find(TEACHERS, family).wrap(build(), size={"height": 32, "width": 32})
+    assert "\n" not in str(error.value)
+
+
+def test_z_image_s_guidance_scale_of_a_call_is_one_less(load_media):
+    teacher = load_media("Z-Image")
+    assert teacher.usual_call(4, 5.0)["guidance_scale"] == 4.0 and teacher.calls(1)["guidance_scale"] == 0.0
+    assert guidance(teacher).endswith("call exported pipelines with guidance_scale=0.0")
+
+
+@pytest.mark.parametrize("name", first_is_quick(NAMES))
+def test_a_student_s_call_evaluates_its_network_once_a_step(name, load_media, tiny_media):
+    teacher, pipe = load_media(name), DiffusionPipeline.from_pretrained(tiny_media(name)[1])
+    pipe.set_progress_bar_config(disable=True)
+    result = run(pipe, teacher, teacher.calls(2))
+    assert [
+        len(entry["hidden_states"] if "hidden_states" in entry else entry["args"][0]) for entry in result.inputs
+    ] == [
+        2,
+        2,
+    ]
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma"])
+def test_dynamic_shifts_are_those_of_the_stock_pipeline(name, tiny_media):
+    """The pipeline of Lumina takes the number of latent channels for that of tokens."""
+    family, folder, size = tiny_media(name)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_image_seq_len=2, max_image_seq_len=64
+    )
+    pipe.set_progress_bar_config(disable=True)
+    teacher = find(TEACHERS, family).wrap(pipe, size=size)
+    run(pipe, teacher, teacher.usual_call(4, 1.0))
+    levels = [teacher.denoiser.path.angle(1000 * sigma.double()).item() for sigma in pipe.scheduler.sigmas]
+    assert teacher.denoiser.path.shift != 1.0
+    torch.testing.assert_close(teacher.denoiser.path.solver_times(4), levels, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0"])
+def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name, load_media):
+    """Their blocks have the tokens of samples and prompts in one sequence, as long as the longest prompt."""
+    teacher, x, t = load_media(name), torch.randn(2, *load_media(name).shape), torch.tensor([0.5, 1.0])
+    found = []
+    with torch.no_grad():
+        for other in ("a", "a photo of a coat on a small table"):
+            found.append(features(teacher.denoiser, x, t, teacher.condition(["an ankle boot", other]))[:1])
+        moved = features(teacher.denoiser, x.roll(1, -1), t, teacher.condition(["an ankle boot", "a"]))[:1]
+    assert difference(found[0], found[1]) < 1e-4 and difference(found[0], moved) > 1e-2
+
+
+@pytest.mark.parametrize("name", first_is_quick(["Chroma", "Z-Image", "Lumina-Image 2.0", "AuraFlow"]))
+def test_activation_checkpointing_does_not_change_gradients(name, load_media):
+    """diffusers' Chroma omits the mask of its single blocks with it."""
+    teacher, gradients = load_media(name), []
+    cond, x, t = teacher.condition(prompts_of(teacher)), torch.randn(2, *teacher.shape), torch.tensor([0.5, 1.0])
+    for checkpointed in (False, True):
+        student = teacher.student()
+        if checkpointed:
+            checkpoint_activations(student.network)
+        student.velocity(x, t, cond).square().mean().backward()
+        gradients.append({key: p.grad for key, p in student.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], value, msg=key)
+
+
+@pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
+    family, folder, size = tiny_media(name)
+    recipe = Recipe("run", TeacherRecipe(str(folder), family=family, guidance=3.0, size=size), {"name": method})
+    found = memory_plan.plan(recipe, 2)
+    assert found.weights > 0 and found.activations > 0 and math.isfinite(found.activations)
+
+
+@pytest.mark.parametrize("name", first_is_quick(NAMES))
+def test_text_encoders_are_loaded_on_demand(name, load_media, tiny_media):
+    family, folder, size = tiny_media(name)
+    teacher = find(TEACHERS, family).load(str(folder), torch.device("cpu"), size=size)
+    assert not teacher.text_encoders_loaded
+    teacher.condition(["a coat"])
+    assert teacher.text_encoders_loaded
+    teacher.unload_encoders()
+    assert not teacher.text_encoders_loaded
