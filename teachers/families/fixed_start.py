@@ -1,4 +1,4 @@
-"""`FixedStart`: rectified flows that are sampled from pure noise, if the call of their pipeline takes no noise levels."""
+"""`FixedStart`: rectified flows that are sampled from pure noise if their pipeline's call takes no noise levels."""
 
 import inspect
 from collections.abc import Sequence
