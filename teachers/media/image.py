@@ -68,8 +68,8 @@ class Image(Medium):
             images = torch.from_numpy(images[..., None] if images.ndim == 3 else images).permute(0, 3, 1, 2)
         elif isinstance(images, Tensor) and images.ndim == 3:
             images = images[:, None]
-        if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 4:
-            images = images[:, :3]  # without the alpha channel
+        if isinstance(images, Tensor) and images is not output and images.ndim == 4 and images.shape[1] == 4:
+            images = images[:, :3]  # of a pipeline with an alpha channel
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
             shape = f" of shape {tuple(images.shape)}" if isinstance(images, Tensor) else ""
             kind = type(images).__name__

@@ -140,3 +140,15 @@ def test_embedded_guidance_of_flux_2_follows_the_call(load_media):
         found[scale] = result.outputs[-1]
         assert difference(found[scale], expected) < 1e-5
     assert difference(found[3.0], found[4.0]) > 1e-3
+
+
+@pytest.mark.parametrize("name", first_is_quick(NAMES))
+def test_digests_do_not_change_with_use(name, tiny_media):
+    family, folder, size = tiny_media(name)
+    teacher = find(TEACHERS, family).wrap(DiffusionPipeline.from_pretrained(folder), size=size)
+    before = teacher.digest()
+    noise = torch.randn(2, *teacher.shape)
+    with torch.no_grad():
+        teacher.velocity(noise, torch.ones(2), teacher.condition(["a coat", "a bag"]), 2.0)
+        teacher.encode(teacher.decode(noise))
+    assert teacher.digest() == before
