@@ -81,7 +81,7 @@ class FakeScoreDistiller(Distiller, ABC):
     def after_update(self, phase: str) -> None:
         """Implicit distribution alignment: fake <- lambda fake + (1 - lambda) student, after each student update.
 
-        Source: Ge et al. 2025, "SenseFlow", arXiv 2506.00523, section 4.1. The fake score then follows the student
+        Source: Ge et al. 2025, "SenseFlow", arXiv 2506.00523. The fake score then follows the student
         between its own updates. Adapters are interpolated matrix by matrix.
         """
         if phase == "student" and self.options.fake_score_alignment:
