@@ -79,7 +79,7 @@ class FakeScoreDistiller(Distiller, ABC):
     def averages(self) -> Sequence[tuple[Denoiser, float]]:
         """Implicit distribution alignment: fake <- lambda fake + (1 - lambda) student, after each student update.
 
-        Source: Ge et al. 2025, "SenseFlow", arXiv 2506.00523, section 4.1. The fake score then follows the student
+        Source: Ge et al. 2025, "SenseFlow", arXiv 2506.00523. The fake score then follows the student
         between its own updates. Adapters are interpolated matrix by matrix.
         """
         alignment = self.options.fake_score_alignment
