@@ -44,7 +44,7 @@ def sample_tokens(hidden: Tensor, sample: Tensor, cond: Condition) -> Tensor:
     count = sample.shape[2] * sample.shape[3] // 4
     first = cond[MASK].to(hidden.device).sum(1)
     index = first[:, None] + torch.arange(count, device=hidden.device)
-    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2]))
+    return hidden.gather(1, index[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
 class Lumina2(OutputGuidance, FlowTransformer):

@@ -188,6 +188,17 @@ def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
     assert found.weights > 0 and found.activations > 0 and math.isfinite(found.activations)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_digests_do_not_change_with_use_and_are_those_of_another_copy(name, tiny_media):
+    family, folder, size = tiny_media(name)
+    teacher, again = (find(TEACHERS, family).load(str(folder), torch.device("cpu"), size=size) for _ in range(2))
+    before = teacher.digest()
+    cond, x = teacher.condition(prompts_of(teacher)), torch.randn(2, *teacher.shape)
+    with torch.no_grad():
+        teacher.velocity(x, torch.tensor([0.5, 1.0]), cond, 3.0)
+    assert teacher.digest() == before == again.digest()
+
+
 @pytest.mark.parametrize("name", first_is_quick(NAMES))
 def test_text_encoders_are_loaded_on_demand(name, load_media, tiny_media):
     family, folder, size = tiny_media(name)
