@@ -26,7 +26,7 @@ from distill.methods.compiling import eager
 from distill.methods.jvp_rules import COMPOSITES, FLASH_RULES, RULES, Pair
 from teachers.networks.fast_paths import without_fast_paths
 from teachers.networks.precision import float32_products
-from teachers.networks.storage import without_autocast
+from teachers.networks.storage import autocasting, without_autocast
 from teachers.support.private_api import undispatched
 
 Precision = Literal["float32", "tf32", "bf16"]
@@ -72,10 +72,23 @@ def jvp(
             forward_ad.make_dual(p.detach().clone(), t.detach().to(p.dtype).clone())
             for p, t in zip(primals, tangents, strict=True)
         ]
-        with RuleMode(FLASH_RULES if flash else RULES):
+        with RuleMode((FLASH_RULES if flash else RULES) | {Tensor.to: _kept_timesteps}):
             output = function(*duals)
         value, derivative = forward_ad.unpack_dual(output)
         return value, torch.zeros_like(value) if derivative is None else derivative
+
+
+def _kept_timesteps(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Pair | None:
+    """Timesteps (B,) stay in float32 under autocast, where networks convert them to the precision of their samples.
+
+    A rounded timestep in [0, 1] is multiplied by 1000 and embedded with frequencies up to 1: its embedding is another
+    one, and so is its derivative.
+    """
+    value, derivative = forward_ad.unpack_dual(x)
+    if x.ndim != 1 or x.dtype != torch.float32 or derivative is None or not autocasting(x.device):
+        return None
+    converted = function(value, *args, **kwargs)
+    return (value.clone(), derivative) if converted.dtype in (torch.float16, torch.bfloat16) else None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, EllipsisType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from teachers.support.contents import content
@@ -21,7 +21,7 @@ Update = Callable[[Any], None]
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 # Attributes and configuration entries that do not change results: modes, locations, versions.
 LEFT_OUT = {"training", "gradient_checkpointing", "device", "name_or_path", "transformers_version"}
-PLAIN = (type(None), bool, int, float, str)
+PLAIN = (type(None), EllipsisType, bool, int, float, complex, str)
 
 
 def feed(value: Any, update: Update, seen: dict[int, tuple[int, Any]]) -> None:

@@ -76,6 +76,7 @@ def test_order_counts_in_sequences_only():
         (Point(1, 2), Point(2, 1)),
         (Plain(1), Plain(2)),
         (lambda x: x + 1, lambda x: x + 2),
+        (lambda x: x[..., 0], lambda x: x[..., 1]),
         (nn.Linear, nn.Conv2d),
         (nn.ReLU(), nn.SiLU()),
         (nn.LayerNorm(2, eps=1e-5), nn.LayerNorm(2, eps=1e-6)),
