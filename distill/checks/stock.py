@@ -149,12 +149,12 @@ def network_inputs(modules: Sequence[nn.Module], step: Callable[[], int]) -> Ite
 
 
 def tensors(values: Mapping[str, Any]) -> Inputs:
-    """The tensors among `values` by name; those of nested mappings are added, and lists become batches."""
+    """The tensors among `values` by name; those of nested mappings are added, and lists of samples become batches."""
     found: Inputs = {}
     for name, value in values.items():
         if isinstance(value, Tensor):
             found[name] = value.detach()
-        elif isinstance(value, list) and value and all(isinstance(x, Tensor) for x in value):
+        elif isinstance(value, list) and value and all(isinstance(x, Tensor) and x.ndim > 1 for x in value):
             found |= _of_list(name, [x.detach() for x in value])
         elif isinstance(value, Mapping):
             found |= tensors(value)

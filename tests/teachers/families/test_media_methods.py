@@ -65,7 +65,7 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_m
 def test_sid_gradient_is_zero_before_training_and_each_phase_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
-    guidance = 6.0 if name == "HunyuanVideo" else 1.0  # a student receives the pipeline's default guidance scale
+    guidance = DEFAULT_GUIDANCE.get(name, 1.0)
     distiller = SID(teacher, guidance, SIDOptions())
     batch = batch_of(teacher)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_each_phase_of_rcm_trains(name, load_media):
 def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
-    guidance = 6.0 if name == "HunyuanVideo" else 1.0  # a student receives the pipeline's default guidance scale
+    guidance = DEFAULT_GUIDANCE.get(name, 1.0)
     distiller = LCM(teacher, guidance, LCMOptions())
     batch, t = batch_of(teacher), distiller.grid[-2:-1].expand(2)
     x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(1))
