@@ -29,6 +29,8 @@ METHODS = {
 # Every kind of network once; the others differ in their call only (tests/teachers/families/test_media_exports.py).
 NAMES = ["Wan 2.1", "Wan 2.2 A14B", "LTX", "CogVideoX 1.5", "HunyuanVideo", "HunyuanVideo 1.5", "AnimateDiff"]
 NAMES += ["Stable Audio, short", "AudioLDM 2", "ACE-Step", *FLOWS, *FLOW_TRANSFORMERS]
+CASES = [(name, method) for name in NAMES for method in ("dmd, 2 steps", "scm")]
+CASES += [("Wan 2.1", "rcm"), ("Wan 2.1", "lcm")]  # students of the same kinds
 # Their pipelines load no such file.
 NO_LORA = ("Wan 2.2 A14B", "HunyuanVideo 1.5", "Stable Audio, short", "AudioLDM 2", "LongCat-Image")
 
@@ -61,8 +63,7 @@ def exported(run, teacher, name, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_export_gives_the_students_samples(name, method, teacher_of, tmp_path, largest):
     teacher = teacher_of(name)
     folder = exported(tmp_path / "run", teacher, name, METHODS[method])

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dmd", "sid", "f_distill", "scm", "rcm", "lcm"])
+@pytest.mark.parametrize("method", ["dmd", "sid", "scm", "lcm"])
 def test_resumed_run_is_bitwise_identical(lora_recipe, method):
     whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1")
     train(whole)
