@@ -237,7 +237,7 @@ def sample(**options: Any) -> None:
 @click.option("--samples", type=int, help="Samples a row of the report. Default: 1000 images, 500 clips or sounds.")
 @OVERRIDES
 def quickstart(medium: str, output: Path | None, samples: int | None, overrides: Sequence[str]) -> None:
-    """Distil an embedded teacher with both methods and compare the students: some six minutes on two CPU cores.
+    """Distil an embedded teacher with DMD and with sCM and compare the students: some six minutes on two CPU cores.
 
     KEY=VALUE overrides a key of both recipes. Run the same command again to continue after an interruption.
 

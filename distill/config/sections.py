@@ -58,8 +58,9 @@ class TeacherRecipe(Checked):
     )
     size: dict[str, float] | None = option(
         None,
-        "Size of a clip or sound, which the call of its pipeline determines, such as {height: 480, width: 832, "
-        "frames: 81, rate: 16} or {seconds: 10}; null, or a missing key: the default of that call.",
+        "Size of a sample where the call of its pipeline determines it, such as {height: 768, width: 1344}, "
+        "{height: 480, width: 832, frames: 81, rate: 16} or {seconds: 10}; null, or a missing key: the default of that "
+        "call.",
     )
 
     def check(self) -> None:

@@ -1,5 +1,5 @@
 """rCM: sCM with DMD as a regulariser (Zheng et al. 2025, "Large Scale Diffusion Distillation via Score-Regularized
-Continuous-Time Consistency", arXiv 2510.08431). It combines this project's two methods on one student.
+Continuous-Time Consistency", arXiv 2510.08431). It combines sCM and DMD on one student.
 
 sCM follows the teacher's trajectories (forward divergence: all modes, but blurred samples). DMD improves the student's
 own samples (reverse divergence: sharp samples, but fewer modes). The student minimises the weighted sum of both losses.

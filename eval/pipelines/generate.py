@@ -6,6 +6,7 @@ has its own random generators, so its noise depends neither on the batch size no
 """
 
 import hashlib
+import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,11 +48,13 @@ def latent_shape(pipe: Pipeline, call: Mapping[str, Any]) -> tuple[int, int, int
     if size is None or "in_channels" not in config:
         return None
     height, width = (size, size) if isinstance(size, int) else size
-    if "height" in call:
-        height = int(call["height"]) // factor
-    if "width" in call:
-        width = int(call["width"]) // factor
-    return int(config["in_channels"]), int(height), int(width)
+    defaults = inspect.signature(type(pipe).__call__).parameters
+
+    def side(name: str, usual: int) -> int:
+        pixels = call.get(name, defaults[name].default if name in defaults else None)
+        return int(pixels) // factor if isinstance(pixels, int | float) else int(usual)
+
+    return int(config["in_channels"]), side("height", height), side("width", width)
 
 
 def arguments(

@@ -33,9 +33,9 @@ class OutputGuidance(Teacher):
         """The velocity with the pipeline's guidance; see `Guided.velocity`."""
         if not isinstance(guidance, Tensor) and guidance == 1.0:
             return super().velocity(x_t, t, cond, 1.0)
+        conditions = concatenate(cond, self.null_condition(cond))
         with self._on_device():
-            doubled = torch.cat([x_t, x_t]), torch.cat([t, t])
-            both = self.denoiser.velocity(*doubled, concatenate(cond, self.null_condition(cond))).chunk(2)
+            both = self.denoiser.velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), conditions).chunk(2)
         data = self.denoiser.path.sigma_data
         c, s = (expand(f(t), x_t).to(x_t.dtype) for f in (torch.cos, torch.sin))
         first, second = (s * x_t + c * v - data * (c * x_t - s * v) for v in both)
