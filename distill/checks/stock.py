@@ -185,7 +185,7 @@ def joined(calls: Sequence[Inputs]) -> Inputs:
     rows = len(first_sample(calls[0]))
     lengths = {key: {call[key].shape[1] for call in calls if key in call} for key, x in calls[0].items() if x.ndim > 2}
     masks = {f"{key}_mask" for key, found in lengths.items() if len(found) > 1}
-    masks |= {key for call in calls for key in call if key.endswith("_mask")}
+    masks |= {key for call in calls for key in call if key.endswith("_mask") and key.removesuffix("_mask") in calls[0]}
     calls = [call | {key: whole_mask(call, key) for key in masks - set(call)} for call in calls]
     return {
         key: torch.cat(_padded([call[key] for call in calls])) if value.ndim and len(value) == rows else value
@@ -196,8 +196,8 @@ def joined(calls: Sequence[Inputs]) -> Inputs:
 
 def whole_mask(inputs: Inputs, key: str) -> Tensor:
     """The mask (B, L) that a network uses without the mask `key` of its input (B, L, C): it keeps all tokens."""
-    rows, length = inputs[key.removesuffix("_mask")].shape[:2]
-    return torch.ones(rows, length, dtype=torch.long)
+    value = inputs[key.removesuffix("_mask")]
+    return torch.ones(value.shape[:2], dtype=torch.long, device=value.device)
 
 
 def _padded(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -19,6 +19,7 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import add_noise, expand, to_x0
+from teachers.families.embedded_guidance import EmbeddedGuidance
 from teachers.media import Image
 
 
@@ -37,7 +38,8 @@ class DMD(FakeScoreDistiller):
         # alpha in equations 4 and 8 of Decoupled DMD; its part alpha - 1 is weighted.
         weight = options.guidance_weight
         self.loss_guidance = guidance if weight == 1.0 else 1.0 + weight * (guidance - 1.0)
-        self.starts = [self.noise_fraction(angle) for angle in self.times]
+        if options.guidance_noise != "shared":
+            self._check_guidance_noise()
         self.lpips = Lpips(self._device()) if self._wants_lpips() else None
 
     @classmethod
@@ -48,6 +50,20 @@ class DMD(FakeScoreDistiller):
             )
         if _uses_lpips(options):
             fetch_weights("vgg")
+
+    def _check_guidance_noise(self) -> None:
+        own, low = self.options.guidance_noise, self.options.guidance_noise_range[0]
+        if not self.teacher.guided or self.teacher.embeds_guidance or isinstance(self.teacher, EmbeddedGuidance):
+            raise ValueError(
+                f"method.guidance_noise must be shared, got {own}: the guidance of a {type(self.teacher).__name__} "
+                "cannot be separated from its score"
+            )
+        lowest = self.noise_fraction(self.times[-1])
+        if own == "remaining" and len(self.times) > 1 and lowest <= low:
+            raise ValueError(
+                f"method.guidance_noise_range must begin below {lowest:.3g}, the noise level of the last of "
+                f"method.timesteps, got {low}"
+            )
 
     @classmethod
     def pairs(cls, options: DMDOptions) -> tuple[int, int]:
@@ -115,8 +131,8 @@ class DMD(FakeScoreDistiller):
             The gradient, the shape of x.
         """
         low, high = self.options.guidance_noise_range
-        if self.options.guidance_noise == "remaining":
-            high = max(low, min(high, self.starts[last]))
+        if self.options.guidance_noise == "remaining" and last > 0:  # nothing is resolved in pure noise
+            high = min(high, self.noise_fraction(self.times[last]))
         t = self.noise_level(batch, (low, high))
         x_t = add_noise(x, batch.rng.normal(*x.shape[1:]), t)
         guided, plain = (self.teacher.velocity(x_t, t, batch.cond, scale) for scale in (self.loss_guidance, 1.0))

@@ -64,6 +64,13 @@ class FDistillOptions(DMDOptions):
         super().check()
         if not self.gan_weight:
             raise InvalidOption("gan_weight", "must be above 0, because the discriminator estimates the ratio, got 0")
+        (low, high), (least, most) = self.gan_noise_range, self.noise_range
+        if low > least or high < most:
+            raise InvalidOption(
+                "gan_noise_range",
+                f"must include noise_range {list(self.noise_range)}, where the ratio is read, got "
+                f"{list(self.gan_noise_range)}",
+            )
 
 
 class FDistill(DMD):

@@ -24,6 +24,8 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import add_noise, expand, to_velocity
+from teachers.families.embedded_guidance import EmbeddedGuidance
+from teachers.families.output_guidance import OutputGuidance
 from teachers.networks.storage import without_autocast
 
 KARRAS = (0.002, 80.0, 7.0)  # sigma_min, sigma_max, rho (Karras et al. 2022, arXiv 2206.00364, equation 5)
@@ -50,6 +52,12 @@ class FakeScoreDistiller(Distiller, ABC):
         self, teacher: Teacher, guidance: float, options: FakeScoreOptions, student: Denoiser | None = None
     ) -> None:
         super().__init__(teacher, guidance, options, student)
+        own = teacher.embeds_guidance or isinstance(teacher, EmbeddedGuidance | OutputGuidance)
+        if options.fake_score_guidance != 1.0 and own:
+            raise ValueError(
+                f"method.fake_score_guidance must be 1, got {options.fake_score_guidance:g}: the guidance of a "
+                f"{type(teacher).__name__} is no combination of two velocities"
+            )
         self.times = self.angles(options.timesteps)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher (DMD, section 3.2)
         if options.fake_score_alignment:  # adapters have random weights at first, which must agree to be interpolated

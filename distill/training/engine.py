@@ -6,6 +6,7 @@ of accelerate's configuration. It is called directly because accelerate prepares
 """
 
 import copy
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -236,6 +237,12 @@ class Engine:
     def update_ema(self, ema: list[nn.Parameter], student: list[nn.Parameter], decay: float) -> None:
         """ema <- decay ema + (1 - decay) student, in place; each process updates its own shards."""
         torch._foreach_lerp_(self._local(ema), self._local(student), 1 - decay)
+
+    def discard_gathered(self, denoisers: Iterable[Denoiser]) -> None:
+        """Discard gathered copies of weights that were changed: FSDP2 keeps a root's after a pass without gradients."""
+        for denoiser in denoisers:
+            if isinstance(denoiser.network, FSDPModule):
+                denoiser.network.reshard()
 
     def _local(self, tensors: list[Any]) -> list[Tensor]:
         """The local shards of `tensors`, or `tensors` if networks are not sharded."""

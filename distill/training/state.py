@@ -116,11 +116,16 @@ class TrainState:
             self.chosen = self.half_lives.index(half_life)
 
     def update_emas(self, engine: Engine) -> None:
-        """Update every average after a step; in the first steps an average follows the student more closely."""
+        """Update every average after a step.
+
+        In the first steps the exported averages follow the student more closely; those of the method
+        (`Distiller.averages`) always have their own decay.
+        """
         for parameters, decay in zip(self.ema_parameters, self.decays, strict=True):
             engine.update_ema(parameters, self.student_parameters, min(decay, (1 + self.step) / (10 + self.step)))
         for parameters, decay in self.averages:
             engine.update_ema(parameters, self.student_parameters, decay)
+        engine.discard_gathered([*self.emas, *(network for network, _ in self.distiller.averages())])
 
     def _named_emas(self) -> list[tuple[str, Denoiser]]:
         """Each average with the prefix of its tensors in a checkpoint, which is empty for a single one."""

@@ -119,6 +119,24 @@ def test_noise_fraction_is_the_inverse_of_the_noise_levels(teacher, noise_levels
         assert 0.99 < distiller.noise_fraction(other.denoiser.path.t_max) <= 1 or noise_levels == "karras"
 
 
+def test_the_first_step_begins_with_pure_noise_wherever_it_starts(teacher):
+    x = torch.randn(2, *teacher.shape)
+    own, remaining = (
+        method(teacher, timesteps=(399,), guidance_noise=kind).guidance_gradient(batch(teacher), x, 0)
+        for kind in ("own", "remaining")
+    )
+    assert torch.equal(own, remaining)
+
+
+def test_guidance_that_cannot_be_separated_is_refused(teacher):
+    with pytest.raises(ValueError, match=r"method\.guidance_noise must be shared, got own: the guidance of a Analytic"):
+        DMD(Analytic(eight_gaussians()), 2.0, DMDOptions(guidance_noise="own"))
+    with pytest.raises(ValueError, match=r"guidance_noise_range must begin below 0\.\d+, the noise level of the last"):
+        method(teacher, timesteps=(999, 249), guidance_noise="remaining", guidance_noise_range=(0.5, 0.9))
+    with pytest.raises(ValueError, match="guidance_weight must be above 0 with guidance_noise=own, got 0"):
+        DMDOptions(guidance_noise="own", guidance_weight=0.0)
+
+
 def test_noise_of_its_own_needs_guidance():
     options = DMDOptions(guidance_noise="remaining")
     with pytest.raises(ValueError, match=r"teacher\.guidance must be above 1 with method\.guidance_noise=remaining"):

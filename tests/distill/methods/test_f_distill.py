@@ -131,3 +131,8 @@ def test_options_check_themselves(options, message):
 
 def test_every_option_of_dmd_is_an_option():
     assert set(vars(DMDOptions())) < set(vars(FDistillOptions()))
+
+
+def test_the_discriminator_must_be_trained_where_the_ratio_is_read():
+    with pytest.raises(ValueError, match=r"gan_noise_range must include noise_range \[0\.02, 0\.98\]"):
+        FDistillOptions(gan_noise_range=(0.1, 0.9))
