@@ -88,7 +88,8 @@ class Contract:
         default_features: The extractor that `evaluation.features: auto` selects; None: one that needs no weights.
         options: Further arguments of `from_pretrained`.
         text_widths: Keys of the network's config that must be the width of the embeddings of text encoders, with the
-            names of these components. Widths of several are added up.
+            names of these components. Widths of several are added up. A dotted key names an entry of a list, such as
+            "channels.0".
         encoder_components: How the names of the components begin whose weights "condition" and "encode" read. Results
             are computed again if these, or any configuration, change. A family outside this project that does not
             declare it computes them again if anything changes.

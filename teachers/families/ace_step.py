@@ -57,6 +57,7 @@ class AceStep(OutputGuidance, LatentTeacher):
     """
 
     pipelines: ClassVar[Pipelines] = (AceStepPipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ()  # its autoencoder has none
     medium_class: ClassVar[type[Medium]] = Audio
     size_keys: ClassVar[tuple[str, ...]] = ("seconds",)
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {

@@ -1,8 +1,9 @@
 """`Autoencoding`: encoding and decoding with the autoencoder of a stock pipeline."""
 
 import logging
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderDC
@@ -13,15 +14,23 @@ from teachers.networks.storage import in_float32, without_autocast
 
 logger = logging.getLogger(__name__)
 
+LISTS = ("latents_mean", "latents_std")  # entries of an autoencoder's config with one number for each channel
+DIVISORS = ("scaling_factor", "latents_std")  # latents are divided by them, or their encodings are
+
 
 class Autoencoding(Teacher):
     """The part of `LatentTeacher` that encodes and decodes.
 
     Attributes:
+        statistics: Entries of the autoencoder's config by which the pipeline scales latents. It reads no others, so
+            that others have no effect here either.
+        optional_statistics: Further ones, which may be missing.
         stock: The pipeline.
         device: Where the networks are.
     """
 
+    statistics: ClassVar[tuple[str, ...]] = ("scaling_factor",)
+    optional_statistics: ClassVar[tuple[str, ...]] = ()
     stock: Any
     device: torch.device
     _said_overflow = False
@@ -92,12 +101,32 @@ class Autoencoding(Teacher):
         with in_float32(part for name, part in self.stock.components.items() if name.startswith(used)):
             return self.decode(latents.to(self.device))
 
+    def check_statistics(self) -> None:
+        """Check the entries of the autoencoder's config that the pipeline reads.
+
+        Raises:
+            ValueError: If the pipeline cannot scale latents by them.
+        """
+        config, channels = self.stock.vae.config, self.latent_channels()
+        for name in self.statistics + self.optional_statistics:
+            value = config.get(name)
+            if value is None and name in self.optional_statistics:
+                continue
+            count = channels if name in LISTS else 1
+            values = list(value) if isinstance(value, list | tuple) else [value]
+            if len(values) != count or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+                kind = f"{count} numbers" if name in LISTS else "a number"
+                raise ValueError(f"{name} of the vae of a {type(self.stock).__name__} must be {kind}, got {value}")
+            if name in DIVISORS and 0 in values:
+                raise ValueError(f"{name} of the vae must not be 0, got {value}")
+
     def _affine(self) -> tuple[Tensor, Tensor]:
         """(scale, offset), (1, C or 1, 1, ...) each: the autoencoder's latents are scale * native latents + offset."""
         config = self.stock.vae.config
-        scale: Any = 1 / (config.get("scaling_factor") or 1.0)
-        offset: Any = config.get("shift_factor") or 0.0
-        mean, std = config.get("latents_mean"), config.get("latents_std")
+        found = {name: config.get(name) for name in self.statistics + self.optional_statistics}
+        scale: Any = 1 / (found.get("scaling_factor") or 1.0)
+        offset: Any = found.get("shift_factor") or 0.0
+        mean, std = found.get("latents_mean"), found.get("latents_std")
         if mean and std:
             scale, offset = [scale * s for s in std], mean
         lead = (1, -1, *[1] * (len(self.shape) - 1))

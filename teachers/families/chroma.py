@@ -17,6 +17,7 @@ class Chroma(FlowTransformer):
     """`ChromaPipeline`. The mask keeps the tokens of a prompt and the first token of its padding."""
 
     pipelines: ClassVar[Pipelines] = (ChromaPipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",)}
     encoded: ClassVar[tuple[str | None, ...]] = ("encoder_hidden_states", None, MASK)
     packs: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class Flux(EmbeddedGuidance):
     """
 
     pipelines: ClassVar[Pipelines] = (FluxPipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "joint_attention_dim": ("text_encoder_2",),
         "pooled_projection_dim": ("text_encoder",),

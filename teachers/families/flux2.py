@@ -33,6 +33,7 @@ class Flux2(EmbeddedGuidance, SizedImage):
     """
 
     pipelines: ClassVar[Pipelines] = (Flux2Pipeline, Flux2KleinPipeline)
+    statistics: ClassVar[tuple[str, ...]] = ()  # those of a batch normalisation, which are buffers
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",) * LAYERS}
     ignores_guidance: ClassVar[bool] = False
     patch: ClassVar[int] = 1

@@ -9,11 +9,15 @@ from diffusers import HiDreamImagePipeline
 from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU
 from torch import Tensor
 
-from teachers.core.denoiser import Condition
+from teachers.core.denoiser import Condition, Prediction
+from teachers.core.schedule import schedule
+from teachers.core.trigflow import NoisePath
 from teachers.families.sized_image import SizedImage
 from teachers.loading.source import Pipelines
 
 LLAMA = "encoder_hidden_states_llama3"
+# Arguments of the pipeline's `calculate_shift`, which it calls without the scheduler's.
+SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 
 
 class TrainableExperts(MOEFeedForwardSwiGLU):  # type: ignore[misc]
@@ -59,7 +63,12 @@ class HiDream(SizedImage):
     """
 
     pipelines: ClassVar[Pipelines] = (HiDreamImagePipeline,)
-    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_emb_dim": ("text_encoder", "text_encoder_2")}
+    statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
+    text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "text_emb_dim": ("text_encoder", "text_encoder_2"),
+        "caption_channels.0": ("text_encoder_3",),
+        "caption_channels.1": ("text_encoder_4",),
+    }
     passes_sigmas: ClassVar[bool] = False
     patch: ClassVar[int] = 1  # the network makes its tokens itself
     stream: ClassVar[int] = 0
@@ -71,7 +80,7 @@ class HiDream(SizedImage):
             if isinstance(module, MOEFeedForwardSwiGLU):
                 module.__class__ = TrainableExperts
         super().__init__(pipeline, sigma_data, size)
-        unit, area = 2 * self.compression(), self.default_side() ** 2
+        unit, area = self.side_unit(), self.default_side() ** 2
         scale = math.sqrt(area / (self.size["height"] * self.size["width"]))  # as the pipeline computes it
         kept = {key: int(value * scale // unit * unit) for key, value in self.size.items()}
         if kept != self.size:
@@ -79,6 +88,15 @@ class HiDream(SizedImage):
                 f"teacher.size must be a size that {type(pipeline).__name__} keeps, got {self.size['height']} x "
                 f"{self.size['width']}, which it changes to {kept['height']} x {kept['width']}"
             )
+
+    def side_unit(self) -> int:
+        return 2 * self.compression()
+
+    def noise_path(self, sigma_data: float) -> tuple[NoisePath, Prediction]:
+        scheduler = self.stock.scheduler
+        if "base_shift" in scheduler.config:  # the pipeline shifts by constants, whatever the scheduler's config has
+            scheduler = type(scheduler).from_config(scheduler.config, **SHIFTS)
+        return schedule(scheduler, sigma_data, self.tokens(), variance_preserving=False)
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

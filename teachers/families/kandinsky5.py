@@ -118,7 +118,3 @@ class Kandinsky5(SizedImage):
             POOLED: torch.empty(1, config.in_text_dim2, device="meta"),
             MASK: torch.empty(1, LENGTH, dtype=torch.long, device="meta"),
         }
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        scale, offset = super()._affine()
-        return scale, 0 * offset  # the pipeline ignores the autoencoder's shift

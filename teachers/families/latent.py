@@ -60,6 +60,7 @@ class LatentTeacher(Autoencoding, NativeExports):
         self.factor = self.compression()
         self.shape = self.latent_shape()
         self._check_channels()
+        self.check_statistics()
         self.set_size()
         path, prediction = self.noise_path(sigma_data)
         self.denoiser = Denoiser(self.denoising_network(), path, prediction, call=self.network_call()).eval()

@@ -20,6 +20,7 @@ class LongCatImage(TokenNormGuidance, SizedImage):
     """`LongCatImagePipeline` without its rewriting of prompts. Guidance does not increase the norm of a token."""
 
     pipelines: ClassVar[Pipelines] = (LongCatImagePipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",)}
     largest_factor: ClassVar[float] = 1.0
     norm_offset: ClassVar[float] = 1e-8

@@ -58,6 +58,7 @@ class Lumina2(OutputGuidance, FlowTransformer):
     """
 
     pipelines: ClassVar[Pipelines] = (Lumina2Pipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cap_feat_dim": ("text_encoder",)}
     encoded: ClassVar[tuple[str | None, ...]] = (TEXT, MASK)
     reverses_time: ClassVar[bool] = True

@@ -26,6 +26,7 @@ class QwenPipeline(SizedImage):
     """
 
     call_names: ClassVar[Mapping[str, str]] = {"guidance_scale": "true_cfg_scale"}
+    statistics: ClassVar[tuple[str, ...]] = ("latents_mean", "latents_std")
 
     def compression(self) -> int:
         return int(self.stock.vae_scale_factor)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.families.qwen_image import MASK, TEXT, QwenPipeline
-from teachers.families.sample_size import check_sides
 from teachers.families.unbatched import encode_each, padded
 from teachers.loading.source import TEXT_COMPONENTS, Pipelines
 from teachers.support.private_api import checkpointing_function
@@ -75,7 +74,6 @@ class QwenImage21(QwenPipeline):
         setattr(blocks[middle], IMAGE_TOKENS, nn.Identity())
         super().__init__(pipeline, sigma_data, size)
         self.feature_layer = f"transformer_blocks.{middle}.{IMAGE_TOKENS}"  # type: ignore[misc]
-        check_sides(self.size, 2 * self.compression())
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
@@ -100,6 +98,9 @@ class QwenImage21(QwenPipeline):
                 )[0]
             outputs.append(found[:, -height * width :])
         return torch.cat(outputs).mT.unflatten(2, (height, width))
+
+    def side_unit(self) -> int:
+        return 2 * self.compression()
 
     def default_side(self) -> int:
         return int(inspect.signature(QwenImage21Pipeline.__call__).parameters["output_resolution"].default)

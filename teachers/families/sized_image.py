@@ -39,12 +39,16 @@ class SizedImage(FixedStart):
             if int(value) != value:
                 raise ValueError(f"teacher.size.{key} must be a whole number, got {value}")
         self.size = {key: int(value) for key, value in found.items()}
-        check_sides(self.size, self.compression() * self.patch)
+        check_sides(self.size, self.side_unit())
         super().__init__(pipeline, sigma_data)
 
     def default_side(self) -> int:
         """Height and width of an image in pixels, if the pipeline's call has neither."""
         return int(self.stock.default_sample_size * self.stock.vae_scale_factor)
+
+    def side_unit(self) -> int:
+        """Pixels of which the height and width of an image are multiples."""
+        return self.compression() * self.patch
 
     def latent_shape(self) -> tuple[int, ...]:
         height, width = (self.size[key] // self.compression() for key in ("height", "width"))

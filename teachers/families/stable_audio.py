@@ -35,6 +35,7 @@ class StableAudio(LatentTeacher):
     """
 
     pipelines: ClassVar[Pipelines] = (StableAudioPipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ()  # its autoencoder has none
     medium_class: ClassVar[type[Medium]] = Audio
     size_keys: ClassVar[tuple[str, ...]] = ("seconds",)
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {

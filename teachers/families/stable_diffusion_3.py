@@ -16,6 +16,7 @@ class StableDiffusion3(LatentTeacher):
     """`StableDiffusion3Pipeline`."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusion3Pipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder_3",)}
     refuses_steps: ClassVar[bool] = False
 

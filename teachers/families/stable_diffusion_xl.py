@@ -16,6 +16,7 @@ class StableDiffusionXL(LatentUNet):
     """`StableDiffusionXLPipeline` without a refiner. The size condition says that images are uncropped originals."""
 
     pipelines: ClassVar[Pipelines] = (StableDiffusionXLPipeline,)
+    optional_statistics: ClassVar[tuple[str, ...]] = ("latents_mean", "latents_std")
     addition: ClassVar[str | None] = "text_time"
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cross_attention_dim": ("text_encoder", "text_encoder_2")}
 

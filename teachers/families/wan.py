@@ -40,6 +40,7 @@ class Wan(LatentVideo):
     """
 
     pipelines: ClassVar[Pipelines] = (WanPipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ("latents_mean", "latents_std")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_dim": ("text_encoder",)}
     size_keys: ClassVar[tuple[str, ...]] = (*LatentVideo.size_keys, "max_sequence_length")
     takes_variance_preserving: ClassVar[bool] = False

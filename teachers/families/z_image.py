@@ -36,6 +36,7 @@ class ZImage(FlowTransformer):
     """
 
     pipelines: ClassVar[Pipelines] = (ZImagePipeline,)
+    statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cap_feat_dim": ("text_encoder",)}
     reverses_time: ClassVar[bool] = True
 

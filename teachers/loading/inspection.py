@@ -97,12 +97,14 @@ def check_text_widths(path: str, network: str, widths: Mapping[str, tuple[str, .
     for name, names in widths.items():
         key = "encoder_hid_dim" if name == "cross_attention_dim" and config.get("encoder_hid_dim") else name
         encoders = [encoder for encoder in names if is_component(index.get(encoder))]
-        found = [width for encoder in encoders if (width := embedding_width(folder / encoder)) is not None]
-        known = encoders and len(found) == len(encoders) and isinstance(config.get(key), int)
-        if known and sum(found) != config[key]:
+        widths_of_encoders = [embedding_width(folder / encoder) for encoder in encoders]
+        found = [value for value in widths_of_encoders if value is not None]
+        width = _entry(config, key)
+        known = encoders and len(found) == len(encoders) and isinstance(width, int)
+        if known and sum(found) != width:
             raise ValueError(
                 f"{key} of {folder / network} must be the width of the embeddings of {' and '.join(encoders)}, "
-                f"{sum(found)}, got {config[key]}; the components are of different models"
+                f"{sum(found)}, got {width}; the components are of different models"
             )
 
 
@@ -182,6 +184,16 @@ def added_tokens(tokenizer: Path) -> dict[str, int]:
     for entry in _json(tokenizer / "tokenizer.json").get("added_tokens") or []:
         found[str(entry["content"])] = int(entry["id"])
     return found
+
+
+def _entry(config: Any, key: str) -> Any:
+    """The entry of a config that a dotted key names, such as "caption_channels.0"; None if there is none."""
+    for name in key.split("."):
+        if isinstance(config, list):
+            config = config[int(name)] if name.isdecimal() and int(name) < len(config) else None
+        else:
+            config = config.get(name) if isinstance(config, dict) else None
+    return config
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -79,6 +79,16 @@ def stock_run(teacher, folder, name, guidance) -> Run:
     return Run(inputs, unpacked(native[:2], teacher.shape), unpacked(last, teacher.shape), angles)
 
 
+def change_ignored_entries(teacher, *vaes):
+    """Set all entries that the family declares to be ignored by its pipeline, but those with the name of a buffer."""
+    channels = teacher.latent_channels()
+    values = {"scaling_factor": 3.0, "shift_factor": 0.3, "latents_mean": [0.2] * channels}
+    values["latents_std"] = [1.7] * channels
+    read = {*teacher.statistics, *teacher.optional_statistics, *dict(teacher.stock.vae.named_buffers())}
+    for vae in vaes:
+        vae.register_to_config(**{name: value for name, value in values.items() if name not in read})
+
+
 def noise_of(teacher, name, rng):
     channels, height, width = teacher.shape
     return torch.randn(2, channels, height, width, generator=rng)

@@ -1,8 +1,11 @@
 """What image families with a size of the call have of their own: latents, sizes, guidance in calls, refusals."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from distill.config.registry import TEACHERS, find
 from teachers.core.sampling import sample
@@ -152,3 +155,27 @@ def test_digests_do_not_change_with_use(name, tiny_media):
         teacher.velocity(noise, torch.ones(2), teacher.condition(["a coat", "a bag"]), 2.0)
         teacher.encode(teacher.decode(noise))
     assert teacher.digest() == before
+
+
+def test_hidream_shifts_by_the_constants_of_its_pipeline(tiny_media):
+    """Whatever the scheduler's config has: the pipeline calls `calculate_shift` without it."""
+    family, folder, size = tiny_media("HiDream-I1")
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.2, max_shift=3.0)
+    teacher = find(TEACHERS, family).wrap(pipe, size=size)
+    run(pipe, teacher, teacher.usual_call(4, 1.0))
+    shift, levels = teacher.denoiser.path.shift, torch.linspace(1.0, 1 / 1000, 4)
+    torch.testing.assert_close(pipe.scheduler.sigmas[:-1], shift * levels / (1 + (shift - 1) * levels))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_hidream_with_another_text_encoder_is_refused(number, tiny_media, tmp_path):
+    family, folder, _ = tiny_media("HiDream-I1")
+    shutil.copytree(folder, tmp_path / "model")
+    config = tmp_path / "model" / "transformer" / "config.json"
+    values = json.loads(config.read_text())
+    values["caption_channels"][number] += 16
+    config.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"caption_channels.{number} of .* must be the width of the embeddings of text_"):
+        find(TEACHERS, family).load(str(tmp_path / "model"), torch.device("cpu"))
