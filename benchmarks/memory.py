@@ -225,7 +225,12 @@ def main() -> None:
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--precision", default="bf16" if torch.cuda.is_available() else "no")
+    parser.add_argument(
+        "--precision",
+        default="bf16" if torch.cuda.is_available() else "no",
+        choices=["no", "fp16", "bf16"],
+        help="mixed precision of training (default: bf16 on a GPU, else no)",
+    )
     args = parser.parse_args()
     check_counts(parser, args)
     if args.child:

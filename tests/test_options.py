@@ -21,6 +21,8 @@ from distill.config.sections import (
 )
 from distill.config.typed import InvalidOption, build, check_value, option
 from distill.methods.dmd_options import DMDOptions
+from distill.methods.f_distill import FDistillOptions
+from distill.methods.lcm import LCMOptions
 from distill.methods.rcm import RCMOptions
 from distill.methods.scm import SCMOptions
 from distill.methods.sid import SIDOptions
@@ -30,7 +32,7 @@ from tests.plugin.fewstep_plugin.regression import RegressionOptions
 
 CLASSES = (
     *(Recipe, TeacherRecipe, DataRecipe, OptimizerRecipe, TrainRecipe, MemoryRecipe, EvaluationRecipe, Lora),
-    *(DMDOptions, SCMOptions, RCMOptions, SIDOptions, RegressionOptions, Options, Timing),
+    *(DMDOptions, SCMOptions, RCMOptions, SIDOptions, FDistillOptions, LCMOptions, RegressionOptions, Options, Timing),
 )
 WRONG: dict[str, Any] = {
     "negative": -1,
@@ -64,11 +66,14 @@ MEANINGFUL: dict[str, set[str]] = {
     "EvaluationRecipe.validation_seeds": {"zero"},
     "EvaluationRecipe.validation_every": {"zero"},
     "Lora.scale": {"negative", "zero"},
-    "DMDOptions.regression_pairs": {"zero"},
-    **{f"DMDOptions.{name}": {"zero"} for name in ("regression_weight", "guidance_weight", "guidance_noise_range")},
     **{
         f"{method}.{name}": {"zero"}
-        for method in ("DMDOptions", "SIDOptions")
+        for method in ("DMDOptions", "FDistillOptions")
+        for name in ("regression_pairs", "regression_weight", "guidance_weight", "guidance_noise_range")
+    },
+    **{
+        f"{method}.{name}": {"zero"}
+        for method in ("DMDOptions", "SIDOptions", "FDistillOptions")
         for name in (
             *("noise_range", "gan_noise_range", "gan_weight", "discriminator_weight", "r1_weight"),
             "fake_score_alignment",
@@ -78,6 +83,8 @@ MEANINGFUL: dict[str, set[str]] = {
     "SCMOptions.proposal": {"negative", "zero"},
     "SCMOptions.tangent_offset": {"zero"},
     "SCMOptions.adaptation_steps": {"zero"},
+    "LCMOptions.adaptation_steps": {"zero"},
+    "LCMOptions.target_ema": {"zero"},
     "RegressionOptions.pairs": {"large"},
     "Options.seed": {"zero"},
     "Options.guidance": {"zero"},
@@ -192,9 +199,11 @@ RELATIONS = [
     (SIDOptions, {"r1_weight": 1}, "r1_weight must be 0 without a discriminator"),
     (SCMOptions, {"proposal": [0.3, -1]}, "proposal must have a standard deviation above 0"),
     (SCMOptions, {"second_times": []}, "second_times must have at least one angle"),
-    (SCMOptions, {"drift": "data", "guidances": [2.0]}, "guidances must be empty with method.drift=data"),
+    (SCMOptions, {"drift": "data", "guidances": [2.0]}, "guidances must be empty with drift=data"),
     (RCMOptions, {"dmd": {"noise_range": [0.9, 0.1]}}, "dmd.noise_range must increase"),
-    (RCMOptions, {"dmd": {"fake_score_alignment": 0.1}}, "dmd.fake_score_alignment must be 0 with method.scm.adapt"),
+    (RCMOptions, {"dmd": {"fake_score_alignment": 0.1}}, "dmd.fake_score_alignment must be 0 with scm.adapt"),
+    (LCMOptions, {"timesteps": [999, 499], "second_times": [0.5]}, "second_times must be left out with timesteps"),
+    (FDistillOptions, {"gan_weight": 0}, "gan_weight must be above 0"),
     (MemoryRecipe, {"tier": "lora", "offload_teacher": True}, "offload_teacher must be false"),
 ]
 

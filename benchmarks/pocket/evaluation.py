@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 PARALLEL = 200  # samples that are judged at a time
+LEAST_SAMPLES = 4  # whose Frechet distance, and that of their halves, exist
 
 
 class Judged(NamedTuple):

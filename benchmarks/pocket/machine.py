@@ -55,15 +55,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def chosen(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Machine:
     """The machine of the options; sets one thread for a CPU and TensorFloat-32 for a GPU. All options are checked."""
     check_counts(parser, args)
-    if args.minutes is not None and not args.minutes > 0:
-        parser.error(f"--minutes must be above 0, got {args.minutes:g}")
     available = torch.cuda.is_available()
     try:
         device = torch.device(args.device or ("cuda" if available else "cpu"))
     except RuntimeError:
         parser.error(f'--device must be "cpu" or a CUDA device, got "{args.device}"')
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not available):
-        parser.error(f'--device must be {"" if available else "cpu because there is no "}a CUDA device, got "{device}"')
+        possible = "cpu or a CUDA device" if available else "cpu, because there is no CUDA device"
+        parser.error(f'--device must be {possible}, got "{device}"')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         parser.error(f'--device must be one of {torch.cuda.device_count()} CUDA devices, got "{device}"')
     if device.type == "cuda":

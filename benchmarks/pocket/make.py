@@ -8,9 +8,9 @@ steps, and the same command continues after an interruption.
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -18,12 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.pocket.card import write_card
+from benchmarks.pocket.photographs import load_photographs
 from benchmarks.pocket.stages import encode, train_autoencoder, train_classifier, train_diffusion
 from benchmarks.pocket.stored import cached, half, publish, statistics
+from benchmarks.support.options import check_counts
 from teachers.loading.saving import save_pipeline
 from teachers.pocket import FOLDER
 from teachers.pocket.classifier import Classifier, rgb01
 from teachers.pocket.parts import make_tokenizer, sd15_scheduler
+from teachers.support.errors import run_cli
 from teachers.support.files import atomic_write
 
 TRAINING_LATENTS = 8000  # real latents that are shipped with the pipeline
@@ -32,13 +35,10 @@ REFERENCE_FEATURES = 5000  # real test images whose features are shipped, for pr
 
 def load_images(path: Path) -> dict[str, Tensor]:
     """Photographs (N, 1, 32, 32), float32 in [-1, 1], padded with black, and labels (N,), of "train" and "test"."""
-    with np.load(path) as arrays:
-        data = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     out: dict[str, Tensor] = {}
     for split in ("train", "test"):
-        padded = F.pad(data[f"{split}_images"], (2, 2, 2, 2))[:, None]
-        out[split] = padded.float() / 127.5 - 1
-        out[f"{split}_labels"] = data[f"{split}_labels"].long()
+        photographs, out[f"{split}_labels"] = load_photographs(path, split)
+        out[split] = F.pad(photographs, (2, 2, 2, 2))[:, None].float() / 127.5 - 1
     return out
 
 
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=3000, help="default: 3000")
     parser.add_argument("--diffusion-steps", type=int, default=12000, help="default: 12000")
     args = parser.parse_args()
+    check_counts(parser, args)
     if not args.data.is_file():
         parser.error(f"DATA must be the path of the Fashion-MNIST .npz, {args.data} does not exist")
     args.work.mkdir(parents=True, exist_ok=True)
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(main))

@@ -8,7 +8,9 @@ from teachers.support.options import (
     check_fields,
     check_value,
     convert,
+    default_of,
     option,
+    redefined,
 )
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "check_fields",
     "check_value",
     "convert",
+    "default_of",
     "document",
     "option",
+    "redefined",
 ]

@@ -108,6 +108,13 @@ class Consistency(Distiller):
         ]
         return [[path.t_max, angle] for angle in second_times] or [[path.t_max]]
 
+    def startup_messages(self) -> Sequence[str]:
+        schedules = self.sampling_schedules()
+        if len(schedules) > 1 or len(schedules[0]) > 1:
+            return ()
+        angles = list(self.options.second_times)
+        return (f"the student has one step only: it cannot be exported with a second step at any of {angles}",)
+
     def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
         return tuple(range(1, len(times) + 1))
 

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.config.typed import InvalidOption, option
+from distill.config.typed import InvalidOption, option, redefined
 from distill.methods.dmd import DMD
 from distill.methods.dmd_options import DMDOptions
 from teachers.core.denoiser import Condition
@@ -53,11 +53,11 @@ class FDistillOptions(DMDOptions):
     ratio_limit: float = option(
         10.0, "The estimated density ratio is limited to 1 / ratio_limit .. ratio_limit.", at_least=1, at_most=1e6
     )
-    gan_weight: float = option(
+    gan_weight: float = redefined(
+        DMDOptions,
+        "gan_weight",
         0.003,
         "Weight of the student's GAN loss, above 0. DMD2 uses 1e-3 to 5e-3. Needs data.images.",
-        at_least=0,
-        at_most=1e6,
     )
 
     def check(self) -> None:

@@ -148,18 +148,20 @@ def tangent(
         kind: "jvp", "jvp_flash", "finite_difference", or "auto": "jvp_flash" on CUDA if the package
             jvp-flash-attention is installed, else "jvp". Both are exact for every teacher family.
         device: Where the network runs.
-        precision: As of `jvp`, or "auto": "tf32" on CUDA, else "float32". A finite difference is in float32 whatever it
-            is.
+        precision: As of `jvp`, or "auto": "tf32" on CUDA, else "float32". A finite difference is in float32 only.
 
     Returns:
         The function, and a message with the choice and its reason.
 
     Raises:
-        ValueError: For an unknown kind, and for "jvp_flash" without CUDA or without the package.
+        ValueError: For an unknown kind, for "jvp_flash" without CUDA or without the package, and for a finite
+            difference in another precision than float32.
     """
     if kind not in ("auto", *TANGENTS):
         raise ValueError(f"method.tangent must be one of auto, {', '.join(TANGENTS)}, got {kind!r}")
     if kind == "finite_difference":
+        if precision not in ("auto", "float32"):
+            raise ValueError(f"method.tangent_precision must be float32 with method.tangent={kind}, got {precision!r}")
         return finite_difference, "tangent: finite_difference in float32 (from the recipe)"
     cuda, installed = torch.device(device).type == "cuda", importlib.util.find_spec("jvp_flash_attention") is not None
     if kind == "jvp_flash" and not (cuda and installed):

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.config.typed import option
+from distill.config.typed import InvalidOption, default_of, option, redefined
 from distill.data.batch import Batch
 from distill.methods.base import Logs
 from distill.methods.consistency import Consistency, ConsistencyOptions
@@ -60,12 +60,14 @@ class LCMOptions(ConsistencyOptions):
         at_most=100_000,
         order="decrease",
     )
-    adaptation_steps: int = option(
-        0,
-        "First steps, in which the student adapts to time_scale and max_angle; 0: neither is used.",
-        at_least=0,
-        at_most=10**9,
-    )
+    adaptation_steps: int = redefined(ConsistencyOptions, "adaptation_steps", 0)
+
+    def check(self) -> None:
+        super().check()
+        if self.timesteps and self.second_times != default_of(ConsistencyOptions, "second_times"):
+            raise InvalidOption(
+                "second_times", f"must be left out with timesteps, which are the steps, got {list(self.second_times)}"
+            )
 
 
 class LCM(Consistency):

@@ -5,7 +5,8 @@ sCM follows the teacher's trajectories (forward divergence: all modes, but blurr
 own samples (reverse divergence: sharp samples, but fewer modes). The student minimises the weighted sum of both losses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -42,9 +43,18 @@ class RCMOptions(Checked):
         if self.dmd.fake_score_alignment and self.scm.adaptation_steps:
             raise InvalidOption(
                 "dmd.fake_score_alignment",
-                "must be 0 with method.scm.adaptation_steps above 0, because the student's time input is rescaled, got "
+                "must be 0 with scm.adaptation_steps above 0, because the student's time input is rescaled, got "
                 f"{self.dmd.fake_score_alignment}",
             )
+
+
+@contextmanager
+def _keys_of(part: str) -> Iterator[None]:
+    """A context in which errors of a part name its options as the recipe does: method.dmd.timesteps, for example."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("method.", f"method.{part}.")) from error
 
 
 class RCM(Distiller):
@@ -61,11 +71,11 @@ class RCM(Distiller):
     def __init__(self, teacher: Teacher, guidance: float, options: RCMOptions, student: Denoiser | None = None) -> None:
         super().__init__(teacher, guidance, options, student)
         # A tuple, not submodules: the student and the networks below are registered only once.
-        self.parts = (
-            SCM(teacher, guidance, options.scm, self.student),
-            DMD(teacher, guidance, options.dmd, self.student),
-        )
-        scm, dmd = self.parts
+        with _keys_of("scm"):
+            scm = SCM(teacher, guidance, options.scm, self.student)
+        with _keys_of("dmd"):
+            dmd = DMD(teacher, guidance, options.dmd, self.student)
+        self.parts = scm, dmd
         self.log_variance, self.fake_score, self.discriminator = scm.log_variance, dmd.fake_score, dmd.discriminator
 
     @classmethod
@@ -74,8 +84,10 @@ class RCM(Distiller):
 
     @classmethod
     def check_run(cls, options: RCMOptions, guidance: float) -> None:
-        SCM.check_run(options.scm, guidance)
-        DMD.check_run(options.dmd, guidance)
+        with _keys_of("scm"):
+            SCM.check_run(options.scm, guidance)
+        with _keys_of("dmd"):
+            DMD.check_run(options.dmd, guidance)
 
     @classmethod
     def pairs(cls, options: RCMOptions) -> tuple[int, int]:

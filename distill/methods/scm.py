@@ -63,11 +63,11 @@ class SCMOptions(ConsistencyOptions):
         if self.proposal[1] <= 0:
             raise InvalidOption("proposal", f"must have a standard deviation above 0, got {list(self.proposal)}")
         if self.drift == "data" and self.guidances:
-            raise InvalidOption("guidances", f"must be empty with method.drift=data, got {list(self.guidances)}")
+            raise InvalidOption("guidances", f"must be empty with drift=data, got {list(self.guidances)}")
         if self.tangent == "finite_difference" and self.tangent_precision not in ("auto", "float32"):
             raise InvalidOption(
                 "tangent_precision",
-                "must be float32 with method.tangent=finite_difference, whose rounding error is too large otherwise, "
+                "must be float32 with tangent=finite_difference, whose rounding error is too large otherwise, "
                 f"got {self.tangent_precision}",
             )
 
@@ -122,7 +122,7 @@ class SCM(Consistency):
             )
 
     def startup_messages(self) -> Sequence[str]:
-        return (self._message,)
+        return (self._message, *super().startup_messages())
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
         return {"student": [self.student] + ([self.log_variance] if self.log_variance else [])}

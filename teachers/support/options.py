@@ -79,6 +79,30 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def redefined(cls: type[Any], name: str, default: Any, help: str | None = None) -> Any:
+    """A field of `cls` with another default, for a subclass; its bounds stay.
+
+    Args:
+        cls: A dataclass.
+        name: A field of it.
+        default: The new default.
+        help: The new documentation; None: that of `cls`.
+    """
+    metadata = dict(_field(cls, name).metadata)
+    if help is not None:
+        metadata["help"] = help
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def default_of(cls: type[Any], name: str) -> Any:
+    """The default of the field `name` of the dataclass `cls`."""
+    return _field(cls, name).default
+
+
+def _field(cls: type[Any], name: str) -> dataclasses.Field[Any]:
+    return next(field for field in dataclasses.fields(cls) if field.name == name)
+
+
 class Checked:
     """Base class of dataclasses whose values are checked and converted when an instance is made."""
 
@@ -115,8 +139,7 @@ def check_value(cls: type[Any], name: str, value: Any, shown: str | None = None)
     Raises:
         InvalidOption: For a wrong type or a value outside the field's limits.
     """
-    field = next(field for field in dataclasses.fields(cls) if field.name == name)
-    return _checked(field, typing.get_type_hints(cls)[name], value, shown or name)
+    return _checked(_field(cls, name), typing.get_type_hints(cls)[name], value, shown or name)
 
 
 def _checked(field: dataclasses.Field[Any], kind: Any, value: Any, path: str) -> Any:

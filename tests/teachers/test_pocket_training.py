@@ -68,11 +68,11 @@ def test_a_schedule_follows_steps_or_time():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--minutes", "0"], "--minutes must be above 0, got 0"),
-        (["--minutes", "nan"], "--minutes must be above 0, got nan"),
+        (["--minutes", "0"], "--minutes must be above 0 and finite, got 0"),
+        (["--minutes", "nan"], "--minutes must be above 0 and finite, got nan"),
         (["--judge-steps", "0"], "--judge-steps must be at least 1, got 0"),
         (["--device", "toaster"], '--device must be "cpu" or a CUDA device, got "toaster"'),
-        (["--device", "meta"], 'a CUDA device, got "meta"'),
+        (["--device", "meta"], "--device must be cpu"),
     ],
 )
 def test_wrong_options_are_refused(options, message, capsys):

@@ -9,8 +9,9 @@ import torch
 from diffusers import WanPipeline
 from safetensors.torch import load_file
 
+from benchmarks.pocket.photographs import load_photographs
 from benchmarks.pocket.video.autoencoder import decode, encode, standardise
-from benchmarks.pocket.video.data import load_photographs, random_clips, render
+from benchmarks.pocket.video.data import random_clips, render
 from benchmarks.pocket.video.make import balanced_rows, run
 from benchmarks.pocket.video.transformer import TIMESTEPS, Denoiser
 from teachers.media.motion import MOTIONS, motion_labels

@@ -10,6 +10,7 @@ notes, `latents.pt`, `judge.pt`, `vae_decoder` and `denoiser.pt`.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -20,11 +21,13 @@ from benchmarks.pocket.audio.codec import NOISE, encode, train_codec, train_deco
 from benchmarks.pocket.audio.data import render, waveforms
 from benchmarks.pocket.audio.judge import train_judge
 from benchmarks.pocket.audio.transformer import BATCH, Denoiser, train_transformer
+from benchmarks.pocket.evaluation import LEAST_SAMPLES
 from benchmarks.pocket.machine import CPU, Machine, add_options, chosen
 from benchmarks.pocket.stored import cached, integers, publish, stage, statistics
 from teachers.pocket_audio import FOLDER, LATENT_STEP
 from teachers.pocket_audio.judges import InstrumentJudge
 from teachers.pocket_audio.parts import make_scheduler, make_tokenizer
+from teachers.support.errors import run_cli
 from teachers.support.files import atomic_write
 
 STAGES = ("data", "judge", "codec", "decoder", "latents", "transformer", "card")
@@ -52,6 +55,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.font.is_file() and not (args.work / "latents.pt").is_file():
         parser.error(f"FONT must be the path of FluidR3_GM.sf2, {args.font} does not exist")
+    if args.samples < LEAST_SAMPLES:
+        parser.error(f"--samples must be at least {LEAST_SAMPLES}, got {args.samples}")
     run(args, chosen(parser, args))
 
 
@@ -170,4 +175,4 @@ class Stages:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(main))

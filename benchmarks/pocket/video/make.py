@@ -9,17 +9,19 @@ needs `judge.pt`, `vae` and `denoiser.pt` in `--work`, but not the latents that 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor
 
+from benchmarks.pocket.evaluation import LEAST_SAMPLES
 from benchmarks.pocket.machine import CPU, Machine, add_options, chosen
+from benchmarks.pocket.photographs import load_photographs
 from benchmarks.pocket.stored import cached, integers, publish, stage, statistics
 from benchmarks.pocket.video import autoencoder, transformer
 from benchmarks.pocket.video.autoencoder import decode, encode_random, train_autoencoder
-from benchmarks.pocket.video.data import load_photographs
 from benchmarks.pocket.video.judge import train_judge
 from benchmarks.pocket.video.transformer import Denoiser, train_transformer
 from teachers.media.motion import MOTIONS
@@ -27,6 +29,7 @@ from teachers.pocket_video import FOLDER, LATENT_STEP
 from teachers.pocket_video.captions import OBJECTS
 from teachers.pocket_video.judges import ClipJudge
 from teachers.pocket_video.parts import make_scheduler, make_tokenizer
+from teachers.support.errors import run_cli
 from teachers.support.files import atomic_write
 
 STAGES = ("judge", "autoencoder", "latents", "transformer", "card")
@@ -64,6 +67,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.photographs.is_file():
         parser.error(f"PHOTOGRAPHS must be the path of fashion_mnist.npz, {args.photographs} does not exist")
+    if args.samples < LEAST_SAMPLES:
+        parser.error(f"--samples must be at least {LEAST_SAMPLES}, got {args.samples}")
     run(args, chosen(parser, args))
 
 
@@ -151,4 +156,4 @@ class Stages:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(main))

@@ -67,3 +67,14 @@ def test_options_check_themselves():
         method(dmd_weight=0.0)
     with pytest.raises(ValueError, match=r"scm\.guidances must be empty"):
         RCMOptions(scm=SCMOptions(guidances=(1.0,)))
+
+
+def test_messages_name_the_options_of_the_parts():
+    with pytest.raises(ValueError, match=r"method\.dmd\.timesteps must decrease within"):
+        method(dmd=DMDOptions(timesteps=(2000, 499)))
+    separate = RCMOptions(dmd=DMDOptions(guidance_noise="own"))
+    with pytest.raises(ValueError, match=r"teacher.guidance must be above 1 with method\.dmd\.guidance_noise=own"):
+        RCM.check_run(separate, 1.0)
+    fused = RCMOptions(scm=SCMOptions(tangent="jvp_flash"))
+    with pytest.raises(ValueError, match=r"method\.scm\.tangent=jvp_flash needs a CUDA device"):
+        RCM(Analytic(eight_gaussians()), 1.0, fused)

@@ -273,3 +273,11 @@ def test_training_from_data_does_not_use_the_teacher():
 def test_options_check_themselves(options, message):
     with pytest.raises(ValueError, match=message):
         SCMOptions(**options)
+
+
+def test_a_student_without_a_second_step_says_so(text_pipeline):
+    teacher = StableDiffusion.load(str(text_pipeline), CPU)
+    one = SCM(teacher, 1.0, SCMOptions(second_times=(1.1,), max_angle=0.5))
+    assert len(one.sampling_schedules()[0]) == 1
+    assert one.startup_messages()[-1].startswith("the student has one step only: it cannot be exported")
+    assert len(SCM(teacher, 1.0, SCMOptions()).startup_messages()) == 1

@@ -177,5 +177,7 @@ def test_hidream_with_another_text_encoder_is_refused(number, tiny_media, tmp_pa
     values = json.loads(config.read_text())
     values["caption_channels"][number] += 16
     config.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=rf"caption_channels.{number} of .* must be the width of the embeddings of text_"):
+    with pytest.raises(
+        ValueError, match=rf"caption_channels.{number} of .* must be the width of the embeddings of text_"
+    ):
         find(TEACHERS, family).load(str(tmp_path / "model"), torch.device("cpu"))
