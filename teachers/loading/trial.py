@@ -18,13 +18,14 @@ from teachers.loading.contents import WEIGHT_ENDINGS
 from teachers.loading.embedded import embedded_size
 from teachers.loading.inspection import check_folder, check_text_widths
 from teachers.loading.load_errors import loading_errors
-from teachers.loading.location import config_source
+from teachers.loading.location import INDEX, config_source
 from teachers.loading.record import RECORD
 from teachers.loading.sizes import UnusableConfiguration, check_configs
 from teachers.loading.sketch import add_text_encoders, sketch
 from teachers.loading.source import check_trusted, check_weights
 from teachers.support.checksums import Damaged, read_json
-from teachers.support.contents import file_content
+from teachers.support.contents import IGNORED, file_content
+from teachers.support.json_files import read_json as read_config
 from teachers.support.text import printable
 
 Stamp = tuple[str, str, str, tuple[tuple[str, int, int], ...]]
@@ -133,10 +134,15 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _configuration(teacher: Teacher, folder: Path) -> tuple[Any, ...]:
-    """What the result of `check_fit` depends on: classes, sizes and all files but the weights."""
-    files = [file for file in _files(folder) if file.suffix not in WEIGHT_ENDINGS and file.name != RECORD]
-    contents = tuple((str(file.relative_to(folder)), file_content(file)) for file in files)
-    return type(teacher), type(getattr(teacher, "stock", None)), teacher.shape, teacher.image_size, contents
+    """What the result of `check_fit` depends on: classes, sizes, and files of components other than the scheduler."""
+    skipped = (*WEIGHT_ENDINGS, *IGNORED)
+    files = [file for file in _files(folder) if file.name not in (RECORD, INDEX) and not file.name.endswith(skipped)]
+    contents = tuple(
+        (str(file.relative_to(folder)), file_content(file)) for file in files if file.parent.name != "scheduler"
+    )
+    entries = read_config(folder / INDEX).items()
+    index = tuple(repr(entry) for entry in sorted(entries) if entry[0] != "scheduler" and not entry[0].startswith("_"))
+    return type(teacher), type(getattr(teacher, "stock", None)), index, teacher.shape, teacher.image_size, contents
 
 
 @torch.no_grad()

@@ -61,6 +61,8 @@ def test_equal_configurations_are_evaluated_once(tiny, tmp_path, monkeypatch):
     one, two = (shutil.copytree(folder, tmp_path / name) for name in "ab")
     for copy in (one, two):
         change(copy / UNET, _note=str(tmp_path))
+    change(two / SCHEDULER, beta_end=0.013)  # a student has another scheduler and another card
+    (two / "README.md").write_text("# A student")
     for copy in (one, two, one):
         assert check_teacher(str(copy), installed()[family]).stock.text_encoder
     assert len(evaluations) == 1
