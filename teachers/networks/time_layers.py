@@ -1,9 +1,9 @@
 """The time embeddings of a network: the features of the timestep, and the first linear layer that reads them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +68,8 @@ def find_time_embeddings(network: nn.Module) -> list[TimeEmbedding]:
     """The time embeddings of a network: one in most networks of diffusers, one for each block in DiT, or none."""
     found = []
     for name, module in network.named_modules():
-        if (flow := _of_flow(module)) is not None:
-            found.append(flow)
+        if (own := _own_features(module)) is not None:
+            found.append(own)
             continue
         parts = dict(module.named_children())
         # ACE-Step; `time_embed_r` reads the difference of two timesteps, which is zero here
@@ -102,23 +102,43 @@ def _frequencies(module: Kandinsky5TimeEmbeddings, timesteps: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def _of_flow(module: Any) -> TimeEmbedding | None:
-    """The time embedding of a network that computes its features in its own way; None for other modules."""
-    if isinstance(module, Kandinsky5TimeEmbeddings):
-        return TimeEmbedding(FlowFeatures(partial(_frequencies, module)), module, "in_layer")
-    if isinstance(module, AuraFlowTransformer2DModel):
-        features = FlowFeatures(lambda t: module.time_step_embed(t / 1000))
-        return TimeEmbedding(features, module.time_step_proj, "linear_1")
-    if isinstance(module, Lumina2CombinedTimestepCaptionEmbedding):
-        features = FlowFeatures(lambda t: module.time_proj(1 - t / 1000))
-        return TimeEmbedding(features, module.timestep_embedder, "linear_1")
-    if isinstance(module, ZImageTimestepEmbedder):
-        size = module.frequency_embedding_size
-        features = FlowFeatures(lambda t: module.timestep_embedding((1000 - t) / 1000 * 1000.0, size))
-        return TimeEmbedding(features, module.mlp, "0")
-    if isinstance(module, ChromaTransformer2DModel):  # its layer also reads which modulation it computes
-        owner = module.distilled_guidance_layer
-        width = owner.in_proj.in_features
-        features = FlowFeatures(lambda t: module.time_text_embed.time_proj(t / 1000 * 1000), width)
-        return TimeEmbedding(features, owner, "in_proj")
-    return None
+class OwnFeatures(NamedTuple):
+    """How a network of a class computes the features of native timesteps.
+
+    Attributes:
+        compute: Maps a module of the class and timesteps (B,) to features (B, F).
+        owner: The name of the owner of the first layer within the module; "": the module.
+        child: The name of the layer.
+    """
+
+    compute: Callable[[Any, Tensor], Tensor]
+    owner: str
+    child: str
+
+
+OWN_FEATURES: Mapping[type[nn.Module], OwnFeatures] = {
+    Kandinsky5TimeEmbeddings: OwnFeatures(_frequencies, "", "in_layer"),
+    AuraFlowTransformer2DModel: OwnFeatures(
+        lambda module, t: module.time_step_embed(t / 1000), "time_step_proj", "linear_1"
+    ),
+    Lumina2CombinedTimestepCaptionEmbedding: OwnFeatures(
+        lambda module, t: module.time_proj(1 - t / 1000), "timestep_embedder", "linear_1"
+    ),
+    ZImageTimestepEmbedder: OwnFeatures(
+        lambda module, t: module.timestep_embedding((1000 - t) / 1000 * 1000.0, module.frequency_embedding_size),
+        "mlp",
+        "0",
+    ),
+    ChromaTransformer2DModel: OwnFeatures(  # this layer also reads which modulation it computes
+        lambda module, t: module.time_text_embed.time_proj(t / 1000 * 1000), "distilled_guidance_layer", "in_proj"
+    ),
+}
+
+
+def _own_features(module: nn.Module) -> TimeEmbedding | None:
+    """The time embedding of a network in `OWN_FEATURES`; None for other modules."""
+    own = next((own for kind, own in OWN_FEATURES.items() if isinstance(module, kind)), None)
+    if own is None:
+        return None
+    found = TimeEmbedding(nn.Identity(), module.get_submodule(own.owner), own.child)
+    return replace(found, features=FlowFeatures(lambda t: own.compute(module, t), found.layer.in_features))
