@@ -1,6 +1,7 @@
 """Paths of the checkout, overrides with which a recipe trains in a test, and parameters that are slow but the first."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ FAST = [  # small, silent, saved often
     "train.checkpoint_every=2",
     "train.tracker=none",
 ]
+
+
+def in_turn(rows: Iterable[str], columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of a row and a column: the first row with every column, each other row with one, in turn."""
+    first, *rest = rows
+    return [*((first, column) for column in columns), *zip(rest, itertools.cycle(columns))]
 
 
 def first_is_quick(values: Iterable[object]) -> list[object]:

@@ -1,6 +1,7 @@
-"""Property test of exports: every family x kind of student x number of steps gives the student's images.
+"""Property test of exports: the student's images, from the same noise, for every family, kind and number of steps.
 
-Students and exports sample from the same noise. Methods whose students are of the same kind are tested on one family.
+Every family is exported as students of two steps by both kinds of methods and as one other student; the first family as
+every student.
 """
 
 import json
@@ -14,29 +15,29 @@ from distill.config.sections import ExportRecipe, TeacherRecipe
 from distill.exporting.distill_json import describe
 from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
-from tests.settings import first_is_quick
+from tests.settings import first_is_quick, in_turn
 from tests.teachers.families.stock import prompts_of
 from tests.teachers.families.variants import VARIANTS
 
 CPU = torch.device("cpu")
 COST = {"exported_step": 0, "steps": 0, "seconds": 0.0, "samples": 0, "device": "cpu"}
-METHODS = {
-    "dmd": {"name": "dmd"},
+ALWAYS = {
     "dmd, 2 steps": {"name": "dmd", "timesteps": [999, 499]},
+    "scm": {"name": "scm"},
+}
+OTHERS = {
+    "dmd": {"name": "dmd"},
     "dmd, 1 early step": {"name": "dmd", "timesteps": [399]},
     "dmd, 4 steps": {"name": "dmd", "timesteps": [999, 749, 499, 249]},
-    "scm": {"name": "scm"},
     "lcm": {"name": "lcm"},
-}
-ALIKE = {  # students of the same kinds
     "scm, native time": {"name": "scm", "adaptation_steps": 0},
     "rcm": {"name": "rcm"},
     "sid": {"name": "sid"},
     "f_distill": {"name": "f_distill"},
     "lcm, 4 steps": {"name": "lcm", "timesteps": [999, 749, 499, 249]},
 }
-CASES = [(name, method) for name in VARIANTS for method in METHODS]
-CASES += [("Stable Diffusion 1.5", method) for method in ALIKE]
+METHODS = ALWAYS | OTHERS
+CASES = [(name, method) for name in VARIANTS for method in ALWAYS] + in_turn(VARIANTS, list(OTHERS))
 
 
 def perturb(module, size=0.02):
@@ -65,19 +66,24 @@ def exported(run, teacher, name, method, guidance=1.0, size=0.02, schedule="nati
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_export_gives_the_students_images(name, method, teacher_of, tmp_path, largest):
-    stored = exported(tmp_path / "run", teacher_of(name), name, (METHODS | ALIKE)[method])
+    stored = exported(tmp_path / "run", teacher_of(name), name, METHODS[method])
     largest(name, method, stored["checked"])
     assert stored["checked"]["difference"] <= TOLERANCE
     assert stored["checked"]["steps"] == [entry["num_steps"] for entry in stored["calls"]]
 
 
-HALF = [(name, torch.bfloat16) for name, (family, _) in VARIANTS.items() if family != "unconditional"]
+HALF = in_turn([name for name, (family, _) in VARIANTS.items() if family != "unconditional"], list(ALWAYS))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dmd, 2 steps", "scm"])
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*HALF, ("Stable Diffusion 1.5", torch.float16), ("DiT", torch.float32)], ids=str
+    ("name", "method", "dtype"),
+    [
+        *((name, method, torch.bfloat16) for name, method in HALF),
+        ("Stable Diffusion 1.5", "scm", torch.float16),
+        ("DiT", "scm", torch.float32),
+    ],
+    ids=str,
 )
 def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
     name, method, dtype, folder_of, tmp_path, largest

@@ -14,9 +14,9 @@ from distill.exporting.distill_json import describe
 from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
 from tests.distill.exporting.test_every_export import COST, perturb
+from tests.settings import in_turn
+from tests.teachers.families.media import KINDS
 from tests.teachers.families.stock import PROMPTS
-from tests.teachers.tiny_flow_transformers import BUILDERS as FLOW_TRANSFORMERS
-from tests.teachers.tiny_flows import BUILDERS as FLOWS
 from tests.teachers.tiny_media import BUILDERS
 
 CPU = torch.device("cpu")
@@ -26,11 +26,7 @@ METHODS = {
     "rcm": {"name": "rcm"},
     "lcm": {"name": "lcm"},
 }
-# Every kind of network once; the others differ in their call only (tests/teachers/families/test_media_exports.py).
-NAMES = ["Wan 2.1", "Wan 2.2 A14B", "LTX", "CogVideoX 1.5", "HunyuanVideo", "HunyuanVideo 1.5", "AnimateDiff"]
-NAMES += ["Stable Audio, short", "AudioLDM 2", "ACE-Step", *FLOWS, *FLOW_TRANSFORMERS]
-CASES = [(name, method) for name in NAMES for method in ("dmd, 2 steps", "scm")]
-CASES += [("Wan 2.1", "rcm"), ("Wan 2.1", "lcm")]  # students of the same kinds
+CASES = [(name, "scm") for name in KINDS] + in_turn(KINDS, ["dmd, 2 steps", "rcm", "lcm"])
 # Their pipelines load no such file.
 NO_LORA = ("Wan 2.2 A14B", "HunyuanVideo 1.5", "Stable Audio, short", "AudioLDM 2", "LongCat-Image")
 
@@ -73,12 +69,12 @@ def test_export_gives_the_students_samples(name, method, teacher_of, tmp_path, l
     assert stored["checked"]["steps"] == [entry["num_steps"] for entry in stored["calls"]]
     card = (folder / "README.md").read_text()
     assert f"pipeline_tag: {teacher.medium.tag}" in card and f").{teacher.medium.output}  # " in card
-    if method == "scm":  # its weights are checked again from the folder alone, at the recipe's size
+    if method == "rcm":  # the weights are checked again from the folder alone, at the recipe's size
         assert all(check.passed for check in check_student(folder, CPU))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_export_of_an_adapter_and_its_lora_file_give_the_students_samples(name, teacher_of, tmp_path, largest):
     stored = json.loads(
         (exported(tmp_path / "run", teacher_of(name, True), name, METHODS["scm"]) / "distill.json").read_text()

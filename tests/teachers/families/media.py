@@ -15,9 +15,14 @@ from teachers.core.trigflow import Flow
 from teachers.loading.corrections import correct_autoencoder
 from teachers.media import Video
 from tests.teachers.families.stock import PROMPTS
+from tests.teachers.tiny_flow_transformers import BUILDERS as FLOW_TRANSFORMERS
+from tests.teachers.tiny_flows import BUILDERS as FLOWS
 from tests.teachers.tiny_media import BUILDERS
 
 NAMES = list(BUILDERS)
+# Every kind of network once; the others differ in their call only.
+KINDS = ["Wan 2.1", "Wan 2.2 A14B", "LTX", "CogVideoX 1.5", "HunyuanVideo", "HunyuanVideo 1.5", "AnimateDiff"]
+KINDS += ["Stable Audio, short", "AudioLDM 2", "ACE-Step", *FLOWS, *FLOW_TRANSFORMERS]
 ALIKE = ["a photo of a coat", "a photo of a boot"]
 LATENT = {"output_type": "latent"}
 

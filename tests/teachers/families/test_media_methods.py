@@ -21,13 +21,14 @@ from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
 from tests.settings import first_is_quick
-from tests.teachers.families.media import NAMES, prompts_of
+from tests.teachers.families.media import KINDS, NAMES, prompts_of
 from tests.teachers.families.stock import difference
 from tests.teachers.families.test_methods import forward_mode
 from tests.teachers.families.training import step
 
 CPU = torch.device("cpu")
 every_family = pytest.mark.parametrize("name", NAMES)
+every_kind = pytest.mark.parametrize("name", KINDS)
 
 
 # Steps of the two transformers of Wan 2.2 may call only one of them; they have no GAN.
@@ -61,7 +62,7 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_m
 
 
 @pytest.mark.slow
-@every_family
+@every_kind
 def test_sid_gradient_is_zero_before_training_and_each_phase_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
@@ -104,7 +105,7 @@ def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name != EXPERTS])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != EXPERTS])
 def test_each_phase_of_f_distill_trains(name, load_media):
     teacher = load_media(name)
     torch.manual_seed(0)
@@ -144,7 +145,7 @@ def test_each_phase_of_rcm_trains(name, load_media):
 
 
 @pytest.mark.slow
-@every_family
+@every_kind
 def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
@@ -163,7 +164,7 @@ def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "precision"), [*((name, torch.bfloat16) for name in NAMES), (NAMES[0], torch.float32)], ids=str
+    ("name", "precision"), [*((name, torch.bfloat16) for name in KINDS), (KINDS[0], torch.float32)], ids=str
 )
 def test_adapters_train_and_leave_the_teacher_unchanged(name, precision, tiny_media):
     """Velocity, tangent with activation checkpointing, and the merged copy, on a base in either precision."""

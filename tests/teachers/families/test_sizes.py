@@ -24,7 +24,7 @@ from teachers.loading.registry import family_of
 from teachers.loading.registry import load_teacher as load_path
 from teachers.loading.sketch import sketch
 from teachers.media import Audio, Video
-from tests.settings import first_is_quick
+from tests.settings import first_is_quick, in_turn
 from tests.teachers.families.media import NAMES
 
 CPU = torch.device("cpu")
@@ -85,8 +85,7 @@ def test_recipe_carries_the_size_to_teacher_plan_and_file(tiny_media, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dmd", "scm"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "method"), in_turn(NAMES, ["dmd", "scm"]))
 def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
     """Also where text encoders and masks need values, which the meta device lacks."""
     _, folder, size = tiny_media(name)
