@@ -66,6 +66,7 @@ def compiled() -> None:
     script("eval", "images", "--help", PYTHONDONTWRITEBYTECODE="")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS), ("recipes", "list"), ("eval", "images")])
 def test_help_is_quick_and_loads_no_torch(words):
@@ -116,6 +117,7 @@ def test_a_dry_run_refuses_several_processes(capsys):
     assert "--dry-run measures one process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "parts"), [("ddp", "each of 4 processes"), ("fsdp2", "each of 4 processes")])
 def test_memory_plans_several_processes(config, parts, capsys):
     assert fewstep("memory", "pocket/dmd", "--config", config, "--num-processes", "4") == 0

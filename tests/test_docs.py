@@ -157,6 +157,7 @@ def test_the_site_builds_strictly(tmp_path):
     assert all(f'id="{_target(name)}"' in api for name in distill.__all__)
 
 
+@pytest.mark.slow
 def test_the_example_of_one_loss_runs():
     exec((ROOT / "docs" / "examples" / "one_loss.py").read_text(), {})
 

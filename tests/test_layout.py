@@ -66,6 +66,7 @@ def test_a_room_never_imports_a_command(module):
         assert not is_command(name), f"{module} imports the command {name}"
 
 
+@pytest.mark.slow
 def test_there_are_no_circular_imports():
     edges = {module: set(imports(module, lazy=False)) - {module} for module in FILES}
     while edges:

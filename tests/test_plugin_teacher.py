@@ -80,6 +80,7 @@ def teacher():
     return load_teacher(PATH)
 
 
+@pytest.mark.slow
 def test_the_family_is_found_and_declares_its_defaults(teacher, recipe):
     assert type(teacher).__name__ == "Digits"
     assert teacher.denoiser.path.sigma_data == 0.8
@@ -159,6 +160,7 @@ def test_describe_and_the_memory_plan_read_the_configuration_only(recipe):
     assert any("activations" in line for line in plan_lines(chosen, 8, CPU))
 
 
+@pytest.mark.slow
 def test_fewstep_check_passes(capsys):
     """The pipeline passes its condition by position, evaluates guidance apart, and has other names of arguments."""
     assert check(str(PATH)) == 0, capsys.readouterr().out
@@ -171,6 +173,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", WRONG)
 def test_a_wrong_family_fails_the_check_that_names_the_fault(row, teacher):
     wrong = type("Wrong", (type(teacher),), WRONG[row])

@@ -73,7 +73,7 @@ METHODS = [{"name": "dmd", "gan_weight": 1e-3, "r1_weight": 1.0}, {"name": "scm"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "method"), zip(["Wan 2.1", "Stable Audio, short"], METHODS, strict=True))
+@pytest.mark.parametrize(("name", "method"), list(zip(["Wan 2.1", "Stable Audio, short"], METHODS, strict=True)))
 def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsys):
     recipe, medium = make_recipe(name, method, steps=1)
     train(recipe)

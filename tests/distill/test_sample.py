@@ -16,6 +16,7 @@ def run(make_run):
     return make_run(calls=calls)
 
 
+@pytest.mark.slow
 def test_images_depend_on_seed_and_steps_only(run):
     one = sample_run(run, ["a coat"], 2, None, 0, CPU)[0]
     assert one.shape == (2, 3, 32, 32)
@@ -25,6 +26,7 @@ def test_images_depend_on_seed_and_steps_only(run):
     assert not torch.equal(one[0], one[1])
 
 
+@pytest.mark.slow
 def test_command_writes_a_grid(run, tmp_path, capsys):
     out = tmp_path / "new" / "x.png"
     assert fewstep("sample", run, "--prompt", "a coat", "--prompt", "a bag", "--count", 3, "--out", out) == 0

@@ -243,6 +243,7 @@ def broken_run(make_run, text_pipeline, tmp_path):
     return make_run(pipeline=folder)
 
 
+@pytest.mark.slow
 def test_broken_images_end_the_comparison_with_the_rows_name(broken_run, tmp_path, quick):
     with pytest.raises(ValueError, match=r"^teacher, 3 steps: 4 of 4 samples have features that are NaN"):
         compare([broken_run], tmp_path / "out", samples=4, **quick)

@@ -25,6 +25,7 @@ def folder(path, medium, count=4, seed=0, first_frozen=False):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("medium", "features"), [(CLIP, "motion"), (SOUND, "spectrum")], ids=["video", "audio"])
 def test_two_folders_are_compared(tmp_path, capsys, medium, features):
     one, two = folder(tmp_path / "one", medium), folder(tmp_path / "two", medium, seed=1)

@@ -26,7 +26,7 @@ def store(folder, *steps):
         checkpoint.save(folder, state, keep=9)
 
 
-@pytest.mark.parametrize(("name", "damage"), product(FILES, ("flip", "cut", "gone")))
+@pytest.mark.parametrize(("name", "damage"), list(product(FILES, ("flip", "cut", "gone"))))
 def test_damaged_checkpoint_is_renamed_and_the_previous_one_used(tmp_path, name, damage):
     store(tmp_path, 1, 2)
     file = tmp_path / "00000002" / name

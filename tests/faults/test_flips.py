@@ -6,6 +6,7 @@ from tests.faults.flip_kinds import KINDS
 from tests.faults.flips import trial
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.replace(" ", "_"))
 def test_damage_is_found_or_harmless(kind):
     counts, wrong = trial(kind, flips=50)

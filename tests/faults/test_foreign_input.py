@@ -92,6 +92,7 @@ def test_right_ends_are_no_problem(tmp_path, command):
     assert judged(tmp_path, command) is None
 
 
+@pytest.mark.slow
 def test_case_that_hangs_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz, "LIMIT", 1)
 

@@ -190,6 +190,7 @@ BILLION_LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [BILLION_LAUGHS, "a: &a\n  b: *a\n", "[" * 3000, "name: x\nname: y\n", "? [a, b]\n: c\n", "\x00\x01"],

@@ -119,6 +119,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_writers_of_reports_clean_every_text(writer):
     text = WRITERS[writer](hostile_report(TOGETHER))
@@ -127,6 +128,7 @@ def test_writers_of_reports_clean_every_text(writer):
     assert len(text.splitlines()) == len(expected.splitlines()), "no text adds a line"
 
 
+@pytest.mark.slow
 def test_files_of_reports_are_clean_and_the_json_is_exact(tmp_path):
     report = hostile_report(TOGETHER)
     write_report(report, [torch.rand(3, 3, 8, 8)] * 4, tmp_path)
@@ -337,6 +339,7 @@ def test_names_that_are_not_utf8_are_read_and_printed(tmp_path, capsys):
     assert not unsafe(capsys.readouterr().err, "\n\r")
 
 
+@pytest.mark.slow
 def test_descriptions_hold_no_names_of_folders_unchanged(text_pipeline, tmp_path):
     hostile_name = "".join(FILE_NAMES.values())
     folder = tmp_path / f"teacher {hostile_name}"

@@ -121,6 +121,7 @@ def in_hub_cache(folder: Path) -> Path:
     return snapshot
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_the_hub_is_loaded_and_its_code_is_not(model, questions):
     for attack in ("code beside the index", "code beside the networks", "code for generation"):
         IGNORED[attack](model)
@@ -224,6 +225,7 @@ def test_every_command_refuses_hostile_folders_with_one_sentence(model, text_pip
 # --- explicit arguments ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_call_that_loads_a_repository_says_that_its_code_is_not_trusted():
     calls, silent = 0, []
     for package in ("teachers", "eval", "distill"):

@@ -30,6 +30,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick(NAMES))
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny):
     family, folder = tiny(name)
@@ -90,6 +91,7 @@ def test_missing_folder_of_a_component_is_named_by_description_and_loading_alike
             use(str(folder))
 
 
+@pytest.mark.slow
 def test_stable_diffusion_3_saved_without_t5_is_loaded_with_its_text_encoders(tiny, tmp_path):
     family, source = tiny("Stable Diffusion 3.5")
     folder = tmp_path / "pipeline"
@@ -120,6 +122,7 @@ def training_bytes(distiller) -> int:
     return sum(p.nbytes for n in networks for p in n.parameters()) + sum(t.nbytes for t in moments) + largest + ema
 
 
+@pytest.mark.slow
 def test_described_memory_equals_the_tensors_of_training(tiny):
     family, folder = tiny("Stable Diffusion 1.5")
     teacher = find(TEACHERS, family).load(str(folder), CPU)

@@ -62,6 +62,7 @@ def test_fast_snake_is_the_snake_of_diffusers():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_the_codec_starts_from_principal_components_and_keeps_its_output_when_finished():
     torch.manual_seed(0)
     audio, codec = tones(8), Codec().train()

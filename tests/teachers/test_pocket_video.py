@@ -54,6 +54,7 @@ def test_the_parts_are_small_and_fit_together():
         assert vae.decode(torch.zeros(1, *LATENT)).sample.shape[1:] == CLIP.shape
 
 
+@pytest.mark.slow
 def test_the_parts_are_a_pipeline(tmp_path):
     torch.manual_seed(0)
     tokenizer = make_tokenizer()

@@ -65,6 +65,7 @@ def test_clips_depend_on_their_seed_only():
     assert torch.equal(one[1], two[1])
 
 
+@pytest.mark.slow
 def test_latents_are_standardised_and_decoded_as_the_pipeline_decodes_them():
     torch.manual_seed(0)
     vae = standardise(make_autoencoder().eval(), *photographs(), count=16)

@@ -36,6 +36,7 @@ def shifted(cond):
     return {key: value + 0.1 for key, value in cond.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_name", first_is_quick(WRONG))
 def test_a_wrong_family_fails_the_check_that_names_the_fault(check_name, text_pipeline):
     cls = find(TEACHERS, "stable_diffusion")

@@ -105,6 +105,7 @@ def test_a_copied_and_touched_folder_of_images_has_the_same_key(tmp_path):
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_latents_follow_sigma_data_in_one_output_folder(unconditional_pipeline, tmp_path):
     images = write_images(tmp_path / "images")
     deviations = []
@@ -116,6 +117,7 @@ def test_latents_follow_sigma_data_in_one_output_folder(unconditional_pipeline, 
     assert shards == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", first_is_quick(["vae", "text_encoder", "model_index.json", "scheduler"]))
 def test_a_component_replaced_at_the_same_path_is_used(text_pipeline, tmp_path, component):
     shutil.copytree(text_pipeline, tmp_path / "t")
@@ -182,6 +184,7 @@ def test_precision_and_sigma_data_make_other_embeddings_and_latents(encoder_keys
     assert not set(encoder_keys()) & set(encoder_keys(**change))
 
 
+@pytest.mark.slow
 def test_another_network_reuses_what_was_encoded(text_pipeline, tmp_path):
     shutil.copytree(text_pipeline, tmp_path / "t")
     recipe = recipe_for(tmp_path / "t", tmp_path)
@@ -191,12 +194,14 @@ def test_another_network_reuses_what_was_encoded(text_pipeline, tmp_path):
     assert prepare(recipe)[1] == shards
 
 
+@pytest.mark.slow
 def test_copies_of_a_teacher_share_what_was_encoded(text_pipeline, tmp_path):
     shutil.copytree(text_pipeline, tmp_path / "copy")
     _, shards = prepare(recipe_for(text_pipeline, tmp_path))
     assert prepare(recipe_for(tmp_path / "copy", tmp_path))[1] == shards
 
 
+@pytest.mark.slow
 def test_the_code_of_a_family_counts(text_pipeline, tmp_path):
     """A subclass in this file; its encoders may read any weights."""
 
@@ -220,6 +225,7 @@ def test_settings_of_a_teacher_count(text_pipeline, tmp_path):
     assert len(set(found)) == 4
 
 
+@pytest.mark.slow
 def test_a_teacher_that_was_changed_in_memory_encodes_again(text_pipeline, tmp_path):
     recipe, shards = recipe_for(text_pipeline, tmp_path), []
     plan = data.plan(DataRecipe(prompts="pocket", limit=3), False, True)
@@ -265,6 +271,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_any_change_of_a_setting_makes_other_pairs(pairs, change):
     assert pairs() == pairs() != pairs(**change)

@@ -56,6 +56,7 @@ def all_rows(table):
     return table.gather(torch.arange(len(table)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_stored_conditions_are_those_of_the_teacher(ready, precision):
     dataset, teacher, written, _ = ready(precision=precision)
@@ -68,6 +69,7 @@ def test_stored_conditions_are_those_of_the_teacher(ready, precision):
     assert torch.allclose(null, teacher.encode_null_condition()["encoder_hidden_states"].expand_as(null), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_second_run_does_not_load_the_text_encoder(ready):
     first, _, _, loaded = ready(name="one")
     assert loaded == 1
@@ -79,12 +81,14 @@ def test_second_run_does_not_load_the_text_encoder(ready):
     assert not ready.loads
 
 
+@pytest.mark.slow
 def test_only_added_prompts_are_encoded(ready):
     ready()
     assert ready([*CAPTIONS, "a bag"])[2] == 1  # the last shard, which was incomplete
     assert ready([*CAPTIONS, "a bag", "a shoe"])[2] == 1
 
 
+@pytest.mark.slow
 def test_another_precision_writes_other_shards(ready):
     before = all_rows(ready()[0].cond)["encoder_hidden_states"]
     after = ready(precision="bfloat16")
@@ -95,6 +99,7 @@ def files(tmp_path):
     return sorted((tmp_path / "runs" / ".cache").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_damaged_shards_are_detected_and_written_again(ready, tmp_path):
     before = all_rows(ready()[0].cond)
     largest = max(files(tmp_path), key=lambda file: file.stat().st_size)
@@ -186,6 +191,7 @@ def write_images(folder, count):
     return folder
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_single_images(ready, tmp_path):
     images = ImageFolder(write_images(tmp_path / "images", 6), True)
     dataset, teacher, _, _ = ready(images=images)
@@ -216,6 +222,7 @@ class CountingFolder(ImageFolder):
             yield Block(str(first), partial(self.rows.__getitem__, slice(first, first + size)))
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_skipped_with_a_message(ready, tmp_path, capsys):
     images = CountingFolder(write_images(tmp_path / "images", 6), True)
     dataset, *_ = ready(images=images)
@@ -244,6 +251,7 @@ def test_raising_the_limit_encodes_only_the_new_rows(ready, tmp_path, streaming)
         assert written - caption_shards == image_shards
 
 
+@pytest.mark.slow
 def test_dataset_without_readable_images_is_rejected(ready, tmp_path):
     images = CountingFolder(write_images(tmp_path / "images", 6), True)
     images.blocks = lambda size: [Block("0", lambda: [Row("a", "b", b"not an image")])]
@@ -251,6 +259,7 @@ def test_dataset_without_readable_images_is_rejected(ready, tmp_path):
         ready(images=images)
 
 
+@pytest.mark.slow
 def test_transparent_images_are_reported_also_from_the_cache(ready, tmp_path, capsys):
     folder = write_images(tmp_path / "images", 2)
     Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(folder / "2.png")
@@ -275,6 +284,7 @@ def overflowing(teacher, limit=0.5):
     return teacher
 
 
+@pytest.mark.slow
 def test_rows_that_overflow_in_half_precision_are_computed_in_float32(text_pipeline, caplog):
     teacher = overflowing(StableDiffusion.load(str(text_pipeline), CPU, torch.bfloat16))
     teacher.stock.vae.to(torch.bfloat16)  # it is loaded in float32; other half precisions are not

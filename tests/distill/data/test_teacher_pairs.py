@@ -20,6 +20,8 @@ from teachers.families.stable_diffusion import StableDiffusion
 from teachers.support.checksums import load_tensors
 from tests.faults.repeated_kills import run_with_kills
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
@@ -109,7 +111,6 @@ def test_pairs_do_not_depend_on_their_number(ready):
         assert all(torch.equal(x, y[: len(x)]) for x, y in zip(few, ends[2], strict=True))
 
 
-@pytest.mark.slow
 def test_kills_lose_at_most_one_shard(ready, monkeypatch):
     """SIGKILL at random moments: each process continues from the shards that earlier processes finished."""
     _, _, build, cache = ready
@@ -120,7 +121,6 @@ def test_kills_lose_at_most_one_shard(ready, monkeypatch):
     assert [file.stat().st_mtime_ns for file in kept] == stamps
 
 
-@pytest.mark.slow
 def test_reading_pairs_that_were_not_requested_is_an_error(ready):
     dataset = data.Dataset(["a"], ready[1], torch.arange(3))
     with pytest.raises(ValueError, match="no teacher pairs"):
@@ -134,7 +134,6 @@ def test_other_settings_make_other_pairs(ready):
     assert len(list(cache.iterdir())) == 2
 
 
-@pytest.mark.slow
 def test_processes_divide_the_shards_without_overlap(ready, monkeypatch):
     """Two processes, the second of which starts late: both check the cache before either writes."""
     build = ready[2]

@@ -19,6 +19,8 @@ from tests.settings import first_is_quick, in_turn
 from tests.teachers.families.stock import prompts_of
 from tests.teachers.families.variants import VARIANTS
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 COST = {"exported_step": 0, "steps": 0, "seconds": 0.0, "samples": 0, "device": "cpu"}
 ALWAYS = {
@@ -63,7 +65,6 @@ def exported(run, teacher, name, method, guidance=1.0, size=0.02, schedule="nati
     return json.loads((folder / "distill.json").read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_export_gives_the_students_images(name, method, teacher_of, tmp_path, largest):
     stored = exported(tmp_path / "run", teacher_of(name), name, METHODS[method])
@@ -75,7 +76,6 @@ def test_export_gives_the_students_images(name, method, teacher_of, tmp_path, la
 HALF = in_turn([name for name, (family, _) in VARIANTS.items() if family != "unconditional"], list(ALWAYS))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "dtype"),
     [

@@ -28,6 +28,7 @@ def student(teacher_of, tmp_path_factory):
     return run / "pipeline"
 
 
+@pytest.mark.slow
 def test_one_command_writes_a_half_precision_copy_in_shards(student, tmp_path, capsys):
     out = tmp_path / "half"
     assert fewstep("export", student, out, "--variant", "fp16", "--max-shard-size", "60KB") == 0
@@ -51,6 +52,7 @@ def test_half_precision_copy_of_an_uploaded_pipeline_keeps_its_samples_and_names
     assert (out / "gallery" / "0.png").read_bytes() == b"a picture"
 
 
+@pytest.mark.slow
 def test_a_single_file_without_a_workflow_is_not_written(teacher_of, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_of(SD), "export_schedule", "bent")  # other tests share the teacher
     exported(tmp_path / "run", teacher_of(SD), SD, METHODS["scm"], schedule="bent")
@@ -112,6 +114,7 @@ def test_existing_files_are_not_overwritten(student, tmp_path):
         convert(student, student / "half", "diffusers", Form())
 
 
+@pytest.mark.slow
 def test_kohyas_lora_keys_give_the_same_samples(folder_of, tmp_path):
     family, folder = folder_of(SD)
     teacher = find(TEACHERS, family).load(str(folder), torch.device("cpu"), torch.float32)

@@ -263,6 +263,7 @@ def test_names_that_contain_the_models_are_kept():
     assert located(card, "a/b") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ending", "tag"), [("Wan 2.1", ".webp", "text-to-video"), ("Stable Audio", ".wav", "text-to-audio")]
 )
@@ -303,6 +304,7 @@ def test_samples_of_embedded_teachers_have_prompts_that_they_know(teacher_of, te
     assert gallery_prompts(recipe, teacher_of("unconditional UNet")) is None
 
 
+@pytest.mark.slow
 def test_safety_checker_of_a_pipeline_in_memory_is_kept_too(teacher, folder_of, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(teacher)
     wrapped = find(TEACHERS, "stable_diffusion").wrap(pipe)

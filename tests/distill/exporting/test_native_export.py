@@ -27,6 +27,7 @@ def record_of(teacher, method, schedule="native"):
     return describe(recipe, teacher, distiller, distiller.student, times, COST, "pixels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "dmd, 2 steps", "dmd, 1 early step", "scm"])
 def test_native_exports_have_the_teachers_noise_levels(method, teacher_of, tmp_path):
     teacher = teacher_of(SD)
@@ -85,6 +86,7 @@ def test_the_recipe_key_is_checked(tmp_path):
         load("pocket/dmd", ["export.schedule=curved"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_the_card_says_what_works_with_other_tools(method, teacher_of, tmp_path):
     record = exported(tmp_path / "run", teacher_of(SD), SD, METHODS[method])

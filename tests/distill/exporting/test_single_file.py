@@ -23,6 +23,7 @@ def pipeline_of(tmp_path_factory):
     return lambda name: tiny_pipeline(name, tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pipeline_read_back_by_diffusers_has_the_same_weights(name, pipeline_of, tmp_path):
     pipe = pipeline_of(name)

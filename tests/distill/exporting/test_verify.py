@@ -31,6 +31,7 @@ def wrong_times(teacher, monkeypatch, offset):
     )
 
 
+@pytest.mark.slow
 def test_a_wrong_second_step_is_refused_and_the_old_pipeline_stays(teacher_of, tmp_path, monkeypatch):
     teacher = teacher_of(SD)
     exported(tmp_path / "run", teacher, SD, METHODS["scm"])
@@ -41,6 +42,7 @@ def test_a_wrong_second_step_is_refused_and_the_old_pipeline_stays(teacher_of, t
     assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_pipeline_whose_images_saturate_is_compared_by_its_latents(teacher_of, tmp_path, monkeypatch):
     teacher = teacher_of("pixels, cosine")
     exported(tmp_path / "run", teacher, "pixels, cosine", METHODS["dmd"])
@@ -88,6 +90,7 @@ def test_the_cards_code_runs_as_it_is_written(name, teacher_of, tmp_path):
     assert "not supported" in card  # image-to-image, ControlNet
 
 
+@pytest.mark.slow
 def test_class_conditional_cards_pass_a_class(teacher_of, tmp_path):
     exported(tmp_path / "run", teacher_of("DiT"), "DiT", METHODS["dmd"])
     card = (tmp_path / "run" / "pipeline" / "README.md").read_text()
@@ -102,6 +105,7 @@ def test_call_lines_pass_prompts_to_pipelines_that_take_them(name, teacher_of):
     assert ("'a photo of ...'" in lines) == (name == SD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick([SD, "Stable Diffusion 3.5", "DiT", "pixels, learned variance"]))
 def test_exports_load_in_half_precision(name, teacher_of, tmp_path):
     """In half precision the images are near those in float32, and the scheduler's table stays in float32."""
@@ -119,6 +123,7 @@ def test_exports_load_in_half_precision(name, teacher_of, tmp_path):
     assert np.abs(images[0] - images[1]).mean() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick(["DiT", SD, "pixels, learned variance"]))
 def test_default_number_of_steps_is_refused_with_a_reason(name, teacher_of, tmp_path):
     exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])

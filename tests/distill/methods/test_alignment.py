@@ -53,6 +53,7 @@ def test_weights_move_by_the_fraction_after_a_step(alignment, follow):
         assert all(torch.equal(a, b) for a, b in zip(method.student.parameters(), student, strict=True))
 
 
+@pytest.mark.slow
 def test_adapters_start_from_equal_weights_and_reach_the_students(text_pipeline, follow):
     """Each adapter has random matrices of its own; interpolation between unrelated ones would mean nothing."""
     teacher = StableDiffusion.load(str(text_pipeline), CPU)

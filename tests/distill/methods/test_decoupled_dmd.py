@@ -40,6 +40,7 @@ def batch(teacher, kind=BatchRandom, key=("decoupled",)) -> Batch:
     return Batch(teacher.condition(["a coat", "a bag"]), kind(key, 0, 2, 2, CPU))
 
 
+@pytest.mark.slow
 def test_both_terms_add_up_to_dmds_gradient_at_equal_noise(teacher):
     """Equation 6: scores with guidance are the sum of distribution matching and guidance."""
     ready = batch(teacher, FixedNoise)
@@ -57,6 +58,7 @@ def test_both_terms_add_up_to_dmds_gradient_at_equal_noise(teacher):
     assert torch.equal(matching, unguided) and torch.equal(residual, same)
 
 
+@pytest.mark.slow
 def test_each_term_is_weighted_at_its_own_noise_level(teacher):
     ready, x = batch(teacher, FixedNoise), torch.randn(2, *teacher.shape)
     options = {"guidance_noise": "own", "guidance_noise_range": LEVEL}
@@ -72,6 +74,7 @@ def test_each_term_is_weighted_at_its_own_noise_level(teacher):
     assert torch.allclose(gradient * residual[:, None, None, None], plain, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weight_of_guidance_scales_its_term(teacher):
     """1 + 0.5 (3 - 1) = 2: the same as the guidance scale 2."""
     ready, x, t = batch(teacher), torch.randn(2, *teacher.shape), torch.tensor([0.5, 1.1])
@@ -85,6 +88,7 @@ def test_weight_of_guidance_scales_its_term(teacher):
     assert torch.allclose(2 * one, two, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_levels", ["timesteps", "karras"])
 def test_guidance_stays_below_the_noise_of_the_students_step(teacher, noise_levels, monkeypatch):
     """Hybrid schedule: guidance at levels below the step's, distribution matching at all of them."""

@@ -183,6 +183,7 @@ def test_derivatives_of_networks(name: str, float64_inside: pytest.MonkeyPatch) 
     assert _error(single[1], derivative) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_network_against_torch_func(channels_last: bool) -> None:
     network, function, primals, tangents = _build("unet_condition")

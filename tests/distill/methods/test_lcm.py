@@ -91,6 +91,7 @@ def test_the_discrete_optimum_has_zero_loss_and_approaches_the_flow_map():
     assert gaps[1] / gaps[2] == pytest.approx(2, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["l2", "huber"])
 def test_training_finds_the_flow_map_from_the_boundary_condition(loss):
     lcm = method(solver_steps=8, loss=loss, huber_c=0.1)
@@ -132,6 +133,7 @@ def test_the_solver_steps_are_those_of_the_teacher_and_end_at_clean_data():
     assert torch.allclose(levels, torch.full_like(levels, 1000 / 50), atol=1e-6)  # k = 20 of 1,000
 
 
+@pytest.mark.slow
 def test_the_average_gives_the_target_and_has_no_gradient(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     lcm = LCM(teacher, 2.0, LCMOptions(target_ema=0.9))
@@ -148,6 +150,7 @@ def test_the_average_gives_the_target_and_has_no_gradient(text_pipeline):
     assert "target" not in lcm.networks() and lcm.averages() == [(lcm.target, 0.9)]
 
 
+@pytest.mark.slow
 def test_each_training_step_moves_the_average(text_pipeline, tmp_path):
     overrides = [*FAST, f"teacher.path={text_pipeline}", f"output={tmp_path}", "method.target_ema=0.75"]
     recipe = load(RECIPES / "lcm.yaml", overrides)
@@ -166,6 +169,7 @@ def test_each_training_step_moves_the_average(text_pipeline, tmp_path):
         assert any(not torch.equal(a, b) for a, b in zip(found, state.distiller.student.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_guidance_scales_reach_the_solver_and_the_student(text_pipeline):
     """A guided DDIM step is (1 + w) Psi(c) - w Psi(empty) with w = guidance - 1 (section 4.2)."""
     teacher = StableDiffusion.load(str(text_pipeline), CPU)

@@ -236,6 +236,7 @@ def test_velocity_scale_is_the_derivative_of_the_velocity(prediction, sigma_data
     assert torch.allclose(slope[:, 0].abs(), denoiser.velocity_scale(t), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_from_data_has_the_distillation_target_on_average():
     """sCT's dx/dt = cos t z - sin t x0 is an unbiased estimate of the teacher's velocity given x_t."""
     scm = method(Quadratic())

@@ -51,6 +51,7 @@ def test_sampled_guidance_scales_reach_teacher_and_student(text_pipeline):
     assert scm.student.network.time_embedding.cond_proj.weight.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_student_with_embedded_guidance_in_stock_diffusers(text_pipeline, tmp_path):
     """The exported pipeline gives the same samples as this project's sampler for every scale."""
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ def test_loss_and_gradient_are_zero_when_the_fake_score_is_the_teacher():
     assert losses.abs().max() < 1e-9 and gradient.abs().max() < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.2])
 def test_expected_loss_is_a_multiple_of_the_fisher_divergence(alpha):
     """Both estimates are the divergence for an exact fake score, so L2 - alpha L1 is (1 - alpha) times it."""
@@ -141,6 +142,7 @@ def test_guided_fake_score_is_trained_at_its_guidance_scale(guided):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_of_an_offloaded_teacher_is_the_same(guided):
     """Backward runs while the teacher is on the device."""
     teacher, ready = guided

@@ -101,6 +101,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is not as it was exported")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_whose_pipeline_is_not_the_export_is_not_finished(run, folder, change):
@@ -112,6 +113,7 @@ def test_a_run_whose_pipeline_is_not_the_export_is_not_finished(run, folder, cha
     assert not is_exported(recipe.folder, run_key(identity), 4)
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_is_not_the_export_is_exported_again(run, folder, monkeypatch):
     recipe = run()
     pipeline = recipe.folder / "pipeline"

@@ -20,6 +20,8 @@ from teachers.loading.lora_files import Lora
 from teachers.loading.loras import fuse
 from tests.teachers.fine_tunes import adapted, write_diffusers, write_kohya, write_peft
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 NAMES = ["Stable Diffusion 1.5", "Stable Diffusion XL"]
 WRITERS = {
@@ -53,7 +55,6 @@ def network_of(folder):
     return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "written", "tier"), list(zip(NAMES, ["diffusers", "kohya"], ["lora", "full"], strict=True))
 )

@@ -80,6 +80,7 @@ def test_other_options_do_not(make, override):
     assert fingerprint(make(), Plan(["a"])) == fingerprint(make(override), Plan(["a"]))
 
 
+@pytest.mark.slow
 def test_every_file_of_the_teacher_is_part_of_the_fingerprint(make, tmp_path):
     before = fingerprint(make(), Plan(["a"]))
     for file in sorted(f for f in (tmp_path / "t").rglob("*") if f.is_file()):
@@ -100,6 +101,7 @@ def test_data_are_part_of_the_fingerprint(make):
     assert len(set(found)) == len(plans)
 
 
+@pytest.mark.slow
 def test_a_teacher_in_memory_is_part_of_the_fingerprint(make, tmp_path):
     teacher = teacher_from(tmp_path / "t")
     recipe, plan = make(), Plan(["a"])
@@ -109,6 +111,7 @@ def test_a_teacher_in_memory_is_part_of_the_fingerprint(make, tmp_path):
     assert fingerprint(recipe, plan, teacher) != before
 
 
+@pytest.mark.slow
 def test_a_run_whose_teacher_was_replaced_is_neither_finished_nor_resumed(make, tmp_path):
     train(make("train.steps=1"))
     assert finished(make("train.steps=1"), fingerprint(make("train.steps=1"), Plan(["a coat", "a bag"])))
@@ -194,6 +197,7 @@ def samples(make):
     return key_for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     first_is_quick(

@@ -85,6 +85,7 @@ def test_printed_plan_shows_which_tier_fits(lora_recipe, monkeypatch, capsys):
     assert "the memory plan of this run failed (ZeroDivisionError" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_plan_of_several_processes_counts_buckets_or_divides_what_is_sharded(lora_recipe):
     """DDP keeps one set of gradient buckets for each phase. FSDP2 divides weights, EMA, moments and gradients."""
     run = lora_recipe("dmd", "memory.tier=full", "method.gan_weight=0", "method.r1_weight=0")

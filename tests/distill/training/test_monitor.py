@@ -1,5 +1,6 @@
 """The previews of a run's evaluations."""
 
+import pytest
 import torch
 from accelerate import Accelerator
 
@@ -10,6 +11,7 @@ from distill.training.setup import load_teacher, plan_data
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_previews_show_prompts_from_everywhere_in_sorted_data(two_step_recipe, text_pipeline, monkeypatch):
     """Files are often sorted by class: the first prompts would show one class only."""
     words = ["data.prompts=pocket", "train.evaluate_samples=32", "train.evaluate_teacher_steps=2"]

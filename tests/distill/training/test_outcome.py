@@ -81,6 +81,7 @@ def exported(recipe):
     return load_file(recipe.folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_healthy_run_says_which_ema_it_exports(teacher, tmp_path):
     recipe = recipe_in(tmp_path, steps=6)
     train(recipe, teacher)
@@ -99,6 +100,7 @@ def test_a_healthy_run_says_which_ema_it_exports(teacher, tmp_path):
     assert train(recipe, teacher) == recipe.folder / "pipeline"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("distance", "step"), [(1.4, 4), (1.6, 2)])
 def test_the_best_is_exported_only_if_the_run_ends_clearly_above_it(teacher, tmp_path, monkeypatch, distance, step):
     values = {0: 9e3, 2: 1e3, 4: distance * 1e3}  # far above the noise floor

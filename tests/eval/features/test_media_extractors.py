@@ -222,6 +222,7 @@ def test_clap_does_not_depend_on_the_state_of_random_numbers(clap):
     assert torch.equal(*results)
 
 
+@pytest.mark.slow
 def test_the_clap_score_is_100_times_the_cosine_of_the_embeddings(clap):
     score, samples, prompts = ClapScorer(str(clap), 8000), sounds(), ["a b", "c", "a " * 50]
     scores = score(samples, prompts)

@@ -68,6 +68,7 @@ def backbone(tmp_path, monkeypatch):
     return convolutions
 
 
+@pytest.mark.slow
 def test_the_backbone_is_loaded_from_the_package_of_weights(backbone):
     loaded = [m for m in Lpips("cpu", "alex").metric.net.modules() if isinstance(m, torch.nn.Conv2d)]
     for one, two in zip(loaded, backbone, strict=True):

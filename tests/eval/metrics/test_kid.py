@@ -12,6 +12,7 @@ def features(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:
     return torch.rand(count, 64, generator=torch.Generator().manual_seed(seed)).double() + shift
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(300, 200), (150, 150)])
 def test_distance_equals_clean_fids(n, m):
     one, two = features(n, 0), features(m, 1, shift=0.05)

@@ -35,6 +35,7 @@ def distance(path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrays", "dtype"),
     [

@@ -66,6 +66,7 @@ def test_call_solver_stream_pipeline_and_machine_count_but_not_names(setting):
     assert row_key(dataclasses.replace(JOB, name="y", folder=Path("moved")), setting, "p", {"cpu": "a"}) == before
 
 
+@pytest.mark.slow
 def test_every_file_of_a_pipeline_counts_but_not_its_card(text_pipeline, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(text_pipeline, folder)
@@ -144,6 +145,7 @@ STRANGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", STRANGE)
 def test_a_row_with_valid_checksums_that_no_command_writes_is_measured_again(tmp_path, change):
     features = torch.rand(6, 20)

@@ -44,6 +44,7 @@ def generate(pipe, call, prompts, indices, **more):
     return ANY_IMAGE.received(pipe(**arguments(pipe, call, prompts, indices, **more)))
 
 
+@pytest.mark.slow
 def test_guided_evaluations_count_twice(text):
     for guidance, factor in ((2.0, 2), (1.0, 1)):
         with counted(text) as count:
@@ -53,6 +54,7 @@ def test_guided_evaluations_count_twice(text):
     assert count.evaluations == 9, "nothing is counted after the block"
 
 
+@pytest.mark.slow
 def test_unconditional_pipelines_generate_and_are_counted(unconditional):
     with counted(unconditional) as count:
         images = generate(unconditional, {"num_inference_steps": 4}, None, [0, 1])

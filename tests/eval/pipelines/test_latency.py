@@ -33,6 +33,7 @@ def test_timing_stops_after_the_allowed_time():
     assert 3 <= measured.repeats < 10
 
 
+@pytest.mark.slow
 def test_peak_memory_includes_freed_memory():
     with PeakMemory(CPU) as nothing:
         time.sleep(0.02)

@@ -83,6 +83,7 @@ class Restless(StableDiffusionPipeline):
         return super().__call__(*args, **kwargs | {"latents": noise})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_batch_is_reproducible_for_a_pipeline_with_noise_of_its_own(text_pipeline, seed):
     pipe = Restless(**load_pipeline(text_pipeline, CPU, torch.float32).components, requires_safety_checker=False)
@@ -124,6 +125,7 @@ def test_pipelines_without_the_folder_of_their_safety_checker_load(text_pipeline
     assert fewstep("describe", folder) == 0
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_everywhere_with_one_sentence(
     text_pipeline, tmp_path, capsys
 ):

@@ -70,6 +70,7 @@ def save_as(pipeline: DiffusionPipeline, kind: type[DiffusionPipeline], folder) 
     kind(**parts).save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_names_of_arguments_are_those_of_the_family(odd, text_pipeline, tmp_path):
     stock = StableDiffusionPipeline.from_pretrained(text_pipeline)
     save_as(stock, odd.WordsPipeline, tmp_path / "words")

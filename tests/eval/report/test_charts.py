@@ -29,6 +29,7 @@ def inside(axes, values) -> bool:
     return all(left <= x <= right and bottom <= y <= top for x, y in values)
 
 
+@pytest.mark.slow
 @SIZES
 @pytest.mark.parametrize("count", [4, 12, 20])
 def test_scatter_has_a_numbered_point_inside_the_plot_for_every_row(report, size, count):
@@ -72,6 +73,7 @@ def test_pareto_line_is_drawn_even_if_one_row_is_best_in_both(report, size):
     assert front.get_xydata().tolist() == [[412.3, 2.93], [right, 2.93]]
 
 
+@pytest.mark.slow
 def test_list_next_to_the_chart_has_name_and_values_of_every_number(report):
     report["rows"] = crowded_rows(14, 0)
     html = page(report, [torch.rand(1, 3, 8, 8)] * 14)
@@ -83,6 +85,7 @@ def test_list_next_to_the_chart_has_name_and_values_of_every_number(report):
     ]
 
 
+@pytest.mark.slow
 @SIZES
 @pytest.mark.parametrize("seed", range(2))
 def test_texts_of_the_chart_are_not_cut(report, size, seed):

@@ -16,6 +16,8 @@ from eval.report.gallery import sample_file
 from eval.report.latex_table import latex, latex_table
 from tests.eval.report.example import UNSAFE
 
+pytestmark = pytest.mark.slow
+
 
 def test_files_are_the_samples_without_loss(report, tmp_path):
     samples = [torch.rand(12, 3, 40, 24) for _ in report["rows"]]

@@ -22,6 +22,8 @@ from eval.report.verdict import verdict_text
 from tests.eval.report.accessibility import problems
 from tests.eval.report.example import UNSAFE, crowded_rows
 
+pytestmark = pytest.mark.slow
+
 VOID_TAGS = ("img", "meta", "line", "circle", "path", "use", "rect", "br", "wbr", "input")
 
 

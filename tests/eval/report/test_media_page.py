@@ -16,6 +16,8 @@ from eval.report.model_index import model_index
 from eval.report.samples import SOUND_BYTES, shown, views
 from teachers.media import Audio, Video, to_record
 
+pytestmark = pytest.mark.slow
+
 CLIP = Video(frames=5, height=20, width=40, rate=8)
 SOUND = Audio(channels=1, samples=4000, rate=8000)
 
@@ -66,7 +68,6 @@ def test_sounds_have_one_player_each_under_their_spectrogram(report):
     assert "Players have the first" not in html and "spectrograms" in html
 
 
-@pytest.mark.slow
 def test_of_long_sounds_the_page_plays_the_beginning(report):
     medium = Audio(channels=2, samples=44100 * 47, rate=44100)
     samples = [torch.zeros(2, *medium.shape)] * 4

@@ -17,6 +17,7 @@ from eval.report.model_index import model_index
 from tests.eval.report.example import UNSAFE
 
 
+@pytest.mark.slow
 def test_markdown_has_both_tables_and_escapes_text(report, written):
     text = (written / "report.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]

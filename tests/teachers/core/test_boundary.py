@@ -55,6 +55,7 @@ def method(prediction, sigma_data=1.0, network=None, rcm=False, **options):
     return distiller, Batch({}, BatchRandom(("b",), 0, 512, 512, CPU), latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", TYPES)
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 @pytest.mark.parametrize("adaptation_steps", [0, 5])

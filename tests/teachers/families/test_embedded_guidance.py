@@ -65,6 +65,7 @@ def test_the_teacher_samples_what_the_stock_pipeline_samples_at_its_scale(tokeni
     assert difference(images, decoded(teacher, x0)) < 2e-2  # the stock scheduler ends at its first noise level
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("guidance", [1.0, 4.0, torch.tensor([2.0, 7.5])])
 def test_velocity_is_that_of_the_stock_network_at_the_scale(tokenizer, name, guidance):
@@ -102,6 +103,7 @@ def test_students_and_fake_scores_start_at_the_teachers_scale(tokenizer, width):
             assert torch.allclose(network.velocity(x, t, cond), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("steps", first_is_quick([2, 1]))
@@ -146,6 +148,7 @@ def test_a_student_of_several_scales_keeps_the_teachers_input(tokenizer):
         assert difference(images, decoded(teacher, x0)) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_lora_file_is_exact_at_the_guidance_scale_of_its_call(tokenizer, tmp_path):
     teacher = embedded(tokenizer, EMBEDDED[0])
     teacher.enable_lora(4)

@@ -16,6 +16,7 @@ from tests.teachers.standalone import run_standalone
 every_family = pytest.mark.parametrize("name", NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 schnell"])
 @pytest.mark.parametrize("start", first_is_quick(["earlier", "t_max"]))
 def test_exports_sample_at_any_four_angles(name, start, load):

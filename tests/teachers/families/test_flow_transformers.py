@@ -35,6 +35,7 @@ NAMES = list(tiny.BUILDERS)
 DEFAULT = {"Z-Image": 1024, "Lumina-Image 2.0": 64, "Chroma": 256}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma"])
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
@@ -188,6 +189,7 @@ def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
     assert found.weights > 0 and found.activations > 0 and math.isfinite(found.activations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_digests_do_not_change_with_use_and_are_those_of_another_copy(name, tiny_media):
     family, folder, size = tiny_media(name)

@@ -18,6 +18,7 @@ from tests.teachers.tiny_flows import BUILDERS
 NAMES = list(BUILDERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Flux.2 dev", "Flux.2 klein"])
 def test_latents_of_flux_2_are_those_of_the_stock_pipeline(name, load_media, tiny_media):
     """Patches of the autoencoder's latents, normalised by the statistics of its batch normalisation."""
@@ -27,6 +28,7 @@ def test_latents_of_flux_2_are_those_of_the_stock_pipeline(name, load_media, tin
         assert difference(teacher.encode(images), pipe._encode_vae_image(images, None)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Flux.2 dev", "Qwen-Image", "LongCat-Image"])
 def test_noise_levels_are_those_of_the_stock_pipeline_at_its_default_number_of_steps(name, load_media, tiny_media):
     """The shift of Flux.2 depends on the number of steps."""
@@ -98,6 +100,7 @@ def test_sizes_that_hidream_changes_are_refused(tiny_media):
         sketch(str(tiny_media("HiDream-I1")[1]), find(TEACHERS, "hidream"), {"height": 64, "width": 128})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", first_is_quick([{"height": 64, "width": 256}, {}]))
 def test_experts_of_hidream_have_gradients_and_compute_what_the_stock_network_does(size, tiny_media):
     """The network's own mixtures of experts compute without gradients in eval mode."""
@@ -119,6 +122,7 @@ def test_a_negative_prompt_is_refused_for_flux_2(load_media):
         load_media("Flux.2 klein").set_negative_prompt("noise")
 
 
+@pytest.mark.slow
 def test_a_distilled_klein_ignores_the_guidance_scale(tiny_media):
     pipe = DiffusionPipeline.from_pretrained(tiny_media("Flux.2 klein")[1], is_distilled=True)
     teacher = find(TEACHERS, "flux2").wrap(pipe, size=tiny_media("Flux.2 klein")[2])
@@ -127,6 +131,7 @@ def test_a_distilled_klein_ignores_the_guidance_scale(tiny_media):
         assert torch.equal(teacher.velocity(x, t, cond, 4.0), teacher.velocity(x, t, cond))
 
 
+@pytest.mark.slow
 def test_embedded_guidance_of_flux_2_follows_the_call(load_media):
     teacher = load_media("Flux.2 dev")
     student = teacher.student()

@@ -61,6 +61,7 @@ def test_guidance_of_ace_step_is_the_pipeline_s_in_its_first_step(load_media, ti
     assert difference(plain, guided) > 1e-2
 
 
+@pytest.mark.slow
 @every_family
 def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, record):
     teacher, folder = load_media(name), tiny_media(name)[1]
@@ -134,6 +135,7 @@ def test_decode_of_encode_equals_the_autoencoder(name, load_media):
         assert difference(teacher.decode(latents), expected) < 1e-4
 
 
+@pytest.mark.slow
 @every_family
 def test_decoded_samples_equal_those_of_the_stock_pipeline(name, load_media, tiny_media):
     """Also if the autoencoder's config has entries that the pipeline ignores."""

@@ -199,6 +199,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_variants_that_cannot_be_distilled_are_refused_in_one_sentence(name, tokenizer, tmp_path):
     family, build, size, message = REFUSED[name]
@@ -279,6 +280,7 @@ def test_variants_that_are_taken_follow_their_stock_pipeline(name, tokenizer, tm
         assert difference(ours, after) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(name for name in IMAGES if name != "unconditional UNet"), *media.BUILDERS])
 def test_only_unshifted_variance_preserving_teachers_get_the_modern_solver(name, tiny, tiny_media):
     """In the few-step rows of a report; flows, shifted signal-to-noise ratios and Stable Audio keep their solvers."""

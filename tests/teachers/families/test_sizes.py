@@ -44,6 +44,7 @@ def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny_media, load
     assert [p.shape for p in sketched.denoiser.parameters()] == [p.shape for p in loaded.denoiser.parameters()]
 
 
+@pytest.mark.slow
 def test_defaults_are_those_of_the_pipeline_s_call(tiny_media):
     folder = tiny_media("Wan 2.1")[1]
     teacher = sketch(str(folder), find(TEACHERS, "wan"))
@@ -93,6 +94,7 @@ def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
     assert 0 < found.activations < found.total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_condition_of_a_plan_has_the_shapes_of_a_prompt_s(name, tiny_media, load_media):
     """ACE-Step's text is shorter than the most that a plan reserves."""
@@ -187,6 +189,7 @@ def test_wan_s_transformers_must_fit_its_boundary(tiny_media):
         find(TEACHERS, family).wrap(pipe, size=size)
 
 
+@pytest.mark.slow
 def test_sizes_are_part_of_the_cache_key(tiny_media):
     from teachers.loading.contents import settings
 

@@ -174,6 +174,7 @@ def use(teacher) -> None:
     teacher.encode(teacher.decode(noise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "Stable Diffusion XL", "DiT", "Flux.1 dev", "Sana"])
 def test_digests_do_not_change_with_use_and_are_those_of_another_copy(tiny, name):
     _, folder = tiny(name)

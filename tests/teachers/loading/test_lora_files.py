@@ -18,6 +18,7 @@ def test_settings_of_an_adapter_are_a_json_object(text, tmp_path):
         lora_hash(Lora(str(tmp_path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

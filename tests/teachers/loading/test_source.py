@@ -136,6 +136,7 @@ def use_scheduler(file, scheduler):
     scheduler.save_pretrained(index.parent / "scheduler")
 
 
+@pytest.mark.slow
 def test_markers_in_a_single_file_override_its_configuration(single_file, tiny, caplog):
     copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     add_tensors(single_file, {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
@@ -147,6 +148,7 @@ def test_markers_in_a_single_file_override_its_configuration(single_file, tiny, 
     assert "predicts   v_prediction" in text and "t_max = 1.5708" in text
 
 
+@pytest.mark.slow
 def test_markers_that_agree_with_the_configuration_change_nothing(single_file, tiny, caplog):
     copy_configuration(single_file, tiny("Stable Diffusion 2.1 (v, zero SNR)")[1])
     add_tensors(single_file, {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
@@ -172,6 +174,7 @@ def test_markers_that_cannot_be_followed_are_refused_alike(markers, scheduler, m
         check_one_line(error)
 
 
+@pytest.mark.slow
 def test_single_file_with_adapters_or_nan_raises_an_error_with_the_parameter(single_file, tiny):
     copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     tensors = load_file(single_file)

@@ -54,6 +54,7 @@ def test_every_family_fits_together(name, tiny):
     assert check_teacher(str(folder), installed()[family]).shape
 
 
+@pytest.mark.slow
 def test_equal_configurations_are_evaluated_once(tiny, tmp_path, monkeypatch):
     evaluations, velocity = [], Denoiser.velocity
     monkeypatch.setattr(Denoiser, "velocity", lambda self, *rest: evaluations.append(1) or velocity(self, *rest))
@@ -180,6 +181,7 @@ def test_weights_that_are_larger_than_the_memory_are_refused_before_they_are_rea
         assert re.search("must fit into the memory of this machine|too large to be mapped", message(read, folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_description_reads_the_values_of_the_weights(value, tiny, tmp_path):
     folder = shutil.copytree(tiny(SD)[1], tmp_path / "pipeline")

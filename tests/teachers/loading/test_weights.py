@@ -71,6 +71,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick(FAULTS))
 def test_weights_that_are_not_the_network_s_are_refused_everywhere(name, folder):
     file, edit, match = FAULTS[name]
@@ -78,6 +79,7 @@ def test_weights_that_are_not_the_network_s_are_refused_everywhere(name, folder)
     refuse_everywhere(folder, match)
 
 
+@pytest.mark.slow
 def test_adapters_inside_the_network_are_refused_everywhere(folder, tiny):
     pipe = StableDiffusionPipeline.from_pretrained(tiny("Stable Diffusion 1.5")[1], safety_checker=None)
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
@@ -114,6 +116,7 @@ def test_a_missing_shard_and_a_shard_without_its_keys_are_refused_everywhere(fol
     refuse_everywhere(folder, f"unet lacks {shards[1].name}, which the index of its weights lists")
 
 
+@pytest.mark.slow
 def test_weights_of_another_class_are_refused_everywhere(folder, tiny):
     shutil.copy(tiny("Stable Diffusion XL")[1] / UNET, folder / UNET)
     refuse_everywhere(folder, "unet are not those of")
@@ -127,6 +130,7 @@ def test_a_class_that_is_not_installed_is_refused_everywhere(folder):
         refuse_everywhere(folder, f"{library} has no class NoSuchClass")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "part"), [(UNET, "unet"), (TEXT, "text_encoder"), (VAE, "vae")])
 @pytest.mark.parametrize("value", first_is_quick([float("nan"), float("inf")]))
 def test_weights_that_are_not_finite_are_refused_with_their_name(file, part, value, folder):
@@ -164,6 +168,7 @@ def test_a_folder_with_one_variant_only_loads_and_names_it(tiny, tmp_path, caplo
         assert "components text_encoder" in text
 
 
+@pytest.mark.slow
 def test_plain_weights_win_over_variants_of_the_same_component(folder):
     file = folder / UNET
     shutil.copy(file, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
@@ -173,6 +178,7 @@ def test_plain_weights_win_over_variants_of_the_same_component(folder):
     load_all(folder)
 
 
+@pytest.mark.slow
 def test_several_variants_without_plain_weights_are_refused_everywhere(folder):
     file = folder / UNET
     shutil.copy(file, file.with_name("diffusion_pytorch_model.fp16.safetensors"))

@@ -41,6 +41,7 @@ def test_new_adapter_equals_the_teacher_and_a_trained_one_does_not_change_it(loa
     assert all(p.dtype == torch.float32 and p.requires_grad for p in (*student.parameters(), *fake_score.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick(FAMILIES))
 def test_merged_copy_is_an_ordinary_network_with_equal_outputs(load, name):
     teacher = load(name, torch.bfloat16)

@@ -68,6 +68,7 @@ def test_checkpointing_without_pinned_blocks_uses_the_wrong_adapter(load, monkey
     assert max((one - two).abs().max() for one, two in zip(actual, expected, strict=True)) > 1e-3
 
 
+@pytest.mark.slow
 def test_checkpointing_saves_fewer_activations():
     teacher = StableDiffusion.load("pocket", CPU)
     x, t, cond = inputs_of(teacher)

@@ -30,6 +30,7 @@ def test_network_is_on_the_device_only_within_the_context():
     assert all(p.dtype == torch.float32 for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_offloaded_teacher_gives_equal_velocities_and_is_copied_once_per_call(text_pipeline, monkeypatch):
     device = torch.device("cpu")
     teacher = StableDiffusion.load(str(text_pipeline), device)

@@ -49,6 +49,7 @@ def same(one, two) -> bool:
     return repr(one) == repr(two)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(NESTED, NESTED)
 def test_keys_are_equal_exactly_if_values_are(one, two):

@@ -237,6 +237,7 @@ def laughs(flow="[{}]"):
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "match"),
     [

@@ -96,6 +96,7 @@ def test_calls_without_encoding_are_found(code, found):
     assert opens_text_without_encoding(ast.parse(code, mode="eval").body) is found
 
 
+@pytest.mark.slow
 def test_every_file_is_opened_with_an_encoding():
     """Otherwise a run under LC_ALL=C or on Windows reads and writes other bytes."""
     files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]

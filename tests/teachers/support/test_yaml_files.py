@@ -22,6 +22,7 @@ def test_numbers_in_base_8_and_60_are_refused(tmp_path, text, base):
         read_yaml(tmp_path / "a.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a:\n\t- 1\n", "a: " + "[" * 2000, "a: " + "9" * 5000, "5", "a: *b"])
 def test_text_that_is_not_yaml_is_an_error_with_the_file(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)
