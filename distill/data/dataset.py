@@ -232,6 +232,7 @@ def prepare(
         latents = Table([{"x": plan.latents.float()}], accelerator.device)
     elif plan.stored is not None:
         latents = plan.stored.table(teacher, accelerator.device)
+        plan.stored.check_autoencoder(teacher, contents)
     elif plan.images is not None:
         captions, latents = encoder.encode_images(plan.images)
     distinct = list(dict.fromkeys(captions))
