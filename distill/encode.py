@@ -17,13 +17,15 @@ from distill.config.registry import TEACHERS, find
 from distill.data import shards
 from distill.data.dataset import open_images
 from distill.data.encoding import Encoder
-from distill.data.latents import CAPTIONS, ENDING, LATENTS
+from distill.data.latents import AUTOENCODER, CAPTIONS, ENDING, LATENTS
 from distill.training.environment import without_accelerate_variables
 from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
+from teachers.loading.contents import autoencoder_key
 from teachers.loading.embedded import EMBEDDED
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write
+from teachers.support.listing import visible
 
 ROWS = 1024  # latents of one file
 
@@ -43,7 +45,7 @@ def encode(recipe: Recipe, out: Path) -> list[Path]:
     """
     if recipe.data.images is None or recipe.data.images in EMBEDDED:
         raise ValueError(f"data.images must be a folder or a dataset to be encoded, got {recipe.data.images!r}")
-    if taken := sorted(out.glob(f"*{ENDING}")):
+    if taken := visible(out, f"*{ENDING}"):
         raise ValueError(f"OUT must be a folder without {ENDING} files, got {taken[0]}; choose another folder")
     family = find(TEACHERS, recipe.teacher.family)
     with reading(recipe.data.images):
@@ -53,7 +55,8 @@ def encode(recipe: Recipe, out: Path) -> list[Path]:
     with without_accelerate_variables():
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     teacher = load_teacher(recipe, accelerator.device)
-    encoder = Encoder(teacher, recipe.cache, accelerator, stored_contents(recipe))
+    contents = stored_contents(recipe)
+    encoder, autoencoder = Encoder(teacher, recipe.cache, accelerator, contents), autoencoder_key(teacher, contents)
     captions, table = encoder.encode_images(images)
     out.mkdir(parents=True, exist_ok=True)
     files, dtype = [], teacher.origin[1] if teacher.origin else torch.float32
@@ -63,7 +66,8 @@ def encode(recipe: Recipe, out: Path) -> list[Path]:
         files.append(out / f"{number:05d}{ENDING}")
         with atomic_write(files[-1]) as temporary:
             stored = {LATENTS: shards.compact(latents.cpu(), dtype).contiguous()}
-            save_file(stored, temporary, metadata={CAPTIONS: json.dumps(part)})
+            origin = {} if autoencoder is None else {AUTOENCODER: autoencoder}
+            save_file(stored, temporary, metadata={CAPTIONS: json.dumps(part), **origin})
     print(f"{len(captions):,} latents in {len(files)} file{'s' * (len(files) != 1)}: data.latents={out}")
     return files
 

@@ -21,6 +21,7 @@ from eval.features.embedded_judges import arithmetic_agreement
 from eval.features.extractors import prompt_judge
 from eval.features.media_extractors import extractor_for
 from eval.metrics.context import MetricContext, Reference
+from eval.metrics.guard import working
 from eval.metrics.perceptual import load_lpips
 from eval.metrics.reference import check_dimensions
 from eval.metrics.reference import reference as read_reference
@@ -164,7 +165,9 @@ class Comparison:
         """The contents of report.json."""
         options, inputs, settings = self.options, self.inputs, self.settings
         table = rows(measured, reference, self.installed.classes, settings.metrics, options.seed, inputs.baseline)
-        headings = {metric.key: metric.heading for metric in settings.metrics}
+        metrics = working(settings.metrics)
+        headings = {metric.key: metric.heading for metric in metrics}
+        problems = [*self.installed.problems, *(metric.problem for metric in settings.metrics if metric.problem)]
         prompts = None if inputs.prompts is None else inputs.prompts[:GALLERY_IMAGES]
         medium = inputs.medium
         words = {"noun": medium.noun, "plural": medium.plural, "size": medium.size}
@@ -207,8 +210,8 @@ class Comparison:
             "baseline": table[inputs.baseline]["name"],
             "memory_column": "Peak MB (GPU)" if settings.device.type == "cuda" else "Peak MB (process)",
             "machine": machine,
-            "notes": notes(inputs, self.context, options.size, self.installed.problems),
+            "notes": notes(inputs, self.context, options.size, problems),
             "curves": curves(inputs.runs),
-            "metrics": [metric.describe() for metric in settings.metrics],
+            "metrics": [metric.describe() for metric in metrics],
             "rows": table,
         }

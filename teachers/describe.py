@@ -26,6 +26,7 @@ from teachers.loading.trial import check_teacher
 from teachers.loading.weights import check_networks, weight_files
 from teachers.media import Audio, Medium, Video
 from teachers.support.errors import reads
+from teachers.support.listing import visible
 from teachers.support.text import printable
 
 
@@ -40,7 +41,7 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
         The number of parameters by component.
     """
     counts: dict[str, int] = {}
-    for part in sorted(item for item in folder.glob("*") if item.name != network):
+    for part in [item for item in visible(folder, "*") if item.name != network]:
         for file in weight_files(part)[1]:
             with safe_open(file, framework="pt") as tensors:
                 size = sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118

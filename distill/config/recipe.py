@@ -88,6 +88,12 @@ class Recipe(Checked):
                     f"unknown key 'optimizers.{phase}'{suggest(phase, cls.PHASES)}; "
                     f"the phases of {self.method['name']} are {', '.join(cls.PHASES)}"
                 )
+        drawn = self.evaluation.validation_every or self.train.evaluate_every
+        if self.evaluation.validation_prompts and not drawn:
+            raise ValueError(
+                "evaluation.validation_every must be at least 1 with train.evaluate_every=0: validation_prompts would "
+                "never be drawn"
+            )
         if self.memory.tier == "lora" and self.train.compile != "none":
             raise ValueError("train.compile must be none with memory.tier=lora: compiled code cannot switch adapters")
         if self.memory.eight_bit and self.train.channels_last:

@@ -96,6 +96,10 @@ class DataRecipe(Checked):
             raise InvalidOption("streaming", "must be false without data.images, got True")
         if self.latents is not None and self.images is not None:
             raise InvalidOption("latents", f"must be null with data.images, got {self.latents!r}")
+        if self.column is not None and self.latents is not None:
+            raise InvalidOption("column", f"must be null with data.latents, got {self.column!r}")
+        if self.column is not None and self.images is None and self.prompts in EMBEDDED:
+            raise InvalidOption("column", f"must be null with data.prompts={self.prompts}, got {self.column!r}")
         if self.images in EMBEDDED and (self.streaming or self.column is not None):
             name = "streaming" if self.streaming else "column"
             default = "false" if self.streaming else "null"

@@ -154,14 +154,17 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Med
             raise ValueError(
                 f"data.images must be a folder or a dataset of {medium.plural} for this teacher, got '{source.name}'"
             )
-        return Plan(source.examples()[1][: recipe.limit or None], embedded=source.name)
+        captions = source.examples()[1][: recipe.limit or None]
+        return Plan(captions, embedded=source.name, notes=_unused_prompts(recipe, "images"))
     if recipe.latents is not None:
         stored = StoredLatents(Path(recipe.latents), guided, recipe.limit)
-        return Plan(stored.captions, stored=stored if needs_latents else None)
+        notes = _unused_prompts(recipe, "latents")
+        return Plan(stored.captions, stored=stored if needs_latents else None, notes=notes)
     if recipe.images is not None:
         images = open_images(recipe, guided, medium)
+        said = [*_unused_prompts(recipe, "images"), *images.notes]
         if needs_latents:
-            return Plan(images=images, notes=images.notes, medium=medium)
+            return Plan(images=images, notes=said, medium=medium)
         captions = list(images.captions())
         used = [caption or "" for caption in captions if caption is not None or not guided]
         if not used:
@@ -169,7 +172,7 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Med
         missing = len(captions) - len(used)
         return Plan(
             used,
-            notes=[*images.notes, *([f"{missing} {medium.plural} without a caption are not used"] * bool(missing))],
+            notes=[*said, *([f"{missing} {medium.plural} without a caption are not used"] * bool(missing))],
         )
     if needs_latents:
         raise ValueError(
@@ -182,6 +185,14 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Med
             )
         return Plan([""])
     return Plan(read_prompts(recipe.prompts, recipe.column)[: recipe.limit or None])
+
+
+def _unused_prompts(recipe: DataRecipe, used: str) -> list[str]:
+    """What to say about prompts beside captioned samples."""
+    source = getattr(recipe, used)
+    if recipe.prompts in (None, source):
+        return []
+    return [f"data.prompts {recipe.prompts} is not used, because the captions of data.{used} are the prompts"]
 
 
 def open_images(recipe: DataRecipe, guided: bool, medium: type[Medium] = Image) -> Images:
@@ -232,6 +243,7 @@ def prepare(
         latents = Table([{"x": plan.latents.float()}], accelerator.device)
     elif plan.stored is not None:
         latents = plan.stored.table(teacher, accelerator.device)
+        plan.stored.check_autoencoder(teacher, contents)
     elif plan.images is not None:
         captions, latents = encoder.encode_images(plan.images)
     distinct = list(dict.fromkeys(captions))

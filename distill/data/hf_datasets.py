@@ -25,7 +25,7 @@ from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_
 from teachers.media import Image, Medium
 from teachers.support.errors import is_sentence
 from teachers.support.keys import file_content, key
-from teachers.support.listing import list_files
+from teachers.support.listing import list_files, visible
 from teachers.support.text import one_line, printable
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
@@ -146,7 +146,7 @@ def _files(source: str, medium: type[Medium]) -> list[Path]:
         return tables
     if path.suffix.lower() not in BUILDERS:
         return []
-    files = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.name else []
+    files = [path] if path.is_file() else visible(path.parent, path.name) if path.name else []
     if not files:
         raise ValueError(f"the file of {medium.plural} {source} does not exist")
     return files

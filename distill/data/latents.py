@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,24 @@ from torch import Tensor
 
 from distill.data.shards import Table
 from teachers.core.teacher import Teacher
+from teachers.loading.contents import Contents, autoencoder_key
 from teachers.loading.prompts import COLUMNS, check_text, read_rows
 from teachers.support.keys import file_content, key
+from teachers.support.listing import visible
 from teachers.support.regular import check_regular
 from teachers.support.text import printable, read_text
 
 LATENTS = "latents"  # the tensor of a file
 CAPTIONS = "captions"  # in its metadata
+AUTOENCODER = "autoencoder"
 ENDING = ".safetensors"
 LINE_END = re.compile(r"\r\n|\r|\n")
+DTYPES = ("F64", "F32", "F16", "BF16")
 CHUNK = 256  # latents that are checked together
+USUAL = (
+    1 / 3,
+    3.0,
+)  # standard deviation of encoded latents relative to sigma_data; raw ones of many models have 4 to 6
 
 
 class StoredLatents:
@@ -41,6 +50,7 @@ class StoredLatents:
     Attributes:
         captions: A caption for each latent; "" without captions.
         content_key: A key of the contents of all files.
+        autoencoders: What `autoencoder_key` was of the teachers that encoded the files, where `fewstep encode` did.
 
     Raises:
         ValueError: If a file cannot be read, has no such tensor, or another number of captions.
@@ -49,23 +59,25 @@ class StoredLatents:
     def __init__(self, source: Path, captioned: bool, limit: int = 0) -> None:
         self.files = _files(source)
         self.captions: list[str] = []
-        counts, content = [], []
+        self.autoencoders: set[str] = set()
+        content = []
         for file in self.files:
-            count = _rows(file)
+            count, metadata = _header(file)
+            self.autoencoders |= {metadata[AUTOENCODER]} if AUTOENCODER in metadata else set()
             captions = _captions(file, count) if captioned else [""] * count
             self.captions += captions
-            counts.append(count)
             content.append((file_content(file), captions))
         self.captions = self.captions[: limit or None]
         self.content_key = key(content, len(self.captions))
 
     def table(self, teacher: Teacher, device: torch.device) -> Table:
-        """The latents of unit variance as "x", checked.
+        """The latents of unit variance as "x", checked; a warning says if their scale is unusual.
 
         Raises:
             ValueError: If they do not have the teacher's shape, or are not finite.
         """
         shards, missing, scale = [], len(self.captions), teacher.denoiser.path.sigma_data
+        squares = []
         for file in self.files:
             with _readable(file):
                 latents = load_file(file)[LATENTS][:missing]
@@ -75,12 +87,29 @@ class StoredLatents:
                     f"the latents in {printable(file)} must have the shape (N, {shape}) of this teacher, got "
                     f"{tuple(latents.shape)}"
                 )
-            _check_finite(latents, file)
+            squares.append(_mean_squares(latents, file))
             shards.append({"x": latents if scale == 1 else latents.float() / scale})
             missing -= len(latents)
             if not missing:
                 break
+        spread = torch.cat(squares).mean().sqrt().item() / scale
+        if not USUAL[0] <= spread <= USUAL[1]:
+            warnings.warn(
+                f"data.latents have {spread:.3g} times the standard deviation that the teacher's have; they must be "
+                "latents as the pipeline's network takes them, after the autoencoder's scaling and shift",
+                stacklevel=2,
+            )
         return Table(shards, device)
+
+    def check_autoencoder(self, teacher: Teacher, contents: Contents) -> None:
+        """Warn if `fewstep encode` wrote the files with another autoencoder than the teacher's."""
+        own = autoencoder_key(teacher, contents)
+        if own is not None and self.autoencoders - {own}:
+            warnings.warn(
+                "data.latents were encoded by an autoencoder with other weights than the teacher's; encode them again "
+                "with this teacher, unless both have the same latents",
+                stacklevel=2,
+            )
 
 
 def _files(source: Path) -> list[Path]:
@@ -88,8 +117,8 @@ def _files(source: Path) -> list[Path]:
         raise ValueError(
             f"data.latents must be a {ENDING} file or a folder of them; {printable(source)} does not exist"
         )
-    files = sorted(source.glob(f"*{ENDING}")) if source.is_dir() else [source]
-    if not files or files[0].suffix != ENDING:
+    files = visible(source, f"*{ENDING}") if source.is_dir() else [source]
+    if not files or files[0].suffix.lower() != ENDING:
         raise ValueError(f"data.latents must be a {ENDING} file or a folder of them, got {printable(source)}")
     for file in files:
         check_regular(file)
@@ -104,19 +133,20 @@ def _readable(file: Path) -> Iterator[None]:
         raise ValueError(f"{printable(file)} cannot be read as safetensors ({printable(error)})") from error
 
 
-def _rows(file: Path) -> int:
+def _header(file: Path) -> tuple[int, dict[str, str]]:
+    """The number of latents in a file, and its metadata."""
     with _readable(file), safe_open(file, "pt") as stored:
         if LATENTS not in stored.keys():  # noqa: SIM118  # it is no mapping
             names = ", ".join(printable(name) for name in list(stored.keys())[:5]) or "nothing"
             raise ValueError(f'{printable(file)} must have the tensor "{LATENTS}", got {names}')
         part = stored.get_slice(LATENTS)
-        shape, dtype = part.get_shape(), part.get_dtype()
-    if len(shape) < 2 or not shape[0] or not dtype.startswith(("F", "BF")):
+        shape, dtype, metadata = part.get_shape(), part.get_dtype(), stored.metadata() or {}
+    if len(shape) < 2 or not shape[0] or dtype not in DTYPES:
         raise ValueError(
-            f'"{LATENTS}" in {printable(file)} must be real numbers of shape (N, ...) with N above 0, got {dtype} of '
-            f"shape {tuple(shape)}"
+            f'"{LATENTS}" in {printable(file)} must be of shape (N, ...) with N above 0 and of a type of '
+            f"{', '.join(DTYPES)}, got {dtype} of shape {tuple(shape)}"
         )
-    return int(shape[0])
+    return int(shape[0]), metadata
 
 
 def _captions(file: Path, count: int) -> list[str]:
@@ -126,7 +156,7 @@ def _captions(file: Path, count: int) -> list[str]:
     if listed is not None:
         where, found = file, _json_list(file, listed)
     elif text.is_file():
-        where, found = text, LINE_END.split(read_text(text).rstrip("\r\n"))
+        where, found = text, _lines(text, count)
     elif table.is_file():
         where, found = table, [_cell(row) for _, row in read_rows(table)]
     else:
@@ -144,6 +174,14 @@ def _captions(file: Path, count: int) -> list[str]:
     return [caption or "" for caption in checked]
 
 
+def _lines(file: Path, count: int) -> list[str]:
+    """The lines of a file, without empty ones at its end that are more than `count`."""
+    lines = LINE_END.split(read_text(file))
+    while len(lines) > count and not lines[-1]:
+        lines.pop()
+    return lines
+
+
 def _json_list(file: Path, text: str) -> list[Any]:
     try:
         found = json.loads(text)
@@ -159,11 +197,16 @@ def _cell(row: dict[str, Any]) -> Any:
     return None if column is None else row[column]
 
 
-def _check_finite(latents: Tensor, file: Path) -> None:
+def _mean_squares(latents: Tensor, file: Path) -> Tensor:
+    """The mean square of each latent (N,); they must be finite."""
+    found = []
     for first in range(0, len(latents), CHUNK):
-        finite = latents[first : first + CHUNK].flatten(1).isfinite().all(1)
+        part = latents[first : first + CHUNK].flatten(1).double()
+        finite = part.isfinite().all(1)
         if not bool(finite.all()):
             row = first + int((~finite).nonzero()[0])
             raise ValueError(
                 f"the latents in {printable(file)} must be finite, got NaN or infinite values in row {row}"
             )
+        found.append(part.square().mean(1))
+    return torch.cat(found)

@@ -87,7 +87,7 @@ def describe(
     times = teacher.native_times(student, times)
     timesteps = teacher.native_timesteps(student, times)
     bent = timesteps is None and isinstance(student.path, VariancePreserving)
-    source, data = recipe.teacher, recipe.data.prompts or recipe.data.images or recipe.data.latents
+    source, data = recipe.teacher, recipe.data.images or recipe.data.latents or recipe.data.prompts
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     negative = {"negative_prompt": source.negative_prompt} if source.negative_prompt is not None else {}
     named = recipe.evaluation.prompts

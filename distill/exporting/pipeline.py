@@ -41,6 +41,8 @@ from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import stored_files
+from teachers.loading.embedded import EMBEDDED
+from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
 from teachers.loading.saving import save_pipeline
 from teachers.networks.adapters import Adapted
@@ -101,8 +103,9 @@ def export(
             record = record | {"lora": {"folder": LORA, "calls": calls}}
         record = record | {"checked": check_export(temporary, kind, teacher, student, record, captions)}
         stored = {PROMPTS: captions, EVALUATION_PROMPTS: prompts}.get(record["evaluation"]["prompts"])
-        if record["evaluation"]["prompts"] == EVALUATION_PROMPTS:
-            shared = len(set(prompts) & set(captions))
+        named = record["evaluation"]["prompts"]
+        if named == EVALUATION_PROMPTS or named in EMBEDDED:
+            shared = len(set(read_prompts(named) if named in EMBEDDED else prompts) & set(captions))
             record = record | {"evaluation": record["evaluation"] | {"shared_with_training": shared}}
         if stored is not None:
             lines = "".join(f"{' '.join(prompt.split())}\n" for prompt in stored)

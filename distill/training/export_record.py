@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.recipe import Recipe
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.record import RECORD
 from teachers.support.checksums import read_json, write_json
-from teachers.support.keys import file_content, folder_contents, key
+from teachers.support.keys import content, file_content, folder_contents, key
 
 EXPORTED = "exported.json"
 PIPELINE = "pipeline"
@@ -37,7 +38,9 @@ def record_export(recipe: Recipe, run: str, step: int, failed: bool = False) -> 
 def export_key(recipe: Recipe) -> str:
     """A key of what an export depends on beside the run's fingerprint."""
     evaluation, second = recipe.evaluation, recipe.method.get("second_times")
-    parts = evaluation.features, evaluation.prompts, evaluation.reference
+    # The export has a copy of the prompts, but only the name of the reference.
+    prompts = evaluation.prompts if evaluation.prompts in (None, *EMBEDDED) else content(evaluation.prompts)
+    parts = evaluation.features, prompts, evaluation.reference
     return key(recipe.train.export, *parts, recipe.export, second)
 
 

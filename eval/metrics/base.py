@@ -64,6 +64,7 @@ class Metric(ABC):
         interval_key: The interval's entry in report.json; by default `key` + "_interval".
         best_key: The mark's entry in report.json; by default `key` + "_best".
         ratio_key: Entry of the ratio to the baseline's value in report.json, or None for no such column.
+        problem: Why the metric failed and is left out; None while it works.
     """
 
     key: ClassVar[str]
@@ -80,6 +81,7 @@ class Metric(ABC):
     interval_key: ClassVar[str]
     best_key: ClassVar[str]
     ratio_key: ClassVar[str | None] = None
+    problem: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

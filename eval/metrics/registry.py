@@ -1,14 +1,40 @@
 """The installed metrics, found through the entry-point group `distill.metrics`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
+from typing import Any
 
 from eval.metrics.base import EVERY_MEDIUM, Metric
 from eval.metrics.context import NEEDS, MetricContext
 from teachers.support.plugins import OWN_PACKAGES, installed_points, is_own
 
 GROUP = "distill.metrics"
+
+
+def _is_format(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(format(0.5, value))
+    except ValueError:
+        return False
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+ATTRIBUTES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what they must be, and how that is tested
+    "key": ("a name of letters, digits and underscores", lambda value: isinstance(value, str) and value.isidentifier()),
+    "higher_is_better": ("True, False or None", lambda value: value is None or _is_flag(value)),
+    "media": ("a set of names", lambda value: isinstance(value, set | frozenset)),
+    "needs": ("a set of names", lambda value: isinstance(value, set | frozenset)),
+    "format": ('a format specification such as ".3f"', _is_format),
+    "scale": ("a number above 0", lambda value: isinstance(value, int | float) and not _is_flag(value) and value > 0),
+    "position": ("a number", lambda value: isinstance(value, int | float)),
+    "summary": ("True or False", _is_flag),
+    "marks_best": ("True or False", _is_flag),
+    "ratio_key": ("a text or None", lambda value: value is None or isinstance(value, str)),
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +53,11 @@ class InstalledMetrics:
         available, metrics = context.available(), []
         for metric in [metric for metric in self.classes if metric.needs <= available]:
             try:
-                metrics.append(metric(context))
+                built = metric(context)
+                for name in ("heading", "help"):
+                    if not isinstance(text := getattr(built, name), str) or not text.strip():
+                        raise TypeError(f"{name} must be a text that is not empty, got {text!r}")
+                metrics.append(built)
             except Exception as error:
                 if metric.__module__.partition(".")[0] in OWN_PACKAGES:
                     raise
@@ -75,6 +105,10 @@ def _checked(metric: object) -> type[Metric]:
     for name in ("key", "heading", "help", "higher_is_better"):
         if not hasattr(metric, name):
             raise TypeError(f'the class has no attribute "{name}"')
+    for name, (kind, is_right) in ATTRIBUTES.items():
+        value = getattr(metric, name)
+        if not is_right(value):
+            raise TypeError(f"{name} must be {kind}, got {value!r}")
     if wrong := sorted(metric.media - EVERY_MEDIUM):
         raise ValueError(f'the class has the medium "{wrong[0]}"; a metric can have {", ".join(sorted(EVERY_MEDIUM))}')
     unknown = sorted(metric.needs - set(NEEDS))

@@ -1,11 +1,13 @@
 """Measures all rows of a comparison; rows that are in the cache are read from it."""
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.metrics.base import ScoredMetric
+from eval.metrics.guard import guarded, working
 from eval.pipelines import cache
 from eval.pipelines.cache import Result
 from eval.pipelines.jobs import Job
@@ -43,7 +45,9 @@ def measure_rows(jobs: list[Job], settings: Settings, folder: Path, machine: dic
         result = cache.load(folder, name)
         from_cache = result is not None
         if result is None:
-            cache.save(folder, name, measure(job, load, settings))
+            measured = measure(job, load, settings)
+            name = row_key(job, settings, pipelines[job.folder], machine)  # without metrics that failed meanwhile
+            cache.save(folder, name, measured)
             result = cache.load(folder, name)
             assert result is not None, "a row that was just written can be read"
         else:
@@ -62,9 +66,16 @@ def pipeline_key(folder: Path) -> str:
     return key(pipeline_contents(str(folder)), code(family, *family.pipelines))
 
 
+def _metric_key(metric: ScoredMetric) -> list[Any]:
+    entries = metric.cache_key()
+    key(entries)  # it must have a content
+    return entries
+
+
 def row_key(job: Job, settings: Settings, pipeline: str, machine: dict[str, Any]) -> str:
     """The cache key of a row: everything that its measurements, features and scores depend on."""
-    scored = [metric for metric in settings.metrics if isinstance(metric, ScoredMetric) and not job.is_reference]
+    scored = [metric for metric in working(settings.metrics) if isinstance(metric, ScoredMetric)]
+    keys = {metric.key: guarded(metric, functools.partial(_metric_key, metric)) for metric in scored}
     inputs = {
         "pipeline": pipeline,
         "call": job.call,
@@ -75,7 +86,7 @@ def row_key(job: Job, settings: Settings, pipeline: str, machine: dict[str, Any]
         "batch_size": settings.batch_size,
         "prompts": settings.prompts,
         "features": (settings.extractor.name, settings.extractor.weights),
-        "metrics": {metric.key: metric.cache_key() for metric in scored},
+        "metrics": {} if job.is_reference else {metric.key: keys[metric.key] for metric in working(scored)},
         "size": settings.size,
         "precision": settings.precision,
         "device": settings.device.type,

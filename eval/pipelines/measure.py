@@ -15,6 +15,7 @@ from tqdm import tqdm
 from eval.metrics.base import GroupMetric, SampleMetric
 from eval.metrics.diversity import prompt_groups
 from eval.metrics.fid import statistics
+from eval.metrics.guard import score, score_groups, working
 from eval.pipelines.cache import Result
 from eval.pipelines.energy import Energy
 from eval.pipelines.generate import arguments, largest_batch, seeded
@@ -100,7 +101,8 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
     }
     if first is not None:
         figures["first_sample_seconds"] = load.seconds + first
-    scores = {key: torch.cat(batch_scores) for key, batch_scores in samples.scores.items()}
+    used = {metric.key for metric in working(settings.metrics)}  # one that failed has the scores of some batches only
+    scores = {key: torch.cat(batch_scores) for key, batch_scores in samples.scores.items() if key in used}
     if not job.is_reference:
         scores |= _score_groups(calls)
         figures |= _latencies(calls, load)
@@ -137,8 +139,10 @@ def _generate(samples: _Samples, calls: _Calls, batches: list[list[int]]) -> Non
             if len(batches) < 3 or (number > 0 and len(indices) == len(batches[0])):
                 samples.speeds.append(len(indices) / seconds)
             samples.features.append(settings.extractor(images).cpu())
-            for metric in metrics:
-                samples.scores.setdefault(metric.key, []).append(_score(metric, images, calls.prompts(indices)))
+            for metric in working(metrics):
+                scores = score(metric, images, calls.prompts(indices))
+                if scores is not None:
+                    samples.scores.setdefault(metric.key, []).append(scores)
             gallery = gallery_size(received)
             limit = max(gallery, min(KEPT_IMAGES, KEPT_PIXELS // images[0, 0].numel()))
             if indices[0] < limit:
@@ -153,20 +157,10 @@ def gallery_size(samples: Tensor) -> int:
     return max(SHOWN_IMAGES, min(GALLERY_IMAGES, GALLERY_PIXELS // samples[0, 0].numel()))
 
 
-def _score(metric: SampleMetric, images: Tensor, prompts: list[str] | None) -> Tensor:
-    scores = metric.score(images, prompts)
-    if scores.shape != images.shape[:1]:
-        raise ValueError(
-            f'the metric "{metric.key}" must return one score per image, got the shape {tuple(scores.shape)} for '
-            f"{len(images)} images"
-        )
-    return scores.float().cpu()
-
-
 def _score_groups(calls: _Calls) -> dict[str, Tensor]:
     """Generate several samples of each of a few prompts and score them, if a metric needs them."""
     settings = calls.settings
-    metrics = [metric for metric in settings.metrics if isinstance(metric, GroupMetric)]
+    metrics = [metric for metric in working(settings.metrics) if isinstance(metric, GroupMetric)]
     if not metrics:
         return {}
     prompts, groups = prompt_groups(settings.prompts, settings.samples)
@@ -178,7 +172,8 @@ def _score_groups(calls: _Calls) -> dict[str, Tensor]:
         with seeded(indices, settings.seed, "diversity"):
             batches.append(settings.received(calls.run(ready)).cpu())
     images = torch.cat(batches)
-    return {metric.key: metric.score_groups(images, groups).float().cpu() for metric in metrics}
+    found = {metric.key: score_groups(metric, images, groups) for metric in metrics}
+    return {key: scores for key, scores in found.items() if scores is not None}
 
 
 def _first_call(calls: _Calls) -> float:

@@ -34,9 +34,14 @@ def own_prompts(runs: list[Run]) -> str | None:
 
 
 def training_prompts(run: Run) -> set[str] | None:
-    """The training prompts of a run, or None if they are not stored with its pipeline."""
-    if run.prompts == "pocket":
-        return set(read_prompts("pocket"))
+    """The training prompts of a run, or None if they are not stored with its pipeline.
+
+    Those of a run that names an embedded teacher's prompts are these prompts, unless it records that it was trained
+    with a part of them only.
+    """
+    if run.prompts in EMBEDDED:
+        known = set(read_prompts(str(run.prompts)))
+        return known if run.shared_prompts in (None, len(known)) else None
     file = run.folder / TRAINING_PROMPTS
     return set(read_prompts(str(file))) if is_inside(file, run.folder) and file.is_file() else None
 

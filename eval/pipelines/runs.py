@@ -48,7 +48,7 @@ class Run:
         lora_hashes: Their hashes as they were in training.
         key: The key of the training run, which the records of its logs have too.
         medium: What it samples; images are those of any size.
-        shared_prompts: How many of its own evaluation prompts are training prompts, as far as it is recorded.
+        shared_prompts: How many of its own evaluation prompts are training prompts; None if it is not recorded.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ class Run:
     lora_hashes: list[str] = field(default_factory=list)
     key: str | None = None
     medium: Medium = ANY_IMAGE
-    shared_prompts: int = 0
+    shared_prompts: int | None = None
 
 
 @reads
@@ -128,7 +128,7 @@ def read_run(
         lora_hashes=[str(entry.get("sha256")) for entry in teacher.get("loras") or ()],
         key=stored.get("run"),
         medium=stored_medium(stored, file),
-        shared_prompts=shared if isinstance(shared := evaluation.get("shared_with_training"), int) else 0,
+        shared_prompts=shared if isinstance(shared := evaluation.get("shared_with_training"), int) else None,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from eval.metrics.base import Figure, Metric
 from eval.metrics.context import Reference, Row
+from eval.metrics.guard import checked_figure, fail, guarded, is_foreign
 from eval.metrics.intervals import ratio_interval, tied
 from eval.metrics.prdc import compared_images
 from eval.pipelines.cached import MeasuredRow
@@ -57,10 +58,15 @@ def rows(
     for cls in classes:
         metric = built.get(cls.key)
         found = [None if metric is None else _figure(metric, data) for data in inputs]
-        for entries, new in zip(out, metric_entries(cls, found, baseline), strict=True):
-            clash = sorted(set(entries) & set(new))
-            if clash:
+        if metric is not None and metric.problem is not None:
+            continue
+        added = metric_entries(cls, found, baseline)
+        if clash := sorted({name for entries, new in zip(out, added, strict=True) for name in set(entries) & set(new)}):
+            if metric is None or not is_foreign(metric):
                 raise ValueError(f'the metric "{cls.key}" writes the entry "{clash[0]}", which already exists')
+            fail(metric, f'it writes the entry "{clash[0]}", which already exists')
+            continue
+        for entries, new in zip(out, added, strict=True):
             entries.update(new)
     return out
 
@@ -81,7 +87,11 @@ def _metric_inputs(measured: Sequence[MeasuredRow], reference: Reference) -> lis
 def _figure(metric: Metric, row: Row) -> Figure | None:
     if "teacher_images" in metric.needs and row.teacher_images is None:
         return None
-    return metric.compute(row)
+    if metric.problem is not None:
+        return None
+    if not is_foreign(metric):
+        return metric.compute(row)
+    return guarded(metric, lambda: checked_figure(metric.compute(row), len(row.features)))
 
 
 def metric_entries(metric: type[Metric], figures: Sequence[Figure | None], baseline: int = 0) -> list[dict[str, Any]]:

@@ -86,6 +86,13 @@ def encoder_key(teacher: Any, contents: Contents, method: str, *makers: Any) -> 
     return key(method, without_weights(contents, components), settings(teacher), teacher_code(teacher, *makers))
 
 
+def autoencoder_key(teacher: Any, contents: Contents) -> str | None:
+    """A key of the weights that a teacher's "encode" reads; None if they are not files of their own."""
+    components = type(teacher).encoder_components.get("encode", ())
+    names = [name for name in contents if components and name.startswith(components) and name.endswith(WEIGHT_ENDINGS)]
+    return key(sorted(contents[name] for name in names)) if names else None
+
+
 def teacher_key(teacher: Any, contents: Contents, inputs: Any, *makers: Any) -> str:
     """A key of what a whole teacher computes from `inputs`; see `encoder_key` for the other arguments."""
     return key(contents, settings(teacher), inputs, teacher_code(teacher, *makers))

@@ -10,6 +10,7 @@ from teachers.loading.components import LIBRARIES, OPTIONAL, component_class, is
 from teachers.loading.location import INDEX
 from teachers.support.json_files import read_json
 from teachers.support.limits import TABLE_BYTES
+from teachers.support.listing import visible
 from teachers.support.text import printable
 
 
@@ -34,7 +35,7 @@ def check_folder(path: str, pickles: bool = False, quantized: bool = False) -> N
         if not (folder / name).is_dir():
             raise ValueError(f"{path} has no folder {name}, which its {INDEX} names; get the complete pipeline")
     check_networks_stored(folder, components, pickles, quantized)
-    for tokenizer in sorted(folder.glob("tokenizer*")):
+    for tokenizer in visible(folder, "tokenizer*"):
         encoder = folder / tokenizer.name.replace("tokenizer", "text_encoder")
         if tokenizer.is_dir() and encoder.is_dir():
             check_tokenizer(tokenizer, encoder)
@@ -69,7 +70,7 @@ def check_networks_stored(
     Raises:
         ValueError: With the name of a component that has none, or quantized ones.
     """
-    weights = any(file.suffix in (".safetensors", ".bin") for file in folder.glob("*/*"))
+    weights = any(file.suffix in (".safetensors", ".bin") for file in visible(folder, "*/*"))
     for name in components:
         config = folder / name / "config.json"
         if not config.is_file():
@@ -77,7 +78,7 @@ def check_networks_stored(
         if not quantized and (settings := _json(config).get("quantization_config")):
             method = settings.get("quant_method", "an unknown method")
             raise ValueError(f"{folder / name} must not be quantized, got {method}; use the weights in full precision")
-        if weights and not pickles and not any(config.parent.glob("*.safetensors")):
+        if weights and not pickles and not visible(config.parent, "*.safetensors"):
             raise ValueError(f"{folder} has no safetensors weights for {name}; save it again with save_pretrained")
 
 
@@ -137,7 +138,7 @@ def check_tokenizer(tokenizer: Path, encoder: Path) -> None:
 
 def embedding_rows(encoder: Path) -> int | None:
     """Rows of a text encoder's token embedding: those of its weights, else of its config; None if neither says."""
-    for file in sorted(encoder.glob("*.safetensors")):
+    for file in visible(encoder, "*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
                 if key.endswith(("token_embedding.weight", "embed_tokens.weight", "shared.weight", "wte.weight")):

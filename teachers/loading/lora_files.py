@@ -13,6 +13,7 @@ from teachers.loading.contents import pipeline_contents
 from teachers.loading.location import INDEX
 from teachers.support.json_files import read_json
 from teachers.support.keys import file_content, folder_contents, key
+from teachers.support.listing import visible
 from teachers.support.options import Checked, option
 from teachers.support.regular import check_regular
 from teachers.support.text import printable
@@ -72,7 +73,7 @@ def _in_folder(folder: Path) -> Path:
     if (folder / INDEX).is_file() or (folder / CONFIG).is_file():
         return folder
     usual = [folder / name for name in USUAL if (folder / name).is_file()]
-    files = usual or sorted(folder.glob("*.safetensors"))
+    files = usual or visible(folder, "*.safetensors")
     if not files:
         raise ValueError(
             f"{folder} must have a LoRA file (.safetensors), or be a fine-tuned pipeline or network that "

@@ -1,7 +1,6 @@
 """Loading fine-tunes into a pipeline as stock diffusers does, with errors for everything that it leaves out."""
 
 import importlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,12 +14,12 @@ from torch import nn
 
 from teachers.loading.load_errors import loading_errors
 from teachers.loading.location import INDEX
+from teachers.loading.lora_checks import conversion_problem, layer_problem
 from teachers.loading.lora_files import peft_settings, read_lora
 from teachers.loading.sizes import check_configs
 from teachers.loading.source import TEXT_COMPONENTS
 from teachers.loading.weights import check_finite, load_network, weight_files
 from teachers.support.errors import is_foreign, is_sentence, reason
-from teachers.support.files import sha256, tensor_bytes
 from teachers.support.json_files import read_json
 from teachers.support.private_api import lora_components
 from teachers.support.regular import check_special
@@ -54,16 +53,16 @@ def load_lora(pipeline: Any, file: Path, network: str, values: bool = True) -> s
         The names of the components that have the adapter.
 
     Raises:
-        ValueError: If the file has a key that no layer takes, or a layer of another shape.
+        ValueError: If the file has a key that no layer takes, a layer of another shape, or a layer with a part only.
     """
     name = type(pipeline).__name__
     if not isinstance(pipeline, LoraBaseMixin):
         raise ValueError(f"teacher.loras must be empty for a {name}, which diffusers cannot load LoRA files into")
-    read_lora(file)
+    tensors = read_lora(file)
     import_peft()
     try:
         with _without_warnings():
-            state = _load(pipeline, file, network)
+            state = _load(pipeline, file, network, tensors)
     except BaseException as error:
         if not is_foreign(error) or is_sentence(error):
             raise
@@ -71,32 +70,40 @@ def load_lora(pipeline: Any, file: Path, network: str, values: bool = True) -> s
             f"the LoRA file {file} does not fit the {name} of the teacher: {' '.join(reason(error).split())[:300]}"
         ) from error
     found = _adapters(pipeline)
-    unused = _unused(state, found, values)
-    if unused:
-        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        raise ValueError(
-            f"the LoRA file {file} does not fit the {name} of the teacher: no layer takes "
-            f"{', '.join(printable(key) for key in unused[:3])}{more}; use a LoRA file of this model"
-        )
+    problem = layer_problem(tensors, state, found, values) or _left_out_problem(pipeline, file, tensors)
+    if problem is not None:
+        raise ValueError(f"the LoRA file {file} does not fit the {name} of the teacher: {problem}")
     return {component for component, part in found.items() if part}
 
 
-def _load(pipeline: Any, file: Path, network: str) -> Mapping[str, torch.Tensor]:
+def _left_out_problem(pipeline: Any, file: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with a file of which diffusers' converter leaves tensors out."""
+    if peft_settings(file) is not None:  # no converter reads it
+        return None
+    options = _converter_options(pipeline)
+    with _without_warnings():
+        return conversion_problem(tensors, lambda numbered: type(pipeline).lora_state_dict(numbered, **options))
+
+
+def _load(pipeline: Any, file: Path, network: str, stored: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """Load a file with diffusers' own functions; returns the tensors that must be in layers afterwards."""
     if (settings := peft_settings(file)) is not None:  # what peft's own save_pretrained writes, for the network alone
-        tensors = {key.removeprefix("base_model.model."): value for key, value in read_lora(file).items()}
+        tensors = {key.removeprefix("base_model.model."): value for key, value in stored.items()}
         pipeline.components[network].load_lora_adapter(
             dict(tensors), prefix=None, adapter_name=ADAPTER, metadata=dict(settings), low_cpu_mem_usage=True
         )
         return tensors
     source: dict[str, Any] = {"weight_name": file.name, "local_files_only": True, "use_safetensors": True}
-    unet = pipeline.components.get("unet")
-    config = {} if unet is None else {"unet_config": unet.config}
-    found: Any = type(pipeline).lora_state_dict(str(file.parent), **source, **config)
+    found: Any = type(pipeline).lora_state_dict(str(file.parent), **source, **_converter_options(pipeline))
     with _text_encoder_adapters(pipeline):
         pipeline.load_lora_weights(str(file.parent), adapter_name=ADAPTER, low_cpu_mem_usage=True, **source)
     state: Mapping[str, torch.Tensor] = found[0] if isinstance(found, tuple) else found
     return state
+
+
+def _converter_options(pipeline: Any) -> dict[str, Any]:
+    unet = pipeline.components.get("unet")
+    return {} if unet is None else {"unet_config": unet.config}
 
 
 @contextmanager
@@ -130,30 +137,6 @@ def _adapters(pipeline: Any) -> dict[str, dict[str, torch.Tensor]]:
         for name, part in parts.items()
         if isinstance(part, nn.Module)
     }
-
-
-def _unused(
-    state: Mapping[str, torch.Tensor], found: Mapping[str, Mapping[str, torch.Tensor]], values: bool
-) -> list[str]:
-    """The keys of a file whose tensors are in no layer: neither under their name, nor, for other names, by value."""
-    layers = {
-        f"{component}.{key.replace(f'.{ADAPTER}', '')}": _fingerprint(value, values)
-        for component, part in found.items()
-        for key, value in part.items()
-    }
-    wanted = {key: _fingerprint(value, values) for key, value in state.items()}
-    rest = {key: mark for key, mark in wanted.items() if layers.get(key) != mark}
-    others = Counter(mark for key, mark in layers.items() if wanted.get(key) != mark)
-    return [key for key, mark in rest.items() if not _take(others, mark)]
-
-
-def _fingerprint(value: torch.Tensor, values: bool) -> tuple[tuple[int, ...], str]:
-    return tuple(value.shape), sha256([tensor_bytes(value.detach().float())]) if values else ""
-
-
-def _take(counts: Counter[Any], item: Any) -> bool:
-    counts[item] -= 1
-    return counts[item] >= 0
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch.nn.modules.module import (
 from teachers.loading.location import INDEX
 from teachers.support.json_files import read_json
 from teachers.support.limits import MODULES, PARAMETERS, SIDE, TABLE_BYTES
+from teachers.support.listing import visible
 from teachers.support.text import one_line, printable
 
 TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json")  # and indexes of sharded weights
@@ -41,7 +42,7 @@ def check_configs(folder: Path) -> None:
     Raises:
         ValueError: With the file, if it is too large, is not valid JSON, or has a number that no network has.
     """
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
+    for file in visible(folder, "*.json", "*/*.json"):
         if not file.exists():  # a broken link: `check_trusted` reports it
             continue
         if file.name in TABLES or file.name.endswith(".index.json"):
@@ -99,7 +100,7 @@ def check_sizes(folder: Path, classes: dict[str, Any]) -> None:
         with bounded(part):
             network = build(kind, str(folder), name)
         size = sum(parameter.numel() for parameter in network.parameters())
-        stored = sum(file.stat().st_size for kind in ("safetensors", "bin") for file in part.glob(f"*.{kind}"))
+        stored = sum(file.stat().st_size for file in visible(part, "*.safetensors", "*.bin"))
         if 0 < stored < size:
             raise ValueError(
                 f"{part} describes a network of {size:,} parameters, but its weights have {stored:,} bytes; get the "

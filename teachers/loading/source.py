@@ -27,6 +27,7 @@ from teachers.loading.notices import without_notices
 from teachers.loading.sizes import check_configs, check_sizes
 from teachers.loading.trust import check_pipeline_files
 from teachers.loading.weights import LOADING, check_finite, load_networks, network_classes
+from teachers.support.listing import visible
 from teachers.support.regular import check_special
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
@@ -220,7 +221,7 @@ def check_weights(path: str) -> None:
     local = Path(path)
     if local.is_dir():
         check_special(local)
-    for file in sorted(local.rglob("*.safetensors")) if local.is_dir() else [local] if local.is_file() else []:
+    for file in visible(local, "**/*.safetensors") if local.is_dir() else [local] if local.is_file() else []:
         try:
             with safe_open(file, framework="pt"):
                 pass

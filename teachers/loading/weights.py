@@ -27,6 +27,7 @@ from teachers.loading.sizes import check_memory, check_sizes
 from teachers.loading.trust import check_no_adapter
 from teachers.support.json_files import read_json
 from teachers.support.limits import TABLE_BYTES
+from teachers.support.listing import visible
 
 logger = logging.getLogger(__name__)
 # transformers replaces functions of its classes while it loads a model. If two threads do so at once, the replacements
@@ -54,7 +55,7 @@ def weight_files(folder: Path, kind: str = "safetensors") -> tuple[str | None, l
         ValueError: If there are no plain weights but several variants.
     """
     variants: dict[str | None, list[Path]] = {}
-    for file in sorted(folder.glob(f"*.{kind}")):
+    for file in visible(folder, f"*.{kind}"):
         if match := WEIGHTS.match(file.name):
             variants.setdefault(match["variant"] or match["older"], []).append(file)
     if None in variants or not variants:
@@ -77,7 +78,7 @@ def check_shards(folder: Path, files: Collection[Path]) -> None:
     """
     listed: set[tuple[str, str]] = set()
     names = {file.name for file in files}
-    for index in folder.glob("*.safetensors.index*.json"):
+    for index in visible(folder, "*.safetensors.index*.json"):
         entries = read_json(index, TABLE_BYTES)["weight_map"].items()
         listed |= {(key, file) for key, file in entries} if names.intersection(dict(entries).values()) else set()
     if not listed:

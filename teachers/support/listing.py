@@ -1,4 +1,4 @@
-"""The files of a folder of images, listed as clean-fid lists them, for training and evaluation."""
+"""The files of folders that are not hidden; images as clean-fid lists them, for training and evaluation."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -41,6 +41,15 @@ def list_files(folder: Path, samples: str = "images", endings: Sequence[str] = E
         hint = "; unpack it first" if folder.suffix.lower() in (".zip", ".gz", ".tgz", ".7z", ".rar") else ""
         raise ValueError(f"{folder} {problem}, expected a folder of {samples} ({', '.join(endings[:10])}){hint}")
     return sorted(walk(folder), key=str)
+
+
+def visible(folder: Path, *patterns: str) -> list[Path]:
+    """The paths in `folder` that match one of several patterns of `Path.glob`, sorted, without hidden ones.
+
+    macOS writes a hidden file "._NAME" beside each NAME to disks of other systems.
+    """
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def walk(folder: Path, parents: Sequence[tuple[int, int]] = ()) -> Iterator[Path]:

@@ -87,6 +87,19 @@ def test_keys_that_cannot_be_combined(recipe):
         load(recipe, ["memory.eight_bit=true", "train.channels_last=true"])
 
 
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["data.prompts=pocket", "data.column=text"], r"data\.column must be null with data\.prompts=pocket, got 'text'"),
+    (["data.latents=x", "data.column=text"], r"data\.column must be null with data\.latents, got 'text'"),
+    (
+        ["evaluation.validation_prompts=[a bag]", "train.evaluate_every=0"],
+        r"evaluation\.validation_every must be at least 1 with train\.evaluate_every=0",
+    ),
+])  # fmt: skip
+def test_options_that_would_be_ignored_are_refused(recipe, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load(recipe, overrides)
+
+
 def test_teacher_family_is_detected(recipe):
     recipe.write_text(recipe.read_text().replace("family: stable_diffusion, ", ""))
     assert load(recipe).teacher.family == "stable_diffusion"

@@ -53,3 +53,7 @@ def test_methods_of_prompts_use_the_captions_of_images(tmp_path):
         (folder / f"{i}.txt").write_text(f"number {i}")
     planned = plan(DataRecipe(images=str(folder)), False, True)
     assert planned.images is None and planned.captions == ["number 0", "number 1", "number 2"]
+    for latents in (False, True):
+        (note,) = plan(DataRecipe(images=str(folder), prompts="pocket"), latents, True).notes
+        assert note == "data.prompts pocket is not used, because the captions of data.images are the prompts"
+    assert not plan(DataRecipe(images="pocket", prompts="pocket"), True, True).notes

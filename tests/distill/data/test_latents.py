@@ -1,6 +1,7 @@
 """Ready-made latents: files, captions, checks, and a run that learns from them."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from distill.data.dataset import plan, prepare
 from distill.data.latents import StoredLatents
 from distill.encode import encode
 from distill.train import train
+from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
 
 CPU = torch.device("cpu")
@@ -53,6 +55,7 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path, sigma_data):
     [
         (".txt", "a bag\na\u2028coat\n\n"),
         (".txt", "\ufeffa bag\r\na\u2028coat\r\n"),
+        (".txt", "a bag\na\u2028coat"),
         (".jsonl", '{"text": "a bag"}\n{"caption": "a\u2028coat"}\n'),
     ],
 )
@@ -71,7 +74,13 @@ def test_captions_beside_a_file(tmp_path, ending, text):
         (lambda folder: save_file({"x": torch.ones(2, 2)}, folder / "a.safetensors"), 'the tensor "latents", got x'),
         (
             lambda folder: save_file({"latents": torch.ones(2, 2).long()}, folder / "a.safetensors"),
-            "must be real numbers of shape",
+            "must be of shape .* and of a type of F64, F32, F16, BF16, got I64",
+        ),
+        (
+            lambda folder: save_file(
+                {"latents": torch.ones(2, 2).to(torch.float8_e4m3fn)}, folder / "a.safetensors", metadata={}
+            ),
+            r"in .*a\.safetensors must be .* got F8_E4M3",
         ),
         (lambda folder: write(folder / "a.safetensors", captions=False), "has no captions; add them to its metadata"),
         (
@@ -99,6 +108,35 @@ def test_files_that_cannot_be_used_are_errors(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
         plan(DataRecipe(latents=str(tmp_path)), True, True)
+
+
+def test_an_empty_caption_at_the_end_counts(tmp_path):
+    write(tmp_path / "a.SAFETENSORS", 3, captions=False)
+    (tmp_path / "a.txt").write_text("a bag\na coat\n\n", encoding="utf-8")
+    assert StoredLatents(tmp_path / "a.SAFETENSORS", True).captions == ["a bag", "a coat", ""]
+
+
+def test_hidden_files_are_not_read(tmp_path):
+    """macOS writes "._NAME" beside each NAME to disks of other systems."""
+    write(tmp_path / "a.safetensors", 2)
+    (tmp_path / "._a.safetensors").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert len(StoredLatents(tmp_path, True).captions) == 2
+
+
+@pytest.mark.parametrize(("scale", "sigma_data", "factor"), [(5.5, 1.0, "5.5"), (0.0, 1.0, "0"), (0.5, 2.0, "0.25")])
+def test_latents_before_the_autoencoder_s_scaling_are_noticed(tmp_path, scale, sigma_data, factor):
+    latents = torch.randn(64, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents / latents.square().mean().sqrt() * scale}, tmp_path / "a.safetensors")
+    with pytest.warns(UserWarning, match=rf"^data\.latents have {factor} times the standard deviation"):
+        StoredLatents(tmp_path, False).table(teacher(sigma_data=sigma_data), CPU)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sigma_data", [1.0, 0.5])
+def test_latents_of_the_usual_scale_are_not_noted(tmp_path, sigma_data):
+    latents = torch.randn(64, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * sigma_data
+    save_file({"latents": latents}, tmp_path / "a.safetensors")
+    StoredLatents(tmp_path, False).table(teacher(sigma_data=sigma_data), CPU)
 
 
 def test_a_missing_file_is_an_error(tmp_path):
@@ -138,6 +176,13 @@ def test_encoded_files_are_the_data_of_a_run(text_pipeline, tmp_path):
     found = prepare(plan(DataRecipe(latents=str(file)), True, True), teacher, recipe, accelerator)
     assert found.captions == expected.captions == ["number 0", "number 1", "number 2"]
     assert torch.allclose(rows(found.latents), rows(expected.latents), atol=1e-6)
+    stored = StoredLatents(file, True)
+    contents = stored_contents(recipe)
+    with warnings.catch_warnings(action="error"):
+        stored.check_autoencoder(teacher, contents)
+    other = {name: "0" * 64 if name.startswith("vae/") else value for name, value in contents.items()}
+    with pytest.warns(UserWarning, match="encoded by an autoencoder with other weights than the teacher's"):
+        stored.check_autoencoder(teacher, other)
     with pytest.raises(ValueError, match=r"OUT must be a folder without \.safetensors files, got .*00000"):
         encode(recipe, tmp_path / "latents")
 

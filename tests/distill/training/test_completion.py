@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill.config.recipe import load
+from distill.config.recipe import Recipe, load
+from distill.config.sections import EvaluationRecipe, TeacherRecipe
 from distill.export import export_run
 from distill.exporting import finish as finish_module
 from distill.train import train
 from distill.training import checkpoint, state
-from distill.training.export_record import is_exported, record_export
+from distill.training.export_record import export_key, is_exported, record_export
 from distill.training.guard import Stop
 from distill.training.run_folder import fingerprint, finished, run_key
 from distill.training.setup import plan_data
@@ -133,6 +134,16 @@ def test_files_that_no_loader_reads_do_not_matter(run, monkeypatch):
     (recipe.folder / "pipeline/notes.txt").write_text("mine")
     assert not is_repeated(recipe, monkeypatch)
     assert (recipe.folder / "pipeline/notes.txt").is_file()
+
+
+def test_an_export_has_the_contents_of_the_evaluation_prompts(tmp_path):
+    def found(name, text):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        evaluation = EvaluationRecipe(prompts=str(tmp_path / name))
+        return export_key(Recipe("x", TeacherRecipe("pocket"), {"name": "dmd"}, evaluation=evaluation))
+
+    assert found("a.txt", "a bag\n") == found("b.txt", "a bag\n")
+    assert found("a.txt", "a coat\n") != found("b.txt", "a bag\n")
 
 
 @pytest.mark.slow

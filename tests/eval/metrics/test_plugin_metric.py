@@ -131,6 +131,71 @@ def test_a_plugin_metric_neither_replaces_an_own_one_nor_breaks_others_when_it_i
     del sys.modules["other_metrics"]
 
 
+BROKEN = {  # the body of a metric by the words of its note
+    "boom": "    def score(self, images, prompts): raise RuntimeError('boom')",
+    "one for each sample, got torch.float32 of the shape (2, 1)": (
+        "    def score(self, images, prompts): return images.mean(dim=(1, 2, 3))[:, None]"
+    ),
+    "got <class 'float'>": "    def score(self, images, prompts): return 0.5",
+    "got <class 'numpy.ndarray'>": "    def score(self, images, prompts): return images.mean(dim=(1, 2, 3)).numpy()",
+    "got torch.complex64": "    def score(self, images, prompts): return images.mean(dim=(1, 2, 3)) * 1j",
+    "must be a finite number, got inf": "    def score(self, images, prompts): return torch.ones(len(images)) / 0",
+    "must be a finite number, got nan": "    def compute(self, row): return Figure(float('nan'))",
+    "must be a finite number, got 'good'": "    def compute(self, row): return Figure('good')",
+    "compute must return a Figure or None, got float": "    def compute(self, row): return 0.5",
+    "'float' object is not iterable": "    def compute(self, row): return Figure(0.5, 0.1)",
+    "must have two ends, got 3": "    def compute(self, row): return Figure(0.5, (0.1, 0.2, 0.3))",
+    "must have the shape (4,), got (2,)": "    def compute(self, row): return Figure(0.5, (0, 1), torch.ones(2))",
+    "KeyError: 'gone'": "    def compute(self, row): return row.scores['gone']",
+    "no content": "    def cache_key(self): raise OSError('no content')",
+    'writes the entry "name"': "    ratio_key = 'name'",
+    "format must be a format specification": "    format = '.3q'",
+    "position must be a number": "    position = 'last'",
+    "heading must be a text": "    heading = None",
+    "help must be a text": "    help = None",
+    "higher_is_better must be True, False or None": "    higher_is_better = 'yes'",
+    "key must be a name": "    key = 'my key'",
+    "media must be a set": "    media = 'image'",
+    "scale must be a number": "    scale = 'x'",
+}
+
+
+def broken_metrics(folder) -> list[str]:
+    """Write a module with a metric for each of BROKEN, and a good one; returns their entry points."""
+    head = ["import torch", "from eval.metrics.base import Figure, SampleMetric", ""]
+    bodies = [*BROKEN.values(), "    pass"]
+    for number, body in enumerate(bodies):
+        head += [
+            f"class M{number}(SampleMetric):",
+            f"    key, heading, help, higher_is_better = 'mine_{number}', 'Mine', 'Mean.', True",
+            "    def score(self, images, prompts): return images.zero_().mean(dim=(1, 2, 3))",
+            body,
+            "",
+        ]
+    folder.mkdir(exist_ok=True)
+    (folder / "broken_metrics.py").write_text("\n".join(head), encoding="utf-8")
+    return [f"mine_{number} = broken_metrics:M{number}" for number in range(len(bodies))]
+
+
+@pytest.mark.slow
+def test_broken_plugin_metrics_are_named_and_change_nothing_else(make_run, quick, tmp_path, monkeypatch):
+    """The last of them works, but changes the samples that it gets."""
+    run = make_run()
+    compare([run], tmp_path / "without", samples=4, batch_size=2, **quick)
+    install(monkeypatch, tmp_path / "site", "broken", {GROUP: broken_metrics(tmp_path / "site")})
+    compare([run], tmp_path / "with", samples=4, batch_size=2, **quick)
+    del sys.modules["broken_metrics"]
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("without", "with")]
+
+    before, after = (report["rows"][-1] for report in reports)
+    figures = [metric["key"] for metric in reports[0]["metrics"]]
+    assert {key: after[key] for key in figures} == {key: before[key] for key in figures} and len(figures) > 3
+    kept = [metric["key"] for metric in reports[1]["metrics"] if metric["key"] not in figures]
+    assert kept == [f"mine_{len(BROKEN)}"] and after[kept[0]] == 0
+    for words in BROKEN:
+        assert [note for note in reports[1]["notes"] if "(broken_metrics" in note and words in note], words
+
+
 class WeightedBrightness(SampleMetric):
     """A metric that reads weights."""
 

@@ -12,6 +12,7 @@ from eval.metrics.context import MetricContext
 from eval.pipelines.inputs import read_inputs
 from eval.report.notes import notes
 from teachers.loading.contents import pipeline_contents, stored_files
+from teachers.loading.prompts import read_prompts
 
 
 def test_a_teacher_that_changed_since_training_is_reported(make_run, text_pipeline, tmp_path):
@@ -66,7 +67,7 @@ def test_a_teacher_that_changed_since_training_is_reported(make_run, text_pipeli
 )
 def test_evaluation_prompts_that_are_training_prompts_are_reported(make_run, tmp_path, stored, own, used, sentence):
     name = "training_prompts.txt" if stored else "evaluation_prompts.txt"
-    run = make_run("student", evaluation={"prompts": name, "features": "pixels"})
+    run = make_run("student", evaluation={"prompts": name, "features": "pixels", "shared_with_training": 0})
     (run / "pipeline" / name).write_text("".join(f"{prompt}\n" for prompt in (used if own else stored or ["x"])))
     (tmp_path / "used.txt").write_text("".join(f"{prompt}\n" for prompt in used))
     options = {} if own else {"prompts": str(tmp_path / "used.txt")}
@@ -74,6 +75,18 @@ def test_evaluation_prompts_that_are_training_prompts_are_reported(make_run, tmp
     inputs = read_inputs(Options([run], tmp_path / "out", samples=4, **options))
     found = [note for note in notes(inputs, context, None, []) if "prompts" in note]
     assert [note.startswith(sentence) for note in found] == ([True] if sentence else [])
+
+
+@pytest.mark.parametrize(("recorded", "expected"), [(None, "All"), (0, "All"), (-5, "of the"), ("none", None)])
+def test_prompts_of_an_embedded_teacher_are_training_prompts_as_far_as_recorded(make_run, tmp_path, recorded, expected):
+    """`recorded` is what the run was trained with beside all of them."""
+    used = sorted(set(read_prompts("pocket")))
+    entry = {} if recorded is None else {"shared_with_training": 0 if recorded == "none" else len(used) + recorded}
+    run = make_run("student", evaluation={"prompts": "pocket", "features": "pixels"} | entry)
+    context = MetricContext(4, 0, torch.device("cpu"), extractor("pixels"), 192, used)
+    inputs = read_inputs(Options([run], tmp_path / "out", samples=len(read_prompts("pocket"))))
+    found = [note for note in notes(inputs, context, None, []) if "are training prompts of student" in note]
+    assert [expected in note for note in found] == ([True] if expected else [])
 
 
 def test_equal_notes_of_several_runs_are_one_sentence(make_run, tmp_path):
