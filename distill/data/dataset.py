@@ -154,8 +154,8 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Med
             raise ValueError(
                 f"data.images must be a folder or a dataset of {medium.plural} for this teacher, got '{source.name}'"
             )
-        captions = source.examples()[1][: recipe.limit or None]
-        return Plan(captions, embedded=source.name, notes=_unused_prompts(recipe, "images"))
+        known = source.examples()[1][: recipe.limit or None]
+        return Plan(known, embedded=source.name, notes=_unused_prompts(recipe, "images"))
     if recipe.latents is not None:
         stored = StoredLatents(Path(recipe.latents), guided, recipe.limit)
         notes = _unused_prompts(recipe, "latents")

@@ -39,7 +39,9 @@ def export_key(recipe: Recipe) -> str:
     """A key of what an export depends on beside the run's fingerprint."""
     evaluation, second = recipe.evaluation, recipe.method.get("second_times")
     # The export has a copy of the prompts, but only the name of the reference.
-    prompts = evaluation.prompts if evaluation.prompts in (None, *EMBEDDED) else content(evaluation.prompts)
+    prompts = evaluation.prompts
+    if prompts is not None and prompts not in EMBEDDED:
+        prompts = content(prompts)
     parts = evaluation.features, prompts, evaluation.reference
     return key(recipe.train.export, *parts, recipe.export, second)
 

@@ -195,6 +195,9 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), delimiter=delimiter, strict=True)
     try:
+        names = [name for name in reader.fieldnames or () if name]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{file}, line 1: the column {printable(repeated)!r} is repeated; rename or remove one")
         for row in reader:
             if any(row.pop(None, None) or ()):  # csv's key for values beyond the last column
                 raise ValueError(

@@ -74,7 +74,9 @@ def check_files(folder: Path, root: Path) -> None:
     check_no_adapter(folder)
     for file in _walk(folder):
         check_inside(file, root)
-        if file.suffix == ".json" and file.is_file():
+        if (
+            file.suffix == ".json" and file.is_file() and not file.name.startswith("._")
+        ):  # macOS writes those; none is read
             if ".index." in file.name:
                 check_weight_index(file)
             elif "config" in file.name:

@@ -148,7 +148,7 @@ def test_status_estimates_the_rest_from_its_own_steps_and_evaluations(recipe_of)
     ("evaluate_every", "validation_every", "rounds"), [(25, 0, 4), (25, 10, 11), (0, 40, 3), (0, 0, 0)]
 )
 def test_status_counts_the_steps_at_which_samples_are_drawn(recipe_of, evaluate_every, validation_every, rounds):
-    prompts = "evaluation.validation_prompts=[a coat]"
+    prompts = f"evaluation.validation_prompts=[{'a coat' if rounds else ''}]"
     every = f"train.evaluate_every={evaluate_every}", f"evaluation.validation_every={validation_every}"
     status = Status(recipe_of("train.steps=100", prompts, *every), False)
     status.evaluation_seconds, status.evaluations = 30.0, 1

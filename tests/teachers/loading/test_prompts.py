@@ -113,3 +113,12 @@ def test_other_structured_files_are_not_read_as_lines(tmp_path, ending):
     (tmp_path / f"a{ending}").write_text('["a coat", "a bag"]')
     with pytest.raises(ValueError, match=r"must be a text file with one prompt per line, or a table \(\.jsonl, "):
         read_prompts(str(tmp_path / f"a{ending}"))
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.tsv"])
+def test_repeated_columns_are_an_error(tmp_path, name):
+    separator = "\t" if name.endswith("tsv") else ","
+    rows = (["id", "text", "text", "", ""], ["1", "a bag", "a coat", "", ""])
+    (tmp_path / name).write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name}, line 1: the column 'text' is repeated"):
+        read_prompts(str(tmp_path / name))

@@ -179,6 +179,20 @@ def test_plain_weights_win_over_variants_of_the_same_component(folder):
 
 
 @pytest.mark.slow
+def test_hidden_files_of_macos_are_read_by_nothing(folder):
+    """macOS writes a binary file "._NAME" beside each NAME to disks of other systems, and .DS_Store."""
+    described, expected = describe(str(folder)), load_all(folder).denoiser.network.state_dict()
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (folder / "unet" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert describe(str(folder)) == described
+    assert all(
+        torch.equal(value, expected[key]) for key, value in load_all(folder).denoiser.network.state_dict().items()
+    )
+    load_for_eval(folder, CPU, torch.float32)
+
+
+@pytest.mark.slow
 def test_several_variants_without_plain_weights_are_refused_everywhere(folder):
     file = folder / UNET
     shutil.copy(file, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
