@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from teachers.core.cosine_path import Cosine
+from teachers.core.edm_path import Edm
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, VariancePreserving
@@ -79,7 +80,7 @@ def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence
             variants = check_networks(Path(source), (family, *family.pipelines, *family.components))
             stored = stored_parameters(Path(source), family.network)
     clips = clipping(getattr(getattr(teacher, "stock", teacher), "scheduler", None))
-    kinds = {VariancePreserving: "variance preserving", Flow: "rectified flow", Cosine: "cosine"}
+    kinds = {VariancePreserving: "variance preserving", Flow: "rectified flow", Cosine: "cosine", Edm: "EDM"}
     kind = next((text for path, text in kinds.items() if isinstance(schedule, path)), type(schedule).__name__)
     latent = " x ".join(map(str, teacher.shape))
     lines = {

@@ -11,6 +11,7 @@ from diffusers import (
     CosineDPMSolverMultistepScheduler,
     DDIMScheduler,
     DiffusionPipeline,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
 from torch import Tensor, nn
@@ -20,10 +21,12 @@ from distill.exporting.recording import SAMPLES, recorded_steps
 from eval.pipelines.generate import arguments, cuda_devices
 from eval.pipelines.networks import Pipeline, networks, set_guidance
 from eval.pipelines.signatures import argument, takes_prompts
+from teachers.core.schedule import is_edm
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
 from teachers.loading.registry import family_of_class
 
+EDM_KEYS = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "num_train_timesteps", "prediction_type", "rho")
 PROMPTS, CLASSES = ("a photo of a coat", "an ankle boot"), ("0", "1")
 
 Inputs: TypeAlias = dict[str, Tensor]
@@ -60,13 +63,18 @@ def prompts_for(kind: type[DiffusionPipeline]) -> list[str] | None:
 
 
 def use_first_order_sampler(pipe: Pipeline) -> None:
-    """Replace a scheduler of diffusers by DDIM with its own `alphas_cumprod`, or by Euler for a rectified flow.
+    """Replace a scheduler of diffusers by DDIM with its own `alphas_cumprod`, or by Euler for a rectified flow
+    or EDM's schedule.
 
     Schedulers of other packages stay; they must be deterministic and of first order. Stable Audio's stays too, which is
     stochastic. Learned variances are dropped.
     """
     scheduler = pipe.scheduler
     if isinstance(scheduler, CosineDPMSolverMultistepScheduler):
+        return
+    if is_edm(scheduler):
+        kept = {key: scheduler.config[key] for key in EDM_KEYS}
+        pipe.scheduler = EDMEulerScheduler(**kept, final_sigmas_type="zero")
         return
     config = getattr(scheduler, "config", {})
     deterministic = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling")

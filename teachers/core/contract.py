@@ -78,6 +78,7 @@ class Contract:
         call_names: The pipeline's names of call arguments by diffusers' names (`CALL_NAMES`), such as
             {"num_inference_steps": "steps"}.
         sigma_data: The default of `teacher.sigma_data`: standard deviation of the native latents or pixels.
+        takes_edm: Whether the pipelines can sample EDM's schedule, whose scheduler has its own sigma_data.
         feature_layer: Name of the network's submodule whose tokens (B, N, C) or maps (B, C, ...) DMD's discriminator
             reads; None: the middle of its blocks, if it has a child with a usual name.
         medium_class: The class of `medium`: `Image`, `Video` or `Audio`.
@@ -110,6 +111,7 @@ class Contract:
     components: ClassVar[tuple[type[Any], ...]] = ()
     call_names: ClassVar[Mapping[str, str]] = {}
     sigma_data: ClassVar[float] = 1.0
+    takes_edm: ClassVar[bool] = False
     feature_layer: ClassVar[str | None] = None
     medium_class: ClassVar[type[Medium]] = Image
     stream: ClassVar[int] = -1

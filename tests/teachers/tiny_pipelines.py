@@ -10,6 +10,7 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -123,7 +124,7 @@ def stable_diffusion(tokenizer, **schedule):
     )
 
 
-def stable_diffusion_xl(tokenizer):
+def stable_diffusion_xl(tokenizer, scheduler=None):
     network = unet(
         cross_attention_dim=2 * WIDTH,
         addition_embed_type="text_time",
@@ -137,7 +138,7 @@ def stable_diffusion_xl(tokenizer):
         text_encoder_2=clip(tokenizer, CLIPTextModelWithProjection),
         tokenizer_2=tokenizer,
         unet=network,
-        scheduler=betas(EulerDiscreteScheduler, timestep_spacing="leading", steps_offset=1),
+        scheduler=scheduler or betas(EulerDiscreteScheduler, timestep_spacing="leading", steps_offset=1),
     )
 
 
@@ -282,6 +283,10 @@ BUILDERS: dict[str, tuple[str, Callable]] = {
         ),
     ),
     "Stable Diffusion XL": ("stable_diffusion_xl", stable_diffusion_xl),
+    "Playground 2.5": (
+        "stable_diffusion_xl",
+        lambda tokenizer: stable_diffusion_xl(tokenizer, EDMDPMSolverMultistepScheduler(solver_order=1)),
+    ),
     "Stable Diffusion 3.5": ("stable_diffusion_3", stable_diffusion_3),
     "Flux.1 dev": ("flux", lambda tokenizer: flux(tokenizer, guidance_embeds=True)),
     "Flux.1 schnell": ("flux", lambda tokenizer: flux(tokenizer, guidance_embeds=False)),

@@ -1,5 +1,6 @@
 """Stock pipelines of all families: how they are called, and what their networks receive."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ def stock_run(teacher, folder, name, guidance) -> Run:
         angles = path.angle(scheduler.sigmas.double() * 1000).tolist()
     else:
         end = 0.0 if scheduler.config.get("set_alpha_to_one", True) else path.t_min
-        angles = [*path.angle(scheduler.timesteps.double()).tolist(), end]
+        angles = [*path.angle(teacher.timesteps(scheduler)).tolist(), end]
     last = outputs[-1][:2]  # DiT keeps both halves of the guided batch
     inputs = kwargs | (kwargs.get("added_cond_kwargs") or {})
     return Run(inputs, unpacked(native[:2], teacher.shape), unpacked(last, teacher.shape), angles)
@@ -100,6 +101,14 @@ def more_noise(teacher, name, rng):
     if name.startswith("Flux"):
         return unpacked(torch.randn(2, height * width // 4, channels * 4, generator=rng), teacher.shape)
     return noise_of(teacher, name, rng)
+
+
+def edm_noise(student, noise, x0, times, fresh):
+    """The noise of the second step of an EDM export, which has a share of the first noise as x0 leaves it."""
+    first, second = student.path.native(torch.tensor(times, dtype=torch.float64))[1].tolist()
+    share = second / first
+    left = (noise * math.sqrt(first**2 + 1) - student.path.sigma_data * x0) / first
+    return share * left + math.sqrt(1 - share**2) * fresh
 
 
 def difference(actual, expected):
