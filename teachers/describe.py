@@ -115,7 +115,7 @@ def sample_size(medium: Medium) -> str:
 def guidance(teacher: Teacher) -> str:
     """How guidance applies to the teacher's students, as one phrase."""
     if not teacher.guided:
-        return "none: it takes no prompts"
+        return "none: it has no condition without a class" if teacher.prompted else "none: it takes no prompts"
     scale = teacher.call_names.get("guidance_scale", "guidance_scale")
     value = teacher.calls(1).get(scale, 1.0)
     if teacher.embeds_guidance and not teacher.ignores_guidance:

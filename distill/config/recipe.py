@@ -69,7 +69,8 @@ class Recipe(Checked):
         if self.teacher.family != "auto":
             kind = find(TEACHERS, self.teacher.family)
             kind.size_argument(self.teacher.size)
-            if self.evaluation.validation_prompts and not kind.guided:
+            kind.check_guidance(self.teacher.guidance)
+            if self.evaluation.validation_prompts and not kind.takes_prompts(self.teacher.path):
                 raise ValueError(
                     f"evaluation.validation_prompts must be empty: a teacher of the family {self.teacher.family} takes "
                     "no prompts"

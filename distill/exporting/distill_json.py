@@ -121,7 +121,7 @@ def describe(
             for n in distiller.step_counts(times)
         ],
         "evaluation": {
-            "prompts": prompts if teacher.guided else None,
+            "prompts": prompts if teacher.prompted else None,
             "features": features,
             "reference": recipe.evaluation.reference,
         },

@@ -69,6 +69,7 @@ class Contract:
 
     Attributes:
         guided: Whether the pipeline takes prompts, so that classifier-free guidance applies.
+        example_prompt: A prompt that `condition` takes, for checks of shapes.
         exports: Whether students of this family can be exported as diffusers pipelines.
         pipelines: The pipeline classes that the family takes. `teacher.family: auto` selects the family by them; a
             subclass that inherits them is selected by name only. Empty: the family is only for use from Python.
@@ -105,6 +106,7 @@ class Contract:
     """
 
     guided: ClassVar[bool] = True
+    example_prompt: ClassVar[str] = ""
     exports: ClassVar[bool] = True
     pipelines: ClassVar[Pipelines] = ()
     network: ClassVar[str] = "transformer"
@@ -126,6 +128,20 @@ class Contract:
     refuses_steps: ClassVar[bool] = True
     pads_prompts: ClassVar[bool] = False
     guidance_has_momentum: ClassVar[bool] = False
+
+    @classmethod
+    def takes_prompts(cls, path: str | None) -> bool:
+        """Whether the pipeline at `path`, as `load` takes it, takes prompts, or class numbers; no weights are read."""
+        return cls.guided
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the teacher's condition depends on prompts, or on class numbers."""
+        return self.guided
+
+    @classmethod
+    def check_guidance(cls, guidance: float) -> None:
+        """Raise ValueError if the family's pipelines cannot be guided at a scale that a recipe states."""
 
     @classmethod
     def problems(cls) -> list[str]:

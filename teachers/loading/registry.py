@@ -6,9 +6,10 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 
 from teachers.core.contract import FeatureModel
+from teachers.core.schedule import is_edm
 from teachers.core.teacher import Teacher
 from teachers.loading.embedded import locate, usual_size
 from teachers.loading.source import class_name
@@ -86,7 +87,7 @@ def load_teacher(
     if isinstance(source, UNet2DModel):
         if scheduler is None:
             raise ValueError("scheduler must be the one that the UNet was trained with: load_teacher(unet, scheduler)")
-        source = DDPMPipeline(source, scheduler)
+        source = (ConsistencyModelPipeline if is_edm(scheduler) else DDPMPipeline)(source, scheduler)
     if not isinstance(source, DiffusionPipeline):
         raise ValueError(f"source must be a path, a diffusers pipeline or a UNet2DModel, got {type(source).__name__}")
     family = installed()[family_by_class(type(source).__name__)]

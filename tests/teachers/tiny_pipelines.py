@@ -5,12 +5,14 @@ from collections.abc import Callable
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    ConsistencyModelPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -261,16 +263,24 @@ def sana(tokenizer):
     return SanaPipeline(gemma_tokenizer, encoder, vae, network, scheduler)
 
 
-def unconditional(tokenizer):
-    network = UNet2DModel(
+def pixel_unet(**changes):
+    return UNet2DModel(
         sample_size=16,
         block_out_channels=(8, 8),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         norm_num_groups=4,
+        **changes,
     )
-    return DDIMPipeline(network, DDIMScheduler(clip_sample=False))
+
+
+def unconditional(tokenizer):
+    return DDIMPipeline(pixel_unet(), DDIMScheduler(clip_sample=False))
+
+
+def edm(tokenizer, scheduler=None, **changes):
+    return ConsistencyModelPipeline(pixel_unet(**changes), scheduler or EDMEulerScheduler())
 
 
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline).
@@ -298,4 +308,6 @@ BUILDERS: dict[str, tuple[str, Callable]] = {
     "Sana": ("sana", sana),
     "DiT": ("dit", dit),
     "unconditional UNet": ("unconditional", unconditional),
+    "EDM, CIFAR-10": ("edm", edm),
+    "EDM, ImageNet-64": ("edm", lambda tokenizer: edm(tokenizer, num_class_embeds=10)),
 }

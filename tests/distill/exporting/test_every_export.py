@@ -35,7 +35,7 @@ ALIKE = {  # students of the same kinds
     "f_distill": {"name": "f_distill"},
     "lcm, 4 steps": {"name": "lcm", "timesteps": [999, 749, 499, 249]},
 }
-EDM = ("Playground 2.5", "CosXL")  # with one or two steps
+EDM = ("Playground 2.5", "CosXL", "EDM, CIFAR-10", "EDM, ImageNet-64")  # with one or two steps
 CASES = [(name, method) for name in VARIANTS for method in METHODS if not (name in EDM and method == "dmd, 4 steps")]
 CASES += [("Stable Diffusion 1.5", method) for method in ALIKE]
 
@@ -79,7 +79,7 @@ def test_more_steps_than_a_scheduler_has_are_refused(name, teacher_of):
         teacher.pipeline(teacher.student(), [1.5, 1.2, 0.9, 0.4])
 
 
-HALF = [(name, torch.bfloat16) for name, (family, _) in VARIANTS.items() if family != "unconditional"]
+HALF = [(name, torch.bfloat16) for name, (family, _) in VARIANTS.items() if family not in ("unconditional", "edm")]
 
 
 @pytest.mark.slow

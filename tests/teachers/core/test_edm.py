@@ -1,10 +1,17 @@
 """EDM's preconditioning in canonical time: closed forms in float64, diffusers' schedulers, refusals."""
 
 import math
+import re
 
 import pytest
 import torch
-from diffusers import CMStochasticIterativeScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+)
 from torch import nn
 
 from distill.config.recipe import Recipe
@@ -157,6 +164,70 @@ def test_families_that_cannot_sample_it_refuse_it(kind, tokenizer):
 def test_a_consistency_model_is_no_teacher(edm):
     with pytest.raises(ValueError, match=r"must be that of a diffusion model, got CMStochasticIterativeScheduler"):
         schedule(CMStochasticIterativeScheduler(), 1.0, edm=edm)
+
+
+def labelled(tokenizer, scheduler=None, **changes):
+    return tiny_pipelines.edm(tokenizer, scheduler, **({"num_class_embeds": 10} | changes))
+
+
+PIPELINES = {
+    "classes of another kind": (
+        lambda tokenizer: tiny_pipelines.edm(tokenizer, class_embed_type="timestep"),
+        "class_embed_type of the UNet2DModel must be null, with the number of classes as num_class_embeds, got 'time",
+    ),
+    "Fourier features": (
+        lambda tokenizer: labelled(tokenizer, time_embedding_type="fourier"),
+        "time_embedding_type of the UNet2DModel must be positional, got fourier",
+    ),
+    "grey": (
+        lambda tokenizer: labelled(tokenizer, in_channels=1, out_channels=1),
+        "must have square images of 3 channels, got in_channels 1, out_channels 1, sample_size 16",
+    ),
+    "a learned variance": (lambda tokenizer: labelled(tokenizer, out_channels=6), "got in_channels 3, out_channels 6"),
+    "a table": (
+        lambda tokenizer: labelled(tokenizer, DDPMScheduler()),
+        "the schedule of DDPMScheduler is not supported: this family's schedules must be EDM's (EDMEulerScheduler)",
+    ),
+    "a consistency model": (
+        lambda tokenizer: labelled(tokenizer, CMStochasticIterativeScheduler()),
+        "the pipeline's scheduler must be that of a diffusion model, got CMStochasticIterativeScheduler",
+    ),
+    "DDPMPipeline": (
+        lambda tokenizer: DDPMPipeline(tiny_pipelines.pixel_unet(), EDMEulerScheduler()),
+        "the schedule of EDMEulerScheduler is not supported: this family's schedules must be variance preserving",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines_that_cannot_be_teachers_are_refused_in_one_sentence(name, tokenizer):
+    build, message = PIPELINES[name]
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_teacher(build(tokenizer))
+    assert "\n" not in str(error.value)
+
+
+def test_a_prompt_is_the_number_of_a_class_and_there_is_no_guidance(tokenizer, tmp_path):
+    pipe = labelled(tokenizer)
+    pipe.save_pretrained(tmp_path)
+    teacher = load_teacher(tmp_path)
+    assert teacher.condition(["7", " 0 "])["class_labels"].tolist() == [7, 0]
+    assert "guidance_scale" not in teacher.usual_call(18, 1.0)
+    for prompt in ("10", "", "a cat"):
+        with pytest.raises(ValueError, match=r"a prompt for this UNet2DModel must be a number from 0 to 9, got"):
+            teacher.condition([prompt])
+    with pytest.raises(ValueError, match=r"teacher.guidance must be 1 for a teacher of the family edm, got 2"):
+        Recipe("run", TeacherRecipe(str(tmp_path), guidance=2.0), {"name": "dmd"})
+    assert type(teacher).takes_prompts(str(tmp_path)) and teacher.prompted
+    tiny_pipelines.edm(tokenizer).save_pretrained(tmp_path)
+    teacher = load_teacher(tmp_path)
+    assert not type(teacher).takes_prompts(str(tmp_path)) and not teacher.prompted and teacher.condition(["x"]) == {}
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_a_network_in_memory_is_a_teacher_with_its_scheduler(classes):
+    teacher = load_teacher(tiny_pipelines.pixel_unet(num_class_embeds=classes), EDMEulerScheduler())
+    assert type(teacher).__name__ == "EdmUNet" and teacher.denoiser.path.sigma_data == 0.5
 
 
 def test_sigma_data_is_that_of_the_scheduler(tokenizer, tmp_path):

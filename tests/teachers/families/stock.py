@@ -11,18 +11,21 @@ from teachers.core.trigflow import Flow
 from tests.teachers.tiny_pipelines import BUILDERS
 
 NAMES = list(BUILDERS)
+PIXELS = [name for name, (family, _) in BUILDERS.items() if family in ("unconditional", "edm")]
 PROMPTS = ["a photo of a coat", "an ankle boot"]
 
 
 def prompts_of(name):
-    return ["goldfish", "7"] if name == "DiT" else PROMPTS
+    return {"DiT": ["goldfish", "7"], "EDM, ImageNet-64": ["1", "7"]}.get(name, PROMPTS)
 
 
 def inputs_of(name):
     """The arguments of a stock pipeline that select what is sampled."""
     if name == "DiT":
         return {"class_labels": [1, 7]}
-    return {"batch_size": 2} if name == "unconditional UNet" else {"prompt": PROMPTS}
+    if name == "EDM, ImageNet-64":
+        return {"class_labels": [1, 7], "batch_size": 2}
+    return {"batch_size": 2} if name in PIXELS else {"prompt": PROMPTS}
 
 
 @dataclass
@@ -65,7 +68,7 @@ def stock_run(teacher, folder, name, guidance) -> Run:
     pipe.scheduler.step = recording_step
     network.register_forward_hook(lambda m, args, kwargs, out: calls.append((args, kwargs)), with_kwargs=True)
     call = teacher.usual_call(4, guidance)
-    latent = {} if name in ("DiT", "unconditional UNet") else {"output_type": "latent"}
+    latent = {} if name in ("DiT", *PIXELS) else {"output_type": "latent"}
     pipe(**inputs_of(name), **call, **latent, generator=torch.Generator().manual_seed(0))
     args, kwargs = calls[0]
     native = args[0] if args else kwargs["hidden_states"]
