@@ -21,12 +21,11 @@ from distill.exporting.recording import SAMPLES, recorded_steps
 from eval.pipelines.generate import arguments, cuda_devices
 from eval.pipelines.networks import Pipeline, networks, set_guidance
 from eval.pipelines.signatures import argument, takes_prompts
-from teachers.core.schedule import is_edm
+from teachers.core.schedule import edm_options, is_edm
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
 from teachers.loading.registry import family_of_class
 
-EDM_KEYS = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "num_train_timesteps", "prediction_type", "rho")
 PROMPTS, CLASSES = ("a photo of a coat", "an ankle boot"), ("0", "1")
 
 Inputs: TypeAlias = dict[str, Tensor]
@@ -73,8 +72,7 @@ def use_first_order_sampler(pipe: Pipeline) -> None:
     if isinstance(scheduler, CosineDPMSolverMultistepScheduler):
         return
     if is_edm(scheduler):
-        kept = {key: scheduler.config[key] for key in EDM_KEYS}
-        pipe.scheduler = EDMEulerScheduler(**kept, final_sigmas_type="zero")
+        pipe.scheduler = EDMEulerScheduler(**edm_options(scheduler), final_sigmas_type="zero")
         return
     config = getattr(scheduler, "config", {})
     deterministic = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling")

@@ -92,6 +92,12 @@ def is_edm(scheduler: Any) -> bool:
     return isinstance(scheduler, EDM_SCHEDULERS)
 
 
+def edm_options(scheduler: Any) -> dict[str, Any]:
+    """The constructor arguments that EDM's schedulers have in common, as `scheduler` has them."""
+    keys = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "num_train_timesteps", "prediction_type", "rho")
+    return {key: scheduler.config[key] for key in keys}
+
+
 def data_scale(scheduler: Any, sigma_data: float | None, default: float) -> float:
     """The standard deviation of a teacher's native data.
 
