@@ -111,8 +111,8 @@ def betas(kind, **changes):
     return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **changes)
 
 
-def stable_diffusion(tokenizer, **schedule):
-    scheduler = betas(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **schedule)
+def stable_diffusion(tokenizer, scheduler=None, **schedule):
+    scheduler = scheduler or betas(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **schedule)
     network = unet(cross_attention_dim=WIDTH)
     return StableDiffusionPipeline(
         vae=autoencoder(scaling_factor=0.18),

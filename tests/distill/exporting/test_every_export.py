@@ -35,7 +35,7 @@ ALIKE = {  # students of the same kinds
     "f_distill": {"name": "f_distill"},
     "lcm, 4 steps": {"name": "lcm", "timesteps": [999, 749, 499, 249]},
 }
-EDM = ("Playground 2.5", "CosXL", "EDM, CIFAR-10", "EDM, ImageNet-64")  # with one or two steps
+EDM = ("Stable Diffusion, EDM", "Playground 2.5", "CosXL", "EDM, CIFAR-10", "EDM, ImageNet-64")  # with one or two steps
 CASES = [(name, method) for name in VARIANTS for method in METHODS if not (name in EDM and method == "dmd, 4 steps")]
 CASES += [("Stable Diffusion 1.5", method) for method in ALIKE]
 
@@ -99,7 +99,9 @@ def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
     assert stored["checked"].get("lora_difference", 0.0) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", first_is_quick(["Stable Diffusion 1.5", "Stable Diffusion XL", "Flux.1 dev"]))
+@pytest.mark.parametrize(
+    "name", first_is_quick(["Stable Diffusion 1.5", "Stable Diffusion XL", "Playground 2.5", "Flux.1 dev"])
+)
 def test_every_embedded_guidance_scale_is_checked(name, teacher_of, tmp_path, largest):
     method = {"name": "scm", "guidances": [1.0, 3.0, 5.0]}
     stored = exported(tmp_path / "run", teacher_of(name), name, method, guidance=3.0)

@@ -32,6 +32,7 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "pre
 VARIANTS = BUILDERS | {
     "Stable Diffusion, v": ("stable_diffusion", latents(prediction_type="v_prediction")),
     "Stable Diffusion, sample": ("stable_diffusion", latents(prediction_type="sample")),
+    "Stable Diffusion, EDM": ("stable_diffusion", lambda tokenizer: stable_diffusion(tokenizer, EDMEulerScheduler())),
     "CosXL": (
         "stable_diffusion_xl",
         lambda tokenizer: stable_diffusion_xl(
