@@ -49,7 +49,7 @@ def encode(recipe: Recipe, out: Path) -> list[Path]:
         raise ValueError(f"OUT must be a folder without {ENDING} files, got {taken[0]}; choose another folder")
     family = find(TEACHERS, recipe.teacher.family)
     with reading(recipe.data.images):
-        images = open_images(recipe.data, family.guided, family.medium_class)
+        images = open_images(recipe.data, family.takes_prompts(recipe.teacher.path), family.medium_class)
     for note in images.notes:
         print(note)
     with without_accelerate_variables():

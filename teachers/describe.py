@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from teachers.core.cosine_path import Cosine
+from teachers.core.edm_path import Edm
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, VariancePreserving
@@ -80,7 +81,7 @@ def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence
             variants = check_networks(Path(source), (family, *family.pipelines, *family.components))
             stored = stored_parameters(Path(source), family.network)
     clips = clipping(getattr(getattr(teacher, "stock", teacher), "scheduler", None))
-    kinds = {VariancePreserving: "variance preserving", Flow: "rectified flow", Cosine: "cosine"}
+    kinds = {VariancePreserving: "variance preserving", Flow: "rectified flow", Cosine: "cosine", Edm: "EDM"}
     kind = next((text for path, text in kinds.items() if isinstance(schedule, path)), type(schedule).__name__)
     latent = " x ".join(map(str, teacher.shape))
     lines = {
@@ -115,7 +116,7 @@ def sample_size(medium: Medium) -> str:
 def guidance(teacher: Teacher) -> str:
     """How guidance applies to the teacher's students, as one phrase."""
     if not teacher.guided:
-        return "none: it takes no prompts"
+        return "none: it has no condition without a class" if teacher.prompted else "none: it takes no prompts"
     scale = teacher.call_names.get("guidance_scale", "guidance_scale")
     value = teacher.calls(1).get(scale, 1.0)
     if teacher.embeds_guidance and not teacher.ignores_guidance:

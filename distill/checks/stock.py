@@ -11,6 +11,7 @@ from diffusers import (
     CosineDPMSolverMultistepScheduler,
     DDIMScheduler,
     DiffusionPipeline,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from distill.exporting.recording import SAMPLES, recorded_steps
 from eval.pipelines.generate import arguments, cuda_devices
 from eval.pipelines.networks import Pipeline, networks, set_guidance
 from eval.pipelines.signatures import argument, takes_prompts
+from teachers.core.schedule import edm_options, is_edm
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
 from teachers.loading.registry import family_of_class
@@ -60,13 +62,17 @@ def prompts_for(kind: type[DiffusionPipeline]) -> list[str] | None:
 
 
 def use_first_order_sampler(pipe: Pipeline) -> None:
-    """Replace a scheduler of diffusers by DDIM with its own `alphas_cumprod`, or by Euler for a rectified flow.
+    """Replace a scheduler of diffusers by DDIM with its own `alphas_cumprod`, or by Euler for a rectified flow
+    or EDM's schedule.
 
     Schedulers of other packages stay; they must be deterministic and of first order. Stable Audio's stays too, which is
     stochastic. Learned variances are dropped.
     """
     scheduler = pipe.scheduler
     if isinstance(scheduler, CosineDPMSolverMultistepScheduler):
+        return
+    if is_edm(scheduler):
+        pipe.scheduler = EDMEulerScheduler(**edm_options(scheduler), final_sigmas_type="zero")
         return
     config = getattr(scheduler, "config", {})
     deterministic = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not config.get("stochastic_sampling")

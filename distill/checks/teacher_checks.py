@@ -104,7 +104,7 @@ def sampler_difference(run: StockRun, teacher: Teacher, cond: Condition, guidanc
     for i, (sample, output) in enumerate(zip(run.samples[:count], run.outputs[:count], strict=True)):
         t, s = (torch.full((len(sample),), angle, dtype=torch.float64) for angle in run.angles[i : i + 2])
         t, s = t.to(sample.device), s.to(sample.device)
-        x_t = sample / path.scale(t[:1]).item()
+        x_t = sample / path.input_scale(t[:1]).item()
         ours = rotate(x_t, teacher.velocity(x_t, t, cond, guidance), t, s) * path.scale(s[:1]).item()
         gap = ((ours - output).abs().max() / output.std().clamp_min(1e-9)).item()
         if math.isnan(gap):

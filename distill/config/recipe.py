@@ -61,7 +61,7 @@ class Recipe(Checked):
             self.teacher = dataclasses.replace(self.teacher, size=size)
         if self.teacher.sigma_data is None:
             family = self.teacher.family
-            sigma_data = 1.0 if family == "auto" else find(TEACHERS, family).sigma_data
+            sigma_data = 1.0 if family == "auto" else find(TEACHERS, family).stored_sigma_data(self.teacher.path)
             self.teacher = dataclasses.replace(self.teacher, sigma_data=sigma_data)
         if self.teacher.precision == "auto":
             half = self.memory.tier == "lora"
@@ -69,7 +69,8 @@ class Recipe(Checked):
         if self.teacher.family != "auto":
             kind = find(TEACHERS, self.teacher.family)
             kind.size_argument(self.teacher.size)
-            if self.evaluation.validation_prompts and not kind.guided:
+            kind.check_guidance(self.teacher.guidance)
+            if self.evaluation.validation_prompts and not kind.takes_prompts(self.teacher.path):
                 raise ValueError(
                     f"evaluation.validation_prompts must be empty: a teacher of the family {self.teacher.family} takes "
                     "no prompts"

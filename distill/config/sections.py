@@ -38,7 +38,8 @@ class TeacherRecipe(Checked):
     )
     sigma_data: float | None = option(
         None,
-        "Standard deviation of the native latents or pixels; null: that of the family, 1.0 by default.",
+        "Standard deviation of the native latents or pixels; null: that of an EDM scheduler, else of the family, "
+        "1.0 by default.",
         above=0,
         at_most=1e4,
     )

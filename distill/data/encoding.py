@@ -55,12 +55,13 @@ class Encoder:
 
     def encode_captions(self, captions: Sequence[str]) -> Table:
         """The conditions of `captions`, one row for each. Also sets the teacher's condition of the empty prompt."""
-        if not self.teacher.guided:
+        if not self.teacher.prompted:
             return Table([dict(self.teacher.condition([""]))], self.accelerator.device)
         encoder = self.encoder_key("condition")
         null_key = key(encoder, "null condition")
         null = self._file(null_key)
-        if self.accelerator.is_main_process and not shards.is_valid(null, null_key):
+        guided, main = self.teacher.guided, self.accelerator.is_main_process
+        if guided and main and not shards.is_valid(null, null_key):
             self._write(null, null_key, self.teacher.encode_unguided())
         parts = [captions[i : i + SHARD] for i in range(0, len(captions), SHARD)]
         keys = [key(encoder, part) for part in parts]
@@ -69,7 +70,9 @@ class Encoder:
             if not shards.is_valid(self._file(keys[number]), keys[number]):
                 self._write(self._file(keys[number]), keys[number], self._conditions(parts[number]))
         self.accelerator.wait_for_everyone()
-        self.teacher.null_cache = shards.load([null], self.accelerator.device).gather(torch.zeros(1, dtype=torch.long))
+        if guided:
+            row = torch.zeros(1, dtype=torch.long)
+            self.teacher.null_cache = shards.load([null], self.accelerator.device).gather(row)
         return shards.load([self._file(name) for name in keys], self.accelerator.device)
 
     def _conditions(self, captions: Sequence[str]) -> Condition:
@@ -164,7 +167,7 @@ class Encoder:
     def _read(self, row: Row) -> Reading | str:
         """A row's sample, or why it cannot be used."""
         try:
-            return row.read(self.teacher.medium, self.teacher.guided)
+            return row.read(self.teacher.medium, self.teacher.prompted)
         except ValueError as error:
             return str(error)
 

@@ -41,7 +41,7 @@ def call_lines(calls: Sequence[dict[str, Any]], prompt: str | None, output: str 
 
 def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | None:
     """The argument with a prompt or a class in a call of a pipeline class; None if it takes neither."""
-    if not teacher.guided:
+    if not teacher.prompted:
         return None
     takes = inspect.signature(kind.__call__).parameters
     names = {name: teacher.call_names.get(name, name) for name in ("prompt", "class_labels")}

@@ -18,6 +18,11 @@ def sigmas(pipe: Any, record: Mapping[str, Any], entry: Mapping[str, Any]) -> li
         entry: One of its `calls`.
     """
     count = entry["num_steps"]
+    if record.get("schedule") == "edm":
+        raise ValueError(
+            "--format single-file needs a teacher without EDM's preconditioning, got a student of one: front ends know "
+            "the preconditioning of few published files only; use --format diffusers or lora"
+        )
     if record.get("timesteps"):
         table = pipe.scheduler.alphas_cumprod.double()
         levels = [float(((1 - table[n]) / table[n]).sqrt()) for n in record["timesteps"][:count]]

@@ -12,6 +12,7 @@ from distill.data.dataset import Dataset
 from distill.exporting.model_card.metadata import is_hub_id
 from distill.methods.base import Distiller
 from teachers.core.denoiser import Denoiser
+from teachers.core.edm_path import Edm
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
 from teachers.loading.embedded import EMBEDDED
@@ -113,14 +114,14 @@ def describe(
         "times": times,
         **({} if timesteps is None else {"timesteps": timesteps}),
         "export": recipe.export.schedule,  # what the recipe says; "schedule" is what the pipeline has
-        "schedule": "bent" if bent else "native",
+        "schedule": "edm" if isinstance(student.path, Edm) else "bent" if bent else "native",
         **({"consistency": True} if student.is_consistency else {}),
         "calls": [
             {"num_steps": n, "call": student_call(teacher, student, times[:n]) | scale}
             for n in distiller.step_counts(times)
         ],
         "evaluation": {
-            "prompts": prompts if teacher.guided else None,
+            "prompts": prompts if teacher.prompted else None,
             "features": features,
             "reference": recipe.evaluation.reference,
         },

@@ -163,7 +163,7 @@ def differences(
     """
     name = type(pipe).__name__
     different = 1 if teacher.pads_prompts else len(prompts)
-    chosen = [prompts[i % different] for i in range(SAMPLES)] if teacher.guided else None
+    chosen = [prompts[i % different] for i in range(SAMPLES)] if teacher.prompted else None
     with exact_float32():
         sampled = _sample_all(pipe, calls, chosen, teacher)
         cond = teacher.exact_condition(chosen or [""] * SAMPLES)

@@ -234,7 +234,8 @@ class FakeScoreDistiller(Distiller, ABC):
     def _example(self) -> NoisySample:
         device = self._device()
         t = torch.full((1,), self.times[0], device=device)
-        return torch.zeros(1, *self.teacher.shape, device=device), t, self.teacher.null_row()
+        cond = self.teacher.null_row() if self.teacher.guided else self.teacher.meta_condition()
+        return torch.zeros(1, *self.teacher.shape, device=device), t, cond
 
     def _device(self) -> torch.device:
         return next(self.student.parameters()).device

@@ -51,7 +51,8 @@ def plan_data(
     family = type(teacher) if teacher is not None else find(TEACHERS, recipe.teacher.family)
     if latents is None:
         with reading(recipe.data.images or recipe.data.latents or recipe.data.prompts):
-            return data.plan(recipe.data, cls.needs_latents(options), family.guided, family.medium_class)
+            prompted = family.takes_prompts(recipe.teacher.path) if teacher is None else teacher.prompted
+            return data.plan(recipe.data, cls.needs_latents(options), prompted, family.medium_class)
     if teacher is None:
         raise ValueError("latents need a teacher in memory: pass both to train")
     if tuple(latents.shape[1:]) != tuple(teacher.shape):

@@ -89,6 +89,7 @@ def arguments(
         usual["class_labels"] = (
             [i % classes for i in indices] if prompts is None else [_label(pipe, prompt) for prompt in prompts]
         )
+        usual["batch_size"] = count  # of ConsistencyModelPipeline
     else:
         usual["batch_size"] = count
     shape = latent_shape(pipe, call) if argument(kind, "latents") else None

@@ -1,16 +1,17 @@
 """The solver that a teacher is given for few steps."""
 
-from diffusers import DDIMPipeline, DPMSolverMultistepScheduler
+from diffusers import DDIMPipeline, DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler
 
 from eval.pipelines.networks import Pipeline
-from teachers.core.schedule import alphas_cumprod, betas, is_shifted, prediction_type
+from teachers.core.schedule import alphas_cumprod, betas, edm_options, is_edm, is_shifted, prediction_type
 
 
 def use_modern_solver(pipe: Pipeline) -> str | None:
     """Replace a pipeline's scheduler by the usual choice for few steps.
 
     The solver is DPM-Solver++ (2M) (Lu et al., arXiv 2211.01095) with trailing timesteps and a first-order last step.
-    Its noise levels are the old scheduler's own table; `from_config` would lose the defaults of the old class.
+    Its noise levels are the old scheduler's own table; `from_config` would lose the defaults of the old class. Of EDM's
+    schedulers it keeps the preconditioning, with the noise levels of Karras et al. (arXiv 2206.00364, equation 5).
 
     Args:
         pipe: The pipeline, changed in place.
@@ -19,6 +20,10 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
         The solver's name, or None if the scheduler stays: that of `DDIMPipeline`, flow matching, tables with a shifted
         signal-to-noise ratio, and others that are not variance preserving.
     """
+    if is_edm(pipe.scheduler):  # the exponential schedule would begin a single step at sigma_min
+        options = edm_options(pipe.scheduler) | {"sigma_schedule": "karras"}
+        pipe.scheduler = EDMDPMSolverMultistepScheduler(**options, solver_order=2, lower_order_final=True)
+        return "DPM-Solver++"
     old, table = pipe.scheduler.config, alphas_cumprod(pipe.scheduler)
     # DDIMPipeline passes arguments of its own scheduler, and shifted tables belong to video models with own solvers.
     if table is None or isinstance(pipe, DDIMPipeline) or is_shifted(pipe.scheduler):

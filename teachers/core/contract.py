@@ -69,6 +69,7 @@ class Contract:
 
     Attributes:
         guided: Whether the pipeline takes prompts, so that classifier-free guidance applies.
+        example_prompt: A prompt that `condition` takes, for checks of shapes.
         exports: Whether students of this family can be exported as diffusers pipelines.
         pipelines: The pipeline classes that the family takes. `teacher.family: auto` selects the family by them; a
             subclass that inherits them is selected by name only. Empty: the family is only for use from Python.
@@ -78,6 +79,7 @@ class Contract:
         call_names: The pipeline's names of call arguments by diffusers' names (`CALL_NAMES`), such as
             {"num_inference_steps": "steps"}.
         sigma_data: The default of `teacher.sigma_data`: standard deviation of the native latents or pixels.
+        takes_edm: Whether the pipelines can sample EDM's schedule, whose scheduler has its own sigma_data.
         feature_layer: Name of the network's submodule whose tokens (B, N, C) or maps (B, C, ...) DMD's discriminator
             reads; None: the middle of its blocks, if it has a child with a usual name.
         medium_class: The class of `medium`: `Image`, `Video` or `Audio`.
@@ -104,12 +106,14 @@ class Contract:
     """
 
     guided: ClassVar[bool] = True
+    example_prompt: ClassVar[str] = ""
     exports: ClassVar[bool] = True
     pipelines: ClassVar[Pipelines] = ()
     network: ClassVar[str] = "transformer"
     components: ClassVar[tuple[type[Any], ...]] = ()
     call_names: ClassVar[Mapping[str, str]] = {}
     sigma_data: ClassVar[float] = 1.0
+    takes_edm: ClassVar[bool] = False
     feature_layer: ClassVar[str | None] = None
     medium_class: ClassVar[type[Medium]] = Image
     stream: ClassVar[int] = -1
@@ -124,6 +128,20 @@ class Contract:
     refuses_steps: ClassVar[bool] = True
     pads_prompts: ClassVar[bool] = False
     guidance_has_momentum: ClassVar[bool] = False
+
+    @classmethod
+    def takes_prompts(cls, path: str | None) -> bool:
+        """Whether the pipeline at `path`, as `load` takes it, takes prompts, or class numbers; no weights are read."""
+        return cls.guided
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the teacher's condition depends on prompts, or on class numbers."""
+        return self.guided
+
+    @classmethod
+    def check_guidance(cls, guidance: float) -> None:
+        """Raise ValueError if the family's pipelines cannot be guided at a scale that a recipe states."""
 
     @classmethod
     def problems(cls) -> list[str]:

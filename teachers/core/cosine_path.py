@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from teachers.core.trigflow import HALF_PI, NoisePath
+from teachers.core.noise_path import NoisePath
+from teachers.core.trigflow import HALF_PI
 
 
 class Cosine(NoisePath):

@@ -7,11 +7,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from teachers.core.trigflow import NoisePath, expand, to_velocity
+from teachers.core.noise_path import NoisePath
+from teachers.core.trigflow import expand, to_velocity
 from teachers.networks.storage import dtype_parameter
 
-Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "edm_epsilon", "edm_v_prediction"]
 SOFT_WIDTH = 0.25  # radians below max_angle over which the output angle levels off
+EDM = ("edm_epsilon", "edm_v_prediction")
 Condition = Mapping[str, Tensor]  # keyword arguments of the network; the first dimension is the batch
 Call = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]  # (network, sample, timestep, cond) -> output
 
@@ -40,7 +42,9 @@ class Denoiser(nn.Module):
     Args:
         network: The diffusers network.
         path: The noise schedule that it was trained with.
-        prediction: What it predicts: epsilon, sample (x0), v_prediction or flow_prediction.
+        prediction: What it predicts: epsilon, sample (x0), v_prediction, flow_prediction, or with EDM's preconditioning
+            (`Edm`) edm_epsilon, which is -v of TrigFlow, or edm_v_prediction, which is v. EDM's schedulers of diffusers
+            call these epsilon and v_prediction.
         time_scale: None: the network receives its native timestep. A number: it receives the rescaled time
             `time_scale * t` instead. Students whose network is differentiated in time need it, because sCM diverges
             on native timesteps 0..999.
@@ -143,7 +147,7 @@ class Denoiser(nn.Module):
 
     def timestep_input(self, t: Tensor) -> Tensor:
         """Return the time that the network receives at angles t (B,), in float32: half precision ruins tangents."""
-        return (self.path.timestep(t) if self.time_scale is None else t.double() * self.time_scale).float()
+        return (self.path.network_time(t) if self.time_scale is None else t.double() * self.time_scale).float()
 
     def velocity_scale(self, t: Tensor) -> Tensor:
         """Return |dv / d output| (B,) at angles t (B,): how strongly an error of the output changes the velocity."""
@@ -151,6 +155,8 @@ class Denoiser(nn.Module):
             return torch.tan(self.output_angle(t)) / torch.sin(t)
         if self.prediction == "sample":
             return 1 / (self.path.sigma_data * self.output_divisor(t))
+        if self.prediction in EDM:
+            return torch.ones_like(t)
         return (self.path.scale(t) / self.path.sigma_data).to(t.dtype)
 
     def predict_x0_and_noise(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
@@ -168,7 +174,7 @@ class Denoiser(nn.Module):
         at_t = self.path.native(t)
         at_angle = at_t if angle is t else self.path.native(angle)
         alpha, sigma = (expand(c, x_t).to(x_t.dtype) for c in at_angle)
-        native = expand(self.path.norm(*at_t), x_t).to(x_t.dtype) * x_t
+        native = expand(self.path.input_norm(*at_t), x_t).to(x_t.dtype) * x_t
         parameter = dtype_parameter(self.network)
         dtype = x_t.dtype if parameter is None else parameter.dtype
         rows = {key: value.to(x_t.device).expand(len(x_t), *value.shape[1:]) for key, value in self.defaults.items()}
@@ -177,6 +183,10 @@ class Denoiser(nn.Module):
         cond = {key: value.to(dtype) if value.is_floating_point() else value for key, value in cond.items()}
         output = self.call(self.network, native.to(dtype), self.timestep_input(t), cond)
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks with a learned variance append it as channels
+        if self.prediction in EDM:  # D = c_skip X + c_out F in unit variance (Karras et al. 2022, equation 7)
+            velocity = output if self.prediction == "edm_v_prediction" else -output
+            cos, sin = (expand(function(t), x_t).to(x_t.dtype) for function in (torch.cos, torch.sin))
+            return cos * x_t - sin * velocity, sin * x_t + cos * velocity
         if self.prediction == "epsilon":
             x0 = (native - sigma * output) / (alpha * sigma_data)
             if self.max_angle is None:

@@ -22,7 +22,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
 from torch import Tensor, nn
 
 from teachers.core.denoiser import SOFT_WIDTH, Denoiser
-from teachers.core.trigflow import Flow, NoisePath, VariancePreserving
+from teachers.core.noise_path import NoisePath
+from teachers.core.trigflow import Flow, VariancePreserving
 
 
 def lcm_timesteps(path: NoisePath, num_steps: int) -> list[int]:
@@ -173,11 +174,11 @@ def initial_x_t(denoiser: Denoiser, noise: Tensor, t: float) -> Tensor:
         t: The first angle in radians.
 
     Returns:
-        noise / scale(t), shape of `noise`.
+        noise / start_scale(t), shape of `noise`.
     """
     return noise / _scale(denoiser.path, t)
 
 
 @lru_cache(maxsize=64)
 def _scale(path: NoisePath, t: float) -> float:
-    return path.scale(torch.tensor([t], dtype=torch.float64)).item()
+    return path.start_scale(torch.tensor([t], dtype=torch.float64)).item()

@@ -43,7 +43,7 @@ class Guided(Contract, ABC):
 
         Families whose text encoders need values of tensors override it.
         """
-        return self.condition([""])
+        return self.condition([self.example_prompt])
 
     def exact_condition(self, prompts: Sequence[str]) -> Condition:
         """`condition` in float32, whatever the precision of the teacher, as an exported pipeline computes it.

@@ -1,11 +1,16 @@
 """`Loadable`: how a teacher family finds and loads its pipelines, and the contents of a teacher for keys of results."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self
 
+import diffusers
 import torch
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
 from teachers.core.contract import Contract
+from teachers.core.schedule import EDM_SCHEDULERS, data_scale
 from teachers.loading.contents import pipeline_contents, without_runtime
 from teachers.loading.embedded import locate
 from teachers.loading.inspection import check_text_widths
@@ -37,7 +42,8 @@ class Loadable(Contract):
             path: A pipeline folder, a Hub id, a .safetensors file, or a name that the family knows.
             device: Where the networks go.
             dtype: Precision of the frozen weights.
-            sigma_data: Standard deviation of the native latents or pixels; None: the family's `sigma_data`.
+            sigma_data: Standard deviation of the native latents or pixels; None: that of an EDM
+                scheduler, else the family's.
             size: Size of a sample by keys of `size_keys`; None: the pipeline's default.
 
         Returns:
@@ -58,7 +64,7 @@ class Loadable(Contract):
         check_teacher_once(source, family, size)
         owners = (cls, *cls.components)
         stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
-        scale = cls.sigma_data if sigma_data is None else sigma_data
+        scale = data_scale(stock.scheduler, sigma_data, cls.sigma_data)
         teacher = cls.wrap(stock.to(device), scale, **cls.size_argument(size))
         teacher.origin = (source, dtype)
         return teacher
@@ -69,14 +75,38 @@ class Loadable(Contract):
 
         Args:
             pipeline: A pipeline of one of the classes in `pipelines`.
-            sigma_data: Standard deviation of the native latents or pixels; None: the family's `sigma_data`.
+            sigma_data: Standard deviation of the native latents or pixels; None: that of an EDM
+                scheduler, else the family's.
             size: Size of a sample by keys of `size_keys`; None: the pipeline's default.
 
         Returns:
             The teacher.
         """
-        scale = cls.sigma_data if sigma_data is None else sigma_data
+        scale = data_scale(pipeline.scheduler, sigma_data, cls.sigma_data)
         return cls(pipeline, scale, **cls.size_argument(size))  # type: ignore[call-arg]
+
+    @classmethod
+    def stored_sigma_data(cls, path: str | None) -> float | None:
+        """`teacher.sigma_data` of a pipeline, if a recipe does not state it; no weights are read.
+
+        Args:
+            path: The pipeline, as `load` takes it; None: a teacher that is built in Python.
+
+        Returns:
+            That of an EDM scheduler, else the family's; None if the scheduler's configuration cannot be read.
+        """
+        if path is None or not cls.takes_edm:
+            return cls.sigma_data
+        with suppress(ValueError, OSError):
+            source = Path(config_source(cls.locate(path)))
+            if source.is_dir() and not (source / "scheduler" / SCHEDULER_CONFIG_NAME).is_file():
+                return cls.sigma_data
+            config = EDM_SCHEDULERS[0].load_config(str(source), subfolder="scheduler")
+            kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
+            if kind in EDM_SCHEDULERS:
+                return data_scale(kind.from_config(config), None, cls.sigma_data)
+            return cls.sigma_data
+        return None
 
     @classmethod
     def size_argument(cls, size: Mapping[str, float] | None) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from typing import Any, cast, get_args
 
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     CosineDPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -18,10 +21,13 @@ from diffusers import (
 from torch import Tensor
 
 from teachers.core.cosine_path import Cosine
-from teachers.core.denoiser import Prediction
-from teachers.core.trigflow import Flow, NoisePath, VariancePreserving
+from teachers.core.denoiser import EDM, Prediction
+from teachers.core.edm_path import Edm
+from teachers.core.noise_path import NoisePath
+from teachers.core.trigflow import Flow, VariancePreserving
 
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
+EDM_SCHEDULERS = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
 
 
 def schedule(
@@ -31,6 +37,7 @@ def schedule(
     flow: bool = True,
     variance_preserving: bool = True,
     cosine: bool = False,
+    edm: bool = False,
 ) -> tuple[NoisePath, Prediction]:
     """The path and prediction type of a pipeline's scheduler.
 
@@ -41,6 +48,7 @@ def schedule(
         flow: Whether the pipeline can sample a rectified flow.
         variance_preserving: Whether the pipeline can sample a variance-preserving schedule.
         cosine: Whether the pipeline can sample TrigFlow's own schedule.
+        edm: Whether the pipeline can sample EDM's schedule, with its preconditioning.
 
     Returns:
         The path, and what the network predicts.
@@ -51,14 +59,21 @@ def schedule(
     """
     if scheduler is None:
         raise ValueError("the pipeline's scheduler must be a class of diffusers or of a package that is imported")
+    if isinstance(scheduler, CMStochasticIterativeScheduler):
+        raise ValueError(
+            "the pipeline's scheduler must be that of a diffusion model, got CMStochasticIterativeScheduler, which "
+            "samples a consistency model: that needs one or two steps already"
+        )
     if is_flow(scheduler) and flow:
         return _flow(scheduler, sigma_data, tokens)
     if cosine and isinstance(scheduler, CosineDPMSolverMultistepScheduler):
         return _cosine(scheduler, sigma_data)
+    if edm and is_edm(scheduler):
+        return _edm(scheduler, sigma_data)
     table = alphas_cumprod(scheduler)
     if table is None or not variance_preserving:
         kinds = ["variance preserving (alphas_cumprod)"] * variance_preserving + ["a rectified flow"] * flow
-        kinds += ["that of CosineDPMSolverMultistepScheduler"] * cosine
+        kinds += ["that of CosineDPMSolverMultistepScheduler"] * cosine + ["EDM's (EDMEulerScheduler)"] * edm
         raise ValueError(
             f"the schedule of {type(scheduler).__name__} is not supported: this family's schedules must be "
             f"{' or '.join(kinds)}"
@@ -70,6 +85,38 @@ def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler integrates a rectified flow: a flow-matching scheduler, or a solver with flow sigmas."""
     solver = hasattr(scheduler, "alphas_cumprod") and _config(scheduler).get("use_flow_sigmas")
     return isinstance(scheduler, FLOW_SCHEDULERS) or bool(solver)
+
+
+def is_edm(scheduler: Any) -> bool:
+    """Whether a scheduler samples a network with EDM's preconditioning."""
+    return isinstance(scheduler, EDM_SCHEDULERS)
+
+
+def edm_options(scheduler: Any) -> dict[str, Any]:
+    """The constructor arguments that EDM's schedulers have in common, as `scheduler` has them."""
+    keys = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "num_train_timesteps", "prediction_type", "rho")
+    return {key: scheduler.config[key] for key in keys}
+
+
+def data_scale(scheduler: Any, sigma_data: float | None, default: float) -> float:
+    """The standard deviation of a teacher's native data.
+
+    Args:
+        scheduler: The pipeline's scheduler.
+        sigma_data: `teacher.sigma_data` of a recipe; None: that of EDM's scheduler, else `default`.
+        default: The family's.
+
+    Raises:
+        ValueError: If EDM's scheduler has another one, which is a constant of its preconditioning.
+    """
+    if not is_edm(scheduler):
+        return default if sigma_data is None else sigma_data
+    own = float(_positive(scheduler, "sigma_data"))
+    if sigma_data is not None and sigma_data != own:
+        raise ValueError(
+            f"teacher.sigma_data must be null or {own:g}, that of the {type(scheduler).__name__}, got {sigma_data:g}"
+        )
+    return own
 
 
 def alphas_cumprod(scheduler: Any) -> Tensor | None:
@@ -116,7 +163,7 @@ def _config(scheduler: Any) -> Any:
 
 def _prediction(scheduler: Any, table: Tensor) -> Prediction:
     name = prediction_type(scheduler)
-    known = [kind for kind in get_args(Prediction) if kind != "flow_prediction"]
+    known = [kind for kind in get_args(Prediction) if kind not in ("flow_prediction", *EDM)]
     if name not in known:
         raise ValueError(
             f"prediction_type of {type(scheduler).__name__} must be one of {', '.join(known)} on a "
@@ -154,6 +201,29 @@ def _cosine(scheduler: Any, sigma_data: float) -> tuple[NoisePath, Prediction]:
             raise ValueError(f"{key} of {type(scheduler).__name__} must be {value}, got {config.get(key)!r}")
     path = Cosine(config["sigma_min"], config["sigma_max"], config["num_train_timesteps"], sigma_data)
     return path, "v_prediction"
+
+
+def _edm(scheduler: Any, sigma_data: float) -> tuple[NoisePath, Prediction]:
+    config, kind = scheduler.config, type(scheduler).__name__
+    prediction = f"edm_{prediction_type(scheduler)}"
+    if prediction not in EDM:
+        raise ValueError(
+            f"prediction_type of {kind} must be epsilon or v_prediction, got {config['prediction_type']!r}"
+        )
+    low, high, rho = (_positive(scheduler, key) for key in ("sigma_min", "sigma_max", "rho"))
+    if low >= high:
+        raise ValueError(f"sigma_min of {kind} must be below its sigma_max {high:g}, got {low:g}")
+    grid = None if config["sigma_schedule"] == "exponential" else rho
+    path = Edm(low, high, config["num_train_timesteps"], data_scale(scheduler, sigma_data, 1.0), grid)
+    return path, cast(Prediction, prediction)
+
+
+def _positive(scheduler: Any, key: str) -> float:
+    """An entry of a scheduler's config that must be a positive number."""
+    value = scheduler.config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{key} of {type(scheduler).__name__} must be a number above 0, got {value!r}")
+    return float(value)
 
 
 def is_shifted(scheduler: Any) -> bool:

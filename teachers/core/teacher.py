@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.core.denoiser import Denoiser
+from teachers.core.edm_path import Edm
 from teachers.core.exportable import Exportable
 from teachers.core.guided import Guided
 from teachers.core.loadable import Loadable
@@ -65,7 +66,8 @@ class Teacher(Loadable, Guided, Exportable, ABC):
 
     def timesteps(self, scheduler: Any) -> Tensor:
         """The timesteps (N,) of a stock pipeline's scheduler in the unit of the noise path."""
-        return torch.as_tensor(scheduler.timesteps).double()
+        timesteps, path = torch.as_tensor(scheduler.timesteps).double(), self.denoiser.path
+        return path.of_network_time(timesteps) if isinstance(path, Edm) else timesteps
 
     def added_noise(self, scheduler: Any, sample: Tensor) -> Tensor | None:
         """The noise that a step of an exported pipeline has added, where `torch.randn` does not draw it.
@@ -105,9 +107,10 @@ class Teacher(Loadable, Guided, Exportable, ABC):
         """Switch a student to the rescaled time `time_scale * t`, in place, with a refitted time embedding.
 
         sCM diverges on native timesteps 0..999, because the tangents of their fast features are too large. Families
-        whose time features are slow enough do nothing.
+        whose time features are slow enough do nothing, nor do noise paths with `slow_time`.
         """
-        refit_time_embedding(student, time_scale)
+        if not student.path.slow_time:
+            refit_time_embedding(student, time_scale)
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""

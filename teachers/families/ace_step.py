@@ -12,7 +12,8 @@ from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser, Prediction
 from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
-from teachers.core.trigflow import Flow, NoisePath
+from teachers.core.noise_path import NoisePath
+from teachers.core.trigflow import Flow
 from teachers.families.latent import LatentTeacher
 from teachers.families.output_guidance import OutputGuidance
 from teachers.families.unbatched import encode_each, padded

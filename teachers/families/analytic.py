@@ -14,8 +14,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from teachers.core.denoiser import Condition, Denoiser, Prediction
+from teachers.core.noise_path import NoisePath
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import Flow, NoisePath, VariancePreserving, add_noise, integrate
+from teachers.core.trigflow import Flow, VariancePreserving, add_noise, integrate
 
 
 class Mixture(nn.Module):

@@ -11,8 +11,9 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser, Prediction
+from teachers.core.noise_path import NoisePath
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import Flow, NoisePath
+from teachers.core.trigflow import Flow
 from teachers.families.embedded_guidance import EmbeddedGuidance, default_guidance
 from teachers.families.packing import positions
 from teachers.families.sized_image import SizedImage

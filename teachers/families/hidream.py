@@ -10,8 +10,8 @@ from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwa
 from torch import Tensor
 
 from teachers.core.denoiser import Condition, Prediction
+from teachers.core.noise_path import NoisePath
 from teachers.core.schedule import schedule
-from teachers.core.trigflow import NoisePath
 from teachers.families.sized_image import SizedImage
 from teachers.loading.source import Pipelines
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from teachers.core.denoiser import Call, Condition, Denoiser, Prediction, default_call
 from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
 from teachers.core.lora import lora_weights
+from teachers.core.noise_path import NoisePath
 from teachers.core.schedule import schedule
-from teachers.core.trigflow import Flow, NoisePath
+from teachers.core.trigflow import Flow
 from teachers.families.autoencoding import Autoencoding
 from teachers.families.native_exports import NativeExports
 from teachers.families.sample_size import height_and_width
@@ -95,7 +96,7 @@ class LatentTeacher(Autoencoding, NativeExports):
         Args:
             sigma_data: Standard deviation of the native latents.
         """
-        kinds = self.takes_flow, self.takes_variance_preserving, self.takes_cosine
+        kinds = self.takes_flow, self.takes_variance_preserving, self.takes_cosine, self.takes_edm
         return schedule(self.stock.scheduler, sigma_data, self.tokens(), *kinds)
 
     def latent_shape(self) -> tuple[int, ...]:

@@ -13,11 +13,12 @@ from teachers.core.time_embedding import (
     guidance_width,
     ignore_guidance,
 )
+from teachers.families.edm_exports import EdmExports
 from teachers.families.latent import LatentTeacher
 from teachers.networks.adapters import Adapted
 
 
-class LatentUNet(LatentTeacher):
+class LatentUNet(EdmExports, LatentTeacher):
     """A pipeline with a latent UNet. Exports ignore `guidance_scale`, unless the student has an embedding for it.
 
     Attributes:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from teachers.core.denoiser import Call, Condition, Denoiser, Prediction
+from teachers.core.noise_path import NoisePath
 from teachers.core.schedule import schedule
-from teachers.core.trigflow import NoisePath
 from teachers.families.flow_transformer import FlowTransformer, call_network
 from teachers.families.output_guidance import OutputGuidance
 from teachers.loading.source import Pipelines

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.few_step import drop_variance
-from teachers.core.schedule import schedule
+from teachers.core.schedule import data_scale, schedule
 from teachers.families.native_exports import NativeExports
 from teachers.families.sample_size import height_and_width
 from teachers.loading.source import Pipelines
@@ -37,10 +37,7 @@ class Unconditional(NativeExports):
     encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": (), "encode": ()}  # latents are pixels
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, sigma_data: float = 1.0) -> None:
-        if unet.config.class_embed_type or unet.config.num_class_embeds:
-            raise ValueError(
-                "the family `unconditional` takes a UNet2DModel without classes, got a class-conditional one"
-            )
+        self.check_classes(unet)
         kind = unet.config.get("time_embedding_type", "positional")  # networks of other classes have no such entry
         if kind != "positional":
             raise ValueError(
@@ -48,7 +45,8 @@ class Unconditional(NativeExports):
                 f"{TIME_EMBEDDINGS.get(kind, 'unknown')}"
             )
         self.unet = unet
-        path, prediction = schedule(scheduler, sigma_data, flow=False)
+        edm = self.takes_edm
+        path, prediction = schedule(scheduler, sigma_data, flow=False, variance_preserving=not edm, edm=edm)
         self.scheduler = scheduler
         self.denoiser = Denoiser(unet.requires_grad_(False).eval(), path, prediction).eval()
         height, width = height_and_width(unet.config.sample_size)
@@ -61,15 +59,22 @@ class Unconditional(NativeExports):
                 f"{outputs}"
             )
 
+    @staticmethod
+    def check_classes(unet: UNet2DModel) -> None:
+        """Raise ValueError if the network has classes."""
+        if unet.config.class_embed_type or unet.config.num_class_embeds:
+            raise ValueError(
+                "the family `unconditional` takes a UNet2DModel without classes, got a class-conditional one"
+            )
+
     @classmethod
     def wrap(cls, pipeline: Any, sigma_data: float | None = None, size: Mapping[str, float] | None = None) -> Self:
         cls.size_argument(size)
         if not isinstance(pipeline.unet, UNet2DModel):
             raise ValueError(
-                f"the family `unconditional` takes a pipeline with a UNet2DModel, got {type(pipeline).__name__} with "
-                f"{type(pipeline.unet).__name__}"
+                f"the unet of a {type(pipeline).__name__} must be a UNet2DModel, got a {type(pipeline.unet).__name__}"
             )
-        return cls(pipeline.unet, pipeline.scheduler, cls.sigma_data if sigma_data is None else sigma_data)
+        return cls(pipeline.unet, pipeline.scheduler, data_scale(pipeline.scheduler, sigma_data, cls.sigma_data))
 
     def encode(self, images: Tensor) -> Tensor:
         if self.shape[0] not in (1, 3):
@@ -86,10 +91,12 @@ class Unconditional(NativeExports):
         return {}
 
     def pipeline(self, student: Denoiser, times: Sequence[float]) -> DiffusionPipeline:
+        self.check_exportable(times)
         scheduler, timesteps = self.consistency_export(student, times)
         network = self.exported_network(student, times, timesteps)
         drop_variance(network, self.shape[0])
-        return DDPMPipeline(unet=network, scheduler=scheduler)
+        pipeline: DiffusionPipeline = self.exported_class()(unet=network, scheduler=scheduler)
+        return pipeline
 
     def exported_class(self) -> type[Any]:
         return DDPMPipeline

@@ -6,9 +6,10 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, DiffusionPipeline, UNet2DModel
 
 from teachers.core.contract import FeatureModel
+from teachers.core.schedule import is_edm
 from teachers.core.teacher import Teacher
 from teachers.loading.embedded import locate, usual_size
 from teachers.loading.source import class_name
@@ -64,7 +65,8 @@ def load_teacher(
         scheduler: The scheduler that a `UNet2DModel` was trained with; unused for other sources.
         device: Where the teacher's networks go.
         dtype: Precision of weights that are loaded from a path; pipelines in memory keep theirs.
-        sigma_data: Standard deviation of the native latents or pixels; None: the family's, 1.0 for those of diffusers.
+        sigma_data: Standard deviation of the native latents or pixels; None: that of an EDM scheduler,
+            else the family's, 1.0 for those of diffusers.
         size: Size of a clip or sound, such as {"height": 480, "width": 832, "frames": 81}; None: the default of the
             pipeline's call.
 
@@ -81,17 +83,15 @@ def load_teacher(
     if isinstance(source, str | Path):
         path = locate(str(source))
         family, size = installed()[family_of(path)], size or usual_size(str(source))
-        scale = family.sigma_data if sigma_data is None else sigma_data
-        return family.load(path, target, dtype, scale, **family.size_argument(size))
+        return family.load(path, target, dtype, sigma_data, **family.size_argument(size))
     if isinstance(source, UNet2DModel):
         if scheduler is None:
             raise ValueError("scheduler must be the one that the UNet was trained with: load_teacher(unet, scheduler)")
-        source = DDPMPipeline(source, scheduler)
+        source = (ConsistencyModelPipeline if is_edm(scheduler) else DDPMPipeline)(source, scheduler)
     if not isinstance(source, DiffusionPipeline):
         raise ValueError(f"source must be a path, a diffusers pipeline or a UNet2DModel, got {type(source).__name__}")
     family = installed()[family_by_class(type(source).__name__)]
-    scale = family.sigma_data if sigma_data is None else sigma_data
-    return family.wrap(source.to(target), scale, **family.size_argument(size))
+    return family.wrap(source.to(target), sigma_data, **family.size_argument(size))
 
 
 def family_of(path: str) -> str:

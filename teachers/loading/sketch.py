@@ -76,7 +76,7 @@ def sketch(path: str, family: type[Teacher], size: Mapping[str, float] | None = 
                     parts[name] = build(component, path, name)
     if file != path:
         parts["scheduler"] = apply_markers(parts["scheduler"], file)
-    return family.wrap(kind(**parts), family.sigma_data, **family.size_argument(size))
+    return family.wrap(kind(**parts), **family.size_argument(size))
 
 
 def add_text_encoders(teacher: Teacher, source: str) -> None:

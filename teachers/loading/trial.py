@@ -164,7 +164,7 @@ def check_fit(teacher: Teacher, source: str) -> None:
         add_text_encoders(teacher, source)
         if configuration in _fitting:
             return
-        cond = teacher.condition([""])
+        cond = teacher.condition([teacher.example_prompt])
     meta = torch.device("meta")
     x = torch.empty(1, *teacher.shape, device=meta)
     t = torch.full((1,), (teacher.denoiser.path.t_min + teacher.denoiser.path.t_max) / 2, device=meta)

@@ -27,6 +27,8 @@ NAMES = {
     "Sana": "flow_prediction",
     "DiT": "epsilon",
     "unconditional UNet": "epsilon",
+    "Playground 2.5": "edm_epsilon",
+    "EDM, ImageNet-64": "edm_epsilon",
 }
 
 

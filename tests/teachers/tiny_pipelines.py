@@ -5,11 +5,14 @@ from collections.abc import Callable
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    ConsistencyModelPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -108,8 +111,8 @@ def betas(kind, **changes):
     return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **changes)
 
 
-def stable_diffusion(tokenizer, **schedule):
-    scheduler = betas(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **schedule)
+def stable_diffusion(tokenizer, scheduler=None, **schedule):
+    scheduler = scheduler or betas(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **schedule)
     network = unet(cross_attention_dim=WIDTH)
     return StableDiffusionPipeline(
         vae=autoencoder(scaling_factor=0.18),
@@ -123,7 +126,7 @@ def stable_diffusion(tokenizer, **schedule):
     )
 
 
-def stable_diffusion_xl(tokenizer):
+def stable_diffusion_xl(tokenizer, scheduler=None):
     network = unet(
         cross_attention_dim=2 * WIDTH,
         addition_embed_type="text_time",
@@ -137,7 +140,7 @@ def stable_diffusion_xl(tokenizer):
         text_encoder_2=clip(tokenizer, CLIPTextModelWithProjection),
         tokenizer_2=tokenizer,
         unet=network,
-        scheduler=betas(EulerDiscreteScheduler, timestep_spacing="leading", steps_offset=1),
+        scheduler=scheduler or betas(EulerDiscreteScheduler, timestep_spacing="leading", steps_offset=1),
     )
 
 
@@ -260,16 +263,24 @@ def sana(tokenizer):
     return SanaPipeline(gemma_tokenizer, encoder, vae, network, scheduler)
 
 
-def unconditional(tokenizer):
-    network = UNet2DModel(
+def pixel_unet(**changes):
+    return UNet2DModel(
         sample_size=16,
         block_out_channels=(8, 8),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         norm_num_groups=4,
+        **changes,
     )
-    return DDIMPipeline(network, DDIMScheduler(clip_sample=False))
+
+
+def unconditional(tokenizer):
+    return DDIMPipeline(pixel_unet(), DDIMScheduler(clip_sample=False))
+
+
+def edm(tokenizer, scheduler=None, **changes):
+    return ConsistencyModelPipeline(pixel_unet(**changes), scheduler or EDMEulerScheduler())
 
 
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline).
@@ -282,6 +293,10 @@ BUILDERS: dict[str, tuple[str, Callable]] = {
         ),
     ),
     "Stable Diffusion XL": ("stable_diffusion_xl", stable_diffusion_xl),
+    "Playground 2.5": (
+        "stable_diffusion_xl",
+        lambda tokenizer: stable_diffusion_xl(tokenizer, EDMDPMSolverMultistepScheduler(solver_order=1)),
+    ),
     "Stable Diffusion 3.5": ("stable_diffusion_3", stable_diffusion_3),
     "Flux.1 dev": ("flux", lambda tokenizer: flux(tokenizer, guidance_embeds=True)),
     "Flux.1 schnell": ("flux", lambda tokenizer: flux(tokenizer, guidance_embeds=False)),
@@ -293,4 +308,6 @@ BUILDERS: dict[str, tuple[str, Callable]] = {
     "Sana": ("sana", sana),
     "DiT": ("dit", dit),
     "unconditional UNet": ("unconditional", unconditional),
+    "EDM, CIFAR-10": ("edm", edm),
+    "EDM, ImageNet-64": ("edm", lambda tokenizer: edm(tokenizer, num_class_embeds=10)),
 }

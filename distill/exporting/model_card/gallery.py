@@ -44,7 +44,7 @@ class Gallery:
 
 def gallery_prompts(recipe: Recipe, teacher: Teacher) -> list[str] | None:
     """The prompts of the gallery: of the validation, of an embedded teacher, or neutral ones; None without any."""
-    if not teacher.guided:
+    if not teacher.prompted:
         return None
     if recipe.evaluation.validation_prompts:
         return list(recipe.evaluation.validation_prompts[:COUNT])
@@ -81,7 +81,7 @@ def draw(recipe: Recipe, teacher: Teacher, student: Denoiser, times: Sequence[fl
             own = {key: value[row : row + 1] for key, value in cond.items()}
             x0 = sample(student, noise(), times, own, noise)
             samples.append(teacher.medium.judged(teacher.exact_decode(x0)).cpu())
-    return Gallery(prompts if teacher.guided else [None] * len(prompts), torch.cat(samples))
+    return Gallery(prompts if teacher.prompted else [None] * len(prompts), torch.cat(samples))
 
 
 def write(gallery: Gallery, medium: Medium, folder: Path) -> list[dict[str, Any]]:

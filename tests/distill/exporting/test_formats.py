@@ -61,6 +61,15 @@ def test_a_single_file_without_a_workflow_is_not_written(teacher_of, tmp_path, m
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
+def test_a_student_with_edm_s_preconditioning_is_not_written_as_one_file(teacher_of, tmp_path):
+    exported(tmp_path / "run", teacher_of("Playground 2.5"), "Playground 2.5", METHODS["dmd"])
+    with pytest.raises(ValueError, match="--format single-file needs a teacher without EDM's preconditioning"):
+        convert(tmp_path / "run" / "pipeline", tmp_path / "student.safetensors", "single-file", Form())
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+    assert "single-file" not in (tmp_path / "run" / "pipeline" / "README.md").read_text()
+
+
 def test_one_command_writes_a_single_file_with_its_workflow(student, tmp_path, capsys):
     out = tmp_path / "student.safetensors"
     assert fewstep("export", student, out, "--format", "single-file") == 0

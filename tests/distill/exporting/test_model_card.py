@@ -221,7 +221,7 @@ def record_of(path, times, calls):
     }
 
 
-@pytest.mark.parametrize("name", [SD, "DiT", "unconditional UNet"])
+@pytest.mark.parametrize("name", [SD, "DiT", "unconditional UNet", "EDM, ImageNet-64", "Playground 2.5"])
 def test_cards_of_every_kind_of_prompt(teacher_of, name):
     teacher = teacher_of(name)
     path = teacher.denoiser.path

@@ -13,6 +13,7 @@ from diffusers import (
     DDPMPipeline,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -25,6 +26,7 @@ from eval.pipelines.networks import counted
 from eval.pipelines.signatures import check_call, pipeline_class
 from eval.pipelines.solvers import use_modern_solver
 from teachers.media import ANY_IMAGE
+from tests.teachers.tiny_pipelines import edm
 
 CPU = torch.device("cpu")
 PROMPTS = ["a bag", "a coat", "a dress"]
@@ -131,6 +133,21 @@ def test_the_solver_takes_the_older_name_of_sample_prediction(text_pipeline):
     pipe.scheduler = EulerDiscreteScheduler(prediction_type="original_sample")
     use_modern_solver(pipe)
     assert pipe.scheduler.config.prediction_type == "sample"
+
+
+def test_an_edm_pipeline_has_its_classes_and_samples_with_its_preconditioning():
+    """One step of an exponential schedule would begin at sigma_min."""
+    pipe = edm(None, EDMEulerScheduler(sigma_data=0.7, sigma_schedule="exponential"), num_class_embeds=10)
+    pipe.set_progress_bar_config(disable=True)
+    ready = arguments(pipe, {"num_inference_steps": 3}, ["7", "0"], [0, 1])
+    assert ready["class_labels"] == [7, 0] and ready["batch_size"] == 2
+    assert ANY_IMAGE.received(pipe(**ready)).shape == (2, 3, 16, 16)
+    assert use_modern_solver(pipe) == "DPM-Solver++"
+    for steps in (1, 2, 4):
+        pipe.scheduler.set_timesteps(steps)
+        assert pipe.scheduler.sigmas[0] == pytest.approx(80, rel=1e-5) and pipe.scheduler.config.sigma_data == 0.7
+    with pytest.raises(ValueError, match="must be a number from 0 to 9"):
+        arguments(pipe, {}, ["10"], [0])
 
 
 def test_ddim_pipeline_keeps_its_scheduler_to_which_it_passes_eta(unconditional_pipeline, tmp_path):

@@ -1,5 +1,6 @@
 """Stock pipelines of all families: how they are called, and what their networks receive."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,21 @@ from teachers.core.trigflow import Flow
 from tests.teachers.tiny_pipelines import BUILDERS
 
 NAMES = list(BUILDERS)
+PIXELS = [name for name, (family, _) in BUILDERS.items() if family in ("unconditional", "edm")]
 PROMPTS = ["a photo of a coat", "an ankle boot"]
 
 
 def prompts_of(name):
-    return ["goldfish", "7"] if name == "DiT" else PROMPTS
+    return {"DiT": ["goldfish", "7"], "EDM, ImageNet-64": ["1", "7"]}.get(name, PROMPTS)
 
 
 def inputs_of(name):
     """The arguments of a stock pipeline that select what is sampled."""
     if name == "DiT":
         return {"class_labels": [1, 7]}
-    return {"batch_size": 2} if name == "unconditional UNet" else {"prompt": PROMPTS}
+    if name == "EDM, ImageNet-64":
+        return {"class_labels": [1, 7], "batch_size": 2}
+    return {"batch_size": 2} if name in PIXELS else {"prompt": PROMPTS}
 
 
 @dataclass
@@ -64,7 +68,7 @@ def stock_run(teacher, folder, name, guidance) -> Run:
     pipe.scheduler.step = recording_step
     network.register_forward_hook(lambda m, args, kwargs, out: calls.append((args, kwargs)), with_kwargs=True)
     call = teacher.usual_call(4, guidance)
-    latent = {} if name in ("DiT", "unconditional UNet") else {"output_type": "latent"}
+    latent = {} if name in ("DiT", *PIXELS) else {"output_type": "latent"}
     pipe(**inputs_of(name), **call, **latent, generator=torch.Generator().manual_seed(0))
     args, kwargs = calls[0]
     native = args[0] if args else kwargs["hidden_states"]
@@ -73,7 +77,7 @@ def stock_run(teacher, folder, name, guidance) -> Run:
         angles = path.angle(scheduler.sigmas.double() * 1000).tolist()
     else:
         end = 0.0 if scheduler.config.get("set_alpha_to_one", True) else path.t_min
-        angles = [*path.angle(scheduler.timesteps.double()).tolist(), end]
+        angles = [*path.angle(teacher.timesteps(scheduler)).tolist(), end]
     last = outputs[-1][:2]  # DiT keeps both halves of the guided batch
     inputs = kwargs | (kwargs.get("added_cond_kwargs") or {})
     return Run(inputs, unpacked(native[:2], teacher.shape), unpacked(last, teacher.shape), angles)
@@ -100,6 +104,14 @@ def more_noise(teacher, name, rng):
     if name.startswith("Flux"):
         return unpacked(torch.randn(2, height * width // 4, channels * 4, generator=rng), teacher.shape)
     return noise_of(teacher, name, rng)
+
+
+def edm_noise(student, noise, x0, times, fresh):
+    """The noise of the second step of an EDM export, which has a share of the first noise as x0 leaves it."""
+    first, second = student.path.native(torch.tensor(times, dtype=torch.float64))[1].tolist()
+    share = second / first
+    left = (noise * math.sqrt(first**2 + 1) - student.path.sigma_data * x0) / first
+    return share * left + math.sqrt(1 - share**2) * fresh
 
 
 def difference(actual, expected):

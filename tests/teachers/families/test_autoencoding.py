@@ -6,9 +6,9 @@ from diffusers import DiffusionPipeline
 
 from distill.config.registry import TEACHERS, find
 from tests.settings import first_is_quick
-from tests.teachers.families.stock import NAMES, PROMPTS, change_ignored_entries, unpacked
+from tests.teachers.families.stock import NAMES, PIXELS, PROMPTS, change_ignored_entries, unpacked
 
-IMAGES = [name for name in NAMES if name not in ("DiT", "unconditional UNet")]  # with latents as an output
+IMAGES = [name for name in NAMES if name not in ("DiT", *PIXELS)]  # with latents as an output
 
 
 @pytest.mark.parametrize("name", first_is_quick(IMAGES))

@@ -5,12 +5,22 @@ import json
 import pytest
 import torch
 
+from teachers.core.edm_path import Edm
 from teachers.core.few_step import flow_scheduler, lcm_timesteps
 from teachers.core.sampling import sample
 from teachers.core.trigflow import Flow
 from teachers.loading.saving import save_pipeline
 from tests.settings import first_is_quick
-from tests.teachers.families.stock import NAMES, PROMPTS, difference, inputs_of, more_noise, noise_of, prompts_of
+from tests.teachers.families.stock import (
+    NAMES,
+    PROMPTS,
+    difference,
+    edm_noise,
+    inputs_of,
+    more_noise,
+    noise_of,
+    prompts_of,
+)
 from tests.teachers.standalone import run_standalone
 
 every_family = pytest.mark.parametrize("name", NAMES)
@@ -90,6 +100,8 @@ def test_exported_network_and_images_equal_the_student(name, load, trained, relo
     flow = isinstance(student.path, Flow)
     flux = name.startswith("Flux")
     timesteps = flow_scheduler(student, times, flux)[1] if flow else torch.tensor(lcm_timesteps(student.path, 2))
+    edm = isinstance(student.path, Edm)
+    timesteps = student.path.network_time(torch.tensor(times)) if edm else timesteps
     x = torch.randn(2, *teacher.shape)
     with torch.no_grad():
         expected = student.call(student.network, x, student.timestep_input(torch.tensor(times)), cond)
@@ -102,8 +114,11 @@ def test_exported_network_and_images_equal_the_student(name, load, trained, relo
         if name in ("Stable Diffusion 3.5", "Flux.1 dev", "Flux.1 schnell", "DiT"):
             rng = torch.Generator().manual_seed(7)  # later noise comes from the global generator with the same seed
 
-        def next_noise(rng=rng):
-            return more_noise(teacher, name, rng)
+        def next_noise(rng=rng, noise=noise):
+            fresh = more_noise(teacher, name, rng)
+            if not edm:
+                return fresh
+            return edm_noise(student, noise, sample(student, noise, times[:1], cond, next), times, fresh)
 
         with torch.no_grad():
             x0 = sample(student, noise, times[:steps], cond, next_noise)

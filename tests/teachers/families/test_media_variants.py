@@ -26,7 +26,7 @@ from teachers.loading.trial import check_teacher
 from teachers.pocket.parts import make_tokenizer
 from tests.teachers import tiny_media as media
 from tests.teachers.families.media import load_stock, prompts_of, run
-from tests.teachers.families.stock import difference
+from tests.teachers.families.stock import PIXELS, difference
 from tests.teachers.tiny_hunyuan import hunyuan_video_15
 from tests.teachers.tiny_pipelines import BUILDERS as IMAGES
 from tests.teachers.tiny_pipelines import sana
@@ -281,7 +281,7 @@ def test_variants_that_are_taken_follow_their_stock_pipeline(name, tokenizer, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*(name for name in IMAGES if name != "unconditional UNet"), *media.BUILDERS])
+@pytest.mark.parametrize("name", [*(name for name in IMAGES if name not in PIXELS), *media.BUILDERS])
 def test_only_unshifted_variance_preserving_teachers_get_the_modern_solver(name, tiny, tiny_media):
     """In the few-step rows of a report; flows, shifted signal-to-noise ratios and Stable Audio keep their solvers."""
     family, folder, size = tiny_media(name) if name in media.BUILDERS else (*tiny(name), None)

@@ -1,8 +1,8 @@
 """Further tiny pipelines: other predictions, schedules and output channels than the published models of each family."""
 
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
-from tests.teachers.tiny_pipelines import BUILDERS, stable_diffusion
+from tests.teachers.tiny_pipelines import BUILDERS, stable_diffusion, stable_diffusion_xl
 
 PIXEL = {
     "sample_size": 16,
@@ -32,6 +32,16 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "pre
 VARIANTS = BUILDERS | {
     "Stable Diffusion, v": ("stable_diffusion", latents(prediction_type="v_prediction")),
     "Stable Diffusion, sample": ("stable_diffusion", latents(prediction_type="sample")),
+    "Stable Diffusion, EDM": ("stable_diffusion", lambda tokenizer: stable_diffusion(tokenizer, EDMEulerScheduler())),
+    "CosXL": (
+        "stable_diffusion_xl",
+        lambda tokenizer: stable_diffusion_xl(
+            tokenizer,
+            EDMEulerScheduler(
+                sigma_data=1.0, sigma_max=120.0, sigma_schedule="exponential", prediction_type="v_prediction"
+            ),
+        ),
+    ),
     "pixels, v": ("unconditional", pixels(prediction_type="v_prediction")),
     "pixels, v, zero SNR": ("unconditional", pixels(**ZERO_SNR)),
     "pixels, sample": ("unconditional", pixels(prediction_type="sample")),

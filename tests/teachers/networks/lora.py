@@ -4,7 +4,7 @@ import torch
 
 from teachers.core.denoiser import Denoiser
 
-CLASSES = ["unconditional UNet", "DiT"]
+CLASSES = ["unconditional UNet", "DiT", "EDM, ImageNet-64"]
 LORA = ["Stable Diffusion 1.5", "Stable Diffusion XL", "Stable Diffusion 3.5", "Flux.1 dev", "Sana"]
 FAMILIES = [*LORA, "PixArt-Sigma 512", *CLASSES]
 
@@ -21,7 +21,7 @@ def perturb(denoiser: Denoiser, by: float = 0.05) -> Denoiser:
 def inputs_of(teacher, count=2):
     """Noisy latents, angles and a condition."""
     rng = torch.Generator().manual_seed(2)
-    prompts = ["1", "7"] if teacher.__class__.__name__ == "DiT" else ["a coat", "a boot"]
+    prompts = ["1", "7"] if teacher.__class__.__name__ in ("DiT", "EdmUNet") else ["a coat", "a boot"]
     cond = teacher.condition(prompts[:count])
     low, high = teacher.denoiser.path.t_min + 0.1, teacher.denoiser.path.t_max - 0.1
     return torch.randn(count, *teacher.shape, generator=rng), torch.linspace(low, high, count), cond
