@@ -48,11 +48,29 @@ def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | No
     if names["prompt"] not in takes and names["class_labels"] in takes:
         return f"{names['class_labels']}=[0]"
     text = repr("a photo of ..." if teacher.medium.name == "image" else "...")
+    if teacher.source:
+        values = dict(zip(teacher.source, ("image", "mask"), strict=False))
+        text = ", ".join([repr("..."), *(f"{name}={value}" for name, value in values.items())])
     return text if names["prompt"] == "prompt" else f"{names['prompt']}=[{text}]"
 
 
+def source_lines(teacher: Teacher) -> str:
+    """Python code that reads a source image and its mask at the size of the student; "" for other students."""
+    if not teacher.source:
+        return ""
+    height, width = teacher.image_size
+    names = ("image", "mask")[: len(teacher.source)]
+    reads = [f'{name} = load_image("{name}.png").resize(({width}, {height}))\n' for name in names]
+    return "".join(["from diffusers.utils import load_image\n\n", *reads])
+
+
 def lora_front_end(
-    record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, prompt: str | None, output: str
+    record: dict[str, Any],
+    kind: type[DiffusionPipeline],
+    scheduler: str,
+    prompt: str | None,
+    output: str,
+    sources: str = "",
 ) -> FrontEnd:
     """The call of the student's LoRA file on the teacher's pipeline.
 
@@ -62,6 +80,7 @@ def lora_front_end(
         scheduler: Class name of the student's scheduler.
         prompt: See `call_lines`, as for `output`.
         output: The field of the pipeline's output.
+        sources: Code that reads source images, from `source_lines`.
     """
     pipeline, folder = kind.__name__, record["lora"]["folder"]
     imports = f"from diffusers import {pipeline}, {scheduler}"
@@ -82,7 +101,7 @@ def lora_front_end(
 pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
 pipe.scheduler = {scheduler}.from_pretrained("{PLACEHOLDER}", subfolder="scheduler")
 {lines}
-{call_lines(record["lora"]["calls"], prompt, output, ignored_note(record))}
+{sources}{call_lines(record["lora"]["calls"], prompt, output, ignored_note(record))}
 """
     note = f"`{folder}/` is the same student as a LoRA file for the teacher's pipeline."
     if tuned:
@@ -144,15 +163,22 @@ def model_card(
     steps = " or ".join(str(entry["num_steps"]) for entry in record["calls"])
     output = teacher.medium.output
     loader, module = ("DiffusionPipeline", "diffusers") if is_stock(kind) else (pipeline, kind.__module__)
+    sources = source_lines(teacher)
     code = f"""from {module} import {loader}
 
 pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
-{call_lines(record["calls"], prompt, output, ignored_note(record))}
+{sources}{call_lines(record["calls"], prompt, output, ignored_note(record))}
 """
     front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output, scheduler))]
     if "lora" in record:
-        front_ends.append(lora_front_end(record, kind, scheduler, prompt, output))
-    tag = teacher.medium.tag if prompts else f"unconditional-{teacher.medium.name}-generation"
+        front_ends.append(lora_front_end(record, kind, scheduler, prompt, output, sources))
+    tag = (
+        "image-to-image"
+        if teacher.source
+        else teacher.medium.tag
+        if prompts
+        else f"unconditional-{teacher.medium.name}-generation"
+    )
     sections = [
         "## Use\n\n" + "\n".join(front_end.section() for front_end in front_ends),
         usage_section(record, kind),
