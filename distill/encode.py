@@ -48,8 +48,8 @@ def encode(recipe: Recipe, out: Path) -> list[Path]:
     family = find(TEACHERS, recipe.teacher.family)
     if family.source:
         raise ValueError(
-            f"teacher.family must be one without source images to be encoded, got {recipe.teacher.family!r}: its latents "
-            "are not enough to train on"
+            f"teacher.family must be one without source images to be encoded, got {recipe.teacher.family!r}: its "
+            "latents are not enough to train on"
         )
     with reading(recipe.data.images):
         images = open_images(recipe.data, family.guided, family.medium_class)

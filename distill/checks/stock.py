@@ -109,6 +109,7 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
     set_guidance(pipe, guidance)
     call, sources = teacher.usual_call(num_steps, guidance), probe_sources(teacher)
     ready = arguments(pipe, call, prompts_for(type(pipe)), range(SAMPLES), sources=sources)
+    ready |= {} if sources is None else teacher.exact_source_call(sources)
     ready.pop(argument(type(pipe), "latents") or "", None)
     with (
         torch.random.fork_rng(cuda_devices()),

@@ -89,8 +89,8 @@ class Recipe(Checked):
                     )
             if self.evaluation.validation_prompts and kind.source:
                 raise ValueError(
-                    f"evaluation.validation_prompts must be empty: a teacher of the family {self.teacher.family} needs a "
-                    "source image beside each prompt; the grids in samples/ show rows of the data"
+                    f"evaluation.validation_prompts must be empty: a teacher of the family {self.teacher.family} needs "
+                    "a source image beside each prompt; the grids in samples/ show rows of the data"
                 )
             if self.evaluation.features != "auto":
                 try:

@@ -61,7 +61,12 @@ def source_lines(teacher: Teacher) -> str:
     height, width = teacher.image_size
     names = ("image", "mask")[: len(teacher.source)]
     reads = [f'{name} = load_image("{name}.png").resize(({width}, {height}))\n' for name in names]
-    return "".join(["from diffusers.utils import load_image\n\n", *reads])
+    return "".join(reads)
+
+
+def source_import(teacher: Teacher) -> str:
+    """The import that `source_lines` needs."""
+    return "from diffusers.utils import load_image\n" if teacher.source else ""
 
 
 def lora_front_end(
@@ -70,7 +75,7 @@ def lora_front_end(
     scheduler: str,
     prompt: str | None,
     output: str,
-    sources: str = "",
+    teacher: Teacher,
 ) -> FrontEnd:
     """The call of the student's LoRA file on the teacher's pipeline.
 
@@ -80,10 +85,11 @@ def lora_front_end(
         scheduler: Class name of the student's scheduler.
         prompt: See `call_lines`, as for `output`.
         output: The field of the pipeline's output.
-        sources: Code that reads source images, from `source_lines`.
+        teacher: The teacher.
     """
     pipeline, folder = kind.__name__, record["lora"]["folder"]
     imports = f"from diffusers import {pipeline}, {scheduler}"
+    sources, load_image = source_lines(teacher), source_import(teacher)
     if not is_stock(kind):
         imports = f"from diffusers import {scheduler}\nfrom {kind.__module__} import {pipeline}"
     file = f'subfolder="{folder}", weight_name="pytorch_lora_weights.safetensors"'
@@ -97,7 +103,7 @@ def lora_front_end(
         loads.append(f"pipe.set_adapters({names}, {scales})")
     lines = "\n".join(loads)
     code = f"""{imports}
-
+{load_image}
 pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
 pipe.scheduler = {scheduler}.from_pretrained("{PLACEHOLDER}", subfolder="scheduler")
 {lines}
@@ -165,13 +171,13 @@ def model_card(
     loader, module = ("DiffusionPipeline", "diffusers") if is_stock(kind) else (pipeline, kind.__module__)
     sources = source_lines(teacher)
     code = f"""from {module} import {loader}
-
+{source_import(teacher)}
 pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
 {sources}{call_lines(record["calls"], prompt, output, ignored_note(record))}
 """
     front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output, scheduler))]
     if "lora" in record:
-        front_ends.append(lora_front_end(record, kind, scheduler, prompt, output, sources))
+        front_ends.append(lora_front_end(record, kind, scheduler, prompt, output, teacher))
     tag = (
         "image-to-image"
         if teacher.source

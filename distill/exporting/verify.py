@@ -83,7 +83,9 @@ def sample_pipeline(
     Returns:
         Decoded samples, latents and noise, on the CPU.
     """
-    ready = arguments(pipe, call, prompts, range(SAMPLES), sources=probe_sources(teacher))
+    sources = probe_sources(teacher)
+    ready = arguments(pipe, call, prompts, range(SAMPLES), sources=sources)
+    ready |= {} if sources is None else teacher.exact_source_call(sources)
     ready.pop(argument(type(pipe), "latents") or "", None)  # the pipeline draws its first noise too
     recorder = NoiseRecorder(teacher.shape)
 

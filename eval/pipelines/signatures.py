@@ -29,7 +29,7 @@ def takes_prompts(kind: type[DiffusionPipeline]) -> bool:
 
 
 def source_names(kind: type[DiffusionPipeline]) -> tuple[str, ...]:
-    """The arguments with the source image and the mask, as its teacher family declares them; empty for other classes."""
+    """The arguments with the source image and the mask, as its teacher family declares them; empty for others."""
     family = registry.family_of_class(kind)
     return () if family is None else family.source
 

@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,10 @@ class Guided(Contract, ABC):
         """`source_condition` in float32, as `exact_condition`."""
         assert sources is None, f"{type(self).__name__} takes no source images"
         return self.exact_condition(prompts)
+
+    def exact_source_call(self, sources: Tensor) -> dict[str, Any]:
+        """Call arguments of the stock pipeline that replace what it draws at random of source images (B, ...)."""
+        return {}
 
     def meta_condition(self) -> Condition:
         """One row of a condition on the meta device, for a teacher whose networks are there.

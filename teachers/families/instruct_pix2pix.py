@@ -1,14 +1,15 @@
-"""InstructPix2Pix (Brooks et al. 2022, arXiv 2211.09800): Stable Diffusion with a source image and two guidance scales."""
+"""InstructPix2Pix (Brooks et al. 2022, arXiv 2211.09800): Stable Diffusion with a source image and two scales."""
 
 from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
-from teachers.core.denoiser import Condition
+from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.guided import concatenate
 from teachers.core.trigflow import expand
+from teachers.families.latent import LatentTeacher
 from teachers.families.source_unet import SourceUNet
 from teachers.loading.source import Pipelines
 
@@ -60,3 +61,12 @@ class InstructPix2Pix(SourceUNet):
         if isinstance(guidance, Tensor):
             guidance = expand(guidance, x_t).to(x_t.dtype)
         return none + guidance * (full - source) + self.image_guidance * (source - none)
+
+    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
+        raise ValueError(
+            f"method.guidances must be empty: {type(self.stock).__name__} passes no guidance scale to its unet"
+        )
+
+    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
+        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return LatentTeacher.parts(self, student, network, scheduler) | unused

@@ -2,14 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from teachers.core.denoiser import Condition, Denoiser, default_call
-from teachers.families.latent import LatentTeacher
+from teachers.core.denoiser import Condition, default_call
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.storage import in_float32
 
@@ -62,12 +61,3 @@ class SourceUNet(StableDiffusion):
             part.to(self.device)
         with torch.no_grad():
             return {**cond, SOURCE: self.source_latents(sources.to(self.device))}
-
-    def embed_guidance(self, student: Denoiser, guidance: float) -> None:
-        raise ValueError(
-            f"method.guidances must be empty: {type(self.stock).__name__} passes no guidance scale to its unet"
-        )
-
-    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
-        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return LatentTeacher.parts(self, student, network, scheduler) | unused

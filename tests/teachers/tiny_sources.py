@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 
-from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline
 
 from tests.teachers.tiny_pipelines import WIDTH, autoencoder, betas, clip, unet
 
 
-def instruct_pix2pix(tokenizer, **schedule):
-    return StableDiffusionInstructPix2PixPipeline(
+def source_unet(tokenizer, kind, channels, **schedule):
+    return kind(
         vae=autoencoder(scaling_factor=0.18),
         text_encoder=clip(tokenizer),
         tokenizer=tokenizer,
-        unet=unet(in_channels=8, cross_attention_dim=WIDTH),
+        unet=unet(in_channels=channels, cross_attention_dim=WIDTH),
         scheduler=betas(DDIMScheduler, clip_sample=False, set_alpha_to_one=False, **schedule),
         safety_checker=None,
         feature_extractor=None,
@@ -22,5 +22,9 @@ def instruct_pix2pix(tokenizer, **schedule):
 
 # As `tiny_pipelines.BUILDERS`.
 SOURCE_BUILDERS: dict[str, tuple[str, Callable]] = {
-    "InstructPix2Pix": ("instruct_pix2pix", instruct_pix2pix),
+    "InstructPix2Pix": (
+        "instruct_pix2pix",
+        lambda tokenizer: source_unet(tokenizer, StableDiffusionInstructPix2PixPipeline, 8),
+    ),
+    "inpainting": ("inpainting", lambda tokenizer: source_unet(tokenizer, StableDiffusionInpaintPipeline, 9)),
 }
