@@ -50,7 +50,7 @@ def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | No
     text = repr("a photo of ..." if teacher.medium.name == "image" else "...")
     if teacher.source:
         values = dict(zip(teacher.source, ("image", "mask"), strict=False))
-        text = ", ".join([repr("..."), *(f"{name}={value}" for name, value in values.items())])
+        text = ", ".join(["prompt='...'", *(f"{name}={value}" for name, value in values.items())])
     return text if names["prompt"] == "prompt" else f"{names['prompt']}=[{text}]"
 
 

@@ -2,9 +2,14 @@
 
 from collections.abc import Callable
 
-from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline
+from diffusers import (
+    DDIMScheduler,
+    FluxKontextPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+)
 
-from tests.teachers.tiny_pipelines import WIDTH, autoencoder, betas, clip, unet
+from tests.teachers.tiny_pipelines import WIDTH, autoencoder, betas, clip, flux, unet
 
 
 def source_unet(tokenizer, kind, channels, **schedule):
@@ -25,6 +30,10 @@ SOURCE_BUILDERS: dict[str, tuple[str, Callable]] = {
     "InstructPix2Pix": (
         "instruct_pix2pix",
         lambda tokenizer: source_unet(tokenizer, StableDiffusionInstructPix2PixPipeline, 8),
+    ),
+    "Flux.1 Kontext": (
+        "flux_kontext",
+        lambda tokenizer: FluxKontextPipeline(**flux(tokenizer, guidance_embeds=True).components),
     ),
     "inpainting": ("inpainting", lambda tokenizer: source_unet(tokenizer, StableDiffusionInpaintPipeline, 9)),
 }
