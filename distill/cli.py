@@ -206,6 +206,8 @@ def check(path: str, family: str | None, sigma_data: float | None, sizes: tuple[
 @fewstep.command()
 @click.argument("run", type=PATH)
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be given several times.")
+@click.option("--image", type=PATH, help="The source image, for students of editing and inpainting teachers.")
+@click.option("--mask", type=PATH, help="Its mask, for students of inpainting teachers: white is painted anew.")
 @click.option("--count", type=int, default=1, show_default=True, help="Samples a prompt.")
 @click.option("--num-steps", type=int, help="Network evaluations. Default: the fewest that the student was made for.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")

@@ -48,6 +48,11 @@ def encode(recipe: Recipe, out: Path) -> list[Path]:
     if taken := visible(out, f"*{ENDING}"):
         raise ValueError(f"OUT must be a folder without {ENDING} files, got {taken[0]}; choose another folder")
     family = find(TEACHERS, recipe.teacher.family)
+    if family.source:
+        raise ValueError(
+            f"teacher.family must be one without source images to be encoded, got {recipe.teacher.family!r}: its "
+            "latents are not enough to train on"
+        )
     with reading(recipe.data.images):
         images = open_images(recipe.data, family.takes_prompts(recipe.teacher.path), family.medium_class)
     for note in images.notes:

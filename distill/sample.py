@@ -17,11 +17,14 @@ from eval.pipelines.generate import arguments, largest_batch, seeded
 from eval.pipelines.loading import load_pipeline
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.run_media import stored_medium
-from eval.pipelines.signatures import takes_prompts
+from eval.pipelines.signatures import source_names, takes_prompts
+from eval.pipelines.sources import source_shape
 from teachers.loading.record import RECORD, read_record
+from teachers.loading.sources import read_source
 from teachers.media import Medium
 from teachers.media.video_writing import import_av
 from teachers.support.errors import reads
+from teachers.support.text import printable
 
 MOST_SAMPLES = 10_000  # of one prompt; all are in memory together
 ENDINGS = {"image": ".png", "video": ".webp", "audio": ".wav"}  # of the default of --out
@@ -62,6 +65,8 @@ def sample_run(
     seed: int,
     device: torch.device,
     allow_pickle: bool = False,
+    image: Path | None = None,
+    mask: Path | None = None,
 ) -> tuple[Tensor, Medium]:
     """Sample with an exported pipeline.
 
@@ -73,13 +78,15 @@ def sample_run(
         seed: Seed of the noise.
         device: The device of the pipeline.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
+        image: The source image, for pipelines that take one.
+        mask: Its mask, for pipelines that take one: white is painted anew.
 
     Returns:
         Samples (N, *medium.shape) in the judged range, such as images in [0, 1], with N = count *
         max(1, len(prompts)); and their medium.
 
     Raises:
-        ValueError: If prompts are missing, or given to a pipeline without prompts.
+        ValueError: If prompts or a source image are missing, or given to a pipeline without them.
     """
     folder = pipeline_of(run)
     with hold_pipelines([run]):
@@ -91,6 +98,7 @@ def sample_run(
         raise ValueError(f"--prompt is required for {type(pipe).__name__}")
     if prompts and not prompted:
         raise ValueError(f"--prompt must be omitted for {type(pipe).__name__}, which takes no prompts")
+    sources = _source(folder, type(pipe), image, mask)
     repeated = [prompt for prompt in prompts for _ in range(count)] if prompted else None
     total = len(repeated) if repeated else count
     size, samples = largest_batch(pipe, total), []
@@ -98,8 +106,22 @@ def sample_run(
         indices = range(first, min(first + size, total))
         own = repeated[first : first + size] if repeated else None
         with seeded(indices, seed):
-            samples.append(medium.received(pipe(**arguments(pipe, call, own, indices, seed))))
+            images = None if sources is None else sources.expand(len(indices), *sources.shape[1:])
+            samples.append(medium.received(pipe(**arguments(pipe, call, own, indices, seed, sources=images))))
     return torch.cat(samples), medium
+
+
+def _source(folder: Path, kind: type[Any], image: Path | None, mask: Path | None) -> Tensor | None:
+    """The source image (1, ...) of a call; None for pipelines without source images."""
+    names = source_names(kind)
+    for flag, file, needed in (("--image", image, len(names) > 0), ("--mask", mask, len(names) > 1)):
+        if needed and file is None:
+            raise ValueError(f"{flag} is required for {kind.__name__}")
+        if file is not None and not needed:
+            raise ValueError(f"{flag} must be omitted for {kind.__name__}, which takes no such image")
+        if file is not None and not file.is_file():
+            raise ValueError(f"{flag} must be the file of an image, {printable(file)} does not exist")
+    return None if image is None else read_source(image, mask, source_shape(folder))[None]
 
 
 def sample_to_file(
@@ -110,11 +132,13 @@ def sample_to_file(
     seed: int,
     out: Path | None,
     allow_pickle: bool = False,
+    image: Path | None = None,
+    mask: Path | None = None,
 ) -> None:
     """Sample and save the images or clips as one grid, or the sounds as one file each; see `fewstep sample --help`.
 
     Args:
-        run, prompts, count, num_steps, seed, allow_pickle: As for `sample_run`.
+        run, prompts, count, num_steps, seed, allow_pickle, image, mask: As for `sample_run`.
         out: The file, or, of several sounds, the file without their numbers; None: sample.png, .webp or .wav.
 
     Raises:
@@ -131,7 +155,7 @@ def sample_to_file(
     out = Path(f"sample{ENDINGS[medium.name]}") if out is None else out
     check_ending(out, medium)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    samples, medium = sample_run(run, list(prompts), count, num_steps, seed, device, allow_pickle)
+    samples, medium = sample_run(run, list(prompts), count, num_steps, seed, device, allow_pickle, image, mask)
     out.parent.mkdir(parents=True, exist_ok=True)
     files = medium.save(samples.cpu(), out, count if prompts else None)
     listed = f"{files[0]}" if len(files) == 1 else f"{files[0]} to {files[-1].name}"

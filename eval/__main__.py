@@ -54,7 +54,10 @@ def evaluate() -> None:
 @click.option("--baseline", type=PATH, metavar="RUN", help="The run that ratios refer to. Default: the teacher.")
 @click.option("--compile", "compiled", is_flag=True, help="Also measure latency under torch.compile.")
 @click.option("--reference", help='Real images: "pocket", an .npz, a folder, clean-fid:NAME/RES/SPLIT, or "teacher".')
-@click.option("--prompts", help='"pocket", a file of prompts (.txt, .csv, .jsonl), or "none".')
+@click.option(
+    "--prompts",
+    help='"pocket", a file of prompts (.txt, .csv, .jsonl), "none", or a folder of source images with instructions.',
+)
 @SIZE
 @click.option("--clip", is_flag=False, flag_value=CLIP, metavar="[MODEL]", help=f"Add the CLIP score. Default: {CLIP}.")
 @click.option("--clap", metavar="MODEL", help="Add the CLAP score of sounds: a folder or a Hub id of a CLAP model.")

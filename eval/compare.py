@@ -147,6 +147,7 @@ class Comparison:
             timing=options.timing,
             allow_pickle=options.allow_pickle,
             medium=medium,
+            sources=inputs.sources,
         )
         return cls(options, inputs, installed, context, settings)
 

@@ -19,6 +19,7 @@ from teachers.pocket.classifier import FEATURES, Classifier
 from teachers.pocket.parts import make_autoencoder, make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
 from tests.teachers import stand_in
 from tests.teachers import tiny_media as media
+from tests.teachers.tiny_sources import SOURCE_BUILDERS
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -55,6 +56,23 @@ def text_pipeline(tmp_path_factory) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder / "pipeline")
     return folder / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory) -> Callable[[str], tuple[str, Path]]:
+    """Function tiny_source(name) -> (family, folder) of a saved random pipeline with a source image."""
+    root = tmp_path_factory.mktemp("sources")
+    tokenizer = make_tokenizer(root / "tokenizer")
+
+    def make(name: str) -> tuple[str, Path]:
+        family, build = SOURCE_BUILDERS[name]
+        folder = root / name.replace(" ", "_")
+        if not folder.exists():
+            torch.manual_seed(0)
+            build(tokenizer).save_pretrained(folder)
+        return family, folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,11 @@ def condition_checks(run: StockRun, teacher: Teacher, cond: Condition, guidance:
     theirs = {key: theirs[key] for key in ours}
     if rows == SAMPLES:
         return [Check("condition", _gap(ours, theirs), TOLERANCE)]
-    (first, null), halves = _halves(ours), _halves(theirs)
-    orders = [(_gap(first, halves[i]), _gap(null, halves[1 - i])) for i in (0, 1)]
+    count = rows // SAMPLES  # with the condition, and once or twice without parts of it
+    (first, *null), parts = _parts(ours, count), _parts(theirs, count)
+    orders = [  # pipelines pass the condition first or last
+        (_gap(first, one), max(map(_gap, null, others))) for one, *others in (parts, [parts[-1], *parts[:-1]])
+    ]
     with_prompt, without = min(orders, key=lambda pair: (math.isnan(sum(pair)), sum(pair)))
     return [Check("condition", with_prompt, TOLERANCE), Check("null condition", without, TOLERANCE)]
 
@@ -49,11 +52,12 @@ def teacher_inputs(teacher: Teacher, cond: Condition, guidance: float) -> tuple[
     return same, len(first_sample(calls[0]))
 
 
-def _halves(inputs: Inputs) -> tuple[Inputs, Inputs]:
-    rows = 2 * SAMPLES  # along the second dimension where a network takes the outputs of several layers first
+def _parts(inputs: Inputs, count: int) -> list[Inputs]:
+    """The inputs of a batch of `count` evaluations of each sample, one by one."""
+    rows = count * SAMPLES  # along the second dimension where a network takes the outputs of several layers first
     axes = {key: value.shape.index(rows) if rows in value.shape else 0 for key, value in inputs.items() if value.ndim}
-    first, second = ({key: inputs[key].chunk(2, axis)[i] for key, axis in axes.items()} for i in (0, -1))
-    return first, second
+    chunks = {key: inputs[key].chunk(count, axis) for key, axis in axes.items()}
+    return [{key: parts[min(i, len(parts) - 1)] for key, parts in chunks.items()} for i in range(count)]
 
 
 def _gap(ours: Inputs, theirs: Inputs) -> float:

@@ -17,6 +17,7 @@ from diffusers import (
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from distill.exporting.probes import probe_sources
 from distill.exporting.recording import SAMPLES, recorded_steps
 from eval.pipelines.generate import arguments, cuda_devices
 from eval.pipelines.networks import Pipeline, networks, set_guidance
@@ -112,7 +113,9 @@ def run_stock(pipe: Pipeline, teacher: Teacher, num_steps: int, guidance: float)
         guidance: Guidance scale.
     """
     set_guidance(pipe, guidance)
-    ready = arguments(pipe, teacher.usual_call(num_steps, guidance), prompts_for(type(pipe)), range(SAMPLES))
+    call, sources = teacher.usual_call(num_steps, guidance), probe_sources(teacher)
+    ready = arguments(pipe, call, prompts_for(type(pipe)), range(SAMPLES), sources=sources)
+    ready |= {} if sources is None else teacher.exact_source_call(sources)
     ready.pop(argument(type(pipe), "latents") or "", None)
     with (
         torch.random.fork_rng(cuda_devices()),

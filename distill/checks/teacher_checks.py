@@ -19,6 +19,7 @@ from distill.checks.stock import (
     use_first_order_sampler,
 )
 from distill.checks.table import Check, left_out
+from distill.exporting.probes import probe_sources
 from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
@@ -70,7 +71,7 @@ def check_teacher(
         checks = stock_checks(pipe, teacher, prompts)
         del pipe
         checks += latent_checks(teacher)
-        cond = teacher.condition(prompts)
+        cond = teacher.source_condition(prompts, probe_sources(teacher))
         checks += [batch_check(teacher, cond), tangent_check(teacher, cond)]
         if family.exports:
             checks += export_checks(teacher, prompts, device)
@@ -81,7 +82,7 @@ def check_teacher(
 
 def stock_checks(pipe: Pipeline, teacher: Teacher, prompts: Sequence[str]) -> list[Check]:
     """The stock sampler, the condition and the decoder, without and with guidance."""
-    cond = teacher.condition(prompts)
+    cond = teacher.source_condition(prompts, probe_sources(teacher))
     checks = []
     guided = teacher.guided and (argument(type(pipe), "guidance_scale") is not None or has_guider(pipe))
     for name, guidance in [("stock sampler", 1.0), ("stock sampler with guidance", GUIDANCE)][: 1 + guided]:

@@ -26,6 +26,7 @@ from distill.config.typed import Checked, build, option
 from eval.config.media_names import check_features
 from teachers.loading.embedded import locate, usual_size
 from teachers.loading.registry import family_of, feature_models
+from teachers.loading.sources import has_metadata, read_source_rows
 from teachers.support.errors import reads, suggest
 from teachers.support.yaml_files import read_yaml
 
@@ -77,6 +78,21 @@ class Recipe(Checked):
                 )
             if self.teacher.negative_prompt is not None:
                 kind.check_negative_prompt()
+            if self.teacher.image_guidance is not None:
+                kind.check_image_guidance()
+            if self.evaluation.prompts is not None:
+                if kind.source:
+                    read_source_rows(Path(self.evaluation.prompts), masked=len(kind.source) > 1)
+                elif has_metadata(Path(self.evaluation.prompts)):
+                    raise ValueError(
+                        "evaluation.prompts must be a file of prompts: a teacher of the family "
+                        f"{self.teacher.family} takes no source images, got {self.evaluation.prompts!r}"
+                    )
+            if self.evaluation.validation_prompts and kind.source:
+                raise ValueError(
+                    f"evaluation.validation_prompts must be empty: a teacher of the family {self.teacher.family} needs "
+                    "a source image beside each prompt; the grids in samples/ show rows of the data"
+                )
             if self.evaluation.features != "auto":
                 try:
                     check_features(self.evaluation.features, kind.medium_class.name, feature_models())

@@ -14,6 +14,7 @@ from teachers.loading.embedded import EMBEDDED
 from teachers.loading.lora_files import Lora, locate_lora
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import feature_models
+from teachers.loading.sources import has_metadata
 from teachers.support.errors import suggest
 
 MOST_PROMPTS, MOST_SEEDS = 64, 8  # of evaluation.validation_prompts: all samples are drawn again and again
@@ -52,6 +53,13 @@ class TeacherRecipe(Checked):
         "diffusers or peft), folders of a fine-tuned pipeline or network, or Hub ids; each as a path, or as "
         "{path: ..., scale: 0.8}.",
     )
+    image_guidance: float | None = option(
+        None,
+        "Scale of the guidance towards the source image, for InstructPix2Pix; null: 1.5, the default of its call. It "
+        "needs guidance above 1.",
+        at_least=1,
+        at_most=1000,
+    )
     negative_prompt: str | None = option(
         None,
         "The negative prompt of the guidance that goes into the student, in place of the empty prompt; it needs "
@@ -69,6 +77,8 @@ class TeacherRecipe(Checked):
             locate_lora(lora.path)  # it must exist
         if self.negative_prompt is not None and self.guidance == 1:
             raise InvalidOption("negative_prompt", "must be null with teacher.guidance=1, which ignores it")
+        if self.image_guidance is not None and self.guidance == 1:
+            raise InvalidOption("image_guidance", "must be null with teacher.guidance=1, which ignores it")
         if self.path is None and self.loras:
             raise InvalidOption("loras", "must be empty without teacher.path: fuse them into the teacher in memory")
 
@@ -83,7 +93,7 @@ class DataRecipe(Checked):
     images: str | None = option(
         None,
         f"Captioned images, or the clips or sounds of such a teacher: {NAMES}, a folder, .parquet or .tar files, or "
-        "a dataset on the Hub.",
+        "a dataset on the Hub. For a teacher with source images: rows of source image, instruction and edited image.",
     )
     latents: str | None = option(
         None, "Ready-made latents with captions instead of images: a .safetensors file, or a folder of them."
@@ -231,7 +241,9 @@ class EvaluationRecipe(Checked):
         'the judge of an embedded teacher for its students, else the default of the family, "pixels", "motion" or '
         '"spectrum" for those of diffusers.',
     )
-    prompts: str | None = option(None, "Prompts, as data.prompts; null: the training prompts.")
+    prompts: str | None = option(
+        None, "Prompts, as data.prompts, or a folder of source images for such a teacher; null: those of the training."
+    )
     validation_prompts: tuple[str, ...] = option(
         (),
         "Prompts that the student, the teacher and the fake score draw during training, at full size, into "
@@ -258,7 +270,7 @@ class EvaluationRecipe(Checked):
             raise InvalidOption(
                 "reference", f"must be an .npz with mu and sigma or a folder of images; {self.reference} does not exist"
             )
-        if self.prompts is not None:
+        if self.prompts is not None and not has_metadata(Path(self.prompts)):  # of source images: see `Recipe`
             read_prompts(self.prompts)
         if not 1 <= len(self.validation_seeds) <= MOST_SEEDS:
             raise InvalidOption(

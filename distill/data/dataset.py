@@ -24,6 +24,8 @@ from distill.data.hf_datasets import HFImages, is_hf_source
 from distill.data.images import ImageFolder, Images
 from distill.data.latents import StoredLatents
 from distill.data.shards import Table
+from distill.data.source_encoding import SourceEncoder
+from distill.data.source_images import open_source_images
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents
@@ -45,6 +47,7 @@ class Plan:
         latents: Unit-variance latents (N, ...) in memory, one for each caption.
         stored: Ready-made latents in files, one for each caption.
         notes: Sentences for the user about the data.
+        targets: Whether the edited images of rows with source images are encoded.
         medium: The medium of the teacher's samples.
     """
 
@@ -54,6 +57,7 @@ class Plan:
     latents: Tensor | None = None
     stored: StoredLatents | None = None
     notes: Sequence[str] = ()
+    targets: bool = True
     medium: type[Medium] = Image
 
     def summary(self) -> str:
@@ -78,6 +82,8 @@ class Dataset:
         latents: Unit-variance latents as "x", N rows; None if there are prompts only.
         pairs: Teacher pairs, if the method requests any.
         teacher: What the teacher that encoded the data computes with; None: unknown.
+        sources: A key of the source images of all rows; None for teachers without any. Each row then has a condition
+            and a caption of its own.
     """
 
     captions: Sequence[str]
@@ -86,6 +92,7 @@ class Dataset:
     latents: Table | None = None
     pairs: Table | None = None
     teacher: Contents | None = None
+    sources: str | None = None
 
     def batch(self, rng: BatchRandom) -> Batch:
         """A micro-batch of rows that are sampled with replacement by `rng`."""
@@ -133,7 +140,13 @@ class Dataset:
         return lambda indices: self.cond.gather(self.prompt[rows[indices]])
 
 
-def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Medium] = Image) -> Plan:
+def plan(
+    recipe: DataRecipe,
+    needs_latents: bool,
+    guided: bool,
+    medium: type[Medium] = Image,
+    source: Sequence[str] = (),
+) -> Plan:
     """Open and check a recipe's data, without a teacher.
 
     Args:
@@ -141,6 +154,7 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Med
         needs_latents: Whether the method learns from images, clips or sounds.
         guided: Whether the teacher takes prompts.
         medium: The medium of the teacher's samples.
+        source: The family's `source`.
 
     Returns:
         The checked data.
@@ -148,14 +162,17 @@ def plan(recipe: DataRecipe, needs_latents: bool, guided: bool, medium: type[Med
     Raises:
         ValueError: If the data is missing or cannot be used, with the key.
     """
+    if source:
+        images = open_source_images(recipe, masked=len(source) > 1, targets=needs_latents)
+        return Plan(images=images, notes=images.notes, targets=needs_latents)
     if recipe.images in EMBEDDED:
-        source = EMBEDDED[recipe.images]
-        if medium.name != source.medium:
+        embedded = EMBEDDED[recipe.images]
+        if medium.name != embedded.medium:
             raise ValueError(
-                f"data.images must be a folder or a dataset of {medium.plural} for this teacher, got '{source.name}'"
+                f"data.images must be a folder or a dataset of {medium.plural} for this teacher, got '{embedded.name}'"
             )
-        known = source.examples()[1][: recipe.limit or None]
-        return Plan(known, embedded=source.name, notes=_unused_prompts(recipe, "images"))
+        known = embedded.examples()[1][: recipe.limit or None]
+        return Plan(known, embedded=embedded.name, notes=_unused_prompts(recipe, "images"))
     if recipe.latents is not None:
         stored = StoredLatents(Path(recipe.latents), guided, recipe.limit)
         notes = _unused_prompts(recipe, "latents")
@@ -235,6 +252,8 @@ def prepare(
     for note in plan.notes:
         accelerator.print(note)
     contents = teacher.contents() if contents is None else contents
+    if teacher.source:
+        return _prepare_sources(plan, teacher, recipe, accelerator, contents)
     encoder = Encoder(teacher, recipe.cache, accelerator, contents)
     captions, latents = plan.captions, None
     if plan.embedded:
@@ -252,6 +271,18 @@ def prepare(
     teacher.unload_encoders()
     prompt = torch.tensor([row[caption] for caption in captions])
     return Dataset(distinct, cond, prompt, latents, teacher=contents)
+
+
+def _prepare_sources(
+    plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerator, contents: Contents
+) -> Dataset:
+    """`prepare` for teachers with source images: every row has a condition of its own."""
+    assert plan.images is not None
+    encoder = SourceEncoder(teacher, recipe.cache, accelerator, contents)
+    captions, cond, latents = encoder.encode_rows(plan.images, plan.targets)
+    teacher.unload_encoders()
+    rows = torch.arange(len(captions))
+    return Dataset(captions, cond, rows, latents, teacher=contents, sources=plan.images.content_key)
 
 
 def caption_rows(indices: Tensor, captions: int) -> Tensor:

@@ -26,7 +26,7 @@ from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents, encoder_key
-from teachers.media import Medium, Reading
+from teachers.media import Medium
 from teachers.support.checksums import Damaged, read_json, write_json
 from teachers.support.keys import key
 from teachers.support.text import printable
@@ -102,7 +102,17 @@ class Encoder:
         Raises:
             ValueError: If none is readable.
         """
-        encoder = self.encoder_key("encode")
+        stored = self.read_shards(images, self.encoder_key("encode"))
+        captions = self.report(stored)
+        return captions, Table([{"x": shard["x"]} for shard in stored if len(shard["x"])], self.accelerator.device)
+
+    def read_shards(self, images: Images, encoder: str) -> list[dict[str, Tensor]]:
+        """The shards of all rows; those that are missing are encoded.
+
+        Args:
+            images: The source of the rows.
+            encoder: A key of everything that encodes them.
+        """
         source, processes = key(encoder, images.content_key), self.accelerator.num_processes
         index = self._file(source).with_suffix(".json")
         keys = read_index(index, source)
@@ -113,7 +123,14 @@ class Encoder:
                 index.parent.mkdir(parents=True, exist_ok=True)
                 write_index(index, source, keys)
         assert keys is not None
-        stored = [load_file(self._file(name)) for name in keys]
+        return [load_file(self._file(name)) for name in keys]
+
+    def report(self, stored: Sequence[dict[str, Tensor]]) -> list[str]:
+        """The captions of shards, after messages about the rows that were converted or skipped.
+
+        Raises:
+            ValueError: If all rows were skipped.
+        """
         medium, notes = self.teacher.medium, defaultdict[str, list[str]](list)
         for shard in stored:
             for note, names in _from_bytes(shard["notes"]).items():
@@ -127,7 +144,7 @@ class Encoder:
             raise ValueError(
                 f"data.images must have at least one readable {medium.noun} with a caption, got none{reason}"
             )
-        return captions, Table([{"x": shard["x"]} for shard in stored if len(shard["x"])], self.accelerator.device)
+        return captions
 
     def _write_images(self, images: Images, encoder: str) -> list[str]:
         """Write this process's part of the missing shards; returns the keys of all shards."""
@@ -145,31 +162,37 @@ class Encoder:
 
     def _encode(self, rows: Sequence[Row], bar: tqdm) -> dict[str, Tensor]:
         size = batch_size(self.teacher.medium)
-        latents: list[Tensor] = []
+        parts: list[dict[str, Tensor]] = []
         captions, notes = [], defaultdict[str, list[str]](list)
         with ThreadPoolExecutor() as pool:  # decoders release the interpreter lock
             for first in range(0, len(rows), size):
                 part = rows[first : first + size]
-                read = list(pool.map(self._read, part))
+                read = list(pool.map(self.read, part))
                 usable = [(row, each) for row, each in zip(part, read, strict=True) if not isinstance(each, str)]
                 captions += [row.caption or "" for row, _ in usable]
-                for row, each in usable:
-                    for note in each.notes:
+                for row, (_, own_notes) in usable:
+                    for note in own_notes:
                         notes[note].append(row.name)
                 if skipped := [reason for reason in read if isinstance(reason, str)]:
                     notes[SKIPPED] += skipped
                 if usable:
-                    latents.append(self._latents([row.name for row, _ in usable], [each.values for _, each in usable]))
+                    parts.append(self.encode_batch([row for row, _ in usable], [values for _, (values, _) in usable]))
                 bar.update(len(part))
-        x = torch.cat(latents) if latents else torch.zeros(0, *self.teacher.shape)
-        return {"x": x, "captions": _to_bytes(captions), "notes": _to_bytes(notes)}
+        encoded = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+        x = encoded.pop("x", torch.zeros(0, *self.teacher.shape))
+        return {"x": x, **encoded, "captions": _to_bytes(captions), "notes": _to_bytes(notes)}
 
-    def _read(self, row: Row) -> Reading | str:
-        """A row's sample, or why it cannot be used."""
+    def read(self, row: Row) -> tuple[list[Tensor], Sequence[str]] | str:
+        """What is encoded of a row, its sample, and notes on it; or why the row cannot be used."""
         try:
-            return row.read(self.teacher.medium, self.teacher.prompted)
+            reading = row.read(self.teacher.medium, self.teacher.prompted)
         except ValueError as error:
             return str(error)
+        return [reading.values], reading.notes
+
+    def encode_batch(self, rows: Sequence[Row], read: Sequence[list[Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a shard for a batch of rows, of which `read` has what `self.read` returned; "x" is latents."""
+        return {"x": self._latents([row.name for row in rows], [values[0] for values in read])}
 
     def _latents(self, names: Sequence[str], samples: Sequence[Tensor]) -> Tensor:
         """The latents of a batch of samples, checked."""

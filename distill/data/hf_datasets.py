@@ -9,7 +9,7 @@ Datasets are read as data only: no code of a dataset is executed, and no path th
 """
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -22,6 +22,7 @@ from distill.data.archives import check_archive
 from distill.data.images import Block, Images, Row, list_names
 from distill.data.splits import training_files
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
+from teachers.loading.sources import IMAGES, MASKS, PROMPTS, TARGETS, choose
 from teachers.media import Image, Medium
 from teachers.support.errors import is_sentence
 from teachers.support.keys import file_content, key
@@ -48,6 +49,8 @@ class HFImages(Images):
         streaming: Read the dataset once, without a local copy.
         limit: Use the first so many rows; 0: all.
         medium: The medium.
+        source_columns: For teachers with source images: whether they take masks, and whether the edited image, the
+            sample, is needed. None for other teachers.
 
     Raises:
         ValueError: If the dataset cannot be opened, or has no column of such samples or of captions.
@@ -61,6 +64,7 @@ class HFImages(Images):
         streaming: bool,
         limit: int,
         medium: type[Medium] = Image,
+        source_columns: tuple[bool, bool] | None = None,
     ) -> None:
         library = import_optional("datasets", f"reading {source}")
         files, self.notes = _training_split(source, _files(source, medium))
@@ -80,15 +84,24 @@ class HFImages(Images):
             data = library.load_dataset(kind, split="train", streaming=streaming, trust_remote_code=False, **selection)
             features = data.features or dict.fromkeys(next(iter(data)))
             column_type = getattr(library, FEATURES[medium.name])
-            self.sample = _sample_column(source, features, column_type, medium)
-            self.caption = _caption_column(source, features, column) if captioned else None
-            data = data.cast_column(self.sample, column_type(decode=False))
+            self.sample: str | None
+            self.sources: tuple[str | None, str | None] = (None, None)
+            if source_columns is None:
+                self.sample = _sample_column(source, features, column_type, medium)
+            else:
+                self.sample, self.sources = _source_columns(source, features, *source_columns)
+            names = COLUMNS if source_columns is None else PROMPTS
+            self.caption = _caption_column(source, features, column, names) if captioned else None
+            media = list(dict.fromkeys(name for name in (self.sample, *self.sources) if name is not None))
+            for name in media:
+                data = data.cast_column(name, column_type(decode=False))
         self._root = self.caption if self.caption in features else (self.caption or "").partition(".")[0]
-        self.data = data.select_columns([self.sample, *([self._root] if self._root else [])])
+        self.data = data.select_columns([*media, *([self._root] if self._root else [])])
         length = None if streaming else len(data)
         stored = [] if streaming else [file_content(Path(file["filename"])) for file in data.cache_files]
         origin = contents or stored or (source, revision)  # a dataset on the Hub: its copy, if there is one
-        self._source_key = key(origin, self.sample, self.caption, length)
+        columns = (self.sample, *self.sources) if source_columns is not None else self.sample
+        self._source_key = key(origin, columns, self.caption, length)
         self.content_key = key(self._source_key, limit)
 
     def blocks(self, size: int) -> Iterator[Block]:
@@ -104,7 +117,7 @@ class HFImages(Images):
             yield Block(key(self._source_key, first, last), partial(self._read, first, last))
 
     def captions(self) -> Iterator[str | None]:
-        records = self.data.select_columns([self._root or self.sample])
+        records = self.data.select_columns([self._root or self.sample or self.sources[0]])
         return (self._caption(record, number) for number, record in enumerate(islice(records, self.limit or None)))
 
     def _read(self, first: int, last: int) -> list[Row]:
@@ -113,12 +126,32 @@ class HFImages(Images):
     def _rows(self, records: Iterator[dict[str, Any]], first: int = 0) -> Iterator[Row]:
         with readable_errors(self.source, self.medium):
             for number, record in enumerate(records, start=first):
-                stored = record[self.sample] or {}
-                yield Row(f"row {number} of {self.source}", self._caption(record, number), stored.get("bytes"))
+                sample, image, mask = (_bytes(record, column) for column in (self.sample, *self.sources))
+                yield Row(f"row {number} of {self.source}", self._caption(record, number), sample, (image, mask))
 
     def _caption(self, record: dict[str, Any], number: int) -> str | None:
         caption = None if self.caption is None else cell(record, self.caption)
         return None if caption is MISSING else check_text(caption, f"row {number} of {self.source}")
+
+
+def _bytes(record: dict[str, Any], column: str | None) -> bytes | None:
+    found: bytes | None = None if column is None else (record[column] or {}).get("bytes")
+    return found
+
+
+def _source_columns(
+    source: str, features: Any, masked: bool, targets: bool
+) -> tuple[str | None, tuple[str | None, str | None]]:
+    """The columns of the edited image, if it is needed, and of the source image and its mask."""
+    target, image = choose(TARGETS, features), choose(IMAGES, features)
+    image = target if image is None and masked else image
+    for name, found, known in (("source", image, IMAGES), ("edited", target or not targets, TARGETS)):
+        if not found:
+            raise ValueError(
+                f"{source} must have a column of {name} images ({', '.join(known[:3])}); its columns are "
+                f"{', '.join(map(printable, features))}"
+            )
+    return (target if targets else None), (image, choose(MASKS, features) if masked else None)
 
 
 def is_hf_source(source: str, medium: type[Medium] = Image) -> bool:
@@ -180,10 +213,10 @@ def _sample_column(source: str, features: Any, kind: type, medium: type[Medium])
     return medium.name if medium.name in columns else columns[0]
 
 
-def _caption_column(source: str, features: Any, column: str | None) -> str:
+def _caption_column(source: str, features: Any, column: str | None, names: Sequence[str] = COLUMNS) -> str:
     known = [name for name in features if not name.startswith("__")]
     if column is None:
-        return "txt" if "txt" in known and not set(known) & set(COLUMNS) else choose_column(source, known)
+        return "txt" if "txt" in known and not set(known) & set(names) else choose_column(source, known, names)
     if column.partition(".")[0] not in known and column not in known:
         raise ValueError(
             f"data.column must be a column of {source} ({', '.join(map(printable, known))}), got {column!r}"

@@ -34,11 +34,13 @@ class Row:
         name: The name for messages.
         caption: The caption, or None.
         source: A file, the contents of one, or None.
+        sources: The source image and its mask, for teachers with source images; each as `source`.
     """
 
     name: str
     caption: str | None
     source: Path | bytes | None
+    sources: tuple[Path | bytes | None, Path | bytes | None] = (None, None)
 
     def read(self, medium: Medium, captioned: bool = False) -> Reading:
         """Read the file.

@@ -35,6 +35,7 @@ def make(
     requested: tuple[int, int],
     accelerator: Accelerator,
     contents: Contents | None = None,
+    sources: str | None = None,
 ) -> Table:
     """Make the pairs that are missing in the run's cache. Every process calls it; each makes a part of the shards.
 
@@ -48,12 +49,14 @@ def make(
         requested: Number of pairs, and the teacher's ODE steps for each.
         accelerator: The processes and the device.
         contents: What the teacher computes with; by default its `contents` in memory.
+        sources: The key of the data's source images, if it has any.
 
     Returns:
         The pairs: "noise" and "endpoint", both (pairs, ...).
     """
     count, steps = requested
-    name = pairs_key(recipe, teacher, captions, steps, teacher.contents() if contents is None else contents)
+    inputs = captions if sources is None else [*captions, sources]
+    name = pairs_key(recipe, teacher, inputs, steps, teacher.contents() if contents is None else contents)
     folder = recipe.folder / "cache" / f"pairs-{name[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     indices = torch.arange(count).split(shards.SHARD)
@@ -134,5 +137,7 @@ def attach(
     """`dataset` with the pairs that the method requests; see `make` for the arguments."""
     if not requested[0]:
         return dataset
-    pairs = make(recipe, teacher, dataset.captions, dataset.cond, requested, accelerator, dataset.teacher)
+    pairs = make(
+        recipe, teacher, dataset.captions, dataset.cond, requested, accelerator, dataset.teacher, dataset.sources
+    )
     return replace(dataset, pairs=pairs)

@@ -48,11 +48,34 @@ def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | No
     if names["prompt"] not in takes and names["class_labels"] in takes:
         return f"{names['class_labels']}=[0]"
     text = repr("a photo of ..." if teacher.medium.name == "image" else "...")
+    if teacher.source:
+        values = dict(zip(teacher.source, ("image", "mask"), strict=False))
+        text = ", ".join(["prompt='...'", *(f"{name}={value}" for name, value in values.items())])
     return text if names["prompt"] == "prompt" else f"{names['prompt']}=[{text}]"
 
 
+def source_lines(teacher: Teacher) -> str:
+    """Python code that reads a source image and its mask at the size of the student; "" for other students."""
+    if not teacher.source:
+        return ""
+    height, width = teacher.image_size
+    names = ("image", "mask")[: len(teacher.source)]
+    reads = [f'{name} = load_image("{name}.png").resize(({width}, {height}))\n' for name in names]
+    return "".join(reads)
+
+
+def source_import(teacher: Teacher) -> str:
+    """The import that `source_lines` needs."""
+    return "from diffusers.utils import load_image\n" if teacher.source else ""
+
+
 def lora_front_end(
-    record: dict[str, Any], kind: type[DiffusionPipeline], scheduler: str, prompt: str | None, output: str
+    record: dict[str, Any],
+    kind: type[DiffusionPipeline],
+    scheduler: str,
+    prompt: str | None,
+    output: str,
+    teacher: Teacher,
 ) -> FrontEnd:
     """The call of the student's LoRA file on the teacher's pipeline.
 
@@ -62,9 +85,11 @@ def lora_front_end(
         scheduler: Class name of the student's scheduler.
         prompt: See `call_lines`, as for `output`.
         output: The field of the pipeline's output.
+        teacher: The teacher.
     """
     pipeline, folder = kind.__name__, record["lora"]["folder"]
     imports = f"from diffusers import {pipeline}, {scheduler}"
+    sources, load_image = source_lines(teacher), source_import(teacher)
     if not is_stock(kind):
         imports = f"from diffusers import {scheduler}\nfrom {kind.__module__} import {pipeline}"
     file = f'subfolder="{folder}", weight_name="pytorch_lora_weights.safetensors"'
@@ -78,11 +103,11 @@ def lora_front_end(
         loads.append(f"pipe.set_adapters({names}, {scales})")
     lines = "\n".join(loads)
     code = f"""{imports}
-
+{load_image}
 pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
 pipe.scheduler = {scheduler}.from_pretrained("{PLACEHOLDER}", subfolder="scheduler")
 {lines}
-{call_lines(record["lora"]["calls"], prompt, output, ignored_note(record))}
+{sources}{call_lines(record["lora"]["calls"], prompt, output, ignored_note(record))}
 """
     note = f"`{folder}/` is the same student as a LoRA file for the teacher's pipeline."
     if tuned:
@@ -144,15 +169,22 @@ def model_card(
     steps = " or ".join(str(entry["num_steps"]) for entry in record["calls"])
     output = teacher.medium.output
     loader, module = ("DiffusionPipeline", "diffusers") if is_stock(kind) else (pipeline, kind.__module__)
+    sources = source_lines(teacher)
     code = f"""from {module} import {loader}
-
+{source_import(teacher)}
 pipe = {loader}.from_pretrained("{PLACEHOLDER}"{without})
-{call_lines(record["calls"], prompt, output, ignored_note(record))}
+{sources}{call_lines(record["calls"], prompt, output, ignored_note(record))}
 """
     front_ends = [FrontEnd("diffusers", "python", code, sample_note(teacher.medium, output, scheduler))]
     if "lora" in record:
-        front_ends.append(lora_front_end(record, kind, scheduler, prompt, output))
-    tag = teacher.medium.tag if prompts else f"unconditional-{teacher.medium.name}-generation"
+        front_ends.append(lora_front_end(record, kind, scheduler, prompt, output, teacher))
+    tag = (
+        "image-to-image"
+        if teacher.source
+        else teacher.medium.tag
+        if prompts
+        else f"unconditional-{teacher.medium.name}-generation"
+    )
     sections = [
         "## Use\n\n" + "\n".join(front_end.section() for front_end in front_ends),
         usage_section(record, kind),

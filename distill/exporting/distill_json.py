@@ -10,6 +10,7 @@ from distill import __version__
 from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
 from distill.exporting.model_card.metadata import is_hub_id
+from distill.exporting.source_files import EVALUATION_SOURCES
 from distill.methods.base import Distiller
 from teachers.core.denoiser import Denoiser
 from teachers.core.edm_path import Edm
@@ -29,7 +30,15 @@ EVALUATION_PROMPTS = (
 def data_record(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """The entry "data" of `distill.json`: kind and number of training rows, and the dataset on the Hub if it is one."""
     data = recipe.data
-    kind = "captioned samples" if data.images else "latents" if data.latents else "prompts"
+    kind = (
+        "source images with instructions"
+        if dataset.sources
+        else "captioned samples"
+        if data.images
+        else "latents"
+        if data.latents
+        else "prompts"
+    )
     source = data.images or data.latents or data.prompts
     hub = {"hub": source} if source and data.images and is_hub_id(source) else {}
     return {"kind": kind, "rows": len(dataset.prompt), **hub}
@@ -94,6 +103,7 @@ def describe(
     named = recipe.evaluation.prompts
     source_of_prompts = named or data
     prompts = source_of_prompts if source_of_prompts in EMBEDDED else EVALUATION_PROMPTS if named else PROMPTS
+    prompts = EVALUATION_SOURCES if teacher.source else prompts
     return {
         "format": 1,
         "version": __version__,

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from distill.exporting.distill_json import EVALUATION_PROMPTS, PROMPTS
 from distill.exporting.model_card.front_ends import located
+from distill.exporting.source_files import EVALUATION_SOURCES
 from eval.pipelines.runs import pipeline_identity
 from eval.report.columns import quality, speed
 from eval.report.markdown import escape, table
@@ -114,7 +115,7 @@ def push(pipeline: Path, name: str, private: bool, api: Any = None) -> str:
     """Upload a pipeline to the Hugging Face Hub. The model is created if it does not exist.
 
     Args:
-        pipeline: The folder of an exported pipeline. Its files of prompts are not uploaded.
+        pipeline: The folder of an exported pipeline. Its files of prompts and source images are not uploaded.
         name: The model, as owner/name.
         private: Create the model as a private one.
         api: The client; None: `HfApi()`.
@@ -137,7 +138,7 @@ def push(pipeline: Path, name: str, private: bool, api: Any = None) -> str:
             api.upload_folder(
                 repo_id=repository.repo_id,
                 folder_path=pipeline,
-                ignore_patterns=[PROMPTS, EVALUATION_PROMPTS],  # they may be confidential
+                ignore_patterns=[PROMPTS, EVALUATION_PROMPTS, f"{EVALUATION_SOURCES}/*"],  # they may be confidential
                 commit_message="A few-step student",
             )
         return str(repository)

@@ -1,11 +1,12 @@
 """Export a student as a diffusers pipeline with `distill.json` and a model card."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
@@ -23,6 +24,7 @@ from distill.exporting.model_card.gallery import write as write_gallery
 from distill.exporting.model_card.metadata import teacher_metadata
 from distill.exporting.model_card.sections import ignored_arguments
 from distill.exporting.safety import DROPPED, add_safety_checker, without_checker
+from distill.exporting.source_files import EVALUATION_SOURCES, evaluation_sources, write_sources
 from distill.exporting.verify import (
     TOLERANCE,
     check_finite,
@@ -62,6 +64,7 @@ def export(
     prompts: Sequence[str] = (),
     samples: Gallery | None = None,
     safety_checker: bool = True,
+    sources: Iterator[tuple[str, Tensor]] | None = None,
 ) -> Path:
     """Write a student as a stock diffusers pipeline, atomically. Waits while other processes read the present one.
 
@@ -75,6 +78,7 @@ def export(
         prompts: The prompts of the evaluation, if the recipe names a file of them; they are stored.
         samples: Samples for the model card.
         safety_checker: Whether the teacher's safety checker is part of the pipeline.
+        sources: Instructions and source images of the evaluation, which are stored; None for other teachers.
 
     Returns:
         The pipeline's folder.
@@ -110,6 +114,8 @@ def export(
         if stored is not None:
             lines = "".join(f"{' '.join(prompt.split())}\n" for prompt in stored)
             (temporary / record["evaluation"]["prompts"]).write_text(lines, encoding="utf-8")
+        if sources is not None:
+            write_sources(sources, temporary / EVALUATION_SOURCES)
         widgets = [] if samples is None else write_gallery(samples, teacher.medium, temporary)
         write_record(temporary, record)
         card = model_card(record, kind, scheduler, teacher, list(stored_without(kind, temporary)), widgets)
@@ -215,7 +221,8 @@ def export_student(
     record["data"] = data_record(recipe, dataset)
     prompts, samples = evaluation_prompts(recipe, record), card_samples(recipe, teacher, student, record["times"])
     keep = recipe.export.safety_checker
-    final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts, samples, keep)
+    sources = evaluation_sources(recipe, teacher) if teacher.source else None
+    final = export(recipe.folder, teacher, student, times, record, dataset.captions, prompts, samples, keep, sources)
     stored = read_record(final)
     if stored["safety_checker"] == DROPPED:
         print("the pipeline has no safety checker (export.safety_checker=false); its model card says so")
@@ -229,7 +236,12 @@ def export_student(
 
 
 def card_samples(recipe: Recipe, teacher: Teacher, student: Denoiser, times: Sequence[float]) -> Gallery | None:
-    """Samples for the model card; None, with a warning, if they cannot be drawn: the export must not fail for them."""
+    """Samples for the model card; None, with a warning, if they cannot be drawn: the export must not fail for them.
+
+    None for teachers with source images: those of the data may be confidential.
+    """
+    if teacher.source:
+        return None
     try:
         return draw(recipe, teacher, student, times)
     except Exception as error:  # networks raise many types, such as torch's for a full memory

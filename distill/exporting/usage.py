@@ -5,6 +5,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from distill.exporting.model_card.front_ends import PLACEHOLDER
+from eval.pipelines.signatures import parameters
 
 UNETS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 ONE_FILE = (*UNETS, "StableDiffusion3Pipeline", "FluxPipeline")
@@ -29,7 +30,7 @@ def usage_section(record: dict[str, Any], kind: type[DiffusionPipeline]) -> str:
         "The pipeline keeps the teacher's own noise schedule: at timestep n its latent has the teacher's noise level "
         f"of n. The student's timesteps are {listed}.\n\n"
     )
-    lines = [_schedulers(timesteps), *_adapters(kind), *_images(record, kind, timesteps), *_files(record, kind)]
+    lines = [_schedulers(timesteps, kind), *_adapters(kind), *_images(record, kind, timesteps), *_files(record, kind)]
     return _section(lines, intro)
 
 
@@ -39,11 +40,11 @@ def _section(lines: list[str], intro: str) -> str:
     return "\n## With other schedulers, adapters and front ends\n\n" + intro + "".join(f"- {line}\n" for line in lines)
 
 
-def _schedulers(timesteps: list[int]) -> str:
-    text = (
-        "**Schedulers.** `LCMScheduler.from_config(pipe.scheduler.config)` gives the same samples. With "
-        f"`LCMScheduler.from_config` of the teacher's config, pass `timesteps={timesteps}`"
-    )
+def _schedulers(timesteps: list[int], kind: type[DiffusionPipeline]) -> str:
+    text = "**Schedulers.** `LCMScheduler.from_config(pipe.scheduler.config)` gives the same samples."
+    if "timesteps" not in parameters(kind):
+        return text
+    text += f" With `LCMScheduler.from_config` of the teacher's config, pass `timesteps={timesteps}`"
     text += " too." if timesteps[0] != 999 else ", or only `num_inference_steps=1` for one step."
     return text + (
         " diffusers warns that such timesteps are not on the original schedule; the student was made for them."

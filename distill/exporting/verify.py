@@ -20,6 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from distill.exporting.probes import probe_sources
 from distill.exporting.recording import SAMPLES, NoiseRecorder, recorded_steps
 from distill.exporting.safety import without_checker
 from distill.methods.compiling import eager
@@ -71,7 +72,7 @@ class Sampled:
 def sample_pipeline(
     pipe: Pipeline, call: Mapping[str, Any], prompts: Sequence[str] | None, teacher: Teacher
 ) -> Sampled:
-    """Sample with a stock pipeline and record its noise.
+    """Sample with a stock pipeline, from `probe_sources` if it takes source images, and record its noise.
 
     Args:
         pipe: The pipeline.
@@ -82,7 +83,9 @@ def sample_pipeline(
     Returns:
         Decoded samples, latents and noise, on the CPU.
     """
-    ready = arguments(pipe, call, prompts, range(SAMPLES))
+    sources = probe_sources(teacher)
+    ready = arguments(pipe, call, prompts, range(SAMPLES), sources=sources)
+    ready |= {} if sources is None else teacher.exact_source_call(sources)
     ready.pop(argument(type(pipe), "latents") or "", None)  # the pipeline draws its first noise too
     recorder = NoiseRecorder(teacher.shape)
 
@@ -166,7 +169,7 @@ def differences(
     chosen = [prompts[i % different] for i in range(SAMPLES)] if teacher.prompted else None
     with exact_float32():
         sampled = _sample_all(pipe, calls, chosen, teacher)
-        cond = teacher.exact_condition(chosen or [""] * SAMPLES)
+        cond = teacher.exact_source_condition(chosen or [""] * SAMPLES, probe_sources(teacher))
         worst: dict[int, float] = {}
         for entry, samples in zip(calls, sampled, strict=True):
             steps, noises = entry["num_steps"], samples.noises

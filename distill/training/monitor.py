@@ -42,6 +42,8 @@ def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, feature
     """A key of everything that the features of the teacher's samples depend on; see `Monitor` for the arguments."""
     contents = teacher.contents() if data.teacher is None else data.teacher
     prompts = [data.captions[i] for i in data.prompt[data.held_out_rows(recipe.train.evaluate_samples)].tolist()]
+    if data.sources is not None:
+        prompts.append(data.sources)
     options = (recipe.teacher.guidance, recipe.train.evaluate_teacher_steps, recipe.seed)
     return teacher_key(teacher, contents, (prompts, options, features.name, features.weights), __name__, decode_samples)
 

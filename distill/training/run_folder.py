@@ -63,7 +63,7 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     for name in BY_CONTENT:
         del fixed["data"][name]
     del fixed["teacher"]["loras"]  # hashed with the teacher's contents
-    for name in ("size", "negative_prompt"):
+    for name in ("size", "negative_prompt", "image_guidance"):
         if not fixed["teacher"][name]:
             del fixed["teacher"][name]
     for name in ("checkpointing", "offload_teacher"):

@@ -52,9 +52,11 @@ def plan_data(
     if latents is None:
         with reading(recipe.data.images or recipe.data.latents or recipe.data.prompts):
             prompted = family.takes_prompts(recipe.teacher.path) if teacher is None else teacher.prompted
-            return data.plan(recipe.data, cls.needs_latents(options), prompted, family.medium_class)
+            return data.plan(recipe.data, cls.needs_latents(options), prompted, family.medium_class, family.source)
     if teacher is None:
         raise ValueError("latents need a teacher in memory: pass both to train")
+    if teacher.source:
+        raise ValueError("latents must be None for a teacher with source images: set data.images of the recipe")
     if tuple(latents.shape[1:]) != tuple(teacher.shape):
         raise ValueError(
             f"latents must have the shape (N, {', '.join(map(str, teacher.shape))}), got {tuple(latents.shape)}"
@@ -83,15 +85,21 @@ def check_fine_tunes(recipe: Recipe) -> None:
 
 
 def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> None:
-    """Apply the recipe's negative prompt to a teacher in memory.
+    """Apply the recipe's negative prompt and image guidance to a teacher in memory.
 
     Raises:
         ValueError: If the recipe has fine-tunes, which are fused into pipelines that are loaded only.
     """
     if recipe.teacher.loras:
         raise ValueError("teacher.loras must be empty for a teacher in memory: fuse them into its pipeline first")
+    _set_guidance(recipe, teacher)
+
+
+def _set_guidance(recipe: Recipe, teacher: Teacher) -> None:
     if recipe.teacher.negative_prompt is not None:
         teacher.set_negative_prompt(recipe.teacher.negative_prompt)
+    if recipe.teacher.image_guidance is not None:
+        teacher.set_image_guidance(recipe.teacher.image_guidance)
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
@@ -108,8 +116,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
         if recipe.teacher.loras:
             path = str(fused_folder(family, family.locate(path), recipe.teacher.loras, recipe.cache / FUSED))
         teacher: Teacher = family.load(path, device, dtype, recipe.teacher.sigma_data, **size)
-        if recipe.teacher.negative_prompt is not None:
-            teacher.set_negative_prompt(recipe.teacher.negative_prompt)
+        _set_guidance(recipe, teacher)
     return teacher
 
 

@@ -95,4 +95,6 @@ def row_key(job: Job, settings: Settings, pipeline: str, machine: dict[str, Any]
         "medium": settings.medium,
         "machine": machine,
     }
+    if settings.sources is not None:
+        inputs["sources"] = settings.sources.content()
     return key(inputs, code("eval.pipelines.measure", "eval.features.media_extractors"))[:24]

@@ -21,7 +21,7 @@ from eval.pipelines.networks import Pipeline, counted, network
 from eval.pipelines.run_prompts import own_prompts, prompts_for
 from eval.pipelines.runs import Run, read_run
 from eval.pipelines.shared_settings import tuned_teacher_folder
-from eval.pipelines.signatures import argument, takes_prompts
+from eval.pipelines.signatures import argument, pipeline_class, source_names, takes_prompts
 from teachers.loading.embedded import EMBEDDED
 from teachers.media import Video
 from teachers.media.pictures import to_pil
@@ -136,6 +136,10 @@ class Demo:
         self.teacher_steps = 0
         distilled = next((run for run in students if run.teacher_call is not None), None)
         for run in students:
+            if source_names(kind := pipeline_class(run.folder)):
+                raise ValueError(
+                    f"the demo has no input for a source image, which {kind.__name__} needs; use fewstep sample --image"
+                )
             check_pipeline(run.folder, self.allow_pickle)
         if distilled is not None and distilled.teacher_call is not None:
             default, self.teacher_steps = distilled.teacher_call, distilled.teacher_steps

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 
 from eval.pipelines.networks import Pipeline, network, network_config
 from eval.pipelines.seeds import LATENTS, NOISE, sample_seed
-from eval.pipelines.signatures import argument, check_call
+from eval.pipelines.signatures import argument, check_call, source_names
 from teachers.loading import registry
 from teachers.media import Image
 
@@ -54,7 +55,8 @@ def latent_shape(pipe: Pipeline, call: Mapping[str, Any]) -> tuple[int, int, int
         pixels = call.get(name, defaults[name].default if name in defaults else None)
         return int(pixels) // factor if isinstance(pixels, int | float) else int(usual)
 
-    return int(config["in_channels"]), side("height", height), side("width", width)
+    channels = int(config["in_channels"]) - (0 if family is None else family.source_channels)
+    return channels, side("height", height), side("width", width)
 
 
 def arguments(
@@ -64,6 +66,7 @@ def arguments(
     indices: Sequence[int],
     seed: int = 0,
     stream: str = "samples",
+    sources: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """The call arguments that generate a batch of samples.
 
@@ -74,9 +77,11 @@ def arguments(
         indices: The numbers of the samples, which determine their noise.
         seed: The comparison's seed.
         stream: The name of an independent random stream.
+        sources: A source image for each sample, (B, 3, H, W) in [-1, 1], or (B, 4, H, W) with a mask; None for
+            pipelines without source images.
 
     Raises:
-        ValueError: See `check_call`.
+        ValueError: See `check_call` and `source_arguments`.
     """
     kind = type(pipe)
     check_call(kind, call, prompts is not None)
@@ -99,10 +104,29 @@ def arguments(
         usual["latents"] = torch.stack(noise).to(parameter.device, parameter.dtype)
     usual["output_type"] = "pt" if argument(kind, "prompt") else "np"
     out = dict(call) | {own: value for name, value in usual.items() if (own := argument(kind, name)) is not None}
+    out |= source_arguments(kind, sources)
     for name in EACH:
         if isinstance(out.get(name), str):
             out[name] = [out[name]] * count
     return out
+
+
+def source_arguments(kind: type[DiffusionPipeline], sources: torch.Tensor | None) -> dict[str, Any]:
+    """The call arguments with source images in [0, 1] and their masks; empty for pipelines without source images.
+
+    Args:
+        kind: The pipeline class.
+        sources: See `arguments`.
+
+    Raises:
+        ValueError: If the pipeline needs source images and there are none.
+    """
+    names = source_names(kind)
+    if not names:
+        return {}
+    if sources is None:
+        raise ValueError(f"{kind.__name__} needs a source image beside each prompt")
+    return dict(zip(names, (sources[:, :3] / 2 + 0.5, sources[:, 3:]), strict=False))
 
 
 def largest_batch(pipe: Pipeline, wanted: int) -> int:

@@ -10,6 +10,7 @@ from eval.pipelines.loading import check_pipeline
 from eval.pipelines.run_prompts import own_prompts, prompts_for
 from eval.pipelines.runs import Run, read_run
 from eval.pipelines.shared_settings import shared_setting
+from eval.pipelines.sources import Sources, sources_for
 from teachers.loading.registry import feature_models
 from teachers.media import ANY_IMAGE, MEDIA, Image, Medium
 
@@ -25,6 +26,7 @@ class Inputs:
         reference: The reference, or None for the teacher's own samples.
         prompt_source: The source of prompts, "none" or None.
         prompts: One prompt for each sample, or None.
+        sources: The source images of the samples, or None.
         known_prompts: How many prompts the source has.
         jobs: The rows, in the order of the report.
         baseline: The index of the row that ratios are relative to.
@@ -37,6 +39,7 @@ class Inputs:
     reference: str | None
     prompt_source: str | None
     prompts: list[str] | None
+    sources: Sources | None
     known_prompts: int
     jobs: list[Job]
     baseline: int
@@ -69,13 +72,17 @@ def read_inputs(options: Options) -> Inputs:
             f"--reference must name real {medium.plural}, because {runs[0].name} has no teacher to compare with: a "
             "folder, an .npz, or clean-fid:NAME/RES/SPLIT"
         )
-    prompts, known = prompts_for(None if source == "none" else source, options.samples)
+    sources = sources_for([run.folder for run in runs], None if source == "none" else source)
+    if sources is None:
+        prompts, known = prompts_for(None if source == "none" else source, options.samples)
+    else:
+        prompts, known = sources.prompts(options.samples), len(sources.rows)
     _check_scores(options, medium, prompts is not None)
     jobs = jobs_of(runs, teacher, prompts is not None, options.few_steps, pickles)
     for folder in {job.folder: None for job in jobs}:
         check_pipeline(folder, pickles)
     baseline = 0 if options.baseline is None else baseline_of(jobs, options.baseline)
-    return Inputs(runs, teacher, features, reference, source, prompts, known, jobs, baseline, medium)
+    return Inputs(runs, teacher, features, reference, source, prompts, sources, known, jobs, baseline, medium)
 
 
 def _check_scores(options: Options, medium: Medium, has_prompts: bool) -> None:

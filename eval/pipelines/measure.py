@@ -46,8 +46,9 @@ class _Calls:
     def prepare(self, indices: Sequence[int]) -> dict[str, Any]:
         """The arguments that generate the samples `indices`."""
         with reading(self.job.folder):
-            prompts, settings = self.prompts(indices), self.settings
-            return arguments(self.pipe, self.job.call, prompts, indices, settings.seed, self.job.stream)
+            prompts, settings, sources = self.prompts(indices), self.settings, self.settings.sources
+            images = None if sources is None else sources.read([i % settings.samples for i in indices])
+            return arguments(self.pipe, self.job.call, prompts, indices, settings.seed, self.job.stream, images)
 
     def run(self, ready: dict[str, Any]) -> Any:
         with reading(self.job.folder), torch.inference_mode():
@@ -168,7 +169,10 @@ def _score_groups(calls: _Calls) -> dict[str, Tensor]:
     for first in range(0, len(groups), size):
         indices = list(range(first, min(first + size, len(groups))))
         batch_prompts = None if prompts is None else [prompts[i] for i in indices]
-        ready = arguments(calls.pipe, calls.job.call, batch_prompts, indices, settings.seed, "diversity")
+        images = None
+        if settings.sources is not None and batch_prompts is not None:
+            images = settings.sources.read(settings.sources.first(batch_prompts))
+        ready = arguments(calls.pipe, calls.job.call, batch_prompts, indices, settings.seed, "diversity", images)
         with seeded(indices, settings.seed, "diversity"):
             batches.append(settings.received(calls.run(ready)).cpu())
     images = torch.cat(batches)

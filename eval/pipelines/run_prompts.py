@@ -6,6 +6,7 @@ from eval.pipelines.runs import Run
 from eval.pipelines.shared_settings import shared_setting
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.prompts import read_prompts
+from teachers.loading.sources import read_source_rows
 from teachers.support.regular import is_inside
 
 TRAINING_PROMPTS = "training_prompts.txt"  # in a pipeline's folder
@@ -27,10 +28,17 @@ def own_prompts(runs: list[Run]) -> str | None:
                 "give --prompts to choose prompts"
             )
     first, *others = [run.prompts for run in runs if run.teacher is not None] or [None]
-    if first in files and all(other in files and read_prompts(other) == read_prompts(first) for other in others):
+    if first in files and all(other in files and _content(other) == _content(first) for other in others):
         return first
     shared: str | None = shared_setting(runs, "prompts")
     return shared
+
+
+def _content(source: str) -> list[str]:
+    """What a stored source of prompts holds: prompts, or keys of source images with instructions."""
+    if Path(source).is_dir():
+        return [row.content() for row in read_source_rows(Path(source), masked=False)]
+    return read_prompts(source)
 
 
 def training_prompts(run: Run) -> set[str] | None:

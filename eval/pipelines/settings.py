@@ -18,6 +18,7 @@ from eval.pipelines.loading import load_pipeline
 from eval.pipelines.machine import PRECISIONS
 from eval.pipelines.networks import Pipeline
 from eval.pipelines.solvers import use_modern_solver
+from eval.pipelines.sources import Sources
 from teachers.media import ANY_IMAGE, Image, Medium
 
 
@@ -32,6 +33,7 @@ class Settings:
         device: The pipelines' device.
         precision: The precision of the pipelines' weights.
         prompts: One prompt for each sample, or None.
+        sources: The source images of the samples, or None.
         extractor: The feature extractor.
         metrics: The metrics of the comparison.
         compiled: Whether latency is also measured under torch.compile.
@@ -54,6 +56,7 @@ class Settings:
     timing: Timing = field(default_factory=Timing)
     allow_pickle: bool = False
     medium: Medium = ANY_IMAGE
+    sources: Sources | None = None
 
     def received(self, output: Any) -> Tensor:
         """The samples of a pipeline's output in the judged range, as metrics see them: images are resized to `size`."""

@@ -28,6 +28,12 @@ def takes_prompts(kind: type[DiffusionPipeline]) -> bool:
     return any(argument(kind, name) is not None for name in ("prompt", "class_labels"))
 
 
+def source_names(kind: type[DiffusionPipeline]) -> tuple[str, ...]:
+    """The arguments with the source image and the mask, as its teacher family declares them; empty for others."""
+    family = registry.family_of_class(kind)
+    return () if family is None else family.source
+
+
 def check_call(kind: type[DiffusionPipeline], call: Mapping[str, Any], prompted: bool) -> None:
     """Check a call before any weights are loaded.
 

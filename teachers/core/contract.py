@@ -98,6 +98,9 @@ class Contract:
         fewest_steps: The smallest number of steps at which the teacher's own pipeline begins at pure noise and ends at
             finite values.
         ignores_guidance: Whether exported pipelines ignore `guidance_scale`.
+        source: The arguments of the pipeline's call that receive a source image and, if it takes one, a mask:
+            ("image",) or ("image", "mask_image"); empty for pipelines without source images.
+        source_channels: Channels of the network's input after those of the noisy latents, for the source image.
         pads_prompts: Whether the stock pipeline pads the prompts of a batch to the longest, so that its samples depend
             on the other prompts of a batch. `condition` then encodes each prompt as the pipeline does without others.
         guidance_has_momentum: Whether the stock pipeline's guidance also depends on its earlier steps. `velocity` has
@@ -126,6 +129,8 @@ class Contract:
     fewest_steps: ClassVar[int] = 1
     ignores_guidance: ClassVar[bool] = True
     refuses_steps: ClassVar[bool] = True
+    source: ClassVar[tuple[str, ...]] = ()
+    source_channels: ClassVar[int] = 0
     pads_prompts: ClassVar[bool] = False
     guidance_has_momentum: ClassVar[bool] = False
 
@@ -160,6 +165,11 @@ class Contract:
             for name in cls.call_names.values():
                 if name not in arguments:
                     found.append(f"{kind.__name__}.__call__ has no argument {name!r}, which {cls.__name__} names")
+            for name in cls.source:
+                if name not in arguments:
+                    found.append(
+                        f"{kind.__name__}.__call__ has no argument {name!r}, which {cls.__name__}.source names"
+                    )
             inputs = {cls.call_names.get(name, name) for name in ("prompt", "class_labels", "batch_size")}
             if not inputs & set(arguments):
                 found.append(

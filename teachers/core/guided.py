@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,18 +15,20 @@ from teachers.core.trigflow import expand
 from teachers.networks.offload import Offload
 
 
-def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
-    """Two conditions with the same keys as one batch, `first` before `second`."""
-    return {key: torch.cat([first[key], second[key]]) for key in first}
+def concatenate(*conditions: Condition) -> dict[str, Tensor]:
+    """Conditions with the same keys as one batch, in their order."""
+    return {key: torch.cat([cond[key] for cond in conditions]) for key in conditions[0]}
 
 
 class Guided(Contract, ABC):
     """The part of `Teacher` that encodes prompts and guides the velocity; `Teacher` describes the attributes."""
 
+    source_entries: ClassVar[tuple[str, ...]] = ()  # of the condition: those of the source image, which guidance keeps
     denoiser: Denoiser
     offloaded: Offload | None = None
     null_cache: Condition | None = None
     negative_prompt: str | None = None
+    image_guidance: float | None = None
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -37,6 +40,29 @@ class Guided(Contract, ABC):
         Returns:
             Tensors (B, ...); floating-point values are float32.
         """
+
+    def source_condition(self, prompts: Sequence[str], sources: Tensor | None) -> Condition:
+        """`condition` with source images.
+
+        Args:
+            prompts: The prompts, B of them.
+            sources: Source images (B, *source_shape) in [-1, 1], a mask with them in {0, 1}; None for families without
+                source images, and for blank ones.
+
+        Returns:
+            Tensors (B, ...).
+        """
+        assert sources is None, f"{type(self).__name__} takes no source images"
+        return self.condition(prompts)
+
+    def exact_source_condition(self, prompts: Sequence[str], sources: Tensor | None) -> Condition:
+        """`source_condition` in float32, as `exact_condition`."""
+        assert sources is None, f"{type(self).__name__} takes no source images"
+        return self.exact_condition(prompts)
+
+    def exact_source_call(self, sources: Tensor) -> dict[str, Any]:
+        """Call arguments of the stock pipeline that replace what it draws at random of source images (B, ...)."""
+        return {}
 
     def meta_condition(self) -> Condition:
         """One row of a condition on the meta device, for a teacher whose networks are there.
@@ -102,9 +128,10 @@ class Guided(Contract, ABC):
         raise ValueError("this teacher family has no input for the guidance scale")
 
     def null_condition(self, cond: Condition) -> Condition:
-        """The condition of the empty prompt, with as many rows as `cond`."""
+        """The condition of the empty prompt, with as many rows as `cond`, and with its source images."""
         rows = len(next(iter(cond.values())))
-        return {key: value.expand(rows, *value.shape[1:]) for key, value in self.null_row().items()}
+        null = {key: value.expand(rows, *value.shape[1:]) for key, value in self.null_row().items()}
+        return null | {key: cond[key] for key in self.source_entries}
 
     def null_row(self) -> Condition:
         """One row of the null condition. It is computed once, because the encoders may be unloaded later."""
@@ -147,6 +174,28 @@ class Guided(Contract, ABC):
         if not (cls.guided and cls.pipelines and takes):
             raise ValueError(
                 f"teacher.negative_prompt must be null: pipelines of the family {cls.__name__} take no negative prompt"
+            )
+
+    def set_image_guidance(self, scale: float) -> None:
+        """Use a scale for the guidance towards the source image. Call it before anything is computed.
+
+        Raises:
+            ValueError: If the pipelines of the family have no such scale.
+        """
+        self.check_image_guidance()
+        self.image_guidance = scale
+
+    @classmethod
+    def check_image_guidance(cls) -> None:
+        """Check that the family's pipelines take a scale for the guidance towards the source image.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        if cls.image_guidance is None:
+            raise ValueError(
+                f"teacher.image_guidance must be null: pipelines of the family {cls.__name__} have no guidance scale "
+                "for a source image"
             )
 
     def encode_null_condition(self) -> Condition:

@@ -34,6 +34,7 @@ class Teacher(Loadable, Guided, Exportable, ABC):
         null_cache: The condition of the empty or the negative prompt, one row; None until it is computed.
         export_schedule: `export.schedule` of the recipe: whether exports keep the teacher's own noise schedule and
             timesteps ("native"), or bend its table so that the usual timesteps have the student's angles ("bent").
+        image_guidance: The scale of the guidance towards the source image; None for families without one.
         negative_prompt: The prompt of guidance's second evaluation in place of the empty one; None: the empty one.
     """
 
@@ -44,6 +45,11 @@ class Teacher(Loadable, Guided, Exportable, ABC):
     def medium(self) -> Medium:
         """The kind and the size of a decoded sample; families of other media than images override it."""
         return Image(*self.image_size)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """The shape of a source image: (3, H, W), or (4, H, W) with a mask; (0, H, W) for families without any."""
+        return {0: 0, 1: 3, 2: 4}[len(self.source)], *self.image_size
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -116,6 +122,7 @@ class Teacher(Loadable, Guided, Exportable, ABC):
         """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""
         usual: dict[str, Any] = {"num_inference_steps": num_steps}
         usual |= {"guidance_scale": guidance} if self.guided else {}
+        usual |= {} if self.image_guidance is None else {"image_guidance_scale": self.image_guidance}
         usual |= {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
         call = {self.call_names.get(name, name): value for name, value in usual.items()}
         takes = set().union(*(inspect.signature(kind.__call__).parameters for kind in self.pipelines)) or set(call)

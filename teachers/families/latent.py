@@ -102,7 +102,7 @@ class LatentTeacher(Autoencoding, NativeExports):
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of a latent: (C, H, W) at the pipeline's default image size, or (C, ...) for other media."""
         config = self.stock.components[self.network].config
-        return config.in_channels, *height_and_width(config.sample_size)
+        return config.in_channels - self.source_channels, *height_and_width(config.sample_size)
 
     def set_size(self) -> None:
         """Set `image_size`; families of other media have a size in `medium`."""
@@ -115,17 +115,23 @@ class LatentTeacher(Autoencoding, NativeExports):
     def _check_channels(self) -> None:
         """Raise ValueError if the network's channels are not those of the autoencoder's latents."""
         config, channels = self.stock.components[self.network].config, self.latent_channels()
-        packed = config.in_channels // self.shape[0]
+        inputs = config.in_channels - self.source_channels
         if self.shape[0] != channels:
-            raise ValueError(
-                f"in_channels of the {self.network} must be {channels * packed} for the {channels} latent channels of "
-                f"the vae, got {config.in_channels}; pipelines that take a mask or an image are not supported"
+            packed = inputs // self.shape[0] if self.shape[0] > 0 else 1
+            others = (
+                f" and {self.source_channels} of a {type(self.stock).__name__}'s source image, got {config.in_channels}"
+                if self.source_channels
+                else f", got {config.in_channels}; pipelines that take a mask or an image are not supported"
             )
-        outputs = config.get("out_channels") or config.in_channels
-        if outputs not in (config.in_channels, 2 * config.in_channels):
             raise ValueError(
-                f"out_channels of the {self.network} must be {config.in_channels}, or twice as many with a learned "
-                f"variance, got {outputs}"
+                f"in_channels of the {self.network} must be {channels * packed + self.source_channels} for the "
+                f"{channels} latent channels of the vae{others}"
+            )
+        outputs = config.get("out_channels") or inputs
+        if outputs not in (inputs, 2 * inputs):
+            raise ValueError(
+                f"out_channels of the {self.network} must be {inputs}, or twice as many with a learned variance, got "
+                f"{outputs}"
             )
 
     def text_pipeline(self) -> Any:

@@ -10,7 +10,7 @@ import csv
 import importlib
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,18 +131,18 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     return _jsonl(file) if file.suffix.lower() in (".jsonl", ".ndjson") else _csv(file)
 
 
-def choose_column(source: str, columns: Iterable[str]) -> str:
-    """The first of COLUMNS among `columns`.
+def choose_column(source: str, columns: Iterable[str], names: Sequence[str] = COLUMNS) -> str:
+    """The first of `names` among `columns`.
 
     Raises:
         ValueError: If there is none; the message lists the columns of `source`.
     """
     known = list(columns)
-    for name in COLUMNS:
+    for name in names:
         if name in known:
             return name
     raise ValueError(
-        f"{source} has no column called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; its columns are "
+        f"{source} has no column called {', '.join(names[:-1])} or {names[-1]}; its columns are "
         f"{', '.join(map(printable, known))}: rename the column of captions, or select it with data.column=..."
     )
 

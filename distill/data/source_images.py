@@ -1,0 +1,101 @@
+"""Rows of a recipe's data for teachers with source images, from a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.config.sections import DataRecipe
+from distill.data.hf_datasets import HFImages, is_hf_source
+from distill.data.images import Block, ImageFolder, Images, Row
+from distill.data.splits import in_training_folders
+from teachers.loading.embedded import EMBEDDED
+from teachers.loading.sources import SourceRow, has_metadata, read_source_rows
+from teachers.media import Image
+from teachers.support.keys import key
+from teachers.support.text import printable
+
+
+class SourceFolder(Images):
+    """A folder of source images with instructions, and of edited images if the method learns from them.
+
+    Args:
+        folder: The folder; see `teachers.loading.sources`. For inpainting it may also be one of images with captions,
+            as for other teachers (`ImageFolder`).
+        masked: Whether the teacher takes masks.
+        targets: Whether every row must have an edited image.
+        limit: Use the first so many rows; 0: all.
+
+    Raises:
+        ValueError: If a row has no instruction or lacks an image, or an image is not readable.
+    """
+
+    def __init__(self, folder: Path, masked: bool, targets: bool, limit: int = 0) -> None:
+        if not folder.exists():
+            raise ValueError(f"the folder of source images {folder} does not exist")
+        rows = _captioned(folder, limit) if masked and not has_metadata(folder) else read_source_rows(folder, masked)
+        training = set(in_training_folders([row.image for row in rows], folder))
+        used = [row for row in rows if row.image in training][: limit or None]
+        self.rows, self._row_keys = [], []
+        for row in used:
+            if row.prompt is None:
+                raise ValueError(f"{row.name}: every row must have an instruction as edit_prompt, or a caption as text")
+            if targets and row.target is None:
+                raise ValueError(
+                    f"{row.name}: this method needs edited images; every row must have one as edited_image"
+                )
+            for file in {row.image, row.mask or row.image, row.target or row.image}:
+                Image.check(file)
+            self.rows.append(Row(row.name, row.prompt, row.target, (row.image, row.mask)))
+            self._row_keys.append(row.content())
+        apart = len(rows) - len([row for row in rows if row.image in training])
+        self.notes = [
+            f"{apart} images of {printable(folder)} are not used, because they are not in its folders for training"
+        ] * bool(apart)
+        self.content_key = key(self._row_keys)
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        for first in range(0, len(self.rows), size):
+            rows = self.rows[first : first + size]
+            yield Block(key(self._row_keys[first : first + size]), rows.copy)
+
+    def captions(self) -> Iterator[str | None]:
+        return (row.caption for row in self.rows)
+
+
+def open_source_images(recipe: DataRecipe, masked: bool, targets: bool) -> Images:
+    """The source images of a recipe, opened and checked without reading all of them.
+
+    Args:
+        recipe: The recipe's `data` section.
+        masked: Whether the teacher takes masks.
+        targets: Whether the method learns from edited images.
+
+    Raises:
+        ValueError: If there are none, or they cannot be opened.
+    """
+    for name, value in (("latents", recipe.latents), ("prompts", recipe.prompts)):
+        if value is not None:
+            raise ValueError(
+                f"data.{name} must be null for a teacher with source images, got {value!r}; set data.images"
+            )
+    if recipe.images is None or recipe.images in EMBEDDED:
+        raise ValueError(
+            "data.images must be a folder or a dataset of source images with instructions for this teacher, got "
+            f"{'null' if recipe.images is None else repr(recipe.images)}"
+        )
+    if is_hf_source(recipe.images):
+        columns = (masked, targets)
+        return HFImages(recipe.images, True, recipe.column, recipe.streaming, recipe.limit, source_columns=columns)
+    if recipe.streaming or recipe.column:
+        raise ValueError(
+            "data.streaming and data.column need .parquet files, .tar files or a dataset on the Hub, "
+            f"got data.images {recipe.images}"
+        )
+    return SourceFolder(Path(recipe.images), masked, targets, recipe.limit)
+
+
+def _captioned(folder: Path, limit: int) -> list[SourceRow]:
+    """Images with captions, each its own source image and target."""
+    rows = ImageFolder(folder, captioned=True, limit=limit).rows
+    return [
+        SourceRow(row.name, row.caption, row.source, None, row.source) for row in rows if isinstance(row.source, Path)
+    ]
