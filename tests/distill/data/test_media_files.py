@@ -74,7 +74,7 @@ def write_table(folder, medium, tmp_path, kind):
 class Teacher:
     """Encodes a clip or sound as its mean."""
 
-    guided, origin, shape = True, None, (1,)
+    guided, prompted, origin, shape = True, True, None, (1,)
 
     def __init__(self, medium):
         self.medium = medium
