@@ -164,7 +164,7 @@ def test_uploaded_card_contains_the_evaluation(finished, hub, tmp_path, capsys):
     assert hub["create_repo"] == ("me/student", {"private": True, "exist_ok": True})
     upload = hub["upload_folder"]
     assert upload["repo_id"] == "me/student" and upload["folder_path"] == finished / "pipeline"
-    assert upload["ignore_patterns"] == ["training_prompts.txt", "evaluation_prompts.txt"]
+    assert upload["ignore_patterns"] == ["training_prompts.txt", "evaluation_prompts.txt", "evaluation_sources/*"]
     out = capsys.readouterr().out
     assert "huggingface.co/me/student" in out and "the model card contains the evaluation" in out
     text = (finished / "pipeline" / "README.md").read_text()
