@@ -71,5 +71,5 @@ def test_adapters_start_from_equal_weights_and_reach_the_students(text_pipeline,
 
 
 def test_networks_with_other_time_inputs_cannot_be_aligned():
-    with pytest.raises(ValueError, match=r"dmd\.fake_score_alignment must be 0 with method\.scm\.adaptation_steps"):
+    with pytest.raises(ValueError, match=r"dmd\.fake_score_alignment must be 0 with scm\.adaptation_steps"):
         RCMOptions(dmd=DMDOptions(fake_score_alignment=0.1))

@@ -18,7 +18,7 @@ REFUSED = {
     "HunyuanVideoFramepackPipeline": "which needs an image beside the prompt",
     "AnimateDiffSDXLPipeline": "whose UNet has the conditions of Stable Diffusion XL",
     "AnimateDiffControlNetPipeline": "which needs an image or a clip beside the prompt",
-    "StableDiffusionInpaintPipeline": "which needs an image beside the prompt",
+    "StableDiffusionXLInpaintPipeline": "which needs an image beside the prompt",
 }
 
 
