@@ -93,13 +93,15 @@ class Loadable(Contract):
             path: The pipeline, as `load` takes it; None: a teacher that is built in Python.
 
         Returns:
-            That of an EDM scheduler, else the family's; None if the scheduler's configuration cannot be read.
+            That of an EDM scheduler, else the family's; None if the scheduler's configuration is not in a local folder.
         """
         if path is None or not cls.takes_edm:
             return cls.sigma_data
         with suppress(ValueError, OSError):
             source = Path(config_source(cls.locate(path)))
-            if source.is_dir() and not (source / "scheduler" / SCHEDULER_CONFIG_NAME).is_file():
+            if not source.is_dir():  # of the Hub: checking a recipe reads nothing there, and `load` finds it
+                return None
+            if not (source / "scheduler" / SCHEDULER_CONFIG_NAME).is_file():
                 return cls.sigma_data
             config = EDM_SCHEDULERS[0].load_config(str(source), subfolder="scheduler")
             kind: Any = getattr(diffusers, str(config.get("_class_name")), None)

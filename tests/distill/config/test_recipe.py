@@ -206,3 +206,13 @@ def test_every_recipe_starts_with_its_command_and_is_valid(file):
         load_config_from_file(str(file))
     else:
         method_options(load(file))
+
+
+def test_checking_a_recipe_with_a_family_reads_nothing_from_the_hub(monkeypatch):
+    def connect(*_, **__):
+        raise AssertionError("the Hub is contacted")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    for name in ("sd15_dmd", "sdxl_dmd2_lora", "sana_scm"):
+        assert load(f"recipes/{name}.yaml").teacher.path.count("/") == 1
