@@ -77,15 +77,15 @@ def make_data(folder: Path) -> None:
     images = folder / "images"
     images.mkdir(parents=True)
     rows, generator = [], np.random.default_rng(0)
-    with tarfile.open(folder / "images.tar", "w") as archive:
+    with tarfile.open(folder / "images.tar", "w") as archive:  # WebDataset wants one type of image in an archive
         for number in range(4):
-            buffer = io.BytesIO()
-            suffix, kind = ((".png", "PNG"), (".jpg", "JPEG"))[number % 2]
-            Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(buffer, kind)
-            content, caption = buffer.getvalue(), f"a photo of a bag, {number}"
-            (images / f"{number}{suffix}").write_bytes(content)
-            rows.append({"file_name": f"{number}{suffix}", "text": caption})
-            for name, data in ((f"{number}{suffix}", content), (f"{number}.txt", caption.encode())):
+            image = Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+            png, caption = io.BytesIO(), f"a photo of a bag, {number}"
+            image.save(png, "PNG")
+            file = images / f"{number}{('.png', '.jpg')[number % 2]}"
+            image.save(file)
+            rows.append({"file_name": file.name, "text": caption})
+            for name, data in ((f"{number}.png", png.getvalue()), (f"{number}.txt", caption.encode())):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
