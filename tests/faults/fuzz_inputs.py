@@ -61,12 +61,16 @@ def make_runs(folder: Path, teacher: Path) -> None:
     """A finished run of one step in `folder`/run, with checkpoints, logs, caches and a pipeline."""
     words = [*FAST, f"teacher.path={teacher}", f"output={folder}"]
     train(load(RECIPES / "dmd.yaml", words))
-    record = folder / "run" / "pipeline" / "distill.json"
-    values = json.loads(record.read_text())
-    values["teacher"] |= {"num_steps": 1, "call": values["teacher"]["call"] | {"num_inference_steps": 1}}  # 50 are slow
-    record.write_text(json.dumps(seal(values)))
+    fewer_teacher_steps(folder / "run" / "pipeline" / "distill.json")
     for name in ("prompts.txt", "samples"):
         (folder / name).unlink(missing_ok=True)
+
+
+def fewer_teacher_steps(record: Path) -> None:
+    """Let evaluations sample the teacher of an export in one step, because 50 are slow."""
+    values = json.loads(record.read_text())
+    values["teacher"] |= {"num_steps": 1, "call": values["teacher"]["call"] | {"num_inference_steps": 1}}
+    record.write_text(json.dumps(seal(values)))
 
 
 def make_data(folder: Path) -> None:
