@@ -1,6 +1,6 @@
 """Fuzz of everything that a stranger can hand to a command: pipelines, run folders, data, references.
 
-    python -m tests.faults.fuzz models|runs|data|references [--count 2000] [--seed 0] [--work FOLDER] [--only INDEX ...]
+    python -m tests.faults.fuzz models|runs|data|references [--count 2000] [--first 0] [--seed 0] [--work FOLDER]
 
 Case number i of a seed is always the same: a copy of valid inputs with one to three random changes (`mutations`), and
 one command that reads them (`fuzz_inputs`). Every case runs in a fork of this process with limits of time, memory and
@@ -42,6 +42,7 @@ import torch
 from tqdm import tqdm
 
 from teachers.describe import describe
+from teachers.support import keys
 from tests.faults import fuzz_inputs
 from tests.faults.mutations import damage
 
@@ -91,12 +92,15 @@ def _make_inputs(inputs: Path, kinds: tuple[str, ...], models: tuple[str, ...]) 
 
 
 def import_everything(work: Path) -> None:
-    """Import what commands import lazily, so that the forks need not."""
+    """Import what commands import lazily, and read the project's code once, so that the forks need not."""
     for name in ("gradio", "datasets", "pyarrow.parquet", "bs4", "ftfy", "matplotlib.font_manager"):
         with suppress(ImportError):
             import_module(name)
     for model in sorted((work / "inputs" / "models").glob("*/")):
         describe(str(model))
+    keys.code(
+        "distill.train", "distill.export", "distill.data.encoding", "eval.compare", "eval.features.media_extractors"
+    )
 
 
 def teacher(work: Path) -> Path:
@@ -312,6 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=fuzz_inputs.KINDS)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="the first case, if others were run elsewhere")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "fewstep-fuzz")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after this time; the same command continues")
@@ -327,7 +332,9 @@ def main() -> None:
         for index in args.only:
             print(json.dumps(run_case(args.kind, args.seed, index, args.work, keep=True), indent=2))
         return
-    records = fuzz(args.kind, args.seed, range(args.count), args.work, args.seconds, not args.no_pipes)
+    records = fuzz(
+        args.kind, args.seed, range(args.first, args.first + args.count), args.work, args.seconds, not args.no_pipes
+    )
     print(f"{args.kind}, seed {args.seed}: {len(records)} cases")
     for status, number in sorted(Counter(str(record["status"]) for record in records).items()):
         print(f"  exit code {status}: {number}")
