@@ -16,6 +16,7 @@ from torch import nn
 
 from distill.config.recipe import Recipe
 from distill.config.sections import TeacherRecipe
+from distill.training import setup
 from teachers.core.denoiser import Denoiser
 from teachers.core.edm_path import Edm
 from teachers.core.few_step import initial_x_t
@@ -234,7 +235,8 @@ def test_sigma_data_is_that_of_the_scheduler(tokenizer, tmp_path):
     """In a recipe without it, in Python, and refused if it is stated otherwise."""
     pipe = tiny_pipelines.stable_diffusion_xl(tokenizer, EDMEulerScheduler(sigma_data=0.7))
     pipe.save_pretrained(tmp_path)
-    assert Recipe("run", TeacherRecipe(str(tmp_path)), {"name": "dmd"}).teacher.sigma_data == 0.7
+    recipe = Recipe("run", TeacherRecipe(str(tmp_path)), {"name": "dmd"})
+    assert setup.load_teacher(recipe, torch.device("cpu")).denoiser.path.sigma_data == 0.7
     assert load_teacher(tmp_path).denoiser.path.sigma_data == load_teacher(pipe).denoiser.path.sigma_data == 0.7
     message = "teacher.sigma_data must be null or 0.7, that of the EDMEulerScheduler, got 1"
     with pytest.raises(ValueError, match=message):
