@@ -211,7 +211,9 @@ def test_a_text_pipeline_with_an_inpainting_network_is_refused(tiny_source):
         None,
         requires_safety_checker=False,
     )
-    with pytest.raises(ValueError, match=r"in_channels of the unet must be 4 .* got 9; pipelines that take a mask"):
+    with pytest.raises(
+        ValueError, match=r"in_channels of the unet must be 4 .* got 9; a StableDiffusionPipeline passes no mask"
+    ):
         find(TEACHERS, "stable_diffusion").wrap(pipe)
 
 
