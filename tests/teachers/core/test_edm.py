@@ -136,6 +136,10 @@ def test_the_exported_scheduler_has_the_levels_of_the_student(times):
 REFUSED = {
     "sample": (
         EDMDPMSolverMultistepScheduler(prediction_type="sample"),
+    "one timestep": (
+        EDMEulerScheduler(num_train_timesteps=1),
+        "num_train_timesteps of EDMEulerScheduler must be at least 2, the ends of its grid, got 1",
+    ),
         "prediction_type of EDMDPMSolverMultistepScheduler must be epsilon or v_prediction, got 'sample'",
     ),
     "no levels": (
