@@ -25,16 +25,10 @@ from teachers.core.trigflow import integrate
 from teachers.families.analytic import eight_gaussians
 from teachers.families.edm_exports import edm_scheduler
 from teachers.loading.registry import load_teacher
-from teachers.pocket.parts import make_tokenizer
 from tests.teachers import tiny_pipelines
 
 KINDS = [EDMEulerScheduler, EDMDPMSolverMultistepScheduler]
 FLOAT64 = torch.float64
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 class ExactTime(Denoiser):
@@ -136,15 +130,15 @@ def test_the_exported_scheduler_has_the_levels_of_the_student(times):
 REFUSED = {
     "sample": (
         EDMDPMSolverMultistepScheduler(prediction_type="sample"),
-    "one timestep": (
-        EDMEulerScheduler(num_train_timesteps=1),
-        "num_train_timesteps of EDMEulerScheduler must be at least 2, the ends of its grid, got 1",
-    ),
         "prediction_type of EDMDPMSolverMultistepScheduler must be epsilon or v_prediction, got 'sample'",
     ),
     "no levels": (
         EDMEulerScheduler(sigma_min=3.0, sigma_max=3.0),
         "sigma_min of EDMEulerScheduler must be below its sigma_max 3, got 3",
+    ),
+    "one timestep": (
+        EDMEulerScheduler(num_train_timesteps=1),
+        "num_train_timesteps of EDMEulerScheduler must be at least 2, the ends of its grid, got 1",
     ),
     "zero": (EDMEulerScheduler(sigma_data=0), "sigma_data of EDMEulerScheduler must be a number above 0, got 0"),
 }
