@@ -11,18 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.splits import in_training_folders
-from teachers.loading.prompts import COLUMNS, check_text, read_rows
+from teachers.loading.prompts import COLUMNS, METADATA, check_text, read_rows
 from teachers.media import Image, Medium, Reading
 from teachers.support.keys import file_content, key
 from teachers.support.limits import CAPTION_BYTES
 from teachers.support.listing import list_files
 from teachers.support.text import printable, read_text
 
-METADATA = (
-    "metadata.jsonl",
-    "metadata.csv",
-    "metadata.parquet",
-)  # captions of the files in their folder, as for HF's ImageFolder, VideoFolder and AudioFolder
 LISTED = 5  # names in a message
 
 

@@ -138,6 +138,51 @@ def test_stored_conditions_are_those_of_each_row(name, tiny_source, tmp_path):
         {**row, "edit_prompt": "two"},
         {**row, "original_image": "c.png", "text": "one"},
     ]
+def test_random_masks_are_the_same_for_a_file_and_its_contents(tmp_path):
+    picture("red").save(tmp_path / "a.png")
+    sources = tmp_path / "a.png", (tmp_path / "a.png").read_bytes()
+    first, second = (read_source(source, None, (4, 32, 32))[3] for source in sources)
+    assert torch.equal(first, second)
+
+
+def test_masks_of_another_size_cover_their_image_and_of_another_aspect_ratio_are_refused(tmp_path):
+    """The white right half of a mask is the red right half of its image, whatever their sizes."""
+    image, mask = picture("blue", (40, 32)), picture("black", (80, 64))
+    image.paste("red", (20, 0, 40, 32))
+    mask.paste("white", (40, 0, 80, 64))
+    for name, drawn in (("image", image), ("mask", mask), ("wide", mask.resize((40, 16)))):
+        drawn.save(tmp_path / f"{name}.png")
+    source = read_source(tmp_path / "image.png", tmp_path / "mask.png", (4, 16, 16))
+    assert torch.equal(source[3] == 1, source[0] > 0)
+    message = r"wide\.png must have the aspect ratio of its image \S+image\.png, 40 x 32 pixels, got 40 x 16 pixels"
+    with pytest.raises(ValueError, match=message):
+        read_source(tmp_path / "image.png", tmp_path / "wide.png", (4, 16, 16))
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_unreadable_mask_is_named(tmp_path, stored):
+    picture("red").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    mask = tmp_path / "b.png" if stored else b"broken"
+    name = r"\S+b\.png" if stored else r"the mask of row 3"
+    with pytest.raises(ValueError, match=rf"^{name} cannot be read as an image"):
+        read_source(tmp_path / "a.png", mask, (4, 16, 16), "row 3")
+
+
+def test_an_empty_cell_of_a_table_is_no_file(tmp_path):
+    folder = write_folder(tmp_path / "data", [], ("red", "white"))
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("image,mask,text\na.png,b.png,x\na.png,,y\n")
+    assert [row.mask and row.mask.name for row in read_source_rows(folder, masked=True)] == ["b.png", None]
+
+
+def test_a_message_shows_the_beginning_of_a_long_value(tmp_path):
+    folder = write_folder(tmp_path / "data", [{"original_image": "a" * 10_000, "text": "x"}])
+    with pytest.raises(ValueError, match="original_image must be the name of an image") as error:
+        read_source_rows(folder, masked=False)
+    assert len(str(error.value)) < 500 + len(str(folder))
+
+
     kind = find(TEACHERS, family)
 
     def encoded(rows, colors=("red", "blue", "green")):
