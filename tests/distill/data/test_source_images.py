@@ -121,23 +121,23 @@ def test_inpainting_takes_captioned_images_with_masks_that_depend_on_their_conte
     assert all(set(mask.unique().tolist()) == {0.0, 1.0} and 0.06 <= mask.mean() <= 0.57 for mask in masks)
 
 
+def test_one_caption_of_two_images_is_said(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
+        picture("red").save(tmp_path / name)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("a photo")
+    (note,) = opened(tmp_path, INPAINT).notes
+    assert note.startswith("1 caption files in") and "names differ in their endings only" in note
+    assert "a.txt" in note and "b.txt" not in note
+    assert list(plan(DataRecipe(images=str(tmp_path)), True, True).notes) == [note]
+
+
 def test_masks_are_read_from_files(tmp_path):
     folder = write_folder(tmp_path / "data", [{"image": "a.png", "mask": "b.png", "text": "x"}], ("red", "white"))
     (row,) = read_source_rows(folder, masked=True)
     assert read_source(row.image, row.mask, (4, 8, 8))[3].eq(1).all()
 
 
-@pytest.mark.parametrize("name", ["InstructPix2Pix", "inpainting"])
-def test_stored_conditions_are_those_of_each_row(name, tiny_source, tmp_path):
-    """They are encoded once, and again only if a source image or an instruction changes."""
-    family, folder = tiny_source(name)
-    recipe = Recipe("run", TeacherRecipe(str(folder), family), {"name": "scm"}, output=str(tmp_path / "runs"))
-    row = {"original_image": "a.png", "edited_image": "b.png"}
-    rows = [
-        {**row, "edit_prompt": "one"},
-        {**row, "edit_prompt": "two"},
-        {**row, "original_image": "c.png", "text": "one"},
-    ]
 def test_random_masks_are_the_same_for_a_file_and_its_contents(tmp_path):
     picture("red").save(tmp_path / "a.png")
     sources = tmp_path / "a.png", (tmp_path / "a.png").read_bytes()
@@ -183,6 +183,17 @@ def test_a_message_shows_the_beginning_of_a_long_value(tmp_path):
     assert len(str(error.value)) < 500 + len(str(folder))
 
 
+@pytest.mark.parametrize("name", ["InstructPix2Pix", "inpainting"])
+def test_stored_conditions_are_those_of_each_row(name, tiny_source, tmp_path):
+    """They are encoded once, and again only if a source image or an instruction changes."""
+    family, folder = tiny_source(name)
+    recipe = Recipe("run", TeacherRecipe(str(folder), family), {"name": "scm"}, output=str(tmp_path / "runs"))
+    row = {"original_image": "a.png", "edited_image": "b.png"}
+    rows = [
+        {**row, "edit_prompt": "one"},
+        {**row, "edit_prompt": "two"},
+        {**row, "original_image": "c.png", "text": "one"},
+    ]
     kind = find(TEACHERS, family)
 
     def encoded(rows, colors=("red", "blue", "green")):
