@@ -50,6 +50,17 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
     return counts
 
 
+def has_other_models(source: str, network: str) -> bool:
+    """Whether a pipeline has components with weights beside its network, as far as its files show it.
+
+    Args:
+        source: The pipeline's folder, or a Hub id.
+        network: The name of its network.
+    """
+    others = [part for part in visible(Path(source), "*") if part.name != network]
+    return not Path(source).is_dir() or any((part / "config.json").is_file() for part in others)
+
+
 @reads
 def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence[Lora] = ()) -> str:
     """Describe a teacher.
@@ -76,6 +87,7 @@ def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence
     trained = parameters(denoiser.network)
     stored: dict[str, int] = {}
     variants: list[str] = []
+    unknown = "unknown" if has_other_models(source, family.network) else ""
     if Path(source).is_dir():
         with loading_errors(path):
             variants = check_networks(Path(source), (family, *family.pipelines, *family.components))
@@ -87,7 +99,7 @@ def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence
     lines = {
         "family": f"{name} ({DiffusionPipeline.load_config(source)['_class_name']})",
         "network": f"{type(denoiser.network).__name__}, {count(trained)} parameters",
-        "components": ", ".join(f"{part} {count(size)}" for part, size in stored.items()) or "unknown",
+        "components": ", ".join(f"{part} {count(size)}" for part, size in stored.items()) or unknown,
         "variants": ", ".join(variants),
         "fine-tunes": ", ".join(f"{lora.path} at {lora.scale:g}" for lora in loras),
         "schedule": f"{kind}, {schedule.num_train_timesteps} timesteps",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from safetensors.torch import save_file
+from transformers import CLIPTokenizer
 
 import teachers.pocket
 import teachers.pocket_video
@@ -19,6 +20,7 @@ from teachers.pocket.classifier import FEATURES, Classifier
 from teachers.pocket.parts import make_autoencoder, make_text_encoder, make_tokenizer, make_unet, sd15_scheduler
 from tests.teachers import stand_in
 from tests.teachers import tiny_media as media
+from tests.teachers.saved import saved
 from tests.teachers.tiny_sources import SOURCE_BUILDERS
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores: one thread each, commands included
@@ -40,11 +42,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.fixture(scope="session")
-def text_pipeline(tmp_path_factory) -> Path:
+def tokenizer(tmp_path_factory) -> CLIPTokenizer:
+    """The tokenizer of the pocket teacher."""
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def text_pipeline(tmp_path_factory, tokenizer) -> Path:
     """Folder of a text-to-image pipeline with random weights: 32 x 32 images, 8 x 8 latents."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("teacher")
-    tokenizer = make_tokenizer(folder / "tokenizer")
     StableDiffusionPipeline(
         vae=make_autoencoder((8, 8, 8)),
         text_encoder=make_text_encoder(tokenizer),
@@ -59,20 +66,9 @@ def text_pipeline(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_source(tmp_path_factory) -> Callable[[str], tuple[str, Path]]:
+def tiny_source(tmp_path_factory, tokenizer) -> Callable[[str], tuple[str, Path]]:
     """Function tiny_source(name) -> (family, folder) of a saved random pipeline with a source image."""
-    root = tmp_path_factory.mktemp("sources")
-    tokenizer = make_tokenizer(root / "tokenizer")
-
-    def make(name: str) -> tuple[str, Path]:
-        family, build = SOURCE_BUILDERS[name]
-        folder = root / name.replace(" ", "_")
-        if not folder.exists():
-            torch.manual_seed(0)
-            build(tokenizer).save_pretrained(folder)
-        return family, folder
-
-    return make
+    return saved(tmp_path_factory.mktemp("sources"), tokenizer, SOURCE_BUILDERS)
 
 
 @pytest.fixture(scope="session")
@@ -137,20 +133,9 @@ def make_run(tmp_path, text_pipeline) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_media(tmp_path_factory) -> Callable[[str], tuple[str, Path, dict[str, float]]]:
+def tiny_media(tmp_path_factory, tokenizer) -> Callable[[str], tuple[str, Path, dict[str, float]]]:
     """Function tiny_media(name) -> (family, folder, size) of a saved random pipeline of clips or sounds."""
-    root = tmp_path_factory.mktemp("tiny_media")
-    tokenizer = make_tokenizer(root / "tokenizer")
-
-    def make(name: str) -> tuple[str, Path, dict[str, float]]:
-        family, build, size = media.BUILDERS[name]
-        folder = root / name.replace(" ", "_")
-        if not folder.exists():
-            torch.manual_seed(0)
-            build(tokenizer).save_pretrained(folder)
-        return family, folder, size
-
-    return make
+    return saved(tmp_path_factory.mktemp("tiny_media"), tokenizer, media.BUILDERS)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
 """`import distill` as a notebook uses it: lazily loaded names, and a UNet in memory that is distilled in ten lines."""
 
 import importlib
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 
 import distill
 from tests.forks import Fork
@@ -66,6 +67,20 @@ def test_a_unet_in_memory_is_distilled_in_ten_lines(method, tmp_path):
 
     assert images.shape == (1, 8, 8, 3)
     assert distill.train(recipe, distill.load_teacher(make_unet(), DDPMScheduler()), latents) == folder  # finished
+
+
+@pytest.mark.slow
+def test_a_teacher_in_memory_needs_no_family_and_no_sigma_data_in_its_recipe(tmp_path):
+    """A network of EDM with sigma_data 0.7, as `family: auto`; stating sigma_data is the same recipe."""
+    settings = distill.TrainRecipe(steps=1, batch_size=4, evaluate_samples=4, evaluate_every=0, tracker="none")
+    for stated in (None, 0.5):
+        teacher = distill.load_teacher(make_unet(), EDMEulerScheduler(sigma_data=0.7))
+        section = distill.TeacherRecipe(sigma_data=stated)
+        assert section.family == "auto"
+        name = f"run-{stated}"
+        recipe = distill.Recipe(name, section, {"name": "dmd"}, output=str(tmp_path), train=settings)
+        folder = distill.train(recipe, teacher, torch.randn(8, 3, 8, 8))
+        assert json.loads((folder / "distill.json").read_text())["teacher"]["sigma_data"] == 0.7
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from distill.config.recipe import Recipe, load
 from distill.methods.jvp import finite_difference, jvp
 from distill.sample import sample_run
 from distill.train import train
+from distill.training import setup
 from distill.training.memory_plan import plan, plan_lines
 from eval.compare import compare
 from eval.features.extractors import extractor, prompt_judge
@@ -30,7 +31,7 @@ from teachers.loading.registry import load_teacher
 from teachers.media import ANY_IMAGE
 from tests.commands import ONE_OR_TWO_CALLS
 from tests.plugins import install
-from tests.settings import PLUGIN, RECIPES
+from tests.settings import PLUGIN
 
 CPU = torch.device("cpu")
 PATH = PLUGIN / "fewstep_digits" / "weights" / "pipeline"
@@ -85,7 +86,8 @@ def test_the_family_is_found_and_declares_its_defaults(teacher, recipe):
     assert type(teacher).__name__ == "Digits"
     assert teacher.denoiser.path.sigma_data == 0.8
     chosen = recipe("dmd")
-    assert (chosen.teacher.family, chosen.teacher.sigma_data) == ("digits", 0.8)
+    assert (chosen.teacher.family, chosen.teacher.sigma_data) == ("digits", None)
+    assert setup.load_teacher(chosen, CPU).denoiser.path.sigma_data == 0.8
     assert type(teacher).problems() == []
 
 
@@ -94,8 +96,7 @@ def test_sigma_data_is_that_of_the_family_unless_it_is_given(teacher, recipe):
     for made in (family.load(str(PATH), CPU), family.wrap(teacher.stock), load_teacher(teacher.stock)):
         assert made.denoiser.path.sigma_data == 0.8
     assert load_teacher(PATH, sigma_data=0.5).denoiser.path.sigma_data == 0.5
-    assert recipe("dmd", "teacher.sigma_data=0.5").teacher.sigma_data == 0.5
-    assert load(RECIPES / "dmd.yaml").teacher.sigma_data == 1.0
+    assert setup.load_teacher(recipe("dmd", "teacher.sigma_data=0.5"), CPU).denoiser.path.sigma_data == 0.5
 
 
 @pytest.mark.slow

@@ -60,10 +60,6 @@ class Recipe(Checked):
             self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
         if self.teacher.size is None and (size := usual_size(self.teacher.path)):
             self.teacher = dataclasses.replace(self.teacher, size=size)
-        if self.teacher.sigma_data is None:
-            family = self.teacher.family
-            sigma_data = 1.0 if family == "auto" else find(TEACHERS, family).stored_sigma_data(self.teacher.path)
-            self.teacher = dataclasses.replace(self.teacher, sigma_data=sigma_data)
         if self.teacher.precision == "auto":
             half = self.memory.tier == "lora"
             self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")

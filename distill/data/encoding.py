@@ -62,7 +62,8 @@ class Encoder:
         null = self._file(null_key)
         guided, main = self.teacher.guided, self.accelerator.is_main_process
         if guided and main and not shards.is_valid(null, null_key):
-            self._write(null, null_key, self.teacher.encode_unguided())
+            prompts = [self.teacher.negative_prompt or ""]
+            self._write(null, null_key, self._finite(self.teacher.encode_unguided(), prompts))
         parts = [captions[i : i + SHARD] for i in range(0, len(captions), SHARD)]
         keys = [key(encoder, part) for part in parts]
         own = range(self.accelerator.process_index, len(keys), self.accelerator.num_processes)
@@ -80,7 +81,10 @@ class Encoder:
         diffusers_log.set_verbosity_error()  # it would print a warning for every truncated caption
         parts = [dict(self.teacher.condition(captions[i : i + BATCH])) for i in range(0, len(captions), BATCH)]
         diffusers_log.set_verbosity(level)
-        rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return self._finite({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, captions)
+
+    def _finite(self, rows: Condition, captions: Sequence[str]) -> Condition:
+        """The conditions of captions, one row for each, which must be finite."""
         if wrong := non_finite_rows(rows):
             raise ValueError(
                 f"the text encoder gives NaN or infinite values for the caption {captions[wrong[0]][:80]!r} (of "

@@ -6,23 +6,19 @@ This module reads folders of files; `distill.data.hf_datasets` reads other sourc
 import math
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.splits import in_training_folders
-from teachers.loading.prompts import COLUMNS, check_text, read_rows
+from teachers.loading.prompts import COLUMNS, METADATA, check_text, read_rows
 from teachers.media import Image, Medium, Reading
 from teachers.support.keys import file_content, key
 from teachers.support.limits import CAPTION_BYTES
 from teachers.support.listing import list_files
 from teachers.support.text import printable, read_text
 
-METADATA = (
-    "metadata.jsonl",
-    "metadata.csv",
-    "metadata.parquet",
-)  # captions of the files in their folder, as for HF's ImageFolder, VideoFolder and AudioFolder
 LISTED = 5  # names in a message
 
 
@@ -124,7 +120,7 @@ class ImageFolder(Images):
             raise ValueError(
                 f"the folder {folder} contains no {medium.plural} ({', '.join(medium.endings[:10])}){problem}"
             )
-        captions = _captions(others, files, medium) if captioned else {}
+        captions, shared = _captions(others, files, medium) if captioned else ({}, [])
         listed, files = files, in_training_folders(files, folder)
         self.rows = []
         for file in files[: limit or None]:
@@ -137,7 +133,7 @@ class ImageFolder(Images):
                 )
             self.rows.append(row)
         apart = len(listed) - len(files)
-        self.notes = self._notes(others) + [
+        self.notes = self._notes(others, shared) + [
             f"{apart} {medium.plural} of {folder} are not used, because they are not in its folders for training"
         ] * bool(apart)
         self._row_keys = [_row_key(row) for row in self.rows]
@@ -151,8 +147,13 @@ class ImageFolder(Images):
     def captions(self) -> Iterator[str | None]:
         return (row.caption for row in self.rows)
 
-    def _notes(self, others: Sequence[Path]) -> list[str]:
+    def _notes(self, others: Sequence[Path], shared: Sequence[Path]) -> list[str]:
         notes = []
+        if shared:
+            notes.append(
+                f"{len(shared)} caption files in {self.folder} belong to several {self.medium.plural} each, as their "
+                f"names differ in their endings only: {list_names(shared)}"
+            )
         unused = [file for file in others if file.suffix.lower() != ".txt" and file.name not in METADATA]
         if unused:
             notes.append(
@@ -182,15 +183,20 @@ def list_names(files: Sequence[object]) -> str:
     return ", ".join(printable(file) for file in files[:LISTED]) + (", ..." if len(files) > LISTED else "")
 
 
-def _captions(others: Sequence[Path], files: Sequence[Path], medium: type[Medium]) -> dict[Path, str | None]:
-    """The caption of each file that has one; metadata takes precedence over .txt files."""
+def _captions(
+    others: Sequence[Path], files: Sequence[Path], medium: type[Medium]
+) -> tuple[dict[Path, str | None], list[Path]]:
+    """The caption of each file that has one, and the .txt files that are those of several files.
+
+    Metadata take precedence over .txt files.
+    """
     texts = {file.with_suffix(""): file for file in others if file.suffix.lower() == ".txt"}  # .txt comes after .TXT
     captions = {
         file: check_text(read_text(text, CAPTION_BYTES), printable(text))
         for file in files
         if (text := texts.get(file.with_suffix("")))
     }
-    known, described = {os.path.normpath(file): file for file in files}, set()
+    known, described = {os.path.normpath(file): file for file in files}, set[Path]()
     for file in others:
         for number, row in read_rows(file) if file.name in METADATA else ():
             where = f"{printable(file)}, line {number}"
@@ -213,4 +219,5 @@ def _captions(others: Sequence[Path], files: Sequence[Path], medium: type[Medium
             described.add(named)
             column = next((column for column in COLUMNS if column in row), None)
             captions[named] = None if column is None else _text(row[column], where)
-    return captions
+    used = Counter(texts[file.with_suffix("")] for file in files if file in captions and file not in described)
+    return captions, [text for text, count in used.items() if count > 1]

@@ -31,7 +31,9 @@ class SourceFolder(Images):
     def __init__(self, folder: Path, masked: bool, targets: bool, limit: int = 0) -> None:
         if not folder.exists():
             raise ValueError(f"the folder of source images {folder} does not exist")
-        rows = _captioned(folder, limit) if masked and not has_metadata(folder) else read_source_rows(folder, masked)
+        rows, notes = (
+            _captioned(folder, limit) if masked and not has_metadata(folder) else (read_source_rows(folder, masked), [])
+        )
         training = set(in_training_folders([row.image for row in rows], folder))
         used = [row for row in rows if row.image in training][: limit or None]
         self.rows, self._row_keys = [], []
@@ -47,7 +49,7 @@ class SourceFolder(Images):
             self.rows.append(Row(row.name, row.prompt, row.target, (row.image, row.mask)))
             self._row_keys.append(row.content())
         apart = len(rows) - len([row for row in rows if row.image in training])
-        self.notes = [
+        self.notes = notes + [
             f"{apart} images of {printable(folder)} are not used, because they are not in its folders for training"
         ] * bool(apart)
         self.content_key = key(self._row_keys)
@@ -93,9 +95,8 @@ def open_source_images(recipe: DataRecipe, masked: bool, targets: bool) -> Image
     return SourceFolder(Path(recipe.images), masked, targets, recipe.limit)
 
 
-def _captioned(folder: Path, limit: int) -> list[SourceRow]:
-    """Images with captions, each its own source image and target."""
-    rows = ImageFolder(folder, captioned=True, limit=limit).rows
-    return [
-        SourceRow(row.name, row.caption, row.source, None, row.source) for row in rows if isinstance(row.source, Path)
-    ]
+def _captioned(folder: Path, limit: int) -> tuple[list[SourceRow], list[str]]:
+    """Images with captions, each its own source image and target, and the notes on them."""
+    images = ImageFolder(folder, captioned=True, limit=limit)
+    files = [(row, row.source) for row in images.rows if isinstance(row.source, Path)]
+    return [SourceRow(row.name, row.caption, file, None, file) for row, file in files], list(images.notes)

@@ -63,7 +63,10 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     for name in BY_CONTENT:
         del fixed["data"][name]
     del fixed["teacher"]["loras"]  # hashed with the teacher's contents
-    for name in ("size", "negative_prompt", "image_guidance"):
+    family = find(TEACHERS, recipe.teacher.family) if teacher is None else type(teacher)
+    if recipe.teacher.sigma_data == family.sigma_data:  # the default
+        fixed["teacher"]["sigma_data"] = None
+    for name in ("size", "negative_prompt", "image_guidance", "sigma_data"):
         if not fixed["teacher"][name]:
             del fixed["teacher"][name]
     for name in ("checkpointing", "offload_teacher"):
@@ -79,7 +82,6 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     fixed["optimizers"] = {phase: dataclasses.asdict(optimizer) for phase, optimizer in optimizers.items()}
     with reading(recipe.teacher.path or "the teacher"):
         contents = stored_contents(recipe) if teacher is None else teacher.contents()
-    family = find(TEACHERS, recipe.teacher.family) if teacher is None else type(teacher)
     return {
         **{name: value for name, value in _flatten(fixed).items() if name not in EXPORT_ONLY},
         **{f"the teacher's {name}": value for name, value in contents.items()},

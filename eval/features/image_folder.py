@@ -15,6 +15,7 @@ from tqdm import tqdm
 from eval.features.extractors import Extractor
 from eval.features.resize import center_crop_resize
 from teachers.media import Medium
+from teachers.support.colour_profiles import is_srgb
 from teachers.support.errors import reads
 from teachers.support.images import image_header, read_as_clean_fid
 from teachers.support.listing import is_image, list_files, list_images
@@ -46,12 +47,13 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
         folder: A folder of images.
         size: The size that images are resized to (`eval.features.resize`), or None.
     """
-    grey, transparent, rotated, sizes, count = 0, 0, 0, Counter[tuple[int, int]](), 0
+    grey, transparent, rotated, profiled, sizes, count = 0, 0, 0, 0, Counter[tuple[int, int]](), 0
     files, name = list_files(folder), printable(folder)
     for file in filter(is_image, files):
         with contextlib.suppress(ValueError), image_header(file) as image:
             count += 1
             rotated += image.getexif().get(ORIENTATION, 1) != 1
+            profiled += not is_srgb(image)
             grey += image.mode in ("1", "L", "LA")
             transparent += image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
             sizes[image.size] += 1
@@ -65,6 +67,11 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
     if rotated:
         warnings.append(
             f"{rotated} of {count} images in {name} have an EXIF orientation: it is ignored, as in clean-fid"
+        )
+    if profiled:
+        warnings.append(
+            f"{profiled} of {count} images in {name} have a colour profile other than sRGB: it is ignored, as in "
+            "clean-fid; convert them to sRGB, as training does when it reads images"
         )
     if others := [file.name for file in files if not is_image(file) and file.suffix.lower() in ALMOST]:
         warnings.append(

@@ -68,7 +68,8 @@ class Contract:
     `problems` tests what can be seen from the classes. `fewstep check PATH` tests the rest with the teacher at PATH.
 
     Attributes:
-        guided: Whether the pipeline takes prompts, so that classifier-free guidance applies.
+        guided: Whether classifier-free guidance applies. Families whose pipelines take prompts without it override
+            `takes_prompts` and `prompted`.
         example_prompt: A prompt that `condition` takes, for checks of shapes.
         exports: Whether students of this family can be exported as diffusers pipelines.
         pipelines: The pipeline classes that the family takes. `teacher.family: auto` selects the family by them; a
@@ -162,14 +163,9 @@ class Contract:
                 if name not in components:
                     found.append(f"{kind.__name__} must have the component {name!r}")
             arguments = inspect.signature(kind.__call__).parameters
-            for name in cls.call_names.values():
+            for name in (*cls.call_names.values(), *cls.source):
                 if name not in arguments:
                     found.append(f"{kind.__name__}.__call__ has no argument {name!r}, which {cls.__name__} names")
-            for name in cls.source:
-                if name not in arguments:
-                    found.append(
-                        f"{kind.__name__}.__call__ has no argument {name!r}, which {cls.__name__}.source names"
-                    )
             inputs = {cls.call_names.get(name, name) for name in ("prompt", "class_labels", "batch_size")}
             if not inputs & set(arguments):
                 found.append(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.core.noise_path import NoisePath
-from teachers.core.trigflow import expand, to_velocity
+from teachers.core.trigflow import expand, to_velocity, to_x0
 from teachers.networks.storage import dtype_parameter
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "edm_epsilon", "edm_v_prediction"]
@@ -185,8 +185,8 @@ class Denoiser(nn.Module):
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks with a learned variance append it as channels
         if self.prediction in EDM:  # D = c_skip X + c_out F in unit variance (Karras et al. 2022, equation 7)
             velocity = output if self.prediction == "edm_v_prediction" else -output
-            cos, sin = (expand(function(t), x_t).to(x_t.dtype) for function in (torch.cos, torch.sin))
-            return cos * x_t - sin * velocity, sin * x_t + cos * velocity
+            t = expand(t, x_t).to(x_t.dtype)
+            return to_x0(x_t, velocity, t), torch.sin(t) * x_t + torch.cos(t) * velocity
         if self.prediction == "epsilon":
             x0 = (native - sigma * output) / (alpha * sigma_data)
             if self.max_angle is None:

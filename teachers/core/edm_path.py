@@ -67,7 +67,6 @@ class Edm(NoisePath):
         return self._sigma(t.clamp_min(self.t_min)).log() / 4
 
     def of_network_time(self, timesteps: Tensor) -> Tensor:
-        """The timesteps (B,) of the grid, in float64, of the network's c_noise = log(sigma) / 4 (B,)."""
         return self.timestep(torch.atan((4 * timesteps.double()).exp() / self.sigma_data))
 
     def native(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,9 @@ class Guided(Contract, ABC):
 
         Returns:
             Tensors (B, ...).
+
+        Raises:
+            ValueError: If the source images have another shape, or values that are not finite.
         """
         assert sources is None, f"{type(self).__name__} takes no source images"
         return self.condition(prompts)

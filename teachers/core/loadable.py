@@ -1,16 +1,12 @@
 """`Loadable`: how a teacher family finds and loads its pipelines, and the contents of a teacher for keys of results."""
 
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Self
 
-import diffusers
 import torch
-from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
 from teachers.core.contract import Contract
-from teachers.core.schedule import EDM_SCHEDULERS, data_scale
+from teachers.core.schedule import data_scale
 from teachers.loading.contents import pipeline_contents, without_runtime
 from teachers.loading.embedded import locate
 from teachers.loading.inspection import check_text_widths
@@ -64,8 +60,7 @@ class Loadable(Contract):
         check_teacher_once(source, family, size)
         owners = (cls, *cls.components)
         stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
-        scale = data_scale(stock.scheduler, sigma_data, cls.sigma_data)
-        teacher = cls.wrap(stock.to(device), scale, **cls.size_argument(size))
+        teacher = cls.wrap(stock.to(device), sigma_data, **cls.size_argument(size))
         teacher.origin = (source, dtype)
         return teacher
 
@@ -84,31 +79,6 @@ class Loadable(Contract):
         """
         scale = data_scale(pipeline.scheduler, sigma_data, cls.sigma_data)
         return cls(pipeline, scale, **cls.size_argument(size))  # type: ignore[call-arg]
-
-    @classmethod
-    def stored_sigma_data(cls, path: str | None) -> float | None:
-        """`teacher.sigma_data` of a pipeline, if a recipe does not state it; no weights are read.
-
-        Args:
-            path: The pipeline, as `load` takes it; None: a teacher that is built in Python.
-
-        Returns:
-            That of an EDM scheduler, else the family's; None if the scheduler's configuration is not in a local folder.
-        """
-        if path is None or not cls.takes_edm:
-            return cls.sigma_data
-        with suppress(ValueError, OSError):
-            source = Path(config_source(cls.locate(path)))
-            if not source.is_dir():  # of the Hub: checking a recipe reads nothing there, and `load` finds it
-                return None
-            if not (source / "scheduler" / SCHEDULER_CONFIG_NAME).is_file():
-                return cls.sigma_data
-            config = EDM_SCHEDULERS[0].load_config(str(source), subfolder="scheduler")
-            kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
-            if kind in EDM_SCHEDULERS:
-                return data_scale(kind.from_config(config), None, cls.sigma_data)
-            return cls.sigma_data
-        return None
 
     @classmethod
     def size_argument(cls, size: Mapping[str, float] | None) -> dict[str, Any]:

@@ -43,6 +43,10 @@ class NoisePath(ABC):
         """Return what networks receive as their timestep, (B,) in float64, at angles t (B,): `timestep` by default."""
         return self.timestep(t)
 
+    def of_network_time(self, timesteps: Tensor) -> Tensor:
+        """Return native timesteps (B,), in float64, of what networks receive, (B,): the inverse of `network_time`."""
+        return timesteps.double()
+
     def angle(self, timestep: Tensor) -> Tensor:
         """Return the angles (B,), in radians and float64, of native timesteps (B,)."""
         alpha, sigma = self.coefficients(timestep)

@@ -213,8 +213,10 @@ def _edm(scheduler: Any, sigma_data: float) -> tuple[NoisePath, Prediction]:
     low, high, rho = (_positive(scheduler, key) for key in ("sigma_min", "sigma_max", "rho"))
     if low >= high:
         raise ValueError(f"sigma_min of {kind} must be below its sigma_max {high:g}, got {low:g}")
+    if (count := config["num_train_timesteps"]) < 2:
+        raise ValueError(f"num_train_timesteps of {kind} must be at least 2, the ends of its grid, got {count}")
     grid = None if config["sigma_schedule"] == "exponential" else rho
-    path = Edm(low, high, config["num_train_timesteps"], data_scale(scheduler, sigma_data, 1.0), grid)
+    path = Edm(low, high, count, data_scale(scheduler, sigma_data, 1.0), grid)
     return path, cast(Prediction, prediction)
 
 

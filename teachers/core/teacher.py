@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from teachers.core.denoiser import Denoiser
-from teachers.core.edm_path import Edm
 from teachers.core.exportable import Exportable
 from teachers.core.guided import Guided
 from teachers.core.loadable import Loadable
@@ -72,8 +71,7 @@ class Teacher(Loadable, Guided, Exportable, ABC):
 
     def timesteps(self, scheduler: Any) -> Tensor:
         """The timesteps (N,) of a stock pipeline's scheduler in the unit of the noise path."""
-        timesteps, path = torch.as_tensor(scheduler.timesteps).double(), self.denoiser.path
-        return path.of_network_time(timesteps) if isinstance(path, Edm) else timesteps
+        return self.denoiser.path.of_network_time(torch.as_tensor(scheduler.timesteps))
 
     def added_noise(self, scheduler: Any, sample: Tensor) -> Tensor | None:
         """The noise that a step of an exported pipeline has added, where `torch.randn` does not draw it.

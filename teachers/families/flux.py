@@ -16,6 +16,35 @@ from teachers.loading.source import Pipelines
 DEFAULT_GUIDANCE = default_guidance(FluxPipeline)
 
 
+def evaluate(network: Any, images: Sequence[Tensor], timestep: Tensor, cond: Condition, guidance: float) -> Tensor:
+    """Call a transformer of Flux.1 on tokens (B, N, 4 C) of 2 x 2 patches, their positions, and timesteps in [0, 1].
+
+    Args:
+        network: The transformer.
+        images: The noisy latents (B, C, H, W), and the latents of source images of the same size. The positions of each
+            begin with its number.
+        timestep: Native timesteps, (B,).
+        cond: The condition.
+        guidance: The embedded guidance scale if the condition has none.
+
+    Returns:
+        The output at the noisy latents, (B, C, H, W).
+    """
+    _, _, height, width = images[0].shape
+    if network.config.guidance_embeds and "guidance" not in cond:
+        cond = {**cond, "guidance": torch.full_like(timestep, guidance)}
+    places = [positions(height // 2, width // 2, (number, 0, 0)) for number in range(len(images))]
+    output: Tensor = network(
+        torch.cat([pack(image) for image in images], dim=1),
+        timestep=timestep / 1000,
+        **cond,
+        img_ids=torch.cat(places).to(images[0]),
+        txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(images[0]),
+        return_dict=False,
+    )[0]
+    return unpack(output[:, : len(places[0])], height, width)
+
+
 class Flux(EmbeddedGuidance):
     """`FluxPipeline`. "dev" embeds the guidance scale and needs one evaluation; "schnell" has no guidance.
 
@@ -35,19 +64,7 @@ class Flux(EmbeddedGuidance):
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
-        """Call the network on tokens (B, H W / 4, 4 C) of 2 x 2 patches, their positions, and timesteps in [0, 1]."""
-        _, _, height, width = sample.shape
-        if network.config.guidance_embeds and "guidance" not in cond:
-            cond = {**cond, "guidance": torch.full_like(timestep, DEFAULT_GUIDANCE)}
-        output: Tensor = network(
-            pack(sample),
-            timestep=timestep / 1000,
-            **cond,
-            img_ids=positions(height // 2, width // 2).to(sample),
-            txt_ids=torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(sample),
-            return_dict=False,
-        )[0]
-        return unpack(output, height, width)
+        return evaluate(network, [sample], timestep, cond, DEFAULT_GUIDANCE)
 
     def latent_shape(self) -> tuple[int, int, int]:
         sides = height_and_width(self.stock.vae.config.sample_size)  # not in the transformer's; 1024 / 8 for Flux.1

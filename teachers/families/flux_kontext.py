@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from diffusers import FluxKontextPipeline
 from torch import Tensor
 
 from teachers.core.denoiser import Condition
 from teachers.families.embedded_guidance import default_guidance
-from teachers.families.flux import Flux
-from teachers.families.packing import pack, positions, unpack
+from teachers.families.flux import Flux, evaluate
 from teachers.families.source_images import SOURCE, SourceImages
 from teachers.loading.source import Pipelines
 
@@ -36,21 +34,8 @@ class FluxKontext(SourceImages, Flux):
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
-        """As of `Flux`, with the tokens of the source image, whose positions begin with 1, after the others."""
-        _, _, height, width = sample.shape
         rest = {key: value for key, value in cond.items() if key != SOURCE}
-        if network.config.guidance_embeds and "guidance" not in rest:
-            rest["guidance"] = torch.full_like(timestep, DEFAULT_GUIDANCE)
-        own, source = (positions(height // 2, width // 2, (first, 0, 0)) for first in (0, 1))
-        output: Tensor = network(
-            torch.cat([pack(sample), pack(cond[SOURCE])], dim=1),
-            timestep=timestep / 1000,
-            **rest,
-            img_ids=torch.cat([own, source]).to(sample),
-            txt_ids=torch.zeros(rest["encoder_hidden_states"].shape[1], 3).to(sample),
-            return_dict=False,
-        )[0]
-        return unpack(output[:, : len(own)], height, width)
+        return evaluate(network, [sample, cond[SOURCE]], timestep, rest, DEFAULT_GUIDANCE)
 
     def blank_channels(self) -> int:
         return self.shape[0]

@@ -23,9 +23,8 @@ class Inpainting(SourceUNet):
 
     def source_latents(self, sources: Tensor) -> Tensor:
         image, mask = sources[:, :3], sources[:, 3:]
-        masked = self._without_overflow(self._mean, image * (mask < 0.5)) * self.stock.vae.config.scaling_factor
+        masked = self.encode(image * (mask < 0.5)) * self.denoiser.path.sigma_data
         return torch.cat([interpolate(mask, masked.shape[-2:]), masked], dim=1)
 
     def exact_source_call(self, sources: Tensor) -> dict[str, Any]:
-        cond = self.exact_source_condition([""] * len(sources), sources)
-        return {"masked_image_latents": cond[self.source_entries[0]][:, 1:]}
+        return {"masked_image_latents": self.exact_source_latents(sources)[:, 1:]}

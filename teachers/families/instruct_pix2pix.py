@@ -4,12 +4,11 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.guided import concatenate
 from teachers.core.trigflow import expand
-from teachers.families.latent import LatentTeacher
 from teachers.families.source_unet import SourceUNet
 from teachers.loading.source import Pipelines
 
@@ -66,7 +65,3 @@ class InstructPix2Pix(SourceUNet):
         raise ValueError(
             f"method.guidances must be empty: {type(self.stock).__name__} passes no guidance scale to its unet"
         )
-
-    def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
-        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return LatentTeacher.parts(self, student, network, scheduler) | unused

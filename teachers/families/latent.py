@@ -121,7 +121,7 @@ class LatentTeacher(Autoencoding, NativeExports):
             others = (
                 f" and {self.source_channels} of a {type(self.stock).__name__}'s source image, got {config.in_channels}"
                 if self.source_channels
-                else f", got {config.in_channels}; pipelines that take a mask or an image are not supported"
+                else f", got {config.in_channels}; a {type(self.stock).__name__} passes no mask or source image to it"
             )
             raise ValueError(
                 f"in_channels of the {self.network} must be {channels * packed + self.source_channels} for the "

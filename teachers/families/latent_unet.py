@@ -81,7 +81,7 @@ class LatentUNet(EdmExports, LatentTeacher):
         return {"timestep_cond": guidance_embedding(guidance, width)}
 
     def parts(self, student: Denoiser, network: nn.Module, scheduler: Any) -> dict[str, Any]:
-        if not student.guidance_input:
+        if self.ignores_guidance and not student.guidance_input:
             ignore_guidance(network)
         return super().parts(student, network, scheduler)
 

@@ -42,17 +42,25 @@ class SourceImages(LatentTeacher):
         return {**text, SOURCE: blank}
 
     def source_condition(self, prompts: Sequence[str], sources: Tensor | None) -> Condition:
-        return self._with_source(self.condition(prompts), sources)
+        cond = self.condition(prompts)
+        return cond if sources is None else {**cond, SOURCE: self._encoded(sources)}
 
     def exact_source_condition(self, prompts: Sequence[str], sources: Tensor | None) -> Condition:
         cond = self.exact_condition(prompts)
-        with in_float32([self.stock.vae]):
-            return self._with_source(cond, sources)
+        return cond if sources is None else {**cond, SOURCE: self.exact_source_latents(sources)}
 
-    def _with_source(self, cond: Condition, sources: Tensor | None) -> Condition:
-        if sources is None:
-            return cond
+    def exact_source_latents(self, sources: Tensor) -> Tensor:
+        """`source_latents` in float32, as `exact_condition`."""
+        with in_float32([self.stock.vae]):
+            return self._encoded(sources)
+
+    def _encoded(self, sources: Tensor) -> Tensor:
+        if tuple(sources.shape[1:]) != self.source_shape:
+            expected = ", ".join(map(str, self.source_shape))
+            raise ValueError(f"source images must have the shape (B, {expected}), got {tuple(sources.shape)}")
+        if not bool(sources.isfinite().all()):
+            raise ValueError("source images must be finite, got NaN or infinite values")
         for part in self._vae_encoder():
             part.to(self.device)
         with torch.no_grad():
-            return {**cond, SOURCE: self.source_latents(sources.to(self.device))}
+            return self.source_latents(sources.to(self.device))

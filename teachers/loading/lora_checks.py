@@ -10,6 +10,7 @@ from torch import Tensor
 from teachers.support.files import sha256, tensor_bytes
 from teachers.support.text import printable
 
+ADAPTER = "fine_tune"  # the name of the adapter that holds a LoRA file
 SHOWN = 3  # keys in an error message
 ADVICE = "use a LoRA file of this model"
 ALPHA = ".alpha"
@@ -43,7 +44,7 @@ def _unmatched(state: Mapping[str, Tensor], layers: Mapping[str, Tensor], values
 
     Keys match by name, or, for other names, by value.
     """
-    names = {key: ".".join(part for part in key.split(".") if part != "fine_tune") for key in layers}
+    names = {key: ".".join(part for part in key.split(".") if part != ADAPTER) for key in layers}
     marks = {key: _mark(value, values) for key, value in layers.items()}
     wanted = {key: _mark(value, values) for key, value in state.items()}
     same = {name for key, name in names.items() if wanted.get(name) == marks[key]}

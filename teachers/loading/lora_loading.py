@@ -14,7 +14,7 @@ from torch import nn
 
 from teachers.loading.load_errors import loading_errors
 from teachers.loading.location import INDEX
-from teachers.loading.lora_checks import conversion_problem, layer_problem
+from teachers.loading.lora_checks import ADAPTER, conversion_problem, layer_problem
 from teachers.loading.lora_files import peft_settings, read_lora
 from teachers.loading.sizes import check_configs
 from teachers.loading.source import TEXT_COMPONENTS
@@ -24,8 +24,6 @@ from teachers.support.json_files import read_json
 from teachers.support.private_api import lora_components
 from teachers.support.regular import check_special
 from teachers.support.text import printable
-
-ADAPTER = "fine_tune"
 
 
 def import_peft() -> Any:
@@ -63,6 +61,7 @@ def load_lora(pipeline: Any, file: Path, network: str, values: bool = True) -> s
     try:
         with _without_warnings():
             state = _load(pipeline, file, network, tensors)
+            left_out = _left_out_problem(pipeline, file, tensors)
     except BaseException as error:
         if not is_foreign(error) or is_sentence(error):
             raise
@@ -70,7 +69,7 @@ def load_lora(pipeline: Any, file: Path, network: str, values: bool = True) -> s
             f"the LoRA file {file} does not fit the {name} of the teacher: {' '.join(reason(error).split())[:300]}"
         ) from error
     found = _adapters(pipeline)
-    problem = layer_problem(tensors, state, found, values) or _left_out_problem(pipeline, file, tensors)
+    problem = layer_problem(tensors, state, found, values) or left_out
     if problem is not None:
         raise ValueError(f"the LoRA file {file} does not fit the {name} of the teacher: {problem}")
     return {component for component, part in found.items() if part}
@@ -81,8 +80,7 @@ def _left_out_problem(pipeline: Any, file: Path, tensors: Mapping[str, torch.Ten
     if peft_settings(file) is not None:  # no converter reads it
         return None
     options = _converter_options(pipeline)
-    with _without_warnings():
-        return conversion_problem(tensors, lambda numbered: type(pipeline).lora_state_dict(numbered, **options))
+    return conversion_problem(tensors, lambda numbered: type(pipeline).lora_state_dict(numbered, **options))
 
 
 def _load(pipeline: Any, file: Path, network: str, stored: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

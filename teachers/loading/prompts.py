@@ -21,6 +21,8 @@ from teachers.support.regular import check_regular
 from teachers.support.text import printable, read_lines, read_text
 
 COLUMNS = ("text", "prompt", "caption")
+# Tables of the samples in their folder, as for HF's ImageFolder, VideoFolder and AudioFolder.
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 LONGEST = 20_000  # characters of a caption; text encoders read the first 77 to 512 tokens
 PARQUET_ROWS = 256  # read at a time: a long value that is stored once can stand in many rows
 EXTRA = 'pip install -e ".[data]"'

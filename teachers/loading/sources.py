@@ -14,19 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teachers.loading.prompts import COLUMNS, check_text, read_rows
+from teachers.loading.prompts import COLUMNS, METADATA, check_text, read_rows
 from teachers.media import Image
+from teachers.support.files import sha256
+from teachers.support.images import read_for_training
 from teachers.support.keys import file_content, key
-from teachers.support.listing import is_image, list_files
+from teachers.support.listing import is_image, list_files, walk
 from teachers.support.text import printable
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Names of columns by what they hold; the first that exists counts.
 PROMPTS = ("edit_prompt", "instruction", *COLUMNS)
 IMAGES = ("original_image", "input_image", "source_image", "source")
 TARGETS = ("edited_image", "target_image", "target", "image")
 MASKS = ("mask", "mask_image")
 SUFFIX = "_file_name"  # that columns with names of files may have
+SHOWN = 80  # characters of a value in a message
 LEAST_MASK, MOST_MASK = 0.25, 0.75  # of each side: random masks
 
 
@@ -56,7 +58,7 @@ class SourceRow:
 
 def has_metadata(folder: Path) -> bool:
     """Whether there is a folder with metadata in it or in a subfolder."""
-    return folder.is_dir() and any(file.name in METADATA for file in list_files(folder))
+    return folder.is_dir() and any(file.name in METADATA for file in walk(folder))
 
 
 def read_source_rows(folder: Path, masked: bool) -> list[SourceRow]:
@@ -87,13 +89,13 @@ def _row(row: Mapping[str, Any], where: str, folder: Path, files: Mapping[str, P
     def file(names: Iterable[str]) -> Path | None:
         column = choose(names, row)
         value = None if column is None else row[column]
-        if value is None:
+        if value is None or value == "":  # an empty cell of a .csv
             return None
         found = files.get(os.path.normpath(folder / value)) if isinstance(value, str) else None
         if found is None:
             raise ValueError(
                 f"{where}: {column} must be the name of an image relative to {printable(folder)}, got "
-                f"{printable(str(value))!r}"
+                f"{printable(str(value)[:SHOWN])!r}"
             )
         return found
 
@@ -127,18 +129,40 @@ def read_source(
         The image in [-1, 1], with the mask in {0, 1} as the last channel, (*shape).
 
     Raises:
-        ValueError: If a file cannot be read; the message names it.
+        ValueError: If a file cannot be read, or the mask has another aspect ratio than the image, so that it cannot be
+            laid over it; the message names it.
     """
     channels, height, width = shape
     medium = Image(height, width)
-    values = medium.read(image, name).values
+    label = _label("image", image, name)
+    picture = read_for_training(image, label, max(height, width)).image
+    values = medium.fitted(picture)
     if channels == 3:
         return values
     if mask is None:
-        found = random_mask(file_content(image) if isinstance(image, Path) else key(image), height, width)
-    else:
-        found = (medium.read(mask, name).values.mean(0, keepdim=True) >= 0).float()
-    return torch.cat([values, found])
+        content = file_content(image) if isinstance(image, Path) else sha256([image])
+        return torch.cat([values, random_mask(content, height, width)])
+    mask_label = _label("mask", mask, name)
+    drawn = read_for_training(mask, mask_label, max(height, width)).image
+    if not _same_aspect(picture.size, drawn.size):
+        sizes = [f"{size[0]} x {size[1]} pixels" for size in (picture.size, drawn.size)]
+        raise ValueError(
+            f"{printable(mask_label)} must have the aspect ratio of its image {printable(label)}, {sizes[0]}, got "
+            f"{sizes[1]}"
+        )
+    return torch.cat([values, (medium.fitted(drawn).mean(0, keepdim=True) >= 0).float()])
+
+
+def _label(what: str, source: Path | bytes, name: str | None) -> str:
+    """The name of an image or a mask in messages: its file, or the row that it is in."""
+    if isinstance(source, Path):
+        return str(source)
+    return f"the {what}" if name is None else f"the {what} of {name}"
+
+
+def _same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether two sizes are those of one picture at two scales, whose sides are rounded to pixels."""
+    return abs(first[0] * second[1] - first[1] * second[0]) <= 2 * max(*first, *second)
 
 
 def random_mask(content: str, height: int, width: int) -> Tensor:

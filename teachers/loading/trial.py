@@ -26,6 +26,7 @@ from teachers.loading.source import check_trusted, check_weights
 from teachers.support.checksums import Damaged, read_json
 from teachers.support.contents import IGNORED, file_content
 from teachers.support.json_files import read_json as read_config
+from teachers.support.listing import visible
 from teachers.support.text import printable
 
 Stamp = tuple[str, str, str, tuple[tuple[str, int, int], ...]]
@@ -130,7 +131,7 @@ def _once(path: str, family: type[Teacher], how: object, check: Callable[[], Any
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in [*folder.glob("*"), *folder.glob("*/*")] if file.is_file())
+    return [file for file in visible(folder, "*", "*/*") if file.is_file()]
 
 
 def _configuration(teacher: Teacher, folder: Path) -> tuple[Any, ...]:

@@ -74,13 +74,14 @@ def check_files(folder: Path, root: Path) -> None:
     check_no_adapter(folder)
     for file in _walk(folder):
         check_inside(file, root)
-        if (
-            file.suffix == ".json" and file.is_file() and not file.name.startswith("._")
-        ):  # macOS writes those; none is read
-            if ".index." in file.name:
-                check_weight_index(file)
-            elif "config" in file.name:
-                check_config(file)
+        if file.suffix != ".json" or not file.is_file():
+            continue
+        if file.name.startswith("._"):  # macOS writes these beside others; no loader reads them
+            continue
+        if ".index." in file.name:
+            check_weight_index(file)
+        elif "config" in file.name:
+            check_config(file)
 
 
 def check_no_adapter(folder: Path) -> None:

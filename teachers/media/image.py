@@ -80,12 +80,15 @@ class Image(Medium):
 
     def read(self, source: Path | bytes, name: str | None = None) -> Reading:
         """Read an image as a viewer shows it, and crop it to the medium's aspect ratio; see `read_for_training`."""
-        from torchvision.transforms.v2 import functional as V  # torchvision is slow to import
-
         label = name if name is not None else str(source) if isinstance(source, Path) else "an image"
         decoded = read_for_training(source, label, max(self.height, self.width))
-        values = fit(V.pil_to_tensor(decoded.image), self.height, self.width).float() / 127.5 - 1
-        return Reading(values, (TRANSPARENT,) if decoded.transparent else ())
+        return Reading(self.fitted(decoded.image), (TRANSPARENT,) if decoded.transparent else ())
+
+    def fitted(self, image: PIL.Image.Image) -> Tensor:
+        """An image of any size at the medium's size, (3, height, width) in [-1, 1]; see `pictures.fit`."""
+        from torchvision.transforms.v2 import functional as V  # torchvision is slow to import
+
+        return fit(V.pil_to_tensor(image), self.height, self.width).float() / 127.5 - 1
 
     @classmethod
     def lists(cls, file: Path) -> bool:

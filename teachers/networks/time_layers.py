@@ -1,7 +1,7 @@
 """The time embeddings of a network: the features of the timestep, and the first linear layer that reads them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +34,10 @@ class FlowFeatures(nn.Module):
     def forward(self, timesteps: Tensor) -> Tensor:
         """Features (B, F) of timesteps (B,)."""
         features = self.function(timesteps)
-        return features if self.width is None else F.pad(features, (0, self.width - features.shape[1]))
+        if self.width is None:
+            return features
+        assert features.shape[1] <= self.width
+        return F.pad(features, (0, self.width - features.shape[1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,5 +143,7 @@ def _own_features(module: nn.Module) -> TimeEmbedding | None:
     own = next((own for kind, own in OWN_FEATURES.items() if isinstance(module, kind)), None)
     if own is None:
         return None
-    found = TimeEmbedding(nn.Identity(), module.get_submodule(own.owner), own.child)
-    return replace(found, features=FlowFeatures(lambda t: own.compute(module, t), found.layer.in_features))
+    owner = module.get_submodule(own.owner)
+    width = owner.get_submodule(own.child).in_features
+    assert isinstance(width, int)
+    return TimeEmbedding(FlowFeatures(lambda t: own.compute(module, t), width), owner, own.child)

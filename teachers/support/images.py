@@ -7,6 +7,7 @@ can be compared with published ones, and training reads what an image viewer sho
 | --- | --- | --- |
 | transparency | composited on white | ignored |
 | EXIF orientation | applied | ignored |
+| embedded colour profile | converted to sRGB | ignored |
 | more than 8 bits in a grey channel | refused | refused |
 | 16-bit colour | the upper 8 bits, as Pillow | the same |
 | animation | first frame | first frame |
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from teachers.support.colour_profiles import to_srgb
 from teachers.support.limits import IMAGE_PIXELS
 from teachers.support.regular import check_regular, open_regular, read_bytes
 from teachers.support.text import one_line, printable
@@ -44,7 +46,7 @@ class Decoded:
     """A decoded image.
 
     Attributes:
-        image: The image in RGB.
+        image: The image in RGB, in sRGB.
         transparent: Whether it had transparent pixels, which are composited on white.
     """
 
@@ -53,7 +55,7 @@ class Decoded:
 
 
 def read_for_training(source: Path | bytes, name: str, side: int | None = None) -> Decoded:
-    """Read an image as a viewer shows it: upright and composited on white.
+    """Read an image as a viewer shows it: upright, in sRGB and composited on white.
 
     Args:
         source: An image file, or the contents of one.
@@ -202,6 +204,7 @@ def _is_progressive(image: Image.Image) -> bool:
 
 def _flatten(image: Image.Image, side: int | None = None) -> Decoded:
     ImageOps.exif_transpose(image, in_place=True)
+    image = to_srgb(image)
     if side is not None:
         image = _shrink(image, 2 * side)
     if image.has_transparency_data:

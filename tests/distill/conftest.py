@@ -6,27 +6,16 @@ import pytest
 import torch
 
 from distill.config.registry import TEACHERS, find
-from teachers.pocket.parts import make_tokenizer
 from tests.teachers.families.variants import VARIANTS
+from tests.teachers.saved import saved
 
 DIFFERENCES = pytest.StashKey[dict[str, dict[str, str]]]()
 
 
 @pytest.fixture(scope="session")
-def folder_of(tmp_path_factory):
+def folder_of(tmp_path_factory, tokenizer):
     """Function folder_of(name) -> (family, folder) of a saved random pipeline; each is built once."""
-    root = tmp_path_factory.mktemp("variants")
-    tokenizer = make_tokenizer(root / "tokenizer")
-
-    @functools.cache
-    def make(name):
-        family, build = VARIANTS[name]
-        folder = root / name.replace(" ", "_").replace(",", "")
-        torch.manual_seed(0)
-        build(tokenizer).save_pretrained(folder)
-        return family, folder
-
-    return make
+    return saved(tmp_path_factory.mktemp("variants"), tokenizer, VARIANTS)
 
 
 @pytest.fixture(scope="session")

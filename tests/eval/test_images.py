@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import eval.images
 from eval.features import image_folder
@@ -18,6 +18,7 @@ from eval.images import compare_features, too_few_samples
 from eval.metrics.fid import frechet_distance
 from eval.metrics.reference import Reference
 from tests.commands import eval_main as main
+from tests.teachers.support.icc import profile
 
 
 def folder(path: Path, count: int, seed: int, size: int = 16, brightness: float = 1.0) -> Path:
@@ -239,6 +240,15 @@ def test_orientation_and_files_that_clean_fid_does_not_list_give_warnings(tmp_pa
     assert orientation.startswith("1 of 4 images") and "EXIF orientation: it is ignored, as in clean-fid" in orientation
     assert unlisted.startswith("2 files in")
     assert unlisted.endswith("because clean-fid does not list their endings: b.BMP, c.gif")
+
+
+def test_colour_profiles_other_than_srgb_give_a_warning(tmp_path):
+    one = folder(tmp_path / "a", 2, 0)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (16, 16)).save(one / "adobe.png", icc_profile=profile())
+    Image.new("RGB", (16, 16)).save(one / "srgb.png", icc_profile=srgb)
+    (warning,) = image_warnings(one)
+    assert warning.startswith("1 of 4 images") and "a colour profile other than sRGB: it is ignored" in warning
 
 
 def test_large_images_make_small_batches(tmp_path, monkeypatch):

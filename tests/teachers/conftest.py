@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from teachers.pocket.parts import make_tokenizer
+from tests.teachers.saved import saved
 from tests.teachers.tiny_pipelines import BUILDERS
 
 COLUMNS = (
@@ -18,20 +17,9 @@ TABLE = pytest.StashKey[dict[str, dict[str, float]]]()
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Callable[[str], tuple[str, Path]]:
+def tiny(tmp_path_factory, tokenizer) -> Callable[[str], tuple[str, Path]]:
     """Function tiny(name) -> (family, folder) of a saved random pipeline; each is built once."""
-    root = tmp_path_factory.mktemp("tiny")
-    tokenizer = make_tokenizer(root / "tokenizer")
-
-    def make(name: str) -> tuple[str, Path]:
-        family, build = BUILDERS[name]
-        folder = root / name.replace(" ", "_")
-        if not folder.exists():
-            torch.manual_seed(0)
-            build(tokenizer).save_pretrained(folder)
-        return family, folder
-
-    return make
+    return saved(tmp_path_factory.mktemp("tiny"), tokenizer, BUILDERS)
 
 
 def pytest_configure(config: pytest.Config) -> None:

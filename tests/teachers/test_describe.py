@@ -55,6 +55,13 @@ def test_description_needs_no_weights(tiny, tmp_path):
         assert part in text
 
 
+def test_components_are_unknown_only_if_there_are_some(tiny, tmp_path):
+    shutil.copytree(tiny("Stable Diffusion XL")[1], tmp_path / "sdxl", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert "components unknown" in describe(str(tmp_path / "sdxl"))
+    assert "components vae" not in describe(str(tmp_path / "sdxl"))
+    assert "components" not in describe(str(tiny("EDM, ImageNet-64")[1]))
+
+
 def change(file, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 

@@ -121,10 +121,66 @@ def test_inpainting_takes_captioned_images_with_masks_that_depend_on_their_conte
     assert all(set(mask.unique().tolist()) == {0.0, 1.0} and 0.06 <= mask.mean() <= 0.57 for mask in masks)
 
 
+def test_one_caption_of_two_images_is_said(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
+        picture("red").save(tmp_path / name)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("a photo")
+    (note,) = opened(tmp_path, INPAINT).notes
+    assert note.startswith("1 caption files in") and "names differ in their endings only" in note
+    assert "a.txt" in note and "b.txt" not in note
+    assert list(plan(DataRecipe(images=str(tmp_path)), True, True).notes) == [note]
+
+
 def test_masks_are_read_from_files(tmp_path):
     folder = write_folder(tmp_path / "data", [{"image": "a.png", "mask": "b.png", "text": "x"}], ("red", "white"))
     (row,) = read_source_rows(folder, masked=True)
     assert read_source(row.image, row.mask, (4, 8, 8))[3].eq(1).all()
+
+
+def test_random_masks_are_the_same_for_a_file_and_its_contents(tmp_path):
+    picture("red").save(tmp_path / "a.png")
+    sources = tmp_path / "a.png", (tmp_path / "a.png").read_bytes()
+    first, second = (read_source(source, None, (4, 32, 32))[3] for source in sources)
+    assert torch.equal(first, second)
+
+
+def test_masks_of_another_size_cover_their_image_and_of_another_aspect_ratio_are_refused(tmp_path):
+    """The white right half of a mask is the red right half of its image, whatever their sizes."""
+    image, mask = picture("blue", (40, 32)), picture("black", (80, 64))
+    image.paste("red", (20, 0, 40, 32))
+    mask.paste("white", (40, 0, 80, 64))
+    for name, drawn in (("image", image), ("mask", mask), ("wide", mask.resize((40, 16)))):
+        drawn.save(tmp_path / f"{name}.png")
+    source = read_source(tmp_path / "image.png", tmp_path / "mask.png", (4, 16, 16))
+    assert torch.equal(source[3] == 1, source[0] > 0)
+    message = r"wide\.png must have the aspect ratio of its image \S+image\.png, 40 x 32 pixels, got 40 x 16 pixels"
+    with pytest.raises(ValueError, match=message):
+        read_source(tmp_path / "image.png", tmp_path / "wide.png", (4, 16, 16))
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_unreadable_mask_is_named(tmp_path, stored):
+    picture("red").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    mask = tmp_path / "b.png" if stored else b"broken"
+    name = r"\S+b\.png" if stored else r"the mask of row 3"
+    with pytest.raises(ValueError, match=rf"^{name} cannot be read as an image"):
+        read_source(tmp_path / "a.png", mask, (4, 16, 16), "row 3")
+
+
+def test_an_empty_cell_of_a_table_is_no_file(tmp_path):
+    folder = write_folder(tmp_path / "data", [], ("red", "white"))
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("image,mask,text\na.png,b.png,x\na.png,,y\n")
+    assert [row.mask and row.mask.name for row in read_source_rows(folder, masked=True)] == ["b.png", None]
+
+
+def test_a_message_shows_the_beginning_of_a_long_value(tmp_path):
+    folder = write_folder(tmp_path / "data", [{"original_image": "a" * 10_000, "text": "x"}])
+    with pytest.raises(ValueError, match="original_image must be the name of an image") as error:
+        read_source_rows(folder, masked=False)
+    assert len(str(error.value)) < 500 + len(str(folder))
 
 
 @pytest.mark.parametrize("name", ["InstructPix2Pix", "inpainting"])

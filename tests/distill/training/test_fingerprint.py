@@ -66,6 +66,7 @@ FREE = [
     "train.evaluate_samples=9",
     "memory.checkpointing=true",
     "optimizers.student.lr=0.0001",  # the default, written out
+    "teacher.sigma_data=1.0",  # the family's
 ]
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from distill.config.recipe import Recipe
 from distill.config.sections import TeacherRecipe
+from distill.training import setup
 from teachers.core.denoiser import Denoiser
 from teachers.core.edm_path import Edm
 from teachers.core.few_step import initial_x_t
@@ -24,16 +25,10 @@ from teachers.core.trigflow import integrate
 from teachers.families.analytic import eight_gaussians
 from teachers.families.edm_exports import edm_scheduler
 from teachers.loading.registry import load_teacher
-from teachers.pocket.parts import make_tokenizer
 from tests.teachers import tiny_pipelines
 
 KINDS = [EDMEulerScheduler, EDMDPMSolverMultistepScheduler]
 FLOAT64 = torch.float64
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 class ExactTime(Denoiser):
@@ -141,6 +136,10 @@ REFUSED = {
         EDMEulerScheduler(sigma_min=3.0, sigma_max=3.0),
         "sigma_min of EDMEulerScheduler must be below its sigma_max 3, got 3",
     ),
+    "one timestep": (
+        EDMEulerScheduler(num_train_timesteps=1),
+        "num_train_timesteps of EDMEulerScheduler must be at least 2, the ends of its grid, got 1",
+    ),
     "zero": (EDMEulerScheduler(sigma_data=0), "sigma_data of EDMEulerScheduler must be a number above 0, got 0"),
 }
 
@@ -234,7 +233,8 @@ def test_sigma_data_is_that_of_the_scheduler(tokenizer, tmp_path):
     """In a recipe without it, in Python, and refused if it is stated otherwise."""
     pipe = tiny_pipelines.stable_diffusion_xl(tokenizer, EDMEulerScheduler(sigma_data=0.7))
     pipe.save_pretrained(tmp_path)
-    assert Recipe("run", TeacherRecipe(str(tmp_path)), {"name": "dmd"}).teacher.sigma_data == 0.7
+    recipe = Recipe("run", TeacherRecipe(str(tmp_path)), {"name": "dmd"})
+    assert setup.load_teacher(recipe, torch.device("cpu")).denoiser.path.sigma_data == 0.7
     assert load_teacher(tmp_path).denoiser.path.sigma_data == load_teacher(pipe).denoiser.path.sigma_data == 0.7
     message = "teacher.sigma_data must be null or 0.7, that of the EDMEulerScheduler, got 1"
     with pytest.raises(ValueError, match=message):

@@ -14,7 +14,6 @@ from teachers.core.teacher import Teacher
 from teachers.families.flux import Flux
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.families.stable_diffusion_xl import StableDiffusionXL
-from teachers.pocket.parts import make_tokenizer
 from tests.settings import first_is_quick
 from tests.teachers import tiny_pipelines
 from tests.teachers.families.stock import PROMPTS, difference
@@ -22,11 +21,6 @@ from tests.teachers.families.training import step
 
 EMBEDDED = ["Stable Diffusion 1.5", "Stable Diffusion XL"]
 WIDTHS = [16, 40]  # of the embedding; the time embedding has 16 features
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def embedded(tokenizer, name: str, width: int = 16) -> Teacher:

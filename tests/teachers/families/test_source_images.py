@@ -60,6 +60,38 @@ def step(distiller, phase, teacher):
 
 
 @every_family
+def test_wrong_source_images_are_refused(name, load):
+    teacher = load(name)
+    sources = probe_sources(teacher)
+    for value in (torch.nan, torch.inf):
+        wrong = sources.clone()
+        wrong[1, 0, 3, 3] = value
+        for encode in (teacher.source_condition, teacher.exact_source_condition):
+            with pytest.raises(ValueError, match="source images must be finite, got NaN or infinite values"):
+                encode(PROMPTS, wrong)
+    channels = 2 + len(teacher.source)
+    with pytest.raises(
+        ValueError, match=rf"must have the shape \(B, {channels}, 16, 16\), got \(2, {channels}, 16, 8\)"
+    ):
+        teacher.source_condition(PROMPTS, sources[..., :8])
+
+
+def test_latents_for_the_call_are_exact_and_need_no_text(tiny_source, monkeypatch):
+    """Those that replace what the stock pipeline of inpainting draws, of a teacher in bfloat16."""
+    family, folder = tiny_source("inpainting")
+    teacher = find(TEACHERS, family).load(str(folder), CPU, torch.bfloat16)
+    sources = probe_sources(teacher)
+    expected = teacher.exact_source_condition(PROMPTS, sources)["source_latents"][:, 1:]
+    monkeypatch.setattr(teacher, "text_condition", None)
+    latents = teacher.exact_source_call(sources)["masked_image_latents"]
+    assert torch.equal(latents, expected) and latents.dtype == torch.float32
+    vae = DiffusionPipeline.from_pretrained(folder).vae
+    with torch.no_grad():
+        mean = vae.encode(sources[:, :3] * (sources[:, 3:] < 0.5)).latent_dist.mean
+    assert torch.allclose(latents, 0.18 * mean, rtol=1e-2, atol=1e-3)  # the weights are those of bfloat16
+
+
+@every_family
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_ode_ends_where_the_stock_solver_ends(name, guidance, load, tiny_source):
     teacher, folder = load(name), tiny_source(name)[1]
@@ -179,7 +211,9 @@ def test_a_text_pipeline_with_an_inpainting_network_is_refused(tiny_source):
         None,
         requires_safety_checker=False,
     )
-    with pytest.raises(ValueError, match=r"in_channels of the unet must be 4 .* got 9; pipelines that take a mask"):
+    with pytest.raises(
+        ValueError, match=r"in_channels of the unet must be 4 .* got 9; a StableDiffusionPipeline passes no mask"
+    ):
         find(TEACHERS, "stable_diffusion").wrap(pipe)
 
 

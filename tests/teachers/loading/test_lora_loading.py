@@ -104,3 +104,21 @@ def test_tensors_that_a_converter_leaves_out_are_named(tmp_path):
     pipe.unload_lora_weights()
     with pytest.raises(ValueError, match=rf"diffusers leaves out {text}\.lora_down\.weight"):
         load_lora(pipe, stored(tensors | more, tmp_path / "more.safetensors"), "transformer")
+
+
+def test_an_error_of_the_converter_is_a_sentence(tmp_path, monkeypatch):
+    """One that occurs only when the tensors that it leaves out are looked for."""
+    pipe = qwen_image()
+    file = stored(kohya_keys(pairs(pipe.transformer)), tmp_path / "lora.safetensors")
+    convert = type(pipe).lora_state_dict
+
+    def failing(source, **options):
+        if isinstance(source, dict):
+            raise KeyError("alpha")
+        return convert(source, **options)
+
+    monkeypatch.setattr(type(pipe), "lora_state_dict", staticmethod(failing))
+    with pytest.raises(
+        ValueError, match=r"the LoRA file .*lora\.safetensors does not fit the QwenImagePipeline .*alpha"
+    ):
+        load_lora(pipe, file, "transformer")

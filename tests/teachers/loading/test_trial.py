@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from eval.pipelines.loading import load_pipeline as load_for_eval
 from teachers.core.denoiser import Denoiser
 from teachers.describe import describe
+from teachers.loading import trial
 from teachers.loading.registry import family_of, installed
 from teachers.loading.trial import check_fit_once, check_teacher
 from tests.teachers.tiny_pipelines import BUILDERS
@@ -52,6 +53,19 @@ READERS = (lambda folder: describe(str(folder)), train, evaluate)
 def test_every_family_fits_together(name, tiny):
     family, folder = tiny(name)
     assert check_teacher(str(folder), installed()[family]).shape
+
+
+def test_hidden_files_do_not_repeat_a_check(tiny, tmp_path, monkeypatch):
+    """Those that a system adds to a folder after it was checked."""
+    family, folder = tiny(SD)
+    shutil.copytree(folder, tmp_path / "teacher")
+    checked = []
+    monkeypatch.setattr(trial, "check_teacher", lambda *rest: checked.append(rest))
+    for name in (None, ".DS_Store", "unet/._config.json", "unet/new.json"):
+        if name is not None:
+            (tmp_path / "teacher" / name).write_text("{}")
+        trial.check_teacher_once(str(tmp_path / "teacher"), installed()[family])
+    assert len(checked) == 2  # at first, and with new.json
 
 
 @pytest.mark.slow
