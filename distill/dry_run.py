@@ -13,7 +13,7 @@ from distill.config.recipe import Recipe, method_options
 from distill.data.dataset import Dataset
 from distill.training.engine import Engine
 from distill.training.memory_plan import Processes, fits, plan_lines
-from distill.training.setup import build_monitor, plan_data, prepare
+from distill.training.setup import build_held_out, plan_data, prepare
 from distill.training.state import TrainState
 from distill.training.status import duration
 from distill.training.step import batch_rngs, train_step
@@ -90,10 +90,10 @@ def _evaluations(
         return 0.0
     count = min(settings.evaluate_samples, settings.batch_size)
     small = dataclasses.replace(small, train=dataclasses.replace(small.train, evaluate_samples=max(2, count)))
-    monitor, making = _timed(lambda: build_monitor(small, teacher, dataset, engine))
-    assert monitor is not None
+    held_out, making = _timed(lambda: build_held_out(small, teacher, dataset, engine))
+    assert held_out is not None
     times = state.distiller.sampling_schedules()
-    _, judging = _timed(lambda: monitor.distance(state.ema, times[0]))
+    _, judging = _timed(lambda: held_out.distance(state.ema, times[0]))
     scale = settings.evaluate_samples / max(2, count)
     rounds = settings.steps // settings.evaluate_every + 1
     counts = len(state.distiller.step_counts(times[0]))

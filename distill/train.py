@@ -29,10 +29,11 @@ from distill.training.engine import Engine
 from distill.training.guard import Stop
 from distill.training.jsonl_log import JsonlLog
 from distill.training.metric_log import MetricLog
+from distill.training.monitor import Monitor
 from distill.training.outcome import choose_ema, failed_before, keep_best
 from distill.training.run_folder import check_same_run, fingerprint, finished, lock_run_folder, run_key
 from distill.training.setup import (
-    build_monitor,
+    build_held_out,
     build_validation,
     checkpoints_folder,
     plan_data,
@@ -146,19 +147,20 @@ def distil(
         state.seconds = preparation  # encoding and teacher pairs are part of the cost
     for message in state.distiller.startup_messages():
         engine.print(message)
-    monitor = build_monitor(recipe, teacher, dataset, engine)
-    validation = build_validation(recipe, teacher, dataset, monitor, engine)
+    held_out = build_held_out(recipe, teacher, dataset, engine)
+    monitor = Monitor(folder, held_out) if held_out else None
+    validation = build_validation(recipe, teacher, dataset, held_out, engine)
     history = JsonlLog(folder / "history.jsonl", state.step, run)
     if settings.shard_teacher and settings.steps:
         engine.shard(teacher.denoiser.network)
 
     def evaluate() -> None:
-        if monitor:
+        if monitor and held_out:
             trackers = engine.trackers
-            chosen = choose_ema(state, monitor, engine) if state.half_lives else None
+            chosen = choose_ema(state, held_out, engine) if state.half_lives else None
             record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers, chosen)
             status.evaluated(record)
-            keep_best(recipe, state, monitor, record, run, engine)
+            keep_best(recipe, state, held_out, record, run, engine)
 
     def observe(first: bool = False) -> None:
         """Evaluate and draw validation samples where they are due; on the first call, only what is not there yet."""
@@ -214,7 +216,7 @@ def distil(
         raise SystemExit(0)
     status.write("exporting")
     stop.restore()  # `finish` delays signals itself
-    return finish(recipe, state, teacher, dataset, monitor, engine, identity)
+    return finish(recipe, state, teacher, dataset, held_out, engine, identity)
 
 
 def check_schedules(distiller: Distiller) -> None:

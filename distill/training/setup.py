@@ -1,4 +1,4 @@
-"""Preparation of a run before its first step: the teacher, the encoded data, and the monitor."""
+"""Preparation of a run before its first step: the teacher, the encoded data, and the held-out evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from distill.data import teacher_pairs
 from distill.data.dataset import Dataset
 from distill.training.engine import Engine
 from distill.training.features import choose_features
+from distill.training.held_out import HeldOut
 from distill.training.memory_plan import Processes, print_plan
-from distill.training.monitor import Monitor
 from distill.training.run_folder import check_teacher_files, stored_contents
 from distill.training.validation import Validation
 from teachers.core.teacher import Teacher
@@ -144,25 +144,25 @@ def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | 
         return teacher, teacher_pairs.attach(dataset, recipe, teacher, cls.pairs(options), engine.accelerator)
 
 
-def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine) -> Monitor | None:
-    """Make the run's monitor; None on processes that do not take part in evaluations. Every process calls it."""
+def build_held_out(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine) -> HeldOut | None:
+    """Make the held-out evaluation; None on processes that do not take part in it. Every process calls it."""
     with engine.accelerator.main_process_first():
         if not engine.is_main and engine.sharding is None:
             return None
         with reading(recipe.teacher.path or "the teacher"):
-            return Monitor(
+            return HeldOut(
                 recipe, teacher, dataset, choose_features(recipe, teacher.medium), engine.device, engine.is_main
             )
 
 
 def build_validation(
-    recipe: Recipe, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
+    recipe: Recipe, teacher: Teacher, dataset: Dataset, held_out: HeldOut | None, engine: Engine
 ) -> Validation | None:
-    """What draws evaluation.validation_prompts; None without prompts or a monitor. Every process calls it."""
+    """What draws evaluation.validation_prompts; None without prompts or evaluations. Every process calls it."""
     if not recipe.evaluation.validation_prompts:
         return None
     with engine.accelerator.main_process_first(), reading(recipe.teacher.path or "the teacher"):
-        if monitor is None:
+        if held_out is None:
             return None
         contents = dataset.teacher or teacher.contents()
         return Validation(recipe, teacher, contents, engine.device, engine.is_main)

@@ -101,7 +101,7 @@ class Validation:
         return (self.folder / f"{step:08d}" / f"{len(self.prompts) - 1:02d}.png").is_file()
 
     def draw(self, distiller: Distiller, ema: Denoiser, step: int, trackers: Sequence[Any]) -> None:
-        """Draw all samples; write and log them on the process that writes. Every process with a monitor calls it.
+        """Draw all samples; write and log them on the process that writes. Every process that evaluates calls it.
 
         Args:
             distiller: The method, for its numbers of steps and its fake score.

@@ -17,7 +17,7 @@ from distill.data.shards import Table
 from distill.export import export_run
 from distill.train import train
 from distill.training import checkpoint
-from distill.training.monitor import teacher_samples_key
+from distill.training.held_out import teacher_samples_key
 from distill.training.run_folder import CODE, fingerprint, finished
 from distill.training.setup import load_teacher
 from eval.features.extractors import extractor

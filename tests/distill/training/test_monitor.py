@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.data import dataset
+from distill.training.held_out import HeldOut
 from distill.training.monitor import Monitor
 from distill.training.setup import load_teacher, plan_data
 
@@ -25,7 +26,7 @@ def test_previews_show_prompts_from_everywhere_in_sorted_data(two_step_recipe, t
         return lambda indices: shown.append(indices) or cond(indices)
 
     monkeypatch.setattr(dataset.Dataset, "held_out", recorded)
-    monitor = Monitor(recipe, teacher, data, "pixels", CPU)
+    monitor = Monitor(recipe.folder, HeldOut(recipe, teacher, data, "pixels", CPU))
     shown.clear()
     grid, samples = monitor.grid(0, {"student": (teacher.denoiser, [teacher.denoiser.path.t_max])})
     assert torch.cat(shown).tolist() == list(range(0, 32, 4))
