@@ -280,6 +280,11 @@ class EvaluationRecipe(Checked):
             raise InvalidOption(
                 "validation_prompts", f"must have at most {MOST_PROMPTS} texts, got {len(self.validation_prompts)}"
             )
+        for name in ("validation_prompts", "validation_seeds"):
+            values = list(getattr(self, name))
+            repeated = [value for value in values if values.count(value) > 1]
+            if repeated:
+                raise InvalidOption(name, f"must have every value once, got {repeated[0]!r} more than once")
 
 
 @dataclass

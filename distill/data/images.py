@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from distill.data.splits import in_training_folders
@@ -93,7 +94,29 @@ class Images(ABC):
         """All captions in order, without reading the files."""
 
 
-class ImageFolder(Images):
+class ListedImages(Images):
+    """Samples that are all known before any is read, such as those of a folder.
+
+    Args:
+        rows: The rows.
+        row_keys: A key of the contents of each row.
+        notes: See `Images`.
+    """
+
+    def __init__(self, rows: Sequence[Row], row_keys: Sequence[str], notes: Sequence[str]) -> None:
+        self.rows, self._row_keys, self.notes = rows, row_keys, notes
+        self.content_key = key(list(row_keys))
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        for first in range(0, len(self.rows), size):
+            rows = self.rows[first : first + size]
+            yield Block(key(list(self._row_keys[first : first + size])), partial(list, rows))
+
+    def captions(self) -> Iterator[str | None]:
+        return (row.caption for row in self.rows)
+
+
+class ImageFolder(ListedImages):
     """Files of one medium in a folder and its subfolders; images as `teachers.support.listing.list_images` finds them.
 
     If there are subfolders for training and for validation or test, only those for training are read.
@@ -126,7 +149,7 @@ class ImageFolder(Images):
             )
         captions = _captions(others, files, medium) if captioned else {}
         listed, files = files, in_training_folders(files, folder)
-        self.rows = []
+        rows = []
         for file in files[: limit or None]:
             row = Row(str(file), captions.get(file), file)
             medium.check(file)  # only decoding detects a truncated file
@@ -135,23 +158,14 @@ class ImageFolder(Images):
                     f"{printable(file)} has no caption; write it to {printable(file.with_suffix('.txt').name)} in the "
                     "same folder, or to metadata.jsonl as text, prompt or caption"
                 )
-            self.rows.append(row)
+            rows.append(row)
         apart = len(listed) - len(files)
-        self.notes = self._notes(others) + [
+        notes = self._notes(others, rows) + [
             f"{apart} {medium.plural} of {folder} are not used, because they are not in its folders for training"
         ] * bool(apart)
-        self._row_keys = [_row_key(row) for row in self.rows]
-        self.content_key = key(self._row_keys)
+        super().__init__(rows, [_row_key(row) for row in rows], notes)
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        for first in range(0, len(self.rows), size):
-            rows = self.rows[first : first + size]
-            yield Block(key(self._row_keys[first : first + size]), rows.copy)
-
-    def captions(self) -> Iterator[str | None]:
-        return (row.caption for row in self.rows)
-
-    def _notes(self, others: Sequence[Path]) -> list[str]:
+    def _notes(self, others: Sequence[Path], rows: Sequence[Row]) -> list[str]:
         notes = []
         unused = [file for file in others if file.suffix.lower() != ".txt" and file.name not in METADATA]
         if unused:
@@ -159,7 +173,7 @@ class ImageFolder(Images):
                 f"{len(unused)} files in {self.folder} are not used, because their endings are not those of "
                 f"{self.medium.plural}: {list_names(unused)}"
             )
-        empty = [row.name for row in self.rows if row.caption == ""]
+        empty = [row.name for row in rows if row.caption == ""]
         if empty:
             notes.append(f"{len(empty)} {self.medium.plural} have an empty caption: {list_names(empty)}")
         return notes

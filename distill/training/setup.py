@@ -9,9 +9,11 @@ from torch import Tensor
 from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import DTYPES
+from distill.config.validation_prompts import check_validation_prompts
 from distill.data import dataset as data
 from distill.data import teacher_pairs
 from distill.data.dataset import Dataset
+from distill.data.latents import LatentsInMemory
 from distill.training.engine import Engine
 from distill.training.features import choose_features
 from distill.training.held_out import HeldOut
@@ -68,7 +70,7 @@ def plan_data(
     captions = [""] * len(latents) if captions is None else list(captions)
     if len(captions) != len(latents):
         raise ValueError(f"captions must have the length of latents ({len(latents)}), got {len(captions)}")
-    return data.Plan(captions, latents=latents.float() / teacher.denoiser.path.sigma_data)
+    return data.Plan(latents=LatentsInMemory(latents.float() / teacher.denoiser.path.sigma_data, captions))
 
 
 def check_fine_tunes(recipe: Recipe) -> None:
@@ -85,11 +87,13 @@ def check_fine_tunes(recipe: Recipe) -> None:
 
 
 def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> None:
-    """Apply the recipe's negative prompt and image guidance to a teacher in memory.
+    """Check a recipe for a teacher in memory, and apply its negative prompt and image guidance to the teacher.
 
     Raises:
-        ValueError: If the recipe has fine-tunes, which are fused into pipelines that are loaded only.
+        ValueError: If the recipe has validation prompts that the teacher cannot use, or fine-tunes, which are fused
+            into pipelines that are loaded only.
     """
+    check_validation_prompts(recipe.evaluation, recipe.train.evaluate_every, teacher)
     if recipe.teacher.loras:
         raise ValueError("teacher.loras must be empty for a teacher in memory: fuse them into its pipeline first")
     _set_guidance(recipe, teacher)

@@ -27,6 +27,7 @@ class Edm(NoisePath):
     """
 
     slow_time = True
+    preconditioned = True
 
     def __init__(
         self,

@@ -41,14 +41,19 @@ class InvalidOption(ValueError):
     Args:
         key: The option's name, or its dotted path from the recipe's top level.
         problem: The rest of the message, such as "must be at least 1, got 0".
+        others: Other options of the same group, each for a "{}" in `problem`.
     """
 
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key} {problem}")
-        self.key, self.problem = key, problem
+    def __init__(self, key: str, problem: str, others: Sequence[str] = ()) -> None:
+        super().__init__(f"{key} {problem.format(*others) if others else problem}")
+        self.key, self.problem, self.others = key, problem, others
 
     def __reduce__(self) -> Any:
-        return type(self), (self.key, self.problem)  # so that a process of a pool can raise it
+        return type(self), (self.key, self.problem, self.others)  # so that a process of a pool can raise it
+
+    def within(self, path: str) -> "InvalidOption":
+        """The error with the names that options have in the group `path`, "" at the top level."""
+        return InvalidOption(join_key(path, self.key), self.problem, [join_key(path, name) for name in self.others])
 
 
 def option(
@@ -231,7 +236,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
         if not isinstance(made, Checked):
             check_fields(made)
     except InvalidOption as error:
-        raise InvalidOption(join_key(path, error.key), error.problem) from error
+        raise error.within(path) from error
     return made
 
 

@@ -101,7 +101,7 @@ def limits_note(record: Record, teacher: Teacher, steps: str) -> str:
     """What the student is not made for."""
     refused = (
         "The scheduler raises an error for more steps than the student was distilled for."
-        if teacher.refuses_steps and record.get("schedule") != "edm"
+        if teacher.refuses_steps and not record.get("preconditioned")
         else "Use the numbers of steps above only; this pipeline class accepts others, but they give poor samples."
     )
     safety = SAFETY[record.get("safety_checker", ABSENT)]
