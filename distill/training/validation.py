@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.config.recipe import Recipe
 from distill.data import shards
+from distill.data.conditions import encode_prompts
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
 from distill.training.decoding import chunk_size, decode_samples
@@ -53,7 +54,7 @@ class Validation:
         self.folder = recipe.folder / FOLDER
         self.prompts, self.seeds = list(recipe.evaluation.validation_prompts), recipe.evaluation.validation_seeds
         with torch.no_grad():
-            self.cond = {k: v.to(device) for k, v in teacher.condition(self.prompts).items()}
+            self.cond = {k: v.to(device) for k, v in encode_prompts(teacher, self.prompts).items()}
         teacher.unload_encoders()
         self.noise = torch.stack([self._noise(seed) for _ in self.prompts for seed in self.seeds])
         self.chunk = min(8, chunk_size(teacher.medium))

@@ -330,6 +330,18 @@ def test_embedding_that_is_not_finite_is_an_error_with_the_caption(ready, monkey
         ready()
 
 
+@pytest.mark.slow
+def test_null_condition_that_is_not_finite_is_an_error(ready, monkeypatch):
+    unguided = StableDiffusion.encode_unguided
+
+    def broken(self):
+        return {name: value * torch.nan for name, value in unguided(self).items()}
+
+    monkeypatch.setattr(StableDiffusion, "encode_unguided", broken)
+    with pytest.raises(ValueError, match="NaN or infinite values for the empty or the negative prompt; set teacher"):
+        ready()
+
+
 def test_images_with_another_number_of_channels_than_the_network_are_an_error(ready, tmp_path, monkeypatch):
     encode = StableDiffusion.encode
     monkeypatch.setattr(StableDiffusion, "encode", lambda self, images: encode(self, images)[:, :3])
