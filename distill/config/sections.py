@@ -17,7 +17,7 @@ from teachers.loading.registry import feature_models
 from teachers.loading.sources import has_metadata
 from teachers.support.errors import suggest
 
-MOST_PROMPTS, MOST_SEEDS = 64, 8  # of evaluation.validation_prompts: all samples are drawn again and again
+MOST_PROMPTS, MOST_SEEDS = 64, 8  # of evaluation.validation_prompts, whose samples are drawn many times
 NAMES = ", ".join(f'"{name}"' for name in EMBEDDED)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
@@ -272,18 +272,11 @@ class EvaluationRecipe(Checked):
             )
         if self.prompts is not None and not has_metadata(Path(self.prompts)):  # of source images: see `Recipe`
             read_prompts(self.prompts)
-        if not 1 <= len(self.validation_seeds) <= MOST_SEEDS:
-            raise InvalidOption(
-                "validation_seeds", f"must have 1 to {MOST_SEEDS} values, got {list(self.validation_seeds)}"
-            )
-        if len(self.validation_prompts) > MOST_PROMPTS:
-            raise InvalidOption(
-                "validation_prompts", f"must have at most {MOST_PROMPTS} texts, got {len(self.validation_prompts)}"
-            )
-        for name in ("validation_prompts", "validation_seeds"):
+        for name, least, most in (("validation_prompts", 0, MOST_PROMPTS), ("validation_seeds", 1, MOST_SEEDS)):
             values = list(getattr(self, name))
-            repeated = [value for value in values if values.count(value) > 1]
-            if repeated:
+            if not least <= len(values) <= most:
+                raise InvalidOption(name, f"must have {least} to {most} values, got {len(values)}")
+            if repeated := [value for value in values if values.count(value) > 1]:
                 raise InvalidOption(name, f"must have every value once, got {repeated[0]!r} more than once")
 
 
