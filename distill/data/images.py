@@ -6,7 +6,7 @@ This module reads folders of files; `distill.data.hf_datasets` reads other sourc
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from teachers.media import Image, Medium, Reading
 from teachers.support.keys import file_content, key
 from teachers.support.limits import CAPTION_BYTES
 from teachers.support.listing import list_files
-from teachers.support.text import printable, read_text
+from teachers.support.text import lookalike, printable, read_text
 
 METADATA = (
     "metadata.jsonl",
@@ -196,6 +196,10 @@ def list_names(files: Sequence[object]) -> str:
     return ", ".join(printable(file) for file in files[:LISTED]) + (", ..." if len(files) > LISTED else "")
 
 
+def _relative(files: Iterable[str], folder: Path) -> list[str]:
+    return [os.path.relpath(file, folder) for file in files]
+
+
 def _captions(others: Sequence[Path], files: Sequence[Path], medium: type[Medium]) -> dict[Path, str | None]:
     """The caption of each file that has one; metadata takes precedence over .txt files."""
     texts = {file.with_suffix(""): file for file in others if file.suffix.lower() == ".txt"}  # .txt comes after .TXT
@@ -216,7 +220,8 @@ def _captions(others: Sequence[Path], files: Sequence[Path], medium: type[Medium
             named = known.get(os.path.normpath(file.parent / name))
             if named is None:
                 raise ValueError(
-                    f"{where}: there is no {medium.noun} {printable(name)!r} for this caption; names are relative to "
+                    f"{where}: there is no {medium.noun} {printable(name)!r} for this caption"
+                    f"{lookalike(name, _relative(known, file.parent))}; names are relative to "
                     f"{printable(file.parent)} and end in {', '.join(medium.endings[:10])}"
                 )
             if named in described:

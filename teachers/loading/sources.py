@@ -18,7 +18,7 @@ from teachers.loading.prompts import COLUMNS, check_text, read_rows
 from teachers.media import Image
 from teachers.support.keys import file_content, key
 from teachers.support.listing import is_image, list_files
-from teachers.support.text import printable
+from teachers.support.text import lookalike, printable
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Names of columns by what they hold; the first that exists counts.
@@ -93,7 +93,7 @@ def _row(row: Mapping[str, Any], where: str, folder: Path, files: Mapping[str, P
         if found is None:
             raise ValueError(
                 f"{where}: {column} must be the name of an image relative to {printable(folder)}, got "
-                f"{printable(str(value))!r}"
+                f"{printable(str(value))!r}{lookalike(str(value), [os.path.relpath(file, folder) for file in files])}"
             )
         return found
 
