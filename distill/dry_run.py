@@ -45,7 +45,7 @@ def dry_run(recipe: Recipe) -> None:
         samples, processes = engine.local_batch_size, Processes(engine.world_size, engine.sharding)
         print("\n".join(plan_lines(recipe, samples, engine.device, processes)))
         if not fits(recipe, samples, engine.device, processes):
-            print("no steps were measured, since the run does not fit into the memory that is free now")
+            print("no steps were measured, because the run does not fit into the free memory")
             return
         with tempfile.TemporaryDirectory() as folder:
             _measure(recipe, Path(folder), engine)
@@ -75,7 +75,7 @@ def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
     if pairs:
         made = min(pairs, few)
         parts["teacher pairs"] = preparing * pairs / made
-    print(f"{step:.3g} seconds a step at a batch of {settings.batch_size}, after {WARMUP} step of warm-up")
+    print(f"{step:.3g} seconds per step with a batch of {settings.batch_size}, after {WARMUP} step of warm-up")
     for name, seconds in parts.items():
         print(f"  {name:<14} {duration(seconds)}")
     print(f"estimated total: {duration(sum(parts.values()))} on this machine with {engine.world_size} process(es)")

@@ -127,7 +127,7 @@ class ImageFolder(ListedImages):
     Args:
         folder: The folder.
         captioned: Whether every file must have a caption.
-        limit: Use the first so many files; 0: all.
+        limit: Number of files that are used, from the first; 0: all.
         medium: The medium of the files.
 
     Raises:

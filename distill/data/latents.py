@@ -48,7 +48,7 @@ class EmbeddedLatents(Latents):
 
     Args:
         source: The embedded teacher.
-        limit: Use the first so many latents; 0: all.
+        limit: Number of latents that are used, from the first; 0: all.
 
     Raises:
         ValueError: If their file is missing or damaged.

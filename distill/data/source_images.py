@@ -20,7 +20,7 @@ class SourceFolder(ListedImages):
             as for other teachers (`ImageFolder`).
         masked: Whether the teacher takes masks.
         targets: Whether every row must have an edited image.
-        limit: Use the first so many rows; 0: all.
+        limit: Number of rows that are used, from the first; 0: all.
 
     Raises:
         ValueError: If a row has no instruction or lacks an image, or an image is not readable.

@@ -40,13 +40,13 @@ class StoredLatents(Latents):
     """Latents in one or several files, in the order of their names.
 
     Each file has the tensor "latents" (N, *teacher.shape): native latents, as the pipeline's network takes them, after
-    the autoencoder's scaling. Their N captions are a JSON list in the metadata of the file as "captions", one a line in
+    the autoencoder's scaling. Their N captions are a JSON list in the metadata of the file as "captions", the lines of
     a .txt file of the same name, or the column text, prompt or caption of such a .jsonl file.
 
     Args:
         source: A file, or a folder of files.
         captioned: Whether the latents must have captions.
-        limit: Use the first so many latents; 0: all.
+        limit: Number of latents that are used, from the first; 0: all.
 
     Attributes:
         autoencoders: What `autoencoder_key` was of the teachers that encoded the files, where `fewstep encode` did.
@@ -160,7 +160,7 @@ def _captions(file: Path, count: int) -> list[str]:
     else:
         raise ValueError(
             f'{printable(file)} has no captions; add them to its metadata as "{CAPTIONS}", a JSON list, or to '
-            f"{printable(text.name)} beside it, one a line"
+            f"{printable(text.name)} beside it, one per line"
         )
     if len(found) != count:
         raise ValueError(

@@ -55,7 +55,7 @@ class FakeScoreDistiller(Distiller, ABC):
         if options.fake_score_guidance != 1.0 and own:
             raise ValueError(
                 f"method.fake_score_guidance must be 1, got {options.fake_score_guidance:g}: the guidance of a "
-                f"{type(teacher).__name__} is no combination of two velocities"
+                f"{type(teacher).__name__} is not a combination of two velocities"
             )
         self.times = self.angles(options.timesteps)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher (DMD, section 3.2)

@@ -168,7 +168,7 @@ def _settle(recipe: Recipe, state: TrainState, held_out: HeldOut, fingerprint: s
     state.seconds = max(state.seconds, best["seconds"])
     if problem and _same(engine, collapse(held_out, state, best["step"])):
         return Outcome(
-            state.step, None, f"{problem}, and so did those of the best EMA, of step {best['step']}", fingerprint
+            state.step, None, f"{problem}; the samples of the best EMA (step {best['step']}) collapsed too", fingerprint
         )
     return Outcome(state.step, best["step"], problem, fingerprint)
 

@@ -200,7 +200,7 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     if meta["fingerprint"].get(CODE) != expected[CODE]:
         warnings.warn(
             f"{recipe.folder} was trained with other versions of the code or of its libraries up to step "
-            f"{meta['step']}; the rest is not exactly what they would have computed",
+            f"{meta['step']}; the remaining steps can give slightly different results",
             stacklevel=2,
         )
     return False

@@ -14,7 +14,7 @@ from teachers.support.text import printable
 
 Record = Mapping[str, Any]
 SAFETY = {
-    KEPT: "The safety checker of the teacher is part of the pipeline; it replaces what it refuses by black images.",
+    KEPT: "The safety checker of the teacher is part of the pipeline; it replaces refused images with black ones.",
     DROPPED: "**The safety checker of the teacher is not part of this pipeline** (`export.safety_checker: false`).",
     ABSENT: "",
 }
@@ -120,6 +120,6 @@ def license_note(record: Record) -> str:
     of_base = f" of the base model ({bases})" if bases else " of the teacher"
     name = inherited.get("license_name") or inherited.get("license")
     if not name:
-        return f"That{of_base}, which its files do not name; its terms apply to this student too."
+        return f"The files{of_base} do not name its licence. The terms of that licence also apply to this student."
     link = inherited.get("license_link")
     return f"{escape(str(name))}{f' ({escape(str(link))})' if link else ''}, the licence{of_base}."

@@ -87,7 +87,6 @@ def test_tables_have_the_columns_of_instructpix2pix_clip_filtered(tmp_path, stre
         ([{"original_image": "a.png", "text": "x"}], EDIT, "this method needs edited images; every row must have one"),
         ([{"edited_image": "a.png", "text": "x"}], EDIT, "every row must have a source image as original_image"),
         ([{"original_image": "../a.png", "text": "x"}], EDIT, "original_image must be the name of an image relative"),
-        ([{"original_image": "\u0105.png", "text": "x"}], EDIT, "name of an image relative to .*, got '\u0105.png'$"),
         ([{"original_image": "a.png", "mask": "z.png", "text": "x"}], INPAINT, "mask must be the name of an image"),
         ([], EDIT, r"must have metadata\.jsonl with a row for each source image"),
     ],
