@@ -13,7 +13,8 @@ from accelerate.utils import LoggerType
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill.config.recipe import load
+from distill.config.recipe import Recipe, load
+from distill.config.sections import EvaluationRecipe, TeacherRecipe
 from distill.train import train
 from distill.training import checkpoint, trackers
 from distill.training.best import best_record, score
@@ -79,9 +80,10 @@ def test_teachers_without_prompts_refuse_validation_prompts(unconditional_pipeli
     file.write_text(f"name: run\nmethod: {{name: scm}}\nteacher: {{path: {unconditional_pipeline}}}\n")
     with pytest.raises(ValueError, match=NO_PROMPTS):
         load(file, [VALIDATION])
-    teacher, latents = load_teacher(unconditional_pipeline), torch.zeros(2, 3, 8, 8)
+    teacher, latents = load_teacher(unconditional_pipeline), torch.zeros(2, 3, 16, 16)
+    samples = EvaluationRecipe(validation_prompts=("a coat",))
     with pytest.raises(ValueError, match=NO_PROMPTS):  # a teacher in memory
-        train(load(file, [VALIDATION, "teacher.path=null", f"output={tmp_path / 'runs'}"]), teacher, latents)
+        train(Recipe("run", TeacherRecipe(), {"name": "scm"}, str(tmp_path), evaluation=samples), teacher, latents)
 
 
 @pytest.mark.slow
