@@ -174,7 +174,7 @@ def export(**options: Any) -> None:
 
 @fewstep.command()
 @click.argument("path")
-@click.option("--family", metavar="NAME", help="The teacher's family. Default: the one that takes the pipeline.")
+@click.option("--family", metavar="NAME", help="The teacher's family. Default: detected from the pipeline.")
 @click.option(
     "--sigma-data", type=float, help="Standard deviation of the teacher's latents. Default: the family's, usually 1."
 )
@@ -207,7 +207,7 @@ def check(path: str, family: str | None, sigma_data: float | None, sizes: tuple[
 @click.argument("run", type=PATH)
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be given several times.")
 @click.option("--image", type=PATH, help="The source image, for students of editing and inpainting teachers.")
-@click.option("--mask", type=PATH, help="Its mask, for students of inpainting teachers: white is painted anew.")
+@click.option("--mask", type=PATH, help="Its mask, for students of inpainting teachers: white areas are repainted.")
 @click.option("--count", type=int, default=1, show_default=True, help="Samples a prompt.")
 @click.option("--num-steps", type=int, help="Network evaluations. Default: the fewest that the student was made for.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
@@ -236,7 +236,7 @@ def sample(**options: Any) -> None:
     help="What the embedded teacher samples.",
 )
 @click.option("--output", type=PATH, help="Folder of both runs. Default: runs/quickstart, or runs/quickstart-MEDIUM.")
-@click.option("--samples", type=int, help="Samples a row of the report. Default: 1000 images, 500 clips or sounds.")
+@click.option("--samples", type=int, help="Samples per row of the report. Default: 1000 images, 500 clips or sounds.")
 @OVERRIDES
 def quickstart(medium: str, output: Path | None, samples: int | None, overrides: Sequence[str]) -> None:
     """Distil an embedded teacher with DMD and with sCM and compare the students: some six minutes on two CPU cores.

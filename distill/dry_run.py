@@ -13,7 +13,7 @@ from distill.config.recipe import Recipe, method_options
 from distill.data.dataset import Dataset
 from distill.training.engine import Engine
 from distill.training.memory_plan import Processes, fits, plan_lines
-from distill.training.setup import build_monitor, plan_data, prepare
+from distill.training.setup import build_held_out, plan_data, prepare
 from distill.training.state import TrainState
 from distill.training.status import duration
 from distill.training.step import batch_rngs, train_step
@@ -45,7 +45,7 @@ def dry_run(recipe: Recipe) -> None:
         samples, processes = engine.local_batch_size, Processes(engine.world_size, engine.sharding)
         print("\n".join(plan_lines(recipe, samples, engine.device, processes)))
         if not fits(recipe, samples, engine.device, processes):
-            print("no steps were measured, since the run does not fit into the memory that is free now")
+            print("no steps were measured, because the run does not fit into the free memory")
             return
         with tempfile.TemporaryDirectory() as folder:
             _measure(recipe, Path(folder), engine)
@@ -75,7 +75,7 @@ def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
     if pairs:
         made = min(pairs, few)
         parts["teacher pairs"] = preparing * pairs / made
-    print(f"{step:.3g} seconds a step at a batch of {settings.batch_size}, after {WARMUP} step of warm-up")
+    print(f"{step:.3g} seconds per step with a batch of {settings.batch_size}, after {WARMUP} step of warm-up")
     for name, seconds in parts.items():
         print(f"  {name:<14} {duration(seconds)}")
     print(f"estimated total: {duration(sum(parts.values()))} on this machine with {engine.world_size} process(es)")
@@ -90,10 +90,10 @@ def _evaluations(
         return 0.0
     count = min(settings.evaluate_samples, settings.batch_size)
     small = dataclasses.replace(small, train=dataclasses.replace(small.train, evaluate_samples=max(2, count)))
-    monitor, making = _timed(lambda: build_monitor(small, teacher, dataset, engine))
-    assert monitor is not None
+    held_out, making = _timed(lambda: build_held_out(small, teacher, dataset, engine))
+    assert held_out is not None
     times = state.distiller.sampling_schedules()
-    _, judging = _timed(lambda: monitor.distance(state.ema, times[0]))
+    _, judging = _timed(lambda: held_out.distance(state.ema, times[0]))
     scale = settings.evaluate_samples / max(2, count)
     rounds = settings.steps // settings.evaluate_every + 1
     counts = len(state.distiller.step_counts(times[0]))

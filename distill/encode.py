@@ -17,7 +17,7 @@ from distill.config.registry import TEACHERS, find
 from distill.data import shards
 from distill.data.dataset import open_images
 from distill.data.encoding import Encoder
-from distill.data.latents import AUTOENCODER, CAPTIONS, ENDING, LATENTS
+from distill.data.stored_latents import AUTOENCODER, CAPTIONS, ENDING, LATENTS
 from distill.training.environment import without_accelerate_variables
 from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher

@@ -18,7 +18,7 @@ from distill.training.engine import Engine
 from distill.training.export_record import PIPELINE, changed_since_export, export_record
 from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder, stored_key
-from distill.training.setup import build_monitor, checkpoints_folder, plan_data, prepare
+from distill.training.setup import build_held_out, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from eval.pipelines.loading import check_pipeline
 from teachers.loading.record import RECORD, read_record
@@ -79,8 +79,8 @@ def export_run(run: Path) -> Path:
         teacher, dataset = prepare(recipe, plan, engine)
         state = TrainState.build(recipe, teacher, engine)
         state.resume(checkpoints_folder(recipe), engine, lambda meta: check_same_run(meta, recipe, identity))
-        monitor = build_monitor(recipe, teacher, dataset, engine)
-        return finish(recipe, state, teacher, dataset, monitor, engine, identity)
+        held_out = build_held_out(recipe, teacher, dataset, engine)
+        return finish(recipe, state, teacher, dataset, held_out, engine, identity)
 
 
 def export_and_push(

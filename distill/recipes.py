@@ -44,7 +44,7 @@ def copy(name: str, target: Path | None) -> None:
     source = recipe_file(name)
     target = Path(source.name) if target is None else target / source.name if target.is_dir() else target
     if os.path.lexists(target):  # also a broken link, which would be followed
-        raise ValueError(f"{target} exists already; name another file")
+        raise ValueError(f"{target} already exists; choose another file")
     shutil.copyfile(source, target)
     print(f"{target}: edit it, then run fewstep train {target}")
 

@@ -79,7 +79,7 @@ def sample_run(
         device: The device of the pipeline.
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
         image: The source image, for pipelines that take one.
-        mask: Its mask, for pipelines that take one: white is painted anew.
+        mask: Its mask, for pipelines that take one: white areas are repainted.
 
     Returns:
         Samples (N, *medium.shape) in the judged range, such as images in [0, 1], with N = count *

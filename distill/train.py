@@ -27,13 +27,11 @@ from distill.exporting.finish import finish, report_failure
 from distill.methods.base import Distiller
 from distill.training.engine import Engine
 from distill.training.guard import Stop
-from distill.training.jsonl_log import JsonlLog
 from distill.training.metric_log import MetricLog
-from distill.training.outcome import choose_ema, failed_before, keep_best
+from distill.training.observer import Observer
+from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, finished, lock_run_folder, run_key
 from distill.training.setup import (
-    build_monitor,
-    build_validation,
     checkpoints_folder,
     plan_data,
     prepare,
@@ -136,53 +134,17 @@ def distil(
             engine.accelerator.init_trackers(recipe.name, config=_flatten(dataclasses.asdict(recipe)))
     start = time.perf_counter()
     teacher, dataset = prepare(recipe, plan, engine, teacher)
-    preparation = time.perf_counter() - start
-    state = TrainState.build(recipe, teacher, engine)
-    if engine.sharding is None:
-        check_schedules(state.distiller)
-    if state.resume(checkpoints_folder(recipe), engine, lambda meta: check_same_run(meta, recipe, identity)):
-        engine.print(f"resuming {folder} at step {state.step}")
-    else:
-        state.seconds = preparation  # encoding and teacher pairs are part of the cost
-    for message in state.distiller.startup_messages():
-        engine.print(message)
-    monitor = build_monitor(recipe, teacher, dataset, engine)
-    validation = build_validation(recipe, teacher, dataset, monitor, engine)
-    history = JsonlLog(folder / "history.jsonl", state.step, run)
+    state = _first_state(recipe, teacher, engine, identity, time.perf_counter() - start)
+    observer = Observer(recipe, state, teacher, dataset, engine, status, run)
     if settings.shard_teacher and settings.steps:
         engine.shard(teacher.denoiser.network)
-
-    def evaluate() -> None:
-        if monitor:
-            trackers = engine.trackers
-            chosen = choose_ema(state, monitor, engine) if state.half_lives else None
-            record = monitor.evaluate(history, state.distiller, state.ema, state.step, state.seconds, trackers, chosen)
-            status.evaluated(record)
-            keep_best(recipe, state, monitor, record, run, engine)
-
-    def observe(first: bool = False) -> None:
-        """Evaluate and draw validation samples where they are due; on the first call, only what is not there yet."""
-        step, steps = state.step, settings.steps
-        judged = _due(settings.evaluate_every, step, steps) and not (first and history.last >= step)
-        drawn = validation and _due(recipe.evaluation.validation_every or settings.evaluate_every, step, steps)
-        drawn = drawn and not (first and validation and validation.has(step))
-        if not judged and not drawn:
-            return
-        with status.evaluating():
-            if judged:
-                evaluate()
-            if drawn and validation:
-                validation.draw(state.distiller, state.ema, step, engine.trackers)
-        if engine.is_main and judged and step:
-            tqdm.write(status.summary())
-
     stop = Stop(engine.group)
     bar = tqdm(
         total=settings.steps, initial=state.step, desc=printable(recipe.name), disable=not engine.is_main, mininterval=1
     )
     log = MetricLog(engine, folder / "log.jsonl", state.step, bar, run)
     status.step, status.seconds = state.step, state.seconds
-    observe(first=True)
+    observer.observe(first=True)
     batches = dataset.micro_batches(batch_rngs(recipe, engine, state.distiller, state.step))
     stopping, last = False, time.perf_counter()
     while state.step < settings.steps and not stopping:
@@ -202,7 +164,7 @@ def distil(
         if not stopping or state.step == settings.steps:
             if state.step < settings.steps:  # an export has the seconds of the last checkpoint, now or later
                 state.seconds += time.perf_counter() - last
-            observe()
+            observer.observe()
             last = time.perf_counter()  # evaluations are not part of the cost
     bar.close()
     if settings.tracker != "none":
@@ -214,7 +176,27 @@ def distil(
         raise SystemExit(0)
     status.write("exporting")
     stop.restore()  # `finish` delays signals itself
-    return finish(recipe, state, teacher, dataset, monitor, engine, identity)
+    return finish(recipe, state, teacher, dataset, observer.held_out, engine, identity)
+
+
+def _first_state(
+    recipe: Recipe, teacher: Teacher, engine: Engine, identity: dict[str, str], preparation: float
+) -> TrainState:
+    """The state of the newest checkpoint, or that of an untrained student.
+
+    Args:
+        preparation: Seconds of the preparation: encoding and teacher pairs are part of a run's cost.
+    """
+    state = TrainState.build(recipe, teacher, engine)
+    if engine.sharding is None:
+        check_schedules(state.distiller)
+    if state.resume(checkpoints_folder(recipe), engine, lambda meta: check_same_run(meta, recipe, identity)):
+        engine.print(f"resuming {recipe.folder} at step {state.step}")
+    else:
+        state.seconds = preparation
+    for message in state.distiller.startup_messages():
+        engine.print(message)
+    return state
 
 
 def check_schedules(distiller: Distiller) -> None:
@@ -236,10 +218,6 @@ def _save(state: TrainState, recipe: Recipe, engine: Engine, identity: dict[str,
         if required or settings.on_failed_save == "stop":
             raise
         tqdm.write(f"warning: {error}; training continues (set train.on_failed_save=stop to end the run instead)")
-
-
-def _due(every: int, step: int, steps: int) -> bool:
-    return bool(every) and (step % every == 0 or step == steps)
 
 
 def _ignore(message: str) -> None:

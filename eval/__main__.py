@@ -152,7 +152,7 @@ def stats(**options: Any) -> None:
 @evaluate.command(short_help="Write clips for VBench.")
 @click.argument("run", type=PATH)
 @click.argument("folder", type=PATH)
-@click.option("--prompts", required=True, metavar="FILE", help="VBench's prompts, one a line.")
+@click.option("--prompts", required=True, metavar="FILE", help="VBench's prompts, one per line.")
 @click.option("--count", type=int, default=5, show_default=True, help="Clips of each prompt.")
 @click.option("--num-steps", type=int, help="Steps of the student. Default: the fewest that it was made for.")
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Clips generated at once.")

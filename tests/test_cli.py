@@ -157,7 +157,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
     assert fewstep("recipes", "copy", "pocket/dmd") == 0
     assert (tmp_path / "dmd.yaml").read_text() == shown
     assert fewstep("recipes", "copy", "pocket/dmd") == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert fewstep("recipes", "copy", "pocket/dmd", "mine.yaml") == 0 and (tmp_path / "mine.yaml").is_file()
 
 
@@ -220,7 +220,7 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
         "batch_size: 4",
         "family     stable_diffusion",
         "memory plan in GiB",
-        "seconds a step",
+        "seconds per step",
         "estimated total:",
     ):
         assert part in out, part

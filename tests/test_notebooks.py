@@ -1,5 +1,7 @@
 """Every notebook runs from top to bottom with few steps and samples."""
 
+import ast
+import configparser
 import os
 from pathlib import Path
 
@@ -37,6 +39,21 @@ def test_notebook_runs(path, tmp_path):
     notebook = Fork(tmp_path / "notebook", run_cells, path.resolve(), variables=few)
     assert notebook.wait(400) == 0, notebook.error + notebook.out
     assert (tmp_path / "runs" / "report" / "report.html").is_file()
+
+
+def test_stored_lists_of_families_are_those_that_are_installed():
+    notebook = nbformat.read("notebooks/bring_your_own.ipynb", as_version=4)
+    printed = [
+        "".join(output.text) for cell in notebook.cells for output in cell.get("outputs", ()) if "text" in output
+    ]
+    setup = configparser.ConfigParser()
+    setup.read("setup.cfg")
+    declared = setup["options.entry_points"]["distill.teachers"].strip().splitlines()
+    names = sorted(line.partition("=")[0].strip() for line in declared)
+    listing = next(text for text in printed if text.startswith(names[0]))
+    assert [line.split()[0] for line in listing.splitlines() if line] == names
+    (listed,) = (ast.literal_eval(text) for text in printed if text.startswith(f"['{names[0]}'"))
+    assert listed == sorted([*names, "negative"])  # the notebook's own
 
 
 def test_notebooks_have_stored_outputs():

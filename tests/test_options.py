@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ RELATIONS = [
     (SCMOptions, {"drift": "data", "guidances": [2.0]}, "guidances must be empty with drift=data"),
     (RCMOptions, {"dmd": {"noise_range": [0.9, 0.1]}}, "dmd.noise_range must increase"),
     (RCMOptions, {"dmd": {"fake_score_alignment": 0.1}}, "dmd.fake_score_alignment must be 0 with scm.adapt"),
-    (LCMOptions, {"timesteps": [999, 499], "second_times": [0.5]}, "second_times must be left out with timesteps"),
+    (LCMOptions, {"timesteps": [999, 499], "second_times": [0.5]}, "second_times cannot be combined with timesteps"),
     (FDistillOptions, {"gan_weight": 0}, "gan_weight must be above 0"),
     (MemoryRecipe, {"tier": "lora", "offload_teacher": True}, "offload_teacher must be false"),
 ]
@@ -213,6 +214,25 @@ def test_options_that_contradict_each_other_are_refused(cls, values, message):
     with pytest.raises(InvalidOption) as error:
         build(cls, values, "")
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(("cls", "values", "keys"), [
+    (DMDOptions, {"regression_weight": 1, "regression_pairs": 0}, ["regression_pairs", "regression_weight"]),
+    (DMDOptions, {"guidance_noise": "own", "guidance_weight": 0}, ["guidance_weight", "guidance_noise"]),
+    (DMDOptions, {"gan_weight": 1, "discriminator_weight": 0}, ["discriminator_weight", "gan_weight"]),
+    (DMDOptions, {"r1_weight": 1}, ["r1_weight", "gan_weight"]),
+    (SCMOptions, {"drift": "data", "guidances": [2.0]}, ["guidances", "drift"]),
+    (SCMOptions, {"tangent": "finite_difference", "tangent_precision": "tf32"}, ["tangent_precision", "tangent"]),
+    (RCMOptions, {"dmd": {"fake_score_alignment": 0.1}}, ["dmd.fake_score_alignment", "scm.adaptation_steps"]),
+    (LCMOptions, {"timesteps": [999, 499], "second_times": [0.5]}, ["second_times", "timesteps"]),
+    (FDistillOptions, {"noise_range": [0.0, 1.0], "gan_noise_range": [0.2, 0.8]}, ["gan_noise_range", "noise_range"]),
+])  # fmt: skip
+def test_both_options_of_a_contradiction_have_their_full_names(cls, values, keys):
+    with pytest.raises(InvalidOption) as error:
+        build(cls, values, "method")
+    assert [word for word in re.split(r"[^a-z0-9_.]+", str(error.value)) if word.startswith("method.")] == [
+        f"method.{key}" for key in keys
+    ]
 
 
 @pytest.mark.parametrize(

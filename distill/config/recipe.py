@@ -23,7 +23,9 @@ from distill.config.sections import (
 )
 from distill.config.shipped import recipe_file
 from distill.config.typed import Checked, build, option
+from distill.config.validation_prompts import check_validation_prompts
 from eval.config.media_names import check_features
+from teachers.core.teacher import Teacher
 from teachers.loading.embedded import locate, usual_size
 from teachers.loading.registry import family_of, feature_models
 from teachers.loading.sources import has_metadata, read_source_rows
@@ -56,44 +58,11 @@ class Recipe(Checked):
 
     def check(self) -> None:
         check_run_names(self.name, self.output)
-        if self.teacher.path is not None and self.teacher.family == "auto":
-            self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
-        if self.teacher.size is None and (size := usual_size(self.teacher.path)):
-            self.teacher = dataclasses.replace(self.teacher, size=size)
-        if self.teacher.precision == "auto":
-            half = self.memory.tier == "lora"
-            self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")
-        if self.teacher.family != "auto":
-            kind = find(TEACHERS, self.teacher.family)
-            kind.size_argument(self.teacher.size)
-            kind.check_guidance(self.teacher.guidance)
-            if self.evaluation.validation_prompts and not kind.takes_prompts(self.teacher.path):
-                raise ValueError(
-                    f"evaluation.validation_prompts must be empty: a teacher of the family {self.teacher.family} takes "
-                    "no prompts"
-                )
-            if self.teacher.negative_prompt is not None:
-                kind.check_negative_prompt()
-            if self.teacher.image_guidance is not None:
-                kind.check_image_guidance()
-            if self.evaluation.prompts is not None:
-                if kind.source:
-                    read_source_rows(Path(self.evaluation.prompts), masked=len(kind.source) > 1)
-                elif has_metadata(Path(self.evaluation.prompts)):
-                    raise ValueError(
-                        "evaluation.prompts must be a file of prompts: a teacher of the family "
-                        f"{self.teacher.family} takes no source images, got {self.evaluation.prompts!r}"
-                    )
-            if self.evaluation.validation_prompts and kind.source:
-                raise ValueError(
-                    f"evaluation.validation_prompts must be empty: a teacher of the family {self.teacher.family} needs "
-                    "a source image beside each prompt; the grids in samples/ show rows of the data"
-                )
-            if self.evaluation.features != "auto":
-                try:
-                    check_features(self.evaluation.features, kind.medium_class.name, feature_models())
-                except ValueError as error:
-                    raise ValueError(f"evaluation.features: {error}") from error
+        self._complete_teacher()
+        kind = None if self.teacher.family == "auto" else find(TEACHERS, self.teacher.family)  # None: in memory
+        if kind is not None:
+            self._check_family(kind)
+        check_validation_prompts(self.evaluation, self.train.evaluate_every, kind, self.teacher.path)
         cls, _ = method_options(self)
         for phase in self.optimizers:
             if phase not in cls.PHASES:
@@ -101,12 +70,6 @@ class Recipe(Checked):
                     f"unknown key 'optimizers.{phase}'{suggest(phase, cls.PHASES)}; "
                     f"the phases of {self.method['name']} are {', '.join(cls.PHASES)}"
                 )
-        drawn = self.evaluation.validation_every or self.train.evaluate_every
-        if self.evaluation.validation_prompts and not drawn:
-            raise ValueError(
-                "evaluation.validation_every must be at least 1 with train.evaluate_every=0: validation_prompts would "
-                "never be drawn"
-            )
         if self.memory.tier == "lora" and self.train.compile != "none":
             raise ValueError("train.compile must be none with memory.tier=lora: compiled code cannot switch adapters")
         if self.memory.eight_bit and self.train.channels_last:
@@ -114,6 +77,38 @@ class Recipe(Checked):
                 "memory.eight_bit cannot be combined with train.channels_last, which changes the order of the values "
                 "that 8-bit moments share a scale by; set one of them to false"
             )
+
+    def _complete_teacher(self) -> None:
+        """Replace the values of `teacher` that stand for a default."""
+        if self.teacher.path is not None and self.teacher.family == "auto":
+            self.teacher = dataclasses.replace(self.teacher, family=family_of(locate(self.teacher.path)))
+        if self.teacher.size is None and (size := usual_size(self.teacher.path)):
+            self.teacher = dataclasses.replace(self.teacher, size=size)
+        if self.teacher.precision == "auto":
+            half = self.memory.tier == "lora"
+            self.teacher = dataclasses.replace(self.teacher, precision="bfloat16" if half else "float32")
+
+    def _check_family(self, kind: type[Teacher]) -> None:
+        """Check the values that depend on the teacher's family."""
+        kind.size_argument(self.teacher.size)
+        kind.check_guidance(self.teacher.guidance)
+        if self.teacher.negative_prompt is not None:
+            kind.check_negative_prompt()
+        if self.teacher.image_guidance is not None:
+            kind.check_image_guidance()
+        if self.evaluation.prompts is not None:
+            if kind.source:
+                read_source_rows(Path(self.evaluation.prompts), masked=len(kind.source) > 1)
+            elif has_metadata(Path(self.evaluation.prompts)):
+                raise ValueError(
+                    "evaluation.prompts must be a file of prompts: a teacher of the family "
+                    f"{self.teacher.family} takes no source images, got {self.evaluation.prompts!r}"
+                )
+        if self.evaluation.features != "auto":
+            try:
+                check_features(self.evaluation.features, kind.medium_class.name, feature_models())
+            except ValueError as error:
+                raise ValueError(f"evaluation.features: {error}") from error
 
     @property
     def folder(self) -> Path:

@@ -17,7 +17,7 @@ from teachers.loading.registry import feature_models
 from teachers.loading.sources import has_metadata
 from teachers.support.errors import suggest
 
-MOST_PROMPTS, MOST_SEEDS = 64, 8  # of evaluation.validation_prompts: all samples are drawn again and again
+MOST_PROMPTS, MOST_SEEDS = 64, 8  # of evaluation.validation_prompts, whose samples are drawn many times
 NAMES = ", ".join(f'"{name}"' for name in EMBEDDED)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of teacher.precision
 
@@ -30,7 +30,7 @@ class TeacherRecipe(Checked):
         None,
         f"The teacher: a pipeline folder, a Hub id, a .safetensors file, or {NAMES}. null: given to `train` in Python.",
     )
-    family: str = option("auto", "The teacher family; auto finds the one that takes the pipeline at `path`.")
+    family: str = option("auto", "The teacher family; auto: detected from the pipeline at `path`.")
     guidance: float = option(
         1.0, "Classifier-free guidance scale that goes into the student; 1.0 means none.", at_least=1, at_most=1000
     )
@@ -88,11 +88,11 @@ class DataRecipe(Checked):
     """`data:` in a recipe: prompts, or captioned images, clips or sounds."""
 
     prompts: str | None = option(
-        None, f"Prompts: {NAMES}, a text file with one prompt a line, or a .jsonl, .csv, .tsv or .parquet file."
+        None, f"Prompts: {NAMES}, a text file with one prompt per line, or a .jsonl, .csv, .tsv or .parquet file."
     )
     images: str | None = option(
         None,
-        f"Captioned images, or the clips or sounds of such a teacher: {NAMES}, a folder, .parquet or .tar files, or "
+        f"Captioned images, clips or sounds, as the teacher makes them: {NAMES}, a folder, .parquet or .tar files, or "
         "a dataset on the Hub. For a teacher with source images: rows of source image, instruction and edited image.",
     )
     latents: str | None = option(
@@ -100,7 +100,7 @@ class DataRecipe(Checked):
     )
     column: str | None = option(None, "The column of captions; null: text, prompt or caption.")
     streaming: bool = option(False, "Read .parquet, .tar or the Hub once, front to back, without a local copy.")
-    limit: int = option(0, "Use the first so many rows; 0: all.", at_least=0)
+    limit: int = option(0, "Number of rows that are used, from the first; 0: all.", at_least=0)
 
     def check(self) -> None:
         if self.streaming and self.images is None:
@@ -124,7 +124,7 @@ class OptimizerRecipe(Checked):
     lr: float = option(1e-4, "Learning rate.", above=0, at_most=10)
     betas: tuple[float, float] = option((0.9, 0.99), "AdamW's betas.", at_least=0, below=1)
     eps: float = option(1e-8, "AdamW's epsilon.", above=0, at_most=1e6)
-    weight_decay: float = option(0.01, "AdamW's weight decay; times lr at most 1.", at_least=0)
+    weight_decay: float = option(0.01, "AdamW's weight decay, at most 1 / lr.", at_least=0)
     warmup: int = option(0, "Steps of linear warm-up.", at_least=0, at_most=10**9)
     schedule: Literal["constant", "cosine"] = option("constant", "cosine falls to zero at the last step.")
 
@@ -139,7 +139,7 @@ class TrainRecipe(Checked):
 
     steps: int = option(1000, "Steps; one step updates the student once.", at_least=0, at_most=10**9)
     batch_size: int = option(64, "Samples of a step, over all processes and micro-batches.", at_least=1, at_most=10**7)
-    accumulation: int = option(1, "Micro-batches a step, on each process.", at_least=1, at_most=10**7)
+    accumulation: int = option(1, "Micro-batches per step on each process.", at_least=1, at_most=10**7)
     max_norm: float = option(
         1.0, "Gradients are clipped to this norm; a large one, such as 1e9, clips nothing.", above=0
     )
@@ -159,7 +159,7 @@ class TrainRecipe(Checked):
     channels_last: bool = option(False, "Convolution weights and activations in channels-last memory format.")
     checkpoint_every: int = option(200, "Steps between checkpoints.", at_least=1)
     keep_checkpoints: int = option(2, "How many of the newest checkpoints are kept.", at_least=1)
-    keep_every: int = option(0, "Also keep every checkpoint whose step this divides; 0: none.", at_least=0)
+    keep_every: int = option(0, "Also keep the checkpoints of steps that are multiples of this; 0: none.", at_least=0)
     on_failed_save: Literal["continue", "stop"] = option(
         "continue", "What happens when a checkpoint cannot be written; the previous one is kept either way."
     )
@@ -174,11 +174,12 @@ class TrainRecipe(Checked):
     )
     export: Literal["best", "last"] = option(
         "best",
-        "The EMA that is exported. last: that of the last step. best: the same, unless the held-out distance of the "
-        "run ends at more than 1.5 times its smallest; then the EMA with the smallest.",
+        "The EMA that is exported. last: that of the last step. best: the same if its held-out distance is at most 1.5 "
+        "times the smallest of the run; otherwise the EMA with the smallest distance.",
     )
     tracker: Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "none"] = option(
-        "tensorboard", "Where metrics and samples are logged; all but tensorboard are extras of the same names."
+        "tensorboard",
+        "Where metrics and samples are logged. tensorboard is always installed; the others are optional packages.",
     )
 
     def check(self) -> None:
@@ -242,12 +243,13 @@ class EvaluationRecipe(Checked):
         '"spectrum" for those of diffusers.',
     )
     prompts: str | None = option(
-        None, "Prompts, as data.prompts, or a folder of source images for such a teacher; null: those of the training."
+        None,
+        "Prompts, as data.prompts, or a folder of source images if the teacher takes them; null: the training prompts.",
     )
     validation_prompts: tuple[str, ...] = option(
         (),
-        "Prompts that the student, the teacher and the fake score draw during training, at full size, into "
-        "validation/ of the run's folder and the tracker; any prompts.",
+        "Prompts of samples that the teacher, the student and the fake score make during training. The samples are "
+        "written at full size to validation/ in the run's folder and to the tracker.",
     )
     validation_seeds: tuple[int, ...] = option(
         (0,), "Seeds of the noise of these samples: one sample for each prompt and seed.", at_least=0, at_most=2**31
@@ -272,14 +274,12 @@ class EvaluationRecipe(Checked):
             )
         if self.prompts is not None and not has_metadata(Path(self.prompts)):  # of source images: see `Recipe`
             read_prompts(self.prompts)
-        if not 1 <= len(self.validation_seeds) <= MOST_SEEDS:
-            raise InvalidOption(
-                "validation_seeds", f"must have 1 to {MOST_SEEDS} values, got {list(self.validation_seeds)}"
-            )
-        if len(self.validation_prompts) > MOST_PROMPTS:
-            raise InvalidOption(
-                "validation_prompts", f"must have at most {MOST_PROMPTS} texts, got {len(self.validation_prompts)}"
-            )
+        for name, least, most in (("validation_prompts", 0, MOST_PROMPTS), ("validation_seeds", 1, MOST_SEEDS)):
+            values = list(getattr(self, name))
+            if not least <= len(values) <= most:
+                raise InvalidOption(name, f"must have {least} to {most} values, got {len(values)}")
+            if repeated := [value for value in values if values.count(value) > 1]:
+                raise InvalidOption(name, f"must have every value once, got {repeated[0]!r} more than once")
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """What options of recipes and methods are declared with; evaluation shares it (`teachers.support.options`)."""
 
+from teachers.support.invalid_option import InvalidOption
 from teachers.support.option_docs import KeyDoc, document
 from teachers.support.options import (
     Checked,
-    InvalidOption,
     build,
     check_fields,
     check_value,

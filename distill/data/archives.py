@@ -62,7 +62,7 @@ def _check_parquet(file: Path) -> None:
                     if size > most and size > MAX_RATIO * max(1, column.total_compressed_size):
                         raise ValueError(
                             f"the column {printable(column.path_in_schema)} of {printable(file)} must have at most "
-                            f"{most:,} bytes decompressed where it is compressed more than {MAX_RATIO} times, got "
+                            f"{most:,} bytes decompressed if its compression ratio is above {MAX_RATIO}, got "
                             f"{size:,}; {ROW_BYTES.advice}"
                         )
     except (OSError, import_optional("pyarrow", f"reading {file}").ArrowException):

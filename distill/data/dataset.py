@@ -22,10 +22,11 @@ from distill.data.batch_random import BatchRandom
 from distill.data.encoding import Encoder
 from distill.data.hf_datasets import HFImages, is_hf_source
 from distill.data.images import ImageFolder, Images
-from distill.data.latents import StoredLatents
+from distill.data.latents import EmbeddedLatents, Latents
 from distill.data.shards import Table
 from distill.data.source_encoding import SourceEncoder
 from distill.data.source_images import open_source_images
+from distill.data.stored_latents import StoredLatents
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents
@@ -41,34 +42,32 @@ class Plan:
     """Checked data that is not encoded yet.
 
     Attributes:
-        captions: One caption for each row; empty if `images` is set.
+        prompts: The prompts, if there are no samples.
         images: Images, clips or sounds with captions.
-        embedded: The embedded teacher whose latents are used.
-        latents: Unit-variance latents (N, ...) in memory, one for each caption.
-        stored: Ready-made latents in files, one for each caption.
+        latents: Ready-made latents with captions.
         notes: Sentences for the user about the data.
         targets: Whether the edited images of rows with source images are encoded.
         medium: The medium of the teacher's samples.
     """
 
-    captions: Sequence[str] = ()
+    prompts: Sequence[str] = ()
     images: Images | None = None
-    embedded: str | None = None
-    latents: Tensor | None = None
-    stored: StoredLatents | None = None
+    latents: Latents | None = None
     notes: Sequence[str] = ()
     targets: bool = True
     medium: type[Medium] = Image
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """One caption for each row; empty for `images`, whose captions are encoded with them."""
+        return self.prompts if self.latents is None else self.latents.captions
 
     def summary(self) -> str:
         """A short description of the data."""
         if self.images is not None:
             return f"captioned {self.medium.plural}"
-        if self.embedded is not None:
-            kind = f"{EMBEDDED[self.embedded].title}'s latents"
-        else:
-            kind = "latents in memory" if self.latents is not None else "stored latents" if self.stored else ""
-        return f"{len(self.captions):,} {'rows of ' + kind if kind else 'prompts'}"
+        kind = "prompts" if self.latents is None else f"rows of {self.latents.title}"
+        return f"{len(self.captions):,} {kind}"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Dataset:
 def plan(
     recipe: DataRecipe,
     needs_latents: bool,
-    guided: bool,
+    captioned: bool,
     medium: type[Medium] = Image,
     source: Sequence[str] = (),
 ) -> Plan:
@@ -152,7 +151,7 @@ def plan(
     Args:
         recipe: The recipe's `data` section.
         needs_latents: Whether the method learns from images, clips or sounds.
-        guided: Whether the teacher takes prompts.
+        captioned: Whether every row needs a caption, as for teachers with prompts.
         medium: The medium of the teacher's samples.
         source: The family's `source`.
 
@@ -171,19 +170,18 @@ def plan(
             raise ValueError(
                 f"data.images must be a folder or a dataset of {medium.plural} for this teacher, got '{embedded.name}'"
             )
-        known = embedded.examples()[1][: recipe.limit or None]
-        return Plan(known, embedded=embedded.name, notes=_unused_prompts(recipe, "images"))
+        return Plan(latents=EmbeddedLatents(embedded, recipe.limit), notes=_unused_prompts(recipe, "images"))
     if recipe.latents is not None:
-        stored = StoredLatents(Path(recipe.latents), guided, recipe.limit)
+        stored = StoredLatents(Path(recipe.latents), captioned, recipe.limit)
         notes = _unused_prompts(recipe, "latents")
-        return Plan(stored.captions, stored=stored if needs_latents else None, notes=notes)
+        return Plan(latents=stored, notes=notes) if needs_latents else Plan(stored.captions, notes=notes)
     if recipe.images is not None:
-        images = open_images(recipe, guided, medium)
+        images = open_images(recipe, captioned, medium)
         said = [*_unused_prompts(recipe, "images"), *images.notes]
         if needs_latents:
             return Plan(images=images, notes=said, medium=medium)
         captions = list(images.captions())
-        used = [caption or "" for caption in captions if caption is not None or not guided]
+        used = [caption or "" for caption in captions if caption is not None or not captioned]
         if not used:
             raise ValueError(f"data.images {recipe.images} must have at least one caption, got none")
         missing = len(captions) - len(used)
@@ -196,7 +194,7 @@ def plan(
             f"data.images must be set for this method, for example to a folder of {medium.plural} with captions"
         )
     if recipe.prompts is None:
-        if guided:
+        if captioned:
             raise ValueError(
                 "data.prompts must be set for this teacher, for example to a text file with one prompt per line"
             )
@@ -212,12 +210,12 @@ def _unused_prompts(recipe: DataRecipe, used: str) -> list[str]:
     return [f"data.prompts {recipe.prompts} is not used, because the captions of data.{used} are the prompts"]
 
 
-def open_images(recipe: DataRecipe, guided: bool, medium: type[Medium] = Image) -> Images:
+def open_images(recipe: DataRecipe, captioned: bool, medium: type[Medium] = Image) -> Images:
     """The images, clips or sounds of a recipe, opened and checked without reading all of them.
 
     Args:
         recipe: The recipe's `data` section, with `images`.
-        guided: Whether captions are needed.
+        captioned: Whether captions are needed.
         medium: Their medium.
 
     Raises:
@@ -225,13 +223,13 @@ def open_images(recipe: DataRecipe, guided: bool, medium: type[Medium] = Image) 
     """
     assert recipe.images is not None
     if is_hf_source(recipe.images, medium):
-        return HFImages(recipe.images, guided, recipe.column, recipe.streaming, recipe.limit, medium)
+        return HFImages(recipe.images, captioned, recipe.column, recipe.streaming, recipe.limit, medium)
     if recipe.streaming or recipe.column:
         raise ValueError(
             "data.streaming and data.column need .parquet files, .tar files or a dataset on the Hub, "
             f"got data.images {recipe.images}"
         )
-    return ImageFolder(Path(recipe.images), guided, recipe.limit, medium)
+    return ImageFolder(Path(recipe.images), captioned, recipe.limit, medium)
 
 
 def prepare(
@@ -256,13 +254,8 @@ def prepare(
         return _prepare_sources(plan, teacher, recipe, accelerator, contents)
     encoder = Encoder(teacher, recipe.cache, accelerator, contents)
     captions, latents = plan.captions, None
-    if plan.embedded:
-        latents = Table([{"x": EMBEDDED[plan.embedded].examples()[0]}], accelerator.device)
-    elif plan.latents is not None:
-        latents = Table([{"x": plan.latents.float()}], accelerator.device)
-    elif plan.stored is not None:
-        latents = plan.stored.table(teacher, accelerator.device)
-        plan.stored.check_autoencoder(teacher, contents)
+    if plan.latents is not None:
+        latents = plan.latents.table(teacher, contents, accelerator.device)
     elif plan.images is not None:
         captions, latents = encoder.encode_images(plan.images)
     distinct = list(dict.fromkeys(captions))

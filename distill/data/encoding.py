@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.utils import logging as diffusers_log
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from distill.data import shards
+from distill.data.conditions import BATCH, encode_prompts, encode_unguided, non_finite_rows, precision_of
 from distill.data.images import LISTED, Images, Row
 from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
@@ -31,7 +31,6 @@ from teachers.support.checksums import Damaged, read_json, write_json
 from teachers.support.keys import key
 from teachers.support.text import printable
 
-BATCH = 64  # prompts or samples that are encoded together, at most
 VALUES = 2**26  # of the samples that are encoded together, at most, unless a single one has more
 SKIPPED = "are skipped because they cannot be used or have no caption"
 
@@ -62,35 +61,18 @@ class Encoder:
         null = self._file(null_key)
         guided, main = self.teacher.guided, self.accelerator.is_main_process
         if guided and main and not shards.is_valid(null, null_key):
-            prompts = [self.teacher.negative_prompt or ""]
-            self._write(null, null_key, self._finite(self.teacher.encode_unguided(), prompts))
+            self._write(null, null_key, encode_unguided(self.teacher))
         parts = [captions[i : i + SHARD] for i in range(0, len(captions), SHARD)]
         keys = [key(encoder, part) for part in parts]
         own = range(self.accelerator.process_index, len(keys), self.accelerator.num_processes)
         for number in tqdm(own, desc="prompts", unit="shard", disable=not self.accelerator.is_main_process, delay=1):
             if not shards.is_valid(self._file(keys[number]), keys[number]):
-                self._write(self._file(keys[number]), keys[number], self._conditions(parts[number]))
+                self._write(self._file(keys[number]), keys[number], encode_prompts(self.teacher, parts[number]))
         self.accelerator.wait_for_everyone()
         if guided:
             row = torch.zeros(1, dtype=torch.long)
             self.teacher.null_cache = shards.load([null], self.accelerator.device).gather(row)
         return shards.load([self._file(name) for name in keys], self.accelerator.device)
-
-    def _conditions(self, captions: Sequence[str]) -> Condition:
-        level = diffusers_log.get_verbosity()
-        diffusers_log.set_verbosity_error()  # it would print a warning for every truncated caption
-        parts = [dict(self.teacher.condition(captions[i : i + BATCH])) for i in range(0, len(captions), BATCH)]
-        diffusers_log.set_verbosity(level)
-        return self._finite({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, captions)
-
-    def _finite(self, rows: Condition, captions: Sequence[str]) -> Condition:
-        """The conditions of captions, one row for each, which must be finite."""
-        if wrong := non_finite_rows(rows):
-            raise ValueError(
-                f"the text encoder gives NaN or infinite values for the caption {captions[wrong[0]][:80]!r} (of "
-                f"{len(wrong)}); set teacher.precision to float32 or bfloat16, got {self._precision()}"
-            )
-        return rows
 
     def encode_images(self, images: Images) -> tuple[list[str], Table]:
         """Encode all readable images, clips or sounds.
@@ -212,13 +194,10 @@ class Encoder:
         if wrong := non_finite_rows({"x": x}):
             raise ValueError(
                 f"the latent of the {medium.noun} {printable(names[wrong[0]])} (of {len(wrong)} such {medium.plural}) "
-                f"has NaN or infinite values; set teacher.precision to float32, got {self._precision()}, or remove "
-                f"the {medium.noun}"
+                f"has NaN or infinite values; set teacher.precision to float32, got {precision_of(self.teacher)}, or "
+                f"remove the {medium.noun}"
             )
         return x
-
-    def _precision(self) -> str:
-        return str(self.teacher.origin[1] if self.teacher.origin else torch.float32).removeprefix("torch.")
 
     # --- files and their keys -----------------------------------------------------------------------------------------
 
@@ -262,13 +241,6 @@ def read_index(index: Path, source: str) -> list[str] | None:
         return list(stored["shards"]) if stored["key"] == source else None
     except (OSError, Damaged, KeyError, TypeError):
         return None
-
-
-def non_finite_rows(rows: Condition) -> list[int]:
-    """The indices of the rows of tensors (B, ...) that contain NaN or infinite values."""
-    floating = [value.flatten(1) for value in rows.values() if value.is_floating_point() and value.numel()]
-    finite = [value.isfinite().all(1).cpu() for value in floating]
-    return torch.stack(finite).all(0).logical_not().nonzero().flatten().tolist() if finite else []
 
 
 def _to_bytes(value: Any) -> Tensor:

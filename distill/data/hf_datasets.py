@@ -47,7 +47,7 @@ class HFImages(Images):
         column: The column of captions; by default the first of `teachers.loading.prompts.COLUMNS` that exists, or the
             .txt files of a .tar.
         streaming: Read the dataset once, without a local copy.
-        limit: Use the first so many rows; 0: all.
+        limit: Number of rows that are used, from the first; 0: all.
         medium: The medium.
         source_columns: For teachers with source images: whether they take masks, and whether the edited image, the
             sample, is needed. None for other teachers.

@@ -7,8 +7,9 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from distill.data.splits import in_training_folders
@@ -17,7 +18,7 @@ from teachers.media import Image, Medium, Reading
 from teachers.support.keys import file_content, key
 from teachers.support.limits import CAPTION_BYTES
 from teachers.support.listing import list_files
-from teachers.support.text import printable, read_text
+from teachers.support.text import lookalike, printable, read_text
 
 LISTED = 5  # names in a message
 
@@ -89,7 +90,29 @@ class Images(ABC):
         """All captions in order, without reading the files."""
 
 
-class ImageFolder(Images):
+class ListedImages(Images):
+    """Samples that are all known before any is read, such as those of a folder.
+
+    Args:
+        rows: The rows.
+        row_keys: A key of the contents of each row.
+        notes: See `Images`.
+    """
+
+    def __init__(self, rows: Sequence[Row], row_keys: Sequence[str], notes: Sequence[str]) -> None:
+        self.rows, self._row_keys, self.notes = rows, row_keys, notes
+        self.content_key = key(list(row_keys))
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        for first in range(0, len(self.rows), size):
+            rows = self.rows[first : first + size]
+            yield Block(key(list(self._row_keys[first : first + size])), partial(list, rows))
+
+    def captions(self) -> Iterator[str | None]:
+        return (row.caption for row in self.rows)
+
+
+class ImageFolder(ListedImages):
     """Files of one medium in a folder and its subfolders; images as `teachers.support.listing.list_images` finds them.
 
     If there are subfolders for training and for validation or test, only those for training are read.
@@ -100,7 +123,7 @@ class ImageFolder(Images):
     Args:
         folder: The folder.
         captioned: Whether every file must have a caption.
-        limit: Use the first so many files; 0: all.
+        limit: Number of files that are used, from the first; 0: all.
         medium: The medium of the files.
 
     Raises:
@@ -122,7 +145,7 @@ class ImageFolder(Images):
             )
         captions, shared = _captions(others, files, medium) if captioned else ({}, [])
         listed, files = files, in_training_folders(files, folder)
-        self.rows = []
+        rows = []
         for file in files[: limit or None]:
             row = Row(str(file), captions.get(file), file)
             medium.check(file)  # only decoding detects a truncated file
@@ -131,23 +154,14 @@ class ImageFolder(Images):
                     f"{printable(file)} has no caption; write it to {printable(file.with_suffix('.txt').name)} in the "
                     "same folder, or to metadata.jsonl as text, prompt or caption"
                 )
-            self.rows.append(row)
+            rows.append(row)
         apart = len(listed) - len(files)
-        self.notes = self._notes(others, shared) + [
+        notes = self._notes(others, rows, shared) + [
             f"{apart} {medium.plural} of {folder} are not used, because they are not in its folders for training"
         ] * bool(apart)
-        self._row_keys = [_row_key(row) for row in self.rows]
-        self.content_key = key(self._row_keys)
+        super().__init__(rows, [_row_key(row) for row in rows], notes)
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        for first in range(0, len(self.rows), size):
-            rows = self.rows[first : first + size]
-            yield Block(key(self._row_keys[first : first + size]), rows.copy)
-
-    def captions(self) -> Iterator[str | None]:
-        return (row.caption for row in self.rows)
-
-    def _notes(self, others: Sequence[Path], shared: Sequence[Path]) -> list[str]:
+    def _notes(self, others: Sequence[Path], rows: Sequence[Row], shared: Sequence[Path]) -> list[str]:
         notes = []
         if shared:
             notes.append(
@@ -160,7 +174,7 @@ class ImageFolder(Images):
                 f"{len(unused)} files in {self.folder} are not used, because their endings are not those of "
                 f"{self.medium.plural}: {list_names(unused)}"
             )
-        empty = [row.name for row in self.rows if row.caption == ""]
+        empty = [row.name for row in rows if row.caption == ""]
         if empty:
             notes.append(f"{len(empty)} {self.medium.plural} have an empty caption: {list_names(empty)}")
         return notes
@@ -181,6 +195,10 @@ def _row_key(row: Row) -> str:
 def list_names(files: Sequence[object]) -> str:
     """The first few names, for a message."""
     return ", ".join(printable(file) for file in files[:LISTED]) + (", ..." if len(files) > LISTED else "")
+
+
+def _relative(files: Iterable[str], folder: Path) -> list[str]:
+    return [os.path.relpath(file, folder) for file in files]
 
 
 def _captions(
@@ -208,7 +226,8 @@ def _captions(
             named = known.get(os.path.normpath(file.parent / name))
             if named is None:
                 raise ValueError(
-                    f"{where}: there is no {medium.noun} {printable(name)!r} for this caption; names are relative to "
+                    f"{where}: there is no {medium.noun} {printable(name)!r} for this caption"
+                    f"{lookalike(name, _relative(known, file.parent))}; names are relative to "
                     f"{printable(file.parent)} and end in {', '.join(medium.endings[:10])}"
                 )
             if named in described:

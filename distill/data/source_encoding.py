@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.data.encoding import Encoder, non_finite_rows
+from distill.data.conditions import non_finite_rows
+from distill.data.encoding import Encoder
 from distill.data.images import Images, Row
 from distill.data.shards import Table
 from teachers.loading.sources import read_source

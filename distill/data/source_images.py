@@ -1,20 +1,18 @@
 """Rows of a recipe's data for teachers with source images, from a folder."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from distill.config.sections import DataRecipe
 from distill.data.hf_datasets import HFImages, is_hf_source
-from distill.data.images import Block, ImageFolder, Images, Row
+from distill.data.images import ImageFolder, Images, ListedImages, Row
 from distill.data.splits import in_training_folders
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.sources import SourceRow, has_metadata, read_source_rows
 from teachers.media import Image
-from teachers.support.keys import key
 from teachers.support.text import printable
 
 
-class SourceFolder(Images):
+class SourceFolder(ListedImages):
     """A folder of source images with instructions, and of edited images if the method learns from them.
 
     Args:
@@ -22,7 +20,7 @@ class SourceFolder(Images):
             as for other teachers (`ImageFolder`).
         masked: Whether the teacher takes masks.
         targets: Whether every row must have an edited image.
-        limit: Use the first so many rows; 0: all.
+        limit: Number of rows that are used, from the first; 0: all.
 
     Raises:
         ValueError: If a row has no instruction or lacks an image, or an image is not readable.
@@ -35,9 +33,9 @@ class SourceFolder(Images):
             _captioned(folder, limit) if masked and not has_metadata(folder) else (read_source_rows(folder, masked), [])
         )
         training = set(in_training_folders([row.image for row in rows], folder))
-        used = [row for row in rows if row.image in training][: limit or None]
-        self.rows, self._row_keys = [], []
-        for row in used:
+        used = [row for row in rows if row.image in training]
+        found, row_keys = [], []
+        for row in used[: limit or None]:
             if row.prompt is None:
                 raise ValueError(f"{row.name}: every row must have an instruction as edit_prompt, or a caption as text")
             if targets and row.target is None:
@@ -46,21 +44,13 @@ class SourceFolder(Images):
                 )
             for file in {row.image, row.mask or row.image, row.target or row.image}:
                 Image.check(file)
-            self.rows.append(Row(row.name, row.prompt, row.target, (row.image, row.mask)))
-            self._row_keys.append(row.content())
-        apart = len(rows) - len([row for row in rows if row.image in training])
-        self.notes = notes + [
+            found.append(Row(row.name, row.prompt, row.target, (row.image, row.mask)))
+            row_keys.append(row.content())
+        apart = len(rows) - len(used)
+        notes += [
             f"{apart} images of {printable(folder)} are not used, because they are not in its folders for training"
         ] * bool(apart)
-        self.content_key = key(self._row_keys)
-
-    def blocks(self, size: int) -> Iterator[Block]:
-        for first in range(0, len(self.rows), size):
-            rows = self.rows[first : first + size]
-            yield Block(key(self._row_keys[first : first + size]), rows.copy)
-
-    def captions(self) -> Iterator[str | None]:
-        return (row.caption for row in self.rows)
+        super().__init__(found, row_keys, notes)
 
 
 def open_source_images(recipe: DataRecipe, masked: bool, targets: bool) -> Images:

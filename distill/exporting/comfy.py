@@ -18,7 +18,7 @@ def sigmas(pipe: Any, record: Mapping[str, Any], entry: Mapping[str, Any]) -> li
         entry: One of its `calls`.
     """
     count = entry["num_steps"]
-    if record.get("schedule") == "edm":
+    if record.get("preconditioned"):
         raise ValueError(
             "--format single-file needs a teacher without EDM's preconditioning, got a student of one: front ends know "
             "the preconditioning of few published files only; use --format diffusers or lora"

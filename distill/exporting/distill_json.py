@@ -13,7 +13,6 @@ from distill.exporting.model_card.metadata import is_hub_id
 from distill.exporting.source_files import EVALUATION_SOURCES
 from distill.methods.base import Distiller
 from teachers.core.denoiser import Denoiser
-from teachers.core.edm_path import Edm
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
 from teachers.loading.embedded import EMBEDDED
@@ -124,7 +123,8 @@ def describe(
         "times": times,
         **({} if timesteps is None else {"timesteps": timesteps}),
         "export": recipe.export.schedule,  # what the recipe says; "schedule" is what the pipeline has
-        "schedule": "edm" if isinstance(student.path, Edm) else "bent" if bent else "native",
+        "schedule": "bent" if bent else "native",
+        **({"preconditioned": True} if student.path.preconditioned else {}),
         **({"consistency": True} if student.is_consistency else {}),
         "calls": [
             {"num_steps": n, "call": student_call(teacher, student, times[:n]) | scale}

@@ -9,7 +9,7 @@ from distill.exporting.pipeline import export_student
 from distill.training.engine import Engine
 from distill.training.export_record import record_export
 from distill.training.guard import Stop
-from distill.training.monitor import Monitor
+from distill.training.held_out import HeldOut
 from distill.training.outcome import Outcome, RunFailed, settle, write_failure
 from distill.training.run_folder import run_key
 from distill.training.state import TrainState
@@ -23,7 +23,7 @@ def finish(
     state: TrainState,
     teacher: Teacher,
     dataset: Dataset,
-    monitor: Monitor | None,
+    held_out: HeldOut | None,
     engine: Engine,
     identity: dict[str, str],
 ) -> Path:
@@ -36,7 +36,7 @@ def finish(
         state: The state at the end; its EMA becomes the exported one.
         teacher: The run's teacher.
         dataset: The run's data.
-        monitor: Evaluates samples; None on processes that do not evaluate.
+        held_out: Evaluates samples; None on processes that do not evaluate.
         engine: The run's engine.
         identity: The run's fingerprint.
 
@@ -49,9 +49,9 @@ def finish(
     final = recipe.folder / "pipeline"
     run = run_key(identity)
     with Stop(message=DELAYED if engine.is_main else ""):
-        outcome = settle(recipe, state, monitor, run, engine)
+        outcome = settle(recipe, state, held_out, run, engine)
         if outcome.exported is not None:
-            final = export_student(recipe, state, teacher, dataset, monitor, engine, outcome.exported, run)
+            final = export_student(recipe, state, teacher, dataset, held_out, engine, outcome.exported, run)
         if engine.is_main:
             write_failure(recipe.folder, outcome)  # before the export counts: a failed run is never taken for finished
             if outcome.exported is not None:

@@ -58,7 +58,7 @@ def check_form(pipeline: Path, out: Path, form: str, how: Form) -> None:
         ValueError: If `out` exists, is in the pipeline or has the wrong ending, or `how` does not fit `form`.
     """
     if out.exists():
-        raise ValueError(f"OUT must not exist yet, got {out}; name another one")
+        raise ValueError(f"OUT must not exist yet, got {out}; choose another path")
     if out.resolve().is_relative_to(pipeline.resolve()):
         raise ValueError(f"OUT must be outside the exported pipeline {pipeline}, got {out}")
     if how.shard is not None and form != "diffusers":

@@ -37,7 +37,7 @@ from distill.exporting.verify import (
 )
 from distill.training.engine import Engine
 from distill.training.features import choose_features
-from distill.training.monitor import Monitor
+from distill.training.held_out import HeldOut
 from distill.training.state import TrainState
 from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
@@ -177,7 +177,7 @@ def export_student(
     state: TrainState,
     teacher: Teacher,
     dataset: Dataset,
-    monitor: Monitor | None,
+    held_out: HeldOut | None,
     engine: Engine,
     exported_step: int,
     run: str,
@@ -189,7 +189,7 @@ def export_student(
         state: The trained state.
         teacher: The run's teacher, which builds the pipeline.
         dataset: The run's data, for its captions.
-        monitor: Evaluates candidate schedules on held-out samples; None on processes that do not evaluate.
+        held_out: Evaluates candidate schedules on held-out samples; None on processes that do not evaluate.
         engine: The run's engine.
         exported_step: The training step of the EMA in `state`.
         run: The run's key, from `run_key`.
@@ -197,7 +197,7 @@ def export_student(
     Returns:
         The pipeline's folder.
     """
-    times = monitor.select_schedule(state.distiller, state.ema) if monitor else []
+    times = held_out.select_schedule(state.distiller, state.ema) if held_out else []
     student = engine.unsharded(state.ema)
     if not engine.is_main:
         return recipe.folder / "pipeline"
@@ -215,8 +215,8 @@ def export_student(
     record = describe(recipe, teacher, state.distiller, student, times, cost, choose_features(recipe, teacher.medium))
     record["teacher"]["contents"] = stored_files(dataset.teacher or {})
     record["run"] = run
-    if monitor is not None and monitor.candidates:
-        record["candidates"] = monitor.candidates
+    if held_out is not None and held_out.candidates:
+        record["candidates"] = held_out.candidates
     record["teacher"]["card"] = teacher_metadata(recipe.teacher.path or "")
     record["data"] = data_record(recipe, dataset)
     prompts, samples = evaluation_prompts(recipe, record), card_samples(recipe, teacher, student, record["times"])

@@ -113,7 +113,7 @@ class Distiller(nn.Module, ABC):
             return [path.t_max]
         last = path.num_train_timesteps - 1
         if any(b >= a for a, b in pairwise(timesteps)) or timesteps[0] > last or timesteps[-1] < 1:
-            raise ValueError(f"method.timesteps must decrease within 1..{last}, got {list(timesteps)}")
+            raise ValueError(f"method.timesteps must decrease and be from 1 to {last}, got {list(timesteps)}")
         return self.teacher.exportable_times(path.angle(torch.tensor(timesteps)).tolist())
 
     def phases(self, step: int) -> tuple[str, ...]:

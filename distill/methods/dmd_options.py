@@ -46,7 +46,9 @@ class DMDOptions(FakeScoreOptions):
 
     def check(self) -> None:
         if self.regression_weight and self.regression_pairs < 1:
-            raise InvalidOption("regression_pairs", "must be at least 1 if regression_weight is above 0, got 0")
+            raise InvalidOption("regression_pairs", "must be at least 1 if {} is above 0, got 0", ["regression_weight"])
         if self.guidance_noise != "shared" and not self.guidance_weight:
-            raise InvalidOption("guidance_weight", f"must be above 0 with guidance_noise={self.guidance_noise}, got 0")
+            raise InvalidOption(
+                "guidance_weight", f"must be above 0 with {{}}={self.guidance_noise}, got 0", ["guidance_noise"]
+            )
         super().check()

@@ -68,8 +68,9 @@ class FDistillOptions(DMDOptions):
         if low > least or high < most:
             raise InvalidOption(
                 "gan_noise_range",
-                f"must include noise_range {list(self.noise_range)}, where the ratio is read, got "
+                f"must include {{}} {list(self.noise_range)}, where the ratio is read, got "
                 f"{list(self.gan_noise_range)}",
+                ["noise_range"],
             )
 
 

@@ -6,7 +6,6 @@ features of the fake score and several sampling steps, both from DMD2 (Yin et al
 numbers in brackets are those of DMD (Yin et al. 2023, arXiv 2311.18828), section numbers are DMD2's.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -21,6 +20,7 @@ from distill.methods.base import Distiller, Logs
 from distill.methods.discriminator import Discriminator, NoisySample, approximate_r1, frozen
 from distill.methods.fake_score_options import FakeScoreOptions
 from teachers.core.denoiser import Condition, Denoiser
+from teachers.core.karras import KarrasGrid
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import add_noise, expand, to_velocity
@@ -28,8 +28,7 @@ from teachers.families.embedded_guidance import EmbeddedGuidance
 from teachers.families.output_guidance import OutputGuidance
 from teachers.networks.storage import without_autocast
 
-KARRAS = (0.002, 80.0, 7.0)  # sigma_min, sigma_max, rho (Karras et al. 2022, arXiv 2206.00364, equation 5)
-
+KARRAS = KarrasGrid()  # of noise_levels=karras
 PROMPT_DROPOUT = 0.1  # probability of the null condition in the training of a guided fake score
 
 
@@ -56,7 +55,7 @@ class FakeScoreDistiller(Distiller, ABC):
         if options.fake_score_guidance != 1.0 and own:
             raise ValueError(
                 f"method.fake_score_guidance must be 1, got {options.fake_score_guidance:g}: the guidance of a "
-                f"{type(teacher).__name__} is no combination of two velocities"
+                f"{type(teacher).__name__} is not a combination of two velocities"
             )
         self.times = self.angles(options.timesteps)
         self.fake_score = teacher.student()  # mu_fake starts as the teacher (DMD, section 3.2)
@@ -126,9 +125,7 @@ class FakeScoreDistiller(Distiller, ABC):
         path = self.student.path
         if self.options.noise_levels == "timesteps":
             return path.angle(fraction * (path.num_train_timesteps - 1)).float()
-        low, high, rho = KARRAS
-        sigma = (low ** (1 / rho) + fraction * (high ** (1 / rho) - low ** (1 / rho))) ** rho
-        return torch.atan(sigma / path.sigma_data).clamp(path.t_min, path.t_max).float()
+        return torch.atan(KARRAS.levels(fraction) / path.sigma_data).clamp(path.t_min, path.t_max).float()
 
     def noise_fraction(self, angle: float) -> float:
         """The position in [0, 1] of an angle, in radians, among the noise levels: the inverse of `noise_level`."""
@@ -136,10 +133,8 @@ class FakeScoreDistiller(Distiller, ABC):
         if self.options.noise_levels == "timesteps":
             last = path.num_train_timesteps - 1
             return min(1.0, path.timestep(torch.tensor([angle], dtype=torch.float64)).item() / last)
-        low, high, rho = KARRAS
-        sigma = min(high, max(low, path.sigma_data * math.tan(angle)))
-        low, high, sigma = (value ** (1 / rho) for value in (low, high, sigma))
-        return float((sigma - low) / (high - low))
+        sigma = path.sigma_data * torch.tensor(angle, dtype=torch.float64).tan()
+        return KARRAS.fraction(sigma.clamp(KARRAS.sigma_min, KARRAS.sigma_max)).item()
 
     # --- the fake score -----------------------------------------------------------------------------------------------
 

@@ -66,8 +66,8 @@ class FakeScoreOptions(Checked):
 
     def check(self) -> None:
         if self.gan_weight and not self.discriminator_weight:
-            raise InvalidOption("discriminator_weight", "must be positive if gan_weight is above 0, got 0")
+            raise InvalidOption("discriminator_weight", "must be positive if {} is above 0, got 0", ["gan_weight"])
         if self.r1_weight and not self.gan_weight:
             raise InvalidOption(
-                "r1_weight", f"must be 0 without a discriminator (gan_weight is 0), got {self.r1_weight}"
+                "r1_weight", f"must be 0 without a discriminator ({{}} is 0), got {self.r1_weight}", ["gan_weight"]
             )

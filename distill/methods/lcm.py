@@ -66,7 +66,10 @@ class LCMOptions(ConsistencyOptions):
         super().check()
         if self.timesteps and self.second_times != default_of(ConsistencyOptions, "second_times"):
             raise InvalidOption(
-                "second_times", f"must be left out with timesteps, which are the steps, got {list(self.second_times)}"
+                "second_times",
+                f"cannot be combined with {{}}, which already has the time of every step; remove one of them, got "
+                f"{list(self.second_times)} and {list(self.timesteps)}",
+                ["timesteps"],
             )
 
 

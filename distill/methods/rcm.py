@@ -43,8 +43,9 @@ class RCMOptions(Checked):
         if self.dmd.fake_score_alignment and self.scm.adaptation_steps:
             raise InvalidOption(
                 "dmd.fake_score_alignment",
-                "must be 0 with scm.adaptation_steps above 0, because the student's time input is rescaled, got "
+                "must be 0 with {} above 0, because the student's time input is rescaled, got "
                 f"{self.dmd.fake_score_alignment}",
+                ["scm.adaptation_steps"],
             )
 
 

@@ -63,12 +63,13 @@ class SCMOptions(ConsistencyOptions):
         if self.proposal[1] <= 0:
             raise InvalidOption("proposal", f"must have a standard deviation above 0, got {list(self.proposal)}")
         if self.drift == "data" and self.guidances:
-            raise InvalidOption("guidances", f"must be empty with drift=data, got {list(self.guidances)}")
+            raise InvalidOption("guidances", f"must be empty with {{}}=data, got {list(self.guidances)}", ["drift"])
         if self.tangent == "finite_difference" and self.tangent_precision not in ("auto", "float32"):
             raise InvalidOption(
                 "tangent_precision",
-                "must be float32 with tangent=finite_difference, whose rounding error is too large otherwise, "
+                "must be float32 with {}=finite_difference, whose rounding error is too large otherwise, "
                 f"got {self.tangent_precision}",
+                ["tangent"],
             )
 
 

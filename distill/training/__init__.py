@@ -1,1 +1,1 @@
-"""Parts of the training loop: state, engine, checkpoints, guards, optimizers, monitoring."""
+"""Parts of the training loop: state, engine, checkpoints, guards, optimizers, evaluation."""

@@ -58,7 +58,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -
         folder: The folder of the run's checkpoints.
         checkpoint: The state to write.
         keep: How many of the newest checkpoints are kept.
-        keep_every: Checkpoints whose step this divides are kept too; 0: none.
+        keep_every: Checkpoints of steps that are multiples of this are kept too; 0: none.
 
     Returns:
         The checkpoint's folder.

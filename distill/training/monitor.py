@@ -1,205 +1,37 @@
-"""Evaluation during training: a held-out Frechet distance to the teacher's samples, and a grid of samples.
+"""Evaluations during training: held-out distances in a file, and previews of samples.
 
-Losses do not show whether a distillation works: the fake score's loss falls even when samples collapse. The student is
-sampled from fixed held-out noise and the training prompts. The teacher's samples, from the same prompts and other
-noise, are made once and stored in the run's cache.
+Losses do not show whether a distillation works: the fake score's loss falls even when samples collapse.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.config.recipe import Recipe
-from distill.data import shards
-from distill.data.batch_random import BatchRandom
-from distill.data.dataset import Dataset
 from distill.methods.base import Distiller
-from distill.methods.compiling import eager
-from distill.training.decoding import chunk_size, decode_samples
-from distill.training.diversity import NOISES, SAMPLES, compared, relative_variation, variation
+from distill.training.held_out import HeldOut
 from distill.training.jsonl_log import JsonlLog, warn_if_unwritable
-from distill.training.previews import columns, preview, still_grid, write_previews
+from distill.training.previews import preview, still_grid, write_previews
 from distill.training.tracked_samples import log_media
 from distill.training.trackers import log_image
-from eval.features.extractors import Extractor
-from eval.features.media_extractors import extractor_for
-from eval.metrics.fid import frechet_from_statistics, statistics
+from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Denoiser
-from teachers.core.few_step import initial_x_t
-from teachers.core.sampling import sample, teacher_endpoint
-from teachers.core.teacher import Teacher
-from teachers.core.trigflow import to_x0
-from teachers.loading.contents import teacher_key
-from teachers.support.keys import key
-
-
-def teacher_samples_key(recipe: Recipe, teacher: Teacher, data: Dataset, features: Extractor) -> str:
-    """A key of everything that the features of the teacher's samples depend on; see `Monitor` for the arguments."""
-    contents = teacher.contents() if data.teacher is None else data.teacher
-    prompts = [data.captions[i] for i in data.prompt[data.held_out_rows(recipe.train.evaluate_samples)].tolist()]
-    if data.sources is not None:
-        prompts.append(data.sources)
-    options = (recipe.teacher.guidance, recipe.train.evaluate_teacher_steps, recipe.seed)
-    return teacher_key(teacher, contents, (prompts, options, features.name, features.weights), __name__, decode_samples)
 
 
 class Monitor:
-    """Evaluates a student during training.
+    """Writes and logs the evaluations of a run.
 
     Args:
-        recipe: The run's recipe.
-        teacher: The run's teacher.
-        data: The run's data; conditions come from its prompts.
-        features: Name of a feature extractor for the teacher's medium (`eval.features.media_extractors`).
-        device: The device of the networks.
-        writes: Whether this process writes files and messages. With sharded networks every process has a monitor,
-            because all of them take part in sampling, but only one writes.
-
-    Attributes:
-        key: A key of the teacher's samples. Only distances from monitors with the same key can be compared.
-        candidates: The schedules that `select_schedule` compared, with their held-out distances (None if not finite).
+        folder: The run's folder.
+        held_out: What evaluates.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        teacher: Teacher,
-        data: Dataset,
-        features: str,
-        device: torch.device,
-        writes: bool = True,
-    ) -> None:
-        self.writes = writes
-        self.candidates: list[tuple[list[float], float | None]] = []
-        self.teacher, self.folder, self.device = teacher, recipe.folder, device
-        self.count = recipe.train.evaluate_samples
-        self._cond = data.held_out(self.count)
-        self.extract: Extractor = extractor_for(features, teacher.medium, device)
-        self.chunk = chunk_size(teacher.medium)
-        self.noise = torch.randn(self.count, *teacher.shape, generator=self._generator(recipe, "student"))
-        steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
-        name, cache = teacher_samples_key(recipe, teacher, data, self.extract), recipe.folder / "cache"
-        self.key = name[:12]
-        with eager():
-            self.teacher_results = shards.cached(
-                cache / "teacher.safetensors",
-                name,
-                lambda: self._sample_teacher(steps, guidance, self._generator(recipe, "teacher")),
-            )
-            self.teacher_diversity = shards.cached(
-                cache / "diversity.safetensors",
-                key("diversity", name),
-                lambda: self._teacher_diversity(steps, guidance),
-            )
-        self.noise_floor = 2 * self.teacher_results["covariance"].trace().item() / self.count
-
-    @torch.no_grad()
-    def _teacher_diversity(self, steps: int, guidance: float) -> dict[str, Tensor]:
-        """Variation over noise of the teacher's samples, and of its x0 after one evaluation at the largest angle."""
-        samples, first, medium = [], [], self.teacher.medium
-        for rows in torch.arange(min(SAMPLES, self.count)).split(self.chunk):
-            noise, cond = self.noise[rows].to(self.device), self._cond(rows // NOISES)
-            endpoints = teacher_endpoint(self.teacher, noise, cond, steps, guidance)
-            samples.append(compared(decode_samples(self.teacher, endpoints), medium))
-            t = torch.full((len(noise),), self.teacher.denoiser.path.t_max, device=self.device)
-            x_t = initial_x_t(self.teacher.denoiser, noise, t[0].item())
-            x0 = to_x0(x_t, self.teacher.velocity(x_t, t, cond, guidance), t)
-            first.append(compared(decode_samples(self.teacher, x0), medium))
-        return {"samples": variation(torch.cat(samples)).cpu(), "first": variation(torch.cat(first)).cpu()}
-
-    def diversity(self, distiller: Distiller, student: Denoiser) -> tuple[float, float]:
-        """How much samples from the same prompt vary with the noise, relative to the teacher's from the same noise.
-
-        Args:
-            distiller: The method, for the numbers of steps.
-            student: The student, or its EMA.
-
-        Returns:
-            The student's ratio, the largest of all its numbers of steps, and the ratio of the teacher's x0 after one
-            evaluation, from which a student starts. 0 for samples that are not finite.
-        """
-        times, target = distiller.sampling_schedules()[0], self.teacher_diversity["samples"]
-        prompts, medium = torch.arange(min(SAMPLES, self.count)) // NOISES, self.teacher.medium
-        samples = [
-            torch.cat([compared(part, medium) for part in self.batches(student, times[:n], prompts)])
-            for n in distiller.step_counts(times)
-        ]
-        ratios = [relative_variation(variation(part).cpu(), target) for part in samples]
-        return max(ratios), relative_variation(self.teacher_diversity["first"], target)
-
-    @torch.no_grad()
-    def _sample_teacher(self, steps: int, guidance: float, generator: torch.Generator) -> dict[str, Tensor]:
-        """Feature statistics of the teacher's samples, and previews of those from the student's first noise rows."""
-        noise = torch.randn(self.noise.shape, generator=generator)
-        features = []
-        for rows in tqdm(torch.arange(self.count).split(self.chunk), desc="the teacher's samples"):
-            endpoints = teacher_endpoint(self.teacher, noise[rows].to(self.device), self._cond(rows), steps, guidance)
-            features.append(self.extract(decode_samples(self.teacher, endpoints)).cpu())
-        shown = []
-        prompts = self._shown_prompts()
-        for rows in torch.arange(len(prompts)).split(self.chunk):
-            same_noise, cond = self.noise[rows].to(self.device), self._cond(prompts[rows])
-            endpoints = teacher_endpoint(self.teacher, same_noise, cond, steps, guidance)
-            shown.append(preview(decode_samples(self.teacher, endpoints), self.teacher.medium).cpu())
-        mean, covariance = statistics(torch.cat(features))
-        return {"mean": mean, "covariance": covariance, "images": torch.cat(shown)}
-
-    def _shown_prompts(self) -> Tensor:
-        """The numbers of the held-out prompts in previews, spread evenly: captions of a data set can be sorted."""
-        count = min(columns(self.teacher.medium), self.count)
-        return torch.arange(count) * (self.count // count)
-
-    @staticmethod
-    def _generator(recipe: Recipe, purpose: str) -> torch.Generator:
-        return BatchRandom((recipe.seed, "held out", purpose), 0, 1, 1, torch.device("cpu")).generator
-
-    def _randn(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=generator).to(self.device)
-
-    @torch.no_grad()
-    def batches(self, student: Denoiser, times: Sequence[float], prompts: Tensor) -> Iterator[Tensor]:
-        """The student's samples from held-out prompts and the first rows of the noise, in batches.
-
-        Args:
-            student: The student, or its EMA.
-            times: Decreasing angles of its steps, in radians.
-            prompts: The number of the held-out prompt of each sample, (N,).
-
-        Yields:
-            Samples (B, *medium.shape) in the judged range, such as images in [0, 1].
-        """
-        generator = torch.Generator().manual_seed(0)
-        for rows in torch.arange(len(prompts)).split(self.chunk):
-            noise = self.noise[rows].to(self.device)
-            more_noise = partial(self._randn, noise.shape, generator)
-            with eager():  # compiling for another batch size than the run's takes longer than it saves
-                latents = sample(student, noise, times, self._cond(prompts[rows]), more_noise)
-                samples = decode_samples(self.teacher, latents)
-            yield samples
-
-    @torch.no_grad()
-    def distance(self, student: Denoiser, times: Sequence[float]) -> float:
-        """Frechet distance between the features of the student's held-out samples and of the teacher's samples."""
-        features, finite = [], True
-        for part in self.batches(student, times, torch.arange(self.count)):  # all: sharded networks need every process
-            finite &= bool(part.isfinite().all())
-            features.append(self.extract(part).cpu())
-        if not finite:
-            return math.inf
-        mean, covariance = statistics(torch.cat(features))
-        target = self.teacher_results
-        return frechet_from_statistics(mean, covariance, target["mean"], target["covariance"])
-
-    def distances(self, distiller: Distiller, student: Denoiser) -> dict[str, float | None]:
-        """The held-out Frechet distances by number of steps, as `history.jsonl` has them: None if not finite."""
-        times = distiller.sampling_schedules()[0]
-        found = {f"{n}": self.distance(student, times[:n]) for n in distiller.step_counts(times)}
-        return {n: d if math.isfinite(d) else None for n, d in found.items()}
+    def __init__(self, folder: Path, held_out: HeldOut) -> None:
+        self.folder, self.held_out, self.medium = folder, held_out, held_out.teacher.medium
 
     def grid(self, step: int, rows: Mapping[str, tuple[Denoiser, Sequence[float]]]) -> tuple[Tensor, list[Tensor]]:
         """Save previews of samples: the teacher's in the first row, then a row for each denoiser, from the same noise.
@@ -211,13 +43,13 @@ class Monitor:
         Returns:
             The grid of stills as one picture (3, H, W) in [0, 1], and the samples of each row.
         """
-        medium, prompts = self.teacher.medium, self._shown_prompts()
-        samples = [self.teacher_results["images"]]
+        medium, prompts = self.medium, self.held_out.shown_prompts()
+        samples = [self.held_out.teacher_results["images"]]
         for denoiser, times in rows.values():
-            parts = [preview(part, medium).cpu() for part in self.batches(denoiser, times, prompts)]
+            parts = [preview(part, medium).cpu() for part in self.held_out.batches(denoiser, times, prompts)]
             samples.append(torch.cat(parts))
         grid = still_grid(samples, medium)
-        if self.writes:
+        if self.held_out.writes:
             with warn_if_unwritable(f"the grid of samples of step {step}"):
                 write_previews(self.folder / "samples", step, ["teacher", *rows], grid, samples, medium)
         return grid, samples
@@ -234,7 +66,7 @@ class Monitor:
     ) -> dict[str, Any]:
         """Evaluate the EMA: Frechet distances for each number of steps, and a grid of samples.
 
-        Every process with a monitor calls it. The process that writes appends a record to `history`, prints a message
+        Every process that evaluates calls it. The process that writes appends a record to `history`, prints a message
         and logs to the trackers.
 
         Args:
@@ -247,54 +79,30 @@ class Monitor:
             chosen: What `outcome.choose_ema` found, which is part of the record.
 
         Returns:
-            The record: step, seconds, held_out_frechet by number of steps, and the monitor's key as evaluation.
+            The record: step, seconds, held_out_frechet by number of steps, and the key of the held-out evaluation.
         """
         times = distiller.sampling_schedules()[0]
-        chosen = chosen or {"held_out_frechet": self.distances(distiller, ema)}
-        distances = chosen["held_out_frechet"]
-        rows = {f"student, {n} steps": (ema, times[:n]) for n in distiller.step_counts(times)}
+        chosen = chosen or {"held_out_frechet": self.held_out.distances(distiller, ema)}
+        rows = {f"student, {steps(n)}": (ema, times[:n]) for n in distiller.step_counts(times)}
         rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.preview_models().items()}
         grid, samples = self.grid(step, rows)
-        record = {
-            "step": step,
-            "seconds": round(seconds, 2),
-            **chosen,
-            "evaluation": self.key,
-        }
-        if not self.writes:
-            return record
-        history.append(record)
-        tqdm.write(
-            f"step {step}: held-out Frechet distance to the teacher "
-            + ", ".join(f"{_number(d):.3f} ({n} steps)" for n, d in distances.items())
-        )
-        with warn_if_unwritable(f"the trackers' record of step {step}"):
-            for tracker in trackers:
-                tracker.log({f"held_out_frechet/{n}": _number(d) for n, d in distances.items()}, step=step)
-            log_image(trackers, "samples", grid, step)
-            drawn = dict(zip(["teacher", *rows], samples, strict=True))
-            log_media(trackers, "samples", drawn, step, self.teacher.medium)
+        record = {"step": step, "seconds": round(seconds, 2), **chosen, "evaluation": self.held_out.key}
+        if self.held_out.writes:
+            history.append(record)
+            self._log(record, trackers, grid, dict(zip(["teacher", *rows], samples, strict=True)))
         return record
 
-    def select_schedule(self, distiller: Distiller, ema: Denoiser) -> list[float]:
-        """The sampling schedule of the method, as it is exported, with the smallest held-out distance.
-
-        Args:
-            distiller: The method, which has the candidates.
-            ema: The student's EMA.
-
-        Returns:
-            Decreasing angles in radians.
-        """
-        candidates = self.teacher.native_candidates(ema, distiller.sampling_schedules())
-        if len(candidates) == 1:
-            return candidates[0]
-        bar = tqdm(candidates, desc="choosing the second step's time", disable=not self.writes)
-        scored = [(self.distance(ema, times), times) for times in bar]
-        for distance, times in scored if self.writes else []:
-            print(f"times {', '.join(f'{t:.3f}' for t in times)} rad: held-out Frechet distance {distance:.3f}")
-        self.candidates = [(times, distance if math.isfinite(distance) else None) for distance, times in scored]
-        return min(scored)[1]
+    def _log(
+        self, record: Mapping[str, Any], trackers: Sequence[Any], grid: Tensor, samples: Mapping[str, Tensor]
+    ) -> None:
+        step, distances = record["step"], {n: _number(d) for n, d in record["held_out_frechet"].items()}
+        listed = ", ".join(f"{distance:.3f} ({steps(int(n))})" for n, distance in distances.items())
+        tqdm.write(f"step {step}: held-out Frechet distance to the teacher {listed}")
+        with warn_if_unwritable(f"the trackers' record of step {step}"):
+            for tracker in trackers:
+                tracker.log({f"held_out_frechet/{n}": distance for n, distance in distances.items()}, step=step)
+            log_image(trackers, "samples", grid, step)
+            log_media(trackers, "samples", samples, step, self.medium)
 
 
 def _number(distance: float | None) -> float:

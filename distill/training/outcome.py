@@ -18,8 +18,8 @@ from distill.training.best import best_record, load_best, save_best, score
 from distill.training.engine import Engine
 from distill.training.export_record import is_exported
 from distill.training.full_state import full_state, load_full_state, replaced_state
+from distill.training.held_out import HeldOut
 from distill.training.jsonl_log import held_out_records
-from distill.training.monitor import Monitor
 from distill.training.setup import checkpoints_folder
 from distill.training.state import TrainState
 from teachers.support.checksums import read_json, write_json
@@ -89,7 +89,7 @@ def is_better(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool
 
 
 def keep_best(
-    recipe: Recipe, state: TrainState, monitor: Monitor, record: Mapping[str, Any], fingerprint: str, engine: Engine
+    recipe: Recipe, state: TrainState, held_out: HeldOut, record: Mapping[str, Any], fingerprint: str, engine: Engine
 ) -> None:
     """Save the EMA as the best one if its evaluation is, unless its samples collapsed.
 
@@ -98,17 +98,17 @@ def keep_best(
     Raises:
         ValueError: If it cannot be written and train.on_failed_save is "stop".
     """
-    best = _best(recipe, state, monitor, fingerprint, engine)
+    best = _best(recipe, state, held_out, fingerprint, engine)
     if not _same(engine, is_better(record, best)):
         return
-    if best is not None and _same(engine, collapse(monitor, state, state.step)):
+    if best is not None and _same(engine, collapse(held_out, state, state.step)):
         return
     ema = full_state(state.ema.state_dict(), engine.is_main)
     if engine.is_main:
         _save_best(recipe, ema, {**record, "fingerprint": fingerprint}, engine)
 
 
-def choose_ema(state: TrainState, monitor: Monitor, engine: Engine) -> dict[str, Any]:
+def choose_ema(state: TrainState, held_out: HeldOut, engine: Engine) -> dict[str, Any]:
     """Evaluate every EMA, and choose the one with the smallest held-out distance.
 
     Every process that evaluates calls it.
@@ -117,7 +117,7 @@ def choose_ema(state: TrainState, monitor: Monitor, engine: Engine) -> dict[str,
         `held_out_frechet` of the chosen one by number of steps; with several, its half-life as `ema` and the distances
         of all by half-life as `emas`.
     """
-    found = [monitor.distances(state.distiller, ema) for ema in state.emas]
+    found = [held_out.distances(state.distiller, ema) for ema in state.emas]
     scores = [score(distances) for distances in found]
     state.chosen = _same(engine, scores.index(min(scores)))
     chosen: dict[str, Any] = {"held_out_frechet": found[state.chosen]}
@@ -127,13 +127,13 @@ def choose_ema(state: TrainState, monitor: Monitor, engine: Engine) -> dict[str,
     return chosen
 
 
-def settle(recipe: Recipe, state: TrainState, monitor: Monitor | None, fingerprint: str, engine: Engine) -> Outcome:
+def settle(recipe: Recipe, state: TrainState, held_out: HeldOut | None, fingerprint: str, engine: Engine) -> Outcome:
     """Judge a run and load the EMA that is exported into `state.ema`. Every process calls it.
 
     Args:
         recipe: The run's recipe.
         state: The state at the end; its EMA is replaced by the best one if that is exported.
-        monitor: Evaluates samples; None on processes that do not evaluate.
+        held_out: Evaluates samples; None on processes that do not evaluate.
         fingerprint: The run's key, from `run_key`.
         engine: The run's engine.
 
@@ -141,22 +141,22 @@ def settle(recipe: Recipe, state: TrainState, monitor: Monitor | None, fingerpri
         The outcome, the same on every process.
     """
     outcome = Outcome(state.step, state.step, None, fingerprint)
-    if monitor is not None and state.half_lives and not recipe.train.evaluate_every:
-        choose_ema(state, monitor, engine)
-    if monitor is not None and state.step > 0:
-        outcome = _settle(recipe, state, monitor, fingerprint, engine)
+    if held_out is not None and state.half_lives and not recipe.train.evaluate_every:
+        choose_ema(state, held_out, engine)
+    if held_out is not None and state.step > 0:
+        outcome = _settle(recipe, state, held_out, fingerprint, engine)
     shared: Outcome = engine.from_main(outcome)
     return shared
 
 
-def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: str, engine: Engine) -> Outcome:
+def _settle(recipe: Recipe, state: TrainState, held_out: HeldOut, fingerprint: str, engine: Engine) -> Outcome:
     folder = checkpoints_folder(recipe)
-    best = _best(recipe, state, monitor, fingerprint, engine)
-    last = _last_record(recipe, state, monitor, fingerprint, engine)
+    best = _best(recipe, state, held_out, fingerprint, engine)
+    last = _last_record(recipe, state, held_out, fingerprint, engine)
     if state.half_lives:
         state.choose(_same(engine, (last or {}).get("ema", state.half_life)))
-    problem = _same(engine, _problem(state, monitor, best, last))
-    better = _same(engine, _ratio(monitor, best, last) > TIE)
+    problem = _same(engine, _problem(state, held_out, best, last))
+    better = _same(engine, _ratio(held_out, best, last) > TIE)
     newer = best is not None and best["step"] > state.step  # the last checkpoint was not written
     wanted = best is not None and best["step"] != state.step
     wanted = wanted and (problem or (recipe.train.export == "best" and (better or newer)))
@@ -166,30 +166,30 @@ def _settle(recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: st
     state.choose(_same(engine, best.get("ema", state.half_life)))
     load_full_state(state.ema, ema)
     state.seconds = max(state.seconds, best["seconds"])
-    if problem and _same(engine, collapse(monitor, state, best["step"])):
+    if problem and _same(engine, collapse(held_out, state, best["step"])):
         return Outcome(
-            state.step, None, f"{problem}, and so did those of the best EMA, of step {best['step']}", fingerprint
+            state.step, None, f"{problem}; the samples of the best EMA (step {best['step']}) collapsed too", fingerprint
         )
     return Outcome(state.step, best["step"], problem, fingerprint)
 
 
 def _best(
-    recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: str, engine: Engine
+    recipe: Recipe, state: TrainState, held_out: HeldOut, fingerprint: str, engine: Engine
 ) -> dict[str, Any] | None:
-    """The record of the best EMA; it is evaluated again if its distances cannot be compared with the monitor's.
+    """The record of the best EMA; it is evaluated again if its distances cannot be compared with new ones.
 
     They cannot if the run was resumed with other features or another number of samples, for example.
     """
     folder = checkpoints_folder(recipe)
     record: dict[str, Any] | None = _same(engine, best_record(folder, fingerprint))  # others may read an earlier file
-    if record is None or record.get("evaluation") == monitor.key:
+    if record is None or record.get("evaluation") == held_out.key:
         return record
     weights = load_best(folder)
     if weights is None:
         return None
     with replaced_state(state.ema, weights):
-        distances = monitor.distances(state.distiller, state.ema)
-    record = record | {"held_out_frechet": distances, "evaluation": monitor.key}
+        distances = held_out.distances(state.distiller, state.ema)
+    record = record | {"held_out_frechet": distances, "evaluation": held_out.key}
     engine.print(f"the best EMA, of step {record['step']}, was evaluated again, because the evaluation has changed")
     if engine.is_main:
         _save_best(recipe, weights, record, engine)
@@ -207,37 +207,37 @@ def _save_best(recipe: Recipe, ema: Mapping[str, Tensor], record: Mapping[str, A
 
 
 def _last_record(
-    recipe: Recipe, state: TrainState, monitor: Monitor, fingerprint: str, engine: Engine
+    recipe: Recipe, state: TrainState, held_out: HeldOut, fingerprint: str, engine: Engine
 ) -> dict[str, Any] | None:
-    """The last evaluation that can be compared with the monitor's; it is repeated if its record is lost or damaged."""
+    """The last evaluation that can be compared with new ones; it is repeated if its record is lost or damaged."""
     records = [
         record
         for record in held_out_records(recipe.folder / "history.jsonl", fingerprint)
-        if record["step"] <= state.step and record.get("evaluation") == monitor.key
+        if record["step"] <= state.step and record.get("evaluation") == held_out.key
     ]
     last, every = records[-1] if records else None, recipe.train.evaluate_every
     due = state.step if state.step >= recipe.train.steps else state.step // max(every, 1) * every
     if not every or not _same(engine, last is None or last["step"] < due):
         return last
     engine.print(f"the EMA of step {state.step} is evaluated again: history.jsonl has no valid record of step {due}")
-    return {"step": state.step, **choose_ema(state, monitor, engine), "evaluation": monitor.key}
+    return {"step": state.step, **choose_ema(state, held_out, engine), "evaluation": held_out.key}
 
 
-def _ratio(monitor: Monitor, best: Mapping[str, Any] | None, last: Mapping[str, Any] | None) -> float:
+def _ratio(held_out: HeldOut, best: Mapping[str, Any] | None, last: Mapping[str, Any] | None) -> float:
     """The last distance over the best one; both count as the noise floor if they are below it."""
     if best is None or last is None:
         return 1.0
-    end, least = (score(record["held_out_frechet"], monitor.noise_floor) for record in (last, best))
+    end, least = (score(record["held_out_frechet"], held_out.noise_floor) for record in (last, best))
     return end / least if math.isfinite(least) else 1.0
 
 
 def _problem(
-    state: TrainState, monitor: Monitor, best: Mapping[str, Any] | None, last: Mapping[str, Any] | None
+    state: TrainState, held_out: HeldOut, best: Mapping[str, Any] | None, last: Mapping[str, Any] | None
 ) -> str | None:
     """What is wrong with the last EMA."""
-    if collapsed := collapse(monitor, state, state.step):
+    if collapsed := collapse(held_out, state, state.step):
         return collapsed
-    ratio = _ratio(monitor, best, last)
+    ratio = _ratio(held_out, best, last)
     if best is None or last is None or ratio <= FAR:
         return None
     if best["step"] == 0 and last["step"] < FIRST_STEPS:
@@ -252,15 +252,15 @@ def _distances(record: Mapping[str, Any]) -> str:
     return f"{score(record['held_out_frechet']):.4g}"
 
 
-def collapse(monitor: Monitor, state: TrainState, step: int) -> str | None:
+def collapse(held_out: HeldOut, state: TrainState, step: int) -> str | None:
     """Say that the EMA's samples collapsed, or return None.
 
     Args:
-        monitor: Samples the EMA.
+        held_out: Samples the EMA.
         state: The state with the EMA.
         step: The training step of the EMA.
     """
-    diversity, start = monitor.diversity(state.distiller, state.ema)
+    diversity, start = held_out.diversity(state.distiller, state.ema)
     if diversity >= COLLAPSED or (step < FIRST_STEPS and diversity >= OF_START * start):
         return None
     return f"the samples of step {step} collapsed (their variation over noise is {diversity:.2%} of the teacher's)"

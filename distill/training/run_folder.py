@@ -15,13 +15,12 @@ from distill.data.dataset import Plan
 from distill.training import checkpoint
 from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
 from teachers.core.teacher import Teacher
-from teachers.loading.embedded import EMBEDDED
 from teachers.loading.load_errors import loading_errors
 from teachers.loading.location import INDEX, config_source
 from teachers.loading.lora_files import lora_contents
 from teachers.loading.source import check_trusted
 from teachers.support.errors import reading
-from teachers.support.keys import code, content, key
+from teachers.support.keys import code, key
 from teachers.support.locks import lock_folder
 
 CODE = "the code and its libraries"  # its name in a fingerprint
@@ -135,13 +134,8 @@ def _data_keys(plan: Plan) -> dict[str, str]:
     found = {"the captions": key(plan.captions)}
     if plan.images is not None:
         found["the images"] = plan.images.content_key
-    if plan.embedded:
-        source = EMBEDDED[plan.embedded]
-        found[f"{source.title}'s latents"] = content(source.present("latents.safetensors"))
-    if plan.stored is not None:
-        found["the stored latents"] = plan.stored.content_key
     if plan.latents is not None:
-        found["the latents"] = key(plan.latents)
+        found[plan.latents.title] = plan.latents.content_key
     return found
 
 
@@ -208,7 +202,7 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
     if meta["fingerprint"].get(CODE) != expected[CODE]:
         warnings.warn(
             f"{recipe.folder} was trained with other versions of the code or of its libraries up to step "
-            f"{meta['step']}; the rest is not exactly what they would have computed",
+            f"{meta['step']}; the remaining steps can give slightly different results",
             stacklevel=2,
         )
     return False

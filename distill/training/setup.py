@@ -1,4 +1,4 @@
-"""Preparation of a run before its first step: the teacher, the encoded data, and the monitor."""
+"""Preparation of a run before its first step: the teacher, the encoded data, and the held-out evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +9,15 @@ from torch import Tensor
 from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import DTYPES
+from distill.config.validation_prompts import check_validation_prompts
 from distill.data import dataset as data
 from distill.data import teacher_pairs
 from distill.data.dataset import Dataset
+from distill.data.latents import LatentsInMemory
 from distill.training.engine import Engine
 from distill.training.features import choose_features
+from distill.training.held_out import HeldOut
 from distill.training.memory_plan import Processes, print_plan
-from distill.training.monitor import Monitor
 from distill.training.run_folder import check_teacher_files, stored_contents
 from distill.training.validation import Validation
 from teachers.core.teacher import Teacher
@@ -68,7 +70,7 @@ def plan_data(
     captions = [""] * len(latents) if captions is None else list(captions)
     if len(captions) != len(latents):
         raise ValueError(f"captions must have the length of latents ({len(latents)}), got {len(captions)}")
-    return data.Plan(captions, latents=latents.float() / teacher.denoiser.path.sigma_data)
+    return data.Plan(latents=LatentsInMemory(latents.float() / teacher.denoiser.path.sigma_data, captions))
 
 
 def check_fine_tunes(recipe: Recipe) -> None:
@@ -85,11 +87,13 @@ def check_fine_tunes(recipe: Recipe) -> None:
 
 
 def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> None:
-    """Apply the recipe's negative prompt and image guidance to a teacher in memory.
+    """Check a recipe for a teacher in memory, and apply its negative prompt and image guidance to the teacher.
 
     Raises:
-        ValueError: If the recipe has fine-tunes, which are fused into pipelines that are loaded only.
+        ValueError: If the recipe has validation prompts that the teacher cannot use, or fine-tunes, which are fused
+            into pipelines that are loaded only.
     """
+    check_validation_prompts(recipe.evaluation, recipe.train.evaluate_every, teacher)
     if recipe.teacher.loras:
         raise ValueError("teacher.loras must be empty for a teacher in memory: fuse them into its pipeline first")
     _set_guidance(recipe, teacher)
@@ -144,25 +148,25 @@ def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | 
         return teacher, teacher_pairs.attach(dataset, recipe, teacher, cls.pairs(options), engine.accelerator)
 
 
-def build_monitor(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine) -> Monitor | None:
-    """Make the run's monitor; None on processes that do not take part in evaluations. Every process calls it."""
+def build_held_out(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine) -> HeldOut | None:
+    """Make the held-out evaluation; None on processes that do not take part in it. Every process calls it."""
     with engine.accelerator.main_process_first():
         if not engine.is_main and engine.sharding is None:
             return None
         with reading(recipe.teacher.path or "the teacher"):
-            return Monitor(
+            return HeldOut(
                 recipe, teacher, dataset, choose_features(recipe, teacher.medium), engine.device, engine.is_main
             )
 
 
 def build_validation(
-    recipe: Recipe, teacher: Teacher, dataset: Dataset, monitor: Monitor | None, engine: Engine
+    recipe: Recipe, teacher: Teacher, dataset: Dataset, held_out: HeldOut | None, engine: Engine
 ) -> Validation | None:
-    """What draws evaluation.validation_prompts; None without prompts or a monitor. Every process calls it."""
+    """What draws evaluation.validation_prompts; None without prompts or evaluations. Every process calls it."""
     if not recipe.evaluation.validation_prompts:
         return None
     with engine.accelerator.main_process_first(), reading(recipe.teacher.path or "the teacher"):
-        if monitor is None:
+        if held_out is None:
             return None
         contents = dataset.teacher or teacher.contents()
         return Validation(recipe, teacher, contents, engine.device, engine.is_main)

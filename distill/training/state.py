@@ -231,7 +231,7 @@ class TrainState:
             engine: The run's engine.
             fingerprint: Identifies the recipe and the data (`run_folder.fingerprint`).
             keep: How many of the newest checkpoints are kept.
-            keep_every: Checkpoints whose step this divides are kept too; 0: none.
+            keep_every: Checkpoints of steps that are multiples of this are kept too; 0: none.
 
         Raises:
             ValueError: If it cannot be written, or weights are not finite; earlier checkpoints are then unchanged.

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from distill.config.recipe import Recipe
 from distill.data import shards
+from distill.data.conditions import encode_prompts
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
 from distill.training.decoding import chunk_size, decode_samples
 from distill.training.jsonl_log import warn_if_unwritable
 from distill.training.tracked_samples import log_media
 from distill.training.trackers import log_image, pixels
+from eval.pipelines.jobs import steps
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
@@ -53,7 +55,7 @@ class Validation:
         self.folder = recipe.folder / FOLDER
         self.prompts, self.seeds = list(recipe.evaluation.validation_prompts), recipe.evaluation.validation_seeds
         with torch.no_grad():
-            self.cond = {k: v.to(device) for k, v in teacher.condition(self.prompts).items()}
+            self.cond = {k: v.to(device) for k, v in encode_prompts(teacher, self.prompts).items()}
         teacher.unload_encoders()
         self.noise = torch.stack([self._noise(seed) for _ in self.prompts for seed in self.seeds])
         self.chunk = min(8, chunk_size(teacher.medium))
@@ -101,7 +103,7 @@ class Validation:
         return (self.folder / f"{step:08d}" / f"{len(self.prompts) - 1:02d}.png").is_file()
 
     def draw(self, distiller: Distiller, ema: Denoiser, step: int, trackers: Sequence[Any]) -> None:
-        """Draw all samples; write and log them on the process that writes. Every process with a monitor calls it.
+        """Draw all samples; write and log them on the process that writes. Every process that evaluates calls it.
 
         Args:
             distiller: The method, for its numbers of steps and its fake score.
@@ -112,7 +114,7 @@ class Validation:
         times = distiller.sampling_schedules()[0]
         x0 = {"teacher": self.teacher_x0}
         for n in distiller.step_counts(times):
-            x0[f"student, {n} step{'s' * (n != 1)}"] = self._student_samples(ema, times[:n])
+            x0[f"student, {steps(n)}"] = self._student_samples(ema, times[:n])
         for name, denoiser in distiller.preview_models().items():
             x0[name] = self._student_samples(denoiser, times[:1])
         if not self.writes:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.config.names import SCORERS, UNSUPPORTED_SCORERS
-from teachers.support.options import InvalidOption, check_fields, check_value, option
+from teachers.support.invalid_option import InvalidOption
+from teachers.support.options import check_fields, check_value, option
 
 IN_PYTHON = ("runs", "few_steps", "lpips", "timing")  # not options of the command line
 MOST_STEPS = 10_000

@@ -162,16 +162,22 @@ class SampleMetric(ScoredMetric):
         """
 
     def compute(self, row: Row) -> Figure | None:
-        """The mean of the scores that are not NaN, with the interval of a mean."""
+        """The figure of the scores that are not NaN."""
         scores = row.scores[self.key]
         known = scores[~scores.isnan()].double()
-        if len(known) == 0:
-            return None
+        return self.figure(known, len(known) == len(scores)) if len(known) else None
+
+    def figure(self, known: Tensor, complete: bool) -> Figure:
+        """The mean of scores, with the interval of a mean.
+
+        Args:
+            known: The scores that are not NaN, (N,) in float64 with N above 0.
+            complete: Whether no score is NaN, so that scores of two rows can be compared in pairs.
+        """
         mean = known.mean().item()
         if len(known) < 2:
             return Figure(mean)
-        paired = known if len(known) == len(scores) else None
-        return Figure(mean, interval(mean, standard_error(known), self.lowest), paired)
+        return Figure(mean, interval(mean, standard_error(known), self.lowest), known if complete else None)
 
 
 class GroupMetric(ScoredMetric):

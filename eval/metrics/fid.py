@@ -80,8 +80,8 @@ def nonnegative(values: Tensor, name: str) -> Tensor:
     least = float(values.min()) if len(values) else 0.0
     if least < -rounding(values):
         raise ValueError(
-            f"{name} must have no negative eigenvalues, as a covariance has none, got {least:.3g} beside a largest of "
-            f"{float(values.max()):.3g}"
+            f"{name} must have no negative eigenvalues, because it is a covariance, got {least:.3g} beside a "
+            f"largest of {float(values.max()):.3g}"
         )
     return values.clamp(min=0)
 
@@ -116,8 +116,8 @@ def check_statistics(mean: Tensor, covariance: Tensor, names: tuple[str, str] = 
     apart = float((covariance - covariance.T).abs().max())
     if apart > 1e-5 * largest:
         raise ValueError(
-            f"{two} must be symmetric, as a covariance is, got entries that differ by {apart:.3g} beside a largest of "
-            f"{largest:.3g}"
+            f"{two} must be symmetric, because it is a covariance, got entries that differ by {apart:.3g} "
+            f"beside a largest of {largest:.3g}"
         )
     if torch.linalg.cholesky_ex(covariance)[1]:  # not positive definite: without full rank, or no covariance at all
         nonnegative(torch.linalg.eigvalsh((covariance + covariance.T) / 2), two)

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from eval.features.transformers_models import load_pretrained
 from eval.metrics.base import Figure
-from eval.metrics.context import MetricContext, Row
+from eval.metrics.context import MetricContext
 from eval.metrics.intervals import share_interval
 from eval.metrics.prompt_score import PromptScore
 
@@ -110,9 +110,7 @@ class ObjectChecks(PromptScore):
             scores.append(float(passes(wanted, detections)) if wanted else float("nan"))
         return torch.tensor(scores)
 
-    def compute(self, row: Row) -> Figure | None:
+    def figure(self, known: Tensor, complete: bool) -> Figure:
         """The share, with the Wilson score interval."""
-        figure, scores = super().compute(row), row.scores[self.key]
-        if figure is None:
-            return None
-        return Figure(figure.value, share_interval(figure.value, int((~scores.isnan()).sum())), figure.influence)
+        figure = super().figure(known, complete)
+        return Figure(figure.value, share_interval(figure.value, len(known)), figure.influence)

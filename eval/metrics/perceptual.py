@@ -47,7 +47,7 @@ class Lpips:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / HUB[backbone]
         packaged = None if cached.is_file() else packaged_weights(backbone)
         if cached.is_file() and not file_content(cached).startswith(cached.stem.rpartition("-")[2]):
-            raise ValueError(f"{cached} is damaged: its SHA-256 must begin as its name ends; delete the file")
+            raise ValueError(f"{cached} is damaged: its SHA-256 is not the one at the end of its name; delete the file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the package calls torchvision with deprecated argument names
             try:

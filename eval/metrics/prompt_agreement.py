@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from eval.metrics.base import EVERY_MEDIUM, Figure, SampleMetric
-from eval.metrics.context import MetricContext, Row
+from eval.metrics.context import MetricContext
 from eval.metrics.intervals import share_interval
 
 
@@ -34,12 +34,8 @@ class PromptAgreement(SampleMetric):
         """The classifier belongs to the features."""
         return [*super().cache_key(), self.context.extractor.name, self.context.extractor.weights]
 
-    def compute(self, row: Row) -> Figure | None:
+    def figure(self, known: Tensor, complete: bool) -> Figure:
         """The share, with the Wilson score interval."""
-        scores = row.scores[self.key]
-        known = scores[~scores.isnan()].double()
-        if len(known) == 0:
-            return None
         share = known.mean().item()
         return Figure(share, share_interval(share, len(known)))
 

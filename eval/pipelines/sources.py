@@ -13,9 +13,12 @@ from teachers.loading.registry import family_of, installed
 from teachers.loading.sketch import sketch
 from teachers.loading.sources import SourceRow, has_metadata, read_source, read_source_rows
 from teachers.loading.trial import stored_size
+from teachers.media import Image
 from teachers.support.errors import reads
 from teachers.support.keys import key
 from teachers.support.text import printable
+
+RGB = 3  # channels of a source image; one more is its mask
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def sources_for(folders: Sequence[Path], prompts: str | None) -> Sources | None:
         prompts: The source of prompts, which must be a folder of source images with instructions.
 
     Raises:
-        ValueError: If only some pipelines take source images, or there is no such folder.
+        ValueError: If only some pipelines take source images, they take source images of other sizes, there is no such
+            folder, or an image of it cannot be used.
     """
     kinds = {folder: pipeline_class(folder) for folder in folders}
     taking = [folder for folder, kind in kinds.items() if source_names(kind)]
@@ -77,14 +81,27 @@ def sources_for(folders: Sequence[Path], prompts: str | None) -> Sources | None:
             f"all pipelines of a comparison must take a source image, or none: {kinds[taking[0]].__name__} takes one, "
             f"{other.__name__} does not"
         )
-    return open_sources(kinds[taking[0]], source_shape(taking[0]), prompts)
+    shapes = {folder: source_shape(folder) for folder in taking}
+    first, shape = next(iter(shapes.items()))
+    if different := next((folder for folder in taking if shapes[folder] != shape), None):
+        raise ValueError(
+            "all pipelines of a comparison must take source images of one size, because they get the same ones: "
+            f"{printable(first)} takes {_words(shape)}, {printable(different)} takes {_words(shapes[different])}; "
+            "evaluate them separately"
+        )
+    return open_sources(kinds[first], shape, prompts)
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return f"{width} x {height} pixels" + " with a mask" * (channels > RGB)
 
 
 def open_sources(kind: type[DiffusionPipeline], shape: tuple[int, ...], prompts: str | None) -> Sources:
     """The source images in the folder `prompts`, for a pipeline class and the shape of its source images.
 
     Raises:
-        ValueError: If it is no such folder, or a row has no instruction.
+        ValueError: If it is no such folder, a row has no instruction, or an image or mask is not readable.
     """
     if prompts is None or not has_metadata(Path(prompts)):
         given = "none" if prompts is None else printable(prompts)
@@ -92,7 +109,9 @@ def open_sources(kind: type[DiffusionPipeline], shape: tuple[int, ...], prompts:
             f"--prompts must be a folder of source images with instructions (metadata.jsonl) for {kind.__name__}, got "
             f"{given}"
         )
-    rows = read_source_rows(Path(prompts), masked=shape[0] > 3)
+    rows = read_source_rows(Path(prompts), masked=shape[0] > RGB)
     if missing := next((row for row in rows if row.prompt is None), None):
         raise ValueError(f"{missing.name}: every row must have an instruction as edit_prompt, or a caption as text")
+    for file in dict.fromkeys(file for row in rows for file in (row.image, row.mask) if file is not None):
+        Image.check(file)
     return Sources(rows, shape)

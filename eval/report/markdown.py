@@ -65,8 +65,8 @@ def title(report: dict[str, Any], written: Callable[[str], str] = str, most: int
     Args:
         report: The report.
         written: Formats a name, for instance as HTML.
-        most: At most so many names; the others are counted.
-        longest: Longer names are cut to so many characters.
+        most: Largest number of names that are written; the others are counted.
+        longest: Longest name in characters; longer ones are cut.
     """
     names = list(dict.fromkeys(run["name"] for run in report["runs"]))
     shown = [written(name if len(name) <= longest else name[: longest - 1] + "…") for name in names[:most]]

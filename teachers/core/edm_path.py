@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from teachers.core.karras import KarrasGrid
 from teachers.core.noise_path import NoisePath
 
 
@@ -27,6 +28,7 @@ class Edm(NoisePath):
     """
 
     slow_time = True
+    preconditioned = True
 
     def __init__(
         self,
@@ -36,32 +38,20 @@ class Edm(NoisePath):
         sigma_data: float = 0.5,
         rho: float | None = 7.0,
     ) -> None:
-        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+        self.sigma_min, self.sigma_max, self.grid = sigma_min, sigma_max, KarrasGrid(sigma_min, sigma_max, rho)
         self.num_train_timesteps, self.sigma_data = num_train_timesteps, sigma_data
         self.t_min, self.t_max = (math.atan(sigma / sigma_data) for sigma in (sigma_min, sigma_max))
-
-    def _warp(self, sigma: Tensor | float) -> Tensor:
-        """The function of sigma that is uniform on the grid."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float64)
-        return sigma.log() if self.rho is None else sigma ** (1 / self.rho)
-
-    def _levels(self, fraction: Tensor) -> Tensor:
-        """Noise levels at fractions of the grid, from 0 at sigma_min to 1 at sigma_max."""
-        low, high = self._warp(self.sigma_min).item(), self._warp(self.sigma_max).item()
-        warped = low + fraction.double().clamp(0, 1) * (high - low)
-        return warped.exp() if self.rho is None else warped**self.rho
 
     def _sigma(self, t: Tensor) -> Tensor:
         """Noise levels at angles, at most sigma_max."""
         return self.sigma_data * torch.tan(t.double().clamp(0, self.t_max))
 
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = self._levels(timestep.double() / (self.num_train_timesteps - 1))
+        sigma = self.grid.levels(timestep.double() / (self.num_train_timesteps - 1))
         return torch.ones_like(sigma), sigma
 
     def timestep(self, t: Tensor) -> Tensor:
-        low, high = self._warp(self.sigma_min).item(), self._warp(self.sigma_max).item()
-        return (self._warp(self._sigma(t.clamp_min(self.t_min))) - low) / (high - low) * (self.num_train_timesteps - 1)
+        return self.grid.fraction(self._sigma(t.clamp_min(self.t_min))) * (self.num_train_timesteps - 1)
 
     def network_time(self, t: Tensor) -> Tensor:
         return self._sigma(t.clamp_min(self.t_min)).log() / 4
@@ -82,5 +72,5 @@ class Edm(NoisePath):
 
     def solver_times(self, num_steps: int) -> list[float]:
         """Return the angles of num_steps noise levels from sigma_max to sigma_min on the grid, then 0."""
-        sigma = self._levels(torch.linspace(1, 0, num_steps, dtype=torch.float64))
+        sigma = self.grid.levels(torch.linspace(1, 0, num_steps, dtype=torch.float64))
         return [*torch.atan(sigma / self.sigma_data).tolist(), 0.0]

@@ -20,6 +20,8 @@ class NoisePath(ABC):
         num_train_timesteps: Number of native timesteps.
         slow_time: Whether the features of `network_time` are slow enough for consistency training, so that it needs no
             rescaled time.
+        preconditioned: Whether the network has EDM's preconditioning. Its few-step schedulers accept every number of
+            steps, and front ends know it of few published files only.
     """
 
     sigma_data: float
@@ -27,6 +29,7 @@ class NoisePath(ABC):
     t_max: float
     num_train_timesteps: int
     slow_time: bool = False
+    preconditioned: bool = False
 
     @abstractmethod
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:

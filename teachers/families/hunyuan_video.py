@@ -1,5 +1,6 @@
 """HunyuanVideo: a rectified-flow transformer of clips with Llama and CLIP; the guidance scale is an input."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -35,7 +36,6 @@ class HunyuanVideo(EmbeddedGuidance, LatentVideo):
     refuses_steps: ClassVar[bool] = False
     stream: ClassVar[int] = 0
     usual_rate: ClassVar[float] = 24.0
-    side_unit: ClassVar[int] = 16
 
     def __init__(
         self, pipeline: HunyuanVideoPipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
@@ -70,6 +70,9 @@ class HunyuanVideo(EmbeddedGuidance, LatentVideo):
         if not self.embeds_guidance:
             call |= {"guidance_scale": 1.0, "true_cfg_scale": guidance, "negative_prompt": self.negative_prompt or ""}
         return call
+
+    def side_unit(self) -> int:
+        return math.lcm(16, super().side_unit())
 
     def patch(self) -> tuple[int, int]:
         config = self.stock.transformer.config

@@ -23,7 +23,6 @@ class LatentVideo(FixedStart):
 
     Attributes:
         usual_rate: Frames a second where the pipeline's call has no such argument.
-        side_unit: Height and width must be multiples of it, apart from what the latents need.
         size: The values of `size_keys`.
 
     Raises:
@@ -33,7 +32,6 @@ class LatentVideo(FixedStart):
     medium_class: ClassVar[type[Medium]] = Video
     size_keys: ClassVar[tuple[str, ...]] = ("height", "width", "frames", "rate")
     usual_rate: ClassVar[float] = 16.0
-    side_unit: ClassVar[int] = 8
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
         self.stock = pipeline
@@ -54,12 +52,16 @@ class LatentVideo(FixedStart):
         }
 
     def _check_size(self) -> None:
-        check_sides(self.size, math.lcm(self.side_unit, self.compression() * self.patch()[1]))
+        check_sides(self.size, self.side_unit())
         if (self.size["frames"] - 1) % self.time_compression():
             raise ValueError(
                 f"teacher.size.frames must be 1 more than a multiple of {self.time_compression()}, got "
                 f"{self.size['frames']}"
             )
+
+    def side_unit(self) -> int:
+        """Pixels of which the height and width of a clip are multiples."""
+        return math.lcm(8, self.compression() * self.patch()[1])
 
     @property
     def medium(self) -> Video:

@@ -1,5 +1,6 @@
 """LTX-Video: a rectified-flow transformer of clips on packed latents, with a T5 text encoder."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -55,7 +56,6 @@ class LTX(LatentVideo):
     takes_variance_preserving: ClassVar[bool] = False
     refuses_steps: ClassVar[bool] = False
     fewest_steps: ClassVar[int] = 2  # one step divides by zero with shift_terminal
-    side_unit: ClassVar[int] = 32
 
     def __init__(self, pipeline: LTXPipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
         config = pipeline.transformer.config
@@ -69,6 +69,9 @@ class LTX(LatentVideo):
     def network_call(self) -> Call:
         side = float(self.compression())
         return partial(call, scale=(self.time_compression() / self.size["rate"], side, side))
+
+    def side_unit(self) -> int:
+        return math.lcm(32, super().side_unit())
 
     def compression(self) -> int:
         return int(self.stock.vae_spatial_compression_ratio)

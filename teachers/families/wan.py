@@ -3,6 +3,7 @@
 The A14B model of version 2.2 consists of two transformers: one for high noise levels, one for low ones.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,6 @@ class Wan(LatentVideo):
     size_keys: ClassVar[tuple[str, ...]] = (*LatentVideo.size_keys, "max_sequence_length")
     takes_variance_preserving: ClassVar[bool] = False
     refuses_steps: ClassVar[bool] = False
-    side_unit: ClassVar[int] = 16
 
     def __init__(self, pipeline: WanPipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
         self.boundary: float | None = pipeline.config.boundary_ratio
@@ -77,6 +77,9 @@ class Wan(LatentVideo):
         if self.boundary is not None:
             native = torch.tensor([self.boundary * student.path.num_train_timesteps], dtype=torch.float64)
             student.call = partial(call_experts, boundary=time_scale * student.path.angle(native).item())
+
+    def side_unit(self) -> int:
+        return math.lcm(16, super().side_unit())
 
     def latent_channels(self) -> int:
         return int(self.stock.vae.config.z_dim)

@@ -20,7 +20,7 @@ from teachers.support.files import sha256
 from teachers.support.images import read_for_training
 from teachers.support.keys import file_content, key
 from teachers.support.listing import is_image, list_files, walk
-from teachers.support.text import printable
+from teachers.support.text import lookalike, printable
 
 # Names of columns by what they hold; the first that exists counts.
 PROMPTS = ("edit_prompt", "instruction", *COLUMNS)
@@ -96,6 +96,7 @@ def _row(row: Mapping[str, Any], where: str, folder: Path, files: Mapping[str, P
             raise ValueError(
                 f"{where}: {column} must be the name of an image relative to {printable(folder)}, got "
                 f"{printable(str(value)[:SHOWN])!r}"
+                f"{lookalike(str(value), [os.path.relpath(file, folder) for file in files])}"
             )
         return found
 

@@ -23,7 +23,7 @@ def durations(frames: int, rate: float, unit: int = 1) -> list[int]:
     Args:
         frames: Number of frames.
         rate: Frames per second.
-        unit: Durations are multiples of so many milliseconds; GIF has 10.
+        unit: Durations are multiples of this number of milliseconds; GIF has 10.
     """
     edges = [round(index * 1000 / rate / unit) * unit for index in range(frames + 1)]
     return [max(unit, after - before) for before, after in itertools.pairwise(edges)]

@@ -5,7 +5,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from teachers.support.options import join_key
+from teachers.support.invalid_option import join_key
 
 
 @dataclasses.dataclass(frozen=True)

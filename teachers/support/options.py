@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from teachers.support.errors import suggest
+from teachers.support.invalid_option import InvalidOption, join_key
 
 LARGEST_INT = 2**62
 LEAST = 2.0**-149  # smaller numbers are zero in single precision
@@ -33,22 +34,6 @@ _ORDERS: Mapping[str, Any] = {
     "increase": lambda first, second: first < second,
     "decrease": lambda first, second: first > second,
 }
-
-
-class InvalidOption(ValueError):
-    """An option with a value that cannot be used.
-
-    Args:
-        key: The option's name, or its dotted path from the recipe's top level.
-        problem: The rest of the message, such as "must be at least 1, got 0".
-    """
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key} {problem}")
-        self.key, self.problem = key, problem
-
-    def __reduce__(self) -> Any:
-        return type(self), (self.key, self.problem)  # so that a process of a pool can raise it
 
 
 def option(
@@ -231,7 +216,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
         if not isinstance(made, Checked):
             check_fields(made)
     except InvalidOption as error:
-        raise InvalidOption(join_key(path, error.key), error.problem) from error
+        raise error.within(path) from error
     return made
 
 
@@ -291,8 +276,3 @@ def _convert_other(kind: Any, value: Any, path: str) -> Any:
     if isinstance(kind, type) and not isinstance(value, kind):
         raise InvalidOption(path, f"must be of the type {kind.__name__}, got {value!r}")
     return value
-
-
-def join_key(path: str, key: object) -> str:
-    """The dotted name of a key in the group `path`, "" at the top level."""
-    return f"{path}.{key}" if path else str(key)

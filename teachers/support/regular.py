@@ -162,13 +162,13 @@ def check_target(path: Path) -> None:
     """
     parent = path.parent.resolve()
     if parent == Path("/dev") or parent.parts[1:2] in (("proc",), ("sys",)):
-        raise NotRegular(f"the output {path} must be a file or a folder, got a name in {parent}; name another file")
+        raise NotRegular(f"the output {path} must be a file or a folder, got a name in {parent}; choose another file")
     try:
         mode = path.stat().st_mode
     except OSError:  # it does not exist yet, or is a broken link, which is replaced
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise NotRegular(f"the output {path} must be a file or a folder, got {kind_of(mode)}; name another file")
+        raise NotRegular(f"the output {path} must be a file or a folder, got {kind_of(mode)}; choose another file")
 
 
 def _check(path: Path, mode: int) -> None:

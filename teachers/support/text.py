@@ -77,6 +77,20 @@ def printable(value: object, lines: bool = False) -> str:
     return "".join(c if _is_safe(c, lines) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def lookalike(name: str, known: Collection[str]) -> str:
+    """What to add to a message that `name` is not among `known`: a known name that looks the same; "" without one.
+
+    Names with accents can be written with combined or with separate characters (Unicode normalisation), as systems do
+    differently. Both are shown with escape sequences.
+    """
+    wanted = unicodedata.normalize("NFC", name)
+    found = next((other for other in known if unicodedata.normalize("NFC", other) == wanted), None)
+    if found is None:
+        return ""
+    here, there = (text.encode("unicode_escape").decode("ascii") for text in (name, found))
+    return f" (it is written {here}, but the file is {there}, which looks the same; rename one of them)"
+
+
 def shorten(text: str, longest: int) -> str:
     """`text` with at most about `longest` characters: beginning and end, with "..." between them."""
     if len(text) <= longest:

@@ -301,7 +301,7 @@ def test_links_inside_a_folder_and_to_the_blobs_of_the_hub_are_inside(tmp_path):
 def test_copying_a_recipe_does_not_follow_a_broken_link(tmp_path, precious, capsys):
     (tmp_path / "dmd.yaml").symlink_to(precious.parent / "new")
     assert fewstep("recipes", "copy", "pocket/dmd", tmp_path / "dmd.yaml") == 2
-    assert "exists already" in capsys.readouterr().err and unchanged(precious)
+    assert "already exists" in capsys.readouterr().err and unchanged(precious)
 
 
 def test_waiting_for_a_link_at_the_lock_is_refused(tmp_path, precious):

@@ -14,7 +14,7 @@ from teachers.support.text import printable
 
 Record = Mapping[str, Any]
 SAFETY = {
-    KEPT: "The safety checker of the teacher is part of the pipeline; it replaces what it refuses by black images.",
+    KEPT: "The safety checker of the teacher is part of the pipeline; it replaces refused images with black ones.",
     DROPPED: "**The safety checker of the teacher is not part of this pipeline** (`export.safety_checker: false`).",
     ABSENT: "",
 }
@@ -101,7 +101,7 @@ def limits_note(record: Record, teacher: Teacher, steps: str) -> str:
     """What the student is not made for."""
     refused = (
         "The scheduler raises an error for more steps than the student was distilled for."
-        if teacher.refuses_steps and record.get("schedule") != "edm"
+        if teacher.refuses_steps and not record.get("preconditioned")
         else "Use the numbers of steps above only; this pipeline class accepts others, but they give poor samples."
     )
     safety = SAFETY[record.get("safety_checker", ABSENT)]
@@ -120,6 +120,6 @@ def license_note(record: Record) -> str:
     of_base = f" of the base model ({bases})" if bases else " of the teacher"
     name = inherited.get("license_name") or inherited.get("license")
     if not name:
-        return f"That{of_base}, which its files do not name; its terms apply to this student too."
+        return f"The files{of_base} do not name its licence. The terms of that licence also apply to this student."
     link = inherited.get("license_link")
     return f"{escape(str(name))}{f' ({escape(str(link))})' if link else ''}, the licence{of_base}."

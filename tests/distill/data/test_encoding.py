@@ -330,18 +330,16 @@ def test_embedding_that_is_not_finite_is_an_error_with_the_caption(ready, monkey
         ready()
 
 
-def test_an_unguided_condition_that_is_not_finite_is_an_error(ready, monkeypatch, tmp_path):
-    condition = StableDiffusion.condition
+@pytest.mark.slow
+def test_null_condition_that_is_not_finite_is_an_error(ready, monkeypatch):
+    unguided = StableDiffusion.encode_unguided
 
-    def broken(self, prompts):
-        rows = dict(condition(self, prompts))
-        rows["encoder_hidden_states"][[not prompt for prompt in prompts]] = torch.nan
-        return rows
+    def broken(self):
+        return {name: value * torch.nan for name, value in unguided(self).items()}
 
-    monkeypatch.setattr(StableDiffusion, "condition", broken)
-    with pytest.raises(ValueError, match=r"the text encoder gives NaN or infinite values for the caption '' \(of 1\)"):
+    monkeypatch.setattr(StableDiffusion, "encode_unguided", broken)
+    with pytest.raises(ValueError, match="NaN or infinite values for the empty or the negative prompt; set teacher"):
         ready()
-    assert not any((tmp_path / "runs").rglob("*.safetensors"))
 
 
 def test_images_with_another_number_of_channels_than_the_network_are_an_error(ready, tmp_path, monkeypatch):

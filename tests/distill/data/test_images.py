@@ -270,6 +270,17 @@ def test_captions_that_cannot_be_used_are_errors(tmp_path, name, content, messag
         ImageFolder(tmp_path, True)
 
 
+def test_names_in_another_unicode_normalisation_are_shown_with_escapes(tmp_path):
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    folder_of(tmp_path)
+    (tmp_path / "0.png").rename(tmp_path / decomposed)
+    (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "{composed}", "text": "a"}}', encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"written caf\\xe9\.png, but the file is cafe\\u0301\.png, which looks the same"
+    ):
+        ImageFolder(tmp_path, True)
+
+
 def test_caption_in_another_encoding_is_an_error_with_the_file(tmp_path):
     folder_of(tmp_path)
     (tmp_path / "1.txt").write_bytes("a café".encode("cp1252"))

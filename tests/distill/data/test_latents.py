@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from distill.config.recipe import Recipe
 from distill.config.sections import DataRecipe, TeacherRecipe, TrainRecipe
 from distill.data.dataset import plan, prepare
-from distill.data.latents import StoredLatents
+from distill.data.stored_latents import StoredLatents
 from distill.encode import encode
 from distill.train import train
 from distill.training.run_folder import stored_contents
@@ -43,10 +43,10 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path, sigma_data):
     second, first = write(tmp_path / "b.safetensors", 3, first=2), write(tmp_path / "a.safetensors", 2)
     found = StoredLatents(tmp_path, True)
     assert found.captions == [f"number {i}" for i in range(5)]
-    table = found.table(teacher(sigma_data=sigma_data), CPU)
+    table = found.table(teacher(sigma_data=sigma_data), {}, CPU)
     assert torch.equal(rows(table), torch.cat([first, second]) / sigma_data)
     limited = StoredLatents(tmp_path, True, limit=3)
-    assert len(limited.captions) == 3 == len(limited.table(teacher(), CPU))
+    assert len(limited.captions) == 3 == len(limited.table(teacher(), {}, CPU))
     assert limited.content_key != found.content_key
 
 
@@ -128,7 +128,7 @@ def test_latents_before_the_autoencoder_s_scaling_are_noticed(tmp_path, scale, s
     latents = torch.randn(64, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents / latents.square().mean().sqrt() * scale}, tmp_path / "a.safetensors")
     with pytest.warns(UserWarning, match=rf"^data\.latents have {factor} times the standard deviation"):
-        StoredLatents(tmp_path, False).table(teacher(sigma_data=sigma_data), CPU)
+        StoredLatents(tmp_path, False).table(teacher(sigma_data=sigma_data), {}, CPU)
 
 
 @pytest.mark.filterwarnings("error")
@@ -136,7 +136,7 @@ def test_latents_before_the_autoencoder_s_scaling_are_noticed(tmp_path, scale, s
 def test_latents_of_the_usual_scale_are_not_noted(tmp_path, sigma_data):
     latents = torch.randn(64, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * sigma_data
     save_file({"latents": latents}, tmp_path / "a.safetensors")
-    StoredLatents(tmp_path, False).table(teacher(sigma_data=sigma_data), CPU)
+    StoredLatents(tmp_path, False).table(teacher(sigma_data=sigma_data), {}, CPU)
 
 
 def test_a_missing_file_is_an_error(tmp_path):
@@ -147,11 +147,11 @@ def test_a_missing_file_is_an_error(tmp_path):
 def test_latents_of_another_shape_or_with_nan_are_errors(tmp_path):
     latents = write(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"must have the shape \(N, 2, 2\) of this teacher, got \(3, 2, 2, 2\)"):
-        StoredLatents(tmp_path, True).table(teacher((2, 2)), CPU)
+        StoredLatents(tmp_path, True).table(teacher((2, 2)), {}, CPU)
     latents[1, 0, 0, 0] = torch.nan
     save_file({"latents": latents}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="must be finite, got NaN or infinite values in row 1"):
-        StoredLatents(tmp_path, False).table(teacher(), CPU)
+        StoredLatents(tmp_path, False).table(teacher(), {}, CPU)
 
 
 def test_latents_and_images_exclude_each_other():
@@ -179,10 +179,10 @@ def test_encoded_files_are_the_data_of_a_run(text_pipeline, tmp_path):
     stored = StoredLatents(file, True)
     contents = stored_contents(recipe)
     with warnings.catch_warnings(action="error"):
-        stored.check_autoencoder(teacher, contents)
+        stored.table(teacher, contents, CPU)
     other = {name: "0" * 64 if name.startswith("vae/") else value for name, value in contents.items()}
     with pytest.warns(UserWarning, match="encoded by an autoencoder with other weights than the teacher's"):
-        stored.check_autoencoder(teacher, other)
+        stored.table(teacher, other, CPU)
     with pytest.raises(ValueError, match=r"OUT must be a folder without \.safetensors files, got .*00000"):
         encode(recipe, tmp_path / "latents")
 

@@ -234,7 +234,7 @@ def test_cards_of_every_kind_of_prompt(teacher_of, name):
     two = [*record["calls"], {"num_steps": 2, "call": teacher.calls(2)}]
     text = model_card(record | {"method": "scm", "calls": two}, kind, "LCMScheduler", teacher)
     assert "A 1- or 2-step student of" in text and "distilled with sCM by" in text and "samples in 1 or 2 steps" in text
-    assert text.count("```") % 2 == 0 and "which its files do not name" in text and "EMA of step 2" in text
+    assert text.count("```") % 2 == 0 and "do not name its licence" in text and "EMA of step 2" in text
 
 
 def test_code_of_a_front_end_cannot_end_its_block():

@@ -70,7 +70,7 @@ def test_options_check_themselves():
 
 
 def test_messages_name_the_options_of_the_parts():
-    with pytest.raises(ValueError, match=r"method\.dmd\.timesteps must decrease within"):
+    with pytest.raises(ValueError, match=r"method\.dmd\.timesteps must decrease and be"):
         method(dmd=DMDOptions(timesteps=(2000, 499)))
     separate = RCMOptions(dmd=DMDOptions(guidance_noise="own"))
     with pytest.raises(ValueError, match=r"teacher.guidance must be above 1 with method\.dmd\.guidance_noise=own"):

@@ -13,14 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from distill.config.recipe import load
 from distill.data.dataset import Dataset, Plan
+from distill.data.latents import EmbeddedLatents, LatentsInMemory
 from distill.data.shards import Table
 from distill.export import export_run
 from distill.train import train
 from distill.training import checkpoint
-from distill.training.monitor import teacher_samples_key
+from distill.training.held_out import teacher_samples_key
 from distill.training.run_folder import CODE, fingerprint, finished
 from distill.training.setup import load_teacher
 from eval.features.extractors import extractor
+from teachers.loading.embedded import EMBEDDED
 from teachers.loading.registry import load_teacher as teacher_from
 from tests.settings import FAST, first_is_quick
 
@@ -96,8 +98,9 @@ def test_every_file_of_the_teacher_is_part_of_the_fingerprint(make, tmp_path):
 
 
 def test_data_are_part_of_the_fingerprint(make):
-    plans = [Plan(["a", "b"]), Plan(["b", "a"]), Plan(["a"]), Plan(["a", "b"], embedded="pocket")]
-    plans += [Plan(["a", "b"], latents=torch.full((2, 4, 8, 8), value)) for value in (0.0, 1.0)]
+    embedded = EmbeddedLatents(EMBEDDED["pocket"])
+    plans = [Plan(["a", "b"]), Plan(["b", "a"]), Plan(["a"]), Plan(embedded.captions), Plan(latents=embedded)]
+    plans += [Plan(latents=LatentsInMemory(torch.full((2, 4, 8, 8), value), ["a", "b"])) for value in (0.0, 1.0)]
     found = [json.dumps(fingerprint(make(), plan), sort_keys=True) for plan in plans]
     assert len(set(found)) == len(plans)
 

@@ -18,6 +18,7 @@ from distill.export import export_run
 from distill.train import train
 from distill.training import best, checkpoint
 from distill.training.diversity import variation
+from distill.training.held_out import HeldOut
 from distill.training.monitor import Monitor
 from distill.training.outcome import FAILED, TIE, RunFailed, is_better
 from distill.training.run_folder import fingerprint, run_key
@@ -105,7 +106,7 @@ def test_a_healthy_run_says_which_ema_it_exports(teacher, tmp_path):
 def test_the_best_is_exported_only_if_the_run_ends_clearly_above_it(teacher, tmp_path, monkeypatch, distance, step):
     values = {0: 9e3, 2: 1e3, 4: distance * 1e3}  # far above the noise floor
 
-    def scripted(monitor, distiller, student):
+    def scripted(held_out, distiller, student):
         return {"1": values[scripted.step]}
 
     def evaluate(monitor, history, distiller, ema, at, *rest):
@@ -113,7 +114,7 @@ def test_the_best_is_exported_only_if_the_run_ends_clearly_above_it(teacher, tmp
         return original(monitor, history, distiller, ema, at, *rest)
 
     original = Monitor.evaluate
-    monkeypatch.setattr(Monitor, "distances", scripted)
+    monkeypatch.setattr(HeldOut, "distances", scripted)
     monkeypatch.setattr(Monitor, "evaluate", evaluate)
     recipe = recipe_in(tmp_path, steps=4)
     train(recipe, teacher)
@@ -203,7 +204,7 @@ def test_a_damaged_best_is_reported_and_not_exported(teacher, tmp_path):
 def test_the_last_evaluation_is_repeated_if_its_record_is_damaged_or_lost(folder, tmp_path, monkeypatch, damage, again):
     """Without it, the record of step 2 would be taken for the end of the run, and the last EMA would be exported."""
     scripted = {"step": 0, "values": {0: 9e3, 2: 1e3, 4: 2e3}}
-    monkeypatch.setattr(Monitor, "distances", lambda *a: {"1": scripted["values"][scripted["step"]]})
+    monkeypatch.setattr(HeldOut, "distances", lambda *a: {"1": scripted["values"][scripted["step"]]})
     original = Monitor.evaluate
 
     def evaluate(monitor, history, distiller, ema, at, *rest):

@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 from distill.training.tracked_samples import log_media
 from teachers.media import Audio, Image, Video
 
-NAMES = ["teacher", "student, 1 steps"]
+NAMES = ["teacher", "student, 1 step"]
 MEDIA = [Image(8, 8), Video(5, 16, 16, 8), Audio(2, 4000, 4000)]
 
 
@@ -42,7 +42,7 @@ def test_wandb_receives_what_plays(medium):
     log_media([tracker], "samples", rows(medium), 7, medium, Wandb)
     expected = {
         "image": [],
-        "video": [({"samples/clips": ("video", "gif", 5, (32, 32), "teacher, student, 1 steps")}, 7)],
+        "video": [({"samples/clips": ("video", "gif", 5, (32, 32), "teacher, student, 1 step")}, 7)],
         "audio": [({f"samples/{name}": ("audio", 4000, 4000, 2, name) for name in NAMES}, 7)],
     }
     assert logged == expected[medium.name]

@@ -13,13 +13,15 @@ from accelerate.utils import LoggerType
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill.config.recipe import load
+from distill.config.recipe import Recipe, load
+from distill.config.sections import EvaluationRecipe, TeacherRecipe
 from distill.train import train
 from distill.training import checkpoint, trackers
 from distill.training.best import best_record, score
 from distill.training.status import ENDED, Status, read_status, status_line
 from distill.training.trackers import log_image
 from distill.training.validation import label_sheet
+from teachers.loading.registry import load_teacher
 from tests.commands import fewstep
 from tests.runs import interrupted
 
@@ -69,11 +71,34 @@ def test_sheet_has_every_picture_at_its_own_size():
     assert sheet.size[0] == 6 + 2 * 266
 
 
-def test_unguided_teachers_refuse_validation_prompts(unconditional_pipeline, tmp_path):
+VALIDATION = "evaluation.validation_prompts=[a coat]"
+NO_PROMPTS = r"evaluation\.validation_prompts must be empty: this teacher takes no prompts"
+
+
+def test_teachers_without_prompts_refuse_validation_prompts(unconditional_pipeline, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(f"name: run\nmethod: {{name: scm}}\nteacher: {{path: {unconditional_pipeline}}}\n")
-    with pytest.raises(ValueError, match=r"evaluation\.validation_prompts must be empty"):
-        load(file, ["evaluation.validation_prompts=[a coat]"])
+    with pytest.raises(ValueError, match=NO_PROMPTS):
+        load(file, [VALIDATION])
+    teacher, latents = load_teacher(unconditional_pipeline), torch.zeros(2, 3, 16, 16)
+    samples = EvaluationRecipe(validation_prompts=("a coat",))
+    with pytest.raises(ValueError, match=NO_PROMPTS):  # a teacher in memory
+        train(Recipe("run", TeacherRecipe(), {"name": "scm"}, str(tmp_path), evaluation=samples), teacher, latents)
+
+
+@pytest.mark.slow
+def test_teachers_with_source_images_refuse_validation_prompts(tiny_source, tmp_path):
+    family, folder = tiny_source("InstructPix2Pix")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"name: run\nmethod: {{name: dmd}}\nteacher: {{family: {family}, path: {folder}}}\n")
+    with pytest.raises(ValueError, match=r"validation_prompts must be empty: they are not available for a teacher w"):
+        load(file, [VALIDATION])
+
+
+@pytest.mark.parametrize(("key", "values"), [("prompts", "[a coat, a bag, a coat]"), ("seeds", "[3, 4, 3]")])
+def test_repeated_validation_samples_are_refused(recipe_of, key, values):
+    with pytest.raises(ValueError, match=rf"evaluation\.validation_{key} must have every value once, got .* more than"):
+        recipe_of(f"evaluation.validation_{key}={values}")
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow", "comet_ml"])

@@ -7,6 +7,7 @@ import torch
 
 from distill.config.registry import TEACHERS, find
 from distill.methods.scm import SCM, SCMOptions
+from tests.teachers.families.stock import NAMES
 from tests.teachers.families.training import step
 
 
@@ -35,13 +36,19 @@ def load_media(tiny_media):
 
 
 @pytest.fixture(scope="module")
-def trained(load):
+def load_any(load, load_media):
+    """Function load_any(name) -> the teacher of images, clips or sounds; each is loaded once."""
+    return lambda name: load(name) if name in NAMES else load_media(name)
+
+
+@pytest.fixture(scope="module")
+def trained(load_any):
     """Function trained(name) -> an sCM distiller after one step of adaptation and one step with its tangent."""
 
     @functools.cache
     def train(name):
         torch.manual_seed(0)
-        teacher = load(name)
+        teacher = load_any(name)
         distiller = SCM(teacher, 2.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))
         same = teacher.denoiser.path.slow_time and not teacher.guided  # the student needs no adaptation
         for number in (0, 1)[same:]:
