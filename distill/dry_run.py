@@ -11,6 +11,7 @@ import yaml
 
 from distill.config.recipe import Recipe, method_options
 from distill.data.dataset import Dataset
+from distill.methods.contract import check_schedules, requested_pairs
 from distill.training.engine import Engine
 from distill.training.memory_plan import Processes, fits, plan_lines
 from distill.training.setup import build_held_out, plan_data, prepare
@@ -56,18 +57,18 @@ def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
     settings = recipe.train
     few = settings.batch_size
     limited = dataclasses.replace(recipe.data, limit=min(recipe.data.limit or few, few))
-    small = dataclasses.replace(recipe, output=str(folder), data=limited)
-    cls, options = method_options(recipe)
-    pairs, _ = cls.pairs(options)
-    if pairs and hasattr(options, "regression_pairs"):
-        small = dataclasses.replace(small, method=recipe.method | {"regression_pairs": min(pairs, few)})
-    (teacher, dataset), preparing = _timed(lambda: prepare(small, plan_data(small), engine))
+    train = dataclasses.replace(settings, steps=max(settings.steps, WARMUP + MEASURED))
+    small = dataclasses.replace(recipe, output=str(folder), data=limited, train=train)
+    pairs, _ = requested_pairs(*method_options(recipe))
+    (teacher, dataset), preparing = _timed(lambda: prepare(small, plan_data(small), engine, most_pairs=few))
     state = TrainState.build(small, teacher, engine)
-    batches = dataset.micro_batches(batch_rngs(small, engine, state.distiller, 0))
+    if engine.sharding is None:
+        check_schedules(state.distiller)
+    state.step = train.steps - WARMUP - MEASURED  # the first steps of a method may be warm-up, with other losses
+    batches = dataset.micro_batches(batch_rngs(small, engine, state.distiller, state.step))
     _timed(lambda: [train_step(state, batches, engine, small) for _ in range(WARMUP)])
-    steps = min(MEASURED, settings.steps - WARMUP)
-    _, taken = _timed(lambda: [train_step(state, batches, engine, small) for _ in range(steps)])
-    step = taken / max(1, steps)
+    _, taken = _timed(lambda: [train_step(state, batches, engine, small) for _ in range(MEASURED)])
+    step = taken / MEASURED
     parts = {
         "training": step * settings.steps,
         "evaluations": _evaluations(small, recipe, teacher, dataset, engine, state),

@@ -14,6 +14,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from distill.config.recipe import Recipe, method_options
 from distill.data import dataset as data
 from distill.data import shards, teacher_pairs
+from distill.methods.contract import requested_pairs
 from distill.training.engine import COLLECTIVE_TIMEOUT
 from distill.training.environment import without_accelerate_variables
 from distill.training.run_folder import lock_run_folder, stored_contents
@@ -28,8 +29,7 @@ def make_pairs(recipe: Recipe) -> None:
     Raises:
         ValueError: If the recipe's method uses no teacher pairs.
     """
-    cls, options = method_options(recipe)
-    count, steps = cls.pairs(options)
+    count, steps = requested_pairs(*method_options(recipe))
     if not count:
         raise ValueError(
             f"the method of {recipe.name} uses no teacher pairs with these options (DMD uses them if "

@@ -24,7 +24,7 @@ from distill.config.registry import TEACHERS, find
 from distill.config.saved import save
 from distill.data import dataset as data
 from distill.exporting.finish import finish, report_failure
-from distill.methods.base import Distiller
+from distill.methods.contract import check_schedules
 from distill.training.engine import Engine
 from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog
@@ -43,7 +43,6 @@ from distill.training.step import batch_rngs, train_step
 from distill.training.trackers import check_tracker
 from distill.training.watchdog import watched
 from teachers.core.teacher import Teacher
-from teachers.networks.adapters import unwrap
 from teachers.support.errors import reading
 from teachers.support.text import printable
 
@@ -197,16 +196,6 @@ def _first_state(
     for message in state.distiller.startup_messages():
         engine.print(message)
     return state
-
-
-def check_schedules(distiller: Distiller) -> None:
-    """Raise ValueError before training if a student's times cannot be exported."""
-    teacher, student = distiller.teacher, distiller.student
-    for times in distiller.sampling_schedules():
-        teacher.check_exportable(times)
-    if teacher.exports and not teacher.time_embeddings(unwrap(student.network)):
-        for times in distiller.sampling_schedules():
-            teacher.pipeline(student, times)
 
 
 def _save(state: TrainState, recipe: Recipe, engine: Engine, identity: dict[str, str], required: bool) -> None:

@@ -71,6 +71,8 @@ def compare_folders(
     target = read_reference(reference, chosen, size)
     check_dimensions(reference, target, chosen, sample_features.shape[1])
     metrics = compare_features(Reference(*statistics(sample_features), sample_features), target, chosen, seed)
+    if target.note is not None:
+        metrics["warnings"].append(target.note)
     if allow_pickle:
         metrics["warnings"].append(PICKLES_ALLOWED)
     folders = [path for path in (folder, Path(reference)) if path.is_dir() and chosen.medium is None]

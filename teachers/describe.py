@@ -16,6 +16,7 @@ from teachers.core.edm_path import Edm
 from teachers.core.schedule import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, VariancePreserving
+from teachers.loading.distilled import distilled
 from teachers.loading.embedded import locate, usual_size
 from teachers.loading.load_errors import loading_errors
 from teachers.loading.location import config_source
@@ -107,6 +108,7 @@ def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence
         "angles": f"{schedule.t_min:.4f} to t_max = {schedule.t_max:.4f} rad",
         teacher.medium.name: f"{sample_size(teacher.medium)}, from {latent}",
         "clipping": f"stock sampling limits x0 ({clips}); training and students do not" if clips else "",
+        "distilled": f"{few}; a teacher should be a model of many steps" if (few := distilled(path)) else "",
         "guidance": guidance(teacher),
         "DMD": f"{memory(trained, DMD_BYTES)}: teacher, student, fake score, EMA",
         "sCM": f"{memory(trained, SCM_BYTES)}: teacher, student, EMA",

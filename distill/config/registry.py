@@ -4,6 +4,7 @@ A recipe can only name an installed plug-in, so an untrusted YAML file cannot ex
 """
 
 import dataclasses
+import typing
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -44,5 +45,14 @@ def _check_method(method: Any) -> None:
 
     if not (isinstance(method, type) and issubclass(method, Distiller)):
         raise TypeError("an entry point must name a subclass of distill.methods.base.Distiller")
-    if not dataclasses.is_dataclass(getattr(method, "Options", None)):
+    if missing := sorted(method.__abstractmethods__):
+        raise TypeError(f"{method.__name__} must implement {', '.join(missing)}")
+    options, phases = getattr(method, "Options", None), method.PHASES
+    if not dataclasses.is_dataclass(options):
         raise TypeError(f"{method.__name__}.Options must be a dataclass of the method's options")
+    if "name" in {field.name for field in dataclasses.fields(options)}:
+        raise TypeError(f"{method.__name__}.Options must not have an option called name, which selects the method")
+    typing.get_type_hints(options)  # raises an exception for names that do not exist
+    words = isinstance(phases, tuple) and all(isinstance(phase, str) for phase in phases)
+    if not words or not phases or len(set(phases)) < len(phases):
+        raise TypeError(f"{method.__name__}.PHASES must be a tuple of different names, got {phases!r}")

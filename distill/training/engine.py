@@ -24,6 +24,7 @@ from distill.config.sections import TrainRecipe
 from distill.data.batch import Batch
 from distill.methods import compiling
 from distill.methods.base import Distiller, Logs
+from distill.methods.contract import check_loss
 from distill.training.environment import check_environment, without_accelerate_variables
 from distill.training.full_state import full_state
 from distill.training.sharding import local_shard, shard, sharding_options
@@ -51,10 +52,11 @@ class Phase(nn.Module):
         super().__init__()
         self.trained = nn.ModuleList(distiller.networks()[name])
         self._loss = partial(distiller, name)
+        self._check = partial(check_loss, distiller, name)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """The loss of one micro-batch and the values to log; see `Distiller.forward`."""
-        return self._loss(batch, step)
+        return self._check(self._loss(batch, step))
 
 
 class Engine:

@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,18 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """The leaves of nested groups as JSON, by dotted name."""
     flat: dict[str, str] = {}
     for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: json.dumps(value)}
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value, default=partial(_text, prefix + name))
     return flat
+
+
+def _text(name: str, value: object) -> str:
+    """A path as text; other values of a method's options have no form that a later process could compare."""
+    if isinstance(value, Path):
+        return str(value)
+    raise ValueError(f"{name} must consist of numbers, texts and paths, got a {type(value).__name__}")
 
 
 def check_same_run(meta: dict[str, Any], recipe: Recipe, expected: dict[str, str]) -> None:

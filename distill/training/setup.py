@@ -14,6 +14,7 @@ from distill.data import dataset as data
 from distill.data import teacher_pairs
 from distill.data.dataset import Dataset
 from distill.data.latents import LatentsInMemory
+from distill.methods.contract import requested_pairs
 from distill.training.engine import Engine
 from distill.training.features import choose_features
 from distill.training.held_out import HeldOut
@@ -21,6 +22,7 @@ from distill.training.memory_plan import Processes, print_plan
 from distill.training.run_folder import check_teacher_files, stored_contents
 from distill.training.validation import Validation
 from teachers.core.teacher import Teacher
+from teachers.loading.distilled import distilled
 from teachers.loading.loras import FUSED, check_fit_of, fused_folder
 from teachers.support.errors import reading
 
@@ -124,7 +126,13 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
     return teacher
 
 
-def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | None = None) -> tuple[Teacher, Dataset]:
+def prepare(
+    recipe: Recipe,
+    plan: data.Plan,
+    engine: Engine,
+    teacher: Teacher | None = None,
+    most_pairs: int | None = None,
+) -> tuple[Teacher, Dataset]:
     """Load the teacher, encode the data and make the method's teacher pairs. Every process calls it.
 
     Args:
@@ -132,20 +140,25 @@ def prepare(recipe: Recipe, plan: data.Plan, engine: Engine, teacher: Teacher | 
         plan: The data, from `plan_data`.
         engine: The run's engine.
         teacher: A teacher that is in memory already, instead of the recipe's.
+        most_pairs: The most teacher pairs that are made; None: as many as the method requests.
 
     Returns:
         The teacher, without its text encoders in memory, and the dataset.
     """
     if engine.is_main and recipe.teacher.path is not None:
         print_plan(recipe, Processes(engine.world_size, engine.sharding), engine.device)
-    cls, options = method_options(recipe)
+    pairs, steps = requested_pairs(*method_options(recipe))
     with reading(recipe.teacher.path or "the teacher"):
         contents = stored_contents(recipe) if teacher is None else teacher.contents()
         if teacher is None:
             teacher = load_teacher(recipe, engine.device)
+            assert recipe.teacher.path is not None
+            if few := distilled(teacher.locate(recipe.teacher.path)):
+                engine.print(f"warning: the teacher seems to be distilled already: {few}")
         teacher.export_schedule = recipe.export.schedule
         dataset = data.prepare(plan, teacher, recipe, engine.accelerator, contents)
-        return teacher, teacher_pairs.attach(dataset, recipe, teacher, cls.pairs(options), engine.accelerator)
+        requested = (pairs if most_pairs is None else min(pairs, most_pairs)), steps
+        return teacher, teacher_pairs.attach(dataset, recipe, teacher, requested, engine.accelerator)
 
 
 def build_held_out(recipe: Recipe, teacher: Teacher, dataset: Dataset, engine: Engine) -> HeldOut | None:

@@ -13,6 +13,7 @@ from torch import nn
 from distill.config.recipe import Recipe, method_options
 from distill.config.sections import OptimizerRecipe
 from distill.methods.base import Distiller
+from distill.methods.contract import check_distiller
 from distill.training import checkpoint
 from distill.training.checkpoint import Checkpoint
 from distill.training.engine import Engine
@@ -145,7 +146,7 @@ class TrainState:
             distiller: The method; by default the recipe's.
 
         Raises:
-            ValueError: If a setting cannot be combined with sharded networks.
+            ValueError: If a setting cannot be combined with sharded networks, or the method cannot be trained.
         """
         memory = recipe.memory
         for setting, on in {
@@ -158,6 +159,7 @@ class TrainState:
         torch.manual_seed(recipe.seed)
         if distiller is None:
             distiller = build_distiller(recipe, teacher, engine.device, engine.print)
+        check_distiller(distiller, recipe.train.steps)
         engine.to_channels_last(unwrap(teacher.denoiser.network), distiller)
         if memory.offload_teacher:
             teacher.offload(engine.device)

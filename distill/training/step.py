@@ -9,6 +9,7 @@ from distill.config.recipe import Recipe
 from distill.data.batch import Batch
 from distill.data.batch_random import BatchRandom
 from distill.methods.base import Distiller
+from distill.methods.contract import check_gradients, phases_of
 from distill.training.engine import Engine
 from distill.training.metric_log import Metrics
 from distill.training.optimizers import set_learning_rate
@@ -29,8 +30,9 @@ def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, reci
     """
     settings = recipe.train
     metrics: dict[str, list[Tensor]] = defaultdict(list)
-    for index, phase in enumerate(state.distiller.phases(state.step)):
+    for index, phase in enumerate(phases_of(state.distiller, state.step)):
         optimizer = state.optimizers[phase]
+        optimizer.zero_grad(set_to_none=True)  # the losses of other phases may have reached its networks
         set_learning_rate(optimizer, state.rates[phase], state.step, settings.steps)
         for i in range(settings.accumulation):
             with engine.micro_batch(state.phases[phase], last=i == settings.accumulation - 1):
@@ -39,6 +41,7 @@ def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, reci
                 engine.accelerator.backward(loss / settings.accumulation)
             for key, value in details.items():
                 metrics[f"{phase}/{key}"].append(value)
+        check_gradients(state.distiller, phase, state.parameters[phase])
         norm = engine.clip(optimizer, state.parameters[phase], settings.max_norm)
         metrics[f"{phase}/gradient_norm"].append(norm)
         state.guard.check(optimizer, phase, index, state.step, norm, loss)

@@ -42,11 +42,13 @@ class Reference:
         mean: Mean of the features (D,), float64.
         covariance: Covariance of the features (D, D), float64.
         features: The features (N, D) themselves, or None if only the statistics are known.
+        note: What a reader of the comparison should know about the reference; None: nothing.
     """
 
     mean: Tensor
     covariance: Tensor
     features: Tensor | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,11 @@ def compared_images(row: Row) -> int | None:
     return count if count >= LEAST else None
 
 
+def _spread(features: Tensor, count: int) -> Tensor:
+    """`count` of the rows, spread evenly: files are often sorted by class, and prompts by subject."""
+    return features[torch.arange(count) * len(features) // count]
+
+
 class _NearestNeighbourMetric(Metric):
     """One of the four figures, against as many reference images as there are samples."""
 
@@ -128,7 +133,7 @@ class _NearestNeighbourMetric(Metric):
             return None
         real = row.reference.features
         assert real is not None
-        figures = row.shared("prdc", lambda: prdc(real[:count], row.features[:count]).figures())
+        figures = row.shared("prdc", lambda: prdc(_spread(real, count), _spread(row.features, count)).figures())
         return Figure(figures[self.key])
 
 

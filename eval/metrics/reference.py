@@ -1,5 +1,6 @@
 """Reading and writing references: the images or statistics that samples are compared with."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
             _verify(arrays)
             mean, covariance = (_double(arrays[key], key) for key in ("mu", "sigma"))
             features = _features(arrays["features"]) if "features" in arrays else None
+            note = None if "extractor" in arrays else _unknown(path, extractor)
             made_with = str(arrays["extractor"]) if "extractor" in arrays else extractor.name
             made_at = int(arrays["size"]) if "size" in arrays else 0  # 0: images were not resized
     except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged files
@@ -117,10 +119,19 @@ def _from_npz(path: Path, extractor: Extractor, size: int | None) -> Reference:
         )
     if made_at not in (0, size):
         raise ValueError(f"{path} was made from images of {made_at} x {made_at} pixels; choose --size {made_at}")
-    found = _checked(str(path), mean, covariance, features)
+    found = replace(_checked(str(path), mean, covariance, features), note=note)
     if features is not None:
         _check_same_samples(str(path), features, mean, covariance)
     return found
+
+
+def _unknown(path: Path, extractor: Extractor) -> str:
+    """A note about a file that another program wrote, which does not name its features."""
+    return (
+        f'{path} does not say which features it was made with; here it counts as made with "{extractor.name}". The '
+        "distance is wrong if that is not so: the files of ADM and EDM need legacy_tensorflow, those of clean-fid the "
+        "mode that they were made in."
+    )
 
 
 def _double(array: Any, name: str) -> Tensor:

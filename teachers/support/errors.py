@@ -18,6 +18,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from teachers.support.plugins import plugin_at_fault
 from teachers.support.terminal import clean_output
 from teachers.support.text import LONGEST_LINE, one_line, printable
 
@@ -170,6 +171,11 @@ def _outcome(error: Exception) -> tuple[int, str]:
         )
     last, text = traceback.extract_tb(error.__traceback__)[-1:], one_line(str(error), LONGEST_LINE)
     where = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last else ""
+    if plugin := plugin_at_fault(error):
+        return EXIT_UNEXPECTED, (
+            f"error: the plug-in {plugin} failed: {type(error).__name__}: {text}{where}; run again with --debug for "
+            "the traceback"
+        )
     return EXIT_UNEXPECTED, (
         f"unexpected error: {type(error).__name__}: {text}{where}; please report it, run again with --debug "
         "for the traceback"

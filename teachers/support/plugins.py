@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 OWN_PACKAGES = ("teachers", "eval", "distill")  # of this project
+GROUPS = ("distill.distillers", "distill.teachers", "distill.metrics")
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,22 @@ def load_plugins(
         except ValueError as error:
             plugins.problems[name] = f"{error}; it is left out"
     return plugins
+
+
+def plugin_at_fault(error: BaseException) -> str | None:
+    """The plug-in of another package whose code `error` passed through; None if there is none."""
+    points = {
+        point.value.partition(":")[0].partition(".")[0]: point
+        for group in GROUPS
+        for point in installed_points(group)
+        if not is_own(point)
+    }
+    trace, found = error.__traceback__, None
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        found = points.get(module.partition(".")[0], found)
+        trace = trace.tb_next
+    return None if found is None else f"{found.name!r} of {_origin(found)}"
 
 
 def report(problems: Mapping[str, str]) -> None:

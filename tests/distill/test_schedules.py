@@ -5,8 +5,8 @@ import torch
 from diffusers import ConfigMixin, DDIMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
+from distill.methods.contract import check_schedules
 from distill.methods.scm import SCM, SCMOptions
-from distill.train import check_schedules
 from teachers.core.few_step import lcm_timesteps
 from teachers.families.unconditional import Unconditional
 

@@ -257,3 +257,10 @@ def test_large_images_make_small_batches(tmp_path, monkeypatch):
     batches = list(image_folder.read_batches(files, 32))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert torch.equal(torch.cat(batches), torch.stack([read_image(file) for file in files]))
+
+
+def test_statistics_that_do_not_name_their_features_give_a_warning(tmp_path, capsys):
+    np.savez(tmp_path / "other.npz", mu=np.full(192, 0.5), sigma=np.eye(192))
+    metrics = metrics_of(folder(tmp_path / "a", 12, 0), tmp_path / "other.npz", tmp_path)
+    (warning,) = (text for text in metrics["warnings"] if "does not say which features" in text)
+    assert 'counts as made with "pixels"' in warning and warning in capsys.readouterr().out

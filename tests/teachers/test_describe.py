@@ -182,3 +182,14 @@ def test_describe_refuses_what_training_refuses_with_the_same_sentence(damage, t
     with pytest.raises(ValueError) as described:
         describe(str(tmp_path / "teacher"))
     assert str(described.value) == str(trained.value)
+
+
+def test_a_model_of_few_steps_is_described_as_distilled(text_pipeline, tmp_path):
+    for name in ("plain", "lcm", "student"):
+        shutil.copytree(text_pipeline, tmp_path / name)
+    index = tmp_path / "lcm/model_index.json"
+    index.write_text(index.read_text().replace("DDIMScheduler", "LCMScheduler"))
+    (tmp_path / "student/distill.json").write_text("{}")
+    assert "distilled " not in describe(str(tmp_path / "plain"))
+    assert "its scheduler is LCMScheduler, which is for models of few steps" in describe(str(tmp_path / "lcm"))
+    assert "it is a student of fewstep; a teacher should be a model" in describe(str(tmp_path / "student"))

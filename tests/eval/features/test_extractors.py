@@ -119,6 +119,7 @@ def test_saved_statistics_are_read_back_with_the_name_of_their_features(tmp_path
     assert torch.equal(back.mean, made.mean)
     assert torch.equal(back.covariance, made.covariance)
     assert torch.equal(back.features, made.features)
+    assert back.note is None
     with pytest.raises(ValueError, match='made with the features "pixels", not "pocket"; choose --features pixels'):
         reference(str(tmp_path / "new" / "ref.npz"), Extractor("pocket", lambda batch: batch))
     (tmp_path / "file").touch()
@@ -134,6 +135,7 @@ def test_statistics_in_the_formats_of_edm_and_adm(tmp_path):
         found = reference(str(tmp_path / f"{name}.npz"), extractor("pixels"))
         assert found.mean.tolist() == mu.astype(np.float64).tolist()
         assert found.features is None
+        assert "does not say which features" in found.note and "ADM and EDM need legacy_tensorflow" in found.note
 
 
 def test_named_statistics_of_clean_fid(tmp_path, monkeypatch):

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from eval.metrics.fid import frechet_distance
-from eval.metrics.prdc import prdc
+from eval.features.extractors import Extractor
+from eval.metrics.context import MetricContext, Reference, Row
+from eval.metrics.fid import frechet_distance, statistics
+from eval.metrics.prdc import Coverage, Precision, Recall, prdc
 from teachers.loading.embedded import EMBEDDED
 
 
@@ -105,3 +107,18 @@ def test_invalid_features_are_refused():
     broken[3, 1] = math.nan
     with pytest.raises(ValueError, match="1 of 20 samples"):
         prdc(normal(20, 3, 0), broken)
+
+
+def test_fewer_samples_than_reference_images_are_compared_with_all_classes():
+    """A reference in the order of its classes: its first rows would be a few classes only."""
+    real, samples = classes(10, 60, seed=1), classes(10, 20, seed=2)
+    reference = Reference(*statistics(real), real)
+    context = MetricContext(
+        len(samples), 0, torch.device("cpu"), Extractor("pixels", lambda batch: batch), 12, reference=reference
+    )
+    row = Row(samples, *statistics(samples), torch.zeros(1, 3, 8, 8), {}, reference)
+    assert context.reference_images == len(samples)
+    expected, of_first = prdc(real[::3], samples), prdc(real[: len(samples)], samples)
+    for metric in (Precision(context), Recall(context), Coverage(context)):
+        assert metric.compute(row).value == getattr(expected, metric.key)
+    assert expected.precision > 2 * of_first.precision and expected.coverage > of_first.coverage + 0.2

@@ -8,7 +8,7 @@ import torch
 
 from eval.config.options import Options
 from eval.features.extractors import extractor
-from eval.metrics.context import MetricContext
+from eval.metrics.context import MetricContext, Reference
 from eval.pipelines.inputs import read_inputs
 from eval.report.notes import notes
 from teachers.loading.contents import pipeline_contents, stored_files
@@ -121,3 +121,10 @@ def test_scores_that_were_not_computed_are_one_sentence(make_run, tmp_path):
     assert found("pixels") == [], "toy features belong to toy teachers"
     (note,) = found("clean", pickscore="x")
     assert note == "Not computed, because no weights were named (--score NAME=FOLDER): HPSv2, object checks."
+
+
+def test_the_note_of_a_reference_is_reported(make_run, tmp_path):
+    inputs = read_inputs(Options([make_run()], tmp_path / "out", samples=4))
+    target = Reference(torch.zeros(192), torch.eye(192), note="it does not say which features")
+    context = MetricContext(4, 0, torch.device("cpu"), extractor("pixels"), 192, reference=target)
+    assert target.note in notes(inputs, context, None, [])

@@ -11,10 +11,10 @@ from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
 from distill.config.saved import save
 from distill.config.sections import TeacherRecipe
+from distill.methods.contract import check_schedules
 from distill.methods.dmd import DMD
 from distill.methods.dmd_options import DMDOptions
 from distill.methods.scm import SCM, SCMOptions
-from distill.train import check_schedules
 from distill.training.memory_plan import plan
 from distill.training.meta_device import build_on_meta
 from distill.training.setup import load_teacher
