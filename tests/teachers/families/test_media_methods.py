@@ -20,14 +20,13 @@ from distill.methods.sid import SID, SIDOptions
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.settings import first_is_quick
-from tests.teachers.families.media import KINDS, NAMES, prompts_of
+from tests.settings import first_is_quick, in_turn
+from tests.teachers.families.media import KINDS, prompts_of
 from tests.teachers.families.stock import difference
 from tests.teachers.families.test_methods import forward_mode
 from tests.teachers.families.training import step
 
 CPU = torch.device("cpu")
-every_family = pytest.mark.parametrize("name", NAMES)
 every_kind = pytest.mark.parametrize("name", KINDS)
 
 
@@ -36,6 +35,12 @@ EXPERTS = "Wan 2.2 A14B"
 SHARE = {EXPERTS: 0.2}
 DEFAULT_GUIDANCE = {"HunyuanVideo": 6.0, "Flux.2 dev": 4.0}  # of the pipelines, which students receive
 GAN = {"gan_weight": 1e-3, "r1_weight": 1.0}
+# DMD, sCM and rCM train every kind of network; of the methods that are made of the same parts, each trains some.
+OTHERS = in_turn(KINDS, ["SiD", "f-distill", "LCM"])
+
+
+def kinds_of(method):
+    return pytest.mark.parametrize("name", [name for name, other in OTHERS if other == method])
 
 
 def batch_of(teacher, seed=0):
@@ -44,7 +49,7 @@ def batch_of(teacher, seed=0):
 
 
 @pytest.mark.slow
-@every_family
+@every_kind
 def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
@@ -62,7 +67,7 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_m
 
 
 @pytest.mark.slow
-@every_kind
+@kinds_of("SiD")
 def test_sid_gradient_is_zero_before_training_and_each_phase_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
@@ -86,7 +91,7 @@ def test_the_regression_of_clips_is_that_of_latents(load_media):
     DMD(teacher, 1.0, DMDOptions(regression_weight=0.25, regression_distance="latent"))
 
 
-@pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.parametrize("name", first_is_quick(KINDS))
 def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
     """The number of tokens is that of the sample, not of the prompt, and each token depends on its own latent."""
     teacher = load_media(name)
@@ -105,7 +110,7 @@ def test_the_gan_reads_the_tokens_of_the_sample(name, load_media):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in KINDS if name != EXPERTS])
+@kinds_of("f-distill")
 def test_each_phase_of_f_distill_trains(name, load_media):
     teacher = load_media(name)
     torch.manual_seed(0)
@@ -115,7 +120,7 @@ def test_each_phase_of_f_distill_trains(name, load_media):
 
 
 @pytest.mark.slow
-@every_family
+@every_kind
 def test_scm_target_equals_that_of_torch_func_jvp(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
@@ -134,7 +139,7 @@ def test_scm_target_equals_that_of_torch_func_jvp(name, load_media, record):
 
 
 @pytest.mark.slow
-@every_family
+@every_kind
 def test_each_phase_of_rcm_trains(name, load_media):
     teacher = load_media(name)
     torch.manual_seed(0)
@@ -145,7 +150,7 @@ def test_each_phase_of_rcm_trains(name, load_media):
 
 
 @pytest.mark.slow
-@every_kind
+@kinds_of("LCM")
 def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains(name, load_media, record):
     teacher = load_media(name)
     torch.manual_seed(0)
