@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.conftest", "distill.train", "eval.compare", "tests.commands"])
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 class Fork:

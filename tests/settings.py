@@ -20,7 +20,7 @@ FAST = [  # small, silent, saved often
 ]
 
 
-def in_turn(rows: Iterable[str], columns: Sequence[str]) -> list[tuple[str, str]]:
+def in_turn(rows: Iterable[str], columns: Sequence[object]) -> list[tuple[str, object]]:
     """Pairs of a row and a column: the first row with every column, each other row with one, in turn."""
     first, *rest = rows
     return [*((first, column) for column in columns), *zip(rest, itertools.cycle(columns))]

@@ -32,6 +32,7 @@ LIBRARIES = ("diffusers", "transformers", "tokenizers", "torchvision", "pillow")
 RECORDED = (sys.stdlib_module_names - {"__main__"}) | {"torch", "torchvision", "diffusers", "transformers", "PIL"}
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 PROJECT = ("teachers", "eval", "distill")
+BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)  # the nodes that statements, and so imports, are inside
 # Modules that compute no cached value: options, files, commands, and the loop. They count only if `code` is given one.
 APART = (
     *("distill.cli", "distill.config", "distill.exporting", "distill.methods", "distill.training"),
@@ -141,7 +142,7 @@ def _imports(file: str, module: str, content: str) -> tuple[str, ...]:
         node = pending.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             continue
-        pending += ast.iter_child_nodes(node)
+        pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, BLOCKS)]
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

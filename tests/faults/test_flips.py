@@ -9,6 +9,6 @@ from tests.faults.flips import trial
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.replace(" ", "_"))
 def test_damage_is_found_or_harmless(kind):
-    counts, wrong = trial(kind, flips=50)
+    counts, wrong = trial(kind, flips=25)
     assert not wrong
-    assert sum(counts.values()) > 60
+    assert sum(counts.values()) > 29  # flips, truncations and zero-filled pages

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.wild.cells import CELLS
 from benchmarks.wild.files import FILES
 from benchmarks.wild.teachers import POCKET, export_case
+from tests.settings import in_turn
 
 REFUSED = {
     "call without arguments": r"num_inference_steps",
@@ -27,10 +28,18 @@ def case_of(tmp_path_factory):
     return make
 
 
+# Every front end with every family and with every method, and every family with every method.
+FAMILIES = [POCKET, "Stable Diffusion 1.5", "Stable Diffusion XL"]
+METHODS = ["DMD, 1 early step", "DMD, 2 steps", "sCM"]
+SQUARE = [
+    (family, METHODS[(row + column) % 3], cell)
+    for row, cell in enumerate(CELLS)
+    for column, family in enumerate(FAMILIES)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("method", ["DMD, 1 early step", "DMD, 2 steps", "sCM"])
-@pytest.mark.parametrize("family", [POCKET, "Stable Diffusion 1.5", "Stable Diffusion XL"])
+@pytest.mark.parametrize(("family", "method", "cell"), SQUARE)
 def test_front_ends_give_the_students_samples_or_refuse(family, method, cell, case_of):
     case = case_of(family, method)
     refused = REFUSED.get(cell)
@@ -44,7 +53,8 @@ def test_front_ends_give_the_students_samples_or_refuse(family, method, cell, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", FILES)
-@pytest.mark.parametrize("family", ["Stable Diffusion 1.5", "Stable Diffusion XL", "Stable Diffusion 3.5"])
-def test_files_in_other_forms_give_the_same_images(family, cell, case_of):
+@pytest.mark.parametrize(
+    ("cell", "family"), in_turn(FILES, ["Stable Diffusion 1.5", "Stable Diffusion XL", "Stable Diffusion 3.5"])
+)
+def test_files_in_other_forms_give_the_same_images(cell, family, case_of):
     assert FILES[cell](case_of(family, "DMD, 1 step")) < BOUNDS.get(cell, 1e-3)

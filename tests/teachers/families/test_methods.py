@@ -19,7 +19,7 @@ from distill.methods.sid import SID, SIDOptions
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.settings import first_is_quick
+from tests.settings import first_is_quick, in_turn
 from tests.teachers.families import media
 from tests.teachers.families.stock import NAMES as IMAGES
 from tests.teachers.families.stock import difference
@@ -27,11 +27,16 @@ from tests.teachers.families.training import EXPERTS, batch_of, step
 
 CPU = torch.device("cpu")
 KINDS = [*IMAGES, *media.KINDS]  # every kind of network; the other pipelines of `media` differ in their call only
-every_pipeline = pytest.mark.parametrize("name", [*IMAGES, *media.NAMES])
 every_kind = pytest.mark.parametrize("name", KINDS)
 # Guidance scales of pipelines that embed them: students receive the default.
 GUIDANCE = {"Flux.1 dev": 3.5, "HunyuanVideo": 6.0, "Flux.2 dev": 4.0}
 GAN = {"gan_weight": 1e-3, "r1_weight": 1.0}
+# DMD, sCM and rCM train every kind of network; of the methods that are made of the same parts, each trains some.
+OTHERS = in_turn(KINDS, ["SiD", "f-distill", "LCM"])
+
+
+def kinds_of(method):
+    return pytest.mark.parametrize("name", [name for name, other in OTHERS if other == method])
 
 
 def forward_mode(function, primals, tangents):
@@ -40,7 +45,7 @@ def forward_mode(function, primals, tangents):
 
 
 @pytest.mark.slow
-@every_pipeline
+@every_kind
 def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_any, record):
     """The fake score equals the teacher at first, so DMD's gradient is zero."""
     teacher = load_any(name)
@@ -58,7 +63,7 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_a
 
 
 @pytest.mark.slow
-@every_kind
+@kinds_of("SiD")
 def test_sid_gradient_is_zero_before_training_and_each_phase_trains(name, load_any, record):
     """The fake score equals the teacher at first, so SiD's loss and its gradient through both are zero."""
     teacher = load_any(name)
@@ -82,7 +87,7 @@ def test_the_regression_of_clips_is_that_of_latents(load_any):
     DMD(teacher, 1.0, DMDOptions(regression_weight=0.25, regression_distance="latent"))
 
 
-@pytest.mark.parametrize("name", first_is_quick(media.NAMES))
+@pytest.mark.parametrize("name", first_is_quick(media.KINDS))
 def test_the_gan_reads_the_tokens_of_the_sample(name, load_any):
     """The number of tokens is that of the sample, not of the prompt, and each token depends on its own latent."""
     teacher = load_any(name)
@@ -101,7 +106,7 @@ def test_the_gan_reads_the_tokens_of_the_sample(name, load_any):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in KINDS if name != EXPERTS])
+@kinds_of("f-distill")
 def test_f_distill_weights_the_gradient_of_each_sample_and_each_phase_trains(name, load_any):
     teacher = load_any(name)
     torch.manual_seed(0)
@@ -118,7 +123,7 @@ def test_f_distill_weights_the_gradient_of_each_sample_and_each_phase_trains(nam
 
 
 @pytest.mark.slow
-@every_pipeline
+@every_kind
 def test_scm_target_equals_that_of_torch_func_jvp(name, load_any, trained, record):
     teacher, distiller = load_any(name), trained(name)
     batch = batch_of(teacher, name, 5)
@@ -135,7 +140,7 @@ def test_scm_target_equals_that_of_torch_func_jvp(name, load_any, trained, recor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", media.NAMES)
+@pytest.mark.parametrize("name", media.KINDS)
 def test_each_phase_of_rcm_trains(name, load_any):
     teacher = load_any(name)
     torch.manual_seed(0)
@@ -146,7 +151,7 @@ def test_each_phase_of_rcm_trains(name, load_any):
 
 
 @pytest.mark.slow
-@every_kind
+@kinds_of("LCM")
 def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains(name, load_any, record):
     """One step from the end, the target is the teacher's x0, which is the student's until it trains."""
     teacher, guidance = load_any(name), GUIDANCE.get(name, 1.0)

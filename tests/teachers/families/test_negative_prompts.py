@@ -7,13 +7,14 @@ from distill.checks.conditions import condition_checks
 from distill.checks.stock import prompts_for, run_stock, use_first_order_sampler
 from distill.config.registry import TEACHERS, find
 from teachers.loading.source import load_pipeline
+from tests.teachers.families.media import KINDS
 from tests.teachers.tiny_media import BUILDERS as MEDIA
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
 TEXT = [name for name, (family, _) in BUILDERS.items() if family not in ("dit", "unconditional", "edm", "flux")]
 NONE = ("ace_step", "flux2")  # their pipelines take no negative prompt
-CLIPS = [name for name, (family, *_) in MEDIA.items() if name != "HunyuanVideo" and family not in NONE]
+CLIPS = [name for name in KINDS if name != "HunyuanVideo" and MEDIA[name][0] not in NONE]
 
 
 def null_gaps(family, folder, size=None):

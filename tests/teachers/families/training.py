@@ -29,3 +29,11 @@ def step(distiller, phase, teacher, name, number=0, share=None):
     assert all(torch.isfinite(p).all() for p in parameters)
     moved = sum(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
     assert moved > share * len(parameters)
+
+
+def perturb(module, size=0.02):
+    """Change all weights as training does, so that an export of the teacher's weights is noticed."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))

@@ -17,7 +17,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
 from teachers.networks.storage import StoredConv2d, StoredLinear
-from tests.settings import first_is_quick
+from tests.settings import first_is_quick, in_turn
 from tests.teachers.networks.lora import CLASSES, FAMILIES, LORA, inputs_of, perturb
 
 CPU = torch.device("cpu")
@@ -105,8 +105,7 @@ def test_scm_rescales_the_time_of_the_student_only(load):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LORA)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("name", "count"), in_turn(LORA, [1, 2]))
 def test_lora_file_on_the_stock_pipeline_gives_the_images_of_the_export(load, tiny, tmp_path, name, count):
     teacher = load(name)
     student = perturb(teacher.student(), 0.02)
