@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,12 +92,12 @@ def pocket_weights(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def make_run(tmp_path, text_pipeline) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def make_run_in(text_pipeline) -> Callable[..., Path]:
     """Function that writes a run with the teacher's pipeline and a distill.json; keywords change its entries."""
 
-    def make(name: str = "student", pipeline: Path = text_pipeline, **changes) -> Path:
-        run = tmp_path / "runs" / name.replace("/", "_").replace("<", "_")
+    def make(root: Path, name: str = "student", pipeline: Path = text_pipeline, **changes) -> Path:
+        run = root / "runs" / name.replace("/", "_").replace("<", "_")
         folder = run / "pipeline"
         folder.mkdir(parents=True)
         shutil.copytree(pipeline, folder, dirs_exist_ok=True)
@@ -118,6 +119,12 @@ def make_run(tmp_path, text_pipeline) -> Callable[..., Path]:
         return run
 
     return make
+
+
+@pytest.fixture
+def make_run(tmp_path, make_run_in) -> Callable[..., Path]:
+    """`make_run_in` the test's folder."""
+    return partial(make_run_in, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,11 @@ CPU = torch.device("cpu")
 ONE_AND_TWO_STEPS = [{"num_steps": n, "call": {"num_inference_steps": n, "guidance_scale": 1.0}} for n in (1, 2)]
 
 
-@pytest.fixture
-def demo(make_run) -> Demo:
-    return Demo([make_run("one"), make_run("<b>two</b>", calls=ONE_AND_TWO_STEPS)], CPU, "float32")
+@pytest.fixture(scope="module")
+def demo(make_run_in, tmp_path_factory) -> Demo:
+    root = tmp_path_factory.mktemp("demo")
+    runs = [make_run_in(root, "one"), make_run_in(root, "<b>two</b>", calls=ONE_AND_TWO_STEPS)]
+    return Demo(runs, CPU, "float32")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """An export that differs from its student is refused; cards run as they are written; exports load in half precision."""
 
+import functools
 import json
 import re
 
@@ -19,6 +20,18 @@ from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
 SD = "Stable Diffusion 1.5"
+
+
+@pytest.fixture(scope="module")
+def scm_export(teacher_of, tmp_path_factory):
+    """Function scm_export(name) -> (folder, distill.json) of an exported student of sCM; each is exported once."""
+
+    @functools.cache
+    def make(name):
+        run = tmp_path_factory.mktemp("scm") / "run"
+        return run / "pipeline", exported(run, teacher_of(name), name, METHODS["scm"])
+
+    return make
 
 
 def wrong_times(teacher, monkeypatch, offset):
@@ -77,9 +90,8 @@ def test_weights_that_are_not_finite_are_not_exported(value, teacher_of, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, grey"])
-def test_the_cards_code_runs_as_it_is_written(name, teacher_of, tmp_path):
-    exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
-    folder = tmp_path / "run" / "pipeline"
+def test_the_cards_code_runs_as_it_is_written(name, scm_export):
+    folder, _ = scm_export(name)
     card = (folder / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names: dict = {}
@@ -107,14 +119,14 @@ def test_call_lines_pass_prompts_to_pipelines_that_take_them(name, teacher_of):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick([SD, "Stable Diffusion 3.5", "DiT", "pixels, learned variance"]))
-def test_exports_load_in_half_precision(name, teacher_of, tmp_path):
+def test_exports_load_in_half_precision(name, scm_export):
     """In half precision the images are near those in float32, and the scheduler's table stays in float32."""
     half = torch.float16 if name.startswith("pixels") else torch.bfloat16  # DDPMPipeline gives NumPy arrays
-    stored = exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
+    folder, stored = scm_export(name)
     inputs = {"class_labels": [1]} if name == "DiT" else {} if name.startswith("pixels") else {"prompt": "a coat"}
     images = []
     for dtype in (torch.float32, half):
-        pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=dtype)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
         pipe.set_progress_bar_config(disable=True)
         call = stored["calls"][0]["call"]
         images.append(pipe(**inputs, **call, generator=torch.Generator().manual_seed(0), output_type="np").images)
@@ -125,9 +137,8 @@ def test_exports_load_in_half_precision(name, teacher_of, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick(["DiT", SD, "pixels, learned variance"]))
-def test_default_number_of_steps_is_refused_with_a_reason(name, teacher_of, tmp_path):
-    exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+def test_default_number_of_steps_is_refused_with_a_reason(name, scm_export):
+    pipe = DiffusionPipeline.from_pretrained(scm_export(name)[0])
     inputs = {"class_labels": [1]} if name == "DiT" else {} if name.startswith("pixels") else {"prompt": "a coat"}
     with pytest.raises(ValueError, match="num_inference_steps"):
         pipe(**inputs)
@@ -135,9 +146,8 @@ def test_default_number_of_steps_is_refused_with_a_reason(name, teacher_of, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, cosine"])
-def test_exported_students_pass_fewstep_check(name, teacher_of, tmp_path):
-    exported(tmp_path / "run", teacher_of(name), name, METHODS["scm"])
-    results = check_student(tmp_path / "run" / "pipeline", CPU)
+def test_exported_students_pass_fewstep_check(name, scm_export):
+    results = check_student(scm_export(name)[0], CPU)
     assert [result.name for result in results] == [
         "export, 1 step",
         "export, 2 steps",
