@@ -145,7 +145,7 @@ def distil(
     status.step, status.seconds = state.step, state.seconds
     observer.observe(first=True)
     batches = dataset.micro_batches(batch_rngs(recipe, engine, state.distiller, state.step))
-    stopping, last = False, time.perf_counter()
+    stopping, last, untrained = False, time.perf_counter(), state.step == 0
     while state.step < settings.steps and not stopping:
         log.add(train_step(state, batches, engine, recipe))
         bar.update()
@@ -156,6 +156,8 @@ def distil(
         status.training(state.step, state.seconds)
         if logging or saving:
             state.guard.read(bar.write if engine.is_main else _ignore, engine.group)
+        if untrained and state.step == settings.steps:
+            state.guard.check_updated()
         if logging:
             log.flush(state.step, state.seconds, state.guard.take_counts())
         if saving:

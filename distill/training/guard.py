@@ -105,6 +105,8 @@ class NonFiniteGuard:
         self._pending: list[tuple[str, int, int, Tensor, Tensor]] = []  # phase, index, step, gradient norm, loss
         self._consecutive: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
+        self._phases: set[str] = set()  # that had a step
+        self._updated: set[str] = set()  # that had a step with a finite gradient
 
     def check(self, optimizer: Any, phase: str, index: int, step: int, norm: Tensor, loss: Tensor) -> None:
         """Make `optimizer` skip its next step if the gradient norm is not finite.
@@ -137,8 +139,10 @@ class NonFiniteGuard:
         if group is not None:
             dist.all_reduce(nonfinite, dist.ReduceOp.MAX, group=group)
         for (phase, index, step, *_), (skipped, bad_loss) in zip(self._pending, nonfinite.tolist(), strict=True):
+            self._phases.add(phase)
             self._consecutive[phase] = self._consecutive[phase] + 1 if skipped else 0
             if not skipped:
+                self._updated.add(phase)
                 continue
             self._skipped[phase] += 1
             reason = "the loss is not finite" if bad_loss else "the loss is finite, but its gradient is not"
@@ -152,6 +156,18 @@ class NonFiniteGuard:
                     "again to continue from the last checkpoint"
                 )
         self._pending.clear()
+
+    def check_updated(self) -> None:
+        """Check that every phase had a step that was not skipped. Call it after the last `read` of a run.
+
+        Raises:
+            ValueError: If all steps of a phase were skipped, so that its networks are untrained.
+        """
+        for phase in sorted(self._phases - self._updated):
+            raise ValueError(
+                f"gradients of phase {phase} were not finite in any step, so its networks were not trained and nothing "
+                f"is exported. Lower optimizers.{phase}.lr, or check the data and the teacher"
+            )
 
     def take_counts(self) -> dict[str, float]:
         """The number of skipped steps by phase since the last call, with the keys of the log."""

@@ -252,6 +252,16 @@ def test_persistent_nonfinite_gradients_end_the_run(make, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_short_run_without_any_update_is_not_exported(make, monkeypatch):
+    monkeypatch.setattr(StableDiffusion, "velocity", lambda self, x, *a: x * float("nan"))
+    monkeypatch.setattr(setup, "HeldOut", lambda *a: None)
+    recipe = make("scm", "train.steps=2")
+    with pytest.raises(ValueError, match=r"phase student were not finite in any step, .* nothing is exported"):
+        train(recipe)
+    assert not (recipe.folder / "pipeline").exists()
+
+
+@pytest.mark.slow
 def test_scm_selects_the_second_time_and_writes_history_and_grid(make):
     recipe = make("scm", "train.steps=4", "train.evaluate_every=2", "train.tracker=tensorboard")
     folder = train(recipe)

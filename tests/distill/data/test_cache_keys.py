@@ -255,7 +255,7 @@ def pairs(copy_of_a_teacher):
     def make(seed=0, steps=2, captions=("a", "b"), path=copy_of_a_teacher, **teacher) -> str:
         recipe = dataclasses.replace(recipe_for(path, copy_of_a_teacher.parent, **teacher), seed=seed)
         found = stored_contents(recipe)
-        return pairs_key(recipe, teachers[recipe.teacher.sigma_data], list(captions), steps, found)
+        return pairs_key(recipe, teachers[recipe.teacher.sigma_data or 1.0], list(captions), steps, found)
 
     return make
 

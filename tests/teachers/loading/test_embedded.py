@@ -6,6 +6,7 @@ import torch
 from distill.config.recipe import load
 from distill.config.sections import DataRecipe
 from distill.data.dataset import plan
+from distill.data.latents import EmbeddedLatents
 from eval.features.embedded_judges import agreeing, agreement, arithmetic_agreement
 from eval.features.media_extractors import extractor_for
 from eval.metrics.reference import reference
@@ -58,7 +59,7 @@ def test_a_name_gives_the_size_of_clips(pocket_video):
 def test_a_name_gives_prompts_and_latents(pocket_video):
     assert read_prompts("pocket-video") == balanced_prompts(320)
     data = plan(DataRecipe(images="pocket-video"), True, True, Video)
-    assert data.embedded == "pocket-video" and len(data.captions) == 80
+    assert isinstance(data.latents, EmbeddedLatents) and len(data.captions) == 80
     assert data.summary() == "80 rows of the pocket video teacher's latents"
     with pytest.raises(
         ValueError, match=r"data\.images must be a folder or a dataset of images .*, got 'pocket-video'"
