@@ -30,7 +30,7 @@ from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog
 from distill.training.observer import Observer
 from distill.training.outcome import failed_before
-from distill.training.run_folder import check_same_run, fingerprint, finished, lock_run_folder, run_key
+from distill.training.run_folder import check_same_run, fingerprint, finished, flatten, lock_run_folder, run_key
 from distill.training.setup import (
     checkpoints_folder,
     plan_data,
@@ -130,7 +130,7 @@ def distil(
     settings, folder, run = recipe.train, recipe.folder, run_key(identity)
     if settings.tracker != "none":
         with reading(f"train.tracker={settings.tracker}", "cannot be started"):
-            engine.accelerator.init_trackers(recipe.name, config=_flatten(dataclasses.asdict(recipe)))
+            engine.accelerator.init_trackers(recipe.name, config=_tracked(recipe))
     start = time.perf_counter()
     teacher, dataset = prepare(recipe, plan, engine, teacher)
     state = _first_state(recipe, teacher, engine, identity, time.perf_counter() - start)
@@ -215,15 +215,10 @@ def _ignore(message: str) -> None:
     return
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups with dotted keys and values that trackers accept."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat
+def _tracked(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with dotted keys, and values that trackers accept."""
+    leaves = flatten(dataclasses.asdict(recipe))
+    return {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in leaves.items()}
 
 
 if __name__ == "__main__":

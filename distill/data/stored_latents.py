@@ -30,10 +30,8 @@ ENDING = ".safetensors"
 LINE_END = re.compile(r"\r\n|\r|\n")
 DTYPES = ("F64", "F32", "F16", "BF16")
 CHUNK = 256  # latents that are checked together
-USUAL = (
-    1 / 3,
-    3.0,
-)  # standard deviation of encoded latents relative to sigma_data; raw ones of many models have 4 to 6
+# Standard deviation of encoded latents relative to sigma_data; raw ones of many models have 4 to 6.
+USUAL = (1 / 3, 3.0)
 
 
 class StoredLatents(Latents):

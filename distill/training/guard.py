@@ -163,10 +163,10 @@ class NonFiniteGuard:
         Raises:
             ValueError: If all steps of a phase were skipped, so that its networks are untrained.
         """
-        for phase in sorted(self._phases - self._updated):
+        if untrained := sorted(self._phases - self._updated):
             raise ValueError(
-                f"gradients of phase {phase} were not finite in any step, so its networks were not trained and nothing "
-                f"is exported. Lower optimizers.{phase}.lr, or check the data and the teacher"
+                f"gradients of phase {untrained[0]} were not finite in any step, so its networks were not trained and "
+                f"nothing is exported. Lower optimizers.{untrained[0]}.lr, or check the data and the teacher"
             )
 
     def take_counts(self) -> dict[str, float]:

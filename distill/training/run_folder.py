@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     with reading(recipe.teacher.path or "the teacher"):
         contents = stored_contents(recipe) if teacher is None else teacher.contents()
     return {
-        **{name: value for name, value in _flatten(fixed).items() if name not in EXPORT_ONLY},
+        **{name: value for name, value in _json(fixed).items() if name not in EXPORT_ONLY},
         **{f"the teacher's {name}": value for name, value in contents.items()},
         **_data_keys(plan),
         CODE: code(method, family, *LOOP),
@@ -140,15 +140,17 @@ def _data_keys(plan: Plan) -> dict[str, str]:
     return found
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The leaves of nested groups as JSON, by dotted name."""
-    flat: dict[str, str] = {}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested groups by dotted name."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = json.dumps(value, default=partial(_text, prefix + name))
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
+
+
+def _json(values: Mapping[str, Any]) -> dict[str, str]:
+    """The leaves of nested groups as JSON, by dotted name."""
+    return {name: json.dumps(value, default=partial(_text, name)) for name, value in flatten(values).items()}
 
 
 def _text(name: str, value: object) -> str:

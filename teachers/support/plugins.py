@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 OWN_PACKAGES = ("teachers", "eval", "distill")  # of this project
-GROUPS = ("distill.distillers", "distill.teachers", "distill.metrics")
+PREFIX = "distill."  # of the names of this project's entry-point groups
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,8 @@ def plugin_at_fault(error: BaseException) -> str | None:
     """The plug-in of another package whose code `error` passed through; None if there is none."""
     points = {
         point.value.partition(":")[0].partition(".")[0]: point
-        for group in GROUPS
+        for group in entry_points().groups
+        if group.startswith(PREFIX)
         for point in installed_points(group)
         if not is_own(point)
     }
