@@ -18,6 +18,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from teachers.support.interrupts import Interrupts
 from teachers.support.plugins import plugin_at_fault
 from teachers.support.terminal import clean_output
 from teachers.support.text import LONGEST_LINE, one_line, printable
@@ -133,20 +134,23 @@ def run_cli(command: Callable[[], Any]) -> int:
     for stream in (sys.stdout, sys.stderr):  # without UTF-8, what cannot be printed must not end a run
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() not in ("utf-8", "utf8"):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        with clean_output(short=not is_debugging()):
-            result = command()
+    with Interrupts() as interrupts:
+        try:
+            with clean_output(short=not is_debugging()):
+                result = command()
+        except (KeyboardInterrupt, Exception) as error:
+            if isinstance(error, KeyboardInterrupt) or interrupts.requested:
+                code, message = EXIT_INTERRUPTED, "interrupted; run the same command again to continue"
+            else:
+                code, message = _outcome(error)
+            if is_debugging():
+                traceback.print_exc()
+            if code != EXIT_INTERRUPTED:
+                _report(message)
+            elif _is_main():
+                print(message, file=sys.stderr)
+            return code
         return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        if _is_main():
-            print("interrupted; run the same command again to continue", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        code, message = _outcome(error)
-        if is_debugging():
-            traceback.print_exc()
-        _report(message)
-        return code
 
 
 def is_debugging() -> bool:
