@@ -27,12 +27,23 @@ def describe(path: str, loras: tuple[str, ...]) -> None:
 
 
 @click.command()
-def families() -> None:
+@click.option("--missing", is_flag=True, help="List diffusers' pipelines that no installed family takes, by task.")
+def families(missing: bool) -> None:
     """List the installed teacher families and the pipelines that they take."""
+    from diffusers import __version__
+
+    from teachers.loading.coverage import coverage
     from teachers.loading.registry import installed
 
+    tasks = coverage()
+    if missing:
+        for task, pipelines in tasks.items():
+            print(f"{task}:", *(f"  {name}" for name, taken in pipelines.items() if not taken), sep="\n")
+        return
     for name, cls in installed().items():
         print(f"{name:<22} {', '.join(kind.__name__ for kind in cls.pipelines) or 'for use from Python'}")
+    counts = ", ".join(f"{sum(taken.values())} of {len(taken)} for {task}" for task, taken in tasks.items())
+    print(f"Taken of the pipelines that diffusers {__version__} chooses from automatically: {counts}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

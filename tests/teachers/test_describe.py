@@ -1,6 +1,7 @@
 """`fewstep describe` and `fewstep families`: families are found and described from configuration alone."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -151,7 +152,14 @@ def test_unknown_pipeline_raises_an_error_that_says_what_to_do(tmp_path, capsys)
 
 def test_commands_print_families_and_descriptions(capsys):
     assert fewstep("families") == 0
-    assert "flux                   FluxPipeline" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "flux                   FluxPipeline" in out
+    counted = re.search(r"(\d+) of (\d+) for text to image, (\d+) of (\d+) for text to video", out)
+    assert fewstep("families", "--missing") == 0
+    missing = capsys.readouterr().out.splitlines()
+    assert "  WuerstchenCombinedPipeline" in missing and "  WanPipeline" not in missing
+    images = missing[: missing.index("text to video:")]
+    assert counted is not None and len(images) - 1 == int(counted[2]) - int(counted[1])
     assert fewstep("describe", "pocket") == 0
     assert "family     stable_diffusion (StableDiffusionPipeline)" in capsys.readouterr().out
     assert fewstep("describe", "./nowhere") == 2
