@@ -11,6 +11,7 @@ import click
 import pytest
 
 import distill
+from benchmarks.accessibility import BLOCKING, browser, findings
 from distill.cli import fewstep
 from distill.config.recipe import Recipe, load
 from distill.config.registry import DISTILLERS, find, installed
@@ -145,7 +146,10 @@ def test_every_family_is_in_the_table():
 
 @pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path):
-    """A broken link, a page outside the navigation or an unknown name is a warning, and a warning fails."""
+    """A broken link, a page outside the navigation or an unknown name is a warning, and a warning fails.
+
+    axe finds nothing serious in a page with tables, code, pictures and links.
+    """
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -155,6 +159,9 @@ def test_the_site_builds_strictly(tmp_path):
     assert not [found for text in pages.values() for found in re.findall(fetched, text)]
     api = (tmp_path / "site" / "reference" / "api" / "index.html").read_text()
     assert all(f'id="{_target(name)}"' in api for name in distill.__all__)
+    if browser() is not None:
+        found = findings([str(tmp_path / "site" / "how-to" / "stable-diffusion" / "index.html")])
+        assert [entry for entry in found if entry["impact"] in BLOCKING] == []
 
 
 @pytest.mark.slow

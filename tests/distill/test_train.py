@@ -149,7 +149,7 @@ def test_channels_last_converts_every_network(make, memory, monkeypatch):
     distillers = []
     prepare = engine.Engine.prepare
     monkeypatch.setattr(engine.Engine, "prepare", lambda *args: distillers.append(args[1]) or prepare(*args))
-    train(make("dmd", "train.steps=1", "train.channels_last=true", memory))
+    train(make("dmd", "train.steps=1", "train.channels_last=true", "teacher.precision=float32", memory))
     (distiller,) = distillers
     for network in (unwrap(distiller.teacher.denoiser.network), distiller.student, distiller.fake_score):
         weights = [

@@ -17,7 +17,7 @@ from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
 from tests.settings import first_is_quick, in_turn
 from tests.teachers.families.stock import prompts_of
-from tests.teachers.families.training import perturb
+from tests.teachers.families.training import perturb, with_precisions
 from tests.teachers.families.variants import VARIANTS
 
 pytestmark = pytest.mark.slow
@@ -75,15 +75,14 @@ def test_more_steps_than_a_scheduler_has_are_refused(name, teacher_of):
         teacher.pipeline(teacher.student(), [1.5, 1.2, 0.9, 0.4])
 
 
-HALF = [name for name, (family, _) in VARIANTS.items() if family not in ("unconditional", "edm")]
+ADAPTED = [name for name, (family, _) in VARIANTS.items() if family not in ("unconditional", "edm")]
 
 
 @pytest.mark.parametrize(
     ("name", "method", "dtype"),
     [
-        *((name, method, torch.bfloat16) for name, method in in_turn(HALF, list(KINDS))),
+        *with_precisions(in_turn(ADAPTED, list(KINDS))),
         ("Stable Diffusion 1.5", "scm", torch.float16),
-        ("DiT", "scm", torch.float32),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ from tests.distill.exporting.test_every_export import COST
 from tests.settings import in_turn
 from tests.teachers.families.media import KINDS
 from tests.teachers.families.stock import PROMPTS
-from tests.teachers.families.training import perturb
+from tests.teachers.families.training import perturb, with_precisions
 from tests.teachers.tiny_media import BUILDERS
 
 CPU = torch.device("cpu")
@@ -29,6 +29,7 @@ METHODS = {
 }
 # `tests.teachers.families.test_media_exports` exports every kind by sCM.
 CASES = [(KINDS[0], "scm"), *in_turn(KINDS, ["dmd, 2 steps", "rcm", "lcm"])]
+PRECISION = dict(with_precisions((name,) for name in KINDS))
 # Their pipelines load no such file.
 NO_LORA = ("Wan 2.2 A14B", "HunyuanVideo 1.5", "Stable Audio, short", "AudioLDM 2", "LongCat-Image")
 
@@ -38,7 +39,7 @@ def teacher_of(tiny_media):
     @functools.cache
     def load(name, lora=False):
         family, folder, size = tiny_media(name)
-        teacher = find(TEACHERS, family).load(str(folder), CPU, torch.bfloat16 if lora else torch.float32, size=size)
+        teacher = find(TEACHERS, family).load(str(folder), CPU, PRECISION[name] if lora else torch.float32, size=size)
         if lora:
             teacher.enable_lora(4)
         return teacher

@@ -9,7 +9,8 @@ from PIL import Image
 from distill.config.recipe import Recipe, load
 from tests.settings import FAST
 
-LORA = [*FAST, "memory.tier=lora", "memory.rank=4"]
+# In float32, because half precision is emulated on CPUs and several times slower.
+LORA = [*FAST, "memory.tier=lora", "memory.rank=4", "teacher.precision=float32"]
 METHODS = {
     "dmd": "{name: dmd, regression_weight: 0.5, regression_distance: latent, regression_pairs: 6, "
     "gan_weight: 0.1, r1_weight: 0.1, fake_score_updates: 1}",

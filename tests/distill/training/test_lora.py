@@ -20,9 +20,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dmd", "sid", "scm", "lcm"])
-def test_resumed_run_is_bitwise_identical(lora_recipe, method):
-    whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1")
+@pytest.mark.parametrize(
+    ("method", "precision"), [("dmd", "float32"), ("sid", "float32"), ("scm", "float32"), ("lcm", "bfloat16")]
+)
+def test_resumed_run_is_bitwise_identical(lora_recipe, method, precision):
+    whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1", f"teacher.precision={precision}")
     train(whole)
     parts = interrupted(whole, "parts")
     train(parts)
@@ -47,7 +49,7 @@ def test_checkpoint_contains_adapters_without_the_base(lora_recipe):
 @pytest.mark.parametrize("method", ["dmd", "scm"])
 def test_exported_pipeline_and_lora_file_give_the_same_images(lora_recipe, method):
     """The pipeline has no LoRA layers, and the LoRA file gives its images with the teacher's stock pipeline."""
-    run = lora_recipe(method, "train.steps=3", "teacher.precision=float32", "optimizers.student.lr=0.01")
+    run = lora_recipe(method, "train.steps=3", "optimizers.student.lr=0.01")
     folder = train(run)
     record = json.loads((folder / "distill.json").read_text())
     names = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").keys()
@@ -73,21 +75,22 @@ def sample_images(pipe, call):
 
 @pytest.mark.slow
 def test_zero_steps_export_the_teacher(lora_recipe):
-    run = lora_recipe("dmd", "train.steps=0", "teacher.precision=float32")
+    run = lora_recipe("dmd", "train.steps=0")
     exported = load_file(train(run) / "unet" / "diffusion_pytorch_model.safetensors")
     teacher = StableDiffusion.load(run.teacher.path, CPU).denoiser.network.state_dict()
     assert all(torch.equal(exported[key], teacher[key]) for key in teacher)
 
 
 def test_defaults_and_fingerprints_depend_on_the_tier(lora_recipe):
-    full, lora, other = (lora_recipe("dmd", *o) for o in (("memory.tier=full",), (), ("memory.rank=8",)))
+    auto = "teacher.precision=auto"
+    full, lora, other = (lora_recipe("dmd", auto, *o) for o in (("memory.tier=full",), (), ("memory.rank=8",)))
     assert (full.teacher.precision, lora.teacher.precision) == ("float32", "bfloat16")
     assert lora_recipe("dmd", "teacher.precision=float32").teacher.precision == "float32"
 
     plan = Plan([""])
     fingerprints = [fingerprint(r, plan) for r in (full, lora, other)]
     assert all(one != two for one, two in itertools.combinations(fingerprints, 2))
-    assert fingerprint(lora_recipe("dmd", "memory.checkpointing=false"), plan) in fingerprints
+    assert fingerprint(lora_recipe("dmd", auto, "memory.checkpointing=false"), plan) in fingerprints
     assert lora.memory.activation_checkpointing and not full.memory.activation_checkpointing
     assert not lora_recipe("dmd", "memory.checkpointing=false").memory.activation_checkpointing
     assert lora_recipe("dmd", "memory.tier=full", "memory.checkpointing=true").memory.activation_checkpointing

@@ -38,6 +38,7 @@ def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointin
         "dmd": ["method.gan_weight=0", "method.r1_weight=0", "method.regression_weight=0"],
         "sid": ["method.gan_weight=0"],
     }.get(method, [])
+    plain += ["teacher.precision=auto"] if method in ("dmd", "scm") else []
     run = lora_recipe(method, *plain, f"memory.tier={tier}", f"memory.checkpointing={checkpointing}")
     planned = memory_plan.plan(run, 4)
     teacher = StableDiffusion.load(run.teacher.path, CPU, DTYPES[run.teacher.precision])

@@ -23,7 +23,7 @@ from tests.settings import first_is_quick, in_turn
 from tests.teachers.families import media
 from tests.teachers.families.stock import NAMES as IMAGES
 from tests.teachers.families.stock import difference
-from tests.teachers.families.training import EXPERTS, batch_of, step
+from tests.teachers.families.training import EXPERTS, batch_of, step, with_precisions
 
 CPU = torch.device("cpu")
 KINDS = [*IMAGES, *media.KINDS]  # every kind of network; the other pipelines of `media` differ in their call only
@@ -170,10 +170,7 @@ def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "precision"),
-    [
-        *((*case, torch.bfloat16) for case in in_turn(media.KINDS, ["dmd", "scm"])),
-        (media.KINDS[0], "scm", torch.float32),
-    ],
+    with_precisions(in_turn(media.KINDS, ["dmd", "scm"])),
     ids=str,
 )
 def test_adapters_train_and_leave_the_teacher_unchanged(name, method, precision, tiny_media):

@@ -1,5 +1,8 @@
 """Batches and optimizer steps for distilling tiny teachers."""
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 
 from distill.data.batch import Batch
@@ -8,6 +11,13 @@ from tests.teachers.families import media, stock
 
 EXPERTS = "Wan 2.2 A14B"  # steps of its two transformers may call only one of them; they have no GAN
 SHARE = {EXPERTS: 0.2}
+# Of a base with adapters, in turn: CPUs without instructions for half precision take about eight times as long in it.
+PRECISIONS = (torch.bfloat16, torch.float32, torch.float32)
+
+
+def with_precisions(cases: Iterable[tuple]) -> list[tuple]:
+    """Cases with one of `PRECISIONS` each, in turn."""
+    return [(*case, precision) for case, precision in zip(cases, itertools.cycle(PRECISIONS), strict=False)]
 
 
 def batch_of(teacher, name, seed=0):
