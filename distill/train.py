@@ -29,6 +29,7 @@ from distill.training.engine import Engine
 from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog
 from distill.training.observer import Observer
+from distill.training.optimizers import changed_rate
 from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, finished, flatten, lock_run_folder, run_key
 from distill.training.setup import (
@@ -193,6 +194,12 @@ def _first_state(
         check_schedules(state.distiller)
     if state.resume(checkpoints_folder(recipe), engine, lambda meta: check_same_run(meta, recipe, identity)):
         engine.print(f"resuming {recipe.folder} at step {state.step}")
+        for phase, optimizer in state.optimizers.items():
+            if change := changed_rate(optimizer, state.rates[phase], state.step, recipe.train.steps):
+                engine.print(
+                    f"warning: the learning rate of phase {phase} changes {change} at step {state.step}, because the "
+                    "run had another number of steps (train.steps) before"
+                )
     else:
         state.seconds = preparation
     for message in state.distiller.startup_messages():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from distill.config.sections import DataRecipe
 from distill.data.hf_datasets import HFImages, is_hf_source
-from distill.data.images import ImageFolder, Images, ListedImages, Row
+from distill.data.images import ImageFolder, Images, ListedImages, Row, list_names
 from distill.data.splits import in_training_folders
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.sources import SourceRow, has_metadata, read_source_rows
@@ -29,9 +29,8 @@ class SourceFolder(ListedImages):
     def __init__(self, folder: Path, masked: bool, targets: bool, limit: int = 0) -> None:
         if not folder.exists():
             raise ValueError(f"the folder of source images {folder} does not exist")
-        rows, notes = (
-            _captioned(folder, limit) if masked and not has_metadata(folder) else (read_source_rows(folder, masked), [])
-        )
+        captioned = masked and not has_metadata(folder)
+        rows, notes = _captioned(folder, limit) if captioned else (read_source_rows(folder, masked), [])
         training = set(in_training_folders([row.image for row in rows], folder))
         used = [row for row in rows if row.image in training]
         found, row_keys = [], []
@@ -50,6 +49,8 @@ class SourceFolder(ListedImages):
         notes += [
             f"{apart} images of {printable(folder)} are not used, because they are not in its folders for training"
         ] * bool(apart)
+        empty = [row.name for row in found if row.caption == "" and not captioned]
+        notes += [f"{len(empty)} source images have an empty instruction or caption: {list_names(empty)}"] * bool(empty)
         super().__init__(found, row_keys, notes)
 
 

@@ -156,16 +156,36 @@ def moment_bytes(parameter: nn.Parameter, eight_bit: bool) -> int:
     return 2 * (count + 4 * math.ceil(count / BLOCK_SIZE))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: OptimizerRecipe, step: int, steps: int) -> None:
-    """Set the learning rate of one step: linear warm-up, then constant or a cosine that falls to zero.
+def learning_rate(rate: OptimizerRecipe, step: int, steps: int) -> float:
+    """The learning rate of one step: linear warm-up, then constant or a cosine that falls to zero.
 
     Args:
-        optimizer: Changed in place.
         rate: The learning rate, `warmup` steps and the schedule.
         step: The step, from 0.
         steps: Number of steps of the run.
     """
     warmup = min(1.0, (step + 1) / (rate.warmup + 1))
-    factor = warmup if rate.schedule == "constant" else warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return rate.lr * (warmup if rate.schedule == "constant" else warmup * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: OptimizerRecipe, step: int, steps: int) -> None:
+    """Set the `learning_rate` of one step in `optimizer`, which is changed in place."""
     for group in optimizer.param_groups:
-        group["lr"] = rate.lr * factor
+        group["lr"] = learning_rate(rate, step, steps)
+
+
+def changed_rate(optimizer: torch.optim.Optimizer, rate: OptimizerRecipe, step: int, steps: int) -> str | None:
+    """What changed if a resumed optimizer's last learning rate is not that of this schedule at the same step.
+
+    Args:
+        optimizer: The optimizer with the state of its checkpoint.
+        rate: The learning rate, `warmup` steps and the schedule.
+        step: The number of steps before the resumption.
+        steps: Number of steps of the run.
+
+    Returns:
+        "from A to B", or None if the difference is less than 5% of the largest learning rate.
+    """
+    before = float(optimizer.param_groups[0]["lr"])
+    now = learning_rate(rate, max(step - 1, 0), steps)
+    return f"from {before:.3g} to {now:.3g}" if abs(now - before) > 0.05 * rate.lr else None

@@ -176,6 +176,15 @@ def test_an_empty_cell_of_a_table_is_no_file(tmp_path):
     assert [row.mask and row.mask.name for row in read_source_rows(folder, masked=True)] == ["b.png", None]
 
 
+@pytest.mark.parametrize(("source", "rows"), [(EDIT, "a.png,b.png,x\na.png,b.png,\n"), (INPAINT, "a.png,b.png,\n")])
+def test_empty_instructions_are_said(tmp_path, source, rows):
+    folder = write_folder(tmp_path / "data", [], ("red", "white"))
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("original_image,edited_image,edit_prompt\n" + rows)
+    (note,) = opened(folder, source).notes
+    assert note.startswith("1 source images have an empty instruction or caption: ") and "metadata.csv, line" in note
+
+
 def test_a_message_shows_the_beginning_of_a_long_value(tmp_path):
     folder = write_folder(tmp_path / "data", [{"original_image": "a" * 10_000, "text": "x"}])
     with pytest.raises(ValueError, match="original_image must be the name of an image") as error:

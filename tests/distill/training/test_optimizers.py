@@ -10,7 +10,15 @@ from distill.config.recipe import load
 from distill.config.sections import OptimizerRecipe
 from distill.train import train
 from distill.training import checkpoint
-from distill.training.optimizers import CACHED_LIMIT, MIN_8BIT_SIZE, CachedAdamW, adamw, moment_bytes
+from distill.training.optimizers import (
+    CACHED_LIMIT,
+    MIN_8BIT_SIZE,
+    CachedAdamW,
+    adamw,
+    changed_rate,
+    moment_bytes,
+    set_learning_rate,
+)
 
 
 def parameters():
@@ -23,6 +31,24 @@ def step(optimizer, given, seed):
     for p in given:
         p.grad = torch.randn(p.shape, generator=generator)
     optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "change"),
+    [
+        ("cosine", 100, None),
+        ("cosine", 101, None),
+        ("cosine", 200, "from 2.47e-06 to 0.00508"),
+        ("constant", 200, None),
+    ],
+)
+def test_a_cosine_that_became_longer_is_said(schedule, steps, change):
+    rate = OptimizerRecipe(lr=0.01, schedule=schedule, warmup=20)
+    for reached, length in ((10, 100), (100, 100)):
+        optimizer = adamw(parameters(), rate)
+        set_learning_rate(optimizer, rate, reached - 1, length)
+        assert changed_rate(optimizer, rate, reached, length) is None
+    assert changed_rate(optimizer, rate, 100, steps) == change
 
 
 @pytest.mark.parametrize("cached_limit", [CACHED_LIMIT, 1])
