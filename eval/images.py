@@ -115,7 +115,7 @@ def save_statistics(
     plural = "images" if chosen.medium is None else chosen.medium.plural
     print(f"saved mu, sigma and features ({chosen.name}) of {len(found):,} {plural} to {out}")
     warnings = image_warnings(folder, size) if chosen.medium is None else []
-    for warning in warnings + too_few_samples(len(found), found.shape[1], plural, plural):
+    for warning in warnings + too_few_samples(len(found), found.shape[1], plural, plural, _has_kid(chosen)):
         print(f"warning: {warning}")
 
 
@@ -176,6 +176,7 @@ def compare_features(samples: Reference, target: Reference, chosen: Extractor, s
     assert samples.features is not None
     count, dimensions = samples.features.shape
     plural = "images" if chosen.medium is None else chosen.medium.plural
+    with_kid = target.features is not None and _has_kid(chosen)
     measure = FrechetTo(target.mean, target.covariance)
     distance = measure.distance(samples.mean, samples.covariance)
     metrics: dict[str, Any] = {
@@ -189,29 +190,43 @@ def compare_features(samples: Reference, target: Reference, chosen: Extractor, s
         "kid": None,
         "kid_standard_error": None,
         **dict.fromkeys(("precision", "recall", "density", "coverage")),
-        "warnings": too_few_samples(count, dimensions, "samples", plural),
+        "warnings": too_few_samples(count, dimensions, "samples", plural, with_kid),
     }
     if count > dimensions:
         error = standard_error(measure.influence(samples.features, samples.mean, samples.covariance))
         metrics["frechet_interval"] = interval(distance, error)
     if target.features is not None:
         reference_samples = f"reference {plural}"
-        metrics["warnings"] += too_few_samples(len(target.features), dimensions, reference_samples, plural)
-        if chosen.name in INCEPTION_MODES:
+        metrics["warnings"] += too_few_samples(len(target.features), dimensions, reference_samples, plural, with_kid)
+        if with_kid:
             metrics["kid"], metrics["kid_standard_error"] = kid(samples.features, target.features, seed)
         if min(count, len(target.features)) >= LEAST:
             metrics |= prdc(target.features, samples.features).figures()
     return metrics
 
 
-def too_few_samples(count: int, dimensions: int, what: str, plural: str = "images") -> list[str]:
-    """A warning if a sample covariance is singular, which makes Frechet distances too large; else an empty list."""
+def _has_kid(chosen: Extractor) -> bool:
+    return chosen.name in INCEPTION_MODES
+
+
+def too_few_samples(
+    count: int, dimensions: int, what: str, plural: str = "images", with_kid: bool = False
+) -> list[str]:
+    """A warning if a sample covariance is singular, which makes Frechet distances too large; else an empty list.
+
+    Args:
+        count: The number of samples.
+        dimensions: The number of features of a sample.
+        what: The samples in the warning.
+        plural: "images", "clips" or "sounds".
+        with_kid: Whether KID is measured too, which does not have this bias.
+    """
     if count > dimensions:
         return []
     return [
         f"{count} {what} are too few for {dimensions} feature dimensions: the Frechet distance is too large and "
         f"comparable only with distances from the same numbers of {plural}"
-        f"{' (KID does not have this bias)' * (plural == 'images')}"
+        f"{' (KID does not have this bias)' * with_kid}"
     ]
 
 

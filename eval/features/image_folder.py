@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from teachers.support.text import printable
 
 ALMOST = {".bmp", ".gif", ".avif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 LISTED = 5  # names in a message
+NOT_READ = "are not read, because clean-fid does not list their endings"
 MAX_PIXELS = 2**26  # of a batch, so that 32 large photographs are not in memory together
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -73,11 +74,8 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
             f"{profiled} of {count} images in {name} have a colour profile other than sRGB: it is ignored, as in "
             "clean-fid; convert them to sRGB, as training does when it reads images"
         )
-    if others := [file.name for file in files if not is_image(file) and file.suffix.lower() in ALMOST]:
-        warnings.append(
-            f"{len(others)} files in {name} are not read, because clean-fid does not list their endings: "
-            f"{', '.join(map(printable, others[:LISTED]))}{', ...' if len(others) > LISTED else ''}"
-        )
+    if unread := _unread(files):
+        warnings.append(f"{len(unread)} files in {name} {NOT_READ}: {_some(unread)}")
     if len(sizes) > 1 and size is None:
         (width, height), most = sizes.most_common(1)[0]
         warnings.append(
@@ -85,6 +83,15 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
             "are resized one by one for the features; --size crops and resizes all of them to one size first"
         )
     return warnings
+
+
+def _unread(files: Iterable[Path]) -> list[str]:
+    """The names of images with endings that are not listed."""
+    return [file.name for file in files if not is_image(file) and file.suffix.lower() in ALMOST]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(map(printable, names[:LISTED]))}{', ...' if len(names) > LISTED else ''}"
 
 
 def read_batches(files: list[Path], batch_size: int) -> Iterator[Tensor]:
@@ -121,7 +128,11 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
         return _features_of_media(folder, extractor, extractor.medium, batch_size)
     files = list_images(folder)
     if len(files) < 2:
-        raise ValueError(f"{folder} contains {len(files)} images; a distribution needs at least 2, better thousands")
+        unread = _unread(list_files(folder))
+        raise ValueError(
+            f"{folder} contains {len(files)} images; a distribution needs at least 2, better thousands"
+            f"{f'. {len(unread)} files {NOT_READ}: {_some(unread)}' if unread else ''}"
+        )
     features = []
     with tqdm(total=len(files), desc=printable(folder.name or folder), unit="img") as bar:
         for batch in read_batches(files, batch_size):

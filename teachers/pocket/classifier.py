@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         if images.shape[1:] != (3, 32, 32):
             raise ValueError(
                 f"the pocket classifier takes images of shape (3, 32, 32), got {tuple(images.shape[1:])}; "
-                "choose another feature extractor for this pipeline"
+                "resize them (--size 32) or choose other features (--features)"
             )
         grey = images.mean(dim=1, keepdim=True) * 2 - 1
         return torch.relu(self.project(self.body(grey).mean(dim=(2, 3))))

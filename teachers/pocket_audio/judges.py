@@ -62,7 +62,7 @@ class InstrumentJudge(nn.Module):
         if audio.shape[1:] != (1, SAMPLES):
             raise ValueError(
                 f"the pocket audio judge takes waveforms of shape (1, {SAMPLES}), got {tuple(audio.shape[1:])}; "
-                "choose another feature extractor for this pipeline"
+                "choose other features (--features)"
             )
         return torch.relu(self.project(self.body(self.spectrogram(audio.float())).mean(dim=3).flatten(1)))
 

@@ -110,9 +110,19 @@ def with_text_file(path: Path) -> Path:
     return path
 
 
+def with_gif(path: Path) -> Path:
+    Image.new("RGB", (8, 8)).save(folder(path, 1, 0) / "a.gif")
+    return path
+
+
 UNUSABLE = {
     "missing": (lambda path: path, "does not exist"),
     "empty": (lambda path: folder(path, 0, 0), "contains 0 images"),
+    "another ending": (
+        with_gif,
+        "contains 1 images; a distribution needs at least 2, better thousands. 1 files are not read, because clean-fid "
+        "does not list their endings: a.gif",
+    ),
     "one": (lambda path: folder(path, 1, 0), "contains 1 images; a distribution needs at least 2"),
     "truncated": (with_truncated_jpeg, "cut.jpg cannot be read as an image"),
     "16 bits": (with_16_bit_image, "more than 8 bits per channel"),
@@ -219,7 +229,8 @@ def test_features_of_an_image_with_nan_are_nan():
 def test_too_few_samples_is_a_warning_up_to_the_number_of_dimensions():
     assert too_few_samples(2049, 2048, "samples") == []
     (warning,) = too_few_samples(2048, 2048, "reference images")
-    assert "2048 reference images are too few for 2048 feature dimensions" in warning
+    assert "2048 reference images are too few for 2048 feature dimensions" in warning and "KID" not in warning
+    assert "(KID does not have this bias)" in too_few_samples(2, 2048, "samples", with_kid=True)[0]
 
 
 def test_help_from_a_shell():
