@@ -43,6 +43,8 @@ def copy(name: str, target: Path | None) -> None:
     """Copy the recipe NAME into TARGET (default: a file of that name here), to be edited."""
     source = recipe_file(name)
     target = Path(source.name) if target is None else target / source.name if target.is_dir() else target
+    if target.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"TARGET must be a folder or a .yaml file, got {target}")
     if os.path.lexists(target):  # also a broken link, which would be followed
         raise ValueError(f"{target} already exists; choose another file")
     shutil.copyfile(source, target)

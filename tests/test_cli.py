@@ -156,6 +156,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "dmd.yaml").read_text() == shown
     assert fewstep("recipes", "copy", "pocket/dmd") == 2
     assert "already exists" in capsys.readouterr().err
+    assert fewstep("recipes", "copy", "pocket/dmd", "mine.png") == 2
     assert fewstep("recipes", "copy", "pocket/dmd", "mine.yaml") == 0 and (tmp_path / "mine.yaml").is_file()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from teachers.support.regular import check_regular
 
 INDEX = "model_index.json"
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # endings that no Hub id has
 
 
 def local_or_hub(path: str) -> str:
@@ -19,6 +20,8 @@ def local_or_hub(path: str) -> str:
     Raises:
         ValueError: If it looks like a local path and there is no pipeline.
     """
+    if not path.strip():
+        raise ValueError("the path of a pipeline must be a folder, a Hub id or a .safetensors file, got an empty one")
     local = Path(path)
     if local.is_dir():
         if (local / INDEX).exists():
@@ -33,6 +36,8 @@ def local_or_hub(path: str) -> str:
                 f"{path} must be a diffusers pipeline folder, a Hub id or a .safetensors file, got another kind of file"
             )
         return str(local)
+    if local.suffix.lower() in WEIGHTS:
+        raise ValueError(f"there is no file {path}")
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ValueError(
             f"there is no pipeline folder {path}; give a folder that save_pretrained wrote, or a Hub id owner/name"
