@@ -29,6 +29,7 @@ from teachers.support.regular import outside_links
 from teachers.support.text import read_text
 
 LORA_FILE = f"{LORA}/pytorch_lora_weights.safetensors"
+LOADS_HALF = ', variant="fp16", torch_dtype=torch.float16'  # more arguments of `from_pretrained`
 KOHYA = {"unet": "lora_unet", "transformer": "lora_transformer", "text_encoder": "lora_te"}
 
 
@@ -122,11 +123,13 @@ def write_diffusers(pipeline: Path, out: Path, record: Mapping[str, Any], how: F
         for name in (LORA, GALLERY):  # the card links to the samples
             if (pipeline / name).is_dir():
                 shutil.copytree(pipeline / name, temporary / name)
-        if how.half and (temporary / CARD).is_file():
-            text = read_text(temporary / CARD)
-            loaded = f'from_pretrained("{named(text)}"'  # of an uploaded card: the model on the Hub
-            text = text.replace(loaded, f'{loaded}, variant="fp16", torch_dtype=torch.float16', 1)
-            text = text.replace("```python\nfrom ", "```python\nimport torch\nfrom ", 1)
+        if (temporary / CARD).is_file():
+            text = read_text(temporary / CARD).replace(LOADS_HALF, "")  # of a pipeline that is a copy itself
+            text = text.replace("```python\nimport torch\nfrom ", "```python\nfrom ")
+            if how.half:
+                name = re.escape(named(text))  # of an uploaded card: the model on the Hub
+                text = re.sub(rf'((?:Pipeline|Model)\.from_pretrained\("{name}")', rf"\1{LOADS_HALF}", text)
+                text = text.replace("```python\nfrom ", "```python\nimport torch\nfrom ", 1)
             (temporary / CARD).write_text(text, encoding="utf-8")
         write_record(temporary, {key: value for key, value in record.items() if key not in ("files", "sha256")})
     return [out]

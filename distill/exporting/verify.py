@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder
 from teachers.loading.load_errors import loading_errors
 from teachers.loading.source import check_trusted, check_weights
+from teachers.loading.weights import weight_files
 from teachers.networks.precision import float32_products
 
 TOLERANCE = 1e-3  # of images in [0, 1], and of latents in standard deviations
@@ -249,6 +251,8 @@ def load_exported(
     absent = stored_without(kind, folder)
     with loading_errors(str(folder)):
         options = absent if safety_checker else absent | without_checker(kind)
+        variants = {weight_files(path)[0] for path in Path(folder).iterdir() if path.is_dir()} - {None}
+        options |= {"variant": variants.pop()} if len(variants) == 1 else {}
         pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     correct_autoencoder(pipe)
     return on_device(pipe, device)

@@ -12,10 +12,16 @@ from teachers.support.errors import reads
 
 
 def pipeline_folder(path: Path, allow_pickle: bool = False) -> Path:
-    """The folder of a run's pipeline; that of a Hub id is downloaded. Raises ValueError if there is no pipeline."""
+    """The folder of a run's pipeline, an embedded teacher or a Hub id, which is downloaded.
+
+    Raises:
+        ValueError: There is no pipeline.
+    """
     folder = next((f for f in (path / "pipeline", path) if (f / "model_index.json").is_file()), None)
     if folder is not None:
         return folder
+    if str(path) in EMBEDDED and not path.exists():
+        return EMBEDDED[str(path)].pipeline()
     if path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parent.exists() or str(path)[0] in ".~":
         problem = "contains no pipeline" if path.is_dir() else "does not exist"
         raise ValueError(

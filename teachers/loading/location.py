@@ -27,7 +27,8 @@ def local_or_hub(path: str) -> str:
         if (local / INDEX).exists():
             check_regular(local / INDEX)
         else:
-            raise ValueError(f"{path} is a folder without {INDEX}, so it is not a diffusers pipeline")
+            nested = f"; did you mean {local / 'pipeline'}?" if (local / "pipeline" / INDEX).exists() else ""
+            raise ValueError(f"{path} is a folder without {INDEX}, so it is not a diffusers pipeline{nested}")
         return str(local)
     if local.exists():
         check_regular(local)

@@ -40,6 +40,20 @@ def test_one_command_writes_a_half_precision_copy_in_shards(student, tmp_path, c
     assert read_record(out, complete=True)["timesteps"] == read_record(student)["timesteps"]
     loaded = f'from_pretrained("{PLACEHOLDER}", variant="fp16", torch_dtype=torch.float16)'
     assert loaded in (out / "README.md").read_text()
+    assert f'UNet2DConditionModel.from_pretrained("{PLACEHOLDER}", variant="fp16"' in (out / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_half_precision_copy_can_be_copied_in_either_precision(student, tmp_path):
+    (half,) = convert(student, tmp_path / "half", "diffusers", Form(half=True))
+    for name, how, variant in (("again", Form(half=True), "fp16"), ("plain", Form(), None)):
+        (out,) = convert(half, tmp_path / name, "diffusers", how)
+        assert (out / "unet" / f"diffusion_pytorch_model{'.fp16' if how.half else ''}.safetensors").is_file()
+        card = (out / "README.md").read_text()
+        assert card == (half / "README.md").read_text() if how.half else "fp16" not in card.split("## ")[1]
+        pipe = DiffusionPipeline.from_pretrained(out, variant=variant)
+        values = DiffusionPipeline.from_pretrained(half, variant="fp16").unet.state_dict()
+        assert all(torch.equal(value, values[key]) for key, value in pipe.unet.state_dict().items())
 
 
 def test_half_precision_copy_of_an_uploaded_pipeline_keeps_its_samples_and_names_the_model(student, tmp_path):

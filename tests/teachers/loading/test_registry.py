@@ -159,6 +159,16 @@ def test_missing_pipeline_raises_an_error(path):
 def test_folder_without_index_raises_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"without model_index\.json"):
         StableDiffusion.locate(str(tmp_path))
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"; did you mean \S+pipeline\?$"):
+        StableDiffusion.locate(str(tmp_path))
+
+
+@pytest.mark.parametrize(("path", "message"), [("owner/x.safetensors", "there is no file"), (" ", "got an empty one")])
+def test_names_that_no_hub_has_are_not_looked_for_there(path, message):
+    with pytest.raises(ValueError, match=message):
+        StableDiffusion.locate(path)
 
 
 def test_invalid_times_raise_an_error(teacher):
