@@ -27,9 +27,4 @@ class AuraFlow(FlowTransformer):
 
     def set_size(self) -> None:
         super().set_size()
-        most = int(self.stock.transformer.config.pos_embed_max_size**0.5) * self.patch * self.factor
-        for key, value in self.size.items():
-            if value > most:
-                raise ValueError(
-                    f"teacher.size.{key} must be at most {most}, for which the transformer has positions, got {value}"
-                )
+        self.check_positions(int(self.stock.transformer.config.pos_embed_max_size**0.5))

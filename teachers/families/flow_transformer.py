@@ -15,7 +15,13 @@ UNIT = 1000.0  # by which pipelines divide the timesteps of their schedulers
 
 
 def call_network(
-    network: Any, sample: Tensor, timestep: Tensor, cond: Condition, reverses_time: bool, packs: bool
+    network: Any,
+    sample: Tensor,
+    timestep: Tensor,
+    cond: Condition,
+    reverses_time: bool,
+    packs: bool,
+    numbers_text: bool = False,
 ) -> Tensor:
     """Call a transformer whose timestep is in [0, 1].
 
@@ -26,6 +32,7 @@ def call_network(
         cond: The condition.
         reverses_time: See `FlowTransformer`.
         packs: See `FlowTransformer`.
+        numbers_text: See `FlowTransformer`.
 
     Returns:
         The network's output z - X0, (B, C, H, W).
@@ -35,7 +42,8 @@ def call_network(
     if packs:
         inputs = pack(sample)
         more["img_ids"] = positions(height // 2, width // 2).to(sample)
-        more["txt_ids"] = torch.zeros(cond["encoder_hidden_states"].shape[1], 3).to(sample)
+        numbers = numbers_text * torch.arange(cond["encoder_hidden_states"].shape[1])
+        more["txt_ids"] = torch.stack([0 * numbers, numbers, numbers], dim=1).to(sample)
     time = timestep / UNIT
     output: Tensor = network(
         hidden_states=inputs, timestep=1 - time if reverses_time else time, **cond, **more, return_dict=False
@@ -52,14 +60,16 @@ class FlowTransformer(SizedImage):
             passed.
         reverses_time: Whether the network receives 1 - timestep / 1000 and returns X0 - z, not z - X0.
         packs: Whether the network takes tokens of 2 x 2 patches with their positions, not latents.
+        numbers_text: Whether the n-th token of a prompt has the position (0, n, n), not (0, 0, 0), where `packs`.
 
     Raises:
-        ValueError: If the scheduler has another number of timesteps than 1000.
+        ValueError: If the scheduler has another number of timesteps than 1000, or the network makes the patches too.
     """
 
     encoded: ClassVar[tuple[str | None, ...]] = ("encoder_hidden_states",)
     reverses_time: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    numbers_text: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(pipeline, *args, **kwargs)
@@ -70,11 +80,20 @@ class FlowTransformer(SizedImage):
             )
 
     def network_call(self) -> Call:
-        return partial(call_network, reverses_time=self.reverses_time, packs=self.packs)
+        return partial(call_network, reverses_time=self.reverses_time, packs=self.packs, numbers_text=self.numbers_text)
 
     def latent_shape(self) -> tuple[int, ...]:
         channels = int(self.stock.transformer.config.in_channels) // (self.patch**2 if self.packs else 1)
         return channels, *super().latent_shape()[1:]
+
+    def _check_channels(self) -> None:
+        super()._check_channels()
+        config = self.stock.transformer.config
+        if self.packs and config.get("patch_size", 1) != 1:
+            raise ValueError(
+                f"patch_size of the transformer must be 1, because the pipeline makes the patches, got "
+                f"{config.patch_size}"
+            )
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         return self.named(self.encode_prompts(prompts))

@@ -1,4 +1,4 @@
-"""`SizedImage`: rectified-flow transformers of images whose size is an argument of the pipeline's call."""
+"""`SizedImage`: transformers of images whose size is an argument of the pipeline's call."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -53,6 +53,31 @@ class SizedImage(FixedStart):
     def latent_shape(self) -> tuple[int, ...]:
         height, width = (self.size[key] // self.compression() for key in ("height", "width"))
         return int(self.stock.transformer.config.in_channels) // self.patch**2, height, width
+
+    def _check_channels(self) -> None:
+        super()._check_channels()
+        config = self.stock.transformer.config
+        if (config.get("out_channels") or config.in_channels) != config.in_channels:
+            raise ValueError(
+                f"out_channels of the transformer must be {config.in_channels}, without a learned variance, got "
+                f"{config.out_channels}"
+            )
+
+    def check_positions(self, patches: int) -> None:
+        """Check that the transformer has positions for the size.
+
+        Args:
+            patches: The number of patches for which it has positions, along one side.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        most = patches * self.patch * self.factor
+        for key, value in self.size.items():
+            if value > most:
+                raise ValueError(
+                    f"teacher.size.{key} must be at most {most}, for which the transformer has positions, got {value}"
+                )
 
     def tokens(self) -> int:
         return int(self.shape[1] * self.shape[2] // self.patch**2)

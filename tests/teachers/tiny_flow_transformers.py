@@ -7,13 +7,17 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     ChromaPipeline,
     ChromaTransformer2DModel,
+    CogView4Pipeline,
+    CogView4Transformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    OvisImagePipeline,
+    OvisImageTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from transformers import Qwen3Config, Qwen3Model, UMT5Config, UMT5EncoderModel
+from transformers import GlmConfig, GlmModel, Qwen3Config, Qwen3Model, UMT5Config, UMT5EncoderModel
 
 from tests.teachers.tiny_hunyuan import qwen_sizes, qwen_tokenizer
 from tests.teachers.tiny_pipelines import WIDTH, autoencoder, gemma, t5
@@ -64,10 +68,37 @@ def chroma(**changes) -> ChromaPipeline:
     return ChromaPipeline(FlowMatchEulerDiscreteScheduler(shift=3.0), vae, encoder, tokenizer, network)
 
 
+def ovis_image(**changes) -> OvisImagePipeline:
+    tokenizer = qwen_tokenizer()
+    config = Qwen3Config(**qwen_sizes(tokenizer, 1), head_dim=16, bos_token_id=0, eos_token_id=0)
+    sizes = {"in_channels": 16, "out_channels": 16, "num_layers": 2, "num_single_layers": 1}
+    sizes |= {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": WIDTH}
+    network = OvisImageTransformer2DModel(**(sizes | {"axes_dims_rope": (4, 6, 6)} | changes))
+    vae = autoencoder(scaling_factor=0.36, shift_factor=0.11)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return OvisImagePipeline(scheduler, vae, Qwen3Model(config), tokenizer, network)
+
+
+def cogview4(scheduler: FlowMatchEulerDiscreteScheduler | None = None, **changes) -> CogView4Pipeline:
+    _, tokenizer = t5()
+    tokenizer.padding_side = "left"
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 2, "head_dim": 16}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
+    encoder = GlmModel(GlmConfig(vocab_size=len(tokenizer), **sizes))
+    sizes = {"in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+    sizes |= {"text_embed_dim": WIDTH, "time_embed_dim": 32, "condition_dim": 8, "sample_size": 8}
+    network = CogView4Transformer2DModel(**(sizes | {"rope_axes_dim": (16, 16)} | changes))
+    shift = {"base_shift": 0.25, "max_shift": 0.75, "base_image_seq_len": 8, "time_shift_type": "linear"}
+    scheduler = scheduler or FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **shift)
+    return CogView4Pipeline(tokenizer, encoder, autoencoder(scaling_factor=0.36), network, scheduler)
+
+
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Z-Image": ("z_image", lambda _: z_image(), SIDES),
     "Lumina-Image 2.0": ("lumina2", lambda _: lumina2(), {"height": 64, "width": 128}),
     "AuraFlow": ("auraflow", lambda _: auraflow(), SIDES),
     "Chroma": ("chroma", lambda _: chroma(), SIDES),
+    "Ovis-Image": ("ovis_image", lambda _: ovis_image(), SIDES),
+    "CogView4": ("cogview4", lambda _: cogview4(), SIDES),
 }

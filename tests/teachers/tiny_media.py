@@ -14,6 +14,8 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    CogView3PlusPipeline,
+    CogView3PlusTransformer2DModel,
     CosineDPMSolverMultistepScheduler,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -143,7 +145,12 @@ def cogvideox(**changes) -> CogVideoXPipeline:
         max_text_seq_length=LENGTH,
         **(sizes | changes),
     )
-    scheduler = CogVideoXDDIMScheduler(
+    return CogVideoXPipeline(tokenizer, encoder, vae, network, shifted_ddim(snr_shift_scale=3.0))
+
+
+def shifted_ddim(**changes) -> CogVideoXDDIMScheduler:
+    """The schedule of CogVideoX and CogView3-Plus, which predict v."""
+    return CogVideoXDDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -151,10 +158,18 @@ def cogvideox(**changes) -> CogVideoXPipeline:
         set_alpha_to_one=True,
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
-        snr_shift_scale=3.0,
         timestep_spacing="trailing",
+        **changes,
     )
-    return CogVideoXPipeline(tokenizer, encoder, vae, network, scheduler)
+
+
+def cogview3_plus(**changes) -> CogView3PlusPipeline:
+    encoder, tokenizer = t5()
+    sizes = {"in_channels": 4, "out_channels": 4, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+    sizes |= {"text_embed_dim": WIDTH, "time_embed_dim": 32, "condition_dim": 8, "sample_size": 8}
+    network = CogView3PlusTransformer2DModel(**(sizes | {"pos_embed_max_size": 16} | changes))
+    vae = autoencoder(scaling_factor=1.2)
+    return CogView3PlusPipeline(tokenizer, encoder, vae, network, shifted_ddim(snr_shift_scale=4.0))
 
 
 def hunyuan_video(tokenizer, guidance_embeds: bool = True) -> HunyuanVideoPipeline:
@@ -262,6 +277,7 @@ BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = (
         "CogVideoX 2B": ("cogvideox", lambda _: cogvideox(), {}),
         "CogVideoX 5B": ("cogvideox", lambda _: cogvideox(**ROTARY), {}),
         "CogVideoX 1.5": ("cogvideox", lambda _: cogvideox(patch_size_t=2, patch_bias=False, **ROTARY), {}),
+        "CogView3-Plus": ("cogview3_plus", lambda _: cogview3_plus(), {"height": 16, "width": 32}),
         "HunyuanVideo": ("hunyuan_video", hunyuan_video, CLIP),
         "HunyuanVideo, guided": ("hunyuan_video", lambda tokenizer: hunyuan_video(tokenizer, False), CLIP),
         "HunyuanVideo 1.5": (

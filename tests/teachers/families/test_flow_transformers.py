@@ -8,9 +8,12 @@ import pytest
 import torch
 from diffusers import (
     AuraFlowTransformer2DModel,
+    CogView4Transformer2DModel,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     Lumina2Transformer2DModel,
+    OvisImageTransformer2DModel,
     ZImageTransformer2DModel,
 )
 
@@ -32,11 +35,11 @@ from tests.teachers.families.test_media_variants import with_network, with_part
 from tests.teachers.tiny_pipelines import autoencoder
 
 NAMES = list(tiny.BUILDERS)
-DEFAULT = {"Z-Image": 1024, "Lumina-Image 2.0": 64, "Chroma": 256}
+DEFAULT = {"Z-Image": 1024, "Lumina-Image 2.0": 64, "Chroma": 256, "Ovis-Image": 256, "CogView4": 16}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma"])
+@pytest.mark.parametrize("name", list(DEFAULT))
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     teacher = sketch(str(folder), find(TEACHERS, family))
@@ -48,6 +51,8 @@ def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_me
     ("Z-Image", {"height": 18}, r"teacher.size.height must be a multiple of 4, got 18"),
     ("Lumina-Image 2.0", {"width": 40}, r"teacher.size.width must be a multiple of 16, got 40"),
     ("AuraFlow", {"height": 16, "width": 36}, r"teacher.size.width must be at most 32, for which .* got 36"),
+    ("Ovis-Image", {"height": 18}, r"teacher.size.height must be a multiple of 4, got 18"),
+    ("CogView4", {"width": 24}, r"teacher.size.width must be a multiple of 16, got 24"),
     ("Chroma", {"width": 16.5}, r"teacher.size.width must be a whole number, got 16.5"),
 ])  # fmt: skip
 def test_impossible_sizes_are_refused(name, size, message, tiny_media):
@@ -95,6 +100,51 @@ REFUSED = {
         lambda: with_network(tiny.auraflow(), AuraFlowTransformer2DModel, in_channels=9, out_channels=4),
         "in_channels of the transformer must be 4 .* got 9; a .*Pipeline passes no mask or source image",
     ),
+    "Ovis, channels": (
+        "ovis_image",
+        lambda: with_network(tiny.ovis_image(), OvisImageTransformer2DModel, in_channels=32, out_channels=16),
+        "in_channels of the transformer must be 16 for the 4 latent channels of the vae, got 32",
+    ),
+    "Ovis, learned variance": (
+        "ovis_image",
+        lambda: with_network(tiny.ovis_image(), OvisImageTransformer2DModel, out_channels=32),
+        "out_channels of the transformer must be 16, without a learned variance, got 32",
+    ),
+    "Ovis, patches": (
+        "ovis_image",
+        lambda: with_network(tiny.ovis_image(), OvisImageTransformer2DModel, patch_size=2),
+        "patch_size of the transformer must be 1, because the pipeline makes the patches, got 2",
+    ),
+    "CogView4, another solver": (
+        "cogview4",
+        lambda: with_part(tiny.cogview4(), scheduler=FlowMatchHeunDiscreteScheduler()),
+        "the scheduler of a CogView4Pipeline must be a FlowMatchEulerDiscreteScheduler, got FlowMatchHeun",
+    ),
+    "CogView4, stretched levels": (
+        "cogview4",
+        lambda: with_part(tiny.cogview4(), scheduler=FlowMatchEulerDiscreteScheduler(shift_terminal=0.1)),
+        "shift_terminal of the scheduler of a CogView4Pipeline must be off, got 0.1: it changes the noise levels",
+    ),
+    "CogView4, patches": (
+        "cogview4",
+        lambda: with_network(tiny.cogview4(), CogView4Transformer2DModel, patch_size=4),
+        "patch_size of the transformer must be 2, got 4",
+    ),
+    "CogView4, channels": (
+        "cogview4",
+        lambda: with_network(tiny.cogview4(), CogView4Transformer2DModel, in_channels=8),
+        "in_channels of the transformer must be 4 .* got 8",
+    ),
+    "CogView4, learned variance": (
+        "cogview4",
+        lambda: with_network(tiny.cogview4(), CogView4Transformer2DModel, out_channels=8),
+        "out_channels of the transformer must be 4, without a learned variance, got 8",
+    ),
+    "Ovis, 500 timesteps": (
+        "ovis_image",
+        lambda: with_part(tiny.ovis_image(), scheduler=FlowMatchEulerDiscreteScheduler(500)),
+        THOUSAND.format("OvisImagePipeline"),
+    ),
 }
 
 
@@ -122,7 +172,7 @@ def test_guidance_doubles_the_evaluations_and_a_student_s_call_has_none(name, lo
         assert count.evaluations == expected  # of two samples in two steps
 
 
-@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma"])
+@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma", "Ovis-Image"])
 def test_dynamic_shifts_are_those_of_the_stock_pipeline(name, tiny_media):
     """The pipeline of Lumina takes the number of latent channels for that of tokens."""
     family, folder, size = tiny_media(name)
@@ -138,6 +188,29 @@ def test_dynamic_shifts_are_those_of_the_stock_pipeline(name, tiny_media):
     torch.testing.assert_close(teacher.denoiser.path.solver_times(4), levels, atol=1e-5, rtol=0)
 
 
+SCHEDULERS = {
+    "linear": {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_image_seq_len": 8},
+    "exponential": {"use_dynamic_shifting": True, "base_image_seq_len": 64},
+    "one shift": {"shift": 3.0},
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_timesteps_of_cogview4_are_those_before_the_shift(kind):
+    """The noise level of a timestep, at any number of steps, and the steps of the solver."""
+    pipe = tiny.cogview4(FlowMatchEulerDiscreteScheduler(**SCHEDULERS[kind]))
+    pipe.set_progress_bar_config(disable=True)
+    teacher = find(TEACHERS, "cogview4").wrap(pipe, size=tiny.SIDES)
+    path = teacher.denoiser.path
+    for steps in (1, 2, 7):
+        timesteps = [entry["timestep"][0] for entry in run(pipe, teacher, teacher.usual_call(steps, 1.0)).inputs]
+        angles = path.angle(torch.stack(timesteps))
+        torch.testing.assert_close(path.native(angles)[1].float(), pipe.scheduler.sigmas[:-1], atol=1e-6, rtol=0)
+        assert path.solver_times(steps) == [*angles.tolist(), 0.0]
+        torch.testing.assert_close(path.timestep(angles).float(), torch.stack(timesteps))
+    assert path.shift != 1.0 and torch.stack(timesteps).tolist() == [1000, 833, 667, 500, 334, 167, 1]
+
+
 @pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0"])
 def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name, load_media):
     """Their blocks have the tokens of samples and prompts in one sequence, as long as the longest prompt."""
@@ -150,7 +223,9 @@ def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name
     assert difference(found[0], found[1]) < 1e-4 and difference(found[0], moved) > 1e-2
 
 
-@pytest.mark.parametrize("name", first_is_quick(["Chroma", "Z-Image", "Lumina-Image 2.0", "AuraFlow"]))
+@pytest.mark.parametrize(
+    "name", first_is_quick(["Chroma", "Z-Image", "Lumina-Image 2.0", "AuraFlow", "Ovis-Image", "CogView4"])
+)
 def test_activation_checkpointing_does_not_change_gradients(name, load_media):
     """diffusers' Chroma omits the mask of its single blocks with it."""
     teacher, gradients = load_media(name), []
@@ -166,7 +241,7 @@ def test_activation_checkpointing_does_not_change_gradients(name, load_media):
         torch.testing.assert_close(gradients[1][key], value, msg=key)
 
 
-WIDTHS = {"Z-Image": "cap_feat_dim", "Lumina-Image 2.0": "cap_feat_dim"}
+WIDTHS = {"Z-Image": "cap_feat_dim", "Lumina-Image 2.0": "cap_feat_dim", "CogView4": "text_embed_dim"}
 
 
 @pytest.mark.parametrize("name", NAMES)

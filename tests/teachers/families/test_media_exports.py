@@ -71,8 +71,9 @@ def test_guidance_is_off_in_the_files_of_an_export(name, load_media, tmp_path):
 
 
 @pytest.mark.parametrize("times", [[1.3, 0.9, 0.4], [1.2]])
-def test_ace_step_exports_any_noise_levels(times, load_media):
-    teacher = load_media("ACE-Step")
+@pytest.mark.parametrize("name", ["ACE-Step", "CogView4"])
+def test_exports_have_any_noise_levels(name, times, load_media):
+    teacher = load_media(name)
     student = teacher.student()
     teacher.refit_time_embedding(student, 8.0)
     pipe = teacher.pipeline(student, times)

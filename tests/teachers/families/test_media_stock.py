@@ -86,11 +86,13 @@ def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, r
     made |= {"attention_kwargs", "joint_attention_kwargs", "timesteps", "img_mask", "kv_cache", "kv_cache_mode"}
     made |= {"visual_rope_pos", "text_rope_pos", "scale_factor"}
     common = {"args", "hidden_states", "timestep", "return_dict"} | made
-    own = {"null_hidden_states"} | ({"encoder_attention_mask"} if name.startswith(("ACE-Step", "Kandinsky")) else set())
+    own = {"null_hidden_states"} | (
+        {"encoder_attention_mask"} if name.startswith(("ACE-Step", "Kandinsky", "CogView4")) else set()
+    )
     assert {key for key, value in inputs.inputs[0].items() if value is not None} - common == set(cond) - own
 
 
-@pytest.mark.parametrize("name", ["AudioLDM 2", "ACE-Step"])
+@pytest.mark.parametrize("name", ["AudioLDM 2", "ACE-Step", "CogView4"])
 def test_a_prompt_is_encoded_as_if_it_were_alone(name, load_media):
     """Stock pipelines of these families pad a batch to its longest prompt, which changes the others."""
     teacher = load_media(name)

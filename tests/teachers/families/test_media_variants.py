@@ -7,6 +7,7 @@ from diffusers import (
     ClassifierFreeGuidance,
     CogVideoXDPMScheduler,
     CogVideoXTransformer3DModel,
+    CogView3PlusTransformer2DModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -27,6 +28,7 @@ from teachers.loading.trial import check_teacher
 from tests.teachers import tiny_media as media
 from tests.teachers.families.media import load_stock, prompts_of, run
 from tests.teachers.families.stock import PIXELS, difference
+from tests.teachers.tiny_flow_transformers import cogview4
 from tests.teachers.tiny_hunyuan import hunyuan_video_15
 from tests.teachers.tiny_pipelines import BUILDERS as IMAGES
 from tests.teachers.tiny_pipelines import sana
@@ -95,6 +97,36 @@ REFUSED = {
         lambda _: with_network(media.cogvideox(), CogVideoXTransformer3DModel, in_channels=8),
         None,
         "in_channels of the transformer must be 4 .* got 8",
+    ),
+    "CogView3-Plus, a rectified flow": (
+        "cogview3_plus",
+        schedule(media.cogview3_plus, FlowMatchEulerDiscreteScheduler()),
+        None,
+        "schedules must be variance preserving",
+    ),
+    "CogView3-Plus, channels": (
+        "cogview3_plus",
+        lambda _: with_network(media.cogview3_plus(), CogView3PlusTransformer2DModel, in_channels=8),
+        None,
+        "in_channels of the transformer must be 4 .* got 8",
+    ),
+    "CogView3-Plus, learned variance": (
+        "cogview3_plus",
+        lambda _: with_network(media.cogview3_plus(), CogView3PlusTransformer2DModel, out_channels=8),
+        None,
+        "out_channels of the transformer must be 4, without a learned variance, got 8",
+    ),
+    "CogView3-Plus, patches": (
+        "cogview3_plus",
+        lambda _: media.cogview3_plus(patch_size=4),
+        None,
+        "patch_size of the transformer must be 2, got 4",
+    ),
+    "CogView3-Plus, too wide": (
+        "cogview3_plus",
+        lambda _: media.cogview3_plus(),
+        {"width": 72},
+        "teacher.size.width must be at most 64, for which the transformer has positions, got 72",
     ),
     "HunyuanVideo I2V": (
         "hunyuan_video",
@@ -228,6 +260,26 @@ FOLLOWED = {
         ),
         None,
     ),
+    "CogView3-Plus, DPM": (
+        "cogview3_plus",
+        schedule(
+            media.cogview3_plus,
+            CogVideoXDPMScheduler(
+                **BETAS, beta_schedule="scaled_linear", snr_shift_scale=4.0, prediction_type="v_prediction"
+            ),
+        ),
+        None,
+    ),
+    "CogView4, one shift": (
+        "cogview4",
+        schedule(cogview4, FlowMatchEulerDiscreteScheduler(shift=3.0)),
+        {"height": 16, "width": 16},
+    ),
+    "CogView4, exponential shift": (
+        "cogview4",
+        schedule(cogview4, FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=16)),
+        {"height": 16, "width": 48},
+    ),
     "CogVideoX, learned positions": (
         "cogvideox",
         lambda _: media.cogvideox(use_learned_positional_embeddings=True, **media.ROTARY),
@@ -261,7 +313,7 @@ def test_variants_that_are_taken_follow_their_stock_pipeline(name, tokenizer, tm
     build(tokenizer).save_pretrained(tmp_path)
     teacher = find(TEACHERS, family).load(str(tmp_path), CPU, size=size)
     pipe = load_stock(teacher, tmp_path)
-    if teacher.network == "unet" or family == "cogvideox":
+    if teacher.network == "unet" or family in ("cogvideox", "cogview3_plus"):
         table = pipe.scheduler.alphas_cumprod
         pipe.scheduler = DDIMScheduler(prediction_type=teacher.denoiser.prediction, clip_sample=False)
         pipe.scheduler.alphas_cumprod = table
