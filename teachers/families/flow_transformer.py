@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from teachers.core.denoiser import Call, Condition
+from teachers.families.latent import LatentTeacher
 from teachers.families.packing import pack, positions, unpack
 from teachers.families.sized_image import SizedImage
 
@@ -52,6 +53,15 @@ def call_network(
     return -output if reverses_time else output
 
 
+def check_unit(teacher: LatentTeacher) -> None:
+    """Raise ValueError if the scheduler's timesteps divided by `UNIT` are not in [0, 1]."""
+    if teacher.denoiser.path.num_train_timesteps != UNIT:
+        raise ValueError(
+            f"num_train_timesteps of the scheduler of a {type(teacher.stock).__name__} must be {UNIT:g}, got "
+            f"{teacher.denoiser.path.num_train_timesteps}"
+        )
+
+
 class FlowTransformer(SizedImage):
     """A family of this kind sets `pipelines`, `text_widths`, `encoded`, and the conventions that differ.
 
@@ -73,11 +83,7 @@ class FlowTransformer(SizedImage):
 
     def __init__(self, pipeline: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(pipeline, *args, **kwargs)
-        if self.denoiser.path.num_train_timesteps != UNIT:
-            raise ValueError(
-                f"num_train_timesteps of the scheduler of a {type(pipeline).__name__} must be {UNIT:g}, got "
-                f"{self.denoiser.path.num_train_timesteps}"
-            )
+        check_unit(self)
 
     def network_call(self) -> Call:
         return partial(call_network, reverses_time=self.reverses_time, packs=self.packs, numbers_text=self.numbers_text)

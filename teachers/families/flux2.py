@@ -16,7 +16,7 @@ from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow
 from teachers.families.embedded_guidance import EmbeddedGuidance, default_guidance
 from teachers.families.packing import positions
-from teachers.families.sized_image import SizedImage
+from teachers.families.patch_autoencoder import PatchAutoencoder
 from teachers.loading.source import Pipelines
 
 DEFAULT_GUIDANCE = default_guidance(Flux2Pipeline)
@@ -25,8 +25,8 @@ LAYERS = 3  # of the text encoder, whose outputs are joined
 USUAL_STEPS = 50  # the default of the pipeline's call; its shift depends on it
 
 
-class Flux2(EmbeddedGuidance, SizedImage):
-    """`Flux2Pipeline` and `Flux2KleinPipeline`. A latent pixel is a patch of 2 x 2 pixels of the autoencoder.
+class Flux2(EmbeddedGuidance, PatchAutoencoder):
+    """`Flux2Pipeline` and `Flux2KleinPipeline`.
 
     "dev" embeds the guidance scale and needs one evaluation. A student of one guidance scale receives the pipeline's
     default in training and in the call of its export: its embedding has no bias that could make the scale constant.
@@ -34,10 +34,8 @@ class Flux2(EmbeddedGuidance, SizedImage):
     """
 
     pipelines: ClassVar[Pipelines] = (Flux2Pipeline, Flux2KleinPipeline)
-    statistics: ClassVar[tuple[str, ...]] = ()  # those of a batch normalisation, which are buffers
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",) * LAYERS}
     ignores_guidance: ClassVar[bool] = False
-    patch: ClassVar[int] = 1
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
@@ -65,12 +63,6 @@ class Flux2(EmbeddedGuidance, SizedImage):
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
             path = Flow(config["num_train_timesteps"], sigma_data, shift, config.get("shift_terminal") or None)
         return path, prediction
-
-    def compression(self) -> int:
-        return 2 * super().compression()
-
-    def latent_channels(self) -> int:
-        return 4 * super().latent_channels()
 
     def unpack(self, native: Tensor) -> Tensor:
         return native.mT.unflatten(2, self.shape[1:]) if native.ndim == 3 else native
@@ -104,18 +96,6 @@ class Flux2(EmbeddedGuidance, SizedImage):
     def meta_condition(self) -> Condition:
         width = self.stock.transformer.config.joint_attention_dim
         return {"encoder_hidden_states": torch.empty(1, LENGTH, width, device="meta")}
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        vae: Any = self.stock.vae  # patches of its latents are normalised by statistics of a batch normalisation
-        scale = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
-        lead = (1, -1, 1, 1)
-        return scale.to(self.device).reshape(lead), vae.bn.running_mean.float().to(self.device).reshape(lead)
-
-    def _mean(self, images: Tensor) -> Tensor:
-        return F.pixel_unshuffle(super()._mean(images), 2)
-
-    def _image(self, native: Tensor) -> Tensor:
-        return super()._image(F.pixel_shuffle(native, 2))
 
     def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
         scale = {"guidance_scale": self.default_guidance()} if self.embeds_guidance else {}

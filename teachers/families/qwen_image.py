@@ -8,9 +8,9 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from teachers.core.denoiser import Condition
+from teachers.families.clip_autoencoder import ClipAutoencoder
 from teachers.families.output_guidance import TokenNormGuidance
 from teachers.families.packing import pack, unpack
-from teachers.families.sized_image import SizedImage
 from teachers.families.unbatched import padded
 from teachers.loading.source import Pipelines
 
@@ -19,20 +19,13 @@ TEXT, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 UNSUPPORTED = {"guidance_embeds": "the pipeline's network takes no scale", "use_additional_t_cond": "it needs an image"}
 
 
-class QwenPipeline(SizedImage):
+class QwenPipeline(ClipAutoencoder):
     """The common code of Qwen-Image and Qwen-Image 2.1: an autoencoder of clips, and guidance with a negative prompt.
 
     The pipelines apply guidance at `true_cfg_scale` only with a negative prompt, so exports do not.
     """
 
     call_names: ClassVar[Mapping[str, str]] = {"guidance_scale": "true_cfg_scale"}
-    statistics: ClassVar[tuple[str, ...]] = ("latents_mean", "latents_std")
-
-    def compression(self) -> int:
-        return int(self.stock.vae_scale_factor)
-
-    def latent_channels(self) -> int:
-        return int(self.stock.vae.config.z_dim)
 
     def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
         call = super().calls(num_steps, times)
@@ -41,12 +34,6 @@ class QwenPipeline(SizedImage):
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
         call = super().usual_call(num_steps, guidance)
         return call | ({"negative_prompt": self.negative_prompt or ""} if guidance > 1 else {})
-
-    def _mean(self, images: Tensor) -> Tensor:
-        return super()._mean(images[:, :, None])[:, :, 0]
-
-    def _image(self, native: Tensor) -> Tensor:
-        return super()._image(native[:, :, None])[:, :, 0]
 
 
 class QwenImage(TokenNormGuidance, QwenPipeline):
@@ -82,12 +69,7 @@ class QwenImage(TokenNormGuidance, QwenPipeline):
         return unpack(output, height, width)
 
     def _check_channels(self) -> None:
-        config, channels = self.stock.transformer.config, self.latent_channels()
-        if (config.in_channels, config.out_channels) != (4 * channels, channels):
-            raise ValueError(
-                f"in_channels and out_channels of the transformer must be {4 * channels} and {channels} for the "
-                f"{channels} latent channels of the vae, got {config.in_channels} and {config.out_channels}"
-            )
+        self.check_patches()
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Embeddings and a mask of a fixed length; the pipeline passes no mask if a batch has no padding."""

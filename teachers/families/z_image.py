@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from teachers.core.denoiser import Call, Condition
+from teachers.families.added_guidance import AddedGuidance
 from teachers.families.flow_transformer import UNIT, FlowTransformer
 from teachers.families.unbatched import padded
 from teachers.loading.source import Pipelines
@@ -23,13 +24,12 @@ def sample_tokens(hidden: Tensor, sample: Tensor, cond: Condition) -> Tensor:
     return hidden[:, : sample.shape[2] * sample.shape[3] // 4]
 
 
-class ZImage(FlowTransformer):
+class ZImage(AddedGuidance, FlowTransformer):
     """`ZImagePipeline`, without its `cfg_normalization` and `cfg_truncation`, which its call does not use by default.
 
-    The pipeline's `guidance_scale` is one less than `teacher.guidance`: it adds that multiple of the difference of both
-    outputs, so that 0 means none. Z-Image-Turbo has its guidance in the weights, so its `teacher.guidance` is 1. It was
-    distilled for eight steps of its solver: its velocity is that of its students only there, so `teacher.num_steps`
-    should be 8, and Z-Image is the better teacher of trajectories.
+    Z-Image-Turbo has its guidance in the weights, so its `teacher.guidance` is 1. It was distilled for eight steps of
+    its solver: its velocity is that of its students only there, so `teacher.num_steps` should be 8, and Z-Image is the
+    better teacher of trajectories.
 
     Raises:
         ValueError: If the transformer needs images, or its timestep embedding has another scale than 1000.
@@ -85,9 +85,3 @@ class ZImage(FlowTransformer):
         width = self.stock.transformer.config.cap_feat_dim
         text = torch.empty(1, LENGTH, width, device="meta")
         return {TEXT: text, MASK: torch.empty(1, LENGTH, dtype=torch.long, device="meta")}
-
-    def calls(self, num_steps: int, times: Sequence[float] = ()) -> dict[str, Any]:
-        return super().calls(num_steps, times) | {"guidance_scale": 0.0}
-
-    def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
-        return super().usual_call(num_steps, guidance - 1.0)

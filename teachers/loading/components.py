@@ -145,6 +145,11 @@ def is_component(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
 
 
+def is_setting(value: Any) -> bool:
+    """Whether a value of an index is a setting of the pipeline, not a component that is present or null."""
+    return not isinstance(value, list | tuple) or not all(part is None or isinstance(part, str) for part in value)
+
+
 def packages(owners: Iterable[type[Any]]) -> set[str]:
     """The top-level packages of some classes."""
     return {owner.__module__.partition(".")[0] for owner in owners}

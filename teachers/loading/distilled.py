@@ -21,6 +21,9 @@ def distilled(path: str) -> str | None:
         return f"it has a {EXPORTED}: it is a student of fewstep"
     if Path(source).exists() and not (Path(source) / INDEX).is_file():
         return None  # of a family whose pipelines have no index
-    entry = DiffusionPipeline.load_config(source).get("scheduler")
+    config = DiffusionPipeline.load_config(source)
+    if config.get("is_distilled") is True:  # Krea 2 and Flux.2 klein
+        return f"its {INDEX} has is_distilled"
+    entry = config.get("scheduler")
     name = entry[1] if isinstance(entry, list) and len(entry) > 1 else None
     return f"its scheduler is {name}, which is for models of few steps" if name in FEW_STEP_SCHEDULERS else None

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from teachers.core.teacher import Teacher
-from teachers.loading.components import OPTIONAL, absent_components, installed_class
+from teachers.loading.components import OPTIONAL, absent_components, installed_class, is_component, is_setting
 from teachers.loading.inspection import check_text_widths
 from teachers.loading.load_errors import loading_errors
 from teachers.loading.location import config_source
@@ -60,9 +60,10 @@ def sketch(path: str, family: type[Teacher], size: Mapping[str, float] | None = 
         parts: dict[str, Any] = {
             name: None for name, p in parameters.items() if name != "self" and p.default is inspect.Parameter.empty
         }
-        parts |= {name: index[name] for name in parameters if name in index and not isinstance(index[name], list)}
+        parts |= {name: index[name] for name in parameters if name in index and is_setting(index[name])}
+        skipped = {*OPTIONAL, *(name for name, value in family.options.items() if value is None)}
         for name, value in index.items():
-            component = installed_class(value, owners) if name in parameters and name not in OPTIONAL else None
+            component = installed_class(value, owners) if name in parameters and name not in skipped else None
             if component is None:
                 continue
             if issubclass(component, ConfigMixin):
@@ -88,7 +89,7 @@ def add_text_encoders(teacher: Teacher, source: str) -> None:
     """
     parts: dict[str, Any] = {}
     for name, value in DiffusionPipeline.load_config(source).items():
-        if isinstance(value, list) and value[0] == "transformers" and name.startswith(TEXT_COMPONENTS):
+        if is_component(value) and value[0] == "transformers" and name.startswith(TEXT_COMPONENTS):
             kind: Any = installed_class(value)
             if name.startswith("tokenizer"):
                 with bounded(Path(source) / name, "files that its tokenizer cannot be read from"):

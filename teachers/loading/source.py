@@ -17,7 +17,7 @@ from diffusers.loaders import FromSingleFileMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from teachers.loading.components import absent_components, check_components
+from teachers.loading.components import absent_components, check_components, is_setting
 from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder, unusable_components
 from teachers.loading.load_errors import loading_errors
@@ -153,7 +153,9 @@ def load_pipeline(
             options |= dict.fromkeys(unusable_components(Path(path), index))
     check_folder(folder, pickles, quantized)
     components = inspect.signature(kind.__init__).parameters
-    options |= {part: None for part in components if skip and part.startswith(skip)}
+    # such as text_encoder_select_layers of Krea 2
+    settings = {key for key, value in index.items() if value is not None and is_setting(value)}
+    options |= {part: None for part in components if skip and part.startswith(skip) and part not in settings}
     is_file = Path(path).is_file()
     decoders = [part for part in DECODERS if part in components and part not in options]
     if decoders and options.get("dtype") == torch.bfloat16 and not is_file:

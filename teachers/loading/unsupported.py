@@ -1,10 +1,11 @@
-"""Why diffusers' pipelines of clips and sounds without a family cannot be teachers, for one sentence about each."""
+"""Why some of diffusers' pipelines without a family cannot be teachers, for one sentence about each."""
 
 import re
 
 # Patterns of class names, and what such a pipeline does that the methods cannot distil; the first that matches counts.
 REASONS = {
     r"LTX2\w*Pipeline": "which denoises a clip and its sound together, with a guidance of its own for each",
+    r"Ideogram4Pipeline": "which guides with a second transformer, by scales that depend on the step",
     r"AnimateDiffSDXLPipeline": "whose UNet has the conditions of Stable Diffusion XL; convert a model of version 1.5",
     r"\w*(ImageToVideo|Image2Video|I2V|Framepack|SpeechToVideo)\w*Pipeline": "which needs an image beside the prompt",
     r"\w*(VideoToVideo|VACE|WanAnimate|Condition|ControlNet|Upsample)\w*Pipeline": (

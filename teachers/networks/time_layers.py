@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers import ChromaTransformer2DModel
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_timestep_embedding
 from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowTransformer2DModel
 from diffusers.models.transformers.transformer_kandinsky import Kandinsky5TimeEmbeddings
+from diffusers.models.transformers.transformer_krea2 import Krea2TimestepEmbedding
 from diffusers.models.transformers.transformer_lumina2 import Lumina2CombinedTimestepCaptionEmbedding
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder as ZImageTimestepEmbedder
 from torch import Tensor, nn
@@ -121,6 +122,11 @@ class OwnFeatures(NamedTuple):
 
 OWN_FEATURES: Mapping[type[nn.Module], OwnFeatures] = {
     Kandinsky5TimeEmbeddings: OwnFeatures(_frequencies, "", "in_layer"),
+    Krea2TimestepEmbedding: OwnFeatures(
+        lambda module, t: get_timestep_embedding(t / 1000 * 1000.0, module.embed_dim, True, downscale_freq_shift=0),
+        "",
+        "linear_1",
+    ),
     AuraFlowTransformer2DModel: OwnFeatures(
         lambda module, t: module.time_step_embed(t / 1000), "time_step_proj", "linear_1"
     ),

@@ -9,16 +9,41 @@ from diffusers import (
     ChromaTransformer2DModel,
     CogView4Pipeline,
     CogView4Transformer2DModel,
+    ErnieImagePipeline,
+    ErnieImageTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    NucleusMoEImagePipeline,
+    NucleusMoEImageTransformer2DModel,
     OvisImagePipeline,
     OvisImageTransformer2DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from transformers import GlmConfig, GlmModel, Qwen3Config, Qwen3Model, UMT5Config, UMT5EncoderModel
+from transformers import (
+    GlmConfig,
+    GlmModel,
+    Mistral3Model,
+    Qwen3Config,
+    Qwen3Model,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
+from tests.teachers.tiny_flows import (
+    DYNAMIC,
+    mistral3,
+    patch_autoencoder,
+    qwen3_vl,
+    qwen3_vl_processor,
+    qwen_autoencoder,
+    words_tokenizer,
+)
 from tests.teachers.tiny_hunyuan import qwen_sizes, qwen_tokenizer
 from tests.teachers.tiny_pipelines import WIDTH, autoencoder, gemma, t5
 
@@ -93,6 +118,52 @@ def cogview4(scheduler: FlowMatchEulerDiscreteScheduler | None = None, **changes
     return CogView4Pipeline(tokenizer, encoder, autoencoder(scaling_factor=0.36), network, scheduler)
 
 
+def krea2(**options) -> Krea2Pipeline:
+    tokenizer, options = words_tokenizer(), {"text_encoder_select_layers": (0, 2), "is_distilled": False} | options
+    sizes = {"in_channels": 16, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "intermediate_size": 32, "timestep_embed_dim": 32, "text_hidden_dim": WIDTH}
+    sizes |= {"num_text_layers": 2, "text_num_attention_heads": 2, "text_num_key_value_heads": 1}
+    sizes |= {"text_intermediate_size": 32, "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1}
+    network = Krea2Transformer2DModel(**(sizes | {"axes_dims_rope": (4, 6, 6)}))
+    scheduler = FlowMatchEulerDiscreteScheduler(**DYNAMIC)
+    return Krea2Pipeline(
+        scheduler, qwen_autoencoder(), Qwen3VLModel(qwen3_vl(tokenizer)), tokenizer, network, **options
+    )
+
+
+def nucleus_moe_image(**changes) -> NucleusMoEImagePipeline:
+    """With two blocks of experts and slow features of time, which the network rounds in half precision.
+
+    Its text is the output of the first of eight layers.
+    """
+    tokenizer, chat = words_tokenizer(), "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    processor = qwen3_vl_processor(tokenizer, chat)
+    sizes = {"in_channels": 16, "out_channels": 4, "num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "joint_attention_dim": WIDTH, "axes_dims_rope": (4, 6, 6), "mlp_ratio": 6.0}
+    sizes |= {"dense_moe_strategy": "leave_first_block_dense", "num_experts": 4, "moe_intermediate_dim": 16}
+    network = NucleusMoEImageTransformer2DModel(**(sizes | {"capacity_factors": 2.0} | changes))
+    features = network.time_text_embed.timestep_embedder.linear_1.weight.data.unflatten(1, (2, -1))
+    features[:, :, :4] = 0  # the fastest cosines and sines
+    for module in network.modules():
+        for name in ("gate_up_proj", "down_proj"):
+            if hasattr(module, name):  # not initialised in a new network
+                getattr(module, name).data.normal_(std=0.2)
+    encoder = Qwen3VLForConditionalGeneration(qwen3_vl(tokenizer, layers=8))
+    scheduler = FlowMatchEulerDiscreteScheduler(**DYNAMIC)
+    return NucleusMoEImagePipeline(network, scheduler, qwen_autoencoder(), encoder, processor)
+
+
+def ernie_image(**changes) -> ErnieImagePipeline:
+    config, tokenizer = mistral3(layers=2)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 32, "in_channels": 16}
+    sizes |= {"out_channels": 16, "text_in_dim": WIDTH, "rope_axes_dim": (4, 6, 6)}
+    network = ErnieImageTransformer2DModel(**(sizes | changes))
+    for layer in (network.adaLN_modulation[-1], network.final_linear):
+        layer.reset_parameters()  # zero in a new network
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return ErnieImagePipeline(network, patch_autoencoder(), Mistral3Model(config), tokenizer, scheduler)
+
+
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Z-Image": ("z_image", lambda _: z_image(), SIDES),
@@ -101,4 +172,7 @@ BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Chroma": ("chroma", lambda _: chroma(), SIDES),
     "Ovis-Image": ("ovis_image", lambda _: ovis_image(), SIDES),
     "CogView4": ("cogview4", lambda _: cogview4(), SIDES),
+    "Krea 2": ("krea2", lambda _: krea2(), SIDES),
+    "NucleusMoE-Image": ("nucleus_moe_image", lambda _: nucleus_moe_image(), SIDES),
+    "ERNIE-Image": ("ernie_image", lambda _: ernie_image(), SIDES),
 }

@@ -35,6 +35,7 @@ from transformers import (
     PixtralProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
@@ -85,7 +86,7 @@ DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "m
 def words_tokenizer():
     """A tokenizer of bytes and of the words of Qwen-Image's template."""
     tokenizer = qwen_tokenizer()
-    tokenizer.add_tokens([word.replace("_", " ") for word in WORDS])
+    tokenizer.add_tokens([f" {word[1:]}" if word.startswith("_") else word for word in WORDS])
     return tokenizer
 
 
@@ -97,9 +98,8 @@ def qwen_vl(tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
 
 
-def qwen_image() -> QwenImagePipeline:
-    tokenizer = words_tokenizer()
-    vae = AutoencoderKLQwenImage(
+def qwen_autoencoder() -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=4,
         dim_mult=[1, 1],
@@ -108,6 +108,10 @@ def qwen_image() -> QwenImagePipeline:
         latents_mean=[0.1, 0.2, -0.3, 0.4],
         latents_std=[1.0, 2.0, 0.5, 1.5],
     )
+
+
+def qwen_image() -> QwenImagePipeline:
+    tokenizer, vae = words_tokenizer(), qwen_autoencoder()
     network = QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
@@ -121,16 +125,24 @@ def qwen_image() -> QwenImagePipeline:
     return QwenImagePipeline(scheduler, vae, qwen_vl(tokenizer), tokenizer, network)
 
 
-def qwen_image_21() -> QwenImage21Pipeline:
-    tokenizer = words_tokenizer()
-    tokenizer.add_tokens([f"<|{name}|>" for name in ("image_pad", "video_pad", "vision_start", "vision_end")])
-    chat = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'][0]['text'] }}<|im_end|>\n{% endfor %}"
-    processor = Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=chat)
+def qwen3_vl(tokenizer, layers: int = 2) -> Qwen3VLConfig:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 2, 4]}
-    text = qwen_sizes(tokenizer, 2) | {"bos_token_id": 0, "eos_token_id": 0, "rope_parameters": rope, "head_dim": 16}
+    text = qwen_sizes(tokenizer, layers) | {"bos_token_id": 0, "eos_token_id": 0, "rope_parameters": rope}
     vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": WIDTH}
     vision |= {"deepstack_visual_indexes": [0]}
-    encoder = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision))
+    return Qwen3VLConfig(text_config=text | {"head_dim": 16}, vision_config=vision)
+
+
+def qwen3_vl_processor(tokenizer, chat: str) -> Qwen3VLProcessor:
+    tokenizer.add_tokens([f"<|{name}|>" for name in ("image_pad", "video_pad", "vision_start", "vision_end")])
+    return Qwen3VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=chat)
+
+
+def qwen_image_21() -> QwenImage21Pipeline:
+    tokenizer = words_tokenizer()
+    chat = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'][0]['text'] }}<|im_end|>\n{% endfor %}"
+    processor = qwen3_vl_processor(tokenizer, chat)
+    encoder = Qwen3VLForConditionalGeneration(qwen3_vl(tokenizer))
     vae = AutoencoderKLQwenImage21(
         base_dim=4,
         decoder_base_dim=4,
@@ -153,15 +165,20 @@ def qwen_image_21() -> QwenImage21Pipeline:
     return QwenImage21Pipeline(scheduler, vae, encoder, processor, network)
 
 
-def mistral() -> tuple[Mistral3ForConditionalGeneration, PixtralProcessor]:
-    """A tiny Mistral 3 with as many layers as Flux.2 reads, and its processor."""
+def mistral3(layers: int) -> tuple[Mistral3Config, Qwen2Tokenizer]:
     tokenizer = qwen_tokenizer()
     tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
-    text = qwen_sizes(tokenizer, 30) | {"model_type": "mistral", "head_dim": 16}
+    text = qwen_sizes(tokenizer, layers) | {"model_type": "mistral", "head_dim": 16}
     vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "head_dim": 8}
-    encoder = Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
-    return encoder, PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=LIST_CHAT)
+    return Mistral3Config(text_config=text, vision_config=vision), tokenizer
+
+
+def mistral() -> tuple[Mistral3ForConditionalGeneration, PixtralProcessor]:
+    """A tiny Mistral 3 with as many layers as Flux.2 reads, and its processor."""
+    config, tokenizer = mistral3(layers=30)
+    processor = PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=LIST_CHAT)
+    return Mistral3ForConditionalGeneration(config), processor
 
 
 def qwen3():
@@ -171,7 +188,7 @@ def qwen3():
     return Qwen3ForCausalLM(config), tokenizer
 
 
-def flux2(kind, encoder, **options):
+def patch_autoencoder() -> AutoencoderKLFlux2:
     vae = AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -183,6 +200,10 @@ def flux2(kind, encoder, **options):
     )
     vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 16))
     vae.bn.running_var.copy_(torch.linspace(0.5, 2, 16))
+    return vae
+
+
+def flux2(kind, encoder, **options):
     network = Flux2Transformer2DModel(
         in_channels=16,
         num_layers=2,
@@ -194,7 +215,7 @@ def flux2(kind, encoder, **options):
         guidance_embeds=kind is Flux2Pipeline,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    return kind(scheduler, vae, *encoder, network, **options)
+    return kind(scheduler, patch_autoencoder(), *encoder, network, **options)
 
 
 def longcat_image() -> LongCatImagePipeline:

@@ -141,7 +141,8 @@ def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Te
 def as_received(cond, stock) -> dict[str, Tensor]:
     """A condition in the form of the stock pipeline's `stock`: cut to its length, and zero where its mask is."""
     found = {
-        key: cond[key] if key == "context_latents" else cond[key][:, : value.shape[1]] for key, value in stock.items()
+        key: cond[key] if key == "context_latents" or value.ndim == 1 else cond[key][:, : value.shape[1]]
+        for key, value in stock.items()
     }
     if (mask := stock.get("encoder_attention_mask_1")) is not None:
         stock["encoder_hidden_states_1"] = stock["encoder_hidden_states_1"] * mask[..., None]

@@ -10,12 +10,15 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     CogView4Transformer2DModel,
     DiffusionPipeline,
+    ErnieImageTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     Lumina2Transformer2DModel,
+    NucleusMoEImageTransformer2DModel,
     OvisImageTransformer2DModel,
     ZImageTransformer2DModel,
 )
+from diffusers.models.transformers.transformer_nucleusmoe_image import SwiGLUExperts
 
 from distill.config.recipe import Recipe
 from distill.config.registry import TEACHERS, find
@@ -24,6 +27,7 @@ from distill.methods.discriminator import features
 from distill.training import memory_plan
 from eval.pipelines.networks import counted
 from teachers.describe import guidance
+from teachers.loading.distilled import distilled
 from teachers.loading.sketch import sketch
 from teachers.media import Image
 from teachers.networks.checkpointing import checkpoint_activations
@@ -36,10 +40,11 @@ from tests.teachers.tiny_pipelines import autoencoder
 
 NAMES = list(tiny.BUILDERS)
 DEFAULT = {"Z-Image": 1024, "Lumina-Image 2.0": 64, "Chroma": 256, "Ovis-Image": 256, "CogView4": 16}
+DEFAULT |= {"Krea 2": 1024, "NucleusMoE-Image": 256, "ERNIE-Image": 1024}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(DEFAULT))
+@pytest.mark.parametrize("name", DEFAULT)
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     teacher = sketch(str(folder), find(TEACHERS, family))
@@ -54,6 +59,7 @@ def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_me
     ("Ovis-Image", {"height": 18}, r"teacher.size.height must be a multiple of 4, got 18"),
     ("CogView4", {"width": 24}, r"teacher.size.width must be a multiple of 16, got 24"),
     ("Chroma", {"width": 16.5}, r"teacher.size.width must be a whole number, got 16.5"),
+    ("ERNIE-Image", {"height": 18}, r"teacher.size.height must be a multiple of 4, got 18"),
 ])  # fmt: skip
 def test_impossible_sizes_are_refused(name, size, message, tiny_media):
     family, folder, _ = tiny_media(name)
@@ -145,6 +151,37 @@ REFUSED = {
         lambda: with_part(tiny.ovis_image(), scheduler=FlowMatchEulerDiscreteScheduler(500)),
         THOUSAND.format("OvisImagePipeline"),
     ),
+    "Krea 2, patches": ("krea2", lambda: tiny.krea2(patch_size=1), "patch_size of a Krea2Pipeline must be 2, got 1"),
+    "Krea 2, layers": (
+        "krea2",
+        lambda: tiny.krea2(text_encoder_select_layers=None),
+        "num_text_layers of the transformer must be the number of text_encoder_select_layers .* 12, got 2",
+    ),
+    "Krea 2, 500 timesteps": (
+        "krea2",
+        lambda: with_part(tiny.krea2(), scheduler=FlowMatchEulerDiscreteScheduler(500)),
+        THOUSAND.format("Krea2Pipeline"),
+    ),
+    "Nucleus, patches": (
+        "nucleus_moe_image",
+        lambda: tiny.nucleus_moe_image(patch_size=1),
+        "patch_size of the transformer must be 2, got 1",
+    ),
+    "Nucleus, channels": (
+        "nucleus_moe_image",
+        lambda: with_network(tiny.nucleus_moe_image(), NucleusMoEImageTransformer2DModel, out_channels=None),
+        "in_channels and out_channels of the transformer must be 16 and 4 for the 4 .*, got 16 and None",
+    ),
+    "ERNIE, patches": (
+        "ernie_image",
+        lambda: with_network(tiny.ernie_image(), ErnieImageTransformer2DModel, patch_size=2),
+        "patch_size of the transformer must be 1, got 2: the latents of the pipeline are patches already",
+    ),
+    "ERNIE, shift": (
+        "ernie_image",
+        lambda: with_part(tiny.ernie_image(), scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
+        "use_dynamic_shifting of the scheduler must be false, got True: an ErnieImagePipeline passes no number",
+    ),
 }
 
 
@@ -156,8 +193,9 @@ def test_variants_that_cannot_be_distilled_are_refused_in_one_sentence(name):
     assert "\n" not in str(error.value)
 
 
-def test_z_image_s_guidance_scale_of_a_call_is_one_less(load_media):
-    teacher = load_media("Z-Image")
+@pytest.mark.parametrize("name", first_is_quick(["Z-Image", "Krea 2"]))
+def test_some_guidance_scales_of_a_call_are_one_less(name, load_media):
+    teacher = load_media(name)
     assert teacher.usual_call(4, 5.0)["guidance_scale"] == 4.0 and teacher.calls(1)["guidance_scale"] == 0.0
     assert guidance(teacher).endswith("call exported pipelines with guidance_scale=0.0")
 
@@ -172,7 +210,7 @@ def test_guidance_doubles_the_evaluations_and_a_student_s_call_has_none(name, lo
         assert count.evaluations == expected  # of two samples in two steps
 
 
-@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma", "Ovis-Image"])
+@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma", "Ovis-Image", "Krea 2", "NucleusMoE-Image"])
 def test_dynamic_shifts_are_those_of_the_stock_pipeline(name, tiny_media):
     """The pipeline of Lumina takes the number of latent channels for that of tokens."""
     family, folder, size = tiny_media(name)
@@ -211,7 +249,49 @@ def test_timesteps_of_cogview4_are_those_before_the_shift(kind):
     assert path.shift != 1.0 and torch.stack(timesteps).tolist() == [1000, 833, 667, 500, 334, 167, 1]
 
 
-@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0"])
+@pytest.mark.slow
+def test_a_distilled_krea_2_has_one_shift_at_all_sizes_and_exports_keep_the_settings(tiny_media, tmp_path):
+    pipe = tiny.krea2(is_distilled=True)
+    pipe.set_progress_bar_config(disable=True)
+    teacher = find(TEACHERS, "krea2").wrap(pipe, size=tiny.SIDES)
+    assert teacher.denoiser.path.shift == pytest.approx(math.exp(1.15))
+    run(pipe, teacher, teacher.usual_call(2, 1.0))
+    levels = [teacher.denoiser.path.angle(1000 * sigma.double()).item() for sigma in pipe.scheduler.sigmas]
+    torch.testing.assert_close(teacher.denoiser.path.solver_times(2), levels, atol=1e-5, rtol=0)
+    exported = teacher.pipeline(teacher.student(), [teacher.denoiser.path.t_max])
+    assert exported.config.is_distilled and exported.text_encoder_select_layers == (0, 2)
+    pipe.save_config(tmp_path)
+    assert distilled(str(tmp_path)) and not distilled(str(tiny_media("Krea 2")[1]))
+
+
+@pytest.mark.slow
+def test_experts_of_nucleus_have_gradients_and_compute_what_the_stock_network_does(load_media, tiny_media):
+    stock = DiffusionPipeline.from_pretrained(tiny_media("NucleusMoE-Image")[1]).transformer.eval()
+    teacher = load_media("NucleusMoE-Image")
+    student, cond = teacher.student(), teacher.condition(prompts_of(teacher))
+    x, t = torch.randn(2, *teacher.shape), torch.tensor([200.0, 700.0])
+    for module in student.network.modules():
+        if isinstance(module, SwiGLUExperts):
+            module.use_grouped_mm = True  # a kernel without a forward derivative, which is not called
+    found = student.call(student.network, x, t, cond)
+    with torch.no_grad():
+        assert difference(found, student.call(stock, x, t, cond)) < 1e-5
+    found.square().mean().backward()
+    experts = [p for name, p in student.network.named_parameters() if ".experts." in name]
+    assert len(experts) == 2 * 2 and all(p.grad.flatten(1).abs().amax(1).gt(0).all() for p in experts)
+
+
+@pytest.mark.slow
+def test_prompts_of_ernie_image_are_not_rewritten(load_media):
+    teacher = load_media("ERNIE-Image")
+    pipe = teacher.pipeline(teacher.student(), [teacher.denoiser.path.t_max])
+    assert pipe.pe is None and pipe.pe_tokenizer is None
+    assert teacher.calls(1)["use_pe"] is False and teacher.usual_call(2, 3.0)["use_pe"] is False
+    with pytest.raises(ValueError, match=r"a prompt must have at most 512 tokens, got 600: 'zzz"):
+        teacher.condition(["z" * 600])
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Krea 2", "ERNIE-Image"])
 def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name, load_media):
     """Their blocks have the tokens of samples and prompts in one sequence, as long as the longest prompt."""
     teacher, x, t = load_media(name), torch.randn(2, *load_media(name).shape), torch.tensor([0.5, 1.0])
@@ -223,9 +303,7 @@ def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name
     assert difference(found[0], found[1]) < 1e-4 and difference(found[0], moved) > 1e-2
 
 
-@pytest.mark.parametrize(
-    "name", first_is_quick(["Chroma", "Z-Image", "Lumina-Image 2.0", "AuraFlow", "Ovis-Image", "CogView4"])
-)
+@pytest.mark.parametrize("name", first_is_quick(["Chroma", *(name for name in NAMES if name != "Chroma")]))
 def test_activation_checkpointing_does_not_change_gradients(name, load_media):
     """diffusers' Chroma omits the mask of its single blocks with it."""
     teacher, gradients = load_media(name), []
@@ -242,6 +320,7 @@ def test_activation_checkpointing_does_not_change_gradients(name, load_media):
 
 
 WIDTHS = {"Z-Image": "cap_feat_dim", "Lumina-Image 2.0": "cap_feat_dim", "CogView4": "text_embed_dim"}
+WIDTHS |= {"Krea 2": "text_hidden_dim", "ERNIE-Image": "text_in_dim"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""Pipelines of clips and sounds without a family are refused with the reason."""
+"""Pipelines without a family are refused with the reason."""
 
 import diffusers
 import pytest
@@ -8,6 +8,7 @@ from teachers.loading.registry import family_by_class
 REFUSED = {
     "LTX2Pipeline": "which denoises a clip and its sound together",
     "LTX2ImageToVideoPipeline": "which denoises a clip and its sound together",
+    "Ideogram4Pipeline": "which guides with a second transformer, by scales that depend on the step",
     "LTXConditionPipeline": "which needs an image or a clip beside the prompt",
     "WanImageToVideoPipeline": "which needs an image beside the prompt",
     "WanVACEPipeline": "which needs an image or a clip beside the prompt",
