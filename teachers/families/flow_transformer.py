@@ -52,16 +52,24 @@ class FlowTransformer(SizedImage):
             passed.
         reverses_time: Whether the network receives 1 - timestep / 1000 and returns X0 - z, not z - X0.
         packs: Whether the network takes tokens of 2 x 2 patches with their positions, not latents.
+        shifts_dynamically: Whether the pipeline passes the shift of a scheduler with dynamic shifting.
 
     Raises:
-        ValueError: If the scheduler has another number of timesteps than 1000.
+        ValueError: If the scheduler has another number of timesteps than 1000, or a dynamic shift that the pipeline
+            does not pass.
     """
 
     encoded: ClassVar[tuple[str | None, ...]] = ("encoder_hidden_states",)
     reverses_time: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    shifts_dynamically: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, *args: Any, **kwargs: Any) -> None:
+        if not self.shifts_dynamically and pipeline.scheduler.config.get("use_dynamic_shifting"):
+            raise ValueError(
+                f"use_dynamic_shifting of the scheduler of a {type(pipeline).__name__} must be False, got True: its "
+                "call passes no shift"
+            )
         super().__init__(pipeline, *args, **kwargs)
         if self.denoiser.path.num_train_timesteps != UNIT:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers import ChromaTransformer2DModel
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import LuminaCombinedTimestepCaptionEmbedding, TimestepEmbedding, Timesteps
 from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowTransformer2DModel
 from diffusers.models.transformers.transformer_kandinsky import Kandinsky5TimeEmbeddings
 from diffusers.models.transformers.transformer_lumina2 import Lumina2CombinedTimestepCaptionEmbedding
@@ -123,6 +123,9 @@ OWN_FEATURES: Mapping[type[nn.Module], OwnFeatures] = {
     Kandinsky5TimeEmbeddings: OwnFeatures(_frequencies, "", "in_layer"),
     AuraFlowTransformer2DModel: OwnFeatures(
         lambda module, t: module.time_step_embed(t / 1000), "time_step_proj", "linear_1"
+    ),
+    LuminaCombinedTimestepCaptionEmbedding: OwnFeatures(
+        lambda module, t: module.time_proj(1 - t / 1000), "timestep_embedder", "linear_1"
     ),
     Lumina2CombinedTimestepCaptionEmbedding: OwnFeatures(
         lambda module, t: module.time_proj(1 - t / 1000), "timestep_embedder", "linear_1"

@@ -57,6 +57,12 @@ def autoencoder(**changes) -> AutoencoderKL:
     return AutoencoderKL(mid_block_add_attention=False, **(sizes | blocks | changes))
 
 
+def eight_fold(**scaling) -> AutoencoderKL:
+    """A tiny autoencoder with a compression factor of 8."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return autoencoder(block_out_channels=(8,) * 4, **scaling, **blocks)
+
+
 def clip(tokenizer, kind=CLIPTextModel):
     """A tiny CLIP text encoder for `tokenizer`."""
     return kind(
@@ -83,10 +89,10 @@ def t5(width: int = WIDTH) -> tuple[T5EncoderModel, T5Tokenizer]:
     return T5EncoderModel(config), tokenizer
 
 
-def gemma(layers: int = 1) -> tuple[Gemma2Model, GemmaTokenizer]:
+def gemma(layers: int = 1, **options) -> tuple[Gemma2Model, GemmaTokenizer]:
     """A tiny Gemma model and its tokenizer of single letters."""
     letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = GemmaTokenizer({letter: i for i, letter in enumerate(letters)}, [])
+    tokenizer = GemmaTokenizer({letter: i for i, letter in enumerate(letters)}, [], **options)
     sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": layers, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **sizes, **heads)), tokenizer
