@@ -17,6 +17,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanDiT2DModel,
+    HunyuanDiTPipeline,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
@@ -30,6 +32,9 @@ from diffusers import (
     UNet2DModel,
 )
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -203,6 +208,36 @@ def flux(tokenizer, guidance_embeds: bool):
     )
 
 
+def bert() -> tuple[BertModel, BertTokenizer]:
+    """A tiny BERT and its tokenizer of single letters."""
+    letters = [letter for letter in "abcdefghijklmnopqrstuvwxyz"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = BertTokenizer({word: number for number, word in enumerate(words)}, model_max_length=77)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=77, **sizes)), tokenizer
+
+
+def hunyuan_dit(tokenizer, scheduler=None, **changes):
+    first, first_tokenizer = bert()
+    second, second_tokenizer = t5()
+    sizes = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 4, "attention_head_dim": 8}
+    sizes |= {"num_attention_heads": 2, "hidden_size": 16, "cross_attention_dim": WIDTH}
+    sizes |= {"cross_attention_dim_t5": WIDTH, "pooled_projection_dim": 16}
+    schedule = {"beta_start": 0.00085, "beta_end": 0.03, "beta_schedule": "scaled_linear"}
+    return HunyuanDiTPipeline(
+        vae=eight_fold(scaling_factor=0.13),
+        text_encoder=first,
+        tokenizer=first_tokenizer,
+        transformer=HunyuanDiT2DModel(**(sizes | changes)),
+        scheduler=scheduler or DDIMScheduler(**schedule, prediction_type="v_prediction", clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        text_encoder_2=second,
+        tokenizer_2=second_tokenizer,
+    )
+
+
 def pixart(tokenizer, kind, **size):
     encoder, t5_tokenizer = t5()
     network = PixArtTransformer2DModel(
@@ -311,6 +346,7 @@ BUILDERS: dict[str, tuple[str, Callable]] = {
         "pixart",
         lambda tokenizer: pixart(tokenizer, PixArtAlphaPipeline, sample_size=128, patch_size=16),
     ),
+    "Hunyuan-DiT": ("hunyuan_dit", hunyuan_dit),
     "Sana": ("sana", sana),
     "DiT": ("dit", dit),
     "unconditional UNet": ("unconditional", unconditional),
