@@ -12,19 +12,15 @@ SIDE = 1024  # of an image, if the pipeline's call has neither height nor width
 
 
 class AuraFlow(FlowTransformer):
-    """`AuraFlowPipeline`.
-
-    Raises:
-        ValueError: If images have more patches than the transformer has positions for.
-    """
+    """`AuraFlowPipeline`. The transformer's positions limit the size of images."""
 
     pipelines: ClassVar[Pipelines] = (AuraFlowPipeline,)
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",)}
     passes_sigmas: ClassVar[bool] = False
+    shifts_dynamically: ClassVar[bool] = False
 
     def default_side(self) -> int:
         return SIDE
 
-    def set_size(self) -> None:
-        super().set_size()
-        self.check_positions(int(self.stock.transformer.config.pos_embed_max_size**0.5))
+    def largest_side(self) -> int:
+        return int(self.stock.transformer.config.pos_embed_max_size**0.5) * self.side_unit()

@@ -29,9 +29,8 @@ class CogView3Plus(CogView):
     refuses_steps: ClassVar[bool] = True
     unit: ClassVar[int] = 8
 
-    def set_size(self) -> None:
-        super().set_size()
-        self.check_positions(int(self.stock.transformer.config.pos_embed_max_size))
+    def largest_side(self) -> int:
+        return int(self.stock.transformer.config.pos_embed_max_size) * self.side_unit()
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():

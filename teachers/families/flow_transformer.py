@@ -71,17 +71,25 @@ class FlowTransformer(SizedImage):
         reverses_time: Whether the network receives 1 - timestep / 1000 and returns X0 - z, not z - X0.
         packs: Whether the network takes tokens of 2 x 2 patches with their positions, not latents.
         numbers_text: Whether the n-th token of a prompt has the position (0, n, n), not (0, 0, 0), where `packs`.
+        shifts_dynamically: Whether the pipeline passes the shift of a scheduler with dynamic shifting.
 
     Raises:
-        ValueError: If the scheduler has another number of timesteps than 1000, or the network makes the patches too.
+        ValueError: If the scheduler has another number of timesteps than 1000 or a dynamic shift that the pipeline does
+            not pass, or the network makes the patches too.
     """
 
     encoded: ClassVar[tuple[str | None, ...]] = ("encoder_hidden_states",)
     reverses_time: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     numbers_text: ClassVar[bool] = False
+    shifts_dynamically: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, *args: Any, **kwargs: Any) -> None:
+        if not self.shifts_dynamically and pipeline.scheduler.config.get("use_dynamic_shifting"):
+            raise ValueError(
+                f"use_dynamic_shifting of the scheduler of a {type(pipeline).__name__} must be False, got True: its "
+                "call passes no shift"
+            )
         super().__init__(pipeline, *args, **kwargs)
         check_unit(self)
 

@@ -17,7 +17,6 @@ from teachers.families.output_guidance import OutputGuidance
 from teachers.loading.source import Pipelines
 
 TEXT, MASK = "encoder_hidden_states", "encoder_attention_mask"  # entries of the condition
-FACTOR = 8  # pixels of a latent pixel in the pipeline, whatever its autoencoder is
 
 
 class WholePrompts(TorchFunctionMode):
@@ -52,9 +51,6 @@ class Lumina2(OutputGuidance, FlowTransformer):
 
     Guidance keeps the norm of each row of pixels of the network's output, as the pipeline's `cfg_normalization` does by
     default. Its `cfg_trunc_ratio`, which its call does not use by default, is not supported.
-
-    Raises:
-        ValueError: If the autoencoder has another compression than the pipeline assumes.
     """
 
     pipelines: ClassVar[Pipelines] = (Lumina2Pipeline,)
@@ -62,15 +58,12 @@ class Lumina2(OutputGuidance, FlowTransformer):
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cap_feat_dim": ("text_encoder",)}
     encoded: ClassVar[tuple[str | None, ...]] = (TEXT, MASK)
     reverses_time: ClassVar[bool] = True
+    fixed_factor: ClassVar[int | None] = 8
 
     def __init__(
         self, pipeline: Lumina2Pipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
     ) -> None:
         super().__init__(pipeline, sigma_data, size)
-        if self.factor != FACTOR:
-            raise ValueError(
-                f"the vae of a Lumina2Pipeline must have {FACTOR} pixels for each latent pixel, got {self.factor}"
-            )
         self.denoiser.sample_tokens = sample_tokens
 
     def network_call(self) -> Call:

@@ -20,10 +20,12 @@ class SizedImage(FixedStart):
 
     Attributes:
         patch: Latent pixels of one token, along one side.
+        fixed_factor: Pixels of a latent pixel, along one side, that the pipeline assumes; None: its autoencoder's.
         size: Height and width of an image in pixels.
 
     Raises:
-        ValueError: If the pipeline cannot make images of that size.
+        ValueError: If the pipeline cannot make images of that size, or its autoencoder has another compression than
+            it assumes.
     """
 
     size_keys: ClassVar[tuple[str, ...]] = ("height", "width")
@@ -31,6 +33,7 @@ class SizedImage(FixedStart):
     takes_variance_preserving: ClassVar[bool] = False
     refuses_steps: ClassVar[bool] = False
     patch: ClassVar[int] = 2
+    fixed_factor: ClassVar[int | None] = None
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
         self.stock = pipeline
@@ -39,7 +42,18 @@ class SizedImage(FixedStart):
             if int(value) != value:
                 raise ValueError(f"teacher.size.{key} must be a whole number, got {value}")
         self.size = {key: int(value) for key, value in found.items()}
+        if self.fixed_factor not in (None, self.compression()):
+            raise ValueError(
+                f"the vae of a {type(pipeline).__name__} must have {self.fixed_factor} pixels for each latent pixel, "
+                f"got {self.compression()}"
+            )
         check_sides(self.size, self.side_unit())
+        most = self.largest_side()
+        for key, value in self.size.items():
+            if most is not None and value > most:
+                raise ValueError(
+                    f"teacher.size.{key} must be at most {most}, for which there are positions of tokens, got {value}"
+                )
         super().__init__(pipeline, sigma_data)
 
     def default_side(self) -> int:
@@ -49,6 +63,10 @@ class SizedImage(FixedStart):
     def side_unit(self) -> int:
         """Pixels of which the height and width of an image are multiples."""
         return self.compression() * self.patch
+
+    def largest_side(self) -> int | None:
+        """The largest height and width of an image in pixels; None if positions of tokens do not limit them."""
+        return None
 
     def latent_shape(self) -> tuple[int, ...]:
         height, width = (self.size[key] // self.compression() for key in ("height", "width"))
@@ -62,22 +80,6 @@ class SizedImage(FixedStart):
                 f"out_channels of the transformer must be {config.in_channels}, without a learned variance, got "
                 f"{config.out_channels}"
             )
-
-    def check_positions(self, patches: int) -> None:
-        """Check that the transformer has positions for the size.
-
-        Args:
-            patches: The number of patches for which it has positions, along one side.
-
-        Raises:
-            ValueError: If it has not.
-        """
-        most = patches * self.patch * self.factor
-        for key, value in self.size.items():
-            if value > most:
-                raise ValueError(
-                    f"teacher.size.{key} must be at most {most}, for which the transformer has positions, got {value}"
-                )
 
     def tokens(self) -> int:
         return int(self.shape[1] * self.shape[2] // self.patch**2)

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers import ChromaTransformer2DModel
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_timestep_embedding
+from diffusers.models.embeddings import (
+    LuminaCombinedTimestepCaptionEmbedding,
+    TimestepEmbedding,
+    Timesteps,
+    get_timestep_embedding,
+)
 from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowTransformer2DModel
 from diffusers.models.transformers.transformer_kandinsky import Kandinsky5TimeEmbeddings
 from diffusers.models.transformers.transformer_krea2 import Krea2TimestepEmbedding
@@ -129,6 +134,9 @@ OWN_FEATURES: Mapping[type[nn.Module], OwnFeatures] = {
     ),
     AuraFlowTransformer2DModel: OwnFeatures(
         lambda module, t: module.time_step_embed(t / 1000), "time_step_proj", "linear_1"
+    ),
+    LuminaCombinedTimestepCaptionEmbedding: OwnFeatures(
+        lambda module, t: module.time_proj(1 - t / 1000), "timestep_embedder", "linear_1"
     ),
     Lumina2CombinedTimestepCaptionEmbedding: OwnFeatures(
         lambda module, t: module.time_proj(1 - t / 1000), "timestep_embedder", "linear_1"

@@ -25,6 +25,7 @@ NAMES = {
     "Stable Diffusion 3.5": "flow_prediction",
     "Flux.1 dev": "flow_prediction",
     "PixArt-Alpha 1024": "epsilon",
+    "Hunyuan-DiT": "v_prediction",
     "Sana": "flow_prediction",
     "DiT": "epsilon",
     "unconditional UNet": "epsilon",

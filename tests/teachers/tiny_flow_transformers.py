@@ -16,6 +16,8 @@ from diffusers import (
     Krea2Transformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    LuminaNextDiT2DModel,
+    LuminaPipeline,
     NucleusMoEImagePipeline,
     NucleusMoEImageTransformer2DModel,
     OvisImagePipeline,
@@ -24,6 +26,8 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from transformers import (
+    GemmaConfig,
+    GemmaModel,
     GlmConfig,
     GlmModel,
     Mistral3Model,
@@ -45,7 +49,7 @@ from tests.teachers.tiny_flows import (
     words_tokenizer,
 )
 from tests.teachers.tiny_hunyuan import qwen_sizes, qwen_tokenizer
-from tests.teachers.tiny_pipelines import WIDTH, autoencoder, gemma, t5
+from tests.teachers.tiny_pipelines import WIDTH, autoencoder, eight_fold, gemma, t5
 
 SIDES = {"height": 16, "width": 32}
 
@@ -67,9 +71,23 @@ def lumina2(**changes) -> Lumina2Pipeline:
     sizes = {"in_channels": 4, "hidden_size": 32, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2}
     sizes |= {"num_kv_heads": 1, "multiple_of": 8, "axes_dim_rope": (4, 6, 6), "axes_lens": (300, 16, 16)}
     network = Lumina2Transformer2DModel(**(sizes | {"sample_size": 8, "cap_feat_dim": WIDTH} | changes))
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = autoencoder(block_out_channels=(8,) * 4, scaling_factor=0.36, shift_factor=0.11, **blocks)
+    vae = eight_fold(scaling_factor=0.36, shift_factor=0.11)
     return Lumina2Pipeline(network, FlowMatchEulerDiscreteScheduler(shift=6.0), vae, encoder, tokenizer)
+
+
+def lumina(padding_side: str = "left", **changes) -> LuminaPipeline:
+    _, tokenizer = gemma(add_bos_token=True, padding_side=padding_side)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    encoder = GemmaModel(GemmaConfig(vocab_size=len(tokenizer), **sizes, **heads))
+    sizes = {"sample_size": 4, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "num_kv_heads": 1}
+    network = LuminaNextDiT2DModel(**(sizes | {"multiple_of": 8, "cross_attention_dim": WIDTH} | changes))
+    for name, parameter in network.named_parameters():
+        if name.endswith(("gate", "pad_token")):  # zero in a new network, and without values
+            parameter.data.normal_()
+    return LuminaPipeline(
+        network, FlowMatchEulerDiscreteScheduler(), eight_fold(scaling_factor=0.13), encoder, tokenizer
+    )
 
 
 def auraflow(**changes) -> AuraFlowPipeline:
@@ -168,6 +186,7 @@ def ernie_image(**changes) -> ErnieImagePipeline:
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Z-Image": ("z_image", lambda _: z_image(), SIDES),
     "Lumina-Image 2.0": ("lumina2", lambda _: lumina2(), {"height": 64, "width": 128}),
+    "Lumina-Next": ("lumina", lambda _: lumina(), {"height": 64, "width": 128}),
     "AuraFlow": ("auraflow", lambda _: auraflow(), SIDES),
     "Chroma": ("chroma", lambda _: chroma(), SIDES),
     "Ovis-Image": ("ovis_image", lambda _: ovis_image(), SIDES),

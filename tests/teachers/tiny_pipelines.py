@@ -17,6 +17,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanDiT2DModel,
+    HunyuanDiTPipeline,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
@@ -30,6 +32,9 @@ from diffusers import (
     UNet2DModel,
 )
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -55,6 +60,12 @@ def autoencoder(**changes) -> AutoencoderKL:
     }
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     return AutoencoderKL(mid_block_add_attention=False, **(sizes | blocks | changes))
+
+
+def eight_fold(**scaling) -> AutoencoderKL:
+    """A tiny autoencoder with a compression factor of 8."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return autoencoder(block_out_channels=(8,) * 4, **scaling, **blocks)
 
 
 def clip(tokenizer, kind=CLIPTextModel):
@@ -83,10 +94,10 @@ def t5(width: int = WIDTH) -> tuple[T5EncoderModel, T5Tokenizer]:
     return T5EncoderModel(config), tokenizer
 
 
-def gemma(layers: int = 1) -> tuple[Gemma2Model, GemmaTokenizer]:
+def gemma(layers: int = 1, **options) -> tuple[Gemma2Model, GemmaTokenizer]:
     """A tiny Gemma model and its tokenizer of single letters."""
     letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = GemmaTokenizer({letter: i for i, letter in enumerate(letters)}, [])
+    tokenizer = GemmaTokenizer({letter: i for i, letter in enumerate(letters)}, [], **options)
     sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": layers, "head_dim": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     return Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **sizes, **heads)), tokenizer
@@ -194,6 +205,36 @@ def flux(tokenizer, guidance_embeds: bool):
         text_encoder_2=second,
         tokenizer_2=tokenizer_2,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance_embeds),
+    )
+
+
+def bert() -> tuple[BertModel, BertTokenizer]:
+    """A tiny BERT and its tokenizer of single letters."""
+    letters = [letter for letter in "abcdefghijklmnopqrstuvwxyz"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = BertTokenizer({word: number for number, word in enumerate(words)}, model_max_length=77)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=77, **sizes)), tokenizer
+
+
+def hunyuan_dit(tokenizer, scheduler=None, **changes):
+    first, first_tokenizer = bert()
+    second, second_tokenizer = t5()
+    sizes = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 4, "attention_head_dim": 8}
+    sizes |= {"num_attention_heads": 2, "hidden_size": 16, "cross_attention_dim": WIDTH}
+    sizes |= {"cross_attention_dim_t5": WIDTH, "pooled_projection_dim": 16}
+    schedule = {"beta_start": 0.00085, "beta_end": 0.03, "beta_schedule": "scaled_linear"}
+    return HunyuanDiTPipeline(
+        vae=eight_fold(scaling_factor=0.13),
+        text_encoder=first,
+        tokenizer=first_tokenizer,
+        transformer=HunyuanDiT2DModel(**(sizes | changes)),
+        scheduler=scheduler or DDIMScheduler(**schedule, prediction_type="v_prediction", clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        text_encoder_2=second,
+        tokenizer_2=second_tokenizer,
     )
 
 
@@ -305,6 +346,7 @@ BUILDERS: dict[str, tuple[str, Callable]] = {
         "pixart",
         lambda tokenizer: pixart(tokenizer, PixArtAlphaPipeline, sample_size=128, patch_size=16),
     ),
+    "Hunyuan-DiT": ("hunyuan_dit", hunyuan_dit),
     "Sana": ("sana", sana),
     "DiT": ("dit", dit),
     "unconditional UNet": ("unconditional", unconditional),

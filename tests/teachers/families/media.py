@@ -134,7 +134,8 @@ def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Te
     if len(one[keys[0]]) == 2:
         return {key: one[key] for key in keys}, {key: two[key] for key in keys}
     halves = [{key: one[key].chunk(2)[half] for key in keys} for half in (0, 1)]
-    first, second = halves if "context_latents" in keys or "prompt_first" in one else reversed(halves)
+    prompt_first = {"context_latents", "prompt_first", "encoder_mask"} & one.keys()  # of ACE-Step, Z-Image, Lumina-Next
+    first, second = halves if prompt_first else reversed(halves)
     return first, second
 
 
@@ -144,6 +145,9 @@ def as_received(cond, stock) -> dict[str, Tensor]:
         key: cond[key] if key == "context_latents" or value.ndim == 1 else cond[key][:, : value.shape[1]]
         for key, value in stock.items()
     }
+    if "encoder_mask" in stock:  # Lumina-Next pads on the left, and computes embeddings of padding
+        for inputs in (found, stock):
+            inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"] * inputs["encoder_mask"][..., None]
     if (mask := stock.get("encoder_attention_mask_1")) is not None:
         stock["encoder_hidden_states_1"] = stock["encoder_hidden_states_1"] * mask[..., None]
     return found

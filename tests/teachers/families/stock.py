@@ -115,5 +115,6 @@ def edm_noise(student, noise, x0, times, fresh):
 
 
 def difference(actual, expected):
-    """Largest difference in standard deviations of the expected values."""
-    return ((actual - expected).abs().max() / expected.std().clamp_min(1e-9)).item()
+    """Largest difference in standard deviations of the expected values; infinite if a value is NaN."""
+    gap = (actual - expected).abs().max() / expected.std().clamp_min(1e-9)
+    return gap.nan_to_num(nan=float("inf")).item()

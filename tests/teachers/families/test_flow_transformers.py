@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     Lumina2Transformer2DModel,
+    LuminaNextDiT2DModel,
     NucleusMoEImageTransformer2DModel,
     OvisImageTransformer2DModel,
     ZImageTransformer2DModel,
@@ -23,9 +24,11 @@ from diffusers.models.transformers.transformer_nucleusmoe_image import SwiGLUExp
 from distill.config.recipe import Recipe
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import TeacherRecipe
+from distill.exporting.recording import recorded_steps
 from distill.methods.discriminator import features
 from distill.training import memory_plan
 from eval.pipelines.networks import counted
+from teachers.core.trigflow import expand, rotate
 from teachers.describe import guidance
 from teachers.loading.distilled import distilled
 from teachers.loading.sketch import sketch
@@ -39,8 +42,8 @@ from tests.teachers.families.test_media_variants import with_network, with_part
 from tests.teachers.tiny_pipelines import autoencoder
 
 NAMES = list(tiny.BUILDERS)
-DEFAULT = {"Z-Image": 1024, "Lumina-Image 2.0": 64, "Chroma": 256, "Ovis-Image": 256, "CogView4": 16}
-DEFAULT |= {"Krea 2": 1024, "NucleusMoE-Image": 256, "ERNIE-Image": 1024}
+DEFAULT = {"Z-Image": 1024, "Lumina-Image 2.0": 64, "Lumina-Next": 32, "Chroma": 256, "Ovis-Image": 256}
+DEFAULT |= {"CogView4": 16, "Krea 2": 1024, "NucleusMoE-Image": 256, "ERNIE-Image": 1024}
 
 
 @pytest.mark.slow
@@ -55,6 +58,7 @@ def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_me
 @pytest.mark.parametrize(("name", "size", "message"), [
     ("Z-Image", {"height": 18}, r"teacher.size.height must be a multiple of 4, got 18"),
     ("Lumina-Image 2.0", {"width": 40}, r"teacher.size.width must be a multiple of 16, got 40"),
+    ("Lumina-Next", {"width": 6160}, r"teacher.size.width must be at most 6144, for which .* got 6160"),
     ("AuraFlow", {"height": 16, "width": 36}, r"teacher.size.width must be at most 32, for which .* got 36"),
     ("Ovis-Image", {"height": 18}, r"teacher.size.height must be a multiple of 4, got 18"),
     ("CogView4", {"width": 24}, r"teacher.size.width must be a multiple of 16, got 24"),
@@ -100,6 +104,26 @@ REFUSED = {
         "lumina2",
         lambda: with_network(tiny.lumina2(), Lumina2Transformer2DModel, in_channels=8),
         "in_channels of the transformer must be 4 .* got 8",
+    ),
+    "Lumina-Next, another autoencoder": (
+        "lumina",
+        lambda: with_part(tiny.lumina(), vae=autoencoder()),
+        "the vae of a LuminaPipeline must have 8 pixels for each latent pixel, got 2",
+    ),
+    "Lumina-Next without a variance": (
+        "lumina",
+        lambda: with_network(tiny.lumina(), LuminaNextDiT2DModel, learn_sigma=False),
+        "learn_sigma of the transformer must be True for a LuminaPipeline, got False",
+    ),
+    "Lumina-Next, patches": (
+        "lumina",
+        lambda: with_network(tiny.lumina(), LuminaNextDiT2DModel, patch_size=4),
+        "patch_size of the transformer must be 2 for a LuminaPipeline, got 4",
+    ),
+    "Lumina-Next, dynamic": (
+        "lumina",
+        lambda: with_part(tiny.lumina(), scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
+        "use_dynamic_shifting of the scheduler of a LuminaPipeline must be False, got True",
     ),
     "AuraFlow, channels": (
         "auraflow",
@@ -191,6 +215,32 @@ def test_variants_that_cannot_be_distilled_are_refused_in_one_sentence(name):
     with pytest.raises(ValueError, match=message) as error:
         find(TEACHERS, family).wrap(build(), size={"height": 32, "width": 32})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_lumina_next_follow_the_stock_pipeline_wherever_they_are_padded(side):
+    """A prompt beside a longer one, guided against a negative prompt that its pipeline cuts."""
+    torch.manual_seed(0)
+    pipe = tiny.lumina(side)
+    pipe.set_progress_bar_config(disable=True)
+    teacher = find(TEACHERS, "lumina").wrap(pipe, size={"height": 32, "width": 64})
+    teacher.set_negative_prompt("a blurry photo of a dress")
+    steps = []
+    with recorded_steps(pipe.scheduler) as outputs:
+        call = teacher.usual_call(2, 3.0) | {"negative_prompt": ["a blurry photo of a dress"] * 2}
+        noise = torch.randn(2, *teacher.shape)
+        pipe(["a boot", "a coat"], **call, latents=noise, output_type="latent")
+        steps = [noise, *outputs]
+    cond, path = teacher.condition(["a boot", "a coat"]), teacher.denoiser.path
+    levels = pipe.scheduler.sigmas.double() * 1000
+    for before, after, first, last in zip(steps, steps[1:], levels, levels[1:], strict=False):
+        t, s = (path.angle(level.expand(2)) for level in (first, last))
+        with torch.no_grad():
+            v = teacher.velocity(before / expand(path.scale(t).float(), before), t, cond, 3.0)
+        x = rotate(before / expand(path.scale(t).float(), before), v, t, s)
+        assert difference(x * expand(path.scale(s).float(), x), after) < 1e-5
+    assert teacher.null_condition(cond)["encoder_mask"].sum(1).tolist() == [8, 8]
+    assert teacher.null_condition(teacher.condition(["a boot on a coat"]))["encoder_mask"].sum(1).tolist() == [24]
 
 
 @pytest.mark.parametrize("name", first_is_quick(["Z-Image", "Krea 2"]))
@@ -319,8 +369,8 @@ def test_activation_checkpointing_does_not_change_gradients(name, load_media):
         torch.testing.assert_close(gradients[1][key], value, msg=key)
 
 
-WIDTHS = {"Z-Image": "cap_feat_dim", "Lumina-Image 2.0": "cap_feat_dim", "CogView4": "text_embed_dim"}
-WIDTHS |= {"Krea 2": "text_hidden_dim", "ERNIE-Image": "text_in_dim"}
+WIDTHS = {"Z-Image": "cap_feat_dim", "Lumina-Image 2.0": "cap_feat_dim", "Lumina-Next": "cross_attention_dim"}
+WIDTHS |= {"CogView4": "text_embed_dim", "Krea 2": "text_hidden_dim", "ERNIE-Image": "text_in_dim"}
 
 
 @pytest.mark.parametrize("name", NAMES)

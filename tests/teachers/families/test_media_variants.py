@@ -31,7 +31,7 @@ from tests.teachers.families.stock import PIXELS, difference
 from tests.teachers.tiny_flow_transformers import cogview4
 from tests.teachers.tiny_hunyuan import hunyuan_video_15
 from tests.teachers.tiny_pipelines import BUILDERS as IMAGES
-from tests.teachers.tiny_pipelines import sana
+from tests.teachers.tiny_pipelines import autoencoder, hunyuan_dit, sana
 from tests.teachers.tiny_sounds import ace_step, audioldm2
 
 CPU = torch.device("cpu")
@@ -217,6 +217,36 @@ REFUSED = {
         {"seconds": 0.25},
         "audio_acoustic_hidden_dim and in_channels of the transformer must be 4 and 12",
     ),
+    "Hunyuan-DiT without a variance": (
+        "hunyuan_dit",
+        lambda tokenizer: hunyuan_dit(tokenizer, learn_sigma=False),
+        None,
+        "learn_sigma of the transformer must be True for a HunyuanDiTPipeline, got False",
+    ),
+    "Hunyuan-DiT, another autoencoder": (
+        "hunyuan_dit",
+        lambda tokenizer: with_part(hunyuan_dit(tokenizer), vae=autoencoder()),
+        None,
+        "the vae of a HunyuanDiTPipeline must have 8 pixels for each latent pixel, got 2",
+    ),
+    "Hunyuan-DiT, odd": (
+        "hunyuan_dit",
+        lambda tokenizer: hunyuan_dit(tokenizer, sample_size=9),
+        None,
+        "sample_size of the transformer of a HunyuanDiTPipeline must be a multiple of 2, got 9",
+    ),
+    "Hunyuan-DiT, another mT5": (
+        "hunyuan_dit",
+        lambda tokenizer: hunyuan_dit(tokenizer, cross_attention_dim_t5=48),
+        None,
+        "cross_attention_dim_t5 of .* must be the width of the embeddings of text_encoder_2, 32, got 48",
+    ),
+    "Hunyuan-DiT, other prompts": (
+        "hunyuan_dit",
+        lambda tokenizer: hunyuan_dit(tokenizer, text_len_t5=128),
+        None,
+        SIZED.format("transformer"),
+    ),
     "Sana with guidance": (
         "sana",
         lambda tokenizer: with_network(sana(tokenizer), SanaTransformer2DModel, guidance_embeds=True),
@@ -233,7 +263,7 @@ def test_variants_that_cannot_be_distilled_are_refused_in_one_sentence(name, tok
     torch.manual_seed(0)
     pipe, cls = build(tokenizer), find(TEACHERS, family)
     with pytest.raises(ValueError, match=message) as error:
-        if "do not fit" in message:  # found by one evaluation on the meta device
+        if "do not fit" in message or "width" in message:  # found by the files and one evaluation on the meta device
             pipe.save_pretrained(tmp_path)
             check_teacher(str(tmp_path), cls, size)
         else:
@@ -335,7 +365,8 @@ def test_only_unshifted_variance_preserving_teachers_get_the_modern_solver(name,
     teacher = sketch(str(folder), find(TEACHERS, family), size)
     pipe, old = teacher.stock, teacher.stock.scheduler
     found = use_modern_solver(pipe)
-    keeps = family not in ("stable_diffusion", "stable_diffusion_xl", "pixart", "dit", "animatediff", "audioldm2")
+    modern = ("stable_diffusion", "stable_diffusion_xl", "pixart", "hunyuan_dit", "dit", "animatediff", "audioldm2")
+    keeps = family not in modern
     assert (found is None) == (pipe.scheduler is old) == keeps
     if not keeps and not is_edm(old):
         torch.testing.assert_close(pipe.scheduler.alphas_cumprod, old.alphas_cumprod, rtol=1e-4, atol=1e-7)

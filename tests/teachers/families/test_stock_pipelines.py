@@ -49,7 +49,7 @@ def test_ode_ends_where_the_stock_solver_ends(name, load, tiny, record, monkeypa
 @pytest.mark.slow
 def test_condition_has_every_argument_of_the_stock_network_call(load, tiny):
     """The stock pipeline passes the sample, the timestep and the condition, and nothing else."""
-    common = {"hidden_states", "timestep", "return_dict", "img_ids", "txt_ids", "added_cond_kwargs"}
+    common = {"hidden_states", "timestep", "return_dict", "img_ids", "txt_ids", "added_cond_kwargs", "image_rotary_emb"}
     for name in (name for name in NAMES if name not in PIXELS):
         teacher, (_, folder) = load(name), tiny(name)
         inputs = stock_run(teacher, folder, name, 3.0).inputs
