@@ -6,6 +6,7 @@ import re
 REASONS = {
     r"LTX2\w*Pipeline": "which denoises a clip and its sound together, with a guidance of its own for each",
     r"Ideogram4Pipeline": "which guides with a second transformer, by scales that depend on the step",
+    r"GlmImage\w*Pipeline": "whose condition is tokens of an image that a language model draws at random",
     r"AnimateDiffSDXLPipeline": "whose UNet has the conditions of Stable Diffusion XL; convert a model of version 1.5",
     r"\w*(ImageToVideo|Image2Video|I2V|Framepack|SpeechToVideo)\w*Pipeline": "which needs an image beside the prompt",
     r"\w*(VideoToVideo|VACE|WanAnimate|Condition|ControlNet|Upsample)\w*Pipeline": (
