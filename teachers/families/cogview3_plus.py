@@ -30,7 +30,7 @@ class CogView3Plus(CogView):
     unit: ClassVar[int] = 8
 
     def largest_side(self) -> int:
-        return int(self.stock.transformer.config.pos_embed_max_size) * self.side_unit()
+        return int(self.stock.transformer.config.pos_embed_max_size) * self.compression() * self.patch
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         with torch.no_grad():
