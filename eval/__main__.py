@@ -70,8 +70,9 @@ def evaluate() -> None:
 def compare(ctx: click.Context, **options: Any) -> None:
     """Compare distilled students with their teacher, or any pipelines, and write one report.
 
-    Each RUN is a finished run's folder, the folder of a diffusers pipeline, or a Hub id. What is measured comes from
-    the runs' distill.json; the options replace it. Run the same command again to continue after an interruption.
+    Each RUN is a finished run's folder, the folder of a diffusers pipeline, a Hub id or an embedded teacher
+    ("pocket"). What is measured comes from the runs' distill.json; the options replace it. Run the same command again
+    to continue after an interruption.
 
     Three more commands: `images` and `stats` measure folders of images, clips or sounds; `vbench` writes clips for
     VBench (see `images --help`).

@@ -124,8 +124,9 @@ def write_diffusers(pipeline: Path, out: Path, record: Mapping[str, Any], how: F
             if (pipeline / name).is_dir():
                 shutil.copytree(pipeline / name, temporary / name)
         if (temporary / CARD).is_file():
-            text = read_text(temporary / CARD).replace(LOADS_HALF, "")  # of a pipeline that is a copy itself
-            text = text.replace("```python\nimport torch\nfrom ", "```python\nfrom ")
+            text = read_text(temporary / CARD)
+            if LOADS_HALF in text:  # the pipeline is a half-precision copy itself
+                text = text.replace(LOADS_HALF, "").replace("```python\nimport torch\nfrom ", "```python\nfrom ", 1)
             if how.half:
                 name = re.escape(named(text))  # of an uploaded card: the model on the Hub
                 text = re.sub(rf'((?:Pipeline|Model)\.from_pretrained\("{name}")', rf"\1{LOADS_HALF}", text)

@@ -25,7 +25,8 @@ def pipeline_folder(path: Path, allow_pickle: bool = False) -> Path:
     if path.exists() or path.is_absolute() or len(path.parts) != 2 or path.parent.exists() or str(path)[0] in ".~":
         problem = "contains no pipeline" if path.is_dir() else "does not exist"
         raise ValueError(
-            f"{path} {problem}; a run must be a folder with pipeline/ in it, a diffusers pipeline's folder, or a Hub id"
+            f"{path} {problem}; a run must be a folder with pipeline/ in it, a diffusers pipeline's folder, a Hub id, "
+            f"or one of {', '.join(EMBEDDED)}"
         )
     return download_pipeline(str(path), f"{path} is not a folder and cannot be downloaded from the Hub", allow_pickle)
 

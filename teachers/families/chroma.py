@@ -21,6 +21,7 @@ class Chroma(FlowTransformer):
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",)}
     encoded: ClassVar[tuple[str | None, ...]] = ("encoder_hidden_states", None, MASK)
     packs: ClassVar[bool] = True
+    network_patch: ClassVar[int | None] = 1  # the pipeline makes the patches
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         found = super().condition(prompts)

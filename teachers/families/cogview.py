@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -15,19 +15,12 @@ class CogView(SizedImage):
 
     Attributes:
         unit: Pixels of which the pipeline requires multiples.
-
-    Raises:
-        ValueError: If the network has other patches than 2 x 2.
     """
 
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_embed_dim": ("text_encoder",)}
     stream: ClassVar[int] = 0
+    network_patch: ClassVar[int | None] = 2
     unit: ClassVar[int]
-
-    def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
-        if (patch := pipeline.transformer.config.patch_size) != self.patch:
-            raise ValueError(f"patch_size of the transformer must be {self.patch}, got {patch}")
-        super().__init__(pipeline, sigma_data, size)
 
     def default_side(self) -> int:
         return int(self.stock.transformer.config.sample_size) * self.compression()

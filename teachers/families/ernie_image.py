@@ -36,30 +36,17 @@ class Positions(ErnieImageEmbedND3):  # type: ignore[misc]
 
 
 class ErnieImage(PatchAutoencoder):
-    """`ErnieImagePipeline` without its rewriting of prompts, for which exports have no model.
-
-    Raises:
-        ValueError: If the transformer makes patches, or the scheduler shifts by the number of tokens, which the
-            pipeline does not pass.
-    """
+    """`ErnieImagePipeline` without its rewriting of prompts, for which exports have no model."""
 
     pipelines: ClassVar[Pipelines] = (ErnieImagePipeline,)
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_in_dim": ("text_encoder",)}
     options: ClassVar[dict[str, Any]] = NO_ENHANCER
+    network_patch: ClassVar[int | None] = 1  # its latents are patches already
+    shifts_dynamically: ClassVar[bool] = False
 
     def __init__(
         self, pipeline: ErnieImagePipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
     ) -> None:
-        if pipeline.transformer.config.patch_size != self.patch:
-            raise ValueError(
-                f"patch_size of the transformer must be {self.patch}, got {pipeline.transformer.config.patch_size}: "
-                "the latents of the pipeline are patches already"
-            )
-        if pipeline.scheduler.config.get("use_dynamic_shifting"):
-            raise ValueError(
-                "use_dynamic_shifting of the scheduler must be false, got True: an ErnieImagePipeline passes no number "
-                "of tokens"
-            )
         pipeline.transformer.pos_embed.__class__ = Positions
         super().__init__(pipeline, sigma_data, size)
         self.denoiser.sample_tokens = sample_tokens

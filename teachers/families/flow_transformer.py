@@ -71,25 +71,17 @@ class FlowTransformer(SizedImage):
         reverses_time: Whether the network receives 1 - timestep / 1000 and returns X0 - z, not z - X0.
         packs: Whether the network takes tokens of 2 x 2 patches with their positions, not latents.
         numbers_text: Whether the n-th token of a prompt has the position (0, n, n), not (0, 0, 0), where `packs`.
-        shifts_dynamically: Whether the pipeline passes the shift of a scheduler with dynamic shifting.
 
     Raises:
-        ValueError: If the scheduler has another number of timesteps than 1000 or a dynamic shift that the pipeline does
-            not pass, or the network makes the patches too.
+        ValueError: If the scheduler has another number of timesteps than 1000.
     """
 
     encoded: ClassVar[tuple[str | None, ...]] = ("encoder_hidden_states",)
     reverses_time: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     numbers_text: ClassVar[bool] = False
-    shifts_dynamically: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, *args: Any, **kwargs: Any) -> None:
-        if not self.shifts_dynamically and pipeline.scheduler.config.get("use_dynamic_shifting"):
-            raise ValueError(
-                f"use_dynamic_shifting of the scheduler of a {type(pipeline).__name__} must be False, got True: its "
-                "call passes no shift"
-            )
         super().__init__(pipeline, *args, **kwargs)
         check_unit(self)
 
@@ -99,15 +91,6 @@ class FlowTransformer(SizedImage):
     def latent_shape(self) -> tuple[int, ...]:
         channels = int(self.stock.transformer.config.in_channels) // (self.patch**2 if self.packs else 1)
         return channels, *super().latent_shape()[1:]
-
-    def _check_channels(self) -> None:
-        super()._check_channels()
-        config = self.stock.transformer.config
-        if self.packs and config.get("patch_size", 1) != 1:
-            raise ValueError(
-                f"patch_size of the transformer must be 1, because the pipeline makes the patches, got "
-                f"{config.patch_size}"
-            )
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         return self.named(self.encode_prompts(prompts))

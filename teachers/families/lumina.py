@@ -59,23 +59,22 @@ class Lumina(OutputGuidance, FlowTransformer):
     prompt. The pipeline cuts a negative prompt at the length to which it pads the prompt.
 
     Raises:
-        ValueError: If the transformer has no variance, or patches of another size than 2.
+        ValueError: If the transformer has no variance.
     """
 
     pipelines: ClassVar[Pipelines] = (LuminaPipeline,)
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cross_attention_dim": ("text_encoder",)}
     encoded: ClassVar[tuple[str | None, ...]] = (TEXT, MASK)
     passes_sigmas: ClassVar[bool] = False
+    network_patch: ClassVar[int | None] = 2
     shifts_dynamically: ClassVar[bool] = False
     fixed_factor: ClassVar[int | None] = 8
 
     def __init__(
         self, pipeline: LuminaPipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
     ) -> None:
-        config = pipeline.transformer.config
-        for key, value in {"learn_sigma": True, "patch_size": self.patch}.items():
-            if config[key] != value:
-                raise ValueError(f"{key} of the transformer must be {value} for a LuminaPipeline, got {config[key]}")
+        if not pipeline.transformer.config.learn_sigma:
+            raise ValueError("learn_sigma of the transformer must be True for a LuminaPipeline, got False")
         super().__init__(pipeline, sigma_data, size)
 
     def network_call(self) -> Call:

@@ -39,9 +39,6 @@ class NucleusMoEImage(TokenNormGuidance, ClipAutoencoder):
     Each expert chooses the tokens of a sample with the largest scores. The choice is a constant of gradients and
     tangents. It is a step function of the sample and the timestep, so where two scores are nearly equal, rounding can
     change it, and with it the output.
-
-    Raises:
-        ValueError: If the transformer has other patches than those of 2 x 2 latent pixels.
     """
 
     pipelines: ClassVar[Pipelines] = (NucleusMoEImagePipeline,)
@@ -51,14 +48,11 @@ class NucleusMoEImage(TokenNormGuidance, ClipAutoencoder):
         "encode": ("vae",),
     }
     pads_prompts: ClassVar[bool] = True
+    network_patch: ClassVar[int | None] = 2
 
     def __init__(
         self, pipeline: NucleusMoEImagePipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
     ) -> None:
-        if pipeline.transformer.config.patch_size != self.patch:
-            raise ValueError(
-                f"patch_size of the transformer must be {self.patch}, got {pipeline.transformer.config.patch_size}"
-            )
         for module in pipeline.transformer.modules():
             if isinstance(module, SwiGLUExperts):
                 module.__class__ = EqualExperts

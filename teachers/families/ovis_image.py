@@ -16,4 +16,5 @@ class OvisImage(FlowTransformer):
     statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",)}
     packs: ClassVar[bool] = True
+    network_patch: ClassVar[int | None] = 1  # the pipeline makes the patches
     numbers_text: ClassVar[bool] = True

@@ -20,12 +20,14 @@ class SizedImage(FixedStart):
 
     Attributes:
         patch: Latent pixels of one token, along one side.
+        network_patch: The `patch_size` of the transformer that the pipeline assumes; None: any.
+        shifts_dynamically: Whether the pipeline passes the shift of a scheduler with dynamic shifting.
         fixed_factor: Pixels of a latent pixel, along one side, that the pipeline assumes; None: its autoencoder's.
         size: Height and width of an image in pixels.
 
     Raises:
-        ValueError: If the pipeline cannot make images of that size, or its autoencoder has another compression than
-            it assumes.
+        ValueError: If the pipeline cannot make images of that size, its autoencoder or transformer has another
+            compression or other patches than it assumes, or its scheduler needs a shift that it does not pass.
     """
 
     size_keys: ClassVar[tuple[str, ...]] = ("height", "width")
@@ -33,10 +35,18 @@ class SizedImage(FixedStart):
     takes_variance_preserving: ClassVar[bool] = False
     refuses_steps: ClassVar[bool] = False
     patch: ClassVar[int] = 2
+    network_patch: ClassVar[int | None] = None
+    shifts_dynamically: ClassVar[bool] = True
     fixed_factor: ClassVar[int | None] = None
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
-        self.stock = pipeline
+        self.stock, name = pipeline, type(pipeline).__name__
+        if self.network_patch is not None and (patch := pipeline.transformer.config.patch_size) != self.network_patch:
+            raise ValueError(f"patch_size of the transformer of {name} must be {self.network_patch}, got {patch}")
+        if not self.shifts_dynamically and pipeline.scheduler.config.get("use_dynamic_shifting"):
+            raise ValueError(
+                f"use_dynamic_shifting of the scheduler of {name} must be False, got True: its call passes no shift"
+            )
         found = dict.fromkeys(self.size_keys, self.default_side()) | dict(size or {})
         for key, value in found.items():
             if int(value) != value:
@@ -44,8 +54,8 @@ class SizedImage(FixedStart):
         self.size = {key: int(value) for key, value in found.items()}
         if self.fixed_factor not in (None, self.compression()):
             raise ValueError(
-                f"the vae of a {type(pipeline).__name__} must have {self.fixed_factor} pixels for each latent pixel, "
-                f"got {self.compression()}"
+                f"the vae of a {name} must have {self.fixed_factor} pixels for each latent pixel, got "
+                f"{self.compression()}"
             )
         check_sides(self.size, self.side_unit())
         most = self.largest_side()

@@ -219,9 +219,9 @@ def test_killed_runs_end_with_bitwise_the_same_weights(text_pipeline, tmp_path):
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_and_resume(text_pipeline, tmp_path):
     differences = processes.compare(
-        [("ddp", "gan"), ("fsdp2", "rcm"), ("fsdp2", "lcm")], 6, str(text_pipeline), tmp_path
+        [("ddp", "gan"), ("fsdp2", "rcm"), ("fsdp2", "lcm"), ("fsdp2", "sid")], 6, str(text_pipeline), tmp_path
     )
-    assert set(differences) == {"ddp-gan", "fsdp2-rcm", "fsdp2-lcm"}
+    assert set(differences) == {"ddp-gan", "fsdp2-rcm", "fsdp2-lcm", "fsdp2-sid"}
     assert max(differences.values()) < 1e-4, differences
 
 

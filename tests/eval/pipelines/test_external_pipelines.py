@@ -13,6 +13,7 @@ from eval.compare import compare
 from eval.config.options import step_counts
 from eval.features.extractors import extractor
 from eval.metrics.fid import frechet_from_statistics, statistics
+from eval.pipelines.folders import pipeline_folder
 from eval.pipelines.generate import arguments
 from eval.pipelines.loading import load_pipeline
 from eval.pipelines.runs import read_run
@@ -116,6 +117,14 @@ def hub(monkeypatch, text_pipeline):
         DiffusionPipeline, "load_config", lambda name, **_: config(name if Path(name).is_dir() else located(name))
     )
     return requested
+
+
+def test_names_of_embedded_teachers_are_their_pipelines_unless_there_is_such_a_folder(tmp_path, monkeypatch):
+    assert pipeline_folder(Path("pocket")) == pocket.PIPELINE
+    monkeypatch.chdir(tmp_path)
+    Path("pocket").mkdir()
+    with pytest.raises(ValueError, match=r"pocket contains no pipeline; a run must be .* or one of pocket, "):
+        pipeline_folder(Path("pocket"))
 
 
 @pytest.mark.slow

@@ -118,12 +118,12 @@ REFUSED = {
     "Lumina-Next, patches": (
         "lumina",
         lambda: with_network(tiny.lumina(), LuminaNextDiT2DModel, patch_size=4),
-        "patch_size of the transformer must be 2 for a LuminaPipeline, got 4",
+        "patch_size of the transformer of LuminaPipeline must be 2, got 4",
     ),
     "Lumina-Next, dynamic": (
         "lumina",
         lambda: with_part(tiny.lumina(), scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
-        "use_dynamic_shifting of the scheduler of a LuminaPipeline must be False, got True",
+        "use_dynamic_shifting of the scheduler of LuminaPipeline must be False, got True: its call passes no shift",
     ),
     "AuraFlow, channels": (
         "auraflow",
@@ -143,7 +143,7 @@ REFUSED = {
     "Ovis, patches": (
         "ovis_image",
         lambda: with_network(tiny.ovis_image(), OvisImageTransformer2DModel, patch_size=2),
-        "patch_size of the transformer must be 1, because the pipeline makes the patches, got 2",
+        "patch_size of the transformer of OvisImagePipeline must be 1, got 2",
     ),
     "CogView4, another solver": (
         "cogview4",
@@ -158,7 +158,7 @@ REFUSED = {
     "CogView4, patches": (
         "cogview4",
         lambda: with_network(tiny.cogview4(), CogView4Transformer2DModel, patch_size=4),
-        "patch_size of the transformer must be 2, got 4",
+        "patch_size of the transformer of CogView4Pipeline must be 2, got 4",
     ),
     "CogView4, channels": (
         "cogview4",
@@ -189,7 +189,7 @@ REFUSED = {
     "Nucleus, patches": (
         "nucleus_moe_image",
         lambda: tiny.nucleus_moe_image(patch_size=1),
-        "patch_size of the transformer must be 2, got 1",
+        "patch_size of the transformer of NucleusMoEImagePipeline must be 2, got 1",
     ),
     "Nucleus, channels": (
         "nucleus_moe_image",
@@ -199,12 +199,12 @@ REFUSED = {
     "ERNIE, patches": (
         "ernie_image",
         lambda: with_network(tiny.ernie_image(), ErnieImageTransformer2DModel, patch_size=2),
-        "patch_size of the transformer must be 1, got 2: the latents of the pipeline are patches already",
+        "patch_size of the transformer of ErnieImagePipeline must be 1, got 2",
     ),
     "ERNIE, shift": (
         "ernie_image",
         lambda: with_part(tiny.ernie_image(), scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)),
-        "use_dynamic_shifting of the scheduler must be false, got True: an ErnieImagePipeline passes no number",
+        "use_dynamic_shifting of the scheduler of ErnieImagePipeline must be False, got True: its call passes no shift",
     ),
 }
 

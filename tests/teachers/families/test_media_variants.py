@@ -120,7 +120,7 @@ REFUSED = {
         "cogview3_plus",
         lambda _: media.cogview3_plus(patch_size=4),
         None,
-        "patch_size of the transformer must be 2, got 4",
+        "patch_size of the transformer of CogView3PlusPipeline must be 2, got 4",
     ),
     "CogView3-Plus, too wide": (
         "cogview3_plus",
