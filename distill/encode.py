@@ -26,6 +26,7 @@ from teachers.loading.embedded import EMBEDDED
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write
 from teachers.support.listing import visible
+from teachers.support.text import counted
 
 ROWS = 1024  # latents of one file
 
@@ -73,7 +74,7 @@ def encode(recipe: Recipe, out: Path) -> list[Path]:
             stored = {LATENTS: shards.compact(latents.cpu(), dtype).contiguous()}
             origin = {} if autoencoder is None else {AUTOENCODER: autoencoder}
             save_file(stored, temporary, metadata={CAPTIONS: json.dumps(part), **origin})
-    print(f"{len(captions):,} latents in {len(files)} file{'s' * (len(files) != 1)}: data.latents={out}")
+    print(f"{counted(len(captions), 'latent')} in {counted(len(files), 'file')}: data.latents={out}")
     return files
 
 

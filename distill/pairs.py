@@ -20,6 +20,7 @@ from distill.training.environment import without_accelerate_variables
 from distill.training.run_folder import lock_run_folder, stored_contents
 from distill.training.setup import load_teacher, plan_data
 from distill.training.watchdog import watched
+from teachers.support.text import counted
 
 
 @watched()
@@ -45,7 +46,7 @@ def make_pairs(recipe: Recipe) -> None:
         pairs = teacher_pairs.attach(dataset, recipe, teacher, (count, steps), accelerator).pairs
         assert pairs is not None
         files = -(-len(pairs) // shards.SHARD)
-        accelerator.print(f"{len(pairs):,} pairs in {files} shards in {recipe.folder / 'cache'}")
+        accelerator.print(f"{counted(len(pairs), 'pair')} in {counted(files, 'shard')} in {recipe.folder / 'cache'}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from teachers.loading.sources import read_source
 from teachers.media import Medium
 from teachers.media.video_writing import import_av
 from teachers.support.errors import reads
-from teachers.support.text import printable
+from teachers.support.text import counted, printable
 
 MOST_SAMPLES = 10_000  # of one prompt; all are in memory together
 ENDINGS = {"image": ".png", "video": ".webp", "audio": ".wav"}  # of the default of --out
@@ -159,7 +159,7 @@ def sample_to_file(
     out.parent.mkdir(parents=True, exist_ok=True)
     files = medium.save(samples.cpu(), out, count if prompts else None)
     listed = f"{files[0]}" if len(files) == 1 else f"{files[0]} to {files[-1].name}"
-    print(f"{len(samples)} {medium.noun if len(samples) == 1 else medium.plural}: {listed}")
+    print(f"{counted(len(samples), medium.noun, medium.plural)}: {listed}")
 
 
 def pipeline_of(run: Path) -> Path:

@@ -23,6 +23,7 @@ from teachers.media import Video
 from teachers.media.video_writing import import_av
 from teachers.support.files import remove_stale
 from teachers.support.locks import replaced
+from teachers.support.text import counted
 
 MOST_CLIPS = 100  # of one prompt; VBench uses at most 25
 
@@ -96,6 +97,5 @@ def write_clips(
             clips = read.medium.received(output).cpu()
             for (k, n), clip in zip(part, clips, strict=True):  # a number may be missing between existing ones
                 save_for_vbench(clip[None], [texts[k]], folder, read.medium, {texts[k]: n})
-    return (
-        f"{len(missing)} clips written to {folder}, {len(names) - len(missing)} were there; run VBench on this folder"
-    )
+    written, there = counted(len(missing), "clip"), len(names) - len(missing)
+    return f"{written} written to {folder}, {there} already there; run VBench on this folder"

@@ -33,6 +33,7 @@ from teachers.loading.contents import Contents
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.prompts import read_prompts
 from teachers.media import Image, Medium
+from teachers.support.text import agree, counted
 
 CPU = torch.device("cpu")
 
@@ -185,10 +186,10 @@ def plan(
         if not used:
             raise ValueError(f"data.images {recipe.images} must have at least one caption, got none")
         missing = len(captions) - len(used)
-        return Plan(
-            used,
-            notes=[*said, *([f"{missing} {medium.plural} without a caption are not used"] * bool(missing))],
-        )
+        if missing:
+            samples = counted(missing, medium.noun, medium.plural)
+            said.append(f"{samples} without a caption {agree(missing, 'are not used')}")
+        return Plan(used, notes=said)
     if needs_latents:
         raise ValueError(
             f"data.images must be set for this method, for example to a folder of {medium.plural} with captions"

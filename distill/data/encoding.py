@@ -29,7 +29,7 @@ from teachers.loading.contents import Contents, encoder_key
 from teachers.media import Medium
 from teachers.support.checksums import Damaged, read_json, write_json
 from teachers.support.keys import key
-from teachers.support.text import printable
+from teachers.support.text import agree, counted, printable
 
 VALUES = 2**26  # of the samples that are encoded together, at most, unless a single one has more
 SKIPPED = "are skipped because they cannot be used or have no caption"
@@ -123,7 +123,9 @@ class Encoder:
                 notes[note] += names
         for note in sorted(notes, key=lambda note: note != SKIPPED):
             listed = ", ".join(notes[note][:LISTED]) + (", ..." if len(notes[note]) > LISTED else "")
-            self.accelerator.print(f"{len(notes[note])} {medium.plural} {note}: {listed}")
+            count = len(notes[note])
+            converted = f"{counted(count, medium.noun, medium.plural)} {agree(count, note)}"
+            self.accelerator.print(f"{converted}: {listed}")
         captions = [caption for shard in stored for caption in _from_bytes(shard["captions"])]
         if not captions:
             reason = f"; {notes[SKIPPED][0]}" if notes[SKIPPED] and medium.name != "image" else ""

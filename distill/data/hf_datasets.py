@@ -27,7 +27,7 @@ from teachers.media import Image, Medium
 from teachers.support.errors import is_sentence
 from teachers.support.keys import file_content, key
 from teachers.support.listing import list_files, visible
-from teachers.support.text import one_line, printable
+from teachers.support.text import agree, counted, one_line, printable
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
 FEATURES = {"image": "Image", "video": "Video", "audio": "Audio"}  # the type of a column in `datasets` by medium
@@ -199,7 +199,8 @@ def _training_split(source: str, files: list[Path]) -> tuple[list[Path], list[st
             "give a pattern, such as test-*.parquet, to train on them"
         )
     return used, [
-        f"{len(others)} files of {source} are not used, because they are not for training: {list_names(others)}"
+        f"{counted(len(others), 'file')} of {source} {agree(len(others), 'are not used (not for training)')}: "
+        f"{list_names(others)}"
     ]
 
 

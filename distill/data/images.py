@@ -18,7 +18,7 @@ from teachers.media import Image, Medium, Reading
 from teachers.support.keys import file_content, key
 from teachers.support.limits import CAPTION_BYTES
 from teachers.support.listing import list_files
-from teachers.support.text import lookalike, printable, read_text
+from teachers.support.text import agree, counted, lookalike, printable, read_text
 
 LISTED = 5  # names in a message
 
@@ -157,7 +157,8 @@ class ImageFolder(ListedImages):
             rows.append(row)
         apart = len(listed) - len(files)
         notes = self._notes(others, rows, shared) + [
-            f"{apart} {medium.plural} of {folder} are not used, because they are not in its folders for training"
+            f"{counted(apart, medium.noun, medium.plural)} of {folder} {agree(apart, 'are not used')} "
+            "(not in its folders for training)"
         ] * bool(apart)
         super().__init__(rows, [_row_key(row) for row in rows], notes)
 
@@ -165,18 +166,20 @@ class ImageFolder(ListedImages):
         notes = []
         if shared:
             notes.append(
-                f"{len(shared)} caption files in {self.folder} belong to several {self.medium.plural} each, as their "
-                f"names differ in their endings only: {list_names(shared)}"
+                f"{counted(len(shared), 'caption file')} in {self.folder} "
+                f"{agree(len(shared), 'are shared by several')} {self.medium.plural} "
+                f"whose names differ in their endings only: {list_names(shared)}"
             )
         unused = [file for file in others if file.suffix.lower() != ".txt" and file.name not in METADATA]
         if unused:
             notes.append(
-                f"{len(unused)} files in {self.folder} are not used, because their endings are not those of "
-                f"{self.medium.plural}: {list_names(unused)}"
+                f"{counted(len(unused), 'file')} in {self.folder} {agree(len(unused), 'are not used')} (endings other "
+                f"than those of {self.medium.plural}): {list_names(unused)}"
             )
         empty = [row.name for row in rows if row.caption == ""]
         if empty:
-            notes.append(f"{len(empty)} {self.medium.plural} have an empty caption: {list_names(empty)}")
+            count = counted(len(empty), self.medium.noun, self.medium.plural)
+            notes.append(f"{count} {agree(len(empty), 'have an empty caption')}: {list_names(empty)}")
         return notes
 
 

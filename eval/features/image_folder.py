@@ -19,11 +19,10 @@ from teachers.support.colour_profiles import is_srgb
 from teachers.support.errors import reads
 from teachers.support.images import image_header, read_as_clean_fid
 from teachers.support.listing import is_image, list_files, list_images
-from teachers.support.text import printable
+from teachers.support.text import agree, counted, printable
 
 ALMOST = {".bmp", ".gif", ".avif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 LISTED = 5  # names in a message
-NOT_READ = "are not read, because clean-fid does not list their endings"
 MAX_PIXELS = 2**26  # of a batch, so that 32 large photographs are not in memory together
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -58,24 +57,20 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
             grey += image.mode in ("1", "L", "LA")
             transparent += image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
             sizes[image.size] += 1
-    warnings = []
-    if grey:
-        warnings.append(
-            f"{grey} of {count} images in {name} are grey: the channel is repeated three times, as in clean-fid"
-        )
-    if transparent:
-        warnings.append(f"{transparent} of {count} images in {name} have transparency: it is ignored, as in clean-fid")
-    if rotated:
-        warnings.append(
-            f"{rotated} of {count} images in {name} have an EXIF orientation: it is ignored, as in clean-fid"
-        )
-    if profiled:
-        warnings.append(
-            f"{profiled} of {count} images in {name} have a colour profile other than sRGB: it is ignored, as in "
-            "clean-fid; convert them to sRGB, as training does when it reads images"
-        )
+    conversions = {
+        "are grey: the channel is repeated three times, as in clean-fid": grey,
+        "have transparency: it is ignored, as in clean-fid": transparent,
+        "have an EXIF orientation: it is ignored, as in clean-fid": rotated,
+        "have a colour profile other than sRGB: it is ignored, as in clean-fid; convert to sRGB, as training does when "
+        "it reads images": profiled,
+    }
+    warnings = [
+        f"{number} of {counted(count, 'image')} in {name} {agree(number, conversion)}"
+        for conversion, number in conversions.items()
+        if number
+    ]
     if unread := _unread(files):
-        warnings.append(f"{len(unread)} files in {name} {NOT_READ}: {_some(unread)}")
+        warnings.append(_not_read(unread, f" in {name}"))
     if len(sizes) > 1 and size is None:
         (width, height), most = sizes.most_common(1)[0]
         warnings.append(
@@ -88,6 +83,11 @@ def image_warnings(folder: Path, size: int | None = None) -> list[str]:
 def _unread(files: Iterable[Path]) -> list[str]:
     """The names of images with endings that are not listed."""
     return [file.name for file in files if not is_image(file) and file.suffix.lower() in ALMOST]
+
+
+def _not_read(names: Sequence[str], where: str = "") -> str:
+    predicate = agree(len(names), "are not read, because clean-fid does not list such endings")
+    return f"{counted(len(names), 'file')}{where} {predicate}: {_some(names)}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -130,8 +130,8 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
     if len(files) < 2:
         unread = _unread(list_files(folder))
         raise ValueError(
-            f"{folder} contains {len(files)} images; a distribution needs at least 2, better thousands"
-            f"{f'. {len(unread)} files {NOT_READ}: {_some(unread)}' if unread else ''}"
+            f"{folder} contains {counted(len(files), 'image')}; a distribution needs at least 2, better thousands"
+            f"{f'. {_not_read(unread)}' if unread else ''}"
         )
     features = []
     with tqdm(total=len(files), desc=printable(folder.name or folder), unit="img") as bar:

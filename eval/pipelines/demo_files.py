@@ -21,7 +21,7 @@ from eval.pipelines.demo_limits import KEEP_SECONDS
 from eval.pipelines.demo_requests import Request, TimedSamples
 from eval.pipelines.jobs import steps
 from teachers.media import Medium
-from teachers.support.text import printable
+from teachers.support.text import counted, printable
 
 SMALL = 256  # pixels; images whose longer side is shorter are magnified by a whole factor in the page
 ENDINGS = {"image/webp": ".webp", "audio/wav": ".wav"}
@@ -134,8 +134,8 @@ def caption(results: TimedSamples, teacher: TimedSamples | None, device: str) ->
     baked = "<br>guidance and negative prompt are part of the weights" if results.baked else ""
     memory = "peak on the GPU" if device == "cuda" else "peak of the process"
     return (
-        f"<b>{results.milliseconds:,.0f} ms</b>{each}{speedup}<br>{results.steps} step{'s' * (results.steps != 1)}, "
-        f"{results.evaluations:.0f} network evaluation{'s' * (results.evaluations != 1)}<br>"
+        f"<b>{results.milliseconds:,.0f} ms</b>{each}{speedup}<br>{counted(results.steps, 'step')}, "
+        f"{counted(round(results.evaluations), 'network evaluation')}<br>"
         f"{results.weights:,.1f} MB of weights, {results.megabytes:,.0f} MB {memory}{baked}"
     )
 

@@ -10,6 +10,7 @@ from eval.pipelines.runs import Run
 from eval.pipelines.shared_settings import tuned_teacher_folder
 from eval.pipelines.signatures import argument, check_call, pipeline_class
 from teachers.loading.registry import family_of_class
+from teachers.support.text import counted
 
 REFERENCE_NAME = "the teacher's reference samples"
 
@@ -78,7 +79,7 @@ def jobs_of(
 
 def steps(count: int) -> str:
     """The number of steps in words, such as "1 step" or "2 steps"."""
-    return f"{count} step" + "s" * (count != 1)
+    return counted(count, "step")
 
 
 def _teacher_jobs(runs: list[Run], folder: Path, few_steps: Sequence[int]) -> list[Job]:

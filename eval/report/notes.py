@@ -9,6 +9,7 @@ from eval.pipelines.inputs import Inputs
 from eval.pipelines.run_prompts import training_prompts
 from teachers.loading.contents import changed_files
 from teachers.loading.lora_files import lora_hash
+from teachers.support.text import counted
 
 LPIPS_MISSING = {
     medium: f"The weights of LPIPS (AlexNet) are not on this machine, so {figures} left out; "
@@ -45,8 +46,8 @@ def notes(inputs: Inputs, context: MetricContext, size: int | None, problems: li
         )
     if size is not None and 0 < inputs.known_prompts < samples:
         out.append(
-            f"There are {inputs.known_prompts:,} prompts for {samples:,} samples, so prompts are repeated; published "
-            "evaluations use one caption per sample."
+            f"Prompts are repeated: {counted(inputs.known_prompts, 'prompt')} for {counted(samples, 'sample')}. "
+            "Published evaluations use one caption per sample."
         )
     return [
         *out,

@@ -91,6 +91,23 @@ def lookalike(name: str, known: Collection[str]) -> str:
     return f" (it is written {here}, but the file is {there}, which looks the same; rename one of them)"
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number of things in words, such as "1 file" or "1,200 files".
+
+    Args:
+        count: The number.
+        noun: The word for one thing.
+        plural: The word for several; None: `noun` with an "s".
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def agree(count: int, predicate: str) -> str:
+    """A predicate that begins with "are" or "have", with "is" or "has" for one thing."""
+    verb, _, rest = predicate.partition(" ")
+    return f"{ {'are': 'is', 'have': 'has'}[verb] } {rest}" if count == 1 else predicate
+
+
 def shorten(text: str, longest: int) -> str:
     """`text` with at most about `longest` characters: beginning and end, with "..." between them."""
     if len(text) <= longest:

@@ -105,7 +105,7 @@ def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsy
         (tmp_path / "prompts.txt").write_text("number 1\nnumber 2\n")
         for written, there in ((4, 0), (1, 3)):
             message = write_clips(recipe.folder, tmp_path / "vbench", str(tmp_path / "prompts.txt"), 2, batch_size=3)
-            assert f"{written} clips written" in message and f"{there} were there" in message
+            assert f"{written} clip" in message and f"{there} already there" in message
             names = sorted(file.name for file in (tmp_path / "vbench").iterdir())
             assert names == ["number 1-0.mp4", "number 1-1.mp4", "number 2-0.mp4", "number 2-1.mp4"]
             first = medium.read(tmp_path / "vbench" / "number 1-0.mp4").values

@@ -120,10 +120,10 @@ UNUSABLE = {
     "empty": (lambda path: folder(path, 0, 0), "contains 0 images"),
     "another ending": (
         with_gif,
-        "contains 1 images; a distribution needs at least 2, better thousands. 1 files are not read, because clean-fid "
-        "does not list their endings: a.gif",
+        "contains 1 image; a distribution needs at least 2, better thousands. 1 file is not read, because clean-fid "
+        "does not list such endings: a.gif",
     ),
-    "one": (lambda path: folder(path, 1, 0), "contains 1 images; a distribution needs at least 2"),
+    "one": (lambda path: folder(path, 1, 0), "contains 1 image; a distribution needs at least 2"),
     "truncated": (with_truncated_jpeg, "cut.jpg cannot be read as an image"),
     "16 bits": (with_16_bit_image, "more than 8 bits per channel"),
     "text": (with_text_file, "x.png cannot be read as an image"),
@@ -146,7 +146,7 @@ def test_unusable_images_end_with_one_error_and_exit_code_2(case, side, tmp_path
 @pytest.mark.parametrize("count", [0, 1])
 def test_statistics_need_two_images(count, tmp_path, capsys):
     assert main(["stats", str(folder(tmp_path / "a", count, 0)), "-o", str(tmp_path / "ref.npz"), *PIXELS]) == 2
-    assert f"contains {count} images" in capsys.readouterr().err
+    assert f"contains {count} image" in capsys.readouterr().err
     assert not (tmp_path / "ref.npz").exists()
 
 
@@ -250,7 +250,7 @@ def test_orientation_and_files_that_clean_fid_does_not_list_give_warnings(tmp_pa
     orientation, unlisted = image_warnings(one)
     assert orientation.startswith("1 of 4 images") and "EXIF orientation: it is ignored, as in clean-fid" in orientation
     assert unlisted.startswith("2 files in")
-    assert unlisted.endswith("because clean-fid does not list their endings: b.BMP, c.gif")
+    assert unlisted.endswith("because clean-fid does not list such endings: b.BMP, c.gif")
 
 
 def test_colour_profiles_other_than_srgb_give_a_warning(tmp_path):

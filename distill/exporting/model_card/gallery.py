@@ -16,6 +16,7 @@ from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.loading.embedded import EMBEDDED
 from teachers.media import Medium, Video
+from teachers.support.text import counted
 
 FOLDER = "gallery"  # in the pipeline's folder
 COUNT = 4  # samples without prompts
@@ -111,5 +112,5 @@ def section(widgets: Sequence[dict[str, Any]], num_steps: int) -> str:
     if not widgets:
         return ""
     links = " ".join(f"[{n}]({widget['output']['url']})" for n, widget in enumerate(widgets, start=1))
-    count = f"{num_steps} step{'s' * (num_steps != 1)}"
+    count = counted(num_steps, "step")
     return f"\n## Samples\n\n<Gallery />\n\nUncurated, from fixed noise, with {count}: {links}.\n"

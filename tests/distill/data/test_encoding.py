@@ -266,7 +266,7 @@ def test_transparent_images_are_reported_also_from_the_cache(ready, tmp_path, ca
     (folder / "2.txt").write_text("a cut-out", encoding="utf-8")
     for _ in range(2):
         dataset, teacher, *_ = ready(images=ImageFolder(folder, True))
-        assert "1 images have transparency, which is composited on white: " in capsys.readouterr().out
+        assert "1 image has transparency, which is composited on white: " in capsys.readouterr().out
     white = teacher.encode(torch.ones(1, 3, 32, 32))
     assert torch.allclose(dataset.latents.gather(torch.tensor([2]))["x"], white, atol=1e-5)
 

@@ -156,7 +156,7 @@ def test_captions_of_unguided_teachers_are_not_read(tmp_path):
 def test_rows_without_a_caption_are_not_trained_on(tmp_path):
     write_table(tmp_path / "a.parquet", ["a coat", None, ""])
     made = plan(DataRecipe(images=str(tmp_path)), needs_latents=False, captioned=True)
-    assert made.captions == ["a coat", ""] and made.notes == ["1 images without a caption are not used"]
+    assert made.captions == ["a coat", ""] and made.notes == ["1 image without a caption is not used"]
     write_table(tmp_path / "a.parquet", [float("nan")])
     with pytest.raises(ValueError, match="must have at least one caption, got none"):
         plan(DataRecipe(images=str(tmp_path)), needs_latents=False, captioned=True)

@@ -294,7 +294,7 @@ def test_unused_files_and_empty_captions_are_reported(tmp_path):
     (tmp_path / "1.txt").write_text(" \n", encoding="utf-8")
     notes = plan(DataRecipe(images=str(tmp_path)), True, True).notes
     assert notes[0].startswith("2 files in") and "2.gif" in notes[0] and "3.BMP" in notes[0]
-    assert notes[1].startswith("1 images have an empty caption:") and notes[1].endswith("1.png")
+    assert notes[1].startswith("1 image has an empty caption:") and notes[1].endswith("1.png")
     assert plan(DataRecipe(images=str(tmp_path)), False, True).notes == notes
 
 

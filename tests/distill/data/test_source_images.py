@@ -127,7 +127,7 @@ def test_one_caption_of_two_images_is_said(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text("a photo")
     (note,) = opened(tmp_path, INPAINT).notes
-    assert note.startswith("1 caption files in") and "names differ in their endings only" in note
+    assert note.startswith("1 caption file in") and "names differ in their endings only" in note
     assert "a.txt" in note and "b.txt" not in note
     assert list(plan(DataRecipe(images=str(tmp_path)), True, True).notes) == [note]
 
