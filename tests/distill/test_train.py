@@ -22,7 +22,7 @@ from teachers.networks.adapters import unwrap
 from tests.commands import fewstep
 from tests.forks import Fork
 from tests.runs import interrupted
-from tests.settings import FAST
+from tests.settings import FAST, representatives
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_method_changes_weights_after_its_updates(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.parametrize("method", representatives(["dmd", "scm"], ["scm"]))
 def test_reading_rows_ahead_from_files_gives_bitwise_the_same_run(make, whole_of, method, monkeypatch):
     """Rows in files are read by a thread, one micro-batch ahead, in a resumed run too."""
     files = make(method, "train.accumulation=2", "train.steps=4")
@@ -109,7 +109,7 @@ def test_reading_rows_ahead_from_files_gives_bitwise_the_same_run(make, whole_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.parametrize("method", representatives(["dmd", "scm"], ["scm"]))
 def test_channels_last_gives_the_same_student_and_resumes_bitwise(make, whole_of, method, monkeypatch):
     """Also when resuming a contiguous checkpoint; moments must have the memory format of their parameters."""
     layouts = []
@@ -144,7 +144,10 @@ def test_parameters_are_contiguous_without_channels_last(make, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", ["memory.tier=full", "memory.tier=lora", "memory.offload_teacher=true"])
+@pytest.mark.parametrize(
+    "memory",
+    representatives(["memory.tier=full", "memory.tier=lora", "memory.offload_teacher=true"], ["memory.tier=lora"]),
+)
 def test_channels_last_converts_every_network(make, memory, monkeypatch):
     distillers = []
     prepare = engine.Engine.prepare

@@ -8,14 +8,14 @@ from distill.checks.table import Check, table
 from distill.checks.teacher_checks import check_teacher
 from distill.config.registry import TEACHERS, find
 from tests.commands import fewstep
-from tests.settings import first_is_quick
+from tests.settings import first_is_quick, representatives
 from tests.teachers.families.variants import VARIANTS
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", representatives(VARIANTS))
 def test_every_family_passes(name, folder_of, capsys):
     family, folder = folder_of(name)
     code = fewstep("check", folder, "--family", family)

@@ -15,7 +15,7 @@ from distill.config.sections import ExportRecipe, TeacherRecipe
 from distill.exporting.distill_json import describe
 from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
-from tests.settings import first_is_quick, in_turn
+from tests.settings import first_is_quick, in_turn, representatives
 from tests.teachers.families.stock import prompts_of
 from tests.teachers.families.training import perturb, with_precisions
 from tests.teachers.families.variants import VARIANTS
@@ -42,7 +42,9 @@ OTHERS = {
 METHODS = KINDS | OTHERS
 EDM = ("Stable Diffusion, EDM", "Playground 2.5", "CosXL", "EDM, CIFAR-10", "EDM, ImageNet-64")  # with one or two steps
 CASES = in_turn(VARIANTS, list(KINDS))
-CASES += [case for case in in_turn(VARIANTS, list(OTHERS)) if not (case[0] in EDM and "4 steps" in case[1])]
+CASES += representatives(
+    case for case in in_turn(VARIANTS, list(OTHERS)) if not (case[0] in EDM and "4 steps" in case[1])
+)
 
 
 def exported(run, teacher, name, method, guidance=1.0, size=0.02, schedule="native"):
@@ -81,7 +83,7 @@ ADAPTED = [name for name, (family, _) in VARIANTS.items() if family not in ("unc
 @pytest.mark.parametrize(
     ("name", "method", "dtype"),
     [
-        *with_precisions(in_turn(ADAPTED, list(KINDS))),
+        *representatives(with_precisions(in_turn(ADAPTED, list(KINDS)))),
         ("Stable Diffusion 1.5", "scm", torch.float16),
     ],
     ids=str,

@@ -15,7 +15,7 @@ from distill.exporting.card import call_lines, prompt_argument
 from distill.exporting.verify import ExportMismatch
 from tests.commands import fewstep
 from tests.distill.exporting.test_every_export import METHODS, exported
-from tests.settings import first_is_quick
+from tests.settings import first_is_quick, representatives
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_weights_that_are_not_finite_are_not_exported(value, teacher_of, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, grey"])
+@pytest.mark.parametrize("name", representatives([*BUILDERS, "pixels, learned variance", "pixels, grey"]))
 def test_the_cards_code_runs_as_it_is_written(name, scm_export):
     folder, _ = scm_export(name)
     card = (folder / "README.md").read_text()
@@ -145,7 +145,7 @@ def test_default_number_of_steps_is_refused_with_a_reason(name, scm_export):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, cosine"])
+@pytest.mark.parametrize("name", representatives([*BUILDERS, "pixels, learned variance", "pixels, cosine"]))
 def test_exported_students_pass_fewstep_check(name, scm_export):
     results = check_student(scm_export(name)[0], CPU)
     assert [result.name for result in results] == [

@@ -87,6 +87,7 @@ def distil(teacher, folder, boundary_angle: float) -> Recipe:
     return recipe
 
 
+@pytest.mark.exhaustive
 def test_with_the_boundary_condition_samples_stay_near_the_teachers(teacher, tmp_path):
     recipe = distil(teacher, tmp_path, 0.4)
     end = json.loads((recipe.folder / "history.jsonl").read_text().splitlines()[-1])["held_out_frechet"]

@@ -15,13 +15,15 @@ from distill.training.engine import Engine
 from distill.training.run_folder import fingerprint
 from teachers.families.stable_diffusion import StableDiffusion
 from tests.runs import interrupted
+from tests.settings import representatives
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "precision"), [("dmd", "float32"), ("sid", "float32"), ("scm", "float32"), ("lcm", "bfloat16")]
+    ("method", "precision"),
+    representatives([("dmd", "float32"), ("sid", "float32"), ("scm", "float32"), ("lcm", "bfloat16")], ["dmd", "lcm"]),
 )
 def test_resumed_run_is_bitwise_identical(lora_recipe, method, precision):
     whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1", f"teacher.precision={precision}")
@@ -46,7 +48,7 @@ def test_checkpoint_contains_adapters_without_the_base(lora_recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.parametrize("method", representatives(["dmd", "scm"], ["scm"]))
 def test_exported_pipeline_and_lora_file_give_the_same_images(lora_recipe, method):
     """The pipeline has no LoRA layers, and the LoRA file gives its images with the teacher's stock pipeline."""
     run = lora_recipe(method, "train.steps=3", "optimizers.student.lr=0.01")

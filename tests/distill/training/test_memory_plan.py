@@ -20,6 +20,7 @@ from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.adapters import unwrap
 from teachers.networks.checkpointing import checkpoint_activations
 from teachers.networks.storage import without_autocast
+from tests.settings import representatives
 
 CPU = torch.device("cpu")
 
@@ -28,8 +29,11 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("method", "tier", "checkpointing"),
     [
-        *itertools.product(["dmd", "scm"], ["full", "lora"], ["false", "true"]),
-        *(("sid", "full", "false"), ("sid", "lora", "true"), ("f_distill", "lora", "true"), ("lcm", "lora", "true")),
+        ("dmd", "full", "false"),
+        ("scm", "lora", "true"),
+        *(("sid", "full", "true"), ("f_distill", "lora", "true"), ("lcm", "lora", "false")),
+        *representatives(itertools.product(["dmd", "scm"], ["full", "lora"], ["false", "true"]), []),
+        *representatives([("sid", "full", "false"), ("sid", "lora", "true"), ("lcm", "lora", "true")], []),
     ],
 )
 def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointing):

@@ -10,7 +10,7 @@ from teachers.core.few_step import flow_scheduler, lcm_timesteps
 from teachers.core.sampling import sample
 from teachers.core.trigflow import Flow
 from teachers.loading.saving import save_pipeline
-from tests.settings import first_is_quick
+from tests.settings import first_is_quick, representatives
 from tests.teachers.families.stock import (
     NAMES,
     PROMPTS,
@@ -23,7 +23,7 @@ from tests.teachers.families.stock import (
 )
 from tests.teachers.standalone import run_standalone
 
-every_family = pytest.mark.parametrize("name", NAMES)
+every_family = pytest.mark.parametrize("name", representatives(NAMES))
 
 
 @pytest.mark.slow
@@ -69,11 +69,12 @@ torch.save(images, "images.pt")
 
 
 @pytest.fixture(scope="module")
-def reloaded(load, trained, tmp_path_factory):
-    """Images of every exported student, from stock diffusers in a process that cannot import this project."""
+def reloaded(request, load, trained, tmp_path_factory):
+    """Images of the exported students, from stock diffusers in a process that cannot import this project."""
     work = tmp_path_factory.mktemp("exports")
+    tests = [item for item in request.session.items if request.fixturename in item.fixturenames]
     jobs = {}
-    for name in NAMES:
+    for name in dict.fromkeys(item.callspec.params["name"] for item in tests):
         teacher, student = load(name), trained(name).student
         times = [student.path.t_max, 0.7]
         folder = work / name.replace(" ", "_")

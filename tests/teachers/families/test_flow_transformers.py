@@ -34,7 +34,7 @@ from teachers.loading.distilled import distilled
 from teachers.loading.sketch import sketch
 from teachers.media import Image
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.settings import first_is_quick, in_turn
+from tests.settings import first_is_quick, in_turn, representatives
 from tests.teachers import tiny_flow_transformers as tiny
 from tests.teachers.families.media import prompts_of, run
 from tests.teachers.families.stock import difference
@@ -384,7 +384,7 @@ def test_a_transformer_for_text_of_another_width_is_refused(name, tiny_media, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "method"), in_turn(NAMES, ["dmd", "scm"]))
+@pytest.mark.parametrize(("name", "method"), representatives(in_turn(NAMES, ["dmd", "scm"])))
 def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
     family, folder, size = tiny_media(name)
     recipe = Recipe("run", TeacherRecipe(str(folder), family=family, guidance=3.0, size=size), {"name": method})

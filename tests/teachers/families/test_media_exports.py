@@ -10,12 +10,12 @@ from distill.methods.scm import SCM, SCMOptions
 from teachers.core.cosine_path import Cosine
 from teachers.core.sampling import sample
 from teachers.loading.saving import save_pipeline
-from tests.settings import first_is_quick
+from tests.settings import first_is_quick, representatives
 from tests.teachers.families.media import NAMES, prompts_of, run
 from tests.teachers.families.stock import difference
 from tests.teachers.families.training import perturb
 
-every_family = pytest.mark.parametrize("name", NAMES)
+every_family = pytest.mark.parametrize("name", representatives(NAMES))
 
 
 def noises_of(pipe, teacher, steps, result):

@@ -19,7 +19,7 @@ from distill.methods.sid import SID, SIDOptions
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.settings import first_is_quick, in_turn
+from tests.settings import first_is_quick, in_turn, representatives
 from tests.teachers.families import media
 from tests.teachers.families.stock import NAMES as IMAGES
 from tests.teachers.families.stock import difference
@@ -140,7 +140,7 @@ def test_scm_target_equals_that_of_torch_func_jvp(name, load_any, trained, recor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", media.KINDS)
+@pytest.mark.parametrize("name", representatives(media.KINDS))
 def test_each_phase_of_rcm_trains(name, load_any):
     teacher = load_any(name)
     torch.manual_seed(0)
@@ -170,7 +170,7 @@ def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "precision"),
-    with_precisions(in_turn(media.KINDS, ["dmd", "scm"])),
+    representatives(with_precisions(in_turn(media.KINDS, ["dmd", "scm"]))),
     ids=str,
 )
 def test_adapters_train_and_leave_the_teacher_unchanged(name, method, precision, tiny_media):
