@@ -92,7 +92,7 @@ def use_first_order_sampler(pipe: Pipeline) -> None:
             pipe.scheduler.alphas_cumprod = scheduler.alphas_cumprod.float()
             pipe.scheduler.final_alpha_cumprod = pipe.scheduler.alphas_cumprod[0]
     unet = pipe.components.get("unet")
-    if unet is not None and unet.config.out_channels == 2 * unet.config.in_channels:
+    if unet is not None and unet.config.get("out_channels") == 2 * unet.config.in_channels:
         unet.register_forward_hook(_first_half)
 
 
@@ -158,16 +158,24 @@ def network_inputs(modules: Sequence[nn.Module], step: Callable[[], int]) -> Ite
 
 
 def tensors(values: Mapping[str, Any]) -> Inputs:
-    """The tensors among `values` by name; those of nested mappings are added, and lists of samples become batches."""
+    """The tensors among `values` by name; those of nested mappings are added, and lists of samples become batches.
+
+    So do lists with a list of one tensor for each sample.
+    """
     found: Inputs = {}
     for name, value in values.items():
+        rows = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in _list(value)]
         if isinstance(value, Tensor):
             found[name] = value.detach()
-        elif isinstance(value, list) and value and all(isinstance(x, Tensor) and x.ndim > 1 for x in value):
-            found |= _of_list(name, [x.detach() for x in value])
+        elif rows and all(isinstance(x, Tensor) and x.ndim > 1 for x in rows):
+            found |= _of_list(name, [x.detach() for x in rows])
         elif isinstance(value, Mapping):
             found |= tensors(value)
     return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _of_list(name: str, rows: list[Tensor]) -> Inputs:

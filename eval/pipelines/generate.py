@@ -102,13 +102,19 @@ def arguments(
         noise = [torch.randn(shape, generator=g) for g in generators(indices, seed, f"{stream}/{LATENTS}")]
         parameter = next(network(pipe).parameters())
         usual["latents"] = torch.stack(noise).to(parameter.device, parameter.dtype)
-    usual["output_type"] = "pt" if argument(kind, "prompt") else "np"
+    usual["output_type"] = output_type(kind)
     out = dict(call) | {own: value for name, value in usual.items() if (own := argument(kind, name)) is not None}
     out |= source_arguments(kind, sources)
     for name in EACH:
         if isinstance(out.get(name), str):
             out[name] = [out[name]] * count
     return out
+
+
+def output_type(kind: type[DiffusionPipeline]) -> str:
+    """The `output_type` with which pipelines of a class return samples in the judged range."""
+    family = registry.family_of_class(kind)
+    return ("pt" if family is None else family.output_type) if argument(kind, "prompt") else "np"
 
 
 def source_arguments(kind: type[DiffusionPipeline], sources: torch.Tensor | None) -> dict[str, Any]:

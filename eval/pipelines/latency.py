@@ -15,6 +15,7 @@ import torch
 
 from eval.config.options import Timing
 from eval.pipelines.networks import network
+from teachers.loading.source import AUTOENCODERS
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ def parts(pipe: Any, call: Callable[[], object], device: torch.device, repeats: 
         Medians in milliseconds as "denoiser_ms" and "decoder_ms"; the latter is None for a pipeline without a decoder.
     """
     spent: dict[str, list[float]] = {"denoiser_ms": [], "decoder_ms": []}
-    decoder = pipe.components.get("vae")
+    decoder = next((pipe.components[name] for name in AUTOENCODERS if name in pipe.components), None)
     for _ in range(repeats):
         with (
             _stopwatch(network(pipe), "forward", device) as denoising,

@@ -65,8 +65,9 @@ def counted(pipe: Pipeline) -> Iterator[Count]:
     count = Count()
 
     def hook(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if args and isinstance(args[0], list):  # Z-Image takes a list of samples
-            count.evaluations += len(args[0])
+        first = args[0] if args else kwargs.get("x")
+        if isinstance(first, list):  # Z-Image takes a list of samples
+            count.evaluations += len(first)
             return
         # The sample, since the positions of Flux and the prompts of AnimateDiff's frames have other numbers of rows.
         named = [kwargs[name] for name in ("hidden_states", "sample") if name in kwargs]

@@ -84,6 +84,7 @@ class Contract:
         feature_layer: Name of the network's submodule whose tokens (B, N, C) or maps (B, C, ...) DMD's discriminator
             reads; None: the middle of its blocks, if it has a child with a usual name.
         medium_class: The class of `medium`: `Image`, `Video` or `Audio`.
+        output_type: The `output_type` with which pipelines that take prompts return samples in the judged range.
         stream: Which of several outputs of that submodule belongs to the sample, not to the prompt: 0 for the first,
             -1 for the last.
         size_keys: The keys that `teacher.size` of a recipe may have; empty if the pipeline alone determines the size.
@@ -120,6 +121,7 @@ class Contract:
     takes_edm: ClassVar[bool] = False
     feature_layer: ClassVar[str | None] = None
     medium_class: ClassVar[type[Medium]] = Image
+    output_type: ClassVar[str] = "pt"
     stream: ClassVar[int] = -1
     size_keys: ClassVar[tuple[str, ...]] = ()
     feature_models: ClassVar[Mapping[str, Callable[[torch.device], FeatureModel]]] = {}

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +22,8 @@ class Autoencoding(Teacher):
     """The part of `LatentTeacher` that encodes and decodes.
 
     Attributes:
+        autoencoder: Name of the pipeline's component that encodes and decodes.
+        decode_options: Further arguments with which the pipeline calls the autoencoder's `decode`.
         statistics: Entries of the autoencoder's config by which the pipeline scales latents. It reads no others, so
             that others have no effect here either.
         optional_statistics: Further ones, which may be missing.
@@ -29,25 +31,32 @@ class Autoencoding(Teacher):
         device: Where the networks are.
     """
 
+    autoencoder: ClassVar[str] = "vae"
+    decode_options: ClassVar[Mapping[str, Any]] = {}
     statistics: ClassVar[tuple[str, ...]] = ("scaling_factor",)
     optional_statistics: ClassVar[tuple[str, ...]] = ()
     stock: Any
     device: torch.device
     _said_overflow = False
 
+    @property
+    def vae(self) -> Any:
+        """The pipeline's autoencoder."""
+        return self.stock.components[self.autoencoder]
+
     def compression(self) -> int:
         """Pixels of an image for each latent pixel, along one side."""
-        vae = self.stock.vae
+        vae = self.vae
         blocks = "encoder_block_out_channels" if isinstance(vae, AutoencoderDC) else "block_out_channels"
         return int(2 ** (len(vae.config[blocks]) - 1))
 
     def latent_channels(self) -> int:
         """The number of channels of the autoencoder's latents."""
-        return int(self.stock.vae.config.latent_channels)
+        return int(self.vae.config.latent_channels)
 
     def _vae_encoder(self) -> list[nn.Module]:
         """The modules of the autoencoder that only `encode` uses."""
-        parts = dict(self.stock.vae.named_children())
+        parts = dict(self.vae.named_children())
         return [parts[name] for name in ("encoder", "quant_conv") if parts.get(name) is not None]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -57,7 +66,7 @@ class Autoencoding(Teacher):
         return (self._without_overflow(self._mean, images) - offset) / scale / self.denoiser.path.sigma_data
 
     def _mean(self, images: Tensor) -> Tensor:
-        vae = self.stock.vae
+        vae = self.vae
         code = vae.encode(images.to(self.device, vae.dtype))
         mean: Tensor = code.latent_dist.mean if hasattr(code, "latent_dist") else code[0]
         return mean.float()
@@ -69,8 +78,8 @@ class Autoencoding(Teacher):
             return self._without_overflow(self._image, native)
 
     def _image(self, native: Tensor) -> Tensor:
-        vae = self.stock.vae
-        image: Tensor = vae.decode(native.to(self.device, vae.dtype), return_dict=False)[0]
+        vae = self.vae
+        image: Tensor = vae.decode(native.to(self.device, vae.dtype), **self.decode_options, return_dict=False)[0]
         return image.float()
 
     def _without_overflow(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
@@ -78,7 +87,7 @@ class Autoencoding(Teacher):
 
         Only these rows are, so that the result for an image does not depend on the images that came before it.
         """
-        outputs, vae = function(inputs), self.stock.vae
+        outputs, vae = function(inputs), self.vae
         dtype = vae.dtype
         if dtype == torch.float32:
             return outputs
@@ -107,7 +116,7 @@ class Autoencoding(Teacher):
         Raises:
             ValueError: If the pipeline cannot scale latents by them.
         """
-        config, channels = self.stock.vae.config, self.latent_channels()
+        config, channels, part = self.vae.config, self.latent_channels(), self.autoencoder
         for name in self.statistics + self.optional_statistics:
             value = config.get(name)
             if value is None and name in self.optional_statistics:
@@ -116,13 +125,13 @@ class Autoencoding(Teacher):
             values = list(value) if isinstance(value, list | tuple) else [value]
             if len(values) != count or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
                 kind = f"{count} numbers" if name in LISTS else "a number"
-                raise ValueError(f"{name} of the vae of a {type(self.stock).__name__} must be {kind}, got {value}")
+                raise ValueError(f"{name} of the {part} of a {type(self.stock).__name__} must be {kind}, got {value}")
             if name in DIVISORS and 0 in values:
-                raise ValueError(f"{name} of the vae must not be 0, got {value}")
+                raise ValueError(f"{name} of the {part} must not be 0, got {value}")
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """(scale, offset), (1, C or 1, 1, ...) each: the autoencoder's latents are scale * native latents + offset."""
-        config = self.stock.vae.config
+        config = self.vae.config
         found = {name: config.get(name) for name in self.statistics + self.optional_statistics}
         scale: Any = 1 / (found.get("scaling_factor") or 1.0)
         offset: Any = found.get("shift_factor") or 0.0

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor, nn
 
 from teachers.core.denoiser import Call, Condition, Denoiser, Prediction, default_call
@@ -18,6 +17,7 @@ from teachers.core.trigflow import Flow
 from teachers.families.autoencoding import Autoencoding
 from teachers.families.native_exports import NativeExports
 from teachers.families.sample_size import height_and_width
+from teachers.loading.lora_checks import takes_lora
 from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
 from teachers.networks.storage import in_float32
 
@@ -55,7 +55,7 @@ class LatentTeacher(Autoencoding, NativeExports):
         self.stock = freeze(pipeline)
         self.device = pipeline.device
         self._text_pipeline: Any = None
-        vae = pipeline.vae
+        vae = self.vae
         if vae.config.get("force_upcast") and vae.dtype == torch.float16:
             vae.float()  # such autoencoders overflow in half precision
         self.factor = self.compression()
@@ -90,6 +90,10 @@ class LatentTeacher(Autoencoding, NativeExports):
         """`call`, or a partial application of it to settings of the pipeline; copies of the denoiser share it."""
         return self.call
 
+    def network_config(self) -> Any:
+        """The configuration of the network."""
+        return self.stock.components[self.network].config
+
     def noise_path(self, sigma_data: float) -> tuple[NoisePath, Prediction]:
         """The noise schedule of the pipeline, and what the network predicts.
 
@@ -101,7 +105,7 @@ class LatentTeacher(Autoencoding, NativeExports):
 
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of a latent: (C, H, W) at the pipeline's default image size, or (C, ...) for other media."""
-        config = self.stock.components[self.network].config
+        config = self.network_config()
         return config.in_channels - self.source_channels, *height_and_width(config.sample_size)
 
     def set_size(self) -> None:
@@ -114,7 +118,7 @@ class LatentTeacher(Autoencoding, NativeExports):
 
     def _check_channels(self) -> None:
         """Raise ValueError if the network's channels are not those of the autoencoder's latents."""
-        config, channels = self.stock.components[self.network].config, self.latent_channels()
+        config, channels = self.network_config(), self.latent_channels()
         inputs = config.in_channels - self.source_channels
         if self.shape[0] != channels:
             packed = inputs // self.shape[0] if self.shape[0] > 0 else 1
@@ -125,7 +129,7 @@ class LatentTeacher(Autoencoding, NativeExports):
             )
             raise ValueError(
                 f"in_channels of the {self.network} must be {channels * packed + self.source_channels} for the "
-                f"{channels} latent channels of the vae{others}"
+                f"{channels} latent channels of the {self.autoencoder}{others}"
             )
         outputs = config.get("out_channels") or inputs
         if outputs not in (inputs, 2 * inputs):
@@ -205,7 +209,7 @@ class LatentTeacher(Autoencoding, NativeExports):
         return self.stock.scheduler
 
     def save_lora(self, student: Denoiser, times: Sequence[float], folder: Path) -> bool:
-        if not isinstance(self.stock, LoraBaseMixin):
+        if not takes_lora(self.stock, self.network):
             return False
         points = self.exact_points(student, times, self.scheduler(student, times)[1])
         weights = lora_weights(student, *points)

@@ -1,4 +1,4 @@
-"""`SizedImage`: transformers of images whose size is an argument of the pipeline's call."""
+"""`SizedImage`: networks of images whose size is an argument of the pipeline's call."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from teachers.families.sample_size import check_sides
 
 
 class SizedImage(FixedStart):
-    """A frozen pipeline of images whose files do not state their size. Its transformer takes tokens of 2 x 2 patches.
+    """A frozen pipeline of images whose files do not state their size. Most transformers take tokens of 2 x 2 patches.
 
     Args:
         pipeline: A pipeline of one of the classes in `pipelines`; its networks are frozen.
@@ -41,8 +41,8 @@ class SizedImage(FixedStart):
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
         self.stock, name = pipeline, type(pipeline).__name__
-        if self.network_patch is not None and (patch := pipeline.transformer.config.patch_size) != self.network_patch:
-            raise ValueError(f"patch_size of the transformer of {name} must be {self.network_patch}, got {patch}")
+        if self.network_patch is not None and (patch := self.network_config().patch_size) != self.network_patch:
+            raise ValueError(f"patch_size of the {self.network} of {name} must be {self.network_patch}, got {patch}")
         if not self.shifts_dynamically and pipeline.scheduler.config.get("use_dynamic_shifting"):
             raise ValueError(
                 f"use_dynamic_shifting of the scheduler of {name} must be False, got True: its call passes no shift"
@@ -54,7 +54,7 @@ class SizedImage(FixedStart):
         self.size = {key: int(value) for key, value in found.items()}
         if self.fixed_factor not in (None, self.compression()):
             raise ValueError(
-                f"the vae of a {name} must have {self.fixed_factor} pixels for each latent pixel, got "
+                f"the {self.autoencoder} of a {name} must have {self.fixed_factor} pixels for each latent pixel, got "
                 f"{self.compression()}"
             )
         check_sides(self.size, self.side_unit())
@@ -80,14 +80,14 @@ class SizedImage(FixedStart):
 
     def latent_shape(self) -> tuple[int, ...]:
         height, width = (self.size[key] // self.compression() for key in ("height", "width"))
-        return int(self.stock.transformer.config.in_channels) // self.patch**2, height, width
+        return int(self.network_config().in_channels) // self.patch**2, height, width
 
     def _check_channels(self) -> None:
         super()._check_channels()
-        config = self.stock.transformer.config
+        config = self.network_config()
         if (config.get("out_channels") or config.in_channels) != config.in_channels:
             raise ValueError(
-                f"out_channels of the transformer must be {config.in_channels}, without a learned variance, got "
+                f"out_channels of the {self.network} must be {config.in_channels}, without a learned variance, got "
                 f"{config.out_channels}"
             )
 

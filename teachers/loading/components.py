@@ -36,6 +36,7 @@ ROLES: Mapping[str, tuple[str, tuple[type[Any], ...]]] = {
     "unet": ("a network", NETWORKS),
     "transformer": ("a network", NETWORKS),
     "vae": ("a network", NETWORKS),
+    "movq": ("a network", NETWORKS),
 }
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 

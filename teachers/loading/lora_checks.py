@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor
 
 from teachers.support.files import sha256, tensor_bytes
@@ -17,6 +19,11 @@ ALPHA = ".alpha"
 DOWN = (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_A.default.weight")
 
 Layers = Mapping[str, Mapping[str, Tensor]]
+
+
+def takes_lora(pipeline: Any, network: str) -> bool:
+    """Whether diffusers can load LoRA files into the component `network` of a pipeline."""
+    return isinstance(pipeline, LoraBaseMixin) and isinstance(pipeline.components[network], PeftAdapterMixin)
 
 
 def layer_problem(stored: Mapping[str, Tensor], state: Mapping[str, Tensor], found: Layers, values: bool) -> str | None:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging as diffusers_log
 from torch import nn
 
 from teachers.loading.load_errors import loading_errors
 from teachers.loading.location import INDEX
-from teachers.loading.lora_checks import ADAPTER, conversion_problem, layer_problem
+from teachers.loading.lora_checks import ADAPTER, conversion_problem, layer_problem, takes_lora
 from teachers.loading.lora_files import peft_settings, read_lora
 from teachers.loading.sizes import check_configs
 from teachers.loading.source import TEXT_COMPONENTS
@@ -54,7 +53,7 @@ def load_lora(pipeline: Any, file: Path, network: str, values: bool = True) -> s
         ValueError: If the file has a key that no layer takes, a layer of another shape, or a layer with a part only.
     """
     name = type(pipeline).__name__
-    if not isinstance(pipeline, LoraBaseMixin):
+    if not takes_lora(pipeline, network):
         raise ValueError(f"teacher.loras must be empty for a {name}, which diffusers cannot load LoRA files into")
     tensors = read_lora(file)
     import_peft()

@@ -95,6 +95,8 @@ def add_text_encoders(teacher: Teacher, source: str) -> None:
                 with bounded(Path(source) / name, "files that its tokenizer cannot be read from"):
                     parts[name] = kind.from_pretrained(source, subfolder=name, trust_remote_code=False)
                 continue
+            if not issubclass(kind, nn.Module):  # a processor of images, on which no shapes depend
+                continue
             with bounded(Path(source) / name):
                 parts[name] = build(kind, source, name).requires_grad_(False).eval()
             parts[name].register_forward_pre_hook(_with_whole_mask, with_kwargs=True)

@@ -31,10 +31,14 @@ from teachers.support.listing import visible
 from teachers.support.regular import check_special
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
-# How the names of a pipeline's components begin: those that encode prompts, and all others.
-TEXT_COMPONENTS = ("text_encoder", "tokenizer")
-OTHER_COMPONENTS = ("unet", "transformer", "vae", "vocoder", "image_encoder", "safety_checker", "feature_extractor")
-DECODERS = ("vae", "vocoder")  # components that decode latents to samples
+# How the names of a pipeline's components begin: those that encode prompts and their images, and all others.
+TEXT_COMPONENTS = ("text_encoder", "tokenizer", "siglip")
+AUTOENCODERS = ("vae", "movq")
+OTHER_COMPONENTS = (
+    *("unet", "transformer", *AUTOENCODERS, "vocoder", "image_encoder"),
+    *("safety_checker", "feature_extractor"),
+)
+DECODERS = (*AUTOENCODERS, "vocoder")  # components that decode latents to samples
 
 
 def class_name(path: str) -> str | None:
