@@ -24,12 +24,22 @@ def sample_tokens(hidden: Tensor, sample: Tensor, cond: Condition) -> Tensor:
     return hidden[:, : sample.shape[2] * sample.shape[3] // 4]
 
 
+def prompt_rows(cond: Condition) -> list[Tensor]:
+    """The embeddings (L, D) of each prompt of a condition, without padding."""
+    text, mask = cond[TEXT], cond[MASK]
+    lengths = [mask.shape[1]] * len(mask) if mask.is_meta else mask.sum(1).tolist()
+    return [row[:length] for row, length in zip(text, lengths, strict=True)]
+
+
 class ZImage(AddedGuidance, FlowTransformer):
     """`ZImagePipeline`, without its `cfg_normalization` and `cfg_truncation`, which its call does not use by default.
 
     Z-Image-Turbo has its guidance in the weights, so its `teacher.guidance` is 1. It was distilled for eight steps of
     its solver: its velocity is that of its students only there, so `teacher.num_steps` should be 8, and Z-Image is the
     better teacher of trajectories.
+
+    Attributes:
+        takes_images: Whether the transformer may also take the features of condition images.
 
     Raises:
         ValueError: If the transformer needs images, or its timestep embedding has another scale than 1000.
@@ -39,12 +49,11 @@ class ZImage(AddedGuidance, FlowTransformer):
     statistics: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cap_feat_dim": ("text_encoder",)}
     reverses_time: ClassVar[bool] = True
+    takes_images: ClassVar[bool] = False
 
-    def __init__(
-        self, pipeline: ZImagePipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
         config = pipeline.transformer.config
-        if config.siglip_feat_dim is not None:
+        if config.siglip_feat_dim is not None and not self.takes_images:
             raise ValueError(
                 f"siglip_feat_dim of the transformer must be None, got {config.siglip_feat_dim}: it needs images"
             )
@@ -57,12 +66,10 @@ class ZImage(AddedGuidance, FlowTransformer):
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
         """Call the network on lists of images (C, 1, H, W) and of prompts (L, D), each as long as its prompt."""
-        text, mask = cond[TEXT], cond[MASK]
-        lengths = [mask.shape[1]] * len(mask) if mask.is_meta else mask.sum(1).tolist()
         output: list[Tensor] = network(
             list(sample[:, :, None].unbind()),
             (UNIT - timestep) / UNIT,
-            [row[:length] for row, length in zip(text, lengths, strict=True)],
+            prompt_rows(cond),
             return_dict=False,
         )[0]
         return -torch.stack(output)[:, :, 0]
@@ -77,9 +84,15 @@ class ZImage(AddedGuidance, FlowTransformer):
         if self.device.type == "meta":  # the pipeline selects tokens by the values of a mask
             return {key: value.expand(len(prompts), *value.shape[1:]) for key, value in self.meta_condition().items()}
         with torch.no_grad():
-            rows, _ = self.text_pipeline().encode_prompt(list(prompts), self.device, do_classifier_free_guidance=False)
+            rows = self.encode_rows(prompts)
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows], True)
         return {TEXT: padded(pad_sequence(rows, True).float(), LENGTH), MASK: padded(mask, LENGTH)}
+
+    def encode_rows(self, prompts: Sequence[str]) -> list[Tensor]:
+        """The embeddings (L, D) of each prompt, as long as it is."""
+        rows: list[Tensor]
+        rows, _ = self.text_pipeline().encode_prompt(list(prompts), self.device, do_classifier_free_guidance=False)
+        return rows
 
     def meta_condition(self) -> Condition:
         width = self.stock.transformer.config.cap_feat_dim

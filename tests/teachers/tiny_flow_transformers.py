@@ -1,6 +1,7 @@
 """Builders of tiny random pipelines of the families that are `FlowTransformer`s."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from diffusers import (
     AuraFlowPipeline,
@@ -22,6 +23,7 @@ from diffusers import (
     NucleusMoEImageTransformer2DModel,
     OvisImagePipeline,
     OvisImageTransformer2DModel,
+    ZImageOmniPipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -35,6 +37,9 @@ from transformers import (
     Qwen3Model,
     Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
+    Siglip2ImageProcessor,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -54,7 +59,7 @@ from tests.teachers.tiny_pipelines import WIDTH, autoencoder, eight_fold, gemma,
 SIDES = {"height": 16, "width": 32}
 
 
-def z_image(shift: float = 3.0, **changes) -> ZImagePipeline:
+def z_image(shift: float = 3.0, kind=ZImagePipeline, more: Mapping[str, Any] = {}, **changes) -> ZImagePipeline:
     tokenizer = qwen_tokenizer()
     config = Qwen3Config(**qwen_sizes(tokenizer, 3), head_dim=16, bos_token_id=0, eos_token_id=0)
     sizes = {"in_channels": 4, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
@@ -63,7 +68,14 @@ def z_image(shift: float = 3.0, **changes) -> ZImagePipeline:
     for parameter in (network.x_pad_token, network.cap_pad_token):
         parameter.data.normal_()
     vae = autoencoder(scaling_factor=0.36, shift_factor=0.11)
-    return ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=shift), vae, Qwen3Model(config), tokenizer, network)
+    return kind(FlowMatchEulerDiscreteScheduler(shift=shift), vae, Qwen3Model(config), tokenizer, network, **more)
+
+
+def z_image_omni(**changes) -> ZImageOmniPipeline:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    images = Siglip2VisionModel(Siglip2VisionConfig(**sizes, num_patches=4, patch_size=4))
+    more = {"siglip": images, "siglip_processor": Siglip2ImageProcessor(patch_size=4, max_num_patches=4)}
+    return z_image(kind=ZImageOmniPipeline, more=more, **({"siglip_feat_dim": 16} | changes))
 
 
 def lumina2(**changes) -> Lumina2Pipeline:
@@ -185,6 +197,7 @@ def ernie_image(**changes) -> ErnieImagePipeline:
 # Published models with these architectures: (family, function of a tokenizer that builds the pipeline, size).
 BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = {
     "Z-Image": ("z_image", lambda _: z_image(), SIDES),
+    "Z-Image Omni": ("z_image_omni", lambda _: z_image_omni(), SIDES),
     "Lumina-Image 2.0": ("lumina2", lambda _: lumina2(), {"height": 64, "width": 128}),
     "Lumina-Next": ("lumina", lambda _: lumina(), {"height": 64, "width": 128}),
     "AuraFlow": ("auraflow", lambda _: auraflow(), SIDES),

@@ -78,7 +78,11 @@ def run(pipe, teacher, call, seed=0) -> Run:
     hooks = [
         network.register_forward_pre_hook(
             lambda module, args, kwargs: calls.append(
-                of_lists(*args) if args and isinstance(args[0], list) else {"args": args} | kwargs
+                of_lists(*args)
+                if args and isinstance(args[0], list)
+                else of_lists(*of_omni(**kwargs))
+                if "x" in kwargs
+                else {"args": args} | kwargs
             ),
             with_kwargs=True,
         )
@@ -118,6 +122,12 @@ def of_lists(samples, timestep, prompts) -> dict[str, Any]:
     mask = pad_sequence([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts], True)
     inputs = {"encoder_hidden_states": pad_sequence(prompts, True), "encoder_attention_mask": mask}
     return {"args": (), "hidden_states": torch.stack(samples), "prompt_first": True} | inputs
+
+
+def of_omni(x, t, cap_feats, siglip_feats, image_noise_mask, **_) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """The inputs of the network of Z-Image Omni without condition images as those of Z-Image's."""
+    assert set(siglip_feats) == {None} and image_noise_mask == [[1]] * len(x)
+    return [image for (image,) in x], t, [text for (text,) in cap_feats]
 
 
 def conditions(run: Run, teacher, keys) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -42,8 +42,9 @@ from tests.teachers.families.test_media_variants import with_network, with_part
 from tests.teachers.tiny_pipelines import autoencoder
 
 NAMES = list(tiny.BUILDERS)
-DEFAULT = {"Z-Image": 1024, "Lumina-Image 2.0": 64, "Lumina-Next": 32, "Chroma": 256, "Ovis-Image": 256}
-DEFAULT |= {"CogView4": 16, "Krea 2": 1024, "NucleusMoE-Image": 256, "ERNIE-Image": 1024}
+DEFAULT = {"Z-Image": 1024, "Z-Image Omni": 1024, "Lumina-Image 2.0": 64, "Lumina-Next": 32, "Chroma": 256}
+DEFAULT |= {"Ovis-Image": 256, "CogView4": 16, "Krea 2": 1024, "NucleusMoE-Image": 256, "ERNIE-Image": 1024}
+DYNAMIC = ["Z-Image", "Z-Image Omni", "Lumina-Image 2.0", "Chroma", "Ovis-Image", "Krea 2", "NucleusMoE-Image"]
 
 
 @pytest.mark.slow
@@ -84,6 +85,21 @@ REFUSED = {
         "z_image",
         lambda: with_network(tiny.z_image(), ZImageTransformer2DModel, siglip_feat_dim=8),
         "siglip_feat_dim of the transformer must be None, got 8",
+    ),
+    "Z-Image Omni, another time": (
+        "z_image_omni",
+        lambda: with_network(tiny.z_image_omni(), ZImageTransformer2DModel, t_scale=1.0),
+        "t_scale of the transformer must be 1000, got 1.0",
+    ),
+    "Z-Image Omni, channels": (
+        "z_image_omni",
+        lambda: with_network(tiny.z_image_omni(), ZImageTransformer2DModel, in_channels=8),
+        "in_channels of the transformer must be 4 .* got 8",
+    ),
+    "Z-Image Omni, 500 timesteps": (
+        "z_image_omni",
+        lambda: with_part(tiny.z_image_omni(), scheduler=FlowMatchEulerDiscreteScheduler(500)),
+        THOUSAND.format("ZImageOmniPipeline"),
     ),
     "Z-Image, another time": (
         "z_image",
@@ -243,7 +259,7 @@ def test_prompts_of_lumina_next_follow_the_stock_pipeline_wherever_they_are_padd
     assert teacher.null_condition(teacher.condition(["a boot on a coat"]))["encoder_mask"].sum(1).tolist() == [24]
 
 
-@pytest.mark.parametrize("name", first_is_quick(["Z-Image", "Krea 2"]))
+@pytest.mark.parametrize("name", first_is_quick(["Z-Image", "Z-Image Omni", "Krea 2"]))
 def test_some_guidance_scales_of_a_call_are_one_less(name, load_media):
     teacher = load_media(name)
     assert teacher.usual_call(4, 5.0)["guidance_scale"] == 4.0 and teacher.calls(1)["guidance_scale"] == 0.0
@@ -260,7 +276,7 @@ def test_guidance_doubles_the_evaluations_and_a_student_s_call_has_none(name, lo
         assert count.evaluations == expected  # of two samples in two steps
 
 
-@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Chroma", "Ovis-Image", "Krea 2", "NucleusMoE-Image"])
+@pytest.mark.parametrize("name", DYNAMIC)
 def test_dynamic_shifts_are_those_of_the_stock_pipeline(name, tiny_media):
     """The pipeline of Lumina takes the number of latent channels for that of tokens."""
     family, folder, size = tiny_media(name)
@@ -341,7 +357,7 @@ def test_prompts_of_ernie_image_are_not_rewritten(load_media):
         teacher.condition(["z" * 600])
 
 
-@pytest.mark.parametrize("name", ["Z-Image", "Lumina-Image 2.0", "Krea 2", "ERNIE-Image"])
+@pytest.mark.parametrize("name", ["Z-Image", "Z-Image Omni", "Lumina-Image 2.0", "Krea 2", "ERNIE-Image"])
 def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name, load_media):
     """Their blocks have the tokens of samples and prompts in one sequence, as long as the longest prompt."""
     teacher, x, t = load_media(name), torch.randn(2, *load_media(name).shape), torch.tensor([0.5, 1.0])
@@ -369,8 +385,9 @@ def test_activation_checkpointing_does_not_change_gradients(name, load_media):
         torch.testing.assert_close(gradients[1][key], value, msg=key)
 
 
-WIDTHS = {"Z-Image": "cap_feat_dim", "Lumina-Image 2.0": "cap_feat_dim", "Lumina-Next": "cross_attention_dim"}
-WIDTHS |= {"CogView4": "text_embed_dim", "Krea 2": "text_hidden_dim", "ERNIE-Image": "text_in_dim"}
+WIDTHS = dict.fromkeys(["Z-Image", "Z-Image Omni", "Lumina-Image 2.0"], "cap_feat_dim")
+WIDTHS |= {"Lumina-Next": "cross_attention_dim", "CogView4": "text_embed_dim", "Krea 2": "text_hidden_dim"}
+WIDTHS |= {"ERNIE-Image": "text_in_dim"}
 
 
 @pytest.mark.parametrize("name", NAMES)
