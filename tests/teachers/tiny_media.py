@@ -21,6 +21,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    Kandinsky3Pipeline,
+    Kandinsky3UNet,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     MotionAdapter,
@@ -28,6 +30,7 @@ from diffusers import (
     StableAudioPipeline,
     UNetMotionModel,
     UniPCMultistepScheduler,
+    VQModel,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -172,6 +175,27 @@ def cogview3_plus(**changes) -> CogView3PlusPipeline:
     return CogView3PlusPipeline(tokenizer, encoder, vae, network, shifted_ddim(snr_shift_scale=4.0))
 
 
+def movq(levels: int = 4, **changes) -> VQModel:
+    """A tiny VQ autoencoder, whose normalisations in the decoder have 32 groups."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    sizes = {"block_out_channels": (32,) * levels, "latent_channels": 4, "num_vq_embeddings": 8}
+    return VQModel(norm_type="spatial", **(sizes | blocks | changes))
+
+
+def kandinsky3(**changes) -> Kandinsky3Pipeline:
+    encoder, tokenizer = t5()
+    sizes = {"time_embedding_dim": 32, "groups": 2, "attention_head_dim": 8, "layers_per_block": 2}
+    sizes |= {"block_out_channels": (16, 16, 16, 16), "cross_attention_dim": 16, "encoder_hid_dim": WIDTH}
+    network = Kandinsky3UNet(**(sizes | changes))
+    for name, parameter in network.named_parameters():
+        if "context_mlp" in name:  # zero in a new network
+            parameter.data.normal_(std=0.2)
+        if "resnet_blocks.3.projection" in name:  # its normalisations of few pixels amplify rounding
+            parameter.data.mul_(0.1)
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    return Kandinsky3Pipeline(tokenizer, encoder, network, scheduler, movq())
+
+
 def hunyuan_video(tokenizer, guidance_embeds: bool = True) -> HunyuanVideoPipeline:
     letters = {
         letter: i for i, letter in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", *"▁abcdefghijklmnopqrstuvwxyz"])
@@ -278,6 +302,7 @@ BUILDERS: dict[str, tuple[str, Callable, dict[str, float]]] = (
         "CogVideoX 5B": ("cogvideox", lambda _: cogvideox(**ROTARY), {}),
         "CogVideoX 1.5": ("cogvideox", lambda _: cogvideox(patch_size_t=2, patch_bias=False, **ROTARY), {}),
         "CogView3-Plus": ("cogview3_plus", lambda _: cogview3_plus(), {"height": 16, "width": 32}),
+        "Kandinsky 3": ("kandinsky3", lambda _: kandinsky3(), {"height": 64, "width": 128}),
         "HunyuanVideo": ("hunyuan_video", hunyuan_video, CLIP),
         "HunyuanVideo, guided": ("hunyuan_video", lambda tokenizer: hunyuan_video(tokenizer, False), CLIP),
         "HunyuanVideo 1.5": (

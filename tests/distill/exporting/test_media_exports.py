@@ -32,7 +32,7 @@ CASES = [(KINDS[0], "scm"), *in_turn(KINDS, ["dmd, 2 steps", "rcm", "lcm"])]
 PRECISION = dict(with_precisions((name,) for name in KINDS))
 # Their pipelines load no such file.
 NO_LORA = ("Wan 2.2 A14B", "HunyuanVideo 1.5", "Stable Audio, short", "AudioLDM 2", "LongCat-Image", "Ovis-Image")
-NO_LORA += ("CogView3-Plus", "NucleusMoE-Image", "Lumina-Next")
+NO_LORA += ("CogView3-Plus", "NucleusMoE-Image", "Lumina-Next", "Kandinsky 3")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.teachers.tiny_media import BUILDERS
 NAMES = list(BUILDERS)
 # Every kind of network once; the others differ in their call only.
 KINDS = ["Wan 2.1", "Wan 2.2 A14B", "LTX", "CogVideoX 1.5", "HunyuanVideo", "HunyuanVideo 1.5", "AnimateDiff"]
-KINDS += ["Stable Audio, short", "AudioLDM 2", "ACE-Step", *FLOWS, *FLOW_TRANSFORMERS, "CogView3-Plus"]
+KINDS += ["Stable Audio, short", "AudioLDM 2", "ACE-Step", *FLOWS, *FLOW_TRANSFORMERS, "CogView3-Plus", "Kandinsky 3"]
 ALIKE = ["a photo of a coat", "a photo of a boot"]
 LATENT = {"output_type": "latent"}
 

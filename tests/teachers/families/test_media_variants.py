@@ -20,6 +20,7 @@ from diffusers import (
 from transformers import VitsConfig, VitsModel
 
 from distill.config.registry import TEACHERS, find
+from distill.exporting.recording import recorded_steps
 from eval.pipelines.solvers import use_modern_solver
 from teachers.core.schedule import is_edm
 from teachers.core.trigflow import expand, rotate
@@ -127,6 +128,42 @@ REFUSED = {
         lambda _: media.cogview3_plus(),
         {"width": 72},
         "teacher.size.width must be at most 64, for which .* got 72",
+    ),
+    "Kandinsky 3, a rectified flow": (
+        "kandinsky3",
+        schedule(media.kandinsky3, FlowMatchEulerDiscreteScheduler()),
+        None,
+        "schedules must be variance preserving",
+    ),
+    "Kandinsky 3, channels": (
+        "kandinsky3",
+        lambda _: media.kandinsky3(in_channels=8),
+        None,
+        "in_channels of the unet must be 4 for the 4 latent channels of the movq, got 8",
+    ),
+    "Kandinsky 3, other latents": (
+        "kandinsky3",
+        lambda _: with_part(media.kandinsky3(in_channels=3), movq=media.movq(vq_embed_dim=3)),
+        None,
+        "in_channels of the unet of a Kandinsky3Pipeline must be 4, got 3",
+    ),
+    "Kandinsky 3, another autoencoder": (
+        "kandinsky3",
+        lambda _: with_part(media.kandinsky3(), movq=media.movq(levels=2)),
+        None,
+        "the movq of a Kandinsky3Pipeline must have 8 pixels for each latent pixel, got 2",
+    ),
+    "Kandinsky 3, rounded": (
+        "kandinsky3",
+        lambda _: media.kandinsky3(),
+        {"height": 64, "width": 72},
+        "teacher.size.width must be a multiple of 64, got 72",
+    ),
+    "Kandinsky 3, another T5": (
+        "kandinsky3",
+        lambda _: media.kandinsky3(encoder_hid_dim=48),
+        {"height": 64, "width": 64},
+        "encoder_hid_dim of .* must be the width of the embeddings of text_encoder, 32, got 48",
     ),
     "HunyuanVideo I2V": (
         "hunyuan_video",
@@ -358,6 +395,41 @@ def test_variants_that_are_taken_follow_their_stock_pipeline(name, tokenizer, tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("negative", [None, "a", "a blurry photo of a small dress"])
+def test_kandinsky_3_guides_each_prompt_of_a_batch_as_its_pipeline_does_alone(negative, tiny_media):
+    """The pipeline cuts a negative prompt, and zeros without one, at the length of the prompt."""
+    family, folder, size = tiny_media("Kandinsky 3")
+    teacher = find(TEACHERS, family).load(str(folder), CPU, size=size)
+    pipe = load_stock(teacher, folder)
+    if negative is not None:
+        teacher.set_negative_prompt(negative)
+    prompts = ["a coat", "a photo of an ankle boot"]
+    cond, path = teacher.condition(prompts), teacher.denoiser.path
+    x = torch.randn(2, *teacher.shape, generator=torch.Generator().manual_seed(0))
+    for row, prompt in enumerate(prompts):
+        call = teacher.usual_call(2, 3.0) | {"latents": x[row : row + 1], "output_type": "latent"}
+        with recorded_steps(pipe.scheduler) as outputs:
+            pipe(prompt, **call)
+        t, s = (path.angle(torch.full((2,), float(time))) for time in pipe.scheduler.timesteps)
+        with torch.no_grad():
+            v = teacher.velocity(x / expand(path.scale(t), x), t, cond, 3.0)
+        after = rotate(x / expand(path.scale(t), x), v, t, s) * expand(path.scale(s), x)
+        assert difference(after[row].float(), outputs[0][0]) < 1e-5
+    lengths = (cond["encoder_attention_mask"] >= 0).sum(1).tolist()
+    null = teacher.null_condition(cond)["encoder_attention_mask"]
+    assert lengths[0] < lengths[1] and (null >= 0).sum(1).tolist() == lengths
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
+def test_guidance_scales_that_the_pipeline_of_kandinsky_3_does_not_apply_are_refused(scale):
+    family = find(TEACHERS, "kandinsky3")
+    with pytest.raises(ValueError, match=f"must be 1 or above 2 for .* kandinsky3, got {scale:g}: its"):
+        family.check_guidance(scale)
+    for taken in (1.0, 2.5):
+        family.check_guidance(taken)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(name for name in IMAGES if name not in PIXELS), *media.BUILDERS])
 def test_only_unshifted_variance_preserving_teachers_get_the_modern_solver(name, tiny, tiny_media):
     """In the few-step rows of a report; flows, shifted signal-to-noise ratios and Stable Audio keep their solvers."""
@@ -366,6 +438,7 @@ def test_only_unshifted_variance_preserving_teachers_get_the_modern_solver(name,
     pipe, old = teacher.stock, teacher.stock.scheduler
     found = use_modern_solver(pipe)
     modern = ("stable_diffusion", "stable_diffusion_xl", "pixart", "hunyuan_dit", "dit", "animatediff", "audioldm2")
+    modern += ("kandinsky3",)
     keeps = family not in modern
     assert (found is None) == (pipe.scheduler is old) == keeps
     if not keeps and not is_edm(old):
