@@ -51,7 +51,10 @@ def prompt_argument(kind: type[DiffusionPipeline], teacher: Teacher) -> str | No
     if teacher.source:
         values = dict(zip(teacher.source, ("image", "mask"), strict=False))
         text = ", ".join(["prompt='...'", *(f"{name}={value}" for name, value in values.items())])
-    return text if names["prompt"] == "prompt" else f"{names['prompt']}=[{text}]"
+    if names["prompt"] != "prompt":
+        return f"{names['prompt']}=[{text}]"
+    first = list(takes)[1]  # after self; an image in some pipelines
+    return text if teacher.source or first == "prompt" else f"prompt={text}"
 
 
 def source_lines(teacher: Teacher) -> str:

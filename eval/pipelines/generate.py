@@ -111,6 +111,11 @@ def arguments(
     return out
 
 
+def own_lists(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Call arguments with lists of their own, because some pipelines change those that they receive, as Z-Image's."""
+    return {name: list(value) if isinstance(value, list) else value for name, value in call.items()}
+
+
 def output_type(kind: type[DiffusionPipeline]) -> str:
     """The `output_type` with which pipelines of a class return samples in the judged range."""
     family = registry.family_of_class(kind)

@@ -18,7 +18,7 @@ from eval.metrics.fid import statistics
 from eval.metrics.guard import score, score_groups, working
 from eval.pipelines.cache import Result
 from eval.pipelines.energy import Energy
-from eval.pipelines.generate import arguments, largest_batch, seeded
+from eval.pipelines.generate import arguments, largest_batch, own_lists, seeded
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
 from eval.pipelines.networks import Pipeline, counted, network
@@ -52,7 +52,7 @@ class _Calls:
 
     def run(self, ready: dict[str, Any]) -> Any:
         with reading(self.job.folder), torch.inference_mode():
-            return self.pipe(**ready)
+            return self.pipe(**own_lists(ready))
 
     def seeded(self, indices: Sequence[int]) -> AbstractContextManager[None]:
         """A context in which the global random generators depend on the samples `indices` only."""

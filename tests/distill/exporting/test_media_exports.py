@@ -1,6 +1,7 @@
 """Exports of every family of clips and sounds give the student's samples, from the same noise, and say how to call."""
 
 import functools
+import inspect
 import json
 
 import pytest
@@ -72,6 +73,8 @@ def test_export_gives_the_students_samples(name, method, teacher_of, tmp_path, l
     assert stored["checked"]["difference"] <= TOLERANCE
     assert stored["checked"]["steps"] == [entry["num_steps"] for entry in stored["calls"]]
     card = (folder / "README.md").read_text()
+    first = list(inspect.signature(type(teacher.stock).__call__).parameters)[1]
+    assert ("= pipe('" in card) == (first == "prompt") and ("= pipe(prompt='" in card) == (first != "prompt")
     assert f"pipeline_tag: {teacher.medium.tag}" in card and f").{teacher.medium.output}  # " in card
     if method == "rcm":  # the weights are checked again from the folder alone, at the recipe's size
         assert all(check.passed for check in check_student(folder, CPU))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from eval.pipelines.generate import arguments, latent_shape
+from eval.pipelines.generate import arguments, latent_shape, own_lists
 from eval.pipelines.jobs import jobs_of
 from eval.pipelines.networks import counted
 from eval.pipelines.runs import Run
@@ -32,6 +32,17 @@ def test_evaluations_are_counted_for_each_sample(name, tiny_media):
         pipe(**ready)
     assert count.evaluations == 4 * len(PROMPTS)
     assert BUILDERS[name][0] == family
+
+
+@pytest.mark.parametrize("name", ["Z-Image", "Z-Image Omni"])
+def test_calls_with_the_same_arguments_sample_the_same_although_pipelines_change_their_prompts(name, tiny_media):
+    _, folder, size = tiny_media(name)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    ready = arguments(pipe, {"num_inference_steps": 1, "guidance_scale": 0.0, **size}, PROMPTS, [0, 1])
+    ready["latents"] = torch.randn(2, 4, *(side // 2 for side in size.values()))
+    first, second = (pipe(**own_lists(ready)).images for _ in range(2))
+    assert torch.equal(first, second) and ready["prompt"] == PROMPTS
 
 
 @pytest.mark.parametrize(("name", "counts"), [("LTX", [2, 4]), ("Stable Audio", [2, 4]), ("Wan 2.1", [1, 2, 4])])
