@@ -209,7 +209,7 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
     note = ""
     try:
         teacher.refit_time_embedding(student, 8.0)
-        if math.cos(student.path.t_max) < FAINT:  # there epsilon says too little about x0 to be compared
+        if student.prediction == "epsilon" and math.cos(student.path.t_max) < FAINT:  # it says too little about x0
             student.max_angle = MAX_ANGLE
     except ValueError as error:
         note = str(error)
