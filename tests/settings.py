@@ -55,5 +55,6 @@ def representatives(cases: Iterable[object], chosen: Collection[object] = REPRES
 
 
 def first_is_quick(values: Iterable[object]) -> list[object]:
-    """Values of a parameter; the tests of all but the first are marked slow."""
-    return [pytest.param(value, marks=pytest.mark.slow) if number else value for number, value in enumerate(values)]
+    """Values, or tuples of them, of parameters; the tests of all but the first are marked slow."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=[pytest.mark.slow] * bool(number)) for number, row in enumerate(rows)]

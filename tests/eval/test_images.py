@@ -34,6 +34,7 @@ def folder(path: Path, count: int, seed: int, size: int = 16, brightness: float 
 PIXELS = ["--features", "pixels"]
 
 
+@pytest.mark.slow
 def test_metrics_of_two_folders_equal_the_functions(tmp_path, capsys):
     one, two = folder(tmp_path / "a", 220, 0), folder(tmp_path / "b", 210, 1)
     assert main(["images", str(one), str(two), *PIXELS, "--json", str(tmp_path / "metrics.json")]) == 0

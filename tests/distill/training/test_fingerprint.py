@@ -97,6 +97,7 @@ def test_every_file_of_the_teacher_is_part_of_the_fingerprint(make, tmp_path):
     assert fingerprint(make(f"teacher.path={tmp_path / 'copy'}"), Plan(["a"])) == before
 
 
+@pytest.mark.slow
 def test_data_are_part_of_the_fingerprint(make):
     embedded = EmbeddedLatents(EMBEDDED["pocket"])
     plans = [Plan(["a", "b"]), Plan(["b", "a"]), Plan(["a"]), Plan(embedded.captions), Plan(latents=embedded)]

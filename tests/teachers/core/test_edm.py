@@ -229,6 +229,7 @@ def test_a_network_in_memory_is_a_teacher_with_its_scheduler(classes):
     assert type(teacher).__name__ == "EdmUNet" and teacher.denoiser.path.sigma_data == 0.5
 
 
+@pytest.mark.slow
 def test_sigma_data_is_that_of_the_scheduler(tokenizer, tmp_path):
     """In a recipe without it, in Python, and refused if it is stated otherwise."""
     pipe = tiny_pipelines.stable_diffusion_xl(tokenizer, EDMEulerScheduler(sigma_data=0.7))

@@ -59,6 +59,7 @@ def step(distiller, phase, teacher):
     assert moved > 0.5 * len(parameters)
 
 
+@pytest.mark.slow
 @every_family
 def test_wrong_source_images_are_refused(name, load):
     teacher = load(name)
@@ -76,6 +77,7 @@ def test_wrong_source_images_are_refused(name, load):
         teacher.source_condition(PROMPTS, sources[..., :8])
 
 
+@pytest.mark.slow
 def test_latents_for_the_call_are_exact_and_need_no_text(tiny_source, monkeypatch):
     """Those that replace what the stock pipeline of inpainting draws, of a teacher in bfloat16."""
     family, folder = tiny_source("inpainting")
@@ -91,6 +93,7 @@ def test_latents_for_the_call_are_exact_and_need_no_text(tiny_source, monkeypatc
     assert torch.allclose(latents, 0.18 * mean, rtol=1e-2, atol=1e-3)  # the weights are those of bfloat16
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_ode_ends_where_the_stock_solver_ends(name, guidance, load, tiny_source):

@@ -17,6 +17,7 @@ from teachers.describe import describe
 from teachers.loading import trial
 from teachers.loading.registry import family_of, installed
 from teachers.loading.trial import check_fit_once, check_teacher
+from tests.settings import first_is_quick
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -136,7 +137,7 @@ UNFIT = [
 
 @pytest.mark.parametrize(
     ("name", "file", "values", "match"),
-    [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] != SD)) for case in (*TOO_LARGE, *UNFIT)],
+    first_is_quick((*TOO_LARGE, *UNFIT)),
 )
 def test_description_training_and_evaluation_refuse_alike(name, file, values, match, tiny, tmp_path):
     folder = shutil.copytree(tiny(name)[1], tmp_path / "pipeline")

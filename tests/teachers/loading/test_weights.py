@@ -141,6 +141,7 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(file, part, val
             read(folder)
 
 
+@pytest.mark.slow
 def test_weights_that_overflow_in_half_precision_are_refused(folder):
     change(folder / UNET, lambda tensors: tensors | {"conv_in.bias": tensors["conv_in.bias"].fill_(1e6)})
     with pytest.raises(ValueError, match=r"unet has values of conv_in.bias that are infinite .* in torch.float16"):
@@ -292,6 +293,7 @@ def test_a_stored_position_table_that_is_a_buffer_now_is_ignored(tiny, tmp_path)
     check_networks(folder)
 
 
+@pytest.mark.slow
 def test_an_optional_text_encoder_may_be_absent(tiny, tmp_path):
     pipe = StableDiffusion3Pipeline.from_pretrained(
         tiny("Stable Diffusion 3.5")[1], text_encoder_3=None, tokenizer_3=None
@@ -327,6 +329,7 @@ def test_components_that_no_family_uses_may_lack_their_class_or_folder(folder):
     assert load_for_eval(folder, CPU, torch.float32).feature_extractor is None
 
 
+@pytest.mark.slow
 def test_models_that_threads_load_at_once_keep_their_tied_weights(tmp_path):
     """transformers replaces functions of its classes while it loads a model."""
     config = T5Config(vocab_size=8, d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=1)

@@ -50,6 +50,7 @@ def test_an_interrupt_is_never_lost(command, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted; run the same command again to continue"
 
 
+@pytest.mark.slow
 def test_a_slow_clean_up_is_not_interrupted_again():
     cleaned = []
 
@@ -64,6 +65,7 @@ def test_a_slow_clean_up_is_not_interrupted_again():
     assert cleaned
 
 
+@pytest.mark.slow
 def test_a_handler_of_the_command_receives_a_discarded_interrupt_once():
     received = []
 
