@@ -26,7 +26,7 @@ def in_turn(rows: Iterable[str], columns: Sequence[object]) -> list[tuple[str, o
     return [*((first, column) for column in columns), *zip(rest, itertools.cycle(columns))]
 
 
-EXHAUSTIVE = (pytest.mark.exhaustive, pytest.mark.slow)
+EXHAUSTIVE = [pytest.mark.exhaustive, pytest.mark.slow]
 # Families and variants that stand for all of one base class where a test repeats another one's conclusion.
 REPRESENTATIVES = {
     "Stable Diffusion 1.5",

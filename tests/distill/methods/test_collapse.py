@@ -11,8 +11,9 @@ from distill.config.sections import OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.train import train
 from distill.training.outcome import RunFailed
 from teachers.families.unconditional import Unconditional
+from tests.settings import EXHAUSTIVE
 
-pytestmark = pytest.mark.slow
+pytestmark = EXHAUSTIVE
 NO_BOUNDARY = 1e-9  # radians
 
 
@@ -87,7 +88,6 @@ def distil(teacher, folder, boundary_angle: float) -> Recipe:
     return recipe
 
 
-@pytest.mark.exhaustive
 def test_with_the_boundary_condition_samples_stay_near_the_teachers(teacher, tmp_path):
     recipe = distil(teacher, tmp_path, 0.4)
     end = json.loads((recipe.folder / "history.jsonl").read_text().splitlines()[-1])["held_out_frechet"]

@@ -8,6 +8,7 @@ from distill.config.registry import TEACHERS, find
 from eval.pipelines.networks import set_guidance
 from teachers.core.cosine_path import Cosine
 from teachers.core.trigflow import expand, rotate
+from tests.settings import representatives
 from tests.teachers.families.media import KINDS, NAMES, as_received, conditions, inputs_of, load_stock, prompts_of, run
 from tests.teachers.families.stock import change_ignored_entries, difference
 
@@ -162,7 +163,7 @@ def test_decoded_samples_equal_those_of_the_stock_pipeline(name, load_media, tin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", representatives(KINDS))
 def test_bfloat16_teachers_return_nearly_equal_velocities_in_float32(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     half, full = find(TEACHERS, family).load(str(folder), CPU, torch.bfloat16, size=size), load_media(name)
