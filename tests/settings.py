@@ -33,6 +33,8 @@ REPRESENTATIVES = {
     "Stable Diffusion XL",
     "Stable Diffusion 3.5",
     "Flux.1 dev",
+    "DiT",
+    "Sana",
     "EDM, CIFAR-10",
     "unconditional UNet",
     "Wan 2.1",
@@ -40,6 +42,7 @@ REPRESENTATIVES = {
     "Stable Audio, short",
     "Qwen-Image",
     "Z-Image",
+    "Kandinsky 3",
 }
 
 

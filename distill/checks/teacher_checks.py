@@ -32,12 +32,14 @@ from teachers.core.denoiser import Condition
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, rotate
+from teachers.families.autoencoding import Autoencoding
 from teachers.loading.saving import save_pipeline
 from teachers.loading.source import load_pipeline
 from teachers.media import Image
 
 STEPS, GUIDANCE = 4, 3.0
-FAINT, MAX_ANGLE = 1e-3, 1.2  # share of x0 below which epsilon students are evaluated at an earlier angle, in radians
+FAINT = 1e-3  # share of x0 at the last angle below which epsilon students are evaluated at an earlier one
+MAX_ANGLE = 1.2  # radians, the earlier angle
 LARGEST_FLOAT64 = 2_000_000_000  # parameters of a network that is copied to float64
 SECOND_TIME = 0.7  # radians
 
@@ -132,7 +134,10 @@ def latent_checks(teacher: Teacher) -> list[Check]:
     checks = []
     if tuple(latents.shape[1:]) != tuple(teacher.shape):
         checks.append(Check("latent shape", math.nan, 0.0, f"{tuple(latents.shape[1:])}, want {tuple(teacher.shape)}"))
-    vae = getattr(getattr(teacher, "stock", None), getattr(teacher, "autoencoder", "vae"), None)
+    if isinstance(teacher, Autoencoding):
+        vae, options = teacher.stock_autoencoder, teacher.decode_options
+    else:
+        vae, options = getattr(getattr(teacher, "stock", None), "vae", None), {}
     if teacher.medium_class is not Image:
         valid = decoded.shape == images.shape and bool(decoded.isfinite().all())
         return [*checks, Check("encode, then decode", 0.0 if valid else math.nan, TOLERANCE, "shape and finite values")]
@@ -143,7 +148,7 @@ def latent_checks(teacher: Teacher) -> list[Check]:
             inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
         code: Any = vae.encode(inputs[:, :, None] if of_clips else inputs)
         mean = code.latent_dist.mean if hasattr(code, "latent_dist") else code[0]
-        images = vae.decode(mean, **getattr(teacher, "decode_options", {})).sample.float().cpu()
+        images = vae.decode(mean, **options).sample.float().cpu()
         images = (images[:, :, 0] if of_clips else images)[:, : decoded.shape[1]]
     spread = (decoded - images).abs().max().item() / images.abs().max().clamp_min(1).item()
     checks.append(Check("encode, then decode", spread, TOLERANCE, "against the autoencoder" if vae is not None else ""))
@@ -209,10 +214,10 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
     note = ""
     try:
         teacher.refit_time_embedding(student, 8.0)
-        if student.prediction == "epsilon" and math.cos(student.path.t_max) < FAINT:  # it says too little about x0
-            student.max_angle = MAX_ANGLE
     except ValueError as error:
         note = str(error)
+    if student.prediction == "epsilon" and math.cos(student.path.t_max) < FAINT:  # it says too little about x0
+        student.max_angle = MAX_ANGLE
     times = [student.path.t_max, second_time(teacher)]
     try:
         pipe: Any = teacher.pipeline(student, times)

@@ -9,7 +9,7 @@ from distill.data.splits import in_training_folders
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.sources import SourceRow, has_metadata, read_source_rows
 from teachers.media import Image
-from teachers.support.text import printable
+from teachers.support.text import agree, counted, printable
 
 
 class SourceFolder(ListedImages):
@@ -47,10 +47,12 @@ class SourceFolder(ListedImages):
             row_keys.append(row.content())
         apart = len(rows) - len(used)
         notes += [
-            f"{apart} images of {printable(folder)} are not used, because they are not in its folders for training"
+            f"{counted(apart, 'image')} of {printable(folder)} {agree(apart, 'are not used')} "
+            "(not in its folders for training)"
         ] * bool(apart)
         empty = [row.name for row in found if row.caption == "" and not captioned]
-        notes += [f"{len(empty)} source images have an empty instruction or caption: {list_names(empty)}"] * bool(empty)
+        predicate = agree(len(empty), "have an empty instruction or caption")
+        notes += [f"{counted(len(empty), 'source image')} {predicate}: {list_names(empty)}"] * bool(empty)
         super().__init__(found, row_keys, notes)
 
 

@@ -4,6 +4,7 @@ from diffusers import DDIMPipeline, DPMSolverMultistepScheduler, EDMDPMSolverMul
 
 from eval.pipelines.networks import Pipeline
 from teachers.core.schedule import alphas_cumprod, betas, edm_options, is_edm, is_shifted, prediction_type
+from teachers.loading.source import AUTOENCODERS
 
 
 def use_modern_solver(pipe: Pipeline) -> str | None:
@@ -29,7 +30,7 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
     if table is None or isinstance(pipe, DDIMPipeline) or is_shifted(pipe.scheduler):
         return None
     # Latent pipelines drop a learned variance before the scheduler.
-    learned = old.get("variance_type") in ("learned", "learned_range") and "vae" not in pipe.components
+    learned = old.get("variance_type") in ("learned", "learned_range") and not {*AUTOENCODERS} & {*pipe.components}
     pipe.scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=old["num_train_timesteps"],
         trained_betas=betas(table),

@@ -24,8 +24,8 @@ class Autoencoding(Teacher):
     Attributes:
         autoencoder: Name of the pipeline's component that encodes and decodes.
         decode_options: Further arguments with which the pipeline calls the autoencoder's `decode`.
-        statistics: Entries of the autoencoder's config by which the pipeline scales latents. It reads no others, so
-            that others have no effect here either.
+        statistics: Entries of the autoencoder's config by which the pipeline scales latents. It reads no other
+            entries, so that they have no effect here either.
         optional_statistics: Further ones, which may be missing.
         stock: The pipeline.
         device: Where the networks are.
@@ -40,23 +40,23 @@ class Autoencoding(Teacher):
     _said_overflow = False
 
     @property
-    def vae(self) -> Any:
+    def stock_autoencoder(self) -> Any:
         """The pipeline's autoencoder."""
         return self.stock.components[self.autoencoder]
 
     def compression(self) -> int:
         """Pixels of an image for each latent pixel, along one side."""
-        vae = self.vae
+        vae = self.stock_autoencoder
         blocks = "encoder_block_out_channels" if isinstance(vae, AutoencoderDC) else "block_out_channels"
         return int(2 ** (len(vae.config[blocks]) - 1))
 
     def latent_channels(self) -> int:
         """The number of channels of the autoencoder's latents."""
-        return int(self.vae.config.latent_channels)
+        return int(self.stock_autoencoder.config.latent_channels)
 
     def _vae_encoder(self) -> list[nn.Module]:
         """The modules of the autoencoder that only `encode` uses."""
-        parts = dict(self.vae.named_children())
+        parts = dict(self.stock_autoencoder.named_children())
         return [parts[name] for name in ("encoder", "quant_conv") if parts.get(name) is not None]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Autoencoding(Teacher):
         return (self._without_overflow(self._mean, images) - offset) / scale / self.denoiser.path.sigma_data
 
     def _mean(self, images: Tensor) -> Tensor:
-        vae = self.vae
+        vae = self.stock_autoencoder
         code = vae.encode(images.to(self.device, vae.dtype))
         mean: Tensor = code.latent_dist.mean if hasattr(code, "latent_dist") else code[0]
         return mean.float()
@@ -78,7 +78,7 @@ class Autoencoding(Teacher):
             return self._without_overflow(self._image, native)
 
     def _image(self, native: Tensor) -> Tensor:
-        vae = self.vae
+        vae = self.stock_autoencoder
         image: Tensor = vae.decode(native.to(self.device, vae.dtype), **self.decode_options, return_dict=False)[0]
         return image.float()
 
@@ -87,7 +87,7 @@ class Autoencoding(Teacher):
 
         Only these rows are, so that the result for an image does not depend on the images that came before it.
         """
-        outputs, vae = function(inputs), self.vae
+        outputs, vae = function(inputs), self.stock_autoencoder
         dtype = vae.dtype
         if dtype == torch.float32:
             return outputs
@@ -116,7 +116,7 @@ class Autoencoding(Teacher):
         Raises:
             ValueError: If the pipeline cannot scale latents by them.
         """
-        config, channels, part = self.vae.config, self.latent_channels(), self.autoencoder
+        config, channels, part = self.stock_autoencoder.config, self.latent_channels(), self.autoencoder
         for name in self.statistics + self.optional_statistics:
             value = config.get(name)
             if value is None and name in self.optional_statistics:
@@ -131,7 +131,7 @@ class Autoencoding(Teacher):
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """(scale, offset), (1, C or 1, 1, ...) each: the autoencoder's latents are scale * native latents + offset."""
-        config = self.vae.config
+        config = self.stock_autoencoder.config
         found = {name: config.get(name) for name in self.statistics + self.optional_statistics}
         scale: Any = 1 / (found.get("scaling_factor") or 1.0)
         offset: Any = found.get("shift_factor") or 0.0

@@ -19,7 +19,7 @@ BIAS = -10000.0  # which the network adds to scores of tokens whose mask is 0; t
 SIDE = 1024  # of an image, the default of the pipeline's call
 UNIT = 64  # pixels to a multiple of which the pipeline rounds the sides of an image up
 CHANNELS = 4  # of latents in the pipeline, whatever its networks take
-LEAST = 2.0  # teacher.guidance must be above it: the pipeline applies no guidance at scales up to 1, which are one less
+LEAST = 2.0  # teacher.guidance must be above it: the pipeline's scale is one less, and it applies none up to 1
 
 
 class PromptPooling(Kandinsky3AttentionPooling):  # type: ignore[misc]
@@ -64,13 +64,13 @@ class Kandinsky3(AddedGuidance, SizedImage):
     def __init__(
         self, pipeline: Kandinsky3Pipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None
     ) -> None:
-        pipeline.unet.add_time_condition.__class__ = PromptPooling
         super().__init__(pipeline, sigma_data, size)
         if self.shape[0] != CHANNELS:
             raise ValueError(
                 f"in_channels of the unet of a Kandinsky3Pipeline must be {CHANNELS}, got {self.shape[0]}: the "
                 "pipeline samples no others"
             )
+        pipeline.unet.add_time_condition.__class__ = PromptPooling
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
@@ -86,7 +86,7 @@ class Kandinsky3(AddedGuidance, SizedImage):
         if guidance != 1 and guidance <= LEAST:
             raise ValueError(
                 f"teacher.guidance must be 1 or above {LEAST:g} for a teacher of the family kandinsky3, got "
-                f"{guidance:g}: its pipeline applies no guidance at scales up to 1, and its scale is one less"
+                f"{guidance:g}: its pipeline's scale is one less, and it applies no guidance at scales up to 1"
             )
 
     def default_side(self) -> int:
@@ -96,7 +96,7 @@ class Kandinsky3(AddedGuidance, SizedImage):
         return UNIT
 
     def latent_channels(self) -> int:
-        return int(self.vae.config.vq_embed_dim or super().latent_channels())
+        return int(self.stock_autoencoder.config.vq_embed_dim or super().latent_channels())
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         text, mask = self._encode(prompts)

@@ -55,7 +55,7 @@ class LatentTeacher(Autoencoding, NativeExports):
         self.stock = freeze(pipeline)
         self.device = pipeline.device
         self._text_pipeline: Any = None
-        vae = self.vae
+        vae = self.stock_autoencoder
         if vae.config.get("force_upcast") and vae.dtype == torch.float16:
             vae.float()  # such autoencoders overflow in half precision
         self.factor = self.compression()

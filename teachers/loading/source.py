@@ -31,7 +31,7 @@ from teachers.support.listing import visible
 from teachers.support.regular import check_special
 
 Pipelines: TypeAlias = tuple[type[DiffusionPipeline], ...]
-# How the names of a pipeline's components begin: those that encode prompts and their images, and all others.
+# How the names of a pipeline's components begin: those that encode prompts and condition images, and all others.
 TEXT_COMPONENTS = ("text_encoder", "tokenizer", "siglip")
 AUTOENCODERS = ("vae", "movq")
 OTHER_COMPONENTS = (

@@ -14,6 +14,8 @@ JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within emoji
 DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}  # of Windows
 LONGEST_NAME = 200  # bytes; file systems take 255, and temporary names are longer
 LONGEST_LINE = 300  # characters of a library's message on one line
+SINGULAR = {"are": "is", "have": "has", "exceed": "exceeds", "end": "ends"}
+VERBS = re.compile(rf"(^|\b(?:and|or) )({'|'.join(SINGULAR)})\b")
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-32 files start with them too, or with zero bytes
 
 
@@ -103,9 +105,17 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def agree(count: int, predicate: str) -> str:
-    """A predicate that begins with "are" or "have", with "is" or "has" for one thing."""
-    verb, _, rest = predicate.partition(" ")
-    return f"{ {'are': 'is', 'have': 'has'}[verb] } {rest}" if count == 1 else predicate
+    """What is said of some things, with its verbs and pronouns in the singular for one thing.
+
+    Args:
+        count: The number of things.
+        predicate: The rest of a sentence after the things, such as "are skipped or have no caption". Verbs of the
+            things are at the beginning and after "and" and "or".
+    """
+    if count != 1:
+        return predicate
+    singular = VERBS.sub(lambda found: found[1] + SINGULAR[found[2]], predicate)
+    return re.sub(r"\bthey\b", "it", re.sub(r"\btheir\b", "its", singular))
 
 
 def shorten(text: str, longest: int) -> str:

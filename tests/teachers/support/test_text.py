@@ -5,10 +5,35 @@ from pathlib import Path
 
 import pytest
 
-from teachers.support.text import printable, read_lines, read_text, shorten, split_lines
+from teachers.support.text import agree, counted, printable, read_lines, read_text, shorten, split_lines
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("distill", "eval", "teachers", "benchmarks", "docs")
+
+
+NOTES = {  # as readers of samples write them
+    "are silent": "is silent",
+    "are skipped because they cannot be used or have no caption": "is skipped because it cannot be used or has no "
+    "caption",
+    "exceed full scale and are clipped to [-1, 1]": "exceeds full scale and is clipped to [-1, 1]",
+    "have two channels, which are averaged": "has two channels, which are averaged",
+    "are longer than 1 s; only their beginning is used": "is longer than 1 s; only its beginning is used",
+    "are shorter than 1 s and end with silence": "is shorter than 1 s and ends with silence",
+    "have fewer than 8 frames per second, so that frames are repeated": "has fewer than 8 frames per second, so that "
+    "frames are repeated",
+    "do what a plug-in says": "do what a plug-in says",
+}
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_one_thing_is_in_the_singular(note):
+    assert agree(1, note) == NOTES[note]
+    assert agree(0, note) == agree(2, note) == note
+
+
+def test_things_are_counted():
+    assert [counted(n, "file") for n in (0, 1, 1200)] == ["0 files", "1 file", "1,200 files"]
+    assert counted(2, "mouse", "mice") == "2 mice"
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
