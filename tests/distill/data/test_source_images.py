@@ -182,7 +182,7 @@ def test_empty_instructions_are_said(tmp_path, source, rows):
     (folder / "metadata.jsonl").unlink()
     (folder / "metadata.csv").write_text("original_image,edited_image,edit_prompt\n" + rows)
     (note,) = opened(folder, source).notes
-    assert note.startswith("1 source images have an empty instruction or caption: ") and "metadata.csv, line" in note
+    assert note.startswith("1 source image has an empty instruction or caption: ") and "metadata.csv, line" in note
 
 
 def test_a_message_shows_the_beginning_of_a_long_value(tmp_path):

@@ -88,7 +88,7 @@ def change_ignored_entries(teacher, *vaes):
     channels = teacher.latent_channels()
     values = {"scaling_factor": 3.0, "shift_factor": 0.3, "latents_mean": [0.2] * channels}
     values["latents_std"] = [1.7] * channels
-    read = {*teacher.statistics, *teacher.optional_statistics, *dict(teacher.vae.named_buffers())}
+    read = {*teacher.statistics, *teacher.optional_statistics, *dict(teacher.stock_autoencoder.named_buffers())}
     for vae in vaes:
         vae.register_to_config(**{name: value for name, value in values.items() if name not in read})
 

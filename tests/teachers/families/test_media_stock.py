@@ -112,7 +112,7 @@ def test_a_prompt_is_encoded_as_if_it_were_alone(name, load_media):
 @every_family
 def test_decode_of_encode_equals_the_autoencoder(name, load_media):
     teacher = load_media(name)
-    vae, medium = teacher.vae, teacher.medium
+    vae, medium = teacher.stock_autoencoder, teacher.medium
     media = torch.rand(2, *medium.shape) * 2 - 1
     with torch.no_grad():
         latents = teacher.encode(media)
@@ -149,7 +149,7 @@ def test_decoded_samples_equal_those_of_the_stock_pipeline(name, load_media, tin
     """Also if the autoencoder's config has entries that the pipeline ignores."""
     teacher, folder = load_media(name), tiny_media(name)[1]
     pipe = load_stock(teacher, folder)
-    change_ignored_entries(teacher, teacher.vae, pipe.components[teacher.autoencoder])
+    change_ignored_entries(teacher, teacher.stock_autoencoder, pipe.components[teacher.autoencoder])
     call = teacher.usual_call(2, 1.0) | inputs_of(pipe, teacher)  # LTX's shift_terminal needs two steps
     latents = run(pipe, teacher, teacher.usual_call(2, 1.0)).outputs[-1]
     generator = torch.Generator().manual_seed(0)
