@@ -17,6 +17,7 @@ from eval.features.image_folder import features_of_folder, image_warnings, read_
 from eval.images import compare_features, too_few_samples
 from eval.metrics.fid import frechet_distance
 from eval.metrics.reference import Reference
+from teachers.support.text import counted
 from tests.commands import eval_main as main
 from tests.teachers.support.icc import profile
 
@@ -147,7 +148,7 @@ def test_unusable_images_end_with_one_error_and_exit_code_2(case, side, tmp_path
 @pytest.mark.parametrize("count", [0, 1])
 def test_statistics_need_two_images(count, tmp_path, capsys):
     assert main(["stats", str(folder(tmp_path / "a", count, 0)), "-o", str(tmp_path / "ref.npz"), *PIXELS]) == 2
-    assert f"contains {count} image" in capsys.readouterr().err
+    assert f"contains {counted(count, 'image')};" in capsys.readouterr().err
     assert not (tmp_path / "ref.npz").exists()
 
 

@@ -14,7 +14,7 @@ from tests.faults import fuzz, fuzz_inputs
 from tests.faults.fuzz_inputs import Case
 from tests.faults.mutations import ANY, BINARY, STRUCTURED, damage, inject_code
 
-CASES = 8
+CASES = 12
 QUICK = {
     "models": (Case.describe,),
     "runs": (Case.export, Case.sample),

@@ -11,9 +11,8 @@ from distill.config.sections import OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.train import train
 from distill.training.outcome import RunFailed
 from teachers.families.unconditional import Unconditional
-from tests.settings import EXHAUSTIVE
 
-pytestmark = EXHAUSTIVE
+pytestmark = pytest.mark.slow
 NO_BOUNDARY = 1e-9  # radians
 
 
