@@ -164,7 +164,8 @@ def tensors(values: Mapping[str, Any]) -> Inputs:
     """
     found: Inputs = {}
     for name, value in values.items():
-        rows = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in _list(value)]
+        listed = value if isinstance(value, list) else []
+        rows = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in listed]
         if isinstance(value, Tensor):
             found[name] = value.detach()
         elif rows and all(isinstance(x, Tensor) and x.ndim > 1 for x in rows):
@@ -172,10 +173,6 @@ def tensors(values: Mapping[str, Any]) -> Inputs:
         elif isinstance(value, Mapping):
             found |= tensors(value)
     return found
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _of_list(name: str, rows: list[Tensor]) -> Inputs:

@@ -134,7 +134,7 @@ def caption(results: TimedSamples, teacher: TimedSamples | None, device: str) ->
     baked = "<br>guidance and negative prompt are part of the weights" if results.baked else ""
     memory = "peak on the GPU" if device == "cuda" else "peak of the process"
     return (
-        f"<b>{results.milliseconds:,.0f} ms</b>{each}{speedup}<br>{counted(results.steps, 'step')}, "
+        f"<b>{results.milliseconds:,.0f} ms</b>{each}{speedup}<br>{steps(results.steps)}, "
         f"{counted(round(results.evaluations), 'network evaluation')}<br>"
         f"{results.weights:,.1f} MB of weights, {results.megabytes:,.0f} MB {memory}{baked}"
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from teachers.core.denoiser import Condition
 from teachers.families.added_guidance import AddedGuidance
 from teachers.families.sized_image import SizedImage
-from teachers.loading.source import TEXT_COMPONENTS, Pipelines
+from teachers.loading.source import Pipelines
 
 TEXT, MASK = "encoder_hidden_states", "encoder_attention_mask"  # entries of the condition
 ABSENT = -1  # in the mask: tokens after the length at which the pipeline cuts the embeddings of a prompt
@@ -49,7 +49,6 @@ class Kandinsky3(AddedGuidance, SizedImage):
     feature_layer: ClassVar[str | None] = "up_blocks.0"
     output_type: ClassVar[str] = "np"  # with "pt" the pipeline returns images in [-1, 1]
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"encoder_hid_dim": ("text_encoder",)}
-    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": ("movq",)}
     autoencoder: ClassVar[str] = "movq"
     decode_options: ClassVar[Mapping[str, Any]] = {"force_not_quantize": True}
     statistics: ClassVar[tuple[str, ...]] = ()

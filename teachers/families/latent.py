@@ -18,7 +18,7 @@ from teachers.families.autoencoding import Autoencoding
 from teachers.families.native_exports import NativeExports
 from teachers.families.sample_size import height_and_width
 from teachers.loading.lora_checks import takes_lora
-from teachers.loading.source import OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
+from teachers.loading.source import AUTOENCODERS, OTHER_COMPONENTS, TEXT_COMPONENTS, load_pipeline
 from teachers.networks.storage import in_float32
 
 
@@ -49,7 +49,7 @@ class LatentTeacher(Autoencoding, NativeExports):
     takes_cosine: ClassVar[bool] = False
     constructor_reads: ClassVar[tuple[str, ...]] = ()
     ignores_guidance: ClassVar[bool] = False
-    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": ("vae",)}
+    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {"condition": TEXT_COMPONENTS, "encode": AUTOENCODERS}
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0) -> None:
         self.stock = freeze(pipeline)

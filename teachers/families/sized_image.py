@@ -20,13 +20,13 @@ class SizedImage(FixedStart):
 
     Attributes:
         patch: Latent pixels of one token, along one side.
-        network_patch: The `patch_size` of the transformer that the pipeline assumes; None: any.
+        network_patch: The `patch_size` of the network that the pipeline assumes; None: any.
         shifts_dynamically: Whether the pipeline passes the shift of a scheduler with dynamic shifting.
         fixed_factor: Pixels of a latent pixel, along one side, that the pipeline assumes; None: its autoencoder's.
         size: Height and width of an image in pixels.
 
     Raises:
-        ValueError: If the pipeline cannot make images of that size, its autoencoder or transformer has another
+        ValueError: If the pipeline cannot make images of that size, its autoencoder or network has another
             compression or other patches than it assumes, or its scheduler needs a shift that it does not pass.
     """
 

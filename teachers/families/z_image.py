@@ -1,6 +1,6 @@
 """Z-Image: a rectified-flow transformer of image and text tokens in one sequence, with Qwen3 as its text encoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +40,7 @@ class ZImage(AddedGuidance, FlowTransformer):
 
     Attributes:
         takes_images: Whether the transformer may also take the features of condition images.
+        sample_tokens: `Denoiser.sample_tokens`.
 
     Raises:
         ValueError: If the transformer needs images, or its timestep embedding has another scale than 1000.
@@ -50,6 +51,7 @@ class ZImage(AddedGuidance, FlowTransformer):
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"cap_feat_dim": ("text_encoder",)}
     reverses_time: ClassVar[bool] = True
     takes_images: ClassVar[bool] = False
+    sample_tokens: ClassVar[Callable[..., Tensor]] = staticmethod(sample_tokens)
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
         config = pipeline.transformer.config
@@ -61,7 +63,7 @@ class ZImage(AddedGuidance, FlowTransformer):
             raise ValueError(f"t_scale of the transformer must be {UNIT:g}, got {config.t_scale}")
         pipeline.transformer.t_embedder.float()  # it computes features in the precision of its weights
         super().__init__(pipeline, sigma_data, size)
-        self.denoiser.sample_tokens = sample_tokens
+        self.denoiser.sample_tokens = self.sample_tokens
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

@@ -1,6 +1,6 @@
 """Z-Image Omni without condition images: the network of Z-Image with its prompts before its samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from teachers.core.denoiser import Condition
 from teachers.families.flow_transformer import UNIT
 from teachers.families.z_image import MASK, ZImage, prompt_rows
-from teachers.loading.source import Pipelines
+from teachers.loading.source import AUTOENCODERS, Pipelines
 
 
 def sample_tokens(hidden: Tensor, sample: Tensor, cond: Condition) -> Tensor:
@@ -26,10 +26,11 @@ class ZImageOmni(ZImage):
 
     pipelines: ClassVar[Pipelines] = (ZImageOmniPipeline,)
     takes_images: ClassVar[bool] = True
-
-    def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
-        super().__init__(pipeline, sigma_data, size)
-        self.denoiser.sample_tokens = sample_tokens
+    sample_tokens: ClassVar[Callable[..., Tensor]] = staticmethod(sample_tokens)
+    encoder_components: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "condition": ("text_encoder", "tokenizer"),  # prompts do not depend on the encoder of condition images
+        "encode": AUTOENCODERS,
+    }
 
     @staticmethod
     def call(network: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from distill.config.recipe import Recipe
 from distill.exporting.verify import exact_float32
+from eval.pipelines.jobs import steps
 from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Denoiser
 from teachers.core.sampling import sample
 from teachers.core.teacher import Teacher
 from teachers.loading.embedded import EMBEDDED
 from teachers.media import Medium, Video
-from teachers.support.text import counted
 
 FOLDER = "gallery"  # in the pipeline's folder
 COUNT = 4  # samples without prompts
@@ -112,5 +112,5 @@ def section(widgets: Sequence[dict[str, Any]], num_steps: int) -> str:
     if not widgets:
         return ""
     links = " ".join(f"[{n}]({widget['output']['url']})" for n, widget in enumerate(widgets, start=1))
-    count = counted(num_steps, "step")
+    count = steps(num_steps)
     return f"\n## Samples\n\n<Gallery />\n\nUncurated, from fixed noise, with {count}: {links}.\n"
