@@ -8,13 +8,10 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_oobleck import Snake1d
 
-from teachers.pocket_audio.parts import LATENT_CHANNELS, SAMPLES, make_autoencoder, make_scheduler, make_tokenizer
-
-pytest.importorskip("torchsde")
-
 from benchmarks.pocket.audio.codec import Codec, FastSnake, start_from_principal_components
 from benchmarks.pocket.audio.data import render
 from benchmarks.pocket.audio.transformer import Denoiser
+from teachers.pocket_audio.parts import LATENT_CHANNELS, SAMPLES, make_autoencoder, make_scheduler, make_tokenizer
 
 
 def tones(count: int) -> torch.Tensor:
