@@ -15,6 +15,7 @@ from teachers.loading.lora_files import Lora, locate_lora
 from teachers.loading.prompts import read_prompts
 from teachers.loading.registry import feature_models
 from teachers.loading.sources import has_metadata
+from teachers.networks.quantized import Quantization
 from teachers.support.errors import suggest
 
 MOST_PROMPTS, MOST_SEEDS = 64, 8  # of evaluation.validation_prompts, whose samples are drawn many times
@@ -217,12 +218,21 @@ class MemoryRecipe(Checked):
         None, "Activation checkpointing; null: on with memory.tier=lora, off with memory.tier=full."
     )
     eight_bit: bool = option(False, "AdamW's moments in 8 bits (bitsandbytes).")
+    quantize: Quantization = option(
+        "none",
+        "Form of the frozen base that adapters share: int8 halves the memory of bfloat16, nf4 (bitsandbytes) needs "
+        "28% of it. Linear layers only.",
+    )
     offload_teacher: bool = option(False, "Keep the frozen teacher in host memory between its calls.")
 
     def check(self) -> None:
         if self.offload_teacher and self.tier == "lora":
             raise InvalidOption(
                 "offload_teacher", "must be false with memory.tier=lora: adapters run on the teacher's own network"
+            )
+        if self.quantize != "none" and self.tier == "full":
+            raise InvalidOption(
+                "quantize", "must be none with memory.tier=full: quantized weights cannot be trained; set it to lora"
             )
 
     @property

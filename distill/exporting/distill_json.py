@@ -116,6 +116,7 @@ def describe(
             **({"size": dict(source.size)} if source.size else {}),
             **({"negative_prompt": source.negative_prompt} if negative else {}),
             **({"loras": [lora_record(lora) for lora in source.loras]} if source.loras else {}),
+            **({} if recipe.memory.quantize == "none" else {"quantization": recipe.memory.quantize}),
             "num_steps": source.num_steps,
             "call": teacher.usual_call(source.num_steps, source.guidance) | negative,
         },

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import psutil
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch import nn
+from torch import Tensor, nn
 
 from distill.config.recipe import Recipe
 from distill.config.registry import TEACHERS, find
@@ -35,6 +35,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 from teachers.loading.sketch import DMD_BYTES, sketch
 from teachers.networks.adapters import unwrap
+from teachers.networks.quantized import quantize
 
 LATE_STEP = 10**9  # after every warm-up
 GIB = 2**30
@@ -100,23 +101,24 @@ def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Pl
     family = find(TEACHERS, recipe.teacher.family)
     source, size = family.locate(recipe.teacher.path), family.size_argument(recipe.teacher.size)
     teacher = build_on_meta(family, source, DTYPES[recipe.teacher.precision], **size)
+    quantize(teacher.denoiser.network, recipe.memory.quantize)
     distiller = build_distiller(recipe, teacher, META, report=lambda _: None)
     ema = copy.deepcopy(distiller.student).requires_grad_(False)
     trained = {phase: _parameters(*modules) for phase, modules in distiller.networks().items()}
     peak, gradients = peak_phase(teacher, distiller, trained, samples, recipe.train.precision)
-    others = _parameters(*resident_modules(teacher))
-    network = _parameters(unwrap(teacher.denoiser.network), distiller)
-    ema_parameters = _parameters(ema)
+    others = _tensors(*resident_modules(teacher))
+    network = _tensors(unwrap(teacher.denoiser.network), distiller)
+    average = _tensors(ema)
     found = Plan(
-        weights=_bytes(network - ema_parameters - others),
-        ema=len(ema_decays(recipe)) * _bytes(ema_parameters),
+        weights=_bytes(network - average - others),
+        ema=len(ema_decays(recipe)) * _bytes(average),
         optimizer=sum(moment_bytes(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
         gradients=gradients,
         activations=peak - gradients,
         decoder=_bytes(others - network),
     )
     if processes.sharding is not None:
-        whole = set() if recipe.train.shard_teacher else _parameters(unwrap(teacher.denoiser.network))
+        whole = set() if recipe.train.shard_teacher else _tensors(unwrap(teacher.denoiser.network))
         frozen = _bytes(whole - set().union(*trained.values()))
         networks = [_network(m) for m in dict.fromkeys(m for modules in distiller.networks().values() for m in modules)]
         return _sharded(found, frozen, gathered_bytes(networks, processes.sharding), processes.count)
@@ -179,8 +181,13 @@ def _parameters(*modules: nn.Module) -> set[nn.Parameter]:
     return {p for module in modules for p in module.parameters()}
 
 
-def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.nbytes for p in parameters)
+def _tensors(*modules: nn.Module) -> set[Tensor]:
+    """Parameters and buffers, such as tables and quantized weights."""
+    return {tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -216,8 +223,7 @@ def plan_lines(recipe: Recipe, samples: int, device: torch.device, processes: Pr
         result = "fits" if entry.total <= free else "does not fit"
         out.append("  ".join([f"{tier:<8}", *cells, f"{entry.total / GIB:>8.2f}", f"{result}{own}"]))
     if plans[recipe.memory.tier].total > free:
-        lora = plans.get("lora")
-        out.append(f"this run may not fit: {advice(recipe, samples, lora is not None and lora.total <= free)}")
+        out.append(f"this run may not fit: {advice(recipe, samples, free, plans.get('lora'), processes)}")
     return out
 
 
@@ -226,21 +232,39 @@ def fits(recipe: Recipe, samples: int, device: torch.device, processes: Processe
     return plan(recipe, samples, processes).total <= free_bytes(device)
 
 
-def advice(recipe: Recipe, samples: int, lora_fits: bool) -> str:
-    """Settings that reduce memory use, in the order in which they should be tried."""
+def advice(recipe: Recipe, samples: int, free: int, lora: Plan | None, processes: Processes = ONE_PROCESS) -> str:
+    """Settings that reduce memory use, in the order in which they should be tried.
+
+    Args:
+        recipe: A checked recipe.
+        samples: Samples of one micro-batch.
+        free: Free memory in bytes.
+        lora: The plan with LoRA adapters; None if they cannot be used.
+        processes: How the run is distributed.
+    """
     settings = [] if recipe.memory.activation_checkpointing else ["memory.checkpointing=true"]
     if samples > 1:
         settings.append("a larger train.accumulation")
+    fits = lora is not None and lora.total <= free
     if recipe.memory.tier == "full":
-        settings.append(f"memory.tier=lora{' (fits)' if lora_fits else ''}")
+        settings.append(f"memory.tier=lora{' (fits)' if fits else ''}")
+    if lora is not None and not fits and recipe.memory.quantize == "none":
+        smaller = in_tier(recipe, "lora")
+        smaller = dataclasses.replace(smaller, memory=dataclasses.replace(smaller.memory, quantize="nf4"))
+        enough = plan(smaller, samples, processes).total <= free
+        settings.append(f"memory.quantize=nf4 with LoRA adapters{' (fits)' if enough else ''}")
     return "try " + ", ".join(settings) if settings else "a smaller teacher or a larger GPU is needed"
 
 
 def in_tier(recipe: Recipe, tier: str) -> Recipe:
-    """`recipe` with another memory tier and, if the tier changes, the tier's default teacher precision."""
+    """`recipe` with another memory tier and, if the tier changes, the tier's default teacher precision.
+
+    The tier "full" has no quantized weights.
+    """
     if tier == recipe.memory.tier:
         return recipe
-    memory = dataclasses.replace(recipe.memory, tier=tier)  # type: ignore[arg-type]
+    form = "none" if tier == "full" else recipe.memory.quantize
+    memory = dataclasses.replace(recipe.memory, tier=tier, quantize=form)  # type: ignore[arg-type]
     teacher = dataclasses.replace(recipe.teacher, precision="auto")
     return dataclasses.replace(recipe, memory=memory, teacher=teacher)
 

@@ -69,7 +69,7 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     for name in ("size", "negative_prompt", "image_guidance", "sigma_data"):
         if not fixed["teacher"][name]:
             del fixed["teacher"][name]
-    for name in ("checkpointing", "offload_teacher"):
+    for name in ("checkpointing", "offload_teacher", "quantize"):  # the contents have the last one
         del fixed["memory"][name]
     if recipe.memory.tier == "full":
         fixed["memory"] = {"eight_bit": recipe.memory.eight_bit}
@@ -117,7 +117,7 @@ def check_teacher_files(recipe: Recipe) -> None:
 
 
 def stored_contents(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's teacher computes with, by name: its files, and the precision of its weights.
+    """What the recipe's teacher computes with, by name: its files, and the precision and form of its weights.
 
     Raises:
         ValueError: If a file of the teacher's pipeline names code or a file outside its folder; see `check_trusted`.
@@ -127,7 +127,10 @@ def stored_contents(recipe: Recipe) -> dict[str, str]:
     path = family.locate(recipe.teacher.path)
     check_teacher_files(recipe)
     fine_tunes = lora_contents(recipe.teacher.loras)
-    return family.stored_contents(path) | fine_tunes | {"precision": recipe.teacher.precision}
+    weights: dict[str, str] = {"precision": recipe.teacher.precision}
+    if recipe.memory.quantize != "none":
+        weights["quantization"] = recipe.memory.quantize
+    return family.stored_contents(path) | fine_tunes | weights
 
 
 def _data_keys(plan: Plan) -> dict[str, str]:

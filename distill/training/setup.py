@@ -24,6 +24,7 @@ from distill.training.validation import Validation
 from teachers.core.teacher import Teacher
 from teachers.loading.distilled import distilled
 from teachers.loading.loras import FUSED, check_fit_of, fused_folder
+from teachers.networks.quantized import quantize
 from teachers.support.errors import reading
 
 
@@ -89,7 +90,7 @@ def check_fine_tunes(recipe: Recipe) -> None:
 
 
 def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> None:
-    """Check a recipe for a teacher in memory, and apply its negative prompt and image guidance to the teacher.
+    """Check a recipe for a teacher in memory, and apply its guidance and its quantization to the teacher.
 
     Raises:
         ValueError: If the recipe has validation prompts that the teacher cannot use, or fine-tunes, which are fused
@@ -99,6 +100,7 @@ def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> None:
     if recipe.teacher.loras:
         raise ValueError("teacher.loras must be empty for a teacher in memory: fuse them into its pipeline first")
     _set_guidance(recipe, teacher)
+    quantize(teacher.denoiser.network, recipe.memory.quantize)
 
 
 def _set_guidance(recipe: Recipe, teacher: Teacher) -> None:
@@ -121,7 +123,13 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
         path = recipe.teacher.path
         if recipe.teacher.loras:
             path = str(fused_folder(family, family.locate(path), recipe.teacher.loras, recipe.cache / FUSED))
-        teacher: Teacher = family.load(path, device, dtype, recipe.teacher.sigma_data, **size)
+        teacher: Teacher
+        if recipe.memory.quantize == "none":
+            teacher = family.load(path, device, dtype, recipe.teacher.sigma_data, **size)
+        else:
+            teacher = family.load_quantized(
+                recipe.memory.quantize, path, device, dtype, recipe.teacher.sigma_data, recipe.teacher.size
+            )
         _set_guidance(recipe, teacher)
     return teacher
 

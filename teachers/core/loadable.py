@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from teachers.core.contract import Contract
 from teachers.core.schedule import data_scale
@@ -13,6 +14,7 @@ from teachers.loading.inspection import check_text_widths
 from teachers.loading.location import config_source
 from teachers.loading.source import TEXT_COMPONENTS, load_pipeline
 from teachers.media.record import MOST
+from teachers.networks.quantized import Quantization, quantize
 from teachers.support.keys import key
 
 LARGEST = 2**20  # of values of `teacher.size` that other families than those of this project have
@@ -48,6 +50,49 @@ class Loadable(Contract):
         Raises:
             ValueError: If there is no such pipeline, this family does not take it, or it cannot have that size.
         """
+        return cls._load("none", path, device, dtype, sigma_data, size)
+
+    @classmethod
+    def load_quantized(
+        cls,
+        form: Quantization,
+        path: str,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        sigma_data: float | None = None,
+        size: Mapping[str, float] | None = None,
+    ) -> Self:
+        """Load a teacher whose denoising network is quantized (`teachers.networks.quantized`).
+
+        The network is quantized in host memory, so its whole weights never are on `device`, unless the family overrides
+        `load`.
+
+        Args:
+            form: Form of the linear layers.
+            path, device, dtype, sigma_data, size: As in `load`.
+
+        Returns:
+            The teacher.
+
+        Raises:
+            ValueError: As `load`, or if nf4 is requested and bitsandbytes is not installed.
+        """
+        if cls.has_own_load():
+            teacher: Any = cls.load(path, device, dtype, sigma_data, **cls.size_argument(size))
+            quantize(teacher.denoiser.network, form)
+            return teacher  # type: ignore[no-any-return]
+        return cls._load(form, path, device, dtype, sigma_data, size)
+
+    @classmethod
+    def _load(
+        cls,
+        form: Quantization,
+        path: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        sigma_data: float | None,
+        size: Mapping[str, float] | None,
+    ) -> Self:
         if not cls.pipelines:
             raise ValueError(
                 f"{cls.__name__}.pipelines must name a pipeline class, got (); build the teacher in Python"
@@ -60,6 +105,9 @@ class Loadable(Contract):
         check_teacher_once(source, family, size)
         owners = (cls, *cls.components)
         stock = load_pipeline(cls.pipelines, source, TEXT_COMPONENTS, owners, dtype=dtype, **cls.options)
+        for name, part in stock.components.items():  # before the device has the weights; Wan 2.2 has two networks
+            if name.removesuffix("_2") == cls.network and isinstance(part, nn.Module):
+                quantize(part, form)
         teacher = cls.wrap(stock.to(device), sigma_data, **cls.size_argument(size))
         teacher.origin = (source, dtype)
         return teacher
@@ -118,8 +166,12 @@ class Loadable(Contract):
         Args:
             path: As `locate` returns it.
         """
-        own_load = getattr(cls.load, "__func__", None) is not getattr(Loadable.load, "__func__", None)
-        return pipeline_contents(path, whole=own_load, **cls.options)
+        return pipeline_contents(path, whole=cls.has_own_load(), **cls.options)
+
+    @classmethod
+    def has_own_load(cls) -> bool:
+        """Whether the family overrides `load`."""
+        return getattr(cls.load, "__func__", None) is not getattr(Loadable.load, "__func__", None)
 
     def contents(self) -> dict[str, str]:
         """Hashes of everything that this teacher computes with, as it is in memory, by name.

@@ -24,6 +24,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor, nn
 
 from teachers.networks.fast_paths import without_fast_paths
+from teachers.networks.quantized import QuantizedLinear
 from teachers.networks.storage import CONVOLUTIONS, StoredConvolution, StoredLinear, plain_layer, store
 from teachers.networks.time_layers import TimeEmbedding
 from teachers.support.private_api import set_active_adapters
@@ -60,7 +61,7 @@ class LoraBase:
         motion = [m for m in base.modules() if isinstance(m, AnimateDiffTransformer3D)]
         uncalled |= {id(layer) for m in motion for layer in (m.proj_in, m.proj_out)}
         self.ranks = {
-            name: min(rank, len(layer.weight), layer.weight[0].numel())
+            name: min(rank, *_sides(layer))
             for name, layer in base.named_modules()
             if (isinstance(layer, nn.Linear) and layer not in self.base_time_layers and id(layer) not in uncalled)
             or (isinstance(layer, CONVOLUTIONS) and layer.groups == 1)
@@ -197,7 +198,7 @@ class Adapted(nn.Module):
         memo: dict[int, Any] = {}
         with self.activate() as base:
             for module in base.modules():
-                if isinstance(module, StoredLinear | StoredConvolution):
+                if isinstance(module, StoredLinear | StoredConvolution | QuantizedLinear):
                     memo[id(module)] = plain_layer(module)
             for path in self.lora_base.adapted:
                 layer = self.lora_base.layer(path)
@@ -206,6 +207,13 @@ class Adapted(nn.Module):
             network = copy.deepcopy(base, memo)
         network.__dict__.pop("peft_config", None)
         return network.requires_grad_(False)
+
+
+def _sides(layer: Any) -> tuple[int, int]:
+    """Rows and columns of the weight matrix of a linear layer or a convolution."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return len(layer.weight), layer.weight[0].numel()
 
 
 def weight_change(layer: Any, name: str) -> Tensor:

@@ -82,6 +82,11 @@ def training_note(record: Record) -> str:
         f"- Training: {cost['steps']:,} steps, {cost['samples']:,} samples, {cost['seconds']:,.0f} seconds on "
         f"{escape(cost['device'])}"
     )
+    if form := record["teacher"].get("quantization"):
+        line = f"- Weights: those of the teacher in {form}, dequantized, with the changes that the student learned."
+        if "lora" in record:
+            line += " The LoRA file has these changes; on the teacher's original weights its samples differ slightly."
+        lines.append(line)
     if half_life := cost.get("ema_half_life"):
         lines.append(f"- Weights: the moving average with a half-life of {half_life:g} steps")
     if cost["exported_step"] != cost["steps"]:

@@ -66,8 +66,8 @@ def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointin
     assert planned.gradients + planned.activations == pytest.approx(max(peaks), rel=0.05)
     trained = {p for modules in distiller.networks().values() for m in modules for p in m.parameters()}
     assert planned.optimizer == 8 * sum(p.numel() for p in trained)
-    network = {*unwrap(teacher.denoiser.network).parameters(), *distiller.parameters()}
-    assert planned.weights == sum(p.nbytes for p in network)
+    modules = unwrap(teacher.denoiser.network), distiller
+    assert planned.weights == sum(x.nbytes for x in {x for m in modules for x in (*m.parameters(), *m.buffers())})
 
 
 def test_printed_plan_shows_which_tier_fits(lora_recipe, monkeypatch, capsys):
