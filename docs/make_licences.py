@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent / "reference" / "licences.md"
 HEAD = """\
 # Licences of dependencies
 
-Every package that an installation of fewstep brings along on Linux, with the licence in its own metadata. An installation
+Every package that an installation of fewstep brings along on Linux, with the licence in its metadata. An installation
 without extras has the packages of the first table. Made by `python docs/make_licences.py`.
 """
 
