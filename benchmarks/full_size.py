@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
+from transformers import CLIPTextConfig, T5Config
 
+from benchmarks.full_size_media import XXL
 from teachers.pocket.parts import make_tokenizer, sd15_scheduler
+from teachers.pocket_video.parts import make_tokenizer as make_t5_tokenizer
 
 
 def sd15(folder: Path) -> None:
@@ -44,15 +46,37 @@ def sdxl(folder: Path) -> None:
     index(folder, "StableDiffusionXLPipeline", **encoders, force_zeros_for_empty_prompt=True)
 
 
-def autoencoder(folder: Path, **config: Any) -> None:
-    """Write the configuration of Stable Diffusion's autoencoder."""
+def flux(folder: Path) -> None:
+    """Write the pipeline folder of Flux.1 dev."""
+    autoencoder(folder, latent_channels=16, sample_size=1024, scaling_factor=0.3611, shift_factor=0.1159)
+    text_encoder(folder, "", hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    T5Config(vocab_size=32128, **XXL).save_pretrained(folder / "text_encoder_2")
+    make_t5_tokenizer().save_pretrained(folder / "tokenizer_2")
+    with torch.device("meta"):
+        FluxTransformer2DModel(guidance_embeds=True).save_config(folder / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    parts = {
+        "_class_name": "FluxPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(parts), encoding="utf-8")
+
+
+def autoencoder(folder: Path, latent_channels: int = 4, **config: Any) -> None:
+    """Write the configuration of an autoencoder with the sizes of Stable Diffusion's."""
     with torch.device("meta"):
         AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,
-            latent_channels=4,
+            latent_channels=latent_channels,
             **config,
         ).save_config(folder / "vae")
 

@@ -1,6 +1,6 @@
 """Folders of published pipelines of clips and sounds at full size, with configurations only.
 
-The sizes are those of the published checkpoints Wan-AI/Wan2.1-T2V-1.3B-Diffusers, Lightricks/LTX-Video,
+The sizes are those of the published checkpoints Wan-AI/Wan2.1-T2V-1.3B-Diffusers and 14B, Lightricks/LTX-Video,
 THUDM/CogVideoX-2b and stabilityai/stable-audio-open-1.0. Where nothing is given, they are the defaults of the class.
 """
 
@@ -38,6 +38,13 @@ def wan(folder: Path) -> None:
     components(folder, transformer=lambda: WanTransformer3DModel(
         num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096
     ), vae=AutoencoderKLWan)  # fmt: skip
+    index(folder, "WanPipeline", scheduler, UMT5Config(vocab_size=256384, **XXL), boundary_ratio=None)
+
+
+def wan_14b(folder: Path) -> None:
+    """Write the pipeline folder of Wan 2.1 14B."""
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    components(folder, transformer=WanTransformer3DModel, vae=AutoencoderKLWan)
     index(folder, "WanPipeline", scheduler, UMT5Config(vocab_size=256384, **XXL), boundary_ratio=None)
 
 

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent / "reference" / "licences.md"
 HEAD = """\
 # Licences of dependencies
 
-Every package that an installation of fewstep brings along on Linux, as its own metadata declare it. An installation
+Every package that an installation of fewstep brings along on Linux, with the licence in its metadata. An installation
 without extras has the packages of the first table. Made by `python docs/make_licences.py`.
 """
 
@@ -73,7 +73,7 @@ def main() -> None:
     needed = closure("fewstep")
     optional = {name: package for name, package in closure("fewstep", extras).items() if name not in needed}
     del needed["fewstep"]
-    text = f"{HEAD}\n## Always\n\n{table(needed)}\n\n## With extras\n\nAmong them {', '.join(sorted(extras))}.\n\n"
+    text = f"{HEAD}\n## Always\n\n{table(needed)}\n\n## With extras\n\nThe extras are {', '.join(sorted(extras))}.\n\n"
     PAGE.write_text(text + table(optional) + "\n", encoding="utf-8")
 
 

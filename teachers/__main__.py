@@ -11,7 +11,7 @@ from teachers.support.errors import run_click
 @click.argument("path")
 @click.option("--lora", "loras", metavar="PATH", multiple=True, help="A fine-tune of the teacher; it must fit.")
 def describe(path: str, loras: tuple[str, ...]) -> None:
-    """Show a teacher's family, schedule, sizes and training cost, without reading its weights.
+    """Show a teacher's family, schedule, sizes and training cost, and check the weights of a local pipeline.
 
     PATH is a pipeline folder, a Hub id (owner/name), a .safetensors file, or "pocket".
 

@@ -1,4 +1,4 @@
-"""Description of a teacher and of the memory that training takes, from its configuration and its weights' headers.
+"""Description of a teacher and of the memory that training takes, from its configuration and its stored weights.
 
 fewstep describe PATH
 """
@@ -76,7 +76,7 @@ def describe(path: str, size: Mapping[str, float] | None = None, loras: Sequence
 
     Raises:
         ValueError: If no installed family takes the pipeline, its configuration cannot be read, or its weights on this
-            machine have other names or shapes than its networks.
+            machine have other names or shapes than its networks, or values that are not finite.
     """
     size, path = size or usual_size(path), locate(path)
     name = family_of(path)
