@@ -15,8 +15,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
-from teachers.loading.record import RECORD
-from teachers.loading.record import read_record as stored_record
+from teachers.loading.record import RECORD, read_record
 from teachers.support.text import read_text
 
 PROMPTS_FILE = "training_prompts.txt"
@@ -35,7 +34,7 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     Raises:
         ValueError: If `distill.json` lacks an entry.
     """
-    record = read_record(folder)
+    record = checked_record(folder)
     family = find(TEACHERS, record["teacher"]["family"])
     size = family.size_argument(record["teacher"].get("size"))
     teacher: Teacher = family.load(str(folder), device, sigma_data=record["teacher"].get("sigma_data"), **size)
@@ -53,10 +52,10 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     return checks
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def checked_record(folder: Path) -> dict[str, Any]:
     """The contents of a pipeline's `distill.json`; ValueError if it is not readable."""
     file = folder / RECORD
-    record = stored_record(folder)
+    record = read_record(folder)
     try:
         parts = {"times": record["times"], "calls": record["calls"], "teacher.family": record["teacher"]["family"]}
         if empty := [name for name, value in parts.items() if not value]:

@@ -27,7 +27,7 @@ from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents, encoder_key
 from teachers.media import Medium
-from teachers.support.checksums import Damaged, read_json, write_json
+from teachers.support.checksums import Damaged, read_sealed_json, write_sealed_json
 from teachers.support.keys import key
 from teachers.support.text import agree, counted, printable
 
@@ -228,7 +228,7 @@ def batch_size(medium: Medium) -> int:
 
 def write_index(index: Path, source: str, keys: Sequence[str]) -> None:
     """Write the keys of all shards of a source of images, for `read_index`."""
-    write_json(index, {"key": source, "shards": list(keys)}, concurrent=True)
+    write_sealed_json(index, {"key": source, "shards": list(keys)}, concurrent=True)
 
 
 def read_index(index: Path, source: str) -> list[str] | None:
@@ -239,7 +239,7 @@ def read_index(index: Path, source: str) -> list[str] | None:
         source: The key of the encoder and the images.
     """
     try:
-        stored = read_json(index)
+        stored = read_sealed_json(index)
         return list(stored["shards"]) if stored["key"] == source else None
     except (OSError, Damaged, KeyError, TypeError):
         return None

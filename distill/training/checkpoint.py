@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teachers.support.checksums import MANIFEST, Damaged, check_files, read_manifest, write_manifest
+from teachers.support.checksums import MANIFEST, Damaged, read_manifest, verify_files, write_manifest
 from teachers.support.files import atomic_write, remove, remove_folder
 from teachers.support.text import read_text
 
@@ -184,7 +184,7 @@ def _verified(path: Path, names: Sequence[str]) -> dict[str, Any]:
         raise ValueError(OTHER_FORMAT.format(path=path, expected=FORMAT, found=manifest.get("format")))
     if manifest.get("step") != int(path.name):
         raise Damaged(f"{MANIFEST} is that of step {manifest.get('step')}")
-    check_files(path, manifest["files"], names)
+    verify_files(path, manifest["files"], names)
     meta: dict[str, Any] = json.loads(read_text(path / META))
     if not isinstance(meta, dict):
         raise Damaged(f"{META} must be a JSON object, got {type(meta).__name__}")

@@ -42,7 +42,7 @@ MIN_PLANNED = GIB  # bytes of networks below which no plan is printed
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes by purpose.
 
     Attributes:
@@ -89,7 +89,7 @@ class Processes:
 ONE_PROCESS = Processes()
 
 
-def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Plan:
+def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> MemoryPlan:
     """The memory plan of one process. Reads configurations only, no weights.
 
     Args:
@@ -107,7 +107,7 @@ def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Pl
     others = _parameters(*resident_modules(teacher))
     network = _parameters(unwrap(teacher.denoiser.network), distiller)
     ema_parameters = _parameters(ema)
-    found = Plan(
+    found = MemoryPlan(
         weights=_bytes(network - ema_parameters - others),
         ema=len(ema_decays(recipe)) * _bytes(ema_parameters),
         optimizer=sum(moment_bytes(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
@@ -126,7 +126,7 @@ def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Pl
     return found
 
 
-def _sharded(plan: Plan, whole: int, gathered: int, count: int) -> Plan:
+def _sharded(plan: MemoryPlan, whole: int, gathered: int, count: int) -> MemoryPlan:
     """`plan` with everything but `whole` bytes of its weights divided among `count` processes."""
     return dataclasses.replace(
         plan,
@@ -201,7 +201,7 @@ def plan_lines(recipe: Recipe, samples: int, device: torch.device, processes: Pr
         Lines of text.
     """
     free = free_bytes(device)
-    names = [field.name for field in dataclasses.fields(Plan)]
+    names = [field.name for field in dataclasses.fields(MemoryPlan)]
     tiers = ("full", "lora") if processes.sharding is None else (recipe.memory.tier,)  # LoRA cannot be sharded
     plans = {tier: plan(in_tier(recipe, tier), samples, processes) for tier in tiers}
     each = f", each of {processes.count} processes" if processes.count > 1 else ""

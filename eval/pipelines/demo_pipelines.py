@@ -17,7 +17,7 @@ from eval.pipelines.latency import PeakMemory, timed
 from eval.pipelines.loading import check_pipeline, load_pipeline
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
-from eval.pipelines.networks import Pipeline, counted, network
+from eval.pipelines.networks import Pipeline, count_evaluations, network
 from eval.pipelines.run_prompts import own_prompts, prompts_for
 from eval.pipelines.runs import Run, read_run
 from eval.pipelines.shared_settings import tuned_teacher_folder
@@ -201,7 +201,7 @@ class Demo:
         with reading(pipeline.name):
             ready = joined([arguments(pipeline.pipe, call, prompts, [0], seed) for seed in seeds])
             limit, memory = time_limit(pipeline, self.max_seconds), PeakMemory(self.device)
-            with counted(pipeline.pipe) as count, limit, memory:
+            with count_evaluations(pipeline.pipe) as count, limit, memory:
                 output, seconds = timed(lambda: pipeline.pipe(**ready), self.device)
         samples, medium = self.medium.received(output)[: request.count].cpu(), self.medium
         if isinstance(medium, Video):

@@ -60,7 +60,7 @@ class Count:
 
 
 @contextmanager
-def counted(pipe: Pipeline) -> Iterator[Count]:
+def count_evaluations(pipe: Pipeline) -> Iterator[Count]:
     """Count network evaluations inside the block; the doubled batch of classifier-free guidance counts twice."""
     count = Count()
 

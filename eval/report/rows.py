@@ -5,7 +5,7 @@ from typing import Any
 
 from eval.metrics.base import Figure, Metric
 from eval.metrics.context import Reference, Row
-from eval.metrics.guard import checked_figure, fail, guarded, is_foreign
+from eval.metrics.guard import checked_figure, fail, guarded, is_plugin
 from eval.metrics.intervals import ratio_interval, tied
 from eval.metrics.prdc import compared_images
 from eval.pipelines.cached import MeasuredRow
@@ -62,7 +62,7 @@ def rows(
             continue
         added = metric_entries(cls, found, baseline)
         if clash := sorted({name for entries, new in zip(out, added, strict=True) for name in set(entries) & set(new)}):
-            if metric is None or not is_foreign(metric):
+            if metric is None or not is_plugin(metric):
                 raise ValueError(f'the metric "{cls.key}" writes the entry "{clash[0]}", which already exists')
             fail(metric, f'it writes the entry "{clash[0]}", which already exists')
             continue
@@ -89,7 +89,7 @@ def _figure(metric: Metric, row: Row) -> Figure | None:
         return None
     if metric.problem is not None:
         return None
-    if not is_foreign(metric):
+    if not is_plugin(metric):
         return metric.compute(row)
     return guarded(metric, lambda: checked_figure(metric.compute(row), len(row.features)))
 

@@ -16,7 +16,7 @@ REASONS = {
 }
 
 
-def reason(name: str) -> str:
+def unsupported_reason(name: str) -> str:
     """A relative clause about pipelines of the class `name`, beginning with a comma; empty if nothing is known."""
     found = next((text for pattern, text in REASONS.items() if re.fullmatch(pattern, name)), None)
     return f", {found}" if found else ""
