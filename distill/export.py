@@ -41,7 +41,7 @@ def export_run(run: Path) -> Path:
         RunFailed: A SystemExit with code 3: the run failed, and only its best EMA, if any, was exported.
     """
     if (run / "model_index.json").is_file():
-        return run  # with a change, too: its folder was given
+        return run  # even if it has changed, because this folder itself was named
     if not run.is_dir():
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
     pipeline = run / PIPELINE
@@ -53,14 +53,14 @@ def export_run(run: Path) -> Path:
         changed = changed_since_export(run, exported) if exported else []
     if failure is not None:
         report_failure(failure, run, is_main=True)
-    good = exported is not None and not changed and not exported["failed"]
-    if newest is None and exported is not None and not good:
-        problem = f"be as it was exported, but {changed[0]} changed" if changed else "come from a run that did not fail"
+    valid = exported is not None and not changed and not exported["failed"]
+    if newest is None and exported is not None and not valid:
+        problem = f"has changed since its export ({changed[0]})" if changed else "comes from a run that failed"
         raise ValueError(
-            f"{pipeline} must {problem}, and {run} has no checkpoint to export it again from; to use it as it is, give "
-            f"its own folder: fewstep export {pipeline}"
+            f"{pipeline} {problem}, and {run} has no checkpoint from which it could be exported again; to use the "
+            f"pipeline as it is, name its own folder: fewstep export {pipeline}"
         )
-    current = newest is None or (good and exported is not None and exported["step"] >= newest["step"])
+    current = newest is None or (valid and exported is not None and exported["step"] >= newest["step"])
     if (pipeline / RECORD).is_file() and current:
         read_record(pipeline)  # it must be intact
         return pipeline
@@ -97,13 +97,13 @@ def export_and_push(
 
     Args:
         run: A run's folder, or the folder of an exported pipeline.
+        push_to_hub: The model on the Hugging Face Hub, as owner/name; None: no upload.
+        private: Create the model as a private one.
+        report: The folder of the report; None: search near the run.
         out: Also write the pipeline here.
         form: The form of `out`; see `distill.exporting.formats`.
         variant: "fp16": `out` in half precision.
         max_shard_size: Largest size of a file of `out`, such as "2GB".
-        push_to_hub: The model on the Hugging Face Hub, as owner/name; None: no upload.
-        private: Create the model as a private one.
-        report: The folder of the report; None: search near the run.
 
     Raises:
         ValueError: If there is nothing to export, the report does not fit, or the upload fails.

@@ -10,7 +10,7 @@ from distill.checks.stock import prompts_for
 from distill.checks.table import Check
 from distill.config.registry import TEACHERS, find
 from distill.exporting.verify import TOLERANCE, differences, load_exported, promised_calls
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
@@ -44,7 +44,7 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     prompts = example_prompts(folder, pipe)
     calls = promised_calls(record["calls"], scales)
     worst = differences(pipe, teacher, student, angles(student, record), calls, prompts)
-    checks = [Check(f"export, {steps(n)}", gap, TOLERANCE) for n, gap in worst.items()]
+    checks = [Check(f"export, {steps_text(n)}", gap, TOLERANCE) for n, gap in worst.items()]
     if stored := record.get("checked"):
         checks.append(
             Check("export against the run's student", stored["difference"], TOLERANCE, "when it was exported")

@@ -23,7 +23,7 @@ from distill.exporting.probes import probe_sources
 from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from eval.pipelines.loading import correct_null_class
 from eval.pipelines.networks import Pipeline, has_guider, network
 from eval.pipelines.signatures import argument
@@ -231,7 +231,7 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
         reloaded = Check("save and load", state_gap(before, network(loaded).state_dict()), 0.0)
         del pipe, before
         worst = differences(loaded, teacher, student, times, calls, prompts)
-    return [Check(f"export, {steps(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
+    return [Check(f"export, {steps_text(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
 
 
 def second_time(teacher: Teacher) -> float:

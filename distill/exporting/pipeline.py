@@ -39,7 +39,7 @@ from distill.training.engine import Engine
 from distill.training.features import choose_features
 from distill.training.held_out import HeldOut
 from distill.training.state import TrainState
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import stored_files
@@ -229,7 +229,7 @@ def export_student(
     if "negative_prompt" in stored.get("ignored_arguments", ()):
         baked = " (teacher.negative_prompt is part of the weights)" * (recipe.teacher.negative_prompt is not None)
         print(f"negative_prompt in a call of the pipeline has no effect{baked}; its model card says so")
-    counts, gap = " and ".join(map(steps, stored["checked"]["steps"])), stored["checked"]["difference"]
+    counts, gap = " and ".join(map(steps_text, stored["checked"]["steps"])), stored["checked"]["difference"]
     print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final

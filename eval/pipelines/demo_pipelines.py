@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eval.pipelines.demo_requests import Request, TimedSamples, joined
+from eval.pipelines.demo_requests import Request, TimedSamples, batch_arguments
 from eval.pipelines.generate import arguments
 from eval.pipelines.inputs import shared_medium
 from eval.pipelines.latency import PeakMemory, timed
@@ -199,7 +199,7 @@ class Demo:
         seeds = tuple(request.seed + i for i in range(request.count))
         torch.manual_seed(request.seed)  # some pipelines take the noise of later steps from the global generator
         with reading(pipeline.name):
-            ready = joined([arguments(pipeline.pipe, call, prompts, [0], seed) for seed in seeds])
+            ready = batch_arguments([arguments(pipeline.pipe, call, prompts, [0], seed) for seed in seeds])
             limit, memory = time_limit(pipeline, self.max_seconds), PeakMemory(self.device)
             with count_evaluations(pipeline.pipe) as count, limit, memory:
                 output, seconds = timed(lambda: pipeline.pipe(**ready), self.device)

@@ -22,6 +22,10 @@ from teachers.support.checksums import seal
 from teachers.support.files import atomic_write
 from teachers.support.text import cleaned, json_text
 
+__all__ = ["plain", "write_report"]
+
+FIGURES = "figures"  # the folder of charts
+
 
 def write_report(
     report: dict[str, Any], samples: Sequence[Tensor], out: Path, medium: Medium = ANY_IMAGE
@@ -87,8 +91,3 @@ def _figures(report: dict[str, Any]) -> dict[str, str]:
     charts = {"quality-latency.svg": quality_latency(report)} if len(report["rows"]) > 1 else {}
     charts |= {f"training-{i}.svg": chart for i, chart in enumerate(training_curves(report), start=1)}
     return {name: as_file(chart) for name, chart in charts.items()}
-
-
-FIGURES = "figures"  # the folder of charts
-
-__all__ = ["plain", "write_report"]

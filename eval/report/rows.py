@@ -9,7 +9,7 @@ from eval.metrics.guard import checked_figure, fail, guarded, is_plugin
 from eval.metrics.intervals import ratio_interval, tied
 from eval.metrics.prdc import compared_images
 from eval.pipelines.cached import MeasuredRow
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 
 
 def rows(
@@ -41,7 +41,7 @@ def rows(
         solver = figures["solver"]
         out.append(
             {
-                "name": f"teacher, {solver}, {steps(job.num_steps)}" if solver else job.name,
+                "name": f"teacher, {solver}, {steps_text(job.num_steps)}" if solver else job.name,
                 "method": job.method,
                 "num_steps": job.num_steps,
                 **figures,
