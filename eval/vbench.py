@@ -79,7 +79,7 @@ def write_clips(
                 )
             names = [(k, n, vbench_name(text, n)) for k, text in enumerate(texts) for n in range(count)]
             create_folder(folder)
-            locks.enter_context(replaced(folder))  # a lock that is no file in the folder
+            locks.enter_context(replaced(folder))  # locks the folder itself, so no file is added to it
             remove_stale(folder, [".*.tmp"])
             missing = [(k, n) for k, n, name in names if not (folder / name).exists()]
             target = choose_device(device)

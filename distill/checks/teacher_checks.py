@@ -118,9 +118,10 @@ def sampler_difference(run: StockRun, teacher: Teacher, cond: Condition, guidanc
 
 
 def latent_checks(teacher: Teacher) -> list[Check]:
-    """Encoding and decoding of images. With an autoencoder of diffusers: against it; else the images must come back.
+    """Encoding and decoding.
 
-    Of other media, shapes and finite values are checked.
+    Images are compared with those of the pipeline's autoencoder of diffusers; without one, decoding must restore the
+    encoded images. For other media, only shapes and finite values are checked.
     """
     generator = torch.Generator().manual_seed(0)
     channels, *size = teacher.medium.shape

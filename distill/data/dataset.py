@@ -204,7 +204,7 @@ def plan(
 
 
 def _unused_prompts(recipe: DataRecipe, used: str) -> list[str]:
-    """What to say about prompts beside captioned samples."""
+    """A note on prompts that are not used, because the data has captions; empty if there are none."""
     source = getattr(recipe, used)
     if recipe.prompts in (None, source):
         return []

@@ -21,9 +21,8 @@ from teachers.loading.prompts import read_prompts
 from teachers.media import to_record
 
 PROMPTS = "training_prompts.txt"  # in the pipeline's folder
-EVALUATION_PROMPTS = (
-    "evaluation_prompts.txt"  # a copy of evaluation.prompts, because `fewstep eval` reads no other file
-)
+# A copy of evaluation.prompts, because `fewstep eval` reads no other file.
+EVALUATION_PROMPTS = "evaluation_prompts.txt"
 
 
 def data_record(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def record_export(recipe: Recipe, run: str, step: int, failed: bool = False) -> 
 
 
 def export_key(recipe: Recipe) -> str:
-    """A key of what an export depends on beside the run's fingerprint."""
+    """A key of what an export depends on apart from the run's fingerprint."""
     evaluation, second = recipe.evaluation, recipe.method.get("second_times")
     # The export has a copy of the prompts, but only the name of the reference.
     prompts = evaluation.prompts

@@ -25,7 +25,7 @@ from teachers.support.keys import code, key
 from teachers.support.locks import lock_folder
 
 CODE = "the code and its libraries"  # its name in a fingerprint
-# What computes a training step, beside the method and the teacher.
+# What computes a training step, apart from the method and the teacher.
 LOOP = ("distill.train", *(f"distill.training.{name}" for name in ("step", "engine", "guard", "optimizers")))
 BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
 EXPORT_ONLY = ("method.second_times", "method.scm.second_times")  # options that only the export depends on
@@ -35,7 +35,7 @@ TEMPORARY = (  # what an interrupted run leaves
     *("checkpoints/.*.tmp", "checkpoints/best/.*.tmp", "cache/**/.*.tmp"),
 )
 FOLDERS = ("checkpoints", PIPELINE)  # without which no run can end
-# What a run writes in its folder, beside a folder with the run's name, which trackers write.
+# What a run writes in its folder, apart from a folder with the run's name, which trackers write.
 FILES = ("recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json", "status.json")
 OWN = (*FOLDERS, "samples", "validation", "cache", *FILES)
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step

@@ -119,7 +119,7 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
         folder: A folder of images, or of clips or sounds for the features of these.
         extractor: The feature extractor.
         batch_size: Samples per batch.
-        size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
+        size: Crop and resize images to this many pixels per side first; None leaves them unchanged.
 
     Raises:
         ValueError: If there are fewer than two samples, or one of them cannot be read or has a wrong size.

@@ -37,7 +37,7 @@ from teachers.support.files import atomic_write
 from teachers.support.keys import file_content
 from teachers.support.regular import check_regular
 
-SIZE = 299  # pixels a side of the network's input
+SIZE = 299  # pixels per side of the network's input
 DIMENSIONS = 2048
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 NVIDIA_FILE = "inception-2015-12-05.pt"

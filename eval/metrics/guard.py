@@ -61,7 +61,7 @@ def checked_figure(figure: Any, samples: int) -> Figure | None:
     """What `Metric.compute` returned, as numbers of JSON.
 
     Raises:
-        ValueError: If it is no figure, or has values that are not finite.
+        ValueError: If it is not a figure, or has values that are not finite.
     """
     if figure is None:
         return None

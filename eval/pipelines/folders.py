@@ -15,7 +15,7 @@ def pipeline_folder(path: Path, allow_pickle: bool = False) -> Path:
     """The folder of a run's pipeline, an embedded teacher or a Hub id, which is downloaded.
 
     Raises:
-        ValueError: There is no pipeline.
+        ValueError: If there is no pipeline.
     """
     folder = next((f for f in (path / "pipeline", path) if (f / "model_index.json").is_file()), None)
     if folder is not None:
@@ -43,7 +43,7 @@ def download_pipeline(hub_id: str, problem: str, allow_pickle: bool = False) -> 
         Its folder.
 
     Raises:
-        ValueError: The download failed.
+        ValueError: If the download failed.
     """
     try:
         with loading_errors(hub_id):
@@ -62,7 +62,7 @@ def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
         allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
 
     Raises:
-        ValueError: There is no pipeline.
+        ValueError: If there is no pipeline.
     """
     folder = EMBEDDED[path].pipeline() if path in EMBEDDED else Path(path)
     if (folder / "model_index.json").is_file():

@@ -58,7 +58,7 @@ def jobs_of(
         allow_pickle: Whether pickled weights of the teacher may be downloaded.
 
     Raises:
-        ValueError: The teacher does not exist, or a pipeline does not accept its call.
+        ValueError: If the teacher does not exist, or a pipeline does not accept its call.
     """
     jobs = []
     if teacher is not None:

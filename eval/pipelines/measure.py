@@ -74,7 +74,7 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
         settings: What all rows share.
 
     Raises:
-        ValueError: The samples are broken; the message begins with the row's name.
+        ValueError: If the samples are broken; the message begins with the row's name.
     """
     calls = _Calls(load(job), job, settings)
     size = largest_batch(calls.pipe, settings.batch_size)

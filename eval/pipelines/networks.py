@@ -18,7 +18,7 @@ def network(pipe: Pipeline) -> Any:
     """The denoising network: the component that the pipeline's family names, or `transformer` or `unet`.
 
     Raises:
-        ValueError: The pipeline has no such component.
+        ValueError: If the pipeline has no such component.
     """
     family = registry.family_of_class(type(pipe))
     names = ("transformer", "unet") if family is None else (family.network,)

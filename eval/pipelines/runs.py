@@ -83,7 +83,7 @@ def read_run(
         allow_pickle: Whether pickled weights of a Hub id are downloaded where there are no safetensors files.
 
     Raises:
-        ValueError: The folder, its distill.json or one of its entries is missing or invalid.
+        ValueError: If the folder, its distill.json or one of its entries is missing or invalid.
     """
     folder = pipeline_folder(path, allow_pickle)
     file = folder / RECORD

@@ -56,8 +56,8 @@ def write_report(
         The contents of report.json, with the entry "gallery".
 
     Raises:
-        ValueError: A figure is NaN or infinite.
-        OSError: A file cannot be written.
+        ValueError: If a figure is NaN or infinite.
+        OSError: If a file cannot be written.
     """
     exact = report | {"gallery": gallery(report, samples, medium)}
     report = cleaned(exact)

@@ -31,7 +31,7 @@ def rows(
         baseline: The index of the row that ratios and speed-ups are relative to.
 
     Raises:
-        ValueError: A metric has the key of a measurement.
+        ValueError: If a metric has the key of a measurement.
     """
     inputs = _metric_inputs(measured, reference)
     base_latency = measured[baseline].result.figures["latency_ms"]

@@ -67,7 +67,7 @@ def check_teacher_once(path: str, family: type[Teacher], size: Mapping[str, floa
 
 
 def check_fit_once(path: str, family: type[Teacher]) -> None:
-    """`check_fit` for a local pipeline of a family, which may be one that is no teacher, such as a few-step student."""
+    """`check_fit` for a local pipeline of a family, which may also be a few-step student."""
     _once(path, family, EVALUATED, lambda: _check_pipeline(path, family))
 
 

@@ -33,7 +33,7 @@ def file_content(file: Path) -> str:
     """The SHA-256 of a file's content, from memory if the file did not change; see the module's docstring.
 
     Raises:
-        ValueError: If it is a file of the Hub's cache that is named by another SHA-256, or is no regular file.
+        ValueError: If it is a file of the Hub's cache that is named by another SHA-256, or is not a regular file.
     """
     check_regular(file)
     path, stamp = str(file.resolve()), _stamp(file)

@@ -27,9 +27,8 @@ Source = TypeVar("Source")
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 EXIT_UNEXPECTED, EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
-DEBUG = (
-    "FEWSTEP_DEBUG"  # "1" in the environment: tracebacks are printed, also those of processes that a launcher starts
-)
+# "1" in the environment: tracebacks are printed, also those of processes that a launcher starts.
+DEBUG = "FEWSTEP_DEBUG"
 LONGEST = 2000  # characters of an error message
 
 
