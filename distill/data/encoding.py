@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from distill.data import shards
 from distill.data.conditions import BATCH, encode_prompts, encode_unguided, non_finite_rows, precision_of
-from distill.data.images import LISTED, Images, Row
+from distill.data.images import Images, Row
 from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
@@ -29,7 +29,7 @@ from teachers.loading.contents import Contents, encoder_key
 from teachers.media import Medium
 from teachers.support.checksums import Damaged, read_sealed_json, write_sealed_json
 from teachers.support.keys import key
-from teachers.support.text import agree, counted, printable
+from teachers.support.text import agree, counted, first_names, printable
 
 VALUES = 2**26  # of the samples that are encoded together, at most, unless a single one has more
 SKIPPED = "are skipped because they cannot be used or have no caption"
@@ -122,10 +122,9 @@ class Encoder:
             for note, names in _from_bytes(shard["notes"]).items():
                 notes[note] += names
         for note in sorted(notes, key=lambda note: note != SKIPPED):
-            listed = ", ".join(notes[note][:LISTED]) + (", ..." if len(notes[note]) > LISTED else "")
             count = len(notes[note])
             converted = f"{counted(count, medium.noun, medium.plural)} {agree(count, note)}"
-            self.accelerator.print(f"{converted}: {listed}")
+            self.accelerator.print(f"{converted}: {first_names(notes[note])}")
         captions = [caption for shard in stored for caption in _from_bytes(shard["captions"])]
         if not captions:
             reason = f"; {notes[SKIPPED][0]}" if notes[SKIPPED] and medium.name != "image" else ""

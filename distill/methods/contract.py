@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.methods.base import Distiller, Logs
 from teachers.networks.adapters import unwrap
+from teachers.support.text import first_names
 
 
 def requested_pairs(method: type[Distiller], options: Any) -> tuple[int, int]:
@@ -60,8 +61,8 @@ def check_distiller(distiller: Distiller, steps: int) -> None:
     if left:
         names = [key for key, parameter in distiller.named_parameters() if parameter in left]
         raise ValueError(
-            f"{name}.networks must have every trainable parameter, but no phase trains {', '.join(names[:3])}"
-            f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}; call requires_grad_(False) on what is frozen"
+            f"{name}.networks must have every trainable parameter, but no phase trains {first_names(names, 3)}; "
+            "call requires_grad_(False) on what is frozen"
         )
     _check_state(distiller, name)
     _check_averages(distiller, name)

@@ -19,10 +19,9 @@ from teachers.support.colour_profiles import is_srgb
 from teachers.support.errors import reads
 from teachers.support.images import image_header, read_as_clean_fid
 from teachers.support.listing import is_image, list_files, list_images
-from teachers.support.text import agree, counted, printable
+from teachers.support.text import agree, counted, first_names, printable
 
 ALMOST = {".bmp", ".gif", ".avif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
-LISTED = 5  # names in a message
 MAX_PIXELS = 2**26  # of a batch, so that 32 large photographs are not in memory together
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -87,11 +86,7 @@ def _unread(files: Iterable[Path]) -> list[str]:
 
 def _not_read(names: Sequence[str], where: str = "") -> str:
     predicate = agree(len(names), "are not read, because clean-fid does not list such endings")
-    return f"{counted(len(names), 'file')}{where} {predicate}: {_some(names)}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(map(printable, names[:LISTED]))}{', ...' if len(names) > LISTED else ''}"
+    return f"{counted(len(names), 'file')}{where} {predicate}: {first_names(names)}"
 
 
 def read_batches(files: list[Path], batch_size: int) -> Iterator[Tensor]:
