@@ -8,6 +8,7 @@ continue afterwards. If `fewstep eval` has evaluated the pipeline, the results a
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from distill.config.saved import SAVED, load_saved
 from distill.exporting.finish import finish, report_failure
@@ -66,6 +67,11 @@ def export_run(run: Path) -> Path:
         return pipeline
     if newest is None:
         raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")
+    return _export_checkpoint(run, newest)
+
+
+def _export_checkpoint(run: Path, newest: dict[str, Any]) -> Path:
+    """Export the newest checkpoint of a run, whose meta record is `newest`; returns the pipeline's folder."""
     if not (run / SAVED).is_file():
         raise ValueError(f"{run} has no {SAVED}, so its checkpoint cannot be exported; finish the training instead")
     recipe, folder = load_saved(run / SAVED), run.resolve()

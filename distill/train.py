@@ -186,8 +186,7 @@ def _first_state(
 ) -> TrainState:
     """The state of the newest checkpoint, or that of an untrained student.
 
-    Args:
-        preparation: Seconds of the preparation: encoding and teacher pairs are part of a run's cost.
+    A new run starts at `preparation` seconds, because encoding and teacher pairs are part of its cost.
     """
     state = TrainState.build(recipe, teacher, engine)
     if engine.sharding is None:
