@@ -22,6 +22,7 @@ from distill.training.run_folder import check_same_run, fingerprint, lock_run_fo
 from distill.training.setup import build_held_out, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from eval.pipelines.loading import check_pipeline
+from teachers.loading.location import INDEX
 from teachers.loading.record import RECORD, read_record
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write
@@ -41,7 +42,7 @@ def export_run(run: Path) -> Path:
         ValueError: If there is nothing to export.
         RunFailed: A SystemExit with code 3: the run failed, and only its best EMA, if any, was exported.
     """
-    if (run / "model_index.json").is_file():
+    if (run / INDEX).is_file():
         return run  # even if it has changed, because this folder itself was named
     if not run.is_dir():
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
@@ -118,7 +119,7 @@ def export_and_push(
         raise ValueError("--format, --variant and --max-shard-size need OUT, the file or folder to write")
     how = Form(variant == "fp16", max_shard_size)
     if out is not None:  # before the export, which may take long
-        check_form(run if (run / "model_index.json").is_file() else run / PIPELINE, out, form, how)
+        check_form(run if (run / INDEX).is_file() else run / PIPELINE, out, form, how)
     pipeline = export_run(run)
     check_pipeline(pipeline)
     card = pipeline / CARD

@@ -26,6 +26,7 @@ from distill.data import dataset as data
 from distill.exporting.finish import finish, report_failure
 from distill.methods.contract import check_schedules
 from distill.training.engine import Engine
+from distill.training.export_record import PIPELINE
 from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog
 from distill.training.observer import Observer
@@ -91,7 +92,7 @@ def train(
                 time.sleep(10)  # the launcher ends all processes with the first; the main one prints the error
             report_failure(failure, recipe.folder, is_main)
         if done:
-            final = recipe.folder / "pipeline"
+            final = recipe.folder / PIPELINE
             if is_main:
                 print(
                     f"{recipe.name} is finished: {final} "

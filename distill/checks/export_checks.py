@@ -15,6 +15,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
+from teachers.loading.location import INDEX
 from teachers.loading.record import RECORD, read_record
 from teachers.support.text import read_text
 
@@ -86,7 +87,7 @@ def embed_scales(teacher: Teacher, student: Denoiser, record: dict[str, Any]) ->
 
 def family_class(family: type[Teacher], folder: Path) -> Any:
     """The class of the pipeline in `folder`, among those of the family and diffusers' own."""
-    name = json.loads(read_text(folder / "model_index.json"))["_class_name"]
+    name = json.loads(read_text(folder / INDEX))["_class_name"]
     for kind in family.pipelines:
         if kind.__name__ == name:
             return kind

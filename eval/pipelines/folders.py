@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline
 from teachers.loading import registry
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX
 from teachers.loading.source import class_name, download
 from teachers.support.errors import reads
 
@@ -17,7 +18,7 @@ def pipeline_folder(path: Path, allow_pickle: bool = False) -> Path:
     Raises:
         ValueError: If there is no pipeline.
     """
-    folder = next((f for f in (path / "pipeline", path) if (f / "model_index.json").is_file()), None)
+    folder = next((f for f in (path / "pipeline", path) if (f / INDEX).is_file()), None)
     if folder is not None:
         return folder
     if str(path) in EMBEDDED and not path.exists():
@@ -65,7 +66,7 @@ def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
         ValueError: If there is no pipeline.
     """
     folder = EMBEDDED[path].pipeline() if path in EMBEDDED else Path(path)
-    if (folder / "model_index.json").is_file():
+    if (folder / INDEX).is_file():
         return folder
     if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ValueError(f'teacher.path in distill.json must be a diffusers pipeline, got "{path}"')

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from teachers.loading import registry
+from teachers.loading.location import INDEX
 from teachers.support.errors import reads
 from teachers.support.json_files import read_json
 
@@ -66,7 +67,7 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     Raises:
         ValueError: If model_index.json cannot be read, or names another class.
     """
-    file = folder / "model_index.json"
+    file = folder / INDEX
     try:
         name = str(read_json(file, constants=True)["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
