@@ -187,9 +187,8 @@ class Encoder:
         with torch.no_grad():
             x = self.teacher.encode(torch.stack(list(samples))).cpu()
         if tuple(x.shape[1:]) != tuple(self.teacher.shape):
-            article = "an" if medium.name == "image" else "a"
             raise ValueError(
-                f"the teacher encodes {article} {medium.noun} as {tuple(x.shape[1:])}, but its network takes "
+                f"the teacher encodes each {medium.noun} as {tuple(x.shape[1:])}, but its network takes "
                 f"{tuple(self.teacher.shape)}; {medium.plural} have {medium.shape[0]} channels"
             )
         if wrong := non_finite_rows({"x": x}):

@@ -227,9 +227,8 @@ def _captions(
                     f"{printable(file.parent)} and end in {', '.join(medium.endings[:10])}"
                 )
             if named in described:
-                article = "an" if medium is Image else "a"
                 raise ValueError(
-                    f"{where}: this is a second caption of {printable(name)!r}; {article} {medium.noun} must have one"
+                    f"{where}: this is a second caption of {printable(name)!r}; each {medium.noun} must have only one"
                 )
             described.add(named)
             column = next((column for column in COLUMNS if column in row), None)

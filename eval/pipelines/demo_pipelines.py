@@ -184,8 +184,7 @@ class Demo:
 
     def _check(self, request: Request) -> None:
         if self.takes_prompt and not request.prompt.strip():
-            article = "an" if self.medium.name == "image" else "a"
-            raise ValueError(f"the prompt is empty; describe {article} {self.medium.noun}")
+            raise ValueError(f"the prompt is empty; describe the {self.medium.noun} to generate")
         request.check()
         most = MAX_TEACHER_STEPS * self.teacher_steps
         if self.teacher_steps and not 1 <= request.teacher_steps <= most:
