@@ -95,13 +95,9 @@ def describe(
     times = teacher.native_times(student, times)
     timesteps = teacher.native_timesteps(student, times)
     bent = timesteps is None and isinstance(student.path, VariancePreserving)
-    source, data = recipe.teacher, recipe.data.images or recipe.data.latents or recipe.data.prompts
+    source = recipe.teacher
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     negative = {"negative_prompt": source.negative_prompt} if source.negative_prompt is not None else {}
-    named = recipe.evaluation.prompts
-    source_of_prompts = named or data
-    prompts = source_of_prompts if source_of_prompts in EMBEDDED else EVALUATION_PROMPTS if named else PROMPTS
-    prompts = EVALUATION_SOURCES if teacher.source else prompts
     return {
         "format": 1,
         "version": __version__,
@@ -113,7 +109,7 @@ def describe(
             "path": source.path,
             "sigma_data": teacher.denoiser.path.sigma_data,
             **({"size": dict(source.size)} if source.size else {}),
-            **({"negative_prompt": source.negative_prompt} if negative else {}),
+            **negative,
             **({"loras": [lora_record(lora) for lora in source.loras]} if source.loras else {}),
             "num_steps": source.num_steps,
             "call": teacher.usual_call(source.num_steps, source.guidance) | negative,
@@ -130,9 +126,22 @@ def describe(
             for n in distiller.step_counts(times)
         ],
         "evaluation": {
-            "prompts": prompts if teacher.prompted else None,
+            "prompts": _evaluation_prompts(recipe, teacher),
             "features": features,
             "reference": recipe.evaluation.reference,
         },
         "cost": cost,
     }
+
+
+def _evaluation_prompts(recipe: Recipe, teacher: Teacher) -> str | None:
+    """The source of prompts for `fewstep eval`: an embedded teacher, or a file or folder in the pipeline's folder."""
+    if not teacher.prompted:
+        return None
+    if teacher.source:
+        return EVALUATION_SOURCES
+    named, data = recipe.evaluation.prompts, recipe.data
+    chosen = named or data.images or data.latents or data.prompts
+    if chosen is not None and chosen in EMBEDDED:
+        return chosen
+    return EVALUATION_PROMPTS if named else PROMPTS
