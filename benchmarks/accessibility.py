@@ -40,7 +40,7 @@ def findings(pages: Sequence[str], ready: str | None = None) -> list[dict[str, A
         One entry for each violated rule: page, screen, theme, rule, impact, and the first elements that violate it.
 
     Raises:
-        ValueError: There is no Chromium.
+        ValueError: If there is no Chromium.
     """
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright

@@ -96,7 +96,7 @@ def fitting(total: float) -> str:
 
 def report(rows: dict[str, dict[str, Any]]) -> str:
     """media.md from the contents of media.json."""
-    parts = [field.name for field in dataclasses.fields(memory_plan.Plan)]
+    parts = [field.name for field in dataclasses.fields(memory_plan.MemoryPlan)]
     head = ["recipe", "tier", *parts, "total", "smallest card"]
     table = [head, ["---"] * 2 + ["---:"] * (len(parts) + 1) + ["---"]]
     for name, row in rows.items():

@@ -160,7 +160,7 @@ def count_kernels(state: TrainState, batches: Iterator[Batch], engine: Engine, r
     }
 
 
-def plan_of(case: Case, precision: str) -> memory_plan.Plan:
+def plan_of(case: Case, precision: str) -> memory_plan.MemoryPlan:
     """The plan of a case."""
     with tempfile.TemporaryDirectory() as name:
         MODELS[case.model][1](Path(name))

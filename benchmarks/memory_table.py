@@ -9,7 +9,7 @@ from distill.training import memory_plan
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table, in GiB."""
     gib = memory_plan.GIB
-    parts = [field.name for field in dataclasses.fields(memory_plan.Plan)]
+    parts = [field.name for field in dataclasses.fields(memory_plan.MemoryPlan)]
     head = [
         "model",
         "method",

@@ -116,7 +116,7 @@ def students(samples: int) -> list[dict[str, Any]]:
 
 def text(stored: dict[str, Any]) -> str:
     """quantization.md from the contents of quantization.json."""
-    parts = [field.name for field in dataclasses.fields(memory_plan.Plan) if field.name != "communication"]
+    parts = [field.name for field in dataclasses.fields(memory_plan.MemoryPlan) if field.name != "communication"]
     gib = memory_plan.GIB
     sections = [
         "# A quantized base\n\n`python -m benchmarks.quantization`: LoRA adapters on a frozen base in int8 or nf4 "

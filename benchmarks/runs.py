@@ -1,5 +1,6 @@
 """Training runs of the pocket recipes, each in its own process, and their records."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,20 @@ def train(recipe: str, folder: Path, *overrides: str) -> None:
     """Train the shipped recipe pocket/`recipe` in `folder`, resume it, or return at once if it is finished."""
     command = [sys.executable, "-m", "distill", "train", f"pocket/{recipe}"]
     subprocess.run([*command, f"name={folder.name}", f"output={folder.parent}", *overrides], check=True)
+
+
+def evaluate(folders: list[Path], out: Path, samples: int) -> dict[str, Any]:
+    """The report of `fewstep eval` on finished runs, which is written to `out`.
+
+    Args:
+        folders: The runs' folders.
+        out: The report's folder.
+        samples: Samples per row.
+    """
+    command = [sys.executable, "-m", "eval", *map(str, folders), "--out", str(out), "--samples", str(samples)]
+    subprocess.run(command, check=True)
+    report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return report
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

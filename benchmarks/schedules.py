@@ -12,8 +12,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +35,6 @@ def run(recipe: str, seed: int, schedule: str, overrides: list[str]) -> Path:
         temporary.rename(folder)
     runs.train(recipe, folder, f"seed={seed}", f"export.schedule={schedule}", *overrides)
     return folder
-
-
-def evaluate(folders: list[Path], samples: int) -> dict[str, Any]:
-    """The report of all runs."""
-    out = RUNS / "report"
-    command = [sys.executable, "-m", "eval", *map(str, folders), "--out", str(out), "--samples", str(samples)]
-    subprocess.run(command, check=True)
-    report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return report
 
 
 def table(report: dict[str, Any], recipes: list[str], seeds: int) -> list[str]:
@@ -99,7 +88,7 @@ def main() -> None:
         schedule: [run(r, seed, schedule, overrides) for r in args.recipes for seed in range(args.seeds)]
         for schedule in SCHEDULES
     }
-    report = evaluate([*named["native"], *named["bent"]], args.samples)
+    report = runs.evaluate([*named["native"], *named["bent"]], RUNS / "report", args.samples)
     text = [
         "# Native against bent exports",
         "",

@@ -14,8 +14,6 @@ twice as much where a gradient flows through a frozen network to its input.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +58,6 @@ def run(recipe: str, seed: int) -> Path:
     if not (folder / "pipeline" / "distill.json").is_file():
         runs.train(recipe, folder, f"seed={seed}")
     return folder
-
-
-def evaluate(folders: list[Path], samples: int) -> dict[str, Any]:
-    """The report of all runs."""
-    out = RUNS / "report"
-    command = [sys.executable, "-m", "eval", *map(str, folders), "--out", str(out), "--samples", str(samples)]
-    subprocess.run(command, check=True)
-    return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
 def spread(values: list[float | None], digits: int) -> str:
@@ -169,7 +159,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000, help="images per row of the evaluation (default: 5000)")
     args = parser.parse_args()
     folders = [run(recipe, seed) for recipe in args.recipes for seed in range(args.seeds)]
-    report = evaluate(folders, args.samples)
+    report = runs.evaluate(folders, RUNS / "report", args.samples)
     found = curves(args.recipes, args.seeds)
     plot(found)
     keys = ["name", "method", "num_steps", "nfe", "samples", "frechet_distance", "training", *FIGURES]

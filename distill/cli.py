@@ -208,7 +208,7 @@ def check(path: str, family: str | None, sigma_data: float | None, sizes: tuple[
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be given several times.")
 @click.option("--image", type=PATH, help="The source image, for students of editing and inpainting teachers.")
 @click.option("--mask", type=PATH, help="Its mask, for students of inpainting teachers: white areas are repainted.")
-@click.option("--count", type=int, default=1, show_default=True, help="Samples a prompt.")
+@click.option("--count", type=int, default=1, show_default=True, help="Samples per prompt.")
 @click.option("--num-steps", type=int, help="Network evaluations. Default: the fewest that the student was made for.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option(
@@ -239,7 +239,7 @@ def sample(**options: Any) -> None:
 @click.option("--samples", type=int, help="Samples per row of the report. Default: 1000 images, 500 clips or sounds.")
 @OVERRIDES
 def quickstart(medium: str, output: Path | None, samples: int | None, overrides: Sequence[str]) -> None:
-    """Distil an embedded teacher with DMD and with sCM and compare the students: some six minutes on two CPU cores.
+    """Distil an embedded teacher with DMD and with sCM and compare the students: about six minutes on two CPU cores.
 
     KEY=VALUE overrides a key of both recipes. Run the same command again to continue after an interruption.
 

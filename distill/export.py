@@ -8,6 +8,7 @@ continue afterwards. If `fewstep eval` has evaluated the pipeline, the results a
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from distill.config.saved import SAVED, load_saved
 from distill.exporting.finish import finish, report_failure
@@ -21,6 +22,7 @@ from distill.training.run_folder import check_same_run, fingerprint, lock_run_fo
 from distill.training.setup import build_held_out, checkpoints_folder, plan_data, prepare
 from distill.training.state import TrainState
 from eval.pipelines.loading import check_pipeline
+from teachers.loading.location import INDEX
 from teachers.loading.record import RECORD, read_record
 from teachers.support.errors import reading
 from teachers.support.files import atomic_write
@@ -40,8 +42,8 @@ def export_run(run: Path) -> Path:
         ValueError: If there is nothing to export.
         RunFailed: A SystemExit with code 3: the run failed, and only its best EMA, if any, was exported.
     """
-    if (run / "model_index.json").is_file():
-        return run  # with a change, too: its folder was given
+    if (run / INDEX).is_file():
+        return run  # even if it has changed, because this folder itself was named
     if not run.is_dir():
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
     pipeline = run / PIPELINE
@@ -53,19 +55,24 @@ def export_run(run: Path) -> Path:
         changed = changed_since_export(run, exported) if exported else []
     if failure is not None:
         report_failure(failure, run, is_main=True)
-    good = exported is not None and not changed and not exported["failed"]
-    if newest is None and exported is not None and not good:
-        problem = f"be as it was exported, but {changed[0]} changed" if changed else "come from a run that did not fail"
+    valid = exported is not None and not changed and not exported["failed"]
+    if newest is None and exported is not None and not valid:
+        problem = f"has changed since its export ({changed[0]})" if changed else "comes from a run that failed"
         raise ValueError(
-            f"{pipeline} must {problem}, and {run} has no checkpoint to export it again from; to use it as it is, give "
-            f"its own folder: fewstep export {pipeline}"
+            f"{pipeline} {problem}, and {run} has no checkpoint from which it could be exported again; to use the "
+            f"pipeline as it is, name its own folder: fewstep export {pipeline}"
         )
-    current = newest is None or (good and exported is not None and exported["step"] >= newest["step"])
+    current = newest is None or (valid and exported is not None and exported["step"] >= newest["step"])
     if (pipeline / RECORD).is_file() and current:
         read_record(pipeline)  # it must be intact
         return pipeline
     if newest is None:
         raise ValueError(f"RUN must have a pipeline or a checkpoint; {run} has neither, so train it first")
+    return _export_checkpoint(run, newest)
+
+
+def _export_checkpoint(run: Path, newest: dict[str, Any]) -> Path:
+    """Export the newest checkpoint of a run, whose meta record is `newest`; returns the pipeline's folder."""
     if not (run / SAVED).is_file():
         raise ValueError(f"{run} has no {SAVED}, so its checkpoint cannot be exported; finish the training instead")
     recipe, folder = load_saved(run / SAVED), run.resolve()
@@ -97,13 +104,13 @@ def export_and_push(
 
     Args:
         run: A run's folder, or the folder of an exported pipeline.
+        push_to_hub: The model on the Hugging Face Hub, as owner/name; None: no upload.
+        private: Create the model as a private one.
+        report: The folder of the report; None: search near the run.
         out: Also write the pipeline here.
         form: The form of `out`; see `distill.exporting.formats`.
         variant: "fp16": `out` in half precision.
         max_shard_size: Largest size of a file of `out`, such as "2GB".
-        push_to_hub: The model on the Hugging Face Hub, as owner/name; None: no upload.
-        private: Create the model as a private one.
-        report: The folder of the report; None: search near the run.
 
     Raises:
         ValueError: If there is nothing to export, the report does not fit, or the upload fails.
@@ -112,7 +119,7 @@ def export_and_push(
         raise ValueError("--format, --variant and --max-shard-size need OUT, the file or folder to write")
     how = Form(variant == "fp16", max_shard_size)
     if out is not None:  # before the export, which may take long
-        check_form(run if (run / "model_index.json").is_file() else run / PIPELINE, out, form, how)
+        check_form(run if (run / INDEX).is_file() else run / PIPELINE, out, form, how)
     pipeline = export_run(run)
     check_pipeline(pipeline)
     card = pipeline / CARD

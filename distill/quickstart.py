@@ -1,4 +1,4 @@
-"""Distil an embedded teacher with two methods and compare the students, in some six minutes on two CPU cores.
+"""Distil an embedded teacher with two methods and compare the students, in about six minutes on two CPU cores.
 
     fewstep quickstart [--medium image|video|audio]
 

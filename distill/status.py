@@ -13,7 +13,8 @@ def print_status(runs: tuple[Path, ...]) -> None:
     """Print one line for each run; see `distill.training.status`.
 
     Args:
-        runs: Folders of runs. Of several, those without a valid status are named, such as the report in `runs/*`.
+        runs: Folders of runs. As long as one has a valid status, the others are only named: `runs/*` also matches the
+            folder of a report.
 
     Raises:
         ValueError: If none has a valid status.

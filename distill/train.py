@@ -26,6 +26,7 @@ from distill.data import dataset as data
 from distill.exporting.finish import finish, report_failure
 from distill.methods.contract import check_schedules
 from distill.training.engine import Engine
+from distill.training.export_record import PIPELINE
 from distill.training.guard import Stop
 from distill.training.metric_log import MetricLog
 from distill.training.observer import Observer
@@ -91,7 +92,7 @@ def train(
                 time.sleep(10)  # the launcher ends all processes with the first; the main one prints the error
             report_failure(failure, recipe.folder, is_main)
         if done:
-            final = recipe.folder / "pipeline"
+            final = recipe.folder / PIPELINE
             if is_main:
                 print(
                     f"{recipe.name} is finished: {final} "
@@ -186,8 +187,7 @@ def _first_state(
 ) -> TrainState:
     """The state of the newest checkpoint, or that of an untrained student.
 
-    Args:
-        preparation: Seconds of the preparation: encoding and teacher pairs are part of a run's cost.
+    A new run starts at `preparation` seconds, because encoding and teacher pairs are part of its cost.
     """
     state = TrainState.build(recipe, teacher, engine)
     if engine.sharding is None:

@@ -44,7 +44,7 @@ def evaluate() -> None:
 @evaluate.command(short_help="Compare pipelines and write a report (the default).")
 @click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @click.option("--out", type=PATH, default=Path("runs/report"), show_default=True, help="The report's folder.")
-@click.option("--samples", type=int, default=1000, show_default=True, help="Images a row.")
+@click.option("--samples", type=int, default=1000, show_default=True, help="Images per row.")
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Images generated at once.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise, the same for all rows.")
 @DEVICE
@@ -64,7 +64,7 @@ def evaluate() -> None:
 @click.option("--score", multiple=True, metavar="NAME[=FOLDER]", help=f"Add a score: {', '.join(SCORERS)}. Repeatable.")
 @ALLOW_PICKLE
 @click.option("--protocol", type=PATH, metavar="FILE", help="A YAML file with values for these options.")
-@click.option("--steps", metavar="N[,N]", help="Pipelines without distill.json: numbers of steps, a row each.")
+@click.option("--steps", metavar="N[,N]", help="Pipelines without distill.json: numbers of steps, one row for each.")
 @click.option("--guidance", type=float, help="Pipelines without distill.json: the guidance_scale of their calls.")
 @click.pass_context
 def compare(ctx: click.Context, **options: Any) -> None:

@@ -65,7 +65,7 @@ def compare(runs: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
         The contents of report.json.
 
     Raises:
-        ValueError: An option or a run is not valid, or another process writes into `out`. Nothing is written then
+        ValueError: If an option or a run is not valid, or another process writes into `out`. Nothing is written then
             except rows that were measured before.
     """
     with hold_pipelines(runs):

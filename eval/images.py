@@ -52,7 +52,7 @@ def compare_folders(
         reference: A folder, an .npz of statistics, or clean-fid:NAME/RES/SPLIT.
         json: A file to write the metrics to.
         seed: Seed of KID's random subsets.
-        size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
+        size: Crop and resize images to this many pixels per side first; None leaves them unchanged.
         features: The name of a feature extractor, of images (`eval.config.names.FEATURES`), clips or sounds
             (`eval.config.media_names`).
         inception_weights: A file of Inception weights.
@@ -99,7 +99,7 @@ def save_statistics(
     Args:
         folder: The images.
         out: The file to write.
-        size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
+        size: Crop and resize images to this many pixels per side first; None leaves them unchanged.
         features: The name of a feature extractor, of images (`eval.config.names.FEATURES`), clips or sounds
             (`eval.config.media_names`).
         inception_weights: A file of Inception weights.

@@ -7,6 +7,7 @@ VBench's own prompts are in its repository. Each prompt has several clips from d
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from eval.pipelines.generate import arguments, largest_batch, seeded
 from eval.pipelines.loading import check_pipeline, load_pipeline
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS, choose_device, choose_precision
-from eval.pipelines.runs import read_run
+from eval.pipelines.runs import Run, read_run
 from eval.pipelines.vbench import create_folder, save_for_vbench, vbench_name
 from teachers.loading.prompts import read_prompts
 from teachers.media import Video
@@ -71,15 +72,10 @@ def write_clips(
             read = read_run(run, allow_pickle=allow_pickle)
             if not isinstance(read.medium, Video):
                 raise ValueError(f"RUN must make clips for VBench, {read.name} makes {read.medium.plural}")
-            calls = {entry["num_steps"]: entry["call"] for entry in read.calls}
-            steps = min(calls) if num_steps is None else num_steps
-            if steps not in calls:
-                raise ValueError(
-                    f"--num-steps must be {' or '.join(map(str, sorted(calls)))} for this run, got {steps}"
-                )
+            call = _call(read, num_steps)
             names = [(k, n, vbench_name(text, n)) for k, text in enumerate(texts) for n in range(count)]
             create_folder(folder)
-            locks.enter_context(replaced(folder))  # a lock that is no file in the folder
+            locks.enter_context(replaced(folder))  # locks the folder itself, so no file is added to it
             remove_stale(folder, [".*.tmp"])
             missing = [(k, n) for k, n, name in names if not (folder / name).exists()]
             target = choose_device(device)
@@ -93,9 +89,18 @@ def write_clips(
             indices = [k * MOST_CLIPS + n for k, n in part]
             wanted = [texts[k] for k, _ in part]
             with seeded(indices, seed):
-                output = pipe(**arguments(pipe, calls[steps], wanted, indices, seed))
+                output = pipe(**arguments(pipe, call, wanted, indices, seed))
             clips = read.medium.received(output).cpu()
             for (k, n), clip in zip(part, clips, strict=True):  # a number may be missing between existing ones
                 save_for_vbench(clip[None], [texts[k]], folder, read.medium, {texts[k]: n})
     written, there = counted(len(missing), "clip"), len(names) - len(missing)
     return f"{written} written to {folder}, {there} already there; run VBench on this folder"
+
+
+def _call(run: Run, num_steps: int | None) -> dict[str, Any]:
+    """The arguments of the pipeline's call with `num_steps` steps; None: the fewest."""
+    calls: dict[int, dict[str, Any]] = {entry["num_steps"]: entry["call"] for entry in run.calls}
+    steps = min(calls) if num_steps is None else num_steps
+    if steps not in calls:
+        raise ValueError(f"--num-steps must be {' or '.join(map(str, sorted(calls)))} for this run, got {steps}")
+    return calls[steps]

@@ -52,7 +52,7 @@ def stored_parameters(folder: Path, network: str) -> dict[str, int]:
 
 
 def has_other_models(source: str, network: str) -> bool:
-    """Whether a pipeline has components with weights beside its network, as far as its files show it.
+    """Whether a pipeline has components with weights other than its network, as far as its files show it.
 
     Args:
         source: The pipeline's folder, or a Hub id.

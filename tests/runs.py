@@ -11,7 +11,7 @@ def interrupted(recipe: Recipe, name: str) -> Recipe:
     """A copy of a finished run as it was before its last checkpoint; returns its recipe."""
     other = replace(recipe, name=name)
     shutil.copytree(recipe.folder, other.folder)
-    *earlier, last = checkpoint.steps(other.folder / "checkpoints")
+    *earlier, last = checkpoint.saved_steps(other.folder / "checkpoints")
     assert earlier, "the run has one checkpoint"
     shutil.rmtree(other.folder / "checkpoints" / f"{last:08d}")
     for path in (other.folder / "pipeline", other.folder / "exported.json"):

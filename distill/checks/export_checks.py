@@ -10,13 +10,13 @@ from distill.checks.stock import prompts_for
 from distill.checks.table import Check
 from distill.config.registry import TEACHERS, find
 from distill.exporting.verify import TOLERANCE, differences, load_exported, promised_calls
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import VariancePreserving
-from teachers.loading.record import RECORD
-from teachers.loading.record import read_record as stored_record
+from teachers.loading.location import INDEX
+from teachers.loading.record import RECORD, read_record
 from teachers.support.text import read_text
 
 PROMPTS_FILE = "training_prompts.txt"
@@ -35,7 +35,7 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     Raises:
         ValueError: If `distill.json` lacks an entry.
     """
-    record = read_record(folder)
+    record = checked_record(folder)
     family = find(TEACHERS, record["teacher"]["family"])
     size = family.size_argument(record["teacher"].get("size"))
     teacher: Teacher = family.load(str(folder), device, sigma_data=record["teacher"].get("sigma_data"), **size)
@@ -45,7 +45,7 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     prompts = example_prompts(folder, pipe)
     calls = promised_calls(record["calls"], scales)
     worst = differences(pipe, teacher, student, angles(student, record), calls, prompts)
-    checks = [Check(f"export, {steps(n)}", gap, TOLERANCE) for n, gap in worst.items()]
+    checks = [Check(f"export, {steps_text(n)}", gap, TOLERANCE) for n, gap in worst.items()]
     if stored := record.get("checked"):
         checks.append(
             Check("export against the run's student", stored["difference"], TOLERANCE, "when it was exported")
@@ -53,10 +53,10 @@ def check_student(folder: Path, device: torch.device) -> list[Check]:
     return checks
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def checked_record(folder: Path) -> dict[str, Any]:
     """The contents of a pipeline's `distill.json`; ValueError if it is not readable."""
     file = folder / RECORD
-    record = stored_record(folder)
+    record = read_record(folder)
     try:
         parts = {"times": record["times"], "calls": record["calls"], "teacher.family": record["teacher"]["family"]}
         if empty := [name for name, value in parts.items() if not value]:
@@ -87,7 +87,7 @@ def embed_scales(teacher: Teacher, student: Denoiser, record: dict[str, Any]) ->
 
 def family_class(family: type[Teacher], folder: Path) -> Any:
     """The class of the pipeline in `folder`, among those of the family and diffusers' own."""
-    name = json.loads(read_text(folder / "model_index.json"))["_class_name"]
+    name = json.loads(read_text(folder / INDEX))["_class_name"]
     for kind in family.pipelines:
         if kind.__name__ == name:
             return kind

@@ -23,7 +23,7 @@ from distill.exporting.probes import probe_sources
 from distill.exporting.recording import SAMPLES
 from distill.exporting.verify import TOLERANCE, differences, exact_float32, load_exported, on_device
 from distill.methods.jvp import finite_difference, jvp
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from eval.pipelines.loading import correct_null_class
 from eval.pipelines.networks import Pipeline, has_guider, network
 from eval.pipelines.signatures import argument
@@ -118,9 +118,10 @@ def sampler_difference(run: StockRun, teacher: Teacher, cond: Condition, guidanc
 
 
 def latent_checks(teacher: Teacher) -> list[Check]:
-    """Encoding and decoding of images. With an autoencoder of diffusers: against it; else the images must come back.
+    """Encoding and decoding.
 
-    Of other media, shapes and finite values are checked.
+    Images are compared with those of the pipeline's autoencoder of diffusers; without one, decoding must restore the
+    encoded images. For other media, only shapes and finite values are checked.
     """
     generator = torch.Generator().manual_seed(0)
     channels, *size = teacher.medium.shape
@@ -231,7 +232,7 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
         reloaded = Check("save and load", state_gap(before, network(loaded).state_dict()), 0.0)
         del pipe, before
         worst = differences(loaded, teacher, student, times, calls, prompts)
-    return [Check(f"export, {steps(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
+    return [Check(f"export, {steps_text(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
 
 
 def second_time(teacher: Teacher) -> float:

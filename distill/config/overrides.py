@@ -24,7 +24,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str], recipe: ty
         recipe: The dataclass of recipes, whose annotations say which keys hold text.
 
     Raises:
-        ValueError: If a word has another form, or sets a key inside a value that is no group.
+        ValueError: If a word has another form, or sets a key inside a value that is not a group.
     """
     pairs = [_split(override) for override in overrides]
     options = _options(values, pairs)
@@ -54,7 +54,7 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _options(values: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> Any:
-    """The class of the method's options, with all overrides of the method's name; Any if there is no such method."""
+    """The class of the options of the method that the overrides select; Any if there is no such method."""
     method = values.get("method")
     name = method.get("name") if isinstance(method, dict) else None
     for key, text in pairs:

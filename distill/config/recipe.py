@@ -59,7 +59,8 @@ class Recipe(Checked):
     def check(self) -> None:
         check_run_names(self.name, self.output)
         self._complete_teacher()
-        kind = None if self.teacher.family == "auto" else find(TEACHERS, self.teacher.family)  # None: in memory
+        # The family of a teacher in memory is not known here.
+        kind = None if self.teacher.family == "auto" else find(TEACHERS, self.teacher.family)
         if kind is not None:
             self._check_family(kind)
         check_validation_prompts(self.evaluation, self.train.evaluate_every, kind, self.teacher.path)

@@ -20,7 +20,7 @@ def save(recipe: Recipe) -> None:
     """Write `recipe`, whole and checked, to its run's folder, as a file that `load` reads."""
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))  # tuples become lists
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    if printable(text, lines=True) != text:  # marks of direction, which YAML need not escape
+    if printable(text, lines=True) != text:  # YAML does not escape marks that reverse the direction of text
         text = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
     head = f"# fewstep train {recipe.folder / SAVED}\n{CHECKSUM}{sha256([text.encode()])}\n"
     with atomic_write(recipe.folder / SAVED) as temporary:

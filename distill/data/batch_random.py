@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.data.shards import send
 
 BLOCK = 16  # rows that are computed together, because each needs a new state
-LARGE = 2**15  # values of a row above which rows are computed one at a time, so that none is computed in vain
+LARGE = 2**15  # values per row; larger rows are computed one at a time, so that no unused row is computed
 GENERATOR = np.random.Generator(np.random.Philox(key=0))  # reused, because creating one takes longer than one block
 INITIAL_STATE = GENERATOR.bit_generator.state  # receives a key and a counter before each use
 LOCK = threading.Lock()

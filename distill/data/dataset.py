@@ -178,18 +178,10 @@ def plan(
         return Plan(latents=stored, notes=notes) if needs_latents else Plan(stored.captions, notes=notes)
     if recipe.images is not None:
         images = open_images(recipe, captioned, medium)
-        said = [*_unused_prompts(recipe, "images"), *images.notes]
+        notes = [*_unused_prompts(recipe, "images"), *images.notes]
         if needs_latents:
-            return Plan(images=images, notes=said, medium=medium)
-        captions = list(images.captions())
-        used = [caption or "" for caption in captions if caption is not None or not captioned]
-        if not used:
-            raise ValueError(f"data.images {recipe.images} must have at least one caption, got none")
-        missing = len(captions) - len(used)
-        if missing:
-            samples = counted(missing, medium.noun, medium.plural)
-            said.append(f"{samples} without a caption {agree(missing, 'are not used')}")
-        return Plan(used, notes=said)
+            return Plan(images=images, notes=notes, medium=medium)
+        return _captions_plan(recipe, images, captioned, notes, medium)
     if needs_latents:
         raise ValueError(
             f"data.images must be set for this method, for example to a folder of {medium.plural} with captions"
@@ -203,8 +195,20 @@ def plan(
     return Plan(read_prompts(recipe.prompts, recipe.column)[: recipe.limit or None])
 
 
+def _captions_plan(recipe: DataRecipe, images: Images, captioned: bool, notes: list[str], medium: type[Medium]) -> Plan:
+    """The captions of images, clips or sounds as prompts, for methods that learn from prompts alone."""
+    captions = list(images.captions())
+    used = [caption or "" for caption in captions if caption is not None or not captioned]
+    if not used:
+        raise ValueError(f"data.images {recipe.images} must have at least one caption, got none")
+    if missing := len(captions) - len(used):
+        samples = counted(missing, medium.noun, medium.plural)
+        notes = [*notes, f"{samples} without a caption {agree(missing, 'are not used')}"]
+    return Plan(used, notes=notes)
+
+
 def _unused_prompts(recipe: DataRecipe, used: str) -> list[str]:
-    """What to say about prompts beside captioned samples."""
+    """A note on prompts that are not used, because the data has captions; empty if there are none."""
     source = getattr(recipe, used)
     if recipe.prompts in (None, source):
         return []

@@ -21,15 +21,15 @@ from tqdm import tqdm
 
 from distill.data import shards
 from distill.data.conditions import BATCH, encode_prompts, encode_unguided, non_finite_rows, precision_of
-from distill.data.images import LISTED, Images, Row
+from distill.data.images import Images, Row
 from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import Contents, encoder_key
 from teachers.media import Medium
-from teachers.support.checksums import Damaged, read_json, write_json
+from teachers.support.checksums import Damaged, read_sealed_json, write_sealed_json
 from teachers.support.keys import key
-from teachers.support.text import agree, counted, printable
+from teachers.support.text import agree, counted, first_names, printable
 
 VALUES = 2**26  # of the samples that are encoded together, at most, unless a single one has more
 SKIPPED = "are skipped because they cannot be used or have no caption"
@@ -122,10 +122,9 @@ class Encoder:
             for note, names in _from_bytes(shard["notes"]).items():
                 notes[note] += names
         for note in sorted(notes, key=lambda note: note != SKIPPED):
-            listed = ", ".join(notes[note][:LISTED]) + (", ..." if len(notes[note]) > LISTED else "")
             count = len(notes[note])
             converted = f"{counted(count, medium.noun, medium.plural)} {agree(count, note)}"
-            self.accelerator.print(f"{converted}: {listed}")
+            self.accelerator.print(f"{converted}: {first_names(notes[note])}")
         captions = [caption for shard in stored for caption in _from_bytes(shard["captions"])]
         if not captions:
             reason = f"; {notes[SKIPPED][0]}" if notes[SKIPPED] and medium.name != "image" else ""
@@ -188,9 +187,8 @@ class Encoder:
         with torch.no_grad():
             x = self.teacher.encode(torch.stack(list(samples))).cpu()
         if tuple(x.shape[1:]) != tuple(self.teacher.shape):
-            article = "an" if medium.name == "image" else "a"
             raise ValueError(
-                f"the teacher encodes {article} {medium.noun} as {tuple(x.shape[1:])}, but its network takes "
+                f"the teacher encodes each {medium.noun} as {tuple(x.shape[1:])}, but its network takes "
                 f"{tuple(self.teacher.shape)}; {medium.plural} have {medium.shape[0]} channels"
             )
         if wrong := non_finite_rows({"x": x}):
@@ -228,7 +226,7 @@ def batch_size(medium: Medium) -> int:
 
 def write_index(index: Path, source: str, keys: Sequence[str]) -> None:
     """Write the keys of all shards of a source of images, for `read_index`."""
-    write_json(index, {"key": source, "shards": list(keys)}, concurrent=True)
+    write_sealed_json(index, {"key": source, "shards": list(keys)}, concurrent=True)
 
 
 def read_index(index: Path, source: str) -> list[str] | None:
@@ -239,7 +237,7 @@ def read_index(index: Path, source: str) -> list[str] | None:
         source: The key of the encoder and the images.
     """
     try:
-        stored = read_json(index)
+        stored = read_sealed_json(index)
         return list(stored["shards"]) if stored["key"] == source else None
     except (OSError, Damaged, KeyError, TypeError):
         return None

@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from distill.data.archives import check_archive
-from distill.data.images import Block, Images, Row, list_names
+from distill.data.images import Block, Images, Row
 from distill.data.splits import training_files
 from teachers.loading.prompts import COLUMNS, MISSING, cell, check_text, choose_column, import_optional
 from teachers.loading.sources import IMAGES, MASKS, PROMPTS, TARGETS, choose
@@ -27,7 +27,7 @@ from teachers.media import Image, Medium
 from teachers.support.errors import is_sentence
 from teachers.support.keys import file_content, key
 from teachers.support.listing import list_files, visible
-from teachers.support.text import agree, counted, one_line, printable
+from teachers.support.text import agree, counted, first_names, one_line, printable
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}  # the builder of `datasets` for each file extension
 FEATURES = {"image": "Image", "video": "Video", "audio": "Audio"}  # the type of a column in `datasets` by medium
@@ -195,12 +195,12 @@ def _training_split(source: str, files: list[Path]) -> tuple[list[Path], list[st
         if not Path(source).is_dir():
             return files, []  # a pattern such as test-*.parquet: what it names is meant
         raise ValueError(
-            f"{source} must have files for training, but {list_names(others)} are for other splits by their names; "
+            f"{source} must have files for training, but {first_names(others)} are for other splits by their names; "
             "give a pattern, such as test-*.parquet, to train on them"
         )
     return used, [
         f"{counted(len(others), 'file')} of {source} {agree(len(others), 'are not used (not for training)')}: "
-        f"{list_names(others)}"
+        f"{first_names(others)}"
     ]
 
 

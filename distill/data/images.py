@@ -18,9 +18,7 @@ from teachers.media import Image, Medium, Reading
 from teachers.support.keys import file_content, key
 from teachers.support.limits import CAPTION_BYTES
 from teachers.support.listing import list_files
-from teachers.support.text import agree, counted, lookalike, printable, read_text
-
-LISTED = 5  # names in a message
+from teachers.support.text import agree, counted, first_names, lookalike, printable, read_text
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ class ImageFolder(ListedImages):
         files = [file for file in found if medium.lists(file)]
         others = [file for file in found if not medium.lists(file)]
         if not files:
-            problem = f"; {list_names(others)} have other endings" if others else ""
+            problem = f"; {first_names(others)} have other endings" if others else ""
             raise ValueError(
                 f"the folder {folder} contains no {medium.plural} ({', '.join(medium.endings[:10])}){problem}"
             )
@@ -168,18 +166,18 @@ class ImageFolder(ListedImages):
             notes.append(
                 f"{counted(len(shared), 'caption file')} in {self.folder} "
                 f"{agree(len(shared), 'are shared by several')} {self.medium.plural} "
-                f"whose names differ in their endings only: {list_names(shared)}"
+                f"whose names differ in their endings only: {first_names(shared)}"
             )
         unused = [file for file in others if file.suffix.lower() != ".txt" and file.name not in METADATA]
         if unused:
             notes.append(
                 f"{counted(len(unused), 'file')} in {self.folder} {agree(len(unused), 'are not used')} (endings other "
-                f"than those of {self.medium.plural}): {list_names(unused)}"
+                f"than those of {self.medium.plural}): {first_names(unused)}"
             )
         empty = [row.name for row in rows if row.caption == ""]
         if empty:
             count = counted(len(empty), self.medium.noun, self.medium.plural)
-            notes.append(f"{count} {agree(len(empty), 'have an empty caption')}: {list_names(empty)}")
+            notes.append(f"{count} {agree(len(empty), 'have an empty caption')}: {first_names(empty)}")
         return notes
 
 
@@ -193,11 +191,6 @@ def _text(value: object, where: str) -> str | None:
 def _row_key(row: Row) -> str:
     assert isinstance(row.source, Path)
     return key(file_content(row.source), row.caption)
-
-
-def list_names(files: Sequence[object]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(printable(file) for file in files[:LISTED]) + (", ..." if len(files) > LISTED else "")
 
 
 def _relative(files: Iterable[str], folder: Path) -> list[str]:
@@ -234,9 +227,8 @@ def _captions(
                     f"{printable(file.parent)} and end in {', '.join(medium.endings[:10])}"
                 )
             if named in described:
-                article = "an" if medium is Image else "a"
                 raise ValueError(
-                    f"{where}: this is a second caption of {printable(name)!r}; {article} {medium.noun} must have one"
+                    f"{where}: this is a second caption of {printable(name)!r}; each {medium.noun} must have only one"
                 )
             described.add(named)
             column = next((column for column in COLUMNS if column in row), None)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from distill.config.sections import DataRecipe
 from distill.data.hf_datasets import HFImages, is_hf_source
-from distill.data.images import ImageFolder, Images, ListedImages, Row, list_names
+from distill.data.images import ImageFolder, Images, ListedImages, Row
 from distill.data.splits import in_training_folders
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.sources import SourceRow, has_metadata, read_source_rows
 from teachers.media import Image
-from teachers.support.text import agree, counted, printable
+from teachers.support.text import agree, counted, first_names, printable
 
 
 class SourceFolder(ListedImages):
@@ -52,7 +52,7 @@ class SourceFolder(ListedImages):
         ] * bool(apart)
         empty = [row.name for row in found if row.caption == "" and not captioned]
         predicate = agree(len(empty), "have an empty instruction or caption")
-        notes += [f"{counted(len(empty), 'source image')} {predicate}: {list_names(empty)}"] * bool(empty)
+        notes += [f"{counted(len(empty), 'source image')} {predicate}: {first_names(empty)}"] * bool(empty)
         super().__init__(found, row_keys, notes)
 
 

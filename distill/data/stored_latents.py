@@ -132,7 +132,7 @@ def _readable(file: Path) -> Iterator[None]:
 def _header(file: Path) -> tuple[int, dict[str, str]]:
     """The number of latents in a file, and its metadata."""
     with _readable(file), safe_open(file, "pt") as stored:
-        if LATENTS not in stored.keys():  # noqa: SIM118  # it is no mapping
+        if LATENTS not in stored.keys():  # noqa: SIM118
             names = ", ".join(printable(name) for name in list(stored.keys())[:5]) or "nothing"
             raise ValueError(f'{printable(file)} must have the tensor "{LATENTS}", got {names}')
         part = stored.get_slice(LATENTS)
@@ -158,7 +158,7 @@ def _captions(file: Path, count: int) -> list[str]:
     else:
         raise ValueError(
             f'{printable(file)} has no captions; add them to its metadata as "{CAPTIONS}", a JSON list, or to '
-            f"{printable(text.name)} beside it, one per line"
+            f"{printable(text.name)} in the same folder, one per line"
         )
     if len(found) != count:
         raise ValueError(

@@ -76,7 +76,7 @@ def make(
 
 
 def pairs_key(recipe: Recipe, teacher: Teacher, captions: Sequence[str], steps: int, contents: Contents) -> str:
-    """A key of everything that pairs depend on beside their number; see `make` for the arguments."""
+    """A key of everything that pairs depend on apart from their number; see `make` for the arguments."""
     inputs = (captions, steps, recipe.teacher.guidance, recipe.seed)
     return teacher_key(teacher, contents, inputs, __name__)
 

@@ -21,9 +21,8 @@ from teachers.loading.prompts import read_prompts
 from teachers.media import to_record
 
 PROMPTS = "training_prompts.txt"  # in the pipeline's folder
-EVALUATION_PROMPTS = (
-    "evaluation_prompts.txt"  # a copy of evaluation.prompts, because `fewstep eval` reads no other file
-)
+# A copy of evaluation.prompts, because `fewstep eval` reads no other file.
+EVALUATION_PROMPTS = "evaluation_prompts.txt"
 
 
 def data_record(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
@@ -96,13 +95,9 @@ def describe(
     times = teacher.native_times(student, times)
     timesteps = teacher.native_timesteps(student, times)
     bent = timesteps is None and isinstance(student.path, VariancePreserving)
-    source, data = recipe.teacher, recipe.data.images or recipe.data.latents or recipe.data.prompts
+    source = recipe.teacher
     scale = {"guidance_scale": source.guidance} if student.guidance_input else {}
     negative = {"negative_prompt": source.negative_prompt} if source.negative_prompt is not None else {}
-    named = recipe.evaluation.prompts
-    source_of_prompts = named or data
-    prompts = source_of_prompts if source_of_prompts in EMBEDDED else EVALUATION_PROMPTS if named else PROMPTS
-    prompts = EVALUATION_SOURCES if teacher.source else prompts
     return {
         "format": 1,
         "version": __version__,
@@ -114,7 +109,7 @@ def describe(
             "path": source.path,
             "sigma_data": teacher.denoiser.path.sigma_data,
             **({"size": dict(source.size)} if source.size else {}),
-            **({"negative_prompt": source.negative_prompt} if negative else {}),
+            **negative,
             **({"loras": [lora_record(lora) for lora in source.loras]} if source.loras else {}),
             **({} if recipe.memory.quantize == "none" else {"quantization": recipe.memory.quantize}),
             "num_steps": source.num_steps,
@@ -132,9 +127,22 @@ def describe(
             for n in distiller.step_counts(times)
         ],
         "evaluation": {
-            "prompts": prompts if teacher.prompted else None,
+            "prompts": _evaluation_prompts(recipe, teacher),
             "features": features,
             "reference": recipe.evaluation.reference,
         },
         "cost": cost,
     }
+
+
+def _evaluation_prompts(recipe: Recipe, teacher: Teacher) -> str | None:
+    """The source of prompts for `fewstep eval`: an embedded teacher, or a file or folder in the pipeline's folder."""
+    if not teacher.prompted:
+        return None
+    if teacher.source:
+        return EVALUATION_SOURCES
+    named, data = recipe.evaluation.prompts, recipe.data
+    chosen = named or data.images or data.latents or data.prompts
+    if chosen is not None and chosen in EMBEDDED:
+        return chosen
+    return EVALUATION_PROMPTS if named else PROMPTS

@@ -7,7 +7,7 @@ from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
 from distill.exporting.pipeline import export_student
 from distill.training.engine import Engine
-from distill.training.export_record import record_export
+from distill.training.export_record import PIPELINE, record_export
 from distill.training.guard import Stop
 from distill.training.held_out import HeldOut
 from distill.training.outcome import Outcome, RunFailed, settle, write_failure
@@ -46,7 +46,7 @@ def finish(
     Raises:
         RunFailed: If training went wrong. The best EMA has been exported, unless its samples collapsed too.
     """
-    final = recipe.folder / "pipeline"
+    final = recipe.folder / PIPELINE
     run = run_key(identity)
     with Stop(message=DELAYED if engine.is_main else ""):
         outcome = settle(recipe, state, held_out, run, engine)

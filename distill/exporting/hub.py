@@ -16,7 +16,7 @@ from eval.pipelines.runs import pipeline_identity
 from eval.report.columns import quality, speed
 from eval.report.markdown import escape, table
 from eval.report.model_index import model_index
-from teachers.support.checksums import Damaged, read_json, write_json
+from teachers.support.checksums import Damaged, read_sealed_json, write_sealed_json
 from teachers.support.files import atomic_write
 from teachers.support.locks import hold
 from teachers.support.regular import outside_links
@@ -48,7 +48,7 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
     near = [folder / "report" / REPORT for folder in (run, run.parent, run.parent.parent)]
     for file in [report / REPORT] if report else [*near, pipeline / EVALUATION]:
         try:
-            stored = read_json(file)
+            stored = read_sealed_json(file)
             current = [entry for entry in stored["runs"] if entry.get("contents") == identity]
             named = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except Damaged as error:
@@ -108,7 +108,7 @@ def store_evaluation(pipeline: Path, report: dict[str, Any]) -> None:
     own = {row["pipeline"] for row in report["rows"]} & {entry["folder"] for entry in report["runs"]}
     rows = [row for row in report["rows"] if row["method"] == "teacher" or row["pipeline"] in own]
     kept = {name: value for name, value in report.items() if name != "sha256"}
-    write_json(pipeline / EVALUATION, {**kept, "rows": rows}, concurrent=True)
+    write_sealed_json(pipeline / EVALUATION, {**kept, "rows": rows}, concurrent=True)
 
 
 def push(pipeline: Path, name: str, private: bool, api: Any = None) -> str:

@@ -36,10 +36,11 @@ from distill.exporting.verify import (
     stored_without,
 )
 from distill.training.engine import Engine
+from distill.training.export_record import PIPELINE
 from distill.training.features import choose_features
 from distill.training.held_out import HeldOut
 from distill.training.state import TrainState
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import stored_files
@@ -87,7 +88,7 @@ def export(
         ValueError: If the student's weights are not finite, or the pipeline or the LoRA file does not give the
             student's images; `run/pipeline` is then unchanged.
     """
-    final = run / "pipeline"
+    final = run / PIPELINE
     check_finite(student)
     times = record["times"]  # the nearest to `times` that the export can have
     pipeline = teacher.pipeline(student, times)
@@ -200,7 +201,7 @@ def export_student(
     times = held_out.select_schedule(state.distiller, state.ema) if held_out else []
     student = engine.unsharded(state.ema)
     if not engine.is_main:
-        return recipe.folder / "pipeline"
+        return recipe.folder / PIPELINE
     if state.step == 0:
         student = teacher.student()  # untrained: an unchanged copy of the teacher
     trained = max(state.step, exported_step)  # a killed run's best EMA can be newer than its last checkpoint
@@ -229,7 +230,7 @@ def export_student(
     if "negative_prompt" in stored.get("ignored_arguments", ()):
         baked = " (teacher.negative_prompt is part of the weights)" * (recipe.teacher.negative_prompt is not None)
         print(f"negative_prompt in a call of the pipeline has no effect{baked}; its model card says so")
-    counts, gap = " and ".join(map(steps, stored["checked"]["steps"])), stored["checked"]["difference"]
+    counts, gap = " and ".join(map(steps_text, stored["checked"]["steps"])), stored["checked"]["difference"]
     print(f"export checked at {counts}: its samples differ from the student's by at most {gap:.1e}")
     print(f"the student's pipeline: {final}")
     return final

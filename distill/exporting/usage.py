@@ -14,7 +14,7 @@ NO_STEP = "the pipeline raises an error, or, for Stable Diffusion XL, returns th
 
 
 def usage_section(record: dict[str, Any], kind: type[DiffusionPipeline]) -> str:
-    """What works beside the calls of the card, and how; "" for pipelines of other media than images.
+    """What works in addition to the calls on the card, and how; "" for pipelines of other media than images.
 
     Args:
         record: The contents of `distill.json`.

@@ -26,7 +26,7 @@ from distill.exporting.recording import SAMPLES, NoiseRecorder, recorded_steps
 from distill.exporting.safety import without_checker
 from distill.methods.compiling import eager
 from eval.pipelines.generate import arguments, cuda_devices
-from eval.pipelines.jobs import steps as steps_text
+from eval.pipelines.jobs import steps_text
 from eval.pipelines.networks import Pipeline
 from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Condition, Denoiser

@@ -53,12 +53,19 @@ class Distiller(nn.Module, ABC):
 
     @classmethod
     def needs_latents(cls, options: Any) -> bool:
-        """Whether the method learns from images (real images or the teacher's samples), not from prompts alone."""
+        """Whether the method learns from latents of real samples or of the teacher's samples, not from prompts alone.
+
+        Args:
+            options: An instance of `Options`.
+        """
         return False
 
     @classmethod
     def pairs(cls, options: Any) -> tuple[int, int]:
-        """The teacher pairs that the method needs before training.
+        """The teacher pairs (noise and the teacher's sample of it) that the method needs before training.
+
+        Args:
+            options: An instance of `Options`.
 
         Returns:
             The number of pairs (0: none), and the number of the teacher's ODE steps for each pair.
@@ -69,12 +76,15 @@ class Distiller(nn.Module, ABC):
     def check_run(cls, options: Any, guidance: float) -> None:
         """Check what `Options` alone cannot: the teacher's guidance, and files that the method needs.
 
-        It is called before the teacher is loaded and the data is encoded. Override it to raise ValueError for whatever
-        would stop the method later; the default accepts everything.
+        It is called before the teacher is loaded and the data is encoded. Override it to find early whatever would stop
+        the method later; the default accepts everything.
 
         Args:
             options: An instance of `Options`.
             guidance: Classifier-free guidance scale of the teacher.
+
+        Raises:
+            ValueError: If the method cannot run.
         """
         return
 
@@ -121,11 +131,21 @@ class Distiller(nn.Module, ABC):
 
         The result must depend on `step` only: the training loop calls this method several times for each step, also
         in advance.
+
+        Args:
+            step: Number of completed training steps.
+
+        Returns:
+            Names of `PHASES`.
         """
         return self.PHASES
 
     def networks(self) -> Mapping[str, Sequence[nn.Module]]:
-        """The modules that the optimizer of each phase updates."""
+        """The modules that the optimizer of each phase updates.
+
+        Returns:
+            Submodules of this one for each name in `PHASES`. Together they have every trainable parameter.
+        """
         return {"student": [self.student]}
 
     def averages(self) -> Sequence[tuple[Denoiser, float]]:
@@ -134,18 +154,31 @@ class Distiller(nn.Module, ABC):
         After each step the training loop sets network <- decay network + (1 - decay) student. They are submodules with
         the student's parameters: frozen copies that the losses read, or networks that also train in a phase. The
         average that is evaluated and exported is the loop's own (`train.ema`).
+
+        Returns:
+            Pairs of a network and its decay per training step, from 0 to 1.
         """
         return ()
 
     def sampling_schedules(self) -> list[list[float]]:
-        """Candidate schedules of the student's sampling steps, each a list of decreasing angles in radians.
+        """Candidate schedules of the student's sampling steps.
 
         The export uses the schedule with the smallest held-out Frechet distance.
+
+        Returns:
+            At least one schedule, each a list of decreasing angles in radians, one for each step.
         """
         return [[self.student.path.t_max]]
 
     def step_counts(self, times: Sequence[float]) -> tuple[int, ...]:
-        """The numbers of sampling steps that the exported student supports, given its schedule `times`."""
+        """The numbers of sampling steps that the exported student supports.
+
+        Args:
+            times: Its schedule, decreasing angles in radians; a sample of n steps uses the first n.
+
+        Returns:
+            Numbers from 1 to the length of `times`.
+        """
         return (len(times),)
 
     def preview_models(self) -> Mapping[str, Denoiser]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.methods.base import Distiller, Logs
 from teachers.networks.adapters import unwrap
+from teachers.support.text import first_names
 
 
 def requested_pairs(method: type[Distiller], options: Any) -> tuple[int, int]:
@@ -38,8 +39,8 @@ def check_distiller(distiller: Distiller, steps: int) -> None:
         steps: Steps of the run.
 
     Raises:
-        ValueError: If training by it would not train the student, would leave out networks without a word, or could
-            not be resumed.
+        ValueError: If training by it would not train the student, would silently leave out networks, or could not be
+            resumed.
     """
     name, networks = type(distiller).__name__, dict(distiller.networks())
     if sorted(networks) != sorted(distiller.PHASES):
@@ -60,8 +61,8 @@ def check_distiller(distiller: Distiller, steps: int) -> None:
     if left:
         names = [key for key, parameter in distiller.named_parameters() if parameter in left]
         raise ValueError(
-            f"{name}.networks must have every trainable parameter, but no phase trains {', '.join(names[:3])}"
-            f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}; call requires_grad_(False) on what is frozen"
+            f"{name}.networks must have every trainable parameter, but no phase trains {first_names(names, 3)}; "
+            "call requires_grad_(False) on what is frozen"
         )
     _check_state(distiller, name)
     _check_averages(distiller, name)
@@ -77,7 +78,7 @@ def _student(distiller: Distiller) -> list[nn.Parameter]:
 
 
 def _check_state(distiller: Distiller, name: str) -> None:
-    """Every value of the method's state must be a tensor, as the files of checkpoints hold."""
+    """Every value of the method's state must be a tensor, because checkpoint files hold only tensors."""
     for key, value in distiller.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(
@@ -128,7 +129,7 @@ def check_loss(distiller: Distiller, phase: str, result: Any) -> tuple[Tensor, L
     """`result` of `Distiller.forward`, checked.
 
     Raises:
-        ValueError: If it is no loss that a phase can be trained by, or no scalars to log.
+        ValueError: If it is not a loss that a phase can be trained by, or the values to log are not scalars.
     """
     name = f"{type(distiller).__name__}.forward"
     if not isinstance(result, tuple) or len(result) != 2:

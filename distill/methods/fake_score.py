@@ -51,8 +51,8 @@ class FakeScoreDistiller(Distiller, ABC):
         self, teacher: Teacher, guidance: float, options: FakeScoreOptions, student: Denoiser | None = None
     ) -> None:
         super().__init__(teacher, guidance, options, student)
-        own = teacher.embeds_guidance or isinstance(teacher, EmbeddedGuidance | OutputGuidance)
-        if options.fake_score_guidance != 1.0 and own:
+        embedded = teacher.embeds_guidance or isinstance(teacher, EmbeddedGuidance | OutputGuidance)
+        if options.fake_score_guidance != 1.0 and embedded:
             raise ValueError(
                 f"method.fake_score_guidance must be 1, got {options.fake_score_guidance:g}: the guidance of a "
                 f"{type(teacher).__name__} is not a combination of two velocities"

@@ -81,8 +81,8 @@ def jvp(
 def _kept_timesteps(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Pair | None:
     """Timesteps (B,) stay in float32 under autocast, where networks convert them to the precision of their samples.
 
-    A rounded timestep in [0, 1] is multiplied by 1000 and embedded with frequencies up to 1: its embedding is another
-    one, and so is its derivative.
+    Networks multiply timesteps in [0, 1] by 1000 and embed them with frequencies up to 1, so rounding a timestep would
+    change its embedding and the derivative of it.
     """
     value, derivative = forward_ad.unpack_dual(x)
     if x.ndim != 1 or x.dtype != torch.float32 or derivative is None or not autocasting(x.device):

@@ -156,9 +156,9 @@ class SCM(Consistency):
         if adapting:
             return self.adapt(x_t, t, drift, cond)
         warmup = min(1.0, (step - self.options.adaptation_steps + 1) / self.options.tangent_warmup)
-        g, frozen = self.target(x_t, t, drift, cond, warmup)
+        g, target_velocity = self.target(x_t, t, drift, cond, warmup)
         norm = g.flatten(1).norm(dim=1)
-        finite = torch.isfinite(norm) & torch.isfinite(frozen.flatten(1).sum(1))
+        finite = torch.isfinite(norm) & torch.isfinite(target_velocity.flatten(1).sum(1))
         g = torch.where(expand(finite, g), g / expand(norm + self.options.tangent_offset, g), 0.0)
         # [8]: |F - stopgrad(F) - g|^2. Its gradient reduces the change of f along the trajectory.
         velocity = self.student.velocity(x_t, t, cond)
@@ -168,7 +168,7 @@ class SCM(Consistency):
         logs = {
             "tangent_norm": torch.where(finite, norm, 0.0).mean(),
             "masked_share": (~finite).float().mean(),  # fraction of samples that are excluded as not finite
-            "tangent_agreement": (velocity.detach() - frozen).abs().mean(),
+            "tangent_agreement": (velocity.detach() - target_velocity).abs().mean(),
         }
         if self.log_variance is None:
             loss = torch.where(finite, error, 0.0).mean()

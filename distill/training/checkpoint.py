@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teachers.support.checksums import MANIFEST, Damaged, check_files, read_manifest, write_manifest
+from teachers.support.checksums import MANIFEST, Damaged, read_manifest, verify_files, write_manifest
 from teachers.support.files import atomic_write, remove, remove_folder
 from teachers.support.text import read_text
 
@@ -78,20 +78,20 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -
             (temporary / META).write_text(json.dumps(checkpoint.meta, indent=2), encoding="utf-8")
             write_manifest(temporary, {"format": FORMAT, "step": checkpoint.meta["step"]})
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, also in torch's and safetensors' types
-        earlier = steps(folder)
+        earlier = saved_steps(folder)
         kept = f"the checkpoint of step {earlier[-1]} is kept" if earlier else "there is no earlier checkpoint"
         free = shutil.disk_usage(folder).free // 2**20 if folder.is_dir() else 0
         raise ValueError(
             f"the checkpoint of step {checkpoint.meta['step']} could not be written to {folder} "
             f"({' '.join(str(error).split())[:200]}; {free} MB are free); {kept}"
         ) from error
-    for old in steps(folder)[:-keep]:
+    for old in saved_steps(folder)[:-keep]:
         if not (keep_every and old % keep_every == 0):
             remove_folder(folder / f"{old:08d}")
     return final
 
 
-def steps(folder: Path) -> list[int]:
+def saved_steps(folder: Path) -> list[int]:
     """The steps of the complete checkpoints in `folder`, in increasing order."""
     if not folder.is_dir():
         return []
@@ -104,7 +104,7 @@ def newest_meta(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: If a checkpoint has another format.
     """
-    for step in reversed(steps(folder)):
+    for step in reversed(saved_steps(folder)):
         try:
             return _verified(folder / f"{step:08d}", (META,))
         except (OSError, Damaged):
@@ -123,7 +123,7 @@ def quarantine_damaged(folder: Path) -> None:
     for incomplete in folder.glob(".*.tmp") if folder.is_dir() else []:
         shutil.rmtree(incomplete, ignore_errors=True)
     damaged: dict[Path, Damaged] = {}
-    for step in reversed(steps(folder)):
+    for step in reversed(saved_steps(folder)):
         path = folder / f"{step:08d}"
         try:
             _verified(path, (WEIGHTS, EMA, OPTIMIZERS, META))
@@ -153,7 +153,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     Raises:
         ValueError: If its files cannot be read.
     """
-    present = steps(folder)
+    present = saved_steps(folder)
     if not present:
         return None
     newest = folder / f"{present[-1]:08d}"
@@ -184,7 +184,7 @@ def _verified(path: Path, names: Sequence[str]) -> dict[str, Any]:
         raise ValueError(OTHER_FORMAT.format(path=path, expected=FORMAT, found=manifest.get("format")))
     if manifest.get("step") != int(path.name):
         raise Damaged(f"{MANIFEST} is that of step {manifest.get('step')}")
-    check_files(path, manifest["files"], names)
+    verify_files(path, manifest["files"], names)
     meta: dict[str, Any] = json.loads(read_text(path / META))
     if not isinstance(meta, dict):
         raise Damaged(f"{META} must be a JSON object, got {type(meta).__name__}")

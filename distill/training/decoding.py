@@ -17,5 +17,5 @@ def decode_samples(teacher: Teacher, latents: Tensor) -> Tensor:
 
 
 def chunk_size(medium: Medium) -> int:
-    """Samples of one batch: as many for images of any size, on which the random numbers of further steps depend."""
+    """The number of samples in one batch. For images it is constant, because later random numbers depend on it."""
     return CHUNK if medium.name == "image" else min(CHUNK, max(1, VALUES // math.prod(medium.shape)))

@@ -9,7 +9,7 @@ from typing import Any
 from distill.config.recipe import Recipe
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.record import RECORD
-from teachers.support.checksums import read_json, write_json
+from teachers.support.checksums import read_sealed_json, write_sealed_json
 from teachers.support.keys import content, file_content, folder_contents, key
 
 EXPORTED = "exported.json"
@@ -32,11 +32,11 @@ def record_export(recipe: Recipe, run: str, step: int, failed: bool = False) -> 
         "options": export_key(recipe),
         "record": file_content(recipe.folder / PIPELINE / RECORD),
     }
-    write_json(recipe.folder / EXPORTED, record)
+    write_sealed_json(recipe.folder / EXPORTED, record)
 
 
 def export_key(recipe: Recipe) -> str:
-    """A key of what an export depends on beside the run's fingerprint."""
+    """A key of what an export depends on apart from the run's fingerprint."""
     evaluation, second = recipe.evaluation, recipe.method.get("second_times")
     # The export has a copy of the prompts, but only the name of the reference.
     prompts = evaluation.prompts
@@ -49,7 +49,7 @@ def export_key(recipe: Recipe) -> str:
 def export_record(folder: Path, run: str | None = None) -> dict[str, Any] | None:
     """What `record_export` wrote in a run's folder; None if there is no valid record, or one of another run."""
     try:
-        stored = read_json(folder / EXPORTED)
+        stored = read_sealed_json(folder / EXPORTED)
         texts = {name: str(stored[name]) for name in ("fingerprint", "options", "record")}
         found = texts | {"step": int(stored["step"]), "failed": bool(stored["failed"])}
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
@@ -67,7 +67,7 @@ def changed_since_export(folder: Path, record: dict[str, Any]) -> list[str]:
     pipeline = folder / PIPELINE
     if not (pipeline / RECORD).is_file() or file_content(pipeline / RECORD) != record["record"]:
         return [RECORD]
-    before, present = read_json(pipeline / RECORD)["files"], folder_contents(pipeline)
+    before, present = read_sealed_json(pipeline / RECORD)["files"], folder_contents(pipeline)
     added = [name for name in present if name not in before and "/" in name]  # no loader reads a file beside the index
     return [name for name in before if present.get(name) != before[name]] + added
 

@@ -43,7 +43,7 @@ MIN_PLANNED = GIB  # bytes of networks below which no plan is printed
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes by purpose.
 
     Attributes:
@@ -90,7 +90,7 @@ class Processes:
 ONE_PROCESS = Processes()
 
 
-def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Plan:
+def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> MemoryPlan:
     """The memory plan of one process. Reads configurations only, no weights.
 
     Args:
@@ -109,7 +109,7 @@ def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Pl
     others = _tensors(*resident_modules(teacher))
     network = _tensors(unwrap(teacher.denoiser.network), distiller)
     average = _tensors(ema)
-    found = Plan(
+    found = MemoryPlan(
         weights=_bytes(network - average - others),
         ema=len(ema_decays(recipe)) * _bytes(average),
         optimizer=sum(moment_bytes(p, recipe.memory.eight_bit) for p in set().union(*trained.values())),
@@ -128,7 +128,7 @@ def plan(recipe: Recipe, samples: int, processes: Processes = ONE_PROCESS) -> Pl
     return found
 
 
-def _sharded(plan: Plan, whole: int, gathered: int, count: int) -> Plan:
+def _sharded(plan: MemoryPlan, whole: int, gathered: int, count: int) -> MemoryPlan:
     """`plan` with everything but `whole` bytes of its weights divided among `count` processes."""
     return dataclasses.replace(
         plan,
@@ -208,7 +208,7 @@ def plan_lines(recipe: Recipe, samples: int, device: torch.device, processes: Pr
         Lines of text.
     """
     free = free_bytes(device)
-    names = [field.name for field in dataclasses.fields(Plan)]
+    names = [field.name for field in dataclasses.fields(MemoryPlan)]
     tiers = ("full", "lora") if processes.sharding is None else (recipe.memory.tier,)  # LoRA cannot be sharded
     plans = {tier: plan(in_tier(recipe, tier), samples, processes) for tier in tiers}
     each = f", each of {processes.count} processes" if processes.count > 1 else ""
@@ -232,7 +232,7 @@ def fits(recipe: Recipe, samples: int, device: torch.device, processes: Processe
     return plan(recipe, samples, processes).total <= free_bytes(device)
 
 
-def advice(recipe: Recipe, samples: int, free: int, lora: Plan | None, processes: Processes = ONE_PROCESS) -> str:
+def advice(recipe: Recipe, samples: int, free: int, lora: MemoryPlan | None, processes: Processes = ONE_PROCESS) -> str:
     """Settings that reduce memory use, in the order in which they should be tried.
 
     Args:

@@ -18,7 +18,7 @@ from distill.training.jsonl_log import JsonlLog, warn_if_unwritable
 from distill.training.previews import preview, still_grid, write_previews
 from distill.training.tracked_samples import log_media
 from distill.training.trackers import log_image
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.core.denoiser import Denoiser
 
 
@@ -83,7 +83,7 @@ class Monitor:
         """
         times = distiller.sampling_schedules()[0]
         chosen = chosen or {"held_out_frechet": self.held_out.distances(distiller, ema)}
-        rows = {f"student, {steps(n)}": (ema, times[:n]) for n in distiller.step_counts(times)}
+        rows = {f"student, {steps_text(n)}": (ema, times[:n]) for n in distiller.step_counts(times)}
         rows |= {name: (denoiser, times[:1]) for name, denoiser in distiller.preview_models().items()}
         grid, samples = self.grid(step, rows)
         record = {"step": step, "seconds": round(seconds, 2), **chosen, "evaluation": self.held_out.key}
@@ -96,7 +96,7 @@ class Monitor:
         self, record: Mapping[str, Any], trackers: Sequence[Any], grid: Tensor, samples: Mapping[str, Tensor]
     ) -> None:
         step, distances = record["step"], {n: _number(d) for n, d in record["held_out_frechet"].items()}
-        listed = ", ".join(f"{distance:.3f} ({steps(int(n))})" for n, distance in distances.items())
+        listed = ", ".join(f"{distance:.3f} ({steps_text(int(n))})" for n, distance in distances.items())
         tqdm.write(f"step {step}: held-out Frechet distance to the teacher {listed}")
         with warn_if_unwritable(f"the trackers' record of step {step}"):
             for tracker in trackers:

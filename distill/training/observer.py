@@ -51,16 +51,18 @@ class Observer:
         Args:
             first: Whether this is before the first step of this process: only what is not there yet is made.
         """
-        step, settings, validation = self.state.step, self.recipe.train, self.validation
+        step, settings = self.state.step, self.recipe.train
         judged = self._due(settings.evaluate_every) and not (first and self.history.last >= step)
-        drawn = validation is not None and self._due(self.recipe.evaluation.validation_every or settings.evaluate_every)
-        drawn = drawn and not (first and validation is not None and validation.has(step))
-        if not judged and not drawn:
+        due = self._due(self.recipe.evaluation.validation_every or settings.evaluate_every)
+        validation = self.validation if due else None
+        if first and validation is not None and validation.has(step):
+            validation = None
+        if not judged and validation is None:
             return
         with self.status.evaluating():
             if judged:
                 self._evaluate()
-            if drawn and validation is not None:
+            if validation is not None:
                 validation.draw(self.state.distiller, self.state.ema, step, self.engine.trackers)
         if self.engine.is_main and judged and step:
             tqdm.write(self.status.summary())

@@ -22,7 +22,7 @@ from distill.training.held_out import HeldOut
 from distill.training.jsonl_log import held_out_records
 from distill.training.setup import checkpoints_folder
 from distill.training.state import TrainState
-from teachers.support.checksums import read_json, write_json
+from teachers.support.checksums import read_sealed_json, write_sealed_json
 from teachers.support.errors import EXIT_FAILED
 
 FAILED = "failed.json"  # in a run's folder
@@ -271,14 +271,14 @@ def write_failure(folder: Path, outcome: Outcome) -> None:
     if outcome.problem is None:
         (folder / FAILED).unlink(missing_ok=True)
         return
-    write_json(folder / FAILED, asdict(outcome))
+    write_sealed_json(folder / FAILED, asdict(outcome))
 
 
 def failed_before(folder: Path, fingerprint: str) -> Outcome | None:
     """The outcome of a run that failed at its newest checkpoint, if what it exported is still there."""
     newest = checkpoint.newest_meta(folder / "checkpoints")
     try:
-        outcome = Outcome(**read_json(folder / FAILED))
+        outcome = Outcome(**read_sealed_json(folder / FAILED))
     except (OSError, ValueError, TypeError):
         return None
     if newest is None or outcome.fingerprint != fingerprint or newest["step"] != outcome.step:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from teachers.loading.source import check_trusted
 from teachers.support.errors import reading
 from teachers.support.keys import code, key
 from teachers.support.locks import lock_folder
+from teachers.support.text import first_names
 
 CODE = "the code and its libraries"  # its name in a fingerprint
-# What computes a training step, beside the method and the teacher.
+# What computes a training step, apart from the method and the teacher.
 LOOP = ("distill.train", *(f"distill.training.{name}" for name in ("step", "engine", "guard", "optimizers")))
 BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
 EXPORT_ONLY = ("method.second_times", "method.scm.second_times")  # options that only the export depends on
@@ -35,7 +36,7 @@ TEMPORARY = (  # what an interrupted run leaves
     *("checkpoints/.*.tmp", "checkpoints/best/.*.tmp", "cache/**/.*.tmp"),
 )
 FOLDERS = ("checkpoints", PIPELINE)  # without which no run can end
-# What a run writes in its folder, beside a folder with the run's name, which trackers write.
+# What a run writes in its folder, apart from a folder with the run's name, which trackers write.
 FILES = ("recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json", "status.json")
 OWN = (*FOLDERS, "samples", "validation", "cache", *FILES)
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
@@ -172,9 +173,8 @@ def check_same_run(meta: dict[str, Any], recipe: Recipe, expected: dict[str, str
     if not names:
         return
     changes = [_change(name, before.get(name), expected.get(name)) for name in names]
-    more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
     raise ValueError(
-        f"{recipe.folder} holds checkpoints of another recipe or of other data ({', '.join(changes[:SHOWN])}{more}); "
+        f"{recipe.folder} holds checkpoints of another recipe or of other data ({first_names(changes, SHOWN)}); "
         f"give this run another name (name=...) or remove {recipe.folder / 'checkpoints'}"
     )
 
@@ -207,7 +207,8 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
         if not changed:
             return True
         warnings.warn(
-            f"{recipe.folder / PIPELINE} is not as it was exported ({_some(changed)} changed); it is exported again",
+            f"{recipe.folder / PIPELINE} is not as it was exported ({first_names(changed, SHOWN)} changed); "
+            "it is exported again",
             stacklevel=2,
         )
     if meta["step"] > recipe.train.steps:
@@ -222,10 +223,6 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
             stacklevel=2,
         )
     return False
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 @contextmanager

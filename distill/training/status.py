@@ -15,7 +15,7 @@ from typing import Any
 
 from distill.config.recipe import Recipe
 from distill.training.jsonl_log import warn_if_unwritable
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.support.files import atomic_write
 from teachers.support.json_files import read_json
 from teachers.support.text import printable
@@ -158,7 +158,7 @@ def summary(values: dict[str, Any]) -> str:
         parts.append(f"{duration(3600 * values['hours_trained'])} of training")
     if values["held_out_frechet"]:
         distances = values["held_out_frechet"].items()
-        shown = ", ".join(f"{'not finite' if d is None else f'{d:.3f}'} ({steps(int(n))})" for n, d in distances)
+        shown = ", ".join(f"{'not finite' if d is None else f'{d:.3f}'} ({steps_text(int(n))})" for n, d in distances)
         parts.append(f"held-out Frechet distance {shown}")
     return f"{values['run']}: {'; '.join(parts)}"
 

@@ -23,7 +23,7 @@ from distill.training.decoding import chunk_size, decode_samples
 from distill.training.jsonl_log import warn_if_unwritable
 from distill.training.tracked_samples import log_media
 from distill.training.trackers import log_image, pixels
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.sampling import sample, teacher_endpoint
 from teachers.core.teacher import Teacher
@@ -114,7 +114,7 @@ class Validation:
         times = distiller.sampling_schedules()[0]
         x0 = {"teacher": self.teacher_x0}
         for n in distiller.step_counts(times):
-            x0[f"student, {steps(n)}"] = self._student_samples(ema, times[:n])
+            x0[f"student, {steps_text(n)}"] = self._student_samples(ema, times[:n])
         for name, denoiser in distiller.preview_models().items():
             x0[name] = self._student_samples(denoiser, times[:1])
         if not self.writes:

@@ -136,7 +136,7 @@ def scorers(words: Sequence[str]) -> dict[str, str]:
     """The models of `--score` by name, from words such as "pickscore" or "objects=FOLDER".
 
     Raises:
-        ValueError: A name is unknown or not supported, stands twice, or needs a folder.
+        ValueError: If a name is unknown or not supported, stands twice, or needs a folder.
     """
     found: dict[str, str] = {}
     for word in words:
@@ -156,7 +156,7 @@ def step_counts(text: str | None) -> list[int]:
     """Numbers of steps from text such as "4" or "1,2,4", without duplicates; none for None.
 
     Raises:
-        ValueError: The text contains something else.
+        ValueError: If the text contains something else.
     """
     if text is None:
         return []

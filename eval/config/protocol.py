@@ -29,7 +29,7 @@ def read_protocol(path: Path) -> dict[str, Any]:
         Values by option name.
 
     Raises:
-        ValueError: The file is missing, is not YAML, or has an unknown option or a value that cannot be used.
+        ValueError: If the file is missing, is not YAML, or has an unknown option or a value that cannot be used.
     """
     if not path.exists():
         raise ValueError(f"--protocol must be a YAML file such as recipes/eval/coco30k.yaml, there is no {path}")

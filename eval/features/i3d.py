@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from eval.features.weight_files import load_weights
 
-SIZE = 224  # pixels a side of the network's input
+SIZE = 224  # pixels per side of the network's input
 CLASSES = 400
 LEAST_FRAMES = 9  # with fewer, nothing is left to average over time
 BATCH = 4  # clips at a time

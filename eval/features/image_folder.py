@@ -19,10 +19,9 @@ from teachers.support.colour_profiles import is_srgb
 from teachers.support.errors import reads
 from teachers.support.images import image_header, read_as_clean_fid
 from teachers.support.listing import is_image, list_files, list_images
-from teachers.support.text import agree, counted, printable
+from teachers.support.text import agree, counted, first_names, printable
 
 ALMOST = {".bmp", ".gif", ".avif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
-LISTED = 5  # names in a message
 MAX_PIXELS = 2**26  # of a batch, so that 32 large photographs are not in memory together
 ORIENTATION = 0x0112  # EXIF's tag
 
@@ -87,11 +86,7 @@ def _unread(files: Iterable[Path]) -> list[str]:
 
 def _not_read(names: Sequence[str], where: str = "") -> str:
     predicate = agree(len(names), "are not read, because clean-fid does not list such endings")
-    return f"{counted(len(names), 'file')}{where} {predicate}: {_some(names)}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(map(printable, names[:LISTED]))}{', ...' if len(names) > LISTED else ''}"
+    return f"{counted(len(names), 'file')}{where} {predicate}: {first_names(names)}"
 
 
 def read_batches(files: list[Path], batch_size: int) -> Iterator[Tensor]:
@@ -119,7 +114,7 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
         folder: A folder of images, or of clips or sounds for the features of these.
         extractor: The feature extractor.
         batch_size: Samples per batch.
-        size: Crop and resize images to this many pixels a side first; None leaves them unchanged.
+        size: Crop and resize images to this many pixels per side first; None leaves them unchanged.
 
     Raises:
         ValueError: If there are fewer than two samples, or one of them cannot be read or has a wrong size.

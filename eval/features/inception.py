@@ -37,7 +37,7 @@ from teachers.support.files import atomic_write
 from teachers.support.keys import file_content
 from teachers.support.regular import check_regular
 
-SIZE = 299  # pixels a side of the network's input
+SIZE = 299  # pixels per side of the network's input
 DIMENSIONS = 2048
 URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 NVIDIA_FILE = "inception-2015-12-05.pt"
@@ -62,7 +62,7 @@ def packaged_weights() -> Path | None:
     return next((file for folder in folders if (file := Path(folder) / PACKAGE_FILE).is_file()), None)
 
 
-def weight_files(clean_fid: Path | None = None, package: Path | None = None) -> list[Path]:
+def weight_locations(clean_fid: Path | None = None, package: Path | None = None) -> list[Path]:
     """The places where weights may be on this machine, in the order in which they are tried.
 
     Args:
@@ -80,7 +80,7 @@ def resolve_weights(explicit: Path | None = None, files: list[Path] | None = Non
 
     Args:
         explicit: A file to use instead of a search.
-        files: Where to search; None means `weight_files()`.
+        files: Where to search; None means `weight_locations()`.
 
     Raises:
         ValueError: If the explicit file is missing, the download fails, or the file has an unknown sha256.
@@ -89,11 +89,11 @@ def resolve_weights(explicit: Path | None = None, files: list[Path] | None = Non
         raise ValueError(f"there are no Inception weights at {explicit}; expected the path of {NVIDIA_FILE}")
     if explicit is not None:
         check_regular(explicit)
-    candidates = [explicit] if explicit else weight_files() if files is None else files
+    candidates = [explicit] if explicit else weight_locations() if files is None else files
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         found = _hub_folder() / NVIDIA_FILE
-        download(URL, found)
+        download_weights(URL, found)
     if weights_sha256(found) not in SHA256:
         raise ValueError(
             f"the Inception weights at {found} have an unknown sha256: they are damaged or not the weights of FID; "
@@ -111,7 +111,7 @@ def weights_sha256(path: Path) -> str:
     return file_content(path)
 
 
-def download(url: str, path: Path) -> None:
+def download_weights(url: str, path: Path) -> None:
     """Download `url` to `path` through a temporary file, so that an interrupted download leaves no partial file.
 
     Raises:

@@ -91,7 +91,7 @@ class ClapScorer:
             allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
         Raises:
-            ValueError: The model cannot be loaded or is not a CLAP model.
+            ValueError: If the model cannot be loaded or is not a CLAP model.
         """
         model, self.processor = load_pretrained(source, AutoProcessor, "--clap FOLDER", allow_pickle)
         _check_type(model, "clap", source, "--clap")

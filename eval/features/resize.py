@@ -15,7 +15,7 @@ def center_crop_resize(images: Tensor, size: int | None) -> Tensor:
 
     Args:
         images: Images (B, 3, H, W) in [0, 1].
-        size: Pixels a side of the result; None leaves the images unchanged.
+        size: Pixels per side of the result; None leaves the images unchanged.
 
     Returns:
         Images (B, 3, size, size) in [0, 1] with 8-bit values, as saved files have. An image that contains NaN is NaN

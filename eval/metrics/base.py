@@ -97,13 +97,20 @@ class Metric(ABC):
             context: What all rows share. It meets everything in `needs`.
 
         Raises:
-            ValueError: The user selected something that does not exist or does not fit.
+            ValueError: If the user selected something that does not exist or does not fit.
         """
         self.context = context
 
     @abstractmethod
     def compute(self, row: Row) -> Figure | None:
-        """The figure of one row, or None if the row does not allow it."""
+        """The figure of one row.
+
+        Args:
+            row: The row's features, statistics, first samples and scores, and the reference.
+
+        Returns:
+            The figure, in the unit that `heading` states; None if the row does not allow it.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What the report has to know to show the figure, as an entry of `metrics` in report.json."""

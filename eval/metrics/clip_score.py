@@ -46,7 +46,7 @@ class ClipModel:
             option: The option that names the model, for error messages.
 
         Raises:
-            ValueError: The model cannot be loaded or is not a CLIP model.
+            ValueError: If the model cannot be loaded or is not a CLIP model.
         """
         model, processor = load_pretrained(source, AutoProcessor, option, allow_pickle)
         if model.config.model_type != "clip":
@@ -59,7 +59,7 @@ class ClipModel:
         self.model, self.processor, self.device = model.to(device), processor, device
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The CLIP score of each image, as `cosine` but 100 max(cos, 0)."""
+        """The CLIP score 100 max(cos, 0) of each image (B,), from 0 to 100; see `cosine` for the arguments."""
         return 100 * self.cosine(images, prompts).clamp(min=0)
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ def pairwise(images: Tensor, groups: Sequence[int], distance: Distance) -> Tenso
         The distances (P,).
 
     Raises:
-        ValueError: No group has two members.
+        ValueError: If no group has two members.
     """
     pairs = [(i, j) for i, j in itertools.combinations(range(len(groups)), 2) if groups[i] == groups[j]]
     if not pairs:

@@ -31,7 +31,7 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         The mean (D,) and the unbiased covariance (D, D), both float64 on the CPU.
 
     Raises:
-        ValueError: Another shape, fewer than two samples, or values that are not finite.
+        ValueError: For another shape, fewer than two samples, or values that are not finite.
     """
     if features.ndim != 2:
         raise ValueError(f"features must have the shape (samples, dimensions), got {tuple(features.shape)}")
@@ -80,7 +80,7 @@ def nonnegative(values: Tensor, name: str) -> Tensor:
     least = float(values.min()) if len(values) else 0.0
     if least < -rounding(values):
         raise ValueError(
-            f"{name} must have no negative eigenvalues, because it is a covariance, got {least:.3g} beside a "
+            f"{name} must have no negative eigenvalues, because it is a covariance, got {least:.3g} next to a "
             f"largest of {float(values.max()):.3g}"
         )
     return values.clamp(min=0)
@@ -117,7 +117,7 @@ def check_statistics(mean: Tensor, covariance: Tensor, names: tuple[str, str] = 
     if apart > 1e-5 * largest:
         raise ValueError(
             f"{two} must be symmetric, because it is a covariance, got entries that differ by {apart:.3g} "
-            f"beside a largest of {largest:.3g}"
+            f"next to a largest of {largest:.3g}"
         )
     if torch.linalg.cholesky_ex(covariance)[1]:  # not positive definite: without full rank, or no covariance at all
         nonnegative(torch.linalg.eigvalsh((covariance + covariance.T) / 2), two)
@@ -133,7 +133,7 @@ class FrechetTo:
             covariance: Covariance (D, D).
 
         Raises:
-            ValueError: They cannot be a mean and a covariance; see `check_statistics`.
+            ValueError: If they cannot be a mean and a covariance; see `check_statistics`.
         """
         check_statistics(mean, covariance)
         self.mean, covariance = mean.detach().cpu().double(), covariance.detach().cpu().double()
@@ -147,7 +147,7 @@ class FrechetTo:
         """The squared Frechet distance d^2 to N(mean, covariance), which is what papers report as FID.
 
         Raises:
-            ValueError: The dimensions differ, or they cannot be a mean and a covariance; see `check_statistics`.
+            ValueError: If the dimensions differ, or they cannot be a mean and a covariance; see `check_statistics`.
         """
         mean, covariance = self._same_dimensions(mean, covariance)
         check_statistics(mean, covariance)
@@ -206,7 +206,7 @@ def frechet_from_statistics(mean1: Tensor, covariance1: Tensor, mean2: Tensor, c
         covariance2: Covariance (D, D).
 
     Raises:
-        ValueError: The dimensions differ or a value is not finite.
+        ValueError: If the dimensions differ or a value is not finite.
     """
     return FrechetTo(mean2, covariance2).distance(mean1, covariance1)
 
@@ -215,7 +215,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """The squared Frechet distance between two sets of features (N, D) and (M, D).
 
     Raises:
-        ValueError: Fewer than two samples, different D, or values that are not finite.
+        ValueError: For fewer than two samples, different D, or values that are not finite.
     """
     return frechet_from_statistics(*statistics(features_a), *statistics(features_b))
 

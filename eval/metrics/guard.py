@@ -15,7 +15,7 @@ from teachers.support.text import one_line
 T = TypeVar("T")
 
 
-def is_foreign(metric: Metric) -> bool:
+def is_plugin(metric: Metric) -> bool:
     """Whether a metric is of another package."""
     return type(metric).__module__.partition(".")[0] not in OWN_PACKAGES
 
@@ -31,7 +31,7 @@ def guarded(metric: Metric, call: Callable[[], T]) -> T | None:
     If a metric of another package fails, the result is None and `metric.problem` says why. The errors of own metrics
     are raised.
     """
-    if not is_foreign(metric):
+    if not is_plugin(metric):
         return call()
     try:
         return call()
@@ -61,7 +61,7 @@ def checked_figure(figure: Any, samples: int) -> Figure | None:
     """What `Metric.compute` returned, as numbers of JSON.
 
     Raises:
-        ValueError: If it is no figure, or has values that are not finite.
+        ValueError: If it is not a figure, or has values that are not finite.
     """
     if figure is None:
         return None
@@ -89,13 +89,13 @@ def _number(name: str, value: Any) -> float:
 
 def score(metric: Any, images: Tensor, prompts: Sequence[str] | None) -> Tensor | None:
     """The scores of one batch; None if the metric failed. Metrics of other packages get a copy of the samples."""
-    own = images.clone() if is_foreign(metric) else images
+    own = images.clone() if is_plugin(metric) else images
     return guarded(metric, lambda: checked_scores(metric.score(own, prompts), len(images)))
 
 
 def score_groups(metric: Any, images: Tensor, groups: Sequence[int]) -> Tensor | None:
     """The scores of additional samples; None if the metric failed."""
-    own = images.clone() if is_foreign(metric) else images
+    own = images.clone() if is_plugin(metric) else images
 
     def scores() -> Tensor:
         found = metric.score_groups(own, groups)

@@ -33,7 +33,7 @@ def kid(
         set, the standard error does not include the sampling noise of that set.
 
     Raises:
-        ValueError: Different D, fewer than two rows, or values that are not finite.
+        ValueError: For different D, fewer than two rows, or values that are not finite.
     """
     if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
         raise ValueError(

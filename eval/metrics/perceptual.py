@@ -42,7 +42,7 @@ class Lpips:
             backbone: "vgg" as in training losses, or "alex" as in papers' figures.
 
         Raises:
-            ValueError: The backbone's weights are damaged, or not on this machine and cannot be downloaded.
+            ValueError: If the backbone's weights are damaged, or not on this machine and cannot be downloaded.
         """
         cached = Path(torch.hub.get_dir()) / "checkpoints" / HUB[backbone]
         packaged = None if cached.is_file() else packaged_weights(backbone)
@@ -114,7 +114,7 @@ def fetch_weights(backbone: Backbone) -> None:
     """Download the backbone's weights to torch hub's cache, unless they are on this machine.
 
     Raises:
-        ValueError: They cannot be downloaded.
+        ValueError: If they cannot be downloaded.
     """
     if not is_on_machine(backbone):
         Lpips("cpu", backbone)

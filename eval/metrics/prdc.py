@@ -51,7 +51,7 @@ def prdc(real: Tensor, samples: Tensor, k_manifold: int = 3, k_density: int = 5,
         chunk: Rows of the distance matrix in memory at once; it does not change the figures.
 
     Raises:
-        ValueError: Different D, values that are not finite, or a set with at most k members.
+        ValueError: For different D, values that are not finite, or a set with at most k members.
     """
     if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1]:
         raise ValueError(

@@ -42,7 +42,7 @@ def reference(source: str, extractor: Extractor, size: int | None = None) -> Ref
         size: Pixels per side that a folder's images are resized to (`eval.features.resize`), or None.
 
     Raises:
-        ValueError: The source is missing or damaged, or was made with other features or at another size.
+        ValueError: If the source is missing or damaged, or was made with other features or at another size.
     """
     if source in EMBEDDED:
         if extractor.name != source:
@@ -81,7 +81,7 @@ def save(path: Path, found: Reference, extractor: Extractor, size: int | None = 
         size: Pixels per side that its images were resized to, or None.
 
     Raises:
-        ValueError: The file cannot be written.
+        ValueError: If the file cannot be written.
     """
     arrays: dict[str, Any] = {
         "mu": found.mean.numpy(),

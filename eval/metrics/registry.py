@@ -75,7 +75,7 @@ def installed_metrics(points: Sequence[EntryPoint] | None = None) -> InstalledMe
         The metrics. An entry point that cannot be imported or used is reported in `problems` and left out.
 
     Raises:
-        ValueError: No metric is installed, not even this project's own.
+        ValueError: If no metric is installed, not even this project's own.
     """
     found = list(installed_points(GROUP)) if points is None else points
     if not found:

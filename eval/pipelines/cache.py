@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from teachers.support.checksums import check_files, read_manifest, write_manifest
+from teachers.support.checksums import read_manifest, verify_files, write_manifest
 from teachers.support.files import atomic_write
 from teachers.support.regular import check_special
 from teachers.support.text import read_text
@@ -67,7 +67,7 @@ def load(cache: Path, name: str) -> Result | None:
             return None
         kind = 0 if IMAGES[0] in manifest["files"] else 1
         names = [FIGURES, FEATURES, IMAGES[kind], *([GALLERY[kind]] if GALLERY[kind] in manifest["files"] else [])]
-        check_files(folder, manifest["files"], names)
+        verify_files(folder, manifest["files"], names)
         figures = json.loads(read_text(folder / FIGURES))
         stored = load_file(folder / FEATURES)
         images = _load_samples(folder / IMAGES[kind], figures["images"])

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from eval.pipelines.demo_limits import KEEP_SECONDS
 from eval.pipelines.demo_requests import Request, TimedSamples
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.media import Medium
 from teachers.support.text import counted, printable
 
@@ -134,7 +134,7 @@ def caption(results: TimedSamples, teacher: TimedSamples | None, device: str) ->
     baked = "<br>guidance and negative prompt are part of the weights" if results.baked else ""
     memory = "peak on the GPU" if device == "cuda" else "peak of the process"
     return (
-        f"<b>{results.milliseconds:,.0f} ms</b>{each}{speedup}<br>{steps(results.steps)}, "
+        f"<b>{results.milliseconds:,.0f} ms</b>{each}{speedup}<br>{steps_text(results.steps)}, "
         f"{counted(round(results.evaluations), 'network evaluation')}<br>"
         f"{results.weights:,.1f} MB of weights, {results.megabytes:,.0f} MB {memory}{baked}"
     )
@@ -144,7 +144,7 @@ def history(entries: Sequence[tuple[Request, list[Results]]]) -> str:
     """Earlier calls of this page as HTML, the latest first, each with its samples as links while they are kept."""
     items = []
     for request, results in reversed(entries):
-        chosen = [f"seed {request.seed}", f"{steps(request.num_steps)} of the students"]
+        chosen = [f"seed {request.seed}", f"{steps_text(request.num_steps)} of the students"]
         chosen += [f"{request.teacher_steps} of the teacher"] if request.teacher_steps else []
         chosen += [f"guidance {request.guidance:g}"] if request.guidance is not None else []
         chosen += [f"without “{request.negative_prompt}”"] if request.negative_prompt else []

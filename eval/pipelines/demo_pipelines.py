@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from eval.pipelines.demo_requests import Request, TimedSamples, joined
+from eval.pipelines.demo_requests import Request, TimedSamples, batch_arguments
 from eval.pipelines.generate import arguments
 from eval.pipelines.inputs import shared_medium
 from eval.pipelines.latency import PeakMemory, timed
 from eval.pipelines.loading import check_pipeline, load_pipeline
 from eval.pipelines.locks import hold_pipelines
 from eval.pipelines.machine import PRECISIONS
-from eval.pipelines.networks import Pipeline, counted, network
+from eval.pipelines.networks import Pipeline, count_evaluations, network
 from eval.pipelines.run_prompts import own_prompts, prompts_for
 from eval.pipelines.runs import Run, read_run
 from eval.pipelines.shared_settings import tuned_teacher_folder
@@ -184,8 +184,7 @@ class Demo:
 
     def _check(self, request: Request) -> None:
         if self.takes_prompt and not request.prompt.strip():
-            article = "an" if self.medium.name == "image" else "a"
-            raise ValueError(f"the prompt is empty; describe {article} {self.medium.noun}")
+            raise ValueError(f"the prompt is empty; describe the {self.medium.noun} to generate")
         request.check()
         most = MAX_TEACHER_STEPS * self.teacher_steps
         if self.teacher_steps and not 1 <= request.teacher_steps <= most:
@@ -199,9 +198,9 @@ class Demo:
         seeds = tuple(request.seed + i for i in range(request.count))
         torch.manual_seed(request.seed)  # some pipelines take the noise of later steps from the global generator
         with reading(pipeline.name):
-            ready = joined([arguments(pipeline.pipe, call, prompts, [0], seed) for seed in seeds])
+            ready = batch_arguments([arguments(pipeline.pipe, call, prompts, [0], seed) for seed in seeds])
             limit, memory = time_limit(pipeline, self.max_seconds), PeakMemory(self.device)
-            with counted(pipeline.pipe) as count, limit, memory:
+            with count_evaluations(pipeline.pipe) as count, limit, memory:
                 output, seconds = timed(lambda: pipeline.pipe(**ready), self.device)
         samples, medium = self.medium.received(output)[: request.count].cpu(), self.medium
         if isinstance(medium, Video):

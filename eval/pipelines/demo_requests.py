@@ -81,7 +81,7 @@ class TimedSamples:
     playables: tuple[Playable, ...] = ()
 
 
-def joined(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def batch_arguments(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Call arguments of one sample each as those of one batch."""
     first = calls[0]
     batch: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline
 from teachers.loading import registry
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.load_errors import loading_errors
+from teachers.loading.location import INDEX
 from teachers.loading.source import class_name, download
 from teachers.support.errors import reads
 
@@ -15,9 +16,9 @@ def pipeline_folder(path: Path, allow_pickle: bool = False) -> Path:
     """The folder of a run's pipeline, an embedded teacher or a Hub id, which is downloaded.
 
     Raises:
-        ValueError: There is no pipeline.
+        ValueError: If there is no pipeline.
     """
-    folder = next((f for f in (path / "pipeline", path) if (f / "model_index.json").is_file()), None)
+    folder = next((f for f in (path / "pipeline", path) if (f / INDEX).is_file()), None)
     if folder is not None:
         return folder
     if str(path) in EMBEDDED and not path.exists():
@@ -43,7 +44,7 @@ def download_pipeline(hub_id: str, problem: str, allow_pickle: bool = False) -> 
         Its folder.
 
     Raises:
-        ValueError: The download failed.
+        ValueError: If the download failed.
     """
     try:
         with loading_errors(hub_id):
@@ -62,10 +63,10 @@ def teacher_folder(path: str, allow_pickle: bool = False) -> Path:
         allow_pickle: Whether pickled weights are downloaded where there are no safetensors files.
 
     Raises:
-        ValueError: There is no pipeline.
+        ValueError: If there is no pipeline.
     """
     folder = EMBEDDED[path].pipeline() if path in EMBEDDED else Path(path)
-    if (folder / "model_index.json").is_file():
+    if (folder / INDEX).is_file():
         return folder
     if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ValueError(f'teacher.path in distill.json must be a diffusers pipeline, got "{path}"')

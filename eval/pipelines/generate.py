@@ -136,7 +136,7 @@ def source_arguments(kind: type[DiffusionPipeline], sources: torch.Tensor | None
     if not names:
         return {}
     if sources is None:
-        raise ValueError(f"{kind.__name__} needs a source image beside each prompt")
+        raise ValueError(f"{kind.__name__} needs a source image for each prompt")
     return dict(zip(names, (sources[:, :3] / 2 + 0.5, sources[:, 3:]), strict=False))
 
 

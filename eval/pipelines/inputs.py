@@ -50,7 +50,7 @@ def read_inputs(options: Options) -> Inputs:
     """Read the runs of a comparison. No weights are read.
 
     Raises:
-        ValueError: A run is not valid, runs contradict each other, or an option does not fit the runs.
+        ValueError: If a run is not valid, runs contradict each other, or an option does not fit the runs.
     """
     pickles = options.allow_pickle
     runs = [read_run(run, options.step_counts, options.guidance, pickles) for run in options.runs]
@@ -116,7 +116,7 @@ def shared_medium(runs: list[Run]) -> Medium:
     """What all runs sample.
 
     Raises:
-        ValueError: They sample different media, or different sizes of clips or sounds.
+        ValueError: If they sample different media, or different sizes of clips or sounds.
     """
     first = runs[0]
     for run in runs[1:]:

@@ -58,7 +58,7 @@ def jobs_of(
         allow_pickle: Whether pickled weights of the teacher may be downloaded.
 
     Raises:
-        ValueError: The teacher does not exist, or a pipeline does not accept its call.
+        ValueError: If the teacher does not exist, or a pipeline does not accept its call.
     """
     jobs = []
     if teacher is not None:
@@ -70,14 +70,14 @@ def jobs_of(
         name = run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder})"
         for entry in run.calls:
             num_steps = entry["num_steps"]
-            full_name = f"{name}, {steps(num_steps)}"
+            full_name = f"{name}, {steps_text(num_steps)}"
             jobs.append(Job(full_name, run.method, num_steps, run.folder, entry["call"], training=run.cost))
     for job in jobs:
         check_call(pipeline_class(job.folder), job.call, prompted)
     return jobs
 
 
-def steps(count: int) -> str:
+def steps_text(count: int) -> str:
     """The number of steps in words, such as "1 step" or "2 steps"."""
     return counted(count, "step")
 
@@ -85,7 +85,7 @@ def steps(count: int) -> str:
 def _teacher_jobs(runs: list[Run], folder: Path, few_steps: Sequence[int]) -> list[Job]:
     run = next(run for run in runs if run.teacher_call is not None)
     usual, usual_steps = run.teacher_call or {}, run.teacher_steps
-    jobs = [Job(f"teacher, {steps(usual_steps)}", "teacher", usual_steps, folder, usual)]
+    jobs = [Job(f"teacher, {steps_text(usual_steps)}", "teacher", usual_steps, folder, usual)]
     name = argument(pipeline_class(folder), "num_inference_steps")
     if name is None:  # its number of steps is fixed
         return jobs
@@ -95,7 +95,7 @@ def _teacher_jobs(runs: list[Run], folder: Path, few_steps: Sequence[int]) -> li
     fewest = 1 if family is None else family.fewest_steps
     for count in (count for count in few_steps if count >= fewest):
         call = {**without_grid, name: count}
-        jobs.append(Job(f"teacher, {steps(count)}", "teacher", count, folder, call, fast_solver=True))
+        jobs.append(Job(f"teacher, {steps_text(count)}", "teacher", count, folder, call, fast_solver=True))
     return jobs
 
 

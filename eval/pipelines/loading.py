@@ -28,7 +28,7 @@ def check_pipeline(folder: Path, allow_pickle: bool = False) -> None:
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
     Raises:
-        ValueError: The pipeline names other code than that of installed packages, files outside its folder, or pickles.
+        ValueError: If the pipeline names code outside installed packages, files outside its folder, or pickles.
     """
     kind = pipeline_class(folder)
     index = source.check_trusted(str(folder), (kind, *registry.owners()), kind)
@@ -46,7 +46,7 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, allow_
         allow_pickle: Whether pickled weights are read where there are no safetensors files.
 
     Raises:
-        ValueError: Its class is unknown (`pipeline_class`), or it cannot be loaded.
+        ValueError: If its class is unknown (`pipeline_class`), or it cannot be loaded.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

@@ -21,7 +21,7 @@ from eval.pipelines.energy import Energy
 from eval.pipelines.generate import arguments, largest_batch, own_lists, seeded
 from eval.pipelines.jobs import Job
 from eval.pipelines.latency import PeakMemory, latency, parts, throughput, timed
-from eval.pipelines.networks import Pipeline, counted, network
+from eval.pipelines.networks import Pipeline, count_evaluations, network
 from eval.pipelines.real_time import times_real_time
 from eval.pipelines.settings import Loader, Settings
 from teachers.support.errors import reading
@@ -74,7 +74,7 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
         settings: What all rows share.
 
     Raises:
-        ValueError: The samples are broken; the message begins with the row's name.
+        ValueError: If the samples are broken; the message begins with the row's name.
     """
     calls = _Calls(load(job), job, settings)
     size = largest_batch(calls.pipe, settings.batch_size)
@@ -83,7 +83,11 @@ def measure(job: Job, load: Loader, settings: Settings) -> Result:
     if len(batches) < 3:  # otherwise the first batch is the warm-up and is not timed
         calls.run(calls.prepare(batches[0]))
     samples = _Samples()
-    with PeakMemory(settings.device) as memory, Energy(settings.device) as energy, counted(calls.pipe) as count:
+    with (
+        PeakMemory(settings.device) as memory,
+        Energy(settings.device) as energy,
+        count_evaluations(calls.pipe) as count,
+    ):
         _generate(samples, calls, batches)
     features = torch.cat(samples.features)
     try:

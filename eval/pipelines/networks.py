@@ -18,7 +18,7 @@ def network(pipe: Pipeline) -> Any:
     """The denoising network: the component that the pipeline's family names, or `transformer` or `unet`.
 
     Raises:
-        ValueError: The pipeline has no such component.
+        ValueError: If the pipeline has no such component.
     """
     family = registry.family_of_class(type(pipe))
     names = ("transformer", "unet") if family is None else (family.network,)
@@ -60,7 +60,7 @@ class Count:
 
 
 @contextmanager
-def counted(pipe: Pipeline) -> Iterator[Count]:
+def count_evaluations(pipe: Pipeline) -> Iterator[Count]:
     """Count network evaluations inside the block; the doubled batch of classifier-free guidance counts twice."""
     count = Count()
 

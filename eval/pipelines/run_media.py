@@ -19,7 +19,7 @@ def stored_medium(record: Mapping[str, Any], file: Path) -> Medium:
         file: Its name, for messages.
 
     Raises:
-        ValueError: The record has no valid medium.
+        ValueError: If the record has no valid medium.
     """
     try:
         return from_record(record.get("medium"))

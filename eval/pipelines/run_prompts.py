@@ -18,7 +18,7 @@ def own_prompts(runs: list[Run]) -> str | None:
     A distill.json may come from a stranger, and prompts are shown in reports, so no file outside of its folder is read.
 
     Raises:
-        ValueError: The runs name different prompts, or a file outside of their folders.
+        ValueError: If the runs name different prompts, or a file outside of their folders.
     """
     files = {run.prompts: run.folder for run in runs if run.prompts is not None and run.prompts not in EMBEDDED}
     for source, folder in files.items():

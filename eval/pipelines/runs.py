@@ -83,7 +83,7 @@ def read_run(
         allow_pickle: Whether pickled weights of a Hub id are downloaded where there are no safetensors files.
 
     Raises:
-        ValueError: The folder, its distill.json or one of its entries is missing or invalid.
+        ValueError: If the folder, its distill.json or one of its entries is missing or invalid.
     """
     folder = pipeline_folder(path, allow_pickle)
     file = folder / RECORD
@@ -107,6 +107,9 @@ def read_run(
     steps = teacher.get("num_steps")
     if not isinstance(steps, int):
         steps = _entry(teacher_call, "num_inference_steps", int, file)
+    prompts, shared = evaluation.get("prompts"), evaluation.get("shared_with_training")
+    if prompts is not None:
+        prompts = _resolve(_entry(evaluation, "prompts", str, file), folder, first=True)
     return Run(
         folder=folder,
         name=_entry(stored, "name", str, file),
@@ -115,9 +118,7 @@ def read_run(
         teacher_call=None if in_memory else teacher_call,
         teacher_steps=0 if in_memory else steps,
         calls=calls,
-        prompts=None
-        if evaluation.get("prompts") is None
-        else _resolve(_entry(evaluation, "prompts", str, file), folder, first=True),
+        prompts=prompts,
         features=evaluation.get("features") or "pixels",
         reference=None if evaluation.get("reference") is None else _reference(evaluation, file),
         cost=stored.get("cost"),
@@ -128,7 +129,7 @@ def read_run(
         lora_hashes=[str(entry.get("sha256")) for entry in teacher.get("loras") or ()],
         key=stored.get("run"),
         medium=stored_medium(stored, file),
-        shared_prompts=shared if isinstance(shared := evaluation.get("shared_with_training"), int) else None,
+        shared_prompts=shared if isinstance(shared, int) else None,
     )
 
 

@@ -23,7 +23,7 @@ def shared_setting(runs: list[Run], name: str) -> Any:
         The value; None if no run has a teacher.
 
     Raises:
-        ValueError: The values differ.
+        ValueError: If the values differ.
     """
     distilled = [run for run in runs if run.teacher is not None]
     for run in distilled[1:]:

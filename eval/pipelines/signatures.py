@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from teachers.loading import registry
+from teachers.loading.location import INDEX
 from teachers.support.errors import reads
 from teachers.support.json_files import read_json
 
@@ -43,7 +44,7 @@ def check_call(kind: type[DiffusionPipeline], call: Mapping[str, Any], prompted:
         prompted: Whether the samples have prompts.
 
     Raises:
-        ValueError: The class has no such argument, needs prompts, or takes none.
+        ValueError: If the class has no such argument, needs prompts, or takes none.
     """
     unknown = sorted(set(call) - parameters(kind))
     if unknown:
@@ -64,9 +65,9 @@ def pipeline_class(folder: Path) -> type[DiffusionPipeline]:
     """The class named in a pipeline's model_index.json, of diffusers or of an installed teacher family.
 
     Raises:
-        ValueError: model_index.json cannot be read, or names another class.
+        ValueError: If model_index.json cannot be read, or names another class.
     """
-    file = folder / "model_index.json"
+    file = folder / INDEX
     try:
         name = str(read_json(file, constants=True)["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:

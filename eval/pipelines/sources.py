@@ -101,7 +101,7 @@ def open_sources(kind: type[DiffusionPipeline], shape: tuple[int, ...], prompts:
     """The source images in the folder `prompts`, for a pipeline class and the shape of its source images.
 
     Raises:
-        ValueError: If it is no such folder, a row has no instruction, or an image or mask is not readable.
+        ValueError: If it is not such a folder, a row has no instruction, or an image or mask is not readable.
     """
     if prompts is None or not has_metadata(Path(prompts)):
         given = "none" if prompts is None else printable(prompts)

@@ -22,6 +22,10 @@ from teachers.support.checksums import seal
 from teachers.support.files import atomic_write
 from teachers.support.text import cleaned, json_text
 
+__all__ = ["plain", "write_report"]
+
+FIGURES = "figures"  # the folder of charts
+
 
 def write_report(
     report: dict[str, Any], samples: Sequence[Tensor], out: Path, medium: Medium = ANY_IMAGE
@@ -52,8 +56,8 @@ def write_report(
         The contents of report.json, with the entry "gallery".
 
     Raises:
-        ValueError: A figure is NaN or infinite.
-        OSError: A file cannot be written.
+        ValueError: If a figure is NaN or infinite.
+        OSError: If a file cannot be written.
     """
     exact = report | {"gallery": gallery(report, samples, medium)}
     report = cleaned(exact)
@@ -87,8 +91,3 @@ def _figures(report: dict[str, Any]) -> dict[str, str]:
     charts = {"quality-latency.svg": quality_latency(report)} if len(report["rows"]) > 1 else {}
     charts |= {f"training-{i}.svg": chart for i, chart in enumerate(training_curves(report), start=1)}
     return {name: as_file(chart) for name, chart in charts.items()}
-
-
-FIGURES = "figures"  # the folder of charts
-
-__all__ = ["plain", "write_report"]

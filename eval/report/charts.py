@@ -54,34 +54,8 @@ def _scatter(report: Mapping[str, Any], size: tuple[float, float]) -> "Figure":
         axes.plot(
             *zip(*[(xs[i], ys[i]) for i in group], strict=True), "--", color=_colour(rows[group[0]], series), lw=1
         )
-    small = len(rows) > 10
     for i, row in enumerate(rows):
-        colour, marker = _colour(row, series), MARKERS[series[row["method"]]]
-        axes.errorbar(
-            xs[i],
-            ys[i],
-            yerr=[[max(0.0, ys[i] - spans[i][0])], [max(0.0, spans[i][1] - ys[i])]],
-            xerr=[[max(0.0, xs[i] - row["latency_ms_p5"])], [max(0.0, row["latency_ms_p95"] - xs[i])]],
-            color=colour,
-            elinewidth=1.4,
-            capsize=3,
-            fmt="none",
-        )
-        axes.plot(
-            xs[i],
-            ys[i],
-            marker,
-            color=colour,
-            ms=13 if small else 17,
-            mec=PAPER,
-            mew=1.5,
-            gid=f"point-{i + 1}",
-            zorder=4,
-        )
-        axes.annotate(
-            str(i + 1), (xs[i], ys[i]), color=PAPER, size=8 if small else 10, weight="bold", ha="center",
-            va="center_baseline", zorder=5,
-        )  # fmt: skip
+        _point(axes, i + 1, row, spans[i], series, small=len(rows) > 10)
     _limits(axes, xs, ys, spans, rows, log_y)
     _front(axes, xs, ys)
     axes.set_xlabel(f"Latency per {words(dict(report))['noun']} in ms, log scale")
@@ -96,6 +70,38 @@ def _scatter(report: Mapping[str, Any], size: tuple[float, float]) -> "Figure":
     legend.append(_line("Pareto front", SOFT))
     axes.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1), ncols=4 if size[0] > 6 else 2, frameon=False)
     return figure
+
+
+def _point(
+    axes: "Axes", number: int, row: Mapping[str, Any], span: Sequence[float], series: Mapping[str, int], small: bool
+) -> None:
+    """Draw a row as a numbered marker, with the interval `span` of its distance and the spread of its latency."""
+    x, y, colour = row["latency_ms"], row["frechet_distance"], _colour(row, series)
+    axes.errorbar(
+        x,
+        y,
+        yerr=[[max(0.0, y - span[0])], [max(0.0, span[1] - y)]],
+        xerr=[[max(0.0, x - row["latency_ms_p5"])], [max(0.0, row["latency_ms_p95"] - x)]],
+        color=colour,
+        elinewidth=1.4,
+        capsize=3,
+        fmt="none",
+    )
+    axes.plot(
+        x,
+        y,
+        MARKERS[series[row["method"]]],
+        color=colour,
+        ms=13 if small else 17,
+        mec=PAPER,
+        mew=1.5,
+        gid=f"point-{number}",
+        zorder=4,
+    )
+    axes.annotate(
+        str(number), (x, y), color=PAPER, size=8 if small else 10, weight="bold", ha="center",
+        va="center_baseline", zorder=5,
+    )  # fmt: skip
 
 
 def training_curves(report: Mapping[str, Any]) -> list["Figure"]:

@@ -23,7 +23,7 @@ from eval.report.markdown import title
 from eval.report.samples import SHOWN, views
 from eval.report.series import series_of, style_sheet
 from eval.report.svg import as_inline
-from eval.report.table import Figure, figure, table
+from eval.report.table import FigureText, figure, table
 from eval.report.templating import render, source
 from eval.report.verdict import verdict
 from teachers.media import ANY_IMAGE, Medium
@@ -74,15 +74,15 @@ class Card:
 
     name: str
     series: int
-    latency: Figure
-    speedup: Figure | None
-    frechet_distance: Figure
-    frechet_ratio: Figure | None
+    latency: FigureText
+    speedup: FigureText | None
+    frechet_distance: FigureText
+    frechet_ratio: FigureText | None
     tie: bool
-    prompt_agreement: Figure | None
-    teacher: Figure | None
+    prompt_agreement: FigureText | None
+    teacher: FigureText | None
     teacher_steps: int
-    real_time: Figure | None = None
+    real_time: FigureText | None = None
 
 
 def page(report: dict[str, Any], samples: Sequence[Tensor], medium: Medium = ANY_IMAGE) -> str:

@@ -7,7 +7,7 @@ strings are valid YAML, so all strings are quoted as JSON.
 from collections.abc import Iterator
 from typing import Any
 
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from teachers.media import MEDIA
 from teachers.support.text import cleaned, json_text
 
@@ -39,7 +39,7 @@ def _result(row: dict[str, Any], report: dict[str, Any]) -> str:
     for kind, name, value in _figures(row, report):
         if value is not None:
             lines += [
-                f"    - name: {json_text(name + ', ' + steps(row['num_steps']))}",
+                f"    - name: {json_text(name + ', ' + steps_text(row['num_steps']))}",
                 f"      type: {json_text(kind)}",
                 f"      value: {json_text(value)}",
             ]

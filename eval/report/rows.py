@@ -5,11 +5,11 @@ from typing import Any
 
 from eval.metrics.base import Figure, Metric
 from eval.metrics.context import Reference, Row
-from eval.metrics.guard import checked_figure, fail, guarded, is_foreign
+from eval.metrics.guard import checked_figure, fail, guarded, is_plugin
 from eval.metrics.intervals import ratio_interval, tied
 from eval.metrics.prdc import compared_images
 from eval.pipelines.cached import MeasuredRow
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 
 
 def rows(
@@ -31,7 +31,7 @@ def rows(
         baseline: The index of the row that ratios and speed-ups are relative to.
 
     Raises:
-        ValueError: A metric has the key of a measurement.
+        ValueError: If a metric has the key of a measurement.
     """
     inputs = _metric_inputs(measured, reference)
     base_latency = measured[baseline].result.figures["latency_ms"]
@@ -41,7 +41,7 @@ def rows(
         solver = figures["solver"]
         out.append(
             {
-                "name": f"teacher, {solver}, {steps(job.num_steps)}" if solver else job.name,
+                "name": f"teacher, {solver}, {steps_text(job.num_steps)}" if solver else job.name,
                 "method": job.method,
                 "num_steps": job.num_steps,
                 **figures,
@@ -62,7 +62,7 @@ def rows(
             continue
         added = metric_entries(cls, found, baseline)
         if clash := sorted({name for entries, new in zip(out, added, strict=True) for name in set(entries) & set(new)}):
-            if metric is None or not is_foreign(metric):
+            if metric is None or not is_plugin(metric):
                 raise ValueError(f'the metric "{cls.key}" writes the entry "{clash[0]}", which already exists')
             fail(metric, f'it writes the entry "{clash[0]}", which already exists')
             continue
@@ -89,7 +89,7 @@ def _figure(metric: Metric, row: Row) -> Figure | None:
         return None
     if metric.problem is not None:
         return None
-    if not is_foreign(metric):
+    if not is_plugin(metric):
         return metric.compute(row)
     return guarded(metric, lambda: checked_figure(metric.compute(row), len(row.features)))
 

@@ -10,7 +10,7 @@ from eval.report.series import series_of
 
 
 @dataclass(frozen=True)
-class Figure:
+class FigureText:
     """An entry of a row of report.json: its exact value as JSON, and the text that shows it."""
 
     row: int
@@ -23,20 +23,20 @@ class Figure:
 class Cell:
     """A figure in a table, with the small print below it: a text, or another figure."""
 
-    figure: Figure
+    figure: FigureText
     heading: str
     prose: bool
     missing: bool
     bold: bool
     small_text: str
-    small_figure: Figure | None
+    small_figure: FigureText | None
 
 
 @dataclass(frozen=True)
-class Row:
-    """A table row, headed by the row's name in the report."""
+class TableRow:
+    """A row of a table, headed by the row's name in the report."""
 
-    name: Figure
+    name: FigureText
     series: int
     is_teacher: bool
     cells: list[Cell]
@@ -47,14 +47,14 @@ class Table:
     """Column headings, each with whether the column contains prose, and rows."""
 
     headings: list[tuple[str, bool]]
-    rows: list[Row]
+    rows: list[TableRow]
 
 
-def figure(index: int, key: str, report: dict[str, Any]) -> Figure:
+def figure(index: int, key: str, report: dict[str, Any]) -> FigureText:
     """The entry `key` of row `index`."""
     column = next(column for column in (*columns(report), *intervals(report)) if column.key == key)
     value = report["rows"][index][key]
-    return Figure(index, key, json.dumps(value, ensure_ascii=False), column.text(value))
+    return FigureText(index, key, json.dumps(value, ensure_ascii=False), column.text(value))
 
 
 def table(report: dict[str, Any], shown: list[Column]) -> Table:
@@ -62,8 +62,8 @@ def table(report: dict[str, Any], shown: list[Column]) -> Table:
     series, rows = series_of(report["rows"]), []
     for i, row in enumerate(report["rows"]):
         cells = [_cell(i, column, report) for column in shown[1:]]
-        name = Figure(i, "name", json.dumps(row["name"], ensure_ascii=False), row["name"])
-        rows.append(Row(name, series[row["method"]], row["method"] == "teacher", cells))
+        name = FigureText(i, "name", json.dumps(row["name"], ensure_ascii=False), row["name"])
+        rows.append(TableRow(name, series[row["method"]], row["method"] == "teacher", cells))
     return Table([(column.heading, _is_prose(column)) for column in shown], rows)
 
 

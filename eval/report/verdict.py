@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from eval.report.columns import over_teacher, words
 from eval.report.formats import contains_one
-from eval.report.table import Figure, figure
+from eval.report.table import FigureText, figure
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Name:
     text: str
 
 
-Part = str | Figure | Name
+Part = str | FigureText | Name
 
 
 def verdict(report: dict[str, Any]) -> list[Part]:
@@ -58,7 +58,7 @@ def _single(report: dict[str, Any]) -> list[Part]:
 def _speed(index: int, report: dict[str, Any]) -> list[Part]:
     base, whose = _baseline(report), report["baseline"]
     if over_teacher(report):
-        whose = f"the teacher with {steps(report['rows'][0]['num_steps'])}"
+        whose = f"the teacher with {steps_text(report['rows'][0]['num_steps'])}"
     parts: list[Part] = [Name(report["rows"][index]["name"]), " is ", figure(index, "speedup", report)]
     parts += [f" as fast as {whose} (", figure(index, "latency_ms", report), " instead of "]
     return [*parts, figure(base, "latency_ms", report), f" ms per {words(report)['noun']})"]

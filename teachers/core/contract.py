@@ -83,10 +83,10 @@ class Contract:
         takes_edm: Whether the pipelines can sample EDM's schedule, whose scheduler has its own sigma_data.
         feature_layer: Name of the network's submodule whose tokens (B, N, C) or maps (B, C, ...) DMD's discriminator
             reads; None: the middle of its blocks, if it has a child with a usual name.
-        medium_class: The class of `medium`: `Image`, `Video` or `Audio`.
-        output_type: The `output_type` with which pipelines that take prompts return samples in the judged range.
         stream: Which of several outputs of that submodule belongs to the sample, not to the prompt: 0 for the first,
             -1 for the last.
+        medium_class: The class of `medium`: `Image`, `Video` or `Audio`.
+        output_type: The `output_type` with which pipelines that take prompts return samples in the judged range.
         size_keys: The keys that `teacher.size` of a recipe may have; empty if the pipeline alone determines the size.
         feature_models: Feature extractors for evaluations of this family's samples, by name: functions of a device.
         default_features: The extractor that `evaluation.features: auto` selects; None: one that needs no weights.
@@ -120,9 +120,9 @@ class Contract:
     sigma_data: ClassVar[float] = 1.0
     takes_edm: ClassVar[bool] = False
     feature_layer: ClassVar[str | None] = None
+    stream: ClassVar[int] = -1
     medium_class: ClassVar[type[Medium]] = Image
     output_type: ClassVar[str] = "pt"
-    stream: ClassVar[int] = -1
     size_keys: ClassVar[tuple[str, ...]] = ()
     feature_models: ClassVar[Mapping[str, Callable[[torch.device], FeatureModel]]] = {}
     default_features: ClassVar[str | None] = None
@@ -139,7 +139,11 @@ class Contract:
 
     @classmethod
     def takes_prompts(cls, path: str | None) -> bool:
-        """Whether the pipeline at `path`, as `load` takes it, takes prompts, or class numbers; no weights are read."""
+        """Whether a pipeline takes prompts or class numbers. No weights are read.
+
+        Args:
+            path: The pipeline, as `load` takes it.
+        """
         return cls.guided
 
     @property
@@ -149,7 +153,14 @@ class Contract:
 
     @classmethod
     def check_guidance(cls, guidance: float) -> None:
-        """Raise ValueError if the family's pipelines cannot be guided at a scale that a recipe states."""
+        """Check that the family's pipelines can be guided at a scale; by default they can at all scales.
+
+        Args:
+            guidance: The scale in the recipe, in diffusers' convention (1.0: none).
+
+        Raises:
+            ValueError: If they cannot.
+        """
 
     @classmethod
     def problems(cls) -> list[str]:

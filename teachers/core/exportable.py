@@ -59,24 +59,58 @@ class Exportable(Contract, ABC):
         return list(times)
 
     def native_candidates(self, student: Denoiser, candidates: Sequence[Sequence[float]]) -> list[list[float]]:
-        """The different schedules of an export with `export_schedule` that are nearest to a method's `candidates`."""
+        """The different schedules of an export with `export_schedule` that are nearest to a method's candidates.
+
+        Args:
+            student: The student.
+            candidates: Schedules, each of decreasing angles in radians.
+
+        Returns:
+            `native_times` of each candidate, without repetitions.
+        """
         found = [self.native_times(student, times) for times in candidates]
         return [times for i, times in enumerate(found) if times not in found[:i]]
 
     def native_timesteps(self, student: Denoiser, times: Sequence[float]) -> list[int] | None:
-        """The whole native timesteps that an exported pipeline passes at `times`; None if it has another schedule."""
+        """The whole native timesteps that an exported pipeline passes to its network.
+
+        Args:
+            student: The student.
+            times: Decreasing angles in radians.
+
+        Returns:
+            One timestep for each angle; None if the pipeline has another schedule.
+        """
         return None
 
     def timesteps_call(self, student: Denoiser, times: Sequence[float]) -> dict[str, Any]:
-        """The call arguments beside `calls` that select a student's native timesteps; {} if their number does."""
+        """The call arguments that select a student's native timesteps, in addition to `calls`.
+
+        Args:
+            student: The student.
+            times: Decreasing angles in radians.
+
+        Returns:
+            Keyword arguments; empty if the number of steps alone selects them.
+        """
         return {}
 
     def exportable_times(self, times: list[float]) -> list[float]:
-        """The angles nearest to a method's decreasing angles `times` that an exported pipeline can sample."""
+        """The nearest angles that an exported pipeline can sample.
+
+        Args:
+            times: Decreasing angles in radians.
+
+        Returns:
+            As many decreasing angles in radians.
+        """
         return times
 
     def check_exportable(self, times: Sequence[float]) -> None:
-        """Check that an exported pipeline can sample at decreasing angles `times`; runs check it before training.
+        """Check that an exported pipeline can sample at some angles; runs check it before training.
+
+        Args:
+            times: Decreasing angles in radians.
 
         Raises:
             ValueError: If it cannot; by default it can at all angles.

@@ -111,7 +111,11 @@ class Guided(Contract, ABC):
         return False
 
     def fix_guidance(self, guidance: float) -> None:
-        """Evaluate further students at this guidance scale where their condition has none, if the network embeds it."""
+        """Evaluate further students at a guidance scale where their condition has none, if the network embeds scales.
+
+        Args:
+            guidance: The scale, in diffusers' convention (1.0: none).
+        """
         return
 
     def embed_guidance(self, student: Denoiser, guidance: float) -> None:
@@ -127,11 +131,29 @@ class Guided(Contract, ABC):
         raise ValueError("method.guidances must be empty: this teacher family has no input for the guidance scale")
 
     def guidance_condition(self, student: Denoiser, guidance: Tensor) -> Condition:
-        """The entries of the condition that carry guidance scales (B,) to a student with embedded guidance."""
+        """The entries of the condition that carry guidance scales to a student with embedded guidance.
+
+        Args:
+            student: A student after `embed_guidance`.
+            guidance: The scales (B,).
+
+        Returns:
+            Tensors with B rows.
+
+        Raises:
+            ValueError: If the family does not support it.
+        """
         raise ValueError("this teacher family has no input for the guidance scale")
 
     def null_condition(self, cond: Condition) -> Condition:
-        """The condition of the empty prompt, with as many rows as `cond`, and with its source images."""
+        """The condition of guidance's second evaluation, with as many rows as another and with its source images.
+
+        Args:
+            cond: A condition with prompts, B rows.
+
+        Returns:
+            `null_row` repeated B times, and the entries of `cond` that `source_entries` names.
+        """
         rows = len(next(iter(cond.values())))
         null = {key: value.expand(rows, *value.shape[1:]) for key, value in self.null_row().items()}
         return null | {key: cond[key] for key in self.source_entries}

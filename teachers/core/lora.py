@@ -50,7 +50,7 @@ def lora_weights(denoiser: Denoiser, times: Sequence[float], timesteps: Tensor) 
             change = embedding.layer(trained_features) - base_layer(features)  # (N, hidden)
             name = f"{names[id(embedding.owner)]}.{embedding.child}"
             down, up = torch.linalg.pinv(features.double().T).float(), change.T
-            others = (~features.any(0)).nonzero()[:, 0]  # inputs that are no features of the timestep
+            others = (~features.any(0)).nonzero()[:, 0]  # inputs other than features of the timestep
             if len(others):
                 selection = torch.eye(features.shape[1], device=device)[others]
                 down = torch.cat([down, selection])

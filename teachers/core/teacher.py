@@ -52,25 +52,50 @@ class Teacher(Loadable, Guided, Exportable, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Encode samples (B, *medium.shape), such as images (B, 3, H, W), in [-1, 1] to latents (B, *shape).
+        """Encode samples to latents.
 
-        The latents have unit variance.
+        Args:
+            images: Samples (B, *medium.shape), such as images (B, 3, H, W), in [-1, 1].
+
+        Returns:
+            Latents (B, *shape) of unit variance.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents (B, *shape) of unit variance to samples (B, *medium.shape) in [-1, 1]."""
+        """Decode latents to samples.
+
+        Args:
+            latents: Latents (B, *shape) of unit variance.
+
+        Returns:
+            Samples (B, *medium.shape) in [-1, 1].
+        """
 
     def exact_decode(self, latents: Tensor) -> Tensor:
         """`decode` in float32, whatever the precision of the teacher, as an exported pipeline computes it."""
         return self.decode(latents)
 
     def unpack(self, native: Tensor) -> Tensor:
-        """Native latents (B, *shape) from the form in which the stock pipeline passes them to its network."""
+        """Undo the form in which the stock pipeline passes latents to its network, such as a sequence of patches.
+
+        Args:
+            native: Latents in this form; by default (B, *shape).
+
+        Returns:
+            The same latents (B, *shape).
+        """
         return native
 
     def timesteps(self, scheduler: Any) -> Tensor:
-        """The timesteps (N,) of a stock pipeline's scheduler in the unit of the noise path."""
+        """The timesteps of a stock pipeline's scheduler in the unit of the noise path.
+
+        Args:
+            scheduler: The scheduler, after `set_timesteps` with N steps.
+
+        Returns:
+            The timesteps (N,).
+        """
         return self.denoiser.path.of_network_time(torch.as_tensor(scheduler.timesteps))
 
     def added_noise(self, scheduler: Any, sample: Tensor) -> Tensor | None:
@@ -90,7 +115,11 @@ class Teacher(Loadable, Guided, Exportable, ABC):
         return
 
     def enable_lora(self, rank: int) -> None:
-        """Make all further students LoRA adapters of the given rank on the teacher's network, which is shared."""
+        """Make all further students LoRA adapters on the teacher's network, which they share.
+
+        Args:
+            rank: The adapters' rank, at least 1.
+        """
         base = self.denoiser.network
         self.denoiser.network = Adapted(LoraBase(base, rank, self.time_embeddings(base)))
 
@@ -112,12 +141,24 @@ class Teacher(Loadable, Guided, Exportable, ABC):
 
         sCM diverges on native timesteps 0..999, because the tangents of their fast features are too large. Families
         whose time features are slow enough do nothing, nor do noise paths with `slow_time`.
+
+        Args:
+            student: The student.
+            time_scale: Factor of the network's time.
         """
         if not student.path.slow_time:
             refit_time_embedding(student, time_scale)
 
     def usual_call(self, num_steps: int, guidance: float) -> dict[str, Any]:
-        """The call arguments of the teacher's own pipeline, for `num_steps` steps at a guidance scale."""
+        """The call arguments of the teacher's own pipeline.
+
+        Args:
+            num_steps: Number of sampling steps.
+            guidance: Classifier-free guidance scale, in diffusers' convention (1.0: none).
+
+        Returns:
+            Keyword arguments for the pipeline's `__call__`, without those that it does not take.
+        """
         usual: dict[str, Any] = {"num_inference_steps": num_steps}
         usual |= {"guidance_scale": guidance} if self.guided else {}
         usual |= {} if self.image_guidance is None else {"image_guidance_scale": self.image_guidance}

@@ -213,7 +213,7 @@ def _refit(project: nn.Module, layer: nn.Linear, timesteps: Tensor, rescaled: Te
     target = native @ affine.T
     gram = features.T @ features + ridge * torch.eye(features.shape[1]).to(features)
     solution = torch.linalg.solve(gram, features.T @ target).T
-    used = features[:, : layer.in_features].any(0)  # inputs that are no features of the timestep keep their weights
+    used = features[:, : layer.in_features].any(0)  # other inputs keep their weights
     layer.weight.copy_(torch.where(used, solution[:, : layer.in_features], layer.weight))
     if layer.bias is not None:
         layer.bias.copy_(solution[:, -1])

@@ -18,11 +18,11 @@ class LatentVideo(FixedStart):
     Args:
         pipeline: A pipeline of one of the classes in `pipelines`; its networks are frozen.
         sigma_data: Standard deviation of the native latents.
-        size: Height, width and frames of a clip, its rate in frames a second, and other arguments of the pipeline's
+        size: Height, width and frames of a clip, its rate in frames per second, and other arguments of the pipeline's
             call in `size_keys`. Keys that are missing have the default of the call.
 
     Attributes:
-        usual_rate: Frames a second where the pipeline's call has no such argument.
+        usual_rate: Frames per second where the pipeline's call has no such argument.
         size: The values of `size_keys`.
 
     Raises:

@@ -78,7 +78,7 @@ class StableAudio(LatentTeacher):
 
     @property
     def rate(self) -> int:
-        """Audio samples a second."""
+        """Audio samples per second."""
         return int(self.stock.vae.config.sampling_rate)
 
     @property

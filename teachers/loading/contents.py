@@ -31,7 +31,7 @@ def pipeline_contents(path: str, whole: bool = False, **options: Any) -> dict[st
 
     Returns:
         SHA-256 in hexadecimal digits, by the file's name relative to the folder. A single file is called "weights". A
-        name that is no path, such as that of a built-in teacher, stands for itself.
+        name that is not a path, such as that of a built-in teacher, stands for itself.
 
     Raises:
         ValueError: If the Hub's files cannot be read.

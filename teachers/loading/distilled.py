@@ -5,9 +5,9 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from teachers.loading.location import INDEX, config_source
+from teachers.loading.record import RECORD
 
 FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
-EXPORTED = "distill.json"  # in the folder of every exported student
 
 
 def distilled(path: str) -> str | None:
@@ -17,8 +17,8 @@ def distilled(path: str) -> str | None:
         path: A pipeline folder, a .safetensors file with its folder, or a Hub id.
     """
     source = config_source(path)
-    if (Path(source) / EXPORTED).is_file():
-        return f"it has a {EXPORTED}: it is a student of fewstep"
+    if (Path(source) / RECORD).is_file():
+        return f"it has a {RECORD}: it is a student of fewstep"
     if Path(source).exists() and not (Path(source) / INDEX).is_file():
         return None  # of a family whose pipelines have no index
     config = DiffusionPipeline.load_config(source)

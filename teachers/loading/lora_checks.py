@@ -10,7 +10,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor
 
 from teachers.support.files import sha256, tensor_bytes
-from teachers.support.text import printable
+from teachers.support.text import first_names
 
 ADAPTER = "fine_tune"  # the name of the adapter that holds a LoRA file
 SHOWN = 3  # keys in an error message
@@ -37,12 +37,12 @@ def layer_problem(stored: Mapping[str, Tensor], state: Mapping[str, Tensor], fou
     """
     layers = {f"{component}.{key}": value for component, part in found.items() for key, value in part.items()}
     if not layers:
-        return f"no layer takes {some(stored)}; {ADVICE}"
+        return f"no layer takes {first_names(stored, SHOWN)}; {ADVICE}"
     unused, unfilled = _unmatched(state, layers, values)
     if unused:
-        return f"no layer takes {some(unused)}; {ADVICE}"
+        return f"no layer takes {first_names(unused, SHOWN)}; {ADVICE}"
     if unfilled:
-        return f"it has no tensor for {some(unfilled)}; get the complete file"
+        return f"it has no tensor for {first_names(unfilled, SHOWN)}; get the complete file"
     return None
 
 
@@ -93,7 +93,7 @@ def conversion_problem(stored: Mapping[str, Tensor], convert: Callable[[dict[str
     for value in state.values():
         seen |= value.clamp(0, len(parts)).long().flatten().bincount(minlength=len(seen)) > 0
     left_out = [name for name, number in numbers.items() if not seen[number]]
-    return f"diffusers leaves out {some(left_out)}; {ADVICE}" if left_out else None
+    return f"diffusers leaves out {first_names(left_out, SHOWN)}; {ADVICE}" if left_out else None
 
 
 def _as_rank(name: str, stored: Mapping[str, Tensor]) -> Tensor:
@@ -103,10 +103,3 @@ def _as_rank(name: str, stored: Mapping[str, Tensor]) -> Tensor:
     if layer == name or down is None:
         return stored[name]
     return torch.full(stored[name].shape, float(down.shape[0]))
-
-
-def some(names: Any) -> str:
-    """The first few names, and how many more there are."""
-    listed = [printable(name) for name in names]
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return f"{', '.join(listed[:SHOWN])}{more}"

@@ -20,7 +20,7 @@ from teachers.loading.lora_files import Lora, is_fine_tune, locate_lora, lora_co
 from teachers.loading.lora_loading import import_peft, load_lora, tuned_networks
 from teachers.loading.saving import declare_float32
 from teachers.loading.source import download, load_pipeline
-from teachers.support.checksums import read_json, write_json
+from teachers.support.checksums import read_sealed_json, write_sealed_json
 from teachers.support.files import atomic_write, remove
 from teachers.support.keys import folder_contents, key
 from teachers.support.locks import replaced
@@ -53,7 +53,7 @@ def fused_folder(kind: type[Any], path: str, loras: Sequence[Lora], cache: Path)
             remove(folder / RECORD)
             with atomic_write(folder / PIPELINE) as temporary:
                 _write_fused(kind, path, loras, temporary)
-            write_json(folder / RECORD, {"key": name, "files": folder_contents(folder / PIPELINE)})
+            write_sealed_json(folder / RECORD, {"key": name, "files": folder_contents(folder / PIPELINE)})
     return folder / PIPELINE
 
 
@@ -65,7 +65,7 @@ def fused_key(contents: Contents, loras: Sequence[Lora]) -> str:
 def _is_complete(folder: Path, name: str) -> bool:
     """Whether a fused pipeline is there as it was written."""
     try:
-        record = read_json(folder / RECORD)
+        record = read_sealed_json(folder / RECORD)
     except (OSError, ValueError):
         return False
     return record.get("key") == name and record.get("files") == folder_contents(folder / PIPELINE)

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from teachers.loading.contents import changed_files
-from teachers.support.checksums import Damaged, read_json, write_json
+from teachers.support.checksums import Damaged, read_sealed_json, write_sealed_json
 from teachers.support.contents import folder_contents
 
 RECORD = "distill.json"
@@ -14,7 +14,7 @@ ADVICE = f'export the pipeline again (if the change is intended, remove "files" 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record of the pipeline in `folder`, whose files, apart from its model card, must be complete."""
-    write_json(folder / RECORD, {**record, "files": folder_contents(folder)})
+    write_sealed_json(folder / RECORD, {**record, "files": folder_contents(folder)})
 
 
 def read_record(folder: Path, complete: bool = False) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def read_record(folder: Path, complete: bool = False) -> dict[str, Any]:
         ValueError: If the record or a file has changed since the export.
     """
     try:
-        record = read_json(folder / RECORD, required=False)
+        record = read_sealed_json(folder / RECORD, required=False)
     except Damaged as error:
         raise ValueError(f"{error}; {ADVICE}") from error
     files = record.get("files") or {}

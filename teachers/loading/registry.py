@@ -13,7 +13,7 @@ from teachers.core.schedule import is_edm
 from teachers.core.teacher import Teacher
 from teachers.loading.embedded import locate, usual_size
 from teachers.loading.source import class_name
-from teachers.loading.unsupported import reason
+from teachers.loading.unsupported import unsupported_reason
 from teachers.support.plugins import OWN_PACKAGES, Plugins, load_plugins, report
 
 GROUP = "distill.teachers"
@@ -126,9 +126,9 @@ def family_by_class(name: str) -> str:
         raise ValueError(f"several families take a {name}: {', '.join(takers)}; select one with teacher.family")
     broken = "".join(f"; {problem}" for problem in found.problems.values())
     raise ValueError(
-        f"no installed family takes a {name}{reason(name)} (fewstep families lists those that one takes); to add a "
-        f"family, write a class such as teachers/families/dit.py and register it in the entry-point group {GROUP} "
-        f"(see CONTRIBUTING.md){broken}"
+        f"no installed family takes a {name}{unsupported_reason(name)} (fewstep families lists those that one takes); "
+        f"to add a family, write a class such as teachers/families/dit.py and register it in the entry-point group "
+        f"{GROUP} (see CONTRIBUTING.md){broken}"
     )
 
 

@@ -23,7 +23,7 @@ from teachers.loading.record import RECORD
 from teachers.loading.sizes import UnusableConfiguration, check_configs
 from teachers.loading.sketch import add_text_encoders, sketch
 from teachers.loading.source import check_trusted, check_weights
-from teachers.support.checksums import Damaged, read_json
+from teachers.support.checksums import Damaged, read_sealed_json
 from teachers.support.contents import IGNORED, file_content
 from teachers.support.json_files import read_json as read_config
 from teachers.support.listing import visible
@@ -67,7 +67,7 @@ def check_teacher_once(path: str, family: type[Teacher], size: Mapping[str, floa
 
 
 def check_fit_once(path: str, family: type[Teacher]) -> None:
-    """`check_fit` for a local pipeline of a family, which may be one that is no teacher, such as a few-step student."""
+    """`check_fit` for a local pipeline of a family, which may also be a few-step student."""
     _once(path, family, EVALUATED, lambda: _check_pipeline(path, family))
 
 
@@ -107,7 +107,7 @@ def stored_size(path: str, family: type[Teacher]) -> dict[str, Any] | None:
     found: Any = embedded_size(path)
     if (Path(path) / RECORD).is_file():
         with suppress(Damaged):  # whoever reads the record reports it
-            teacher = read_json(Path(path) / RECORD, required=False).get("teacher")
+            teacher = read_sealed_json(Path(path) / RECORD, required=False).get("teacher")
             found = teacher.get("size") if isinstance(teacher, dict) else None
     if not isinstance(found, dict):
         return None

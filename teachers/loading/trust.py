@@ -85,7 +85,7 @@ def check_files(folder: Path, root: Path) -> None:
 
 
 def check_no_adapter(folder: Path) -> None:
-    """Check that a component is no adapter, whose configuration names the folder or repository of its base model."""
+    """Check that a component is not an adapter: its configuration could name any folder or repository as base model."""
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"{folder} holds an adapter (adapter_config.json); merge the adapter into the weights and save it again"

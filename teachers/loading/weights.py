@@ -28,6 +28,7 @@ from teachers.loading.trust import check_no_adapter
 from teachers.support.json_files import read_json
 from teachers.support.limits import TABLE_BYTES
 from teachers.support.listing import visible
+from teachers.support.text import first_names
 
 logger = logging.getLogger(__name__)
 # transformers replaces functions of its classes while it loads a model. If two threads do so at once, the replacements
@@ -90,12 +91,13 @@ def check_shards(folder: Path, files: Collection[Path]) -> None:
     absent = {file for _, file in listed} - names
     if absent:
         raise ValueError(
-            f"{folder} lacks {_some(absent)}, which the index of its weights lists; get the complete files"
+            f"{folder} lacks {first_names(sorted(absent), SHOWN)}, which the index of its weights lists; get the "
+            "complete files"
         )
     if differing := {key for key, _ in listed ^ stored}:
         raise ValueError(
-            f"the weights in {folder} are not those of their index: they differ in {_some(differing)}; get the "
-            "complete files and save the pipeline again"
+            f"the weights in {folder} are not those of their index: they differ in "
+            f"{first_names(sorted(differing), SHOWN)}; get the complete files and save the pipeline again"
         )
 
 
@@ -202,7 +204,7 @@ def check_keys(folder: Path, network: nn.Module, info: dict[str, Any]) -> None:
         "have another shape of": [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]],
         "could not be read:": list(info.get("error_msgs", [])),
     }
-    found = [f"{verb} {_some(keys)}" for verb, keys in problems.items() if keys]
+    found = [f"{verb} {first_names(sorted(keys), SHOWN)}" for verb, keys in problems.items() if keys]
     if found:
         adapters = any("lora_" in key or "base_layer" in key for key in extra)
         advice = "merge or unload the adapters" if adapters else "get the complete files"
@@ -220,7 +222,8 @@ def check_finite(source: Path, network: nn.Module) -> None:
     """
     absent = [name for name, value in network.named_parameters() if value.is_meta]
     if absent:
-        raise ValueError(f"{source} has no weights for {_some(absent)} of its {type(network).__name__}")
+        missing = first_names(sorted(absent), SHOWN)
+        raise ValueError(f"{source} has no weights for {missing} of its {type(network).__name__}")
     for name, value in network.named_parameters():
         _check_values(source, name, value.detach())
 
@@ -279,9 +282,3 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
-
-
-def _some(keys: Collection[str]) -> str:
-    shown = sorted(keys)
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more

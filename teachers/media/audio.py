@@ -64,7 +64,7 @@ class Audio(Medium):
                 (B, channels, samples), or (B, samples) if they are mono, or a list of such sounds without B.
 
         Raises:
-            ValueError: The output contains no sounds of this shape.
+            ValueError: If the output contains no sounds of this shape.
         """
         sounds = getattr(output, "audios", output)
         if isinstance(sounds, tuple):

@@ -55,7 +55,7 @@ class Image(Medium):
                 `images` or `image`, or a tuple that begins with them. Integers are in 0..255.
 
         Raises:
-            ValueError: The output contains no images.
+            ValueError: If the output contains no images.
         """
         images = getattr(output, "images", getattr(output, "image", output))
         if isinstance(images, tuple):

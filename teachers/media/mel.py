@@ -20,7 +20,7 @@ def log_mel(sounds: Tensor, rate: int, hop: int, bands: int, size: int) -> Tenso
 
     Args:
         sounds: Sounds (B, samples) in [-1, 1].
-        rate: Samples a second.
+        rate: Samples per second.
         hop: Samples from one frame to the next.
         bands: Mel bands, from 0 to rate / 2.
         size: Samples of one frame, under a Hann window.

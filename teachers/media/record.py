@@ -32,7 +32,7 @@ def from_record(stored: Any) -> Medium:
     """The medium of a result of `to_record`, which may come from a stranger; None stands for images of any size.
 
     Raises:
-        ValueError: If it is no medium.
+        ValueError: If it does not describe a medium.
     """
     if stored is None:
         return ANY_IMAGE

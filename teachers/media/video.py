@@ -64,7 +64,7 @@ class Video(Medium):
                 array (B, F, H, W, C), or a list of lists of PIL images. Integers are in 0..255.
 
         Raises:
-            ValueError: The output contains no clips of this shape.
+            ValueError: If the output contains no clips of this shape.
         """
         clips = getattr(output, "frames", output)
         if isinstance(clips, tuple):

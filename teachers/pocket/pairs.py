@@ -25,6 +25,12 @@ def balanced_pairs(count: int, first: int, second: int, stride: int) -> Tensor:
 
 
 def prompts_of(labels: Tensor, pairs: int, captions: Captions) -> list[str]:
-    """A prompt of each label (N, 2), by turns in each phrasing; `pairs` is the number of different labels."""
+    """A prompt for each label (N, 2). Equal labels get each of their phrasings in turn.
+
+    Args:
+        labels: Pairs of properties.
+        pairs: The number of different labels.
+        captions: All phrasings of a label.
+    """
     phrasings = [captions(*label) for label in labels.tolist()]
     return [options[(k // pairs + k) % len(options)] for k, options in enumerate(phrasings)]

@@ -11,7 +11,7 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 from teachers.pocket.words import encoder_options, word_tokenizer, words_of
 from teachers.pocket_audio.captions import all_captions
 
-RATE = 4000  # samples a second
+RATE = 4000  # samples per second
 SAMPLES = 4096  # samples of a sound: 1.024 s
 SECONDS = SAMPLES / RATE
 LATENT_CHANNELS = 24

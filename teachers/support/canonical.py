@@ -95,7 +95,7 @@ def _object(value: Any, update: Update, seen: dict[int, tuple[int, Any]]) -> Non
 
 
 def _described(value: Any) -> Any:
-    """What identifies an object beside its class."""
+    """What identifies an object in addition to its class."""
     import torch
 
     if isinstance(value, torch.nn.Module):

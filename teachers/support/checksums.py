@@ -1,9 +1,10 @@
 """SHA-256 checksums of the files that this project writes and reads again. All of them are made and verified here.
 
-    JSON       the entry "sha256" covers all other entries      `write_json`, `read_json`, `seal`, `unseal`
+    JSON       the entry "sha256" covers all other entries      `write_sealed_json`, `read_sealed_json`,
+                                                                `seal`, `unseal`
     tensors    safetensors whose metadata has the SHA-256 of    `save_tensors`, `read_metadata`, `load_tensors`
                names, dtypes, shapes and data, and of itself
-    folders    the JSON file of a folder has the SHA-256 of     `write_manifest`, `read_manifest`, `check_files`
+    folders    the JSON file of a folder has the SHA-256 of     `write_manifest`, `read_manifest`, `verify_files`
                its other files
 
 Whoever reads a file passes what it must belong to (a key, a step, a run), so a file that was exchanged with another
@@ -69,13 +70,13 @@ def unseal(text: str | bytes, what: object, required: bool = True) -> dict[str, 
     return values
 
 
-def write_json(path: Path, values: Mapping[str, Any], concurrent: bool = False) -> None:
+def write_sealed_json(path: Path, values: Mapping[str, Any], concurrent: bool = False) -> None:
     """Write a JSON file with its checksum atomically; see `atomic_write` for `concurrent` and errors."""
     with atomic_write(path, concurrent) as temporary:
         temporary.write_text(json.dumps(seal(values), indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, required: bool = True) -> dict[str, Any]:
+def read_sealed_json(path: Path, required: bool = True) -> dict[str, Any]:
     """The values of a JSON file; see `unseal`.
 
     Raises:
@@ -201,13 +202,13 @@ def check_shipped(root: Path, path: Path, title: str) -> Path:
     if (root / MANIFEST).is_file():
         try:
             listed = read_manifest(root)["files"]
-            check_files(root, listed, [each for each in listed if each == name or each.startswith(f"{name}/")])
+            verify_files(root, listed, [each for each in listed if each == name or each.startswith(f"{name}/")])
         except Damaged as error:
             raise ValueError(f"{title} in {root} is damaged ({error}); install this package again") from error
     return path
 
 
-def check_files(folder: Path, files: Mapping[str, str], names: Iterable[str]) -> None:
+def verify_files(folder: Path, files: Mapping[str, str], names: Iterable[str]) -> None:
     """Raise Damaged if a file of `names` is missing or does not have the SHA-256 in `files`."""
     for name in names:
         if name not in files or not (folder / name).is_file():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from teachers.support.checksums import Damaged, read_json, write_json
+from teachers.support.checksums import Damaged, read_sealed_json, write_sealed_json
 from teachers.support.files import sha256, sha256_file
 from teachers.support.listing import walk
 from teachers.support.regular import check_regular
@@ -33,7 +33,7 @@ def file_content(file: Path) -> str:
     """The SHA-256 of a file's content, from memory if the file did not change; see the module's docstring.
 
     Raises:
-        ValueError: If it is a file of the Hub's cache that is named by another SHA-256, or is no regular file.
+        ValueError: If it is a file of the Hub's cache that is named by another SHA-256, or is not a regular file.
     """
     check_regular(file)
     path, stamp = str(file.resolve()), _stamp(file)
@@ -94,7 +94,7 @@ def _note(path: str) -> Path:
 
 def _read(path: str) -> tuple[list[int], str] | None:
     try:
-        note = read_json(_note(path))
+        note = read_sealed_json(_note(path))
         return (note["stamp"], note["content"]) if note["path"] == path else None
     except (OSError, Damaged, KeyError):
         return None
@@ -104,6 +104,6 @@ def _write(path: str, stamp: list[int], found: str) -> None:
     note = _note(path)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"path": path, "stamp": stamp, "content": found}, concurrent=True)
+        write_sealed_json(note, {"path": path, "stamp": stamp, "content": found}, concurrent=True)
     except OSError:  # a home that cannot be written: the file is hashed again by the next process
         return

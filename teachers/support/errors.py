@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from teachers.support.interrupts import Interrupts
-from teachers.support.plugins import plugin_at_fault
+from teachers.support.plugins import OWN_PACKAGES, plugin_at_fault
 from teachers.support.terminal import clean_output
 from teachers.support.text import LONGEST_LINE, one_line, printable
 
@@ -27,10 +27,8 @@ Source = TypeVar("Source")
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 EXIT_UNEXPECTED, EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
-DEBUG = (
-    "FEWSTEP_DEBUG"  # "1" in the environment: tracebacks are printed, also those of processes that a launcher starts
-)
-PACKAGES = ("teachers", "eval", "distill")  # whose `raise ValueError` is a sentence for the user
+# "1" in the environment: tracebacks are printed, also those of processes that a launcher starts.
+DEBUG = "FEWSTEP_DEBUG"
 LONGEST = 2000  # characters of an error message
 
 
@@ -90,7 +88,7 @@ def is_sentence(error: BaseException) -> bool:
         trace = trace.tb_next
     instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
     package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-    return package in PACKAGES and instruction == dis.opmap["RAISE_VARARGS"]
+    return package in OWN_PACKAGES and instruction == dis.opmap["RAISE_VARARGS"]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 from teachers.support.canonical import feed
 from teachers.support.contents import content, file_content, folder_contents
+from teachers.support.plugins import OWN_PACKAGES
 
 __all__ = ["code", "content", "file_content", "folder_contents", "key"]
 
@@ -31,7 +32,6 @@ LIBRARIES = ("diffusers", "transformers", "tokenizers", "torchvision", "pillow")
 # Top-level packages whose source is not hashed: the standard library, and libraries that are recorded by version.
 RECORDED = (sys.stdlib_module_names - {"__main__"}) | {"torch", "torchvision", "diffusers", "transformers", "PIL"}
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
-PROJECT = ("teachers", "eval", "distill")
 BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)  # the nodes that statements, and so imports, are inside
 # Modules that compute no cached value: options, files, commands, and the loop. They count only if `code` is given one.
 APART = (
@@ -75,7 +75,7 @@ def code(*makers: Any) -> str:
     named = {maker for maker in makers if isinstance(maker, str)}
     members = [member for maker in makers if not isinstance(maker, str) for member in _definitions(maker)]
     found = named | {member.__module__ for member in members}
-    own = {*PROJECT, *(name.partition(".")[0] for name in found)}
+    own = {*OWN_PACKAGES, *(name.partition(".")[0] for name in found)}
     pending, sources, versions = list(found), dict[str, str](), {name: _version(name) for name in LIBRARIES}
     while pending:
         module = pending.pop()
@@ -85,7 +85,7 @@ def code(*makers: Any) -> str:
         if file is not None and (top in own or not _is_installed(file)):
             sources[module] = file_content(file)
             names = _imports(str(file), module, sources[module])
-            pending += [name for name in names if top not in PROJECT or name.partition(".")[0] in PROJECT]
+            pending += [name for name in names if top not in OWN_PACKAGES or name.partition(".")[0] in OWN_PACKAGES]
         elif top not in own:
             versions[top] = _version(top)
     return key(sources, versions, [_compiled(member) for member in members if _file(member.__module__) is None])

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-OWN_PACKAGES = ("teachers", "eval", "distill")  # of this project
+OWN_PACKAGES = ("teachers", "eval", "distill")  # the top-level packages of this project
 PREFIX = "distill."  # of the names of this project's entry-point groups
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,12 @@ def agree(count: int, predicate: str) -> str:
         return predicate
     singular = VERBS.sub(lambda found: found[1] + SINGULAR[found[2]], predicate)
     return re.sub(r"\bthey\b", "it", re.sub(r"\btheir\b", "its", singular))
+
+
+def first_names(names: Collection[object], most: int = 5) -> str:
+    """The first `most` names for a message, `printable`, and how many more there are, such as "a, b and 3 more"."""
+    shown = ", ".join(printable(name) for name in islice(names, most))
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def shorten(text: str, longest: int) -> str:

@@ -331,4 +331,4 @@ def test_sigterm_saves_a_checkpoint(files, tmp_path):
     started.process.terminate()
     assert started.wait() == 0
     assert "run the same command again" in started.out
-    assert checkpoint.steps(folder / "checkpoints")
+    assert checkpoint.saved_steps(folder / "checkpoints")

@@ -19,7 +19,7 @@ from eval.pipelines.generate import arguments
 from eval.pipelines.loading import load_pipeline
 from teachers.loading.embedded import EMBEDDED
 from teachers.media import ANY_IMAGE
-from teachers.support.checksums import read_json
+from teachers.support.checksums import read_sealed_json
 from tests.commands import eval_main as main
 
 KEYS = {
@@ -83,7 +83,7 @@ def test_rows_figures_and_files_of_a_comparison(make_run, pocket_weights, tmp_pa
     assert sum(row["best"] for row in rows) >= 1
     assert rows[0]["training"] is None
     assert rows[5]["training"]["steps"] == 600
-    stored = read_json(tmp_path / "out/report.json")
+    stored = read_sealed_json(tmp_path / "out/report.json")
     assert stored == json.loads(json.dumps(report))
     with Image.open(tmp_path / "out/grid.png") as grid:
         assert grid.width > 8 * 96

@@ -22,7 +22,7 @@ from eval.demo import page, serve, serve_runs
 from eval.pipelines.demo_files import Store, caption, gallery, history
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_BODY, RequestLimits
 from eval.pipelines.demo_pipelines import Demo, DemoPipeline
-from eval.pipelines.demo_requests import Request, TimedSamples, joined
+from eval.pipelines.demo_requests import Request, TimedSamples, batch_arguments
 from eval.pipelines.generate import arguments
 from eval.pipelines.loading import load_pipeline
 from teachers.loading.registry import load_teacher
@@ -108,7 +108,7 @@ def test_calls_of_one_sample_are_joined_to_a_batch():
         {"latents": torch.full((1, 2), float(i)), "prompt": ["a"], "generator": [i], "sigmas": [1.0], "batch_size": 1}
         for i in range(3)
     ]
-    batch = joined(calls)
+    batch = batch_arguments(calls)
     assert batch["latents"][:, 0].tolist() == [0, 1, 2] and batch["prompt"] == ["a"] * 3
     assert batch["generator"] == [0, 1, 2] and batch["sigmas"] == [1.0] and batch["batch_size"] == 3
 

@@ -51,7 +51,7 @@ def logged(folder: Path) -> int:
 
 def saved(folder: Path) -> int:
     """The step of the newest checkpoint."""
-    return max(checkpoint.steps(folder / "checkpoints"), default=0)
+    return max(checkpoint.saved_steps(folder / "checkpoints"), default=0)
 
 
 def saving(folder: Path) -> bool:

@@ -63,7 +63,7 @@ def case(name: str, teacher: str, output: Path) -> tuple[dict[str, object], bool
     if wrong:
         result["message"] = output_text.strip().splitlines()[-2].strip()
         return result, "unknown key 'train.stepz'" in str(result["message"])
-    steps = checkpoint.steps(output / "run" / "checkpoints")
+    steps = checkpoint.saved_steps(output / "run" / "checkpoints")
     last = json.loads(log.read_text().splitlines()[-1])["step"]
     train(load(ROOT / "recipes" / "pocket" / "dmd.yaml", [*common, f"train.steps={steps[-1] + 2}"]))
     result |= {"last step": last, "steps lost": last - steps[-1], "continued with one process": True}

@@ -79,7 +79,7 @@ def test_nothing_is_renamed_if_no_checkpoint_is_valid(tmp_path):
     assert checkpoint.newest_meta(tmp_path) is None
     with pytest.raises(ValueError, match=r"00000001 is damaged .*restore one from a copy, or give this run another"):
         checkpoint.quarantine_damaged(tmp_path)
-    assert checkpoint.steps(tmp_path) == [1, 2]
+    assert checkpoint.saved_steps(tmp_path) == [1, 2]
 
 
 class Exploit:
@@ -128,7 +128,7 @@ def test_full_disk_keeps_the_previous_checkpoint_and_training_continues(recipe, 
                 return save(folder, state, *args)
             except ValueError as error:
                 errors.append(str(error))
-                assert checkpoint.steps(folder) == [1]
+                assert checkpoint.saved_steps(folder) == [1]
                 assert not list(folder.glob(".*"))
                 raise
 
@@ -136,8 +136,8 @@ def test_full_disk_keeps_the_previous_checkpoint_and_training_continues(recipe, 
     run = recipe("train.steps=3")
     train(run)
     assert len(errors) == 1 and "the checkpoint of step 1 is kept" in errors[0]
-    assert checkpoint.steps(run.folder / "checkpoints") == [1, 3]
+    assert checkpoint.saved_steps(run.folder / "checkpoints") == [1, 3]
     stopping = recipe("train.steps=3", "train.on_failed_save=stop", name="stopping")
     with pytest.raises(ValueError, match="checkpoint of step 2 could not be written"):
         train(stopping)
-    assert checkpoint.steps(stopping.folder / "checkpoints") == [1]
+    assert checkpoint.saved_steps(stopping.folder / "checkpoints") == [1]

@@ -168,7 +168,7 @@ def test_damaged_checkpoints_are_renamed_without_following_links(tmp_path, preci
 def test_folders_with_other_names_are_no_checkpoints(tmp_path, name):
     checkpoint.save(tmp_path, state(1), keep=1)
     (tmp_path / name).mkdir()
-    assert checkpoint.steps(tmp_path) == [1]
+    assert checkpoint.saved_steps(tmp_path) == [1]
 
 
 OUTSIDE = {

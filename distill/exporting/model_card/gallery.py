@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.config.recipe import Recipe
 from distill.exporting.verify import exact_float32
-from eval.pipelines.jobs import steps
+from eval.pipelines.jobs import steps_text
 from eval.pipelines.signatures import argument
 from teachers.core.denoiser import Denoiser
 from teachers.core.sampling import sample
@@ -112,5 +112,5 @@ def section(widgets: Sequence[dict[str, Any]], num_steps: int) -> str:
     if not widgets:
         return ""
     links = " ".join(f"[{n}]({widget['output']['url']})" for n, widget in enumerate(widgets, start=1))
-    count = steps(num_steps)
+    count = steps_text(num_steps)
     return f"\n## Samples\n\n<Gallery />\n\nUncurated, from fixed noise, with {count}: {links}.\n"

@@ -345,5 +345,5 @@ def test_null_condition_that_is_not_finite_is_an_error(ready, monkeypatch):
 def test_images_with_another_number_of_channels_than_the_network_are_an_error(ready, tmp_path, monkeypatch):
     encode = StableDiffusion.encode
     monkeypatch.setattr(StableDiffusion, "encode", lambda self, images: encode(self, images)[:, :3])
-    with pytest.raises(ValueError, match=r"encodes an image as \(3, 8, 8\), but its network takes \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"encodes each image as \(3, 8, 8\), but its network takes \(4, 8, 8\)"):
         ready(images=ImageFolder(write_images(tmp_path / "images", 2), True))

@@ -19,7 +19,7 @@ from distill.exporting import hub as hub_module
 from distill.train import train
 from distill.training import checkpoint
 from eval.compare import compare
-from teachers.support.checksums import write_json
+from teachers.support.checksums import write_sealed_json
 
 FAST = ["train.batch_size=2", "train.evaluate_every=0", "train.evaluate_samples=2", "train.evaluate_teacher_steps=1"]
 
@@ -181,11 +181,11 @@ def test_evaluation_of_an_earlier_export_is_not_used(finished, hub, tmp_path, mo
     folder = tmp_path / "runs" / "report"
     folder.mkdir()
     entry = {"folder": str(finished / "pipeline"), "name": "student"}
-    write_json(folder / "report.json", {"runs": [entry], "rows": []})
+    write_sealed_json(folder / "report.json", {"runs": [entry], "rows": []})
     run_command(finished)
     assert "no evaluation yet" in capsys.readouterr().out and "upload_folder" not in hub
     entry["contents"] = hub_module.pipeline_identity(finished / "pipeline")
-    write_json(folder / "report.json", {"runs": [entry], "rows": []})
+    write_sealed_json(folder / "report.json", {"runs": [entry], "rows": []})
     os.utime(folder / "report.json", (1e9, 1e9))  # times do not matter: they change when a folder is copied
     assert hub_module.find_report(finished / "pipeline", folder)["runs"] == [entry]
     record = finished / "pipeline" / "distill.json"

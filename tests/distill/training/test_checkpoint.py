@@ -14,13 +14,13 @@ def save_steps(folder, steps, **options):
 
 def test_newest_checkpoints_and_multiples_of_keep_every_are_kept(tmp_path):
     save_steps(tmp_path, range(1, 8), keep=2, keep_every=3)
-    assert checkpoint.steps(tmp_path) == [3, 6, 7]
+    assert checkpoint.saved_steps(tmp_path) == [3, 6, 7]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000003", "00000006", "00000007"]
 
 
 def test_incomplete_checkpoints_are_removed(tmp_path):
     save_steps(tmp_path, (1, 2, 3), keep=2)
-    assert checkpoint.steps(tmp_path) == [2, 3]
+    assert checkpoint.saved_steps(tmp_path) == [2, 3]
     (tmp_path / ".00000009.tmp").mkdir()  # left by a process that was killed while saving
     checkpoint.quarantine_damaged(tmp_path)
     assert not (tmp_path / ".00000009.tmp").exists()

@@ -170,7 +170,9 @@ def test_an_altered_pipeline_without_checkpoints_is_not_taken_for_the_export(run
     shutil.rmtree(folder / "checkpoints")
     assert export_run(folder) == folder / "pipeline"
     altered(folder / "pipeline")
-    with pytest.raises(ValueError, match=f"must be as it was exported, but {WEIGHTS} changed"):
+    with pytest.raises(
+        ValueError, match=rf"pipeline has changed since its export \({WEIGHTS}\), and .* has no checkpoint"
+    ):
         export_run(folder)
     assert export_run(folder / "pipeline") == folder / "pipeline"
 
@@ -252,7 +254,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(run, monke
     monkeypatch.setattr(train_module, "train_step", broken)
     with pytest.raises(ValueError, match="step 6 was not written, because weights must be finite"):
         train(load_with(run(6), "stop"))
-    assert checkpoint.steps(run().folder / "checkpoints")[-1] == 4
+    assert checkpoint.saved_steps(run().folder / "checkpoints")[-1] == 4
     assert state.nonfinite_tensor({"a": torch.ones(2), "b": torch.tensor([torch.inf])}) == "b"
 
 
@@ -280,7 +282,7 @@ def test_a_failed_run_without_checkpoints_is_not_exported(run):
     folder = run().folder
     record_export(run(), run_key(fingerprint(run(), plan_data(run()))), 4, failed=True)
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(ValueError, match=r"pipeline must come from a run that did not fail, and .* has no checkpoint"):
+    with pytest.raises(ValueError, match=r"pipeline comes from a run that failed, and .* has no checkpoint"):
         export_run(folder)
     assert export_run(folder / "pipeline") == folder / "pipeline"
 

@@ -74,7 +74,7 @@ def test_printed_plan_shows_which_tier_fits(lora_recipe, monkeypatch, capsys):
     run = lora_recipe("dmd", "memory.tier=full")
     sizes = {"full": 30, "lora": 10}
     monkeypatch.setattr(
-        memory_plan, "plan", lambda r, n, p: memory_plan.Plan(sizes[r.memory.tier] << 30, 0, 0, 0, 0, 0)
+        memory_plan, "plan", lambda r, n, p: memory_plan.MemoryPlan(sizes[r.memory.tier] << 30, 0, 0, 0, 0, 0)
     )
     monkeypatch.setattr(memory_plan, "free_bytes", lambda device: 20 << 30)
     memory_plan.print_plan(run, memory_plan.ONE_PROCESS, CPU)

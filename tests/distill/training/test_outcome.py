@@ -97,7 +97,7 @@ def test_a_healthy_run_says_which_ema_it_exports(teacher, tmp_path):
     card = (recipe.folder / "pipeline" / "README.md").read_text()
     assert ("best held-out distance" in card) == (expected != 6)
     assert not (recipe.folder / FAILED).exists()
-    assert checkpoint.steps(recipe.folder / "checkpoints") == [4, 6]  # the best is not counted
+    assert checkpoint.saved_steps(recipe.folder / "checkpoints") == [4, 6]  # the best is not counted
     assert train(recipe, teacher) == recipe.folder / "pipeline"
 
 

@@ -66,7 +66,7 @@ def test_the_plan_counts_the_quantized_weights(lora_recipe, form):
 def test_advice_names_quantization_where_adapters_alone_do_not_fit(lora_recipe, monkeypatch):
     sizes = {"none": 30, "nf4": 10}
     monkeypatch.setattr(
-        memory_plan, "plan", lambda run, *_: memory_plan.Plan(sizes[run.memory.quantize] << 30, 0, 0, 0, 0, 0)
+        memory_plan, "plan", lambda run, *_: memory_plan.MemoryPlan(sizes[run.memory.quantize] << 30, 0, 0, 0, 0, 0)
     )
     run, smaller = (lora_recipe("scm", f"memory.quantize={form}") for form in sizes)
     lora, free = memory_plan.plan(run), 20 << 30

@@ -17,7 +17,7 @@ from eval.features.inception import (
     NVIDIA_FILE,
     PYTORCH_FID_FILES,
     SHA256,
-    download,
+    download_weights,
     feature_function,
     inception_features,
     load_network,
@@ -25,7 +25,7 @@ from eval.features.inception import (
     packaged_weights,
     resize_tensorflow,
     resolve_weights,
-    weight_files,
+    weight_locations,
     weights_sha256,
 )
 
@@ -148,7 +148,7 @@ def test_weights_are_searched_in_order(offline, tmp_path, monkeypatch):
     explicit.touch()
     monkeypatch.setitem(SHA256, weights_sha256(explicit), "an empty file")
     package = tmp_path / "package.pt"
-    files = weight_files(clean_fid=tmp_path, package=package)
+    files = weight_locations(clean_fid=tmp_path, package=package)
     names = (NVIDIA_FILE, *PYTORCH_FID_FILES)
     assert files == [tmp_path / NVIDIA_FILE, *(offline / name for name in names), package]
     for file in reversed(files):
@@ -178,7 +178,7 @@ def test_interrupted_download_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Interrupted())
     with pytest.raises(ValueError, match="interrupted"):
-        download("https://example.invalid/x.pt", tmp_path / "x.pt")
+        download_weights("https://example.invalid/x.pt", tmp_path / "x.pt")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from eval.pipelines.generate import arguments
 from eval.pipelines.loading import load_pipeline
-from eval.pipelines.networks import counted
+from eval.pipelines.networks import count_evaluations
 from eval.pipelines.signatures import check_call, pipeline_class
 from eval.pipelines.solvers import use_modern_solver
 from teachers.media import ANY_IMAGE
@@ -49,7 +49,7 @@ def generate(pipe, call, prompts, indices, **more):
 @pytest.mark.slow
 def test_guided_evaluations_count_twice(text):
     for guidance, factor in ((2.0, 2), (1.0, 1)):
-        with counted(text) as count:
+        with count_evaluations(text) as count:
             generate(text, {"num_inference_steps": 3, "guidance_scale": guidance}, PROMPTS, [0, 1, 2])
         assert count.evaluations == 3 * 3 * factor
     text(["a bag"], num_inference_steps=1)
@@ -58,7 +58,7 @@ def test_guided_evaluations_count_twice(text):
 
 @pytest.mark.slow
 def test_unconditional_pipelines_generate_and_are_counted(unconditional):
-    with counted(unconditional) as count:
+    with count_evaluations(unconditional) as count:
         images = generate(unconditional, {"num_inference_steps": 4}, None, [0, 1])
     assert count.evaluations == 8
     assert images.shape == (2, 3, 16, 16)

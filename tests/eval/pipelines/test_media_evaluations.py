@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 
 from eval.pipelines.generate import arguments, latent_shape, own_lists
 from eval.pipelines.jobs import jobs_of
-from eval.pipelines.networks import counted
+from eval.pipelines.networks import count_evaluations
 from eval.pipelines.runs import Run
 from teachers.loading.registry import family_of_class
 from teachers.pocket.parts import make_tokenizer
@@ -28,7 +28,7 @@ def test_evaluations_are_counted_for_each_sample(name, tiny_media):
     assert latent_shape(pipe, call) is None  # the pipeline draws its noise itself
     ready = arguments(pipe, call, PROMPTS, [0, 1])
     assert "latents" not in ready and len(ready["generator"]) == 2
-    with counted(pipe) as count, torch.no_grad():
+    with count_evaluations(pipe) as count, torch.no_grad():
         pipe(**ready)
     assert count.evaluations == 4 * len(PROMPTS)
     assert BUILDERS[name][0] == family
@@ -58,6 +58,6 @@ def test_the_positions_of_flux_are_not_evaluations(tmp_path):
     torch.manual_seed(0)
     pipe = flux(make_tokenizer(tmp_path), guidance_embeds=False)
     pipe.set_progress_bar_config(disable=True)
-    with counted(pipe) as count, torch.no_grad():
+    with count_evaluations(pipe) as count, torch.no_grad():
         pipe("a coat", num_inference_steps=2, height=16, width=16)
     assert count.evaluations == 2

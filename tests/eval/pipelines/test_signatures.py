@@ -16,7 +16,7 @@ from eval.pipelines.demo_pipelines import DemoPipeline
 from eval.pipelines.generate import arguments, latent_shape
 from eval.pipelines.jobs import jobs_of
 from eval.pipelines.loading import load_pipeline
-from eval.pipelines.networks import counted, network
+from eval.pipelines.networks import count_evaluations, network
 from eval.pipelines.runs import read_run
 from eval.pipelines.signatures import argument, check_call, pipeline_class, takes_prompts
 from teachers.families.stable_diffusion import StableDiffusion
@@ -96,7 +96,7 @@ def test_a_teacher_with_a_fixed_number_of_steps_has_one_row(odd, unconditional_p
     pipe = load_pipeline(tmp_path / "fixed", CPU, torch.float32)
     ready = arguments(pipe, {}, None, [0, 1])
     assert ready == {"batch_size": 2}
-    with counted(pipe) as count:
+    with count_evaluations(pipe) as count:
         assert ANY_IMAGE.received(pipe(**ready)).shape == (2, 3, 16, 16)
     assert count.evaluations == 6
     run = make_run(
@@ -186,7 +186,7 @@ def test_a_network_without_a_config_and_a_network_of_another_name(unconditional_
     assert latent_shape(pipe, {}) == (3, 16, 16)
     pipe.unet = Plain()
     assert latent_shape(pipe, {}) is None and isinstance(network(pipe), Plain)
-    with counted(pipe) as count:
+    with count_evaluations(pipe) as count:
         pipe.unet(latents=torch.ones(5, 3))
         pipe.unet(latents=torch.ones(()))
     assert count.evaluations == 6

@@ -27,7 +27,7 @@ from distill.config.sections import TeacherRecipe
 from distill.exporting.recording import recorded_steps
 from distill.methods.discriminator import features
 from distill.training import memory_plan
-from eval.pipelines.networks import counted
+from eval.pipelines.networks import count_evaluations
 from teachers.core.trigflow import expand, rotate
 from teachers.describe import guidance
 from teachers.loading.distilled import distilled
@@ -271,7 +271,7 @@ def test_guidance_doubles_the_evaluations_and_a_student_s_call_has_none(name, lo
     teacher, pipe = load_media(name), DiffusionPipeline.from_pretrained(tiny_media(name)[1])
     pipe.set_progress_bar_config(disable=True)
     for call, expected in ((teacher.calls(2), 4), (teacher.usual_call(2, 3.0), 8)):
-        with counted(pipe) as count:
+        with count_evaluations(pipe) as count:
             run(pipe, teacher, call)
         assert count.evaluations == expected  # of two samples in two steps
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from teachers.loading.embedded import EMBEDDED
-from teachers.support.checksums import MANIFEST, check_files, read_manifest
+from teachers.support.checksums import MANIFEST, read_manifest, verify_files
 
 NAMES = list(EMBEDDED)
 
@@ -17,7 +17,7 @@ def test_the_manifest_lists_every_file_of_the_weights(name):
     files = read_manifest(folder)["files"]
     present = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".md"]
     assert set(files) == {file.relative_to(folder).as_posix() for file in present} - {MANIFEST}
-    check_files(folder, files, files)
+    verify_files(folder, files, files)
     assert sum(file.stat().st_size for file in present) < 8e6
     assert not any(b"_name_or_path" in file.read_bytes() for file in folder.rglob("*.json")) or name == "pocket"
 

@@ -9,17 +9,17 @@ from safetensors.torch import load_file, save_file
 
 from teachers.support.checksums import (
     Damaged,
-    check_files,
     digest,
     load_tensors,
-    read_json,
     read_manifest,
     read_metadata,
+    read_sealed_json,
     save_tensors,
     seal,
     unseal,
-    write_json,
+    verify_files,
     write_manifest,
+    write_sealed_json,
 )
 
 
@@ -27,8 +27,8 @@ from teachers.support.checksums import (
     "values", [{}, {"a": (1, 2.5), "b": {"c": None}}, {"x": math.inf, "é": "\ud83d"}, {"n": 10**30, "z": -0.0}]
 )
 def test_json_is_read_as_it_was_written(tmp_path, values):
-    write_json(tmp_path / "a.json", values)
-    assert read_json(tmp_path / "a.json") == json.loads(json.dumps(values))
+    write_sealed_json(tmp_path / "a.json", values)
+    assert read_sealed_json(tmp_path / "a.json") == json.loads(json.dumps(values))
     assert seal(seal(values)) == seal(values)
 
 
@@ -113,10 +113,10 @@ def test_a_manifest_covers_the_files_of_a_folder(tmp_path):
     write_manifest(tmp_path, {"key": "k"})
     manifest = read_manifest(tmp_path)
     assert manifest["key"] == "k" and set(manifest["files"]) == {"a", "sub/b"}
-    check_files(tmp_path, manifest["files"], manifest["files"])
+    verify_files(tmp_path, manifest["files"], manifest["files"])
     (tmp_path / "a").write_text("b")
     with pytest.raises(Damaged, match="a has changed since it was written"):
-        check_files(tmp_path, manifest["files"], ["a"])
+        verify_files(tmp_path, manifest["files"], ["a"])
     for name in ("c", "sub"):
         with pytest.raises(Damaged, match=f"{name} is missing"):
-            check_files(tmp_path, manifest["files"] | {"c": "0"}, [name])
+            verify_files(tmp_path, manifest["files"] | {"c": "0"}, [name])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from teachers.support.text import agree, counted, printable, read_lines, read_text, shorten, split_lines
+from teachers.support.text import agree, counted, first_names, printable, read_lines, read_text, shorten, split_lines
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("distill", "eval", "teachers", "benchmarks", "docs")
@@ -34,6 +34,12 @@ def test_one_thing_is_in_the_singular(note):
 def test_things_are_counted():
     assert [counted(n, "file") for n in (0, 1, 1200)] == ["0 files", "1 file", "1,200 files"]
     assert counted(2, "mouse", "mice") == "2 mice"
+
+
+def test_first_names_say_how_many_more_there_are():
+    assert first_names(["a", "b"], 2) == "a, b"
+    assert first_names([f"{n}\n" for n in range(1003)], 2) == "0\\n, 1\\n and 1,001 more"
+    assert first_names([]) == ""
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
