@@ -171,7 +171,8 @@ def distil(
             last = time.perf_counter()  # evaluations are not part of the cost
     bar.close()
     if settings.tracker != "none":
-        engine.accelerator.end_training()
+        for tracker in engine.accelerator.trackers:  # `end_training` also ends the process group, which is still used
+            tracker.finish()
     if stopping and state.step < settings.steps:
         stop.restore()
         engine.wait()

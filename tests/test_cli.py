@@ -179,7 +179,7 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 @pytest.mark.slow
 def test_a_shipped_recipe_trains_in_two_processes_in_a_hostile_directory(hostile, tmp_path, text_pipeline):
     overrides = [*FAST, "train.steps=2", f"teacher.path={text_pipeline}", f"output={tmp_path / 'runs'}"]
-    words = ["train", "pocket/dmd", *overrides, "--config", "two_cpu"]
+    words = ["train", "pocket/dmd", *overrides, "train.tracker=tensorboard", "--config", "two_cpu"]
     launched = Fork(tmp_path / "launcher", launch_in, hostile, *words, variables=NO_GPU)
     assert launched.wait(200) == 0, launched.error
     assert (tmp_path / "runs" / "pocket-dmd" / "pipeline" / "model_index.json").is_file()

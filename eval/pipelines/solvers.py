@@ -3,7 +3,15 @@
 from diffusers import DDIMPipeline, DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler
 
 from eval.pipelines.networks import Pipeline
-from teachers.core.schedule import alphas_cumprod, betas, edm_options, is_edm, is_shifted, prediction_type
+from teachers.core.schedule import (
+    alphas_cumprod,
+    betas,
+    edm_options,
+    is_edm,
+    is_shifted,
+    own_value,
+    prediction_type,
+)
 from teachers.loading.source import AUTOENCODERS
 
 
@@ -31,19 +39,23 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
         return None
     # Latent pipelines drop a learned variance before the scheduler.
     learned = old.get("variance_type") in ("learned", "learned_range") and not {*AUTOENCODERS} & {*pipe.components}
+    # Pixel-space schedulers clip x0; dynamic thresholding with this maximum is the same clipping.
+    own_threshold = bool(own_value(pipe.scheduler, "thresholding"))
+    clips = bool(own_value(pipe.scheduler, "clip_sample"))
+    maximum = old["sample_max_value"] if own_threshold else old.get("clip_sample_range", 1.0) if clips else 1.0
     pipe.scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=old["num_train_timesteps"],
         trained_betas=betas(table),
         prediction_type=prediction_type(pipe.scheduler),
         variance_type=old["variance_type"] if learned else None,
-        rescale_betas_zero_snr=bool(old.get("rescale_betas_zero_snr", False)),
+        rescale_betas_zero_snr=bool(own_value(pipe.scheduler, "rescale_betas_zero_snr")),
         algorithm_type="dpmsolver++",
         solver_order=2,
         lower_order_final=True,
         use_karras_sigmas=False,
         timestep_spacing="trailing",
-        # Pixel-space schedulers clip x0; dynamic thresholding with this maximum is the same clipping.
-        thresholding=bool(old.get("clip_sample", False)),
-        sample_max_value=float(old.get("clip_sample_range", 1.0)),
+        thresholding=own_threshold or clips,
+        dynamic_thresholding_ratio=old["dynamic_thresholding_ratio"] if own_threshold else 0.995,
+        sample_max_value=float(maximum),
     )
     return "DPM-Solver++"

@@ -131,8 +131,10 @@ def native_scheduler(denoiser: Denoiser, steps: NativeSteps, trained_betas: Tens
     assert isinstance(path, VariancePreserving)
     computed = torch.tensor(betas(path.alphas_cumprod), dtype=torch.float32)
     choices = [computed] if trained_betas is None or len(trained_betas) != len(computed) else [trained_betas, computed]
-    table = path.alphas_cumprod.float()
-    gaps = [(torch.cumprod(1 - choice.float().cpu(), 0) - table).abs().max().item() for choice in choices]
+    signal = path.alphas_cumprod.sqrt().float()
+    # Gaps of the square roots, which scale the student's output: with zero terminal SNR some schedulers have 2^-24 as
+    # the last alphas_cumprod and betas that give 0.
+    gaps = [(torch.cumprod(1 - choice.float().cpu(), 0).sqrt() - signal).abs().max().item() for choice in choices]
     chosen = choices[gaps.index(min(gaps))]
     return LCMScheduler(
         num_train_timesteps=steps.timesteps[0] + 1,

@@ -4,6 +4,7 @@ The scheduler's own `alphas_cumprod` is the schedule: its config alone lacks the
 `rescale_betas_zero_snr` or `snr_shift_scale` change afterwards.
 """
 
+import inspect
 import math
 from typing import Any, cast, get_args
 
@@ -148,7 +149,7 @@ def alphas_cumprod(scheduler: Any) -> Tensor | None:
 
 def clipping(scheduler: Any) -> str | None:
     """The option by which stock sampling limits x0, which training does not do; None if there is none."""
-    return next((key for key in ("thresholding", "clip_sample") if _config(scheduler).get(key)), None)
+    return next((key for key in ("thresholding", "clip_sample") if own_value(scheduler, key)), None)
 
 
 def prediction_type(scheduler: Any) -> str:
@@ -185,12 +186,17 @@ def _flow(scheduler: Any, sigma_data: float, tokens: int) -> tuple[NoisePath, Pr
         raise ValueError(
             f"prediction_type of {type(scheduler).__name__} must be flow_prediction on a rectified flow, got {name!r}"
         )
-    if config.get("invert_sigmas"):
+    if own_value(scheduler, "invert_sigmas"):
         raise ValueError(
             f"invert_sigmas of {type(scheduler).__name__} must be false: the timesteps of a network must grow with the "
             "noise"
         )
-    shift, terminal = flow_shift(config, tokens), config.get("shift_terminal") or None
+    shift, terminal = flow_shift(scheduler, tokens), own_value(scheduler, "shift_terminal") or None
+    if terminal is not None and not (isinstance(terminal, int | float) and 0 < terminal < 1):
+        raise ValueError(
+            f"shift_terminal of {type(scheduler).__name__} must be null or a number above 0 and below 1, got "
+            f"{terminal!r}"
+        )
     return Flow(config["num_train_timesteps"], sigma_data, shift, terminal), "flow_prediction"
 
 
@@ -233,22 +239,36 @@ def is_shifted(scheduler: Any) -> bool:
     return float(_config(scheduler).get("snr_shift_scale") or 1.0) != 1.0
 
 
-def flow_shift(config: Any, tokens: int) -> float:
+def own_value(scheduler: Any, key: str) -> Any:
+    """An entry of a scheduler's config that its class takes; None for others.
+
+    `from_config` keeps the entries of the scheduler that the config is from, and the class ignores them.
+    """
+    return _config(scheduler).get(key) if key in inspect.signature(type(scheduler).__init__).parameters else None
+
+
+def flow_shift(scheduler: Any, tokens: int) -> float:
     """The timestep shift of a flow scheduler.
 
     Args:
-        config: The scheduler's config.
+        scheduler: The scheduler.
         tokens: Number of tokens of one sample. With dynamic shifting the shift depends on it.
 
     Returns:
         The factor `shift` of `Flow`.
+
+    Raises:
+        ValueError: If it is not positive.
     """
-    if not config.get("use_dynamic_shifting") or "base_image_seq_len" not in config:
-        return float(config["flow_shift"] if "flow_shift" in config else config["shift"])
-    few, many = config["base_image_seq_len"], config["max_image_seq_len"]
-    slope = (config["max_shift"] - config["base_shift"]) / (many - few)
-    mu = config["base_shift"] + slope * (tokens - few)
-    return float(mu) if config.get("time_shift_type") == "linear" else math.exp(mu)
+    config = scheduler.config
+    if not own_value(scheduler, "use_dynamic_shifting"):
+        key = "shift" if own_value(scheduler, "flow_shift") is None else "flow_shift"
+        return _positive(scheduler, key)
+    # Pipelines compute it, from these entries of any scheduler's config and with these defaults.
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = low + (high - low) / (many - few) * (tokens - few)
+    return float(mu) if own_value(scheduler, "time_shift_type") == "linear" else math.exp(mu)
 
 
 def betas(table: Tensor) -> list[float]:

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from teachers.loading.location import INDEX, config_source
 from teachers.loading.record import RECORD
 
-FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler")
+FEW_STEP_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
 
 
 def distilled(path: str) -> str | None:

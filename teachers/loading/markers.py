@@ -39,9 +39,12 @@ def apply_markers(scheduler: Any, file: str) -> Any:
     changes = {}
     for marker in sorted(names.intersection(MARKERS)):
         key, value = MARKERS[marker]
-        if scheduler.config.get(key) == value or (marker == "ztsnr" and table is not None and table[-1] < ZERO_SNR):
+        own = key in inspect.signature(type(scheduler).__init__).parameters  # not of a former scheduler's config
+        if marker == "ztsnr" and table is not None and table[-1] < ZERO_SNR:
             continue
-        if key not in inspect.signature(type(scheduler).__init__).parameters:
+        if own and scheduler.config.get(key) == value:
+            continue
+        if not own:
             raise ValueError(
                 f"{file} has the marker {marker}, so the scheduler of its configuration must have {key}={value}, which "
                 f"{type(scheduler).__name__} does not support; use DDIMScheduler"

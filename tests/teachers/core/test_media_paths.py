@@ -11,6 +11,7 @@ from diffusers import (
     CosineDPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
@@ -67,6 +68,30 @@ def test_wan_s_solver_has_its_flow_shift():
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
     path, prediction = schedule(scheduler, 1.0, tokens=32760)
     assert isinstance(path, Flow) and path.shift == 5.0 and prediction == "flow_prediction"
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+def test_entries_of_a_former_scheduler_s_config_are_ignored_as_its_class_ignores_them():
+    wan = UniPCMultistepScheduler(**FLOW, flow_shift=3.0)
+    assert schedule(FlowMatchEulerDiscreteScheduler.from_config(wan.config, shift=8.0), 1.0)[0].shift == 8.0
+    ltx = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, shift_terminal=0.1)
+    path, _ = schedule(FlowMatchHeunDiscreteScheduler.from_config(ltx.config), 1.0, tokens=1000)
+    assert path.shift == 3.0 and path.terminal is None
+
+
+def test_dynamic_shifting_of_solvers_has_the_pipelines_defaults():
+    path, _ = schedule(UniPCMultistepScheduler(**FLOW, use_dynamic_shifting=True), 1.0, tokens=4096)
+    assert path.shift == pytest.approx(math.exp(1.15))
+
+
+@pytest.mark.parametrize(("key", "value"), [("shift", -1), ("shift_terminal", 1.5), ("shift_terminal", "x")])
+def test_impossible_shifts_are_refused(key, value):
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.register_to_config(**{key: value})
+    with pytest.raises(ValueError, match=f"{key} of FlowMatchEulerDiscreteScheduler must be .*got"):
+        schedule(scheduler, 1.0)
 
 
 @pytest.mark.parametrize("sigma_data", [1.0, 0.7])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler
 
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import initial_x_t
@@ -53,6 +53,16 @@ def test_the_stock_scheduler_samples_the_closed_form_student(prediction, times):
     call = {"num_inference_steps": len(times)} if steps.regular else {"timesteps": steps.timesteps}
     expected = in_house(student, steps.times, noise, 1)
     assert (stock_sample(student, scheduler, call, noise, 1) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
+def test_the_table_with_zero_terminal_snr_ends_as_the_scheduler_s(kind):
+    """Euler's and UniPC's betas give 0 at the end and their tables 2^-24, whose square root scales the output."""
+    zero = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": True}
+    teacher = kind(**zero, prediction_type="v_prediction")
+    student = exact("v_prediction", path=VariancePreserving(teacher.alphas_cumprod))
+    scheduler = native_scheduler(student, native_steps(student, [student.path.t_max]), teacher.betas)
+    assert (scheduler.alphas_cumprod.sqrt() - teacher.alphas_cumprod.sqrt()).abs().max() < 1e-5
 
 
 def test_an_epsilon_student_with_max_angle_begins_at_the_timestep_of_its_output_angle():

@@ -1,6 +1,8 @@
 """Clips: what is read of real files of each kind."""
 
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from PIL import Image as PillowImage
 
 from teachers.media import Video
+from tests.settings import ROOT
 from tests.teachers.media.clip_files import CLIP, animation, grey_frames, levels, levels_of, mp4
 
 
@@ -21,6 +24,14 @@ def test_a_video_of_the_right_rate_is_read_frame_by_frame(tmp_path, name):
     assert reading.values.dtype == torch.float32
     assert np.allclose(levels_of(reading), levels(9), atol=2)
     assert reading.notes == ()
+
+
+def test_the_first_gif_of_a_process_is_read(tmp_path):
+    """Pillow registers its formats when it opens the first picture."""
+    file = animation(tmp_path / "a.gif", grey_frames(levels(9)), 120)
+    code = f"from pathlib import Path\nfrom tests.teachers.media.clip_files import CLIP\nCLIP.read(Path({str(file)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_webm_is_read(tmp_path):
