@@ -68,7 +68,7 @@ def check_size(width: int, height: int, frames: int = 1) -> None:
 @contextmanager
 def _open_animation(source: Path | bytes) -> Iterator[Iterator[Shown]]:
     Image.init()  # registers the formats; its result only says whether it did so in this call
-    known = [name for name in ("GIF", "WEBP") if name in Image.OPEN]
+    known: list[str] = [name for name in ("GIF", "WEBP") if name in Image.OPEN]
     with opened(source) as stream, Image.open(stream, formats=known) as image:
         check_size(*image.size)
         yield _animation_frames(image)
