@@ -34,17 +34,13 @@ BASE = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads":
 
 def wan(folder: Path) -> None:
     """Write the pipeline folder of Wan 2.1 1.3B."""
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    components(folder, transformer=lambda: WanTransformer3DModel(
-        num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096
-    ), vae=AutoencoderKLWan)  # fmt: skip
-    index(folder, "WanPipeline", scheduler, UMT5Config(vocab_size=256384, **XXL), boundary_ratio=None)
+    wan_14b(folder, num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096)
 
 
-def wan_14b(folder: Path) -> None:
-    """Write the pipeline folder of Wan 2.1 14B."""
+def wan_14b(folder: Path, **config: Any) -> None:
+    """Write the pipeline folder of Wan 2.1 14B, or of another size of it."""
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    components(folder, transformer=WanTransformer3DModel, vae=AutoencoderKLWan)
+    components(folder, transformer=lambda: WanTransformer3DModel(**config), vae=AutoencoderKLWan)
     index(folder, "WanPipeline", scheduler, UMT5Config(vocab_size=256384, **XXL), boundary_ratio=None)
 
 

@@ -15,8 +15,6 @@ import argparse
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -106,11 +104,8 @@ def students(samples: int) -> list[dict[str, Any]]:
         for form in FORMS:
             folders.append(RUNS / f"{recipe}-{form}")
             runs.train(recipe, folders[-1], f"memory.quantize={form}")
-    out = RUNS / "report"
-    command = [sys.executable, "-m", "eval", *map(str, folders), "--out", str(out), "--samples", str(samples)]
-    subprocess.run(command, check=True)
     keys = ("name", "num_steps", "frechet_ratio", "frechet_ratio_interval", "prompt_agreement")
-    rows = json.loads((out / "report.json").read_text(encoding="utf-8"))["rows"]
+    rows = runs.evaluate(folders, RUNS / "report", samples)["rows"]
     return [{key: row.get(key) for key in keys} for row in rows if not row["solver"]]
 
 

@@ -245,10 +245,10 @@ def advice(recipe: Recipe, samples: int, free: int, lora: MemoryPlan | None, pro
     settings = [] if recipe.memory.activation_checkpointing else ["memory.checkpointing=true"]
     if samples > 1:
         settings.append("a larger train.accumulation")
-    fits = lora is not None and lora.total <= free
+    lora_fits = lora is not None and lora.total <= free
     if recipe.memory.tier == "full":
-        settings.append(f"memory.tier=lora{' (fits)' if fits else ''}")
-    if lora is not None and not fits and recipe.memory.quantize == "none":
+        settings.append(f"memory.tier=lora{' (fits)' if lora_fits else ''}")
+    if lora is not None and not lora_fits and recipe.memory.quantize == "none":
         smaller = in_tier(recipe, "lora")
         smaller = dataclasses.replace(smaller, memory=dataclasses.replace(smaller.memory, quantize="nf4"))
         enough = plan(smaller, samples, processes).total <= free

@@ -1,6 +1,7 @@
 """Preparation of a run before its first step: the teacher, the encoded data, and the held-out evaluation."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -123,13 +124,9 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
         path = recipe.teacher.path
         if recipe.teacher.loras:
             path = str(fused_folder(family, family.locate(path), recipe.teacher.loras, recipe.cache / FUSED))
-        teacher: Teacher
-        if recipe.memory.quantize == "none":
-            teacher = family.load(path, device, dtype, recipe.teacher.sigma_data, **size)
-        else:
-            teacher = family.load_quantized(
-                recipe.memory.quantize, path, device, dtype, recipe.teacher.sigma_data, recipe.teacher.size
-            )
+        load = family.load if family.has_own_load() else partial(family.load_quantized, recipe.memory.quantize)
+        teacher: Teacher = load(path, device, dtype, recipe.teacher.sigma_data, **size)
+        quantize(teacher.denoiser.network, recipe.memory.quantize)  # of a family with its own `load`
         _set_guidance(recipe, teacher)
     return teacher
 

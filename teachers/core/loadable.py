@@ -50,7 +50,7 @@ class Loadable(Contract):
         Raises:
             ValueError: If there is no such pipeline, this family does not take it, or it cannot have that size.
         """
-        return cls._load("none", path, device, dtype, sigma_data, size)
+        return cls.load_quantized("none", path, device, dtype, sigma_data, size)
 
     @classmethod
     def load_quantized(
@@ -64,11 +64,11 @@ class Loadable(Contract):
     ) -> Self:
         """Load a teacher whose denoising network is quantized (`teachers.networks.quantized`).
 
-        The network is quantized in host memory, so its whole weights never are on `device`, unless the family overrides
-        `load`.
+        The network is quantized in host memory, so its whole weights never are on `device`. Families with their own
+        `load` do not use this method.
 
         Args:
-            form: Form of the linear layers.
+            form: Form of the linear layers; "none" leaves them as they are.
             path, device, dtype, sigma_data, size: As in `load`.
 
         Returns:
@@ -77,22 +77,6 @@ class Loadable(Contract):
         Raises:
             ValueError: As `load`, or if nf4 is requested and bitsandbytes is not installed.
         """
-        if cls.has_own_load():
-            teacher: Any = cls.load(path, device, dtype, sigma_data, **cls.size_argument(size))
-            quantize(teacher.denoiser.network, form)
-            return teacher  # type: ignore[no-any-return]
-        return cls._load(form, path, device, dtype, sigma_data, size)
-
-    @classmethod
-    def _load(
-        cls,
-        form: Quantization,
-        path: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        sigma_data: float | None,
-        size: Mapping[str, float] | None,
-    ) -> Self:
         if not cls.pipelines:
             raise ValueError(
                 f"{cls.__name__}.pipelines must name a pipeline class, got (); build the teacher in Python"
