@@ -6,6 +6,7 @@ from eval.pipelines.networks import Pipeline
 from teachers.core.schedule import (
     alphas_cumprod,
     betas,
+    clipping,
     edm_options,
     is_edm,
     is_shifted,
@@ -40,9 +41,8 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
     # Latent pipelines drop a learned variance before the scheduler.
     learned = old.get("variance_type") in ("learned", "learned_range") and not {*AUTOENCODERS} & {*pipe.components}
     # Pixel-space schedulers clip x0; dynamic thresholding with this maximum is the same clipping.
-    own_threshold = bool(own_value(pipe.scheduler, "thresholding"))
-    clips = bool(own_value(pipe.scheduler, "clip_sample"))
-    maximum = old["sample_max_value"] if own_threshold else old.get("clip_sample_range", 1.0) if clips else 1.0
+    limit = clipping(pipe.scheduler)
+    thresholds = limit == "thresholding"
     pipe.scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=old["num_train_timesteps"],
         trained_betas=betas(table),
@@ -54,8 +54,8 @@ def use_modern_solver(pipe: Pipeline) -> str | None:
         lower_order_final=True,
         use_karras_sigmas=False,
         timestep_spacing="trailing",
-        thresholding=own_threshold or clips,
-        dynamic_thresholding_ratio=old["dynamic_thresholding_ratio"] if own_threshold else 0.995,
-        sample_max_value=float(maximum),
+        thresholding=limit is not None,
+        dynamic_thresholding_ratio=old["dynamic_thresholding_ratio"] if thresholds else 0.995,
+        sample_max_value=old["sample_max_value"] if thresholds else float(old.get("clip_sample_range", 1.0)),
     )
     return "DPM-Solver++"

@@ -128,6 +128,26 @@ def test_the_solver_keeps_betas_and_prediction_type(text_pipeline, old):
         assert pipe.scheduler.timesteps[0] == 999
 
 
+LIMITS = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5, "clip_sample": False}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "limits"),
+    [
+        (DDIMScheduler(clip_sample=True, clip_sample_range=2.0), (True, 0.995, 2.0)),
+        (DDIMScheduler(**LIMITS), (True, 0.9, 1.5)),
+        (EulerDiscreteScheduler.from_config(DDIMScheduler(clip_sample=True).config), (False, 0.995, 1.0)),
+    ],
+    ids=["clipped", "thresholded", "clipped by a former class only"],
+)
+def test_the_solver_limits_x0_as_the_old_scheduler_does(text_pipeline, scheduler, limits):
+    pipe = load_pipeline(text_pipeline, CPU, torch.float32)
+    pipe.scheduler = scheduler
+    use_modern_solver(pipe)
+    new = pipe.scheduler.config
+    assert (new.thresholding, new.dynamic_thresholding_ratio, new.sample_max_value) == limits
+
+
 def test_the_solver_takes_the_older_name_of_sample_prediction(text_pipeline):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = EulerDiscreteScheduler(prediction_type="original_sample")
