@@ -14,6 +14,8 @@ from distill.methods.base import Distiller, Logs
 from teachers.networks.adapters import unwrap
 from teachers.support.text import first_names
 
+OWN_LOGS = ("gradient_norm", "skipped")  # the training loop's own values of each phase
+
 
 def requested_pairs(method: type[Distiller], options: Any) -> tuple[int, int]:
     """The result of `method.pairs`: the number of teacher pairs, and the teacher's steps for each.
@@ -63,6 +65,13 @@ def check_distiller(distiller: Distiller, steps: int) -> None:
         raise ValueError(
             f"{name}.networks must have every trainable parameter, but no phase trains {first_names(names, 3)}; "
             "call requires_grad_(False) on what is frozen"
+        )
+    if set().union(*trained.values()) & set(distiller.teacher.denoiser.parameters()):
+        raise ValueError(f"{name}.networks must not train the teacher's own network; copy it (teacher.student())")
+    if half := {str(p.dtype).removeprefix("torch.") for p in _student(distiller)} & {"float16", "bfloat16"}:
+        raise ValueError(
+            f"the student of {name} must have float32 weights, got {half.pop()}; for half-precision arithmetic, set "
+            "train.precision"
         )
     _check_state(distiller, name)
     _check_averages(distiller, name)
@@ -142,8 +151,15 @@ def check_loss(distiller: Distiller, phase: str, result: Any) -> tuple[Tensor, L
     if not isinstance(logs, dict):
         raise ValueError(f"{name} must return its values to log as a dict, got {_kind(logs)}")
     for key, value in logs.items():
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ValueError(f"the values that {name} logs must be scalar tensors, got {_kind(value)} as {key!r}")
+        if not isinstance(key, str) or key in OWN_LOGS:
+            raise ValueError(
+                f"the names of the values that {name} logs must be strings other than {' and '.join(OWN_LOGS)}, which "
+                f"the training loop logs, got {key!r}"
+            )
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+            raise ValueError(
+                f"the values that {name} logs must be scalar tensors of real numbers, got {_kind(value)} as {key!r}"
+            )
     return loss, logs
 
 

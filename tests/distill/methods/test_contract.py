@@ -137,6 +137,23 @@ class OtherAverage(FarAverage):
         return [(nn.Linear(2, 2), 0.5)]
 
 
+class LogsOfTheLoop(Plain):
+    def forward(self, phase, batch, step):
+        loss, logs = super().forward(phase, batch, step)
+        return loss, logs | {"gradient_norm": loss.detach()}
+
+
+class TrainsTheTeacher(Plain):
+    def __init__(self, teacher, guidance, options, student=None):
+        super().__init__(teacher, guidance, options, teacher.denoiser.requires_grad_(True))
+
+
+class HalfStudent(Plain):
+    def __init__(self, *words):
+        super().__init__(*words)
+        self.student.bfloat16()
+
+
 class NoSchedule(Plain):
     def sampling_schedules(self):
         return []
@@ -151,7 +168,10 @@ BROKEN = {
     WithoutGradient: "WithoutGradient.forward in the phase 'student' must have a gradient",
     OneLossForEachSample: r"must be a scalar tensor, got a tensor of float32 with the shape \(4,\)",
     NoLogs: "NoLogs.forward must return a loss and a dict",
-    NumbersAsLogs: "must be scalar tensors, got 1.0 as 'loss'",
+    NumbersAsLogs: "must be scalar tensors of real numbers, got 1.0 as 'loss'",
+    LogsOfTheLoop: "LogsOfTheLoop.forward logs must be strings other than gradient_norm and skipped",
+    TrainsTheTeacher: "TrainsTheTeacher.networks must not train the teacher's own network",
+    HalfStudent: "the student of HalfStudent must have float32 weights, got bfloat16",
     OtherKeys: r"OtherKeys.networks must have the keys of PHASES \(student\), got generator",
     TrainsNothing: "none of the 2 steps of this run has a phase that does",
     UnknownPhase: r"UnknownPhase.phases must return names of PHASES \(student\), got \('studnet',\)",
