@@ -200,11 +200,17 @@ def launch_two(module: str, *words: str) -> int:
     return launch.launch(module, words, accelerate_file("two_cpu"), None)
 
 
+def launch_two_without_a_configuration(module: str, *words: str) -> int:
+    return launch.launch(module, words, None, 2)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [2, 3])
-def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path, code):
+@pytest.mark.parametrize(("start", "code"), [
+    (launch_two, 2), (launch_two, 3), (launch_two_without_a_configuration, 2)
+])  # fmt: skip
+def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path, start, code):
     """The processes only end as `distill.train` does after an error, and do not import torch."""
-    ended = Fork(tmp_path, launch_two, ends.__name__, str(code), variables=NO_GPU | {"PYTHONPATH": str(ROOT)})
+    ended = Fork(tmp_path, start, ends.__name__, str(code), variables=NO_GPU | {"PYTHONPATH": str(ROOT)})
     assert ended.wait() == code
     assert ended.error == "error: this is one of 2 processes\n"
 

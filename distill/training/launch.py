@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CalledProcessError
 
+import torch
+
+from distill.config.shipped import accelerate_file
 from teachers.support.errors import EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED
 
 
@@ -16,18 +19,23 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
     Args:
         module: The module to run in every process.
         arguments: Its command line.
-        config: accelerate's configuration file; None: its default configuration.
+        config: accelerate's configuration file; None: the user's default configuration or, for several processes
+            without one, the shipped one for the GPUs or the CPU of this machine.
         processes: Number of processes; None: the number in the configuration.
 
     Returns:
         The exit code: 0; 2 if a process ended with a user error; 3 if training went wrong; 130 after a signal; else 1.
     """
+    from accelerate.commands.config.config_args import default_config_file
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below
     os.environ["PYTHONSAFEPATH"] = "1"  # nothing in the working directory shadows this package in the child processes
+    if config is None and processes is not None and processes > 1 and not Path(default_config_file).is_file():
+        # accelerate itself would start one process on a CPU
+        config = accelerate_file("ddp" if torch.cuda.is_available() else "two_cpu")
     words = ["--config_file", str(config)] if config else []
     words += ["--num_processes", str(processes)] if processes else []
     parsed = launch_command_parser().parse_args([*words, "--module", module, *arguments])
