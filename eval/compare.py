@@ -21,7 +21,7 @@ from eval.features.embedded_judges import arithmetic_agreement
 from eval.features.extractors import prompt_judge
 from eval.features.media_extractors import extractor_for
 from eval.metrics.context import MetricContext, Reference
-from eval.metrics.guard import working
+from eval.metrics.guard import description, working
 from eval.metrics.perceptual import load_lpips
 from eval.metrics.reference import check_dimensions
 from eval.metrics.reference import reference as read_reference
@@ -165,6 +165,7 @@ class Comparison:
     def report(self, measured: list[MeasuredRow], reference: Reference, machine: dict[str, Any]) -> dict[str, Any]:
         """The contents of report.json."""
         options, inputs, settings = self.options, self.inputs, self.settings
+        descriptions = {metric.key: description(metric) for metric in working(settings.metrics)}
         table = rows(measured, reference, self.installed.classes, settings.metrics, options.seed, inputs.baseline)
         metrics = working(settings.metrics)
         headings = {metric.key: metric.heading for metric in metrics}
@@ -213,6 +214,6 @@ class Comparison:
             "machine": machine,
             "notes": notes(inputs, self.context, options.size, problems),
             "curves": curves(inputs.runs),
-            "metrics": [metric.describe() for metric in metrics],
+            "metrics": [descriptions[metric.key] for metric in metrics],
             "rows": table,
         }

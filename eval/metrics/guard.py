@@ -1,14 +1,20 @@
 """Metrics of other packages may fail in any way: one that does is left out with its reason, and the others go on."""
 
+import json
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eval.metrics.base import Figure, Metric
+from eval.metrics.context import Row
 from teachers.support.plugins import OWN_PACKAGES
 from teachers.support.text import one_line
 
@@ -34,10 +40,67 @@ def guarded(metric: Metric, call: Callable[[], T]) -> T | None:
     if not is_plugin(metric):
         return call()
     try:
-        return call()
+        with isolated():
+            return call()
     except (Exception, SystemExit) as error:
         fail(metric, f"{type(error).__name__}: {one_line(str(error))}")
         return None
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Undo what other packages' code does to random number generators and to PyTorch's defaults.
+
+    Without it, a metric that calls `torch.manual_seed` or `torch.set_default_dtype` changes the figures of others.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    try:
+        with torch.random.fork_rng(devices), torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def compute(metric: Metric, row: Row) -> Figure | None:
+    """The figure of one row; None if there is none or the metric failed. Metrics of other packages get a copy."""
+    if not is_plugin(metric):
+        return metric.compute(row)
+    return guarded(metric, lambda: checked_figure(metric.compute(_copied(row)), len(row.features)))
+
+
+def _copied(row: Row) -> Row:
+    """A row that shares no tensor with `row`."""
+    reference = replace(row.reference, **_copied_tensors(row.reference))
+    scores = {name: values.clone() for name, values in row.scores.items()}
+    return replace(row, **_copied_tensors(row), scores=scores, reference=reference, _shared={})
+
+
+def _copied_tensors(record: Any) -> dict[str, Tensor]:
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def description(metric: Metric) -> dict[str, Any] | None:
+    """`metric.describe()`; None if the metric failed.
+
+    Raises:
+        ValueError: If a metric of this project describes itself wrongly.
+    """
+
+    def described() -> dict[str, Any]:
+        found = metric.describe()
+        expected = set(Metric.describe(metric))
+        if not isinstance(found, dict) or not expected <= set(found):
+            raise ValueError(f"describe must return a dict with {', '.join(sorted(expected))}, got {found!r}")
+        json.dumps(found, allow_nan=False)
+        return found
+
+    return guarded(metric, described)
 
 
 def fail(metric: Metric, reason: str) -> None:
@@ -72,11 +135,21 @@ def checked_figure(figure: Any, samples: int) -> Figure | None:
     if interval is not None and len(interval) != 2:
         raise ValueError(f"the interval of a Figure must have two ends, got {len(interval)}")
     ends = None if interval is None else [_number("interval", end) for end in interval]
-    influence = figure.influence
-    if influence is not None and (not isinstance(influence, Tensor) or influence.shape != (samples,)):
-        shape = tuple(getattr(influence, "shape", ()))
-        raise ValueError(f"the influence of a Figure must have the shape ({samples},), got {shape}")
-    return Figure(value, ends, influence)
+    if ends is not None and ends[0] > ends[1]:
+        raise ValueError(f"the interval of a Figure must have its lower end first, got {ends}")
+    return Figure(value, ends, None if figure.influence is None else _influence(figure.influence, samples))
+
+
+def _influence(influence: Any, samples: int) -> Tensor:
+    if not isinstance(influence, Tensor) or influence.shape != (samples,) or influence.is_complex():
+        found = f"{influence.dtype} of the shape {tuple(influence.shape)}" if isinstance(influence, Tensor) else ""
+        raise ValueError(
+            f"the influence of a Figure must be a tensor of {samples} real numbers, got "
+            f"{found or type(influence).__name__}"
+        )
+    if not bool(influence.isfinite().all()):
+        raise ValueError("the influence of a Figure must be finite, got NaN or infinite values")
+    return influence.detach().double().cpu()
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,5 +1,6 @@
 """The installed metrics, found through the entry-point group `distill.metrics`."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
@@ -7,6 +8,7 @@ from typing import Any
 
 from eval.metrics.base import EVERY_MEDIUM, Metric
 from eval.metrics.context import NEEDS, MetricContext
+from eval.metrics.guard import isolated
 from teachers.support.plugins import OWN_PACKAGES, installed_points, is_own
 
 GROUP = "distill.metrics"
@@ -53,7 +55,8 @@ class InstalledMetrics:
         available, metrics = context.available(), []
         for metric in [metric for metric in self.classes if metric.needs <= available]:
             try:
-                built = metric(context)
+                with isolated():
+                    built = metric(context)
                 for name in ("heading", "help"):
                     if not isinstance(text := getattr(built, name), str) or not text.strip():
                         raise TypeError(f"{name} must be a text that is not empty, got {text!r}")
@@ -114,4 +117,16 @@ def _checked(metric: object) -> type[Metric]:
     unknown = sorted(metric.needs - set(NEEDS))
     if unknown:
         raise ValueError(f'the class needs "{unknown[0]}"; a metric can need {", ".join(NEEDS)}')
+    if metric.marks_best and metric.higher_is_better is None:
+        raise ValueError("marks_best must be False for a metric whose higher_is_better is None")
+    if wrong_names := [name for name in _entries(metric) if not (isinstance(name, str) and name.isidentifier())]:
+        raise ValueError(f"the entries of a metric must be names of letters and digits, got {wrong_names[0]!r}")
+    if repeated := [name for name, count in Counter(_entries(metric)).items() if count > 1]:
+        raise ValueError(f'key, interval_key, best_key and ratio_key must differ, got "{repeated[0]}" twice')
     return metric
+
+
+def _entries(metric: type[Metric]) -> list[str]:
+    """All entries that a metric can write in a row of report.json."""
+    ratio = [] if metric.ratio_key is None else [metric.ratio_key, f"{metric.ratio_key}_interval"]
+    return [metric.key, metric.interval_key, metric.best_key, *ratio]

@@ -5,7 +5,7 @@ from typing import Any
 
 from eval.metrics.base import Figure, Metric
 from eval.metrics.context import Reference, Row
-from eval.metrics.guard import checked_figure, fail, guarded, is_plugin
+from eval.metrics.guard import compute, fail, is_plugin
 from eval.metrics.intervals import ratio_interval, tied
 from eval.metrics.prdc import compared_images
 from eval.pipelines.cached import MeasuredRow
@@ -89,9 +89,7 @@ def _figure(metric: Metric, row: Row) -> Figure | None:
         return None
     if metric.problem is not None:
         return None
-    if not is_plugin(metric):
-        return metric.compute(row)
-    return guarded(metric, lambda: checked_figure(metric.compute(row), len(row.features)))
+    return compute(metric, row)
 
 
 def metric_entries(metric: type[Metric], figures: Sequence[Figure | None], baseline: int = 0) -> list[dict[str, Any]]:

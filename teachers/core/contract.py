@@ -170,6 +170,9 @@ class Contract:
             found.append(f"{cls.__name__} must implement {', '.join(missing)}")
         if unknown := sorted(set(cls.call_names) - set(CALL_NAMES)):
             found.append(f"{cls.__name__}.call_names must have keys of {', '.join(CALL_NAMES)}, got {unknown[0]!r}")
+        models = cls.feature_models
+        if not isinstance(models, Mapping) or not all(isinstance(k, str) and callable(v) for k, v in models.items()):
+            found.append(f"{cls.__name__}.feature_models must have a function of a device for each name")
         for kind in cls.pipelines:
             components = set(inspect.signature(kind.__init__).parameters)
             for name in (cls.network, "scheduler"):

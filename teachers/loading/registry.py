@@ -169,17 +169,22 @@ def family_of_class(kind: type[DiffusionPipeline]) -> type[Teacher] | None:
 def feature_models() -> dict[str, Callable[[torch.device], FeatureModel]]:
     """The feature extractors that installed families declare, by name; a subclass may share those of its family.
 
-    Raises:
-        ValueError: If two families declare different extractors with one name.
+    A name that families declare with different extractors is left out and logged, so that only an evaluation with
+    these features stops.
     """
-    found: dict[str, Callable[[torch.device], FeatureModel]] = {}
+    found: dict[str, dict[Callable[[torch.device], FeatureModel], str]] = {}
     for family, cls in installed().items():
         for name, load in cls.feature_models.items():
-            if found.setdefault(name, load) != load:
-                raise ValueError(
-                    f"the family {family} must rename its feature extractor {name!r}: another family has it"
-                )
-    return found
+            found.setdefault(name, {}).setdefault(load, family)
+    report(
+        {
+            name: f"the feature extractor {name!r} is left out: the families {' and '.join(loaders.values())} declare "
+            "different ones; rename all but one"
+            for name, loaders in found.items()
+            if len(loaders) > 1
+        }
+    )
+    return {name: next(iter(loaders)) for name, loaders in found.items() if len(loaders) == 1}
 
 
 def call_names(kind: type[DiffusionPipeline]) -> Mapping[str, str]:

@@ -145,7 +145,17 @@ BROKEN = {  # the body of a metric by the words of its note
     "compute must return a Figure or None, got float": "    def compute(self, row): return 0.5",
     "'float' object is not iterable": "    def compute(self, row): return Figure(0.5, 0.1)",
     "must have two ends, got 3": "    def compute(self, row): return Figure(0.5, (0.1, 0.2, 0.3))",
-    "must have the shape (4,), got (2,)": "    def compute(self, row): return Figure(0.5, (0, 1), torch.ones(2))",
+    "4 real numbers, got torch.float32 of the shape (2,)": (
+        "    def compute(self, row): return Figure(0.5, (0, 1), torch.ones(2))"
+    ),
+    "4 real numbers, got torch.complex64": "    def compute(self, row): return Figure(1, influence=1j * torch.ones(4))",
+    "the influence of a Figure must be finite": "    def compute(self, row): return Figure(1, None, torch.ones(4) / 0)",
+    "lower end first, got [1.0, 0.0]": "    def compute(self, row): return Figure(0.5, (1, 0))",
+    "describe must return a dict": "    def describe(self): return {'key': self.key}",
+    "is not JSON serializable": "    def describe(self): return super().describe() | {'help': self}",
+    "key, interval_key, best_key and ratio_key must differ": "    ratio_key = best_key = 'same'",
+    "the entries of a metric must be names": "    interval_key = None",
+    "marks_best must be False": "    higher_is_better, marks_best = None, True",
     "KeyError: 'gone'": "    def compute(self, row): return row.scores['gone']",
     "no content": "    def cache_key(self): raise OSError('no content')",
     'writes the entry "name"': "    ratio_key = 'name'",
@@ -160,14 +170,32 @@ BROKEN = {  # the body of a metric by the words of its note
 }
 
 
+HOSTILE = """
+    def __init__(self, context):
+        super().__init__(context)
+        torch.manual_seed(1)
+        torch.set_default_dtype(torch.float64)
+
+    def compute(self, row):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float16)
+        for tensor in (row.features, row.mean, row.covariance, row.images, row.reference.mean, row.reference.features):
+            tensor.zero_()
+        for scores in row.scores.values():
+            scores.fill_(7)
+        return Figure(0.0)
+"""
+
+
 def broken_metrics(folder) -> list[str]:
-    """Write a module with a metric for each of BROKEN, and a good one; returns their entry points."""
+    """Write a module with a metric for each of BROKEN, and one that works; returns their entry points."""
     head = ["import torch", "from eval.metrics.base import Figure, SampleMetric", ""]
-    bodies = [*BROKEN.values(), "    pass"]
+    bodies = [*BROKEN.values(), HOSTILE]
     for number, body in enumerate(bodies):
         head += [
             f"class M{number}(SampleMetric):",
             f"    key, heading, help, higher_is_better = 'mine_{number}', 'Mine', 'Mean.', True",
+            "    position = -1",
             "    def score(self, images, prompts): return images.zero_().mean(dim=(1, 2, 3))",
             body,
             "",
@@ -179,7 +207,7 @@ def broken_metrics(folder) -> list[str]:
 
 @pytest.mark.slow
 def test_broken_plugin_metrics_are_named_and_change_nothing_else(make_run, quick, tmp_path, monkeypatch):
-    """The last of them works, but changes the samples that it gets."""
+    """The last of them works, but changes all tensors that it gets and PyTorch's settings, before own metrics."""
     run = make_run()
     compare([run], tmp_path / "without", samples=4, batch_size=2, **quick)
     install(monkeypatch, tmp_path / "site", "broken", {GROUP: broken_metrics(tmp_path / "site")})
@@ -192,6 +220,7 @@ def test_broken_plugin_metrics_are_named_and_change_nothing_else(make_run, quick
     assert {key: after[key] for key in figures} == {key: before[key] for key in figures} and len(figures) > 3
     kept = [metric["key"] for metric in reports[1]["metrics"] if metric["key"] not in figures]
     assert kept == [f"mine_{len(BROKEN)}"] and after[kept[0]] == 0
+    assert torch.get_default_dtype() == torch.float32
     for words in BROKEN:
         assert [note for note in reports[1]["notes"] if "(broken_metrics" in note and words in note], words
 

@@ -15,7 +15,15 @@ from teachers.families.dit import DiT
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.families.unconditional import Unconditional
 from teachers.loading.components import check_components
-from teachers.loading.registry import GROUP, check_family, family_by_class, installed, load_teacher, pipeline_class
+from teachers.loading.registry import (
+    GROUP,
+    check_family,
+    family_by_class,
+    feature_models,
+    installed,
+    load_teacher,
+    pipeline_class,
+)
 from teachers.loading.sketch import sketch
 from teachers.support.plugins import load_plugins
 from tests.plugins import install
@@ -153,6 +161,23 @@ def test_two_families_of_one_foreign_pipeline_must_be_selected(package):
         pipeline_class("OddPipeline")
 
 
+FEATURES = """
+from teachers.families.stable_diffusion import StableDiffusion
+def features(device): return None
+class Odd(StableDiffusion):
+    pipelines = ()
+    feature_models = {"shared": features, NAME: features}
+"""
+
+
+def test_features_that_two_families_declare_differently_stop_nothing_else(package, caplog):
+    package("first_features", "first = first_features:Odd", text=FEATURES.replace("NAME", "'one'"))
+    package("second_features", "second = second_features:Odd", text=FEATURES.replace("NAME", "'two'"))
+    found = feature_models()
+    assert "shared" not in found and {"one", "two"} <= set(found)
+    assert "'shared' is left out: the families first and second declare different ones" in caplog.text
+
+
 def test_a_pipeline_with_the_name_of_a_stock_one_is_refused():
     class Namesake(StableDiffusion):
         pipelines = (type("DiTPipeline", (StableDiffusionPipeline,), {}),)
@@ -190,8 +215,14 @@ def test_problems_of_a_family_are_listed():
         pipelines = (DiTPipeline,)
         network = "unet"
         call_names: ClassVar = {"steps": "num_inference_steps"}
+        feature_models: ClassVar = {"inception": None}
 
     problems = "; ".join(Lacking.problems())
-    for words in ("must implement calls", "must have the component 'unet'", "call_names must have keys of prompt"):
+    for words in (
+        "must implement calls",
+        "must have the component 'unet'",
+        "call_names must have keys of prompt",
+        "feature_models must have",
+    ):
         assert words in problems
     assert DiffusionPipeline not in Lacking.pipelines and all(cls.problems() == [] for cls in installed().values())
