@@ -80,7 +80,7 @@ def _copied(row: Row) -> Row:
     return replace(row, **_copied_tensors(row), scores=scores, reference=reference, _shared={})
 
 
-def _copied_tensors(record: Any) -> dict[str, Tensor]:
+def _copied_tensors(record: Any) -> dict[str, Any]:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
 
