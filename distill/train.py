@@ -60,7 +60,7 @@ def train(
 
     Args:
         recipe: A checked recipe.
-        teacher: A teacher in memory; by default the recipe's teacher is loaded.
+        teacher: A teacher in memory, which the run does not change; by default the recipe's teacher is loaded.
         latents: Native latents (N, *teacher.shape) to learn from, instead of the recipe's `data`.
         captions: A caption for each of the latents, for teachers with prompts.
 
@@ -79,7 +79,7 @@ def train(
         check_exports(recipe)
         find(TEACHERS, recipe.teacher.family).locate(recipe.teacher.path)
     else:
-        prepare_in_memory(recipe, teacher)
+        teacher = prepare_in_memory(recipe, teacher)
     plan = plan_data(recipe, teacher, latents, captions)
     is_main = os.environ.get("RANK", "0") == "0"
     with lock_run_folder(recipe.folder) if is_main else nullcontext():

@@ -1,5 +1,6 @@
 """Preparation of a run before its first step: the teacher, the encoded data, and the held-out evaluation."""
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -90,8 +91,16 @@ def check_fine_tunes(recipe: Recipe) -> None:
         check_fit_of(family, family.locate(recipe.teacher.path), recipe.teacher.loras)
 
 
-def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> None:
-    """Check a recipe for a teacher in memory, and apply its guidance and its quantization to the teacher.
+def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> Teacher:
+    """Check a recipe for a teacher in memory, and apply its guidance and its quantization to a copy for the run.
+
+    Args:
+        recipe: A checked recipe.
+        teacher: The user's teacher, which a run does not change.
+
+    Returns:
+        The run's teacher. It shares the network's weights with `teacher`, unless a setting of the recipe changes the
+        network in place.
 
     Raises:
         ValueError: If the recipe has validation prompts that the teacher cannot use, or fine-tunes, which are fused
@@ -100,8 +109,14 @@ def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> None:
     check_validation_prompts(recipe.evaluation, recipe.train.evaluate_every, teacher)
     if recipe.teacher.loras:
         raise ValueError("teacher.loras must be empty for a teacher in memory: fuse them into its pipeline first")
-    _set_guidance(recipe, teacher)
-    quantize(teacher.denoiser.network, recipe.memory.quantize)
+    memory, network = recipe.memory, teacher.denoiser.network
+    changes = memory.tier == "lora" or memory.quantize != "none" or memory.activation_checkpointing
+    changes = changes or memory.offload_teacher or recipe.train.shard_teacher
+    own = copy.copy(teacher)
+    own.denoiser = copy.deepcopy(teacher.denoiser, {} if changes else {id(network): network})
+    _set_guidance(recipe, own)
+    quantize(own.denoiser.network, memory.quantize)
+    return own
 
 
 def _set_guidance(recipe: Recipe, teacher: Teacher) -> None:

@@ -77,8 +77,16 @@ def test_advice_names_quantization_where_adapters_alone_do_not_fit(lora_recipe, 
 
 
 @pytest.mark.slow
-def test_a_teacher_in_memory_is_quantized_in_place(lora_recipe, text_pipeline):
+def test_a_run_does_not_change_a_teacher_in_memory(lora_recipe, text_pipeline):
+    """Runs with adapters on quantized weights and a negative prompt, then one of another kind, with one teacher."""
     teacher = StableDiffusion.wrap(StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None))
-    run = lora_recipe("scm", "train.steps=1", "memory.quantize=int8")
-    distill.train(run, teacher, latents=torch.randn(6, *teacher.shape), captions=["a coat"] * 6)
-    assert any(isinstance(m, QuantizedLinear) for m in teacher.denoiser.network.lora_base.base.modules())
+    before, network = teacher.digest(), teacher.denoiser.network
+    data = {"latents": torch.randn(6, *teacher.shape), "captions": ["a coat"] * 6}
+    settings = ("train.steps=1", "memory.quantize=int8", "teacher.negative_prompt=blurry", "name=lora")
+    folder = distill.train(lora_recipe("scm", *settings), teacher, **data)
+    assert teacher.digest() == before and teacher.denoiser.network is network and teacher.negative_prompt is None
+    assert not any(isinstance(m, QuantizedLinear) for m in network.modules())
+    assert distill.train(lora_recipe("scm", *settings), teacher, **data) == folder  # it is the same run
+
+    whole = distill.train(lora_recipe("scm", "train.steps=1", "memory.tier=full", "name=whole"), teacher, **data)
+    assert not list(whole.parent.rglob("pytorch_lora_weights.safetensors")) and teacher.digest() == before
