@@ -4,10 +4,12 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -20,7 +22,7 @@ from distill.config.sections import (
     TeacherRecipe,
     TrainRecipe,
 )
-from distill.config.typed import InvalidOption, build, check_value, option
+from distill.config.typed import InvalidOption, build, check_value, document, option
 from distill.methods.dmd_options import DMDOptions
 from distill.methods.f_distill import FDistillOptions
 from distill.methods.lcm import LCMOptions
@@ -182,6 +184,77 @@ def test_options_of_plug_ins_are_checked_alike(values, message):
     with pytest.raises(InvalidOption) as error:
         build(PlugInOptions, values, "method")
     assert str(error.value).startswith(message.replace("above 0", "positive"))
+
+
+class Mode(Enum):
+    FAST = "fast"
+    EXACT = 2
+
+
+@dataclass
+class TypedOptions:
+    """A plug-in's options with every kind of annotation."""
+
+    size: int | float = 1
+    layers: int | str = "all"
+    level: Literal[1, 2, "auto"] = "auto"
+    flag: Literal[True, "auto"] = "auto"
+    pair: tuple[int, str] = (1, "a")
+    mode: Mode = Mode.FAST
+    file: Path | None = None
+    bare: list = dataclasses.field(default_factory=list)
+    names: frozenset[str] = frozenset()
+    weights: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    found: int = dataclasses.field(init=False, default=3)
+
+
+RIGHT = {
+    "size": [(2, 2), (2.5, 2.5)],
+    "layers": [(3, 3), ("first", "first")],
+    "level": [(2, 2), ("auto", "auto")],
+    "flag": [(True, True)],
+    "pair": [([2, "b"], (2, "b"))],
+    "mode": [("fast", Mode.FAST), (2, Mode.EXACT), (Mode.EXACT, Mode.EXACT)],
+    "file": [("a/b", Path("a/b")), (None, None)],
+    "bare": [([1, "x"], [1, "x"])],
+    "names": [(["a", "b", "a"], frozenset("ab"))],
+    "weights": [({1: 2}, {1: 2.0})],
+}
+WRONG_KINDS = [
+    ("size", "x", "must be a whole number, got 'x' or must be a number, got 'x'"),
+    ("layers", 1.5, "must be a whole number, got 1.5 or must be a string, got 1.5"),
+    ("level", 1.0, "must be one of 1, 2, auto, got 1.0"),
+    ("level", True, "must be one of 1, 2, auto, got True"),
+    ("flag", 1, "must be one of True, auto, got 1"),
+    ("pair", ["b", 2], "must be a whole number, got 'b'"),
+    ("pair", [2], "must be a list of 2 values, got [2]"),
+    ("mode", "fsat", "must be one of fast, 2, got 'fsat', did you mean 'fast'?"),
+    ("file", 3, "must be a string, got 3"),
+    ("bare", "x", "must be a list, got 'x'"),
+    ("names", [""], "must be a text that is not empty, got ''"),
+    ("weights", {"a": 2}, "must be a whole number, got 'a'"),
+    ("weights", {1: math.nan}, "must be finite, got {1: nan}"),
+]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_options_of_every_annotation_are_converted(name):
+    for value, expected in RIGHT[name]:
+        found = getattr(build(TypedOptions, {name: value}, "method"), name)
+        assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_KINDS)
+def test_wrong_kinds_of_every_annotation_are_refused(name, value, message):
+    with pytest.raises(InvalidOption) as error:
+        build(TypedOptions, {name: value}, "method")
+    assert str(error.value).startswith(f"method.{name}") and str(error.value).endswith(message)
+
+
+def test_fields_that_a_class_sets_itself_are_no_keys():
+    with pytest.raises(ValueError, match=r"unknown key 'method\.found'; the keys here are size, .*, weights$"):
+        build(TypedOptions, {"found": 3}, "method")
+    assert [doc.key for doc in document(TypedOptions)] == list(RIGHT)
 
 
 RELATIONS = [

@@ -3,6 +3,8 @@
 import dataclasses
 import types
 import typing
+from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 
 from teachers.support.invalid_option import join_key
@@ -21,7 +23,7 @@ class KeyDoc:
 def document(cls: type[Any], prefix: str = "") -> list[KeyDoc]:
     """The documentation of every key of the dataclass `cls`, groups flattened to dotted keys, in order."""
     hints, out = typing.get_type_hints(cls), []
-    for field in dataclasses.fields(cls):
+    for field in [field for field in dataclasses.fields(cls) if field.init]:
         kind, key = hints[field.name], join_key(prefix, field.name)
         arguments = typing.get_args(kind)
         if dataclasses.is_dataclass(kind):
@@ -40,8 +42,12 @@ def _kind_text(kind: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return " | ".join("null" if a is type(None) else _kind_text(a) for a in arguments)
     if origin is tuple:
-        return f"list of {_kind_text(arguments[0])}"
-    return {Any: "any", bool: "true | false", int: "int", float: "float", str: "string"}.get(kind, "group of keys")
+        return f"list of {', '.join(_kind_text(each) for each in arguments if each is not ...)}"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return " | ".join(str(member.value) for member in kind)
+    return {Any: "any", bool: "true | false", Path: "string", int: "int", float: "float", str: "string"}.get(
+        kind, "group of keys"
+    )
 
 
 def _default_text(field: dataclasses.Field[Any]) -> str:

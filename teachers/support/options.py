@@ -4,36 +4,25 @@ Everything that limits one option stands in its field: `option(0.25, "Weight of 
 be finite and must not become zero in single precision, and strings must not be empty, without saying so.
 `Checked.check` tests how options depend on each other.
 
-Supported annotations: other dataclasses, numbers, `str`, `bool`, `Path`, `Literal`, `X | None`, `dict`, `tuple`,
-`list`, `Sequence` and `Any`.
+Supported annotations: other dataclasses, numbers, `str`, `bool`, `Path`, `Enum`, `Literal`, unions, `dict`, `tuple`,
+`list`, `Sequence`, `set`, `Any`, and every class whose instances are passed from Python.
 """
 
 import dataclasses
-import math
-import struct
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
 from teachers.support.errors import suggest
 from teachers.support.invalid_option import InvalidOption, join_key
+from teachers.support.option_limits import check_limits
 
 LARGEST_INT = 2**62
-LEAST = 2.0**-149  # smaller numbers are zero in single precision
+_LISTS = {kind: kind for kind in (tuple, list, set, frozenset)} | {Sequence: tuple, Collection: tuple}
 _KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-_BOUNDS: Mapping[str, tuple[Any, str]] = {
-    "at_least": (lambda value, bound: value >= bound, "at least"),
-    "above": (lambda value, bound: value > bound, "above"),
-    "at_most": (lambda value, bound: value <= bound, "at most"),
-    "below": (lambda value, bound: value < bound, "below"),
-}
-_ORDERS: Mapping[str, Any] = {
-    "increase": lambda first, second: first < second,
-    "decrease": lambda first, second: first > second,
-}
 
 
 def option(
@@ -129,62 +118,8 @@ def check_value(cls: type[Any], name: str, value: Any, shown: str | None = None)
 
 def _checked(field: dataclasses.Field[Any], kind: Any, value: Any, path: str) -> Any:
     value = convert(kind, value, path)
-    for leaf in _leaves(value):
-        if isinstance(leaf, str | Path) and (not str(leaf).strip() or "\0" in str(leaf)):
-            raise InvalidOption(path, f"must be a text that is not empty, got {str(leaf)!r}")
-        if isinstance(leaf, int | float) and not isinstance(leaf, bool):
-            _check_bounds(field, leaf, value, path)
-    order = field.metadata.get("order")
-    if order and isinstance(value, tuple) and not all(_ORDERS[order](a, b) for a, b in pairwise(value)):
-        raise InvalidOption(path, f"must {order}, got {list(value)}")
+    check_limits(field.metadata, value, path)
     return value
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """The numbers and texts in a value; nested dataclasses have been checked when they were made."""
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    else:
-        yield value
-
-
-def _check_bounds(field: dataclasses.Field[Any], number: float, value: Any, path: str) -> None:
-    bounds = {name: field.metadata[name] for name in _BOUNDS if name in field.metadata}
-    shown = list(value) if isinstance(value, tuple) else value
-    if not math.isfinite(number):
-        words = ", ".join(_words(name, bound) for name, bound in bounds.items())
-        raise InvalidOption(path, f"must be {words}{' and ' * bool(words)}finite, got {shown}")
-    single = _single(number)  # networks and losses compute in single precision
-    for name, bound in bounds.items():
-        holds = _BOUNDS[name][0]
-        if not holds(number, bound):
-            raise InvalidOption(path, f"must be {_words(name, bound)}, got {shown}")
-        if name in ("above", "below") and not holds(single, bound):
-            raise InvalidOption(path, f"must be {_words(name, bound)} in single precision, got {shown}")
-    if math.isinf(single):
-        raise InvalidOption(path, f"must be finite in single precision, got {shown}")
-    if number and not single:
-        raise InvalidOption(path, f"must be 0 or at least {LEAST:.2g} in size, got {shown}")
-
-
-def _words(name: str, bound: float) -> str:
-    return (
-        "positive"
-        if (name, bound) == ("above", 0)
-        else f"{_BOUNDS[name][1]} {bound if isinstance(bound, int) else f'{bound:g}'}"
-    )
-
-
-def _single(number: float) -> float:
-    """`number` in single precision, infinite if it is too large."""
-    try:
-        return float(struct.unpack("f", struct.pack("f", number))[0])
-    except OverflowError:
-        return math.copysign(math.inf, number)
 
 
 def build(cls: type[Any], values: Any, path: str) -> Any:
@@ -201,7 +136,7 @@ def build(cls: type[Any], values: Any, path: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"{path or 'the recipe'} must be a group of keys, got {values!r}")
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in fields:
             raise ValueError(
@@ -234,25 +169,52 @@ def convert(kind: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value is False and "no" in arguments:  # YAML reads a bare no as false
             return "no"
-        if value not in arguments or isinstance(value, bool):
-            hint = suggest(str(value), arguments)
+        if not any(value == allowed and type(value) is type(allowed) for allowed in arguments):
+            hint = suggest(str(value), map(str, arguments))
             raise InvalidOption(path, f"must be one of {', '.join(map(str, arguments))}, got {value!r}{hint}")
         return value
-    if origin in (types.UnionType, typing.Union):  # always "X | None"
-        return None if value is None else convert(next(a for a in arguments if a is not type(None)), value, path)
-    if origin in (list, Sequence):
-        found = convert(tuple[arguments[0], ...], value, path)  # type: ignore[valid-type]
-        return list(found) if origin is list else found
-    if origin is dict:
+    if origin in (types.UnionType, typing.Union):
+        return _convert_union(arguments, value, path)
+    if (origin or kind) in _LISTS:
+        return _convert_list(origin or kind, arguments, value, path)
+    if (origin or kind) in (dict, Mapping):
         if not isinstance(value, dict):
             raise InvalidOption(path, f"must be a group of keys, got {value!r}")
-        return {str(key): convert(arguments[1], item, join_key(path, key)) for key, item in value.items()}
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
-            length = "" if arguments[-1] is ... else f" of {len(arguments)} values"
-            raise InvalidOption(path, f"must be a list{length}, got {value!r}")
-        return tuple(convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        of_key, of_item = arguments or (str, Any)
+        return {
+            str(key) if of_key is str else convert(of_key, key, path): convert(of_item, item, join_key(path, key))
+            for key, item in value.items()
+        }
     return _convert_scalar(kind, value, path)
+
+
+def _convert_union(kinds: Sequence[Any], value: Any, path: str) -> Any:
+    """`value` as the kind of a union that it has already, else as the first that it can be converted to."""
+    if value is None and type(None) in kinds:
+        return None
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    if type(value) in kinds:
+        return convert(type(value), value, path)
+    errors = []
+    for kind in kinds:
+        try:
+            return convert(kind, value, path)
+        except InvalidOption as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    raise InvalidOption(path, " or ".join(dict.fromkeys(error.problem for error in errors)))
+
+
+def _convert_list(kind: Any, arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+    """A list of one kind of values, or a tuple with a kind for each of its values."""
+    whole = kind is tuple and arguments and arguments[-1] is not ...
+    allowed = list | tuple | set | frozenset if kind in (set, frozenset) else list | tuple
+    if not isinstance(value, allowed) or (whole and len(value) != len(arguments)):
+        raise InvalidOption(path, f"must be a list{f' of {len(arguments)} values' if whole else ''}, got {value!r}")
+    kinds = arguments if whole else [arguments[0] if arguments else Any] * len(value)
+    items = enumerate(zip(kinds, value, strict=True))
+    return _LISTS[kind](convert(each, item, f"{path}[{number}]") for number, (each, item) in items)
 
 
 def _convert_scalar(kind: Any, value: Any, path: str) -> Any:
@@ -270,9 +232,14 @@ def _convert_scalar(kind: Any, value: Any, path: str) -> Any:
 
 
 def _convert_other(kind: Any, value: Any, path: str) -> Any:
-    """A path, or a value of a class that a plug-in's options name; annotations of other kinds are not checked."""
+    """A path, a member of an enumeration by its value, or a value of a class that a plug-in's options name.
+
+    Annotations of other kinds are not checked.
+    """
     if kind is Path:
         return Path(convert(str, str(value) if isinstance(value, Path) else value, path))
+    if isinstance(kind, type) and issubclass(kind, Enum) and not isinstance(value, kind):
+        return kind(convert(Literal[tuple(member.value for member in kind)], value, path))
     if isinstance(kind, type) and not isinstance(value, kind):
         raise InvalidOption(path, f"must be of the type {kind.__name__}, got {value!r}")
     return value
