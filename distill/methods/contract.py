@@ -15,6 +15,7 @@ from teachers.networks.adapters import unwrap
 from teachers.support.text import first_names
 
 OWN_LOGS = ("gradient_norm", "skipped")  # the training loop's own values of each phase
+ANGLE_ERROR = 1e-6  # radians: of angles in single precision
 
 
 def requested_pairs(method: type[Distiller], options: Any) -> tuple[int, int]:
@@ -183,6 +184,13 @@ def check_schedules(distiller: Distiller) -> None:
     if not schedules or not all(schedules):
         raise ValueError(f"{name}.sampling_schedules must return at least one schedule with an angle, got {schedules}")
     for times in schedules:
+        if wrong := [
+            t for t in times if not isinstance(t, float | int) or not 0 < t <= student.path.t_max + ANGLE_ERROR
+        ]:
+            raise ValueError(
+                f"the angles of a schedule of {name}.sampling_schedules must be numbers above 0 and at most "
+                f"{student.path.t_max:.9g} radians, the end of the teacher's noise schedule, got {wrong[0]!r}"
+            )
         if any(later >= earlier for earlier, later in pairwise(times)):
             raise ValueError(f"the angles of a schedule of {name}.sampling_schedules must decrease, got {times}")
         counts = distiller.step_counts(times)

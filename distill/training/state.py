@@ -62,6 +62,17 @@ def ema_decays(recipe: Recipe) -> tuple[float, ...]:
     return tuple(0.5 ** (1 / half_life) for half_life in half_lives) or (recipe.train.ema,)
 
 
+def _buffers_in_common(student: nn.Module, other: nn.Module) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The name of each buffer that both networks have, and the dicts of the modules that have it, of either network."""
+    modules, found = dict(other.named_modules()), []
+    for path, module in student.named_modules():
+        target = modules[path]._buffers if path in modules else {}
+        for name, buffer in module._buffers.items():
+            if buffer is not None and getattr(target.get(name), "shape", None) == buffer.shape:
+                found.append((name, module._buffers, target))
+    return found
+
+
 @dataclass
 class TrainState:
     """Everything that a step changes.
@@ -100,6 +111,8 @@ class TrainState:
         self.ema_parameters = [list(ema.parameters()) for ema in self.emas]
         self.averages = [(list(average.parameters()), decay) for average, decay in self.distiller.averages()]
         self.student_parameters = list(self.distiller.student.parameters())
+        targets = [*self.emas, *(average for average, _ in self.distiller.averages())]
+        self.buffers = [pair for target in targets for pair in _buffers_in_common(self.distiller.student, target)]
 
     @property
     def ema(self) -> Denoiser:
@@ -117,7 +130,7 @@ class TrainState:
             self.chosen = self.half_lives.index(half_life)
 
     def update_emas(self, engine: Engine) -> None:
-        """Update every average after a step.
+        """Update every average after a step; buffers, such as running statistics of a layer, are copied.
 
         In the first steps the exported averages follow the student more closely; those of the method
         (`Distiller.averages`) always have their own decay.
@@ -126,6 +139,8 @@ class TrainState:
             engine.update_ema(parameters, self.student_parameters, min(decay, (1 + self.step) / (10 + self.step)))
         for parameters, decay in self.averages:
             engine.update_ema(parameters, self.student_parameters, decay)
+        for name, source, target in self.buffers:
+            target[name].copy_(source[name])
         engine.discard_gathered([*self.emas, *(network for network, _ in self.distiller.averages())])
 
     def _named_emas(self) -> list[tuple[str, Denoiser]]:

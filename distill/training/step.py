@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from distill.config.recipe import Recipe
@@ -34,17 +35,21 @@ def train_step(state: TrainState, batches: Iterator[Batch], engine: Engine, reci
         optimizer = state.optimizers[phase]
         optimizer.zero_grad(set_to_none=True)  # the losses of other phases may have reached its networks
         set_learning_rate(optimizer, state.rates[phase], state.step, settings.steps)
+        losses: list[Tensor] = []
         for i in range(settings.accumulation):
             with engine.micro_batch(state.phases[phase], last=i == settings.accumulation - 1):
                 with engine.autocast():
                     loss, details = state.phases[phase](next(batches), state.step)
-                engine.accelerator.backward(loss / settings.accumulation)
+                # A loss that is not finite has no gradient, so that every process skips the step.
+                factor = torch.where(loss.detach().isfinite(), 1 / settings.accumulation, torch.nan)
+                engine.accelerator.backward(loss * factor)
+            losses.append(loss.detach())
             for key, value in details.items():
                 metrics[f"{phase}/{key}"].append(value)
         check_gradients(state.distiller, phase, state.parameters[phase])
         norm = engine.clip(optimizer, state.parameters[phase], settings.max_norm)
         metrics[f"{phase}/gradient_norm"].append(norm)
-        state.guard.check(optimizer, phase, index, state.step, norm, loss)
+        state.guard.check(optimizer, phase, index, state.step, norm, torch.stack(losses).sum())
         engine.update(optimizer)
     state.update_emas(engine)
     state.step += 1

@@ -183,6 +183,11 @@ class Denoiser(nn.Module):
         cond = {key: value.to(dtype) if value.is_floating_point() else value for key, value in cond.items()}
         output = self.call(self.network, native.to(dtype), self.timestep_input(t), cond)
         output = output[:, : x_t.shape[1]].to(x_t.dtype)  # networks with a learned variance append it as channels
+        if output.shape != x_t.shape:
+            raise ValueError(
+                f"{type(self.network).__name__} must return the shape of its input, {tuple(x_t.shape)}, or more "
+                f"channels, got {tuple(output.shape)}"
+            )
         if self.prediction in EDM:  # D = c_skip X + c_out F in unit variance (Karras et al. 2022, equation 7)
             velocity = output if self.prediction == "edm_v_prediction" else -output
             t = expand(t, x_t).to(x_t.dtype)

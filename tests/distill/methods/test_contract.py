@@ -154,6 +154,28 @@ class HalfStudent(Plain):
         self.student.bfloat16()
 
 
+class LossNotFinite(Plain):
+    """Its gradient is finite."""
+
+    def forward(self, phase, batch, step):
+        return super().forward(phase, batch, step)[0] + torch.tensor(torch.nan), {}
+
+
+class AngleNotFinite(Plain):
+    def sampling_schedules(self):
+        return [[1.5, float("nan")]]
+
+
+class AngleOutside(Plain):
+    def sampling_schedules(self):
+        return [[1.7, 0.5]]
+
+
+class TensorsAsAngles(Plain):
+    def sampling_schedules(self):
+        return [[torch.tensor(1.5)]]
+
+
 class NoSchedule(Plain):
     def sampling_schedules(self):
         return []
@@ -182,6 +204,10 @@ BROKEN = {
     StateOfText: "the state of StateOfText must consist of tensors, got str",
     FarAverage: "a decay of FarAverage.averages must be at least 0 and at most 1, got 1.5",
     OtherAverage: "must be submodules with the student's parameters, got another Linear",
+    LossNotFinite: "gradients of phase student were not finite in any step, so its networks were not trained",
+    AngleNotFinite: "at most 1.5.* radians, the end of the teacher's noise schedule, got nan",
+    AngleOutside: "at most 1.5.* radians, the end of the teacher's noise schedule, got 1.7",
+    TensorsAsAngles: r"must be numbers above 0 .*, got tensor\(1.5000\)",
     NoSchedule: "NoSchedule.sampling_schedules must return at least one schedule",
     MoreStepsThanAngles: r"step_counts must return numbers from 1 to 1, the steps of the schedule, got \(7,\)",
 }
@@ -219,6 +245,27 @@ def test_a_method_that_breaks_the_contract_is_refused_by_name(method, recipe_of,
 def test_a_dry_run_finds_what_would_stop_the_export(recipe_of):
     with pytest.raises(ValueError, match="numbers from 1 to 1, the steps of the schedule"):
         dry_run(recipe_of(MoreStepsThanAngles))
+
+
+class RunningMean(Plain):
+    """Its student counts the steps in a buffer."""
+
+    def __init__(self, *words):
+        super().__init__(*words)
+        self.student.register_buffer("count", torch.zeros(()))
+
+    def forward(self, phase, batch, step):
+        self.student.count += 1
+        return super().forward(phase, batch, step)
+
+
+@pytest.mark.slow
+def test_buffers_of_the_student_are_part_of_its_average(recipe_of):
+    recipe = recipe_of(RunningMean)
+    train(recipe)
+    folder = recipe.folder / "checkpoints/00000002"
+    assert load_file(folder / "ema.safetensors")["count"] == load_file(folder / "weights.safetensors")["student.count"]
+    assert load_file(folder / "ema.safetensors")["count"] == 2
 
 
 class Adversarial(Critic):
