@@ -43,7 +43,7 @@ class Fork:
     def error(self) -> str:
         return _text(self.folder / "error")
 
-    def wait_for(self, pattern: str, seconds: float = 60.0) -> None:
+    def wait_for(self, pattern: str, seconds: float = 150.0) -> None:
         """Wait until the process has printed text that a regular expression matches.
 
         Raises:
@@ -54,7 +54,7 @@ class Fork:
             assert self.process.is_alive() and time.monotonic() < deadline, self.error
             time.sleep(0.02)
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 150.0) -> int:
         """Wait for the end of the process; returns its exit code.
 
         Raises:
