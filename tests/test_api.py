@@ -7,9 +7,18 @@ import sys
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, EDMEulerScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
+from peft import LoraConfig
 
 import distill
+from distill.training import setup
 from tests.forks import Fork
 
 SMALL = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
@@ -114,6 +123,58 @@ def test_mistakes_in_memory_are_sentences(tmp_path):
         distill.train(recipe, teacher, torch.full((4, 3, 8, 8), torch.nan))
     with pytest.raises(ValueError, match=r"captions must have the length of latents \(4\), got 1"):
         distill.train(recipe, teacher, torch.zeros(4, 3, 8, 8), ["one"])
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (torch.zeros(4, 3, 8, 8).numpy(), "latents must be a tensor with values, got ndarray"),
+        (torch.zeros(4, 3, 8, 8, device="meta"), "latents must be a tensor with values, got one on the meta device"),
+    ],
+)
+def test_latents_without_values_are_refused(latents, message, tmp_path):
+    recipe = distill.Recipe("mine", distill.TeacherRecipe(), {"name": "scm"}, output=str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        distill.train(recipe, distill.load_teacher(make_unet(), DDPMScheduler()), latents)
+
+
+def test_captions_and_the_teachers_path_in_memory_are_checked(text_pipeline, tmp_path):
+    def recipe(path=None):
+        return distill.Recipe("mine", distill.TeacherRecipe(path=path), {"name": "scm"}, output=str(tmp_path))
+
+    teacher = distill.load_teacher(str(text_pipeline))
+    latents = torch.zeros(4, *teacher.shape, requires_grad=True)
+    for captions, message in (
+        (None, "captions must have a text for each of the latents of a teacher with prompts"),
+        ("coat", "captions must be a sequence of texts, got 'coat'"),
+        ([1, 2, 3, 4], "captions must be a sequence of texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distill.train(recipe(), teacher, latents, captions)
+    with pytest.raises(ValueError, match=r"teacher\.path must be null for a teacher in memory, or the path"):
+        distill.train(recipe("pocket"), teacher, latents, ["coat"] * 4)
+    own = setup.prepare_in_memory(recipe(str(text_pipeline)), teacher)
+    plan = setup.plan_data(recipe(str(text_pipeline)), own, latents, ["coat"] * 4)
+    assert not plan.latents.values.requires_grad
+
+
+def test_pipelines_in_memory_that_cannot_be_copied_and_exported_are_refused(text_pipeline):
+    pipeline = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None)
+    for sigma_data in (0.0, -1.0, float("nan"), float("inf"), "1"):
+        with pytest.raises(ValueError, match="sigma_data must be positive and finite, got"):
+            distill.load_teacher(pipeline, sigma_data=sigma_data)
+    unet = pipeline.unet
+    pipeline.unet = torch.compile(unet, backend="eager")
+    with pytest.raises(ValueError, match="unet of the pipeline must not be compiled"):
+        distill.load_teacher(pipeline)
+    pipeline.unet = unet
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(ValueError, match="unet of the pipeline must not have LoRA adapters: merge them first"):
+        distill.load_teacher(pipeline)
+    pipeline.unload_lora_weights()
+    distill.load_teacher(pipeline)
+    with pytest.raises(ValueError, match="unet of the pipeline must have weights, but it is on the meta device"):
+        distill.load_teacher(DDPMPipeline(make_unet().to("meta"), DDPMScheduler()), device="meta")
 
 
 def test_a_pipeline_in_memory_is_a_teacher():

@@ -64,6 +64,9 @@ def plan_data(
         raise ValueError("latents need a teacher in memory: pass both to train")
     if teacher.source:
         raise ValueError("latents must be None for a teacher with source images: set data.images of the recipe")
+    if not isinstance(latents, Tensor) or latents.is_meta:
+        found = "one on the meta device" if isinstance(latents, Tensor) else type(latents).__name__
+        raise ValueError(f"latents must be a tensor with values, got {found}")
     if tuple(latents.shape[1:]) != tuple(teacher.shape):
         raise ValueError(
             f"latents must have the shape (N, {', '.join(map(str, teacher.shape))}), got {tuple(latents.shape)}"
@@ -72,10 +75,23 @@ def plan_data(
         raise ValueError(f"latents must be real numbers in at least one row, got {len(latents)} of {latents.dtype}")
     if not bool(latents.isfinite().all()):
         raise ValueError("latents must be finite, got NaN or infinite values")
-    captions = [""] * len(latents) if captions is None else list(captions)
+    captions = _captions(captions, len(latents), teacher)
     if len(captions) != len(latents):
         raise ValueError(f"captions must have the length of latents ({len(latents)}), got {len(captions)}")
-    return data.Plan(latents=LatentsInMemory(latents.float() / teacher.denoiser.path.sigma_data, captions))
+    return data.Plan(latents=LatentsInMemory(latents.detach().float() / teacher.denoiser.path.sigma_data, captions))
+
+
+def _captions(captions: Sequence[str] | None, count: int, teacher: Teacher) -> list[str]:
+    """The captions of latents in memory."""
+    if captions is None:
+        if teacher.prompted:
+            raise ValueError(
+                'captions must have a text for each of the latents of a teacher with prompts, "" for none, got None'
+            )
+        return [""] * count
+    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"captions must be a sequence of texts, got {captions!r:.80}")
+    return list(captions)
 
 
 def check_fine_tunes(recipe: Recipe) -> None:
@@ -103,12 +119,18 @@ def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> Teacher:
         network in place.
 
     Raises:
-        ValueError: If the recipe has validation prompts that the teacher cannot use, or fine-tunes, which are fused
-            into pipelines that are loaded only.
+        ValueError: If the recipe has validation prompts that the teacher cannot use, another teacher's path, or
+            fine-tunes, which are fused into pipelines that are loaded only.
     """
     check_validation_prompts(recipe.evaluation, recipe.train.evaluate_every, teacher)
     if recipe.teacher.loras:
         raise ValueError("teacher.loras must be empty for a teacher in memory: fuse them into its pipeline first")
+    path = recipe.teacher.path
+    if path is not None and (teacher.origin is None or teacher.origin[0] != teacher.locate(path)):
+        raise ValueError(
+            "teacher.path must be null for a teacher in memory, or the path that it was loaded from, because reports "
+            f"compare the student with the pipeline there, got {path!r}"
+        )
     memory, network = recipe.memory, teacher.denoiser.network
     changes = memory.tier == "lora" or memory.quantize != "none" or memory.activation_checkpointing
     changes = changes or memory.offload_teacher or recipe.train.shard_teacher

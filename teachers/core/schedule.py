@@ -108,8 +108,11 @@ def data_scale(scheduler: Any, sigma_data: float | None, default: float) -> floa
         default: The family's.
 
     Raises:
-        ValueError: If EDM's scheduler has another one, which is a constant of its preconditioning.
+        ValueError: If it is not positive and finite, or EDM's scheduler has another one, which is a constant of its
+            preconditioning.
     """
+    if sigma_data is not None and not (isinstance(sigma_data, int | float) and 0 < sigma_data < math.inf):
+        raise ValueError(f"sigma_data must be positive and finite, got {sigma_data!r}")
     if not is_edm(scheduler):
         return default if sigma_data is None else sigma_data
     own = float(_positive(scheduler, "sigma_data"))

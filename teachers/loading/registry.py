@@ -12,6 +12,7 @@ from teachers.core.contract import FeatureModel
 from teachers.core.schedule import is_edm
 from teachers.core.teacher import Teacher
 from teachers.loading.embedded import locate, usual_size
+from teachers.loading.in_memory import check_pipeline
 from teachers.loading.source import class_name
 from teachers.loading.unsupported import unsupported_reason
 from teachers.support.plugins import OWN_PACKAGES, Plugins, load_plugins, report
@@ -74,7 +75,7 @@ def load_teacher(
         The frozen teacher.
 
     Raises:
-        ValueError: If no installed family takes the pipeline.
+        ValueError: If no installed family takes the pipeline, or a pipeline in memory cannot be copied and exported.
 
     Example:
         >>> teacher = load_teacher(unet, DDPMScheduler())
@@ -91,6 +92,7 @@ def load_teacher(
     if not isinstance(source, DiffusionPipeline):
         raise ValueError(f"source must be a path, a diffusers pipeline or a UNet2DModel, got {type(source).__name__}")
     family = installed()[family_by_class(type(source).__name__)]
+    check_pipeline(source)
     return family.wrap(source.to(target), sigma_data, **family.size_argument(size))
 
 

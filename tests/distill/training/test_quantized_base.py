@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 
 import distill
 from distill.config.sections import DTYPES
@@ -12,7 +11,6 @@ from distill.train import train
 from distill.training import checkpoint, memory_plan
 from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
-from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.quantized import QuantizedLinear
 from tests.runs import interrupted
 from tests.settings import first_is_quick
@@ -79,7 +77,7 @@ def test_advice_names_quantization_where_adapters_alone_do_not_fit(lora_recipe, 
 @pytest.mark.slow
 def test_a_run_does_not_change_a_teacher_in_memory(lora_recipe, text_pipeline):
     """Runs with adapters on quantized weights and a negative prompt, then one of another kind, with one teacher."""
-    teacher = StableDiffusion.wrap(StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None))
+    teacher = distill.load_teacher(str(text_pipeline))
     before, network = teacher.digest(), teacher.denoiser.network
     data = {"latents": torch.randn(6, *teacher.shape), "captions": ["a coat"] * 6}
     settings = ("train.steps=1", "memory.quantize=int8", "teacher.negative_prompt=blurry", "name=lora")

@@ -1,0 +1,31 @@
+"""Checks of a diffusers pipeline in memory before it becomes a teacher."""
+
+from typing import Any
+
+from torch import nn
+
+
+def check_pipeline(pipeline: Any) -> None:
+    """Check that the networks of a pipeline can be copied and exported as ordinary ones.
+
+    Args:
+        pipeline: A diffusers pipeline.
+
+    Raises:
+        ValueError: If one has LoRA adapters that are not merged, is compiled, or has no weights.
+    """
+    for name, part in pipeline.components.items():
+        if not isinstance(part, nn.Module):
+            continue
+        if hasattr(part, "_orig_mod"):
+            raise ValueError(
+                f"{name} of the pipeline must not be compiled: pass the network from before torch.compile, and set "
+                "train.compile"
+            )
+        if any(hasattr(module, "lora_A") for module in part.modules()):
+            raise ValueError(
+                f"{name} of the pipeline must not have LoRA adapters: merge them first (pipeline.fuse_lora() and "
+                "pipeline.unload_lora_weights()), or name them in teacher.loras"
+            )
+        if any(parameter.is_meta for parameter in part.parameters()):
+            raise ValueError(f"{name} of the pipeline must have weights, but it is on the meta device")
