@@ -49,7 +49,8 @@ def fewstep() -> None:
 def train(recipe: str, overrides: Sequence[str], config: str | None, num_processes: int | None, dry_run: bool) -> int:
     """Train a student by RECIPE: a YAML file, or the name of a shipped recipe (`fewstep recipes list`).
 
-    KEY=VALUE overrides a key of the recipe. Run the same command again to resume.
+    KEY=VALUE overrides a key of the recipe. Ctrl-C stops the run after its current step, with exit code 130. Run the
+    same command again to resume.
 
     \b
     Examples:

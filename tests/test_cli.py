@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -206,13 +207,27 @@ def launch_two_without_a_configuration(module: str, *words: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("start", "code"), [
-    (launch_two, 2), (launch_two, 3), (launch_two_without_a_configuration, 2)
+    (launch_two, 2), (launch_two, 3), (launch_two, 130), (launch_two_without_a_configuration, 2)
 ])  # fmt: skip
 def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path, start, code):
     """The processes only end as `distill.train` does after an error, and do not import torch."""
     ended = Fork(tmp_path, start, ends.__name__, str(code), variables=NO_GPU | {"PYTHONPATH": str(ROOT)})
     assert ended.wait() == code
     assert ended.error == "error: this is one of 2 processes\n"
+
+
+@pytest.mark.parametrize(("launcher", "is_main", "code"), [
+    ({}, True, 130),
+    ({"TORCHELASTIC_RUN_ID": "a"}, True, 0),
+    ({"TORCHELASTIC_RUN_ID": "a", launch.LAUNCHED: "1"}, True, 130),
+    ({"TORCHELASTIC_RUN_ID": "a", launch.LAUNCHED: "1"}, False, 0),
+])  # fmt: skip
+def test_only_our_launcher_is_told_of_a_stop(launcher, is_main, code, monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", launch.LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    assert launch.exit_code(signal.SIGINT, is_main) == code
 
 
 @pytest.mark.slow

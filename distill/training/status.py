@@ -16,6 +16,7 @@ from typing import Any
 from distill.config.recipe import Recipe
 from distill.training.jsonl_log import warn_if_unwritable
 from eval.pipelines.jobs import steps_text
+from teachers.support.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from teachers.support.files import atomic_write
 from teachers.support.json_files import read_json
 from teachers.support.text import printable
@@ -23,6 +24,7 @@ from teachers.support.text import printable
 FILE = "status.json"
 OFTEN = 5.0  # seconds between two versions while training
 ENDED = ("finished", "stopped", "failed")
+STOPPED = (0, EXIT_INTERRUPTED, EXIT_TERMINATED)  # exit codes of a run that a signal stopped
 PHASES = ("preparing", "training", "evaluating", "exporting", *ENDED)
 
 
@@ -137,7 +139,7 @@ class Status:
         try:
             yield
         except SystemExit as end:
-            self.write("failed" if end.code else "stopped")
+            self.write("stopped" if end.code in STOPPED else "failed")
             raise
         except KeyboardInterrupt:
             self.write("stopped")
