@@ -152,7 +152,7 @@ def status(runs: tuple[Path, ...]) -> None:
 @click.option("--max-shard-size", metavar="SIZE", help="Largest size of a file of OUT, such as 2GB (diffusers only).")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the pipeline as this model.")
 @click.option("--private", is_flag=True, help="Create the model as a private one.")
-@click.option("--report", type=PATH, help="The folder of the report. Default: searched for near the run.")
+@click.option("--report", type=PATH, help="The folder of the report. Default: the newest near the run.")
 def export(**options: Any) -> None:
     """Export the student of RUN as a diffusers pipeline, with its evaluation in the model card.
 
