@@ -113,7 +113,7 @@ def memory(recipe: str, overrides: Sequence[str], config: str | None, num_proces
     \b
     Examples:
       fewstep memory sdxl_dmd2_lora train.accumulation=8
-      fewstep memory sd15_dmd --config fsdp2 --num-processes 8
+      fewstep memory sd15_dmd --config fsdp2 --num-processes 4
     """
     from distill.config.recipe import load
     from distill.memory import print_memory
