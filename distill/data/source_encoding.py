@@ -37,10 +37,13 @@ class SourceEncoder(Encoder):
             ValueError: If no row is readable.
         """
         self.encode_captions([])
+        before = self.written
         stored = self.read_shards(
             images, self.encoder_key("condition") + self.encoder_key("encode") + str(self.targets)
         )
         captions = self.report(stored)
+        if self.written > before:
+            self.warn_of_cut_prompts(captions)
         device, used = self.accelerator.device, [shard for shard in stored if len(shard["x"])]
         conditions = [
             {name.removeprefix(COND): value for name, value in shard.items() if name.startswith(COND)} for shard in used
