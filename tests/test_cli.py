@@ -78,6 +78,16 @@ def test_help_is_quick_and_loads_no_torch(words):
     assert seconds < 0.5, f"{seconds:.2f} seconds of processor time"
 
 
+@pytest.mark.slow
+def test_status_is_quick_and_loads_no_torch(tmp_path):
+    values = {"run": "a", "phase": "finished", "step": 2, "steps": 2, "hours_trained": 0.1, "process": 1, "host": "b"}
+    values["held_out_frechet"] = {"1": 0.5, "2": None}
+    (tmp_path / "status.json").write_text(json.dumps(values))
+    done = script("status", tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert done.stdout.endswith("held-out Frechet distance 0.500 (1 step), not finite (2 steps)\n")
+    assert "| torch" not in done.stderr and "| diffusers" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "name", ["train", "eval", "sample", "export", "check", "pairs", "memory", "describe", "demo", "quickstart"]
 )

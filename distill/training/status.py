@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distill.config.recipe import Recipe
 from distill.training.jsonl_log import warn_if_unwritable
-from eval.pipelines.jobs import steps_text
 from teachers.support.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from teachers.support.files import atomic_write
 from teachers.support.json_files import read_json
-from teachers.support.text import printable
+from teachers.support.text import counted, printable
+
+if TYPE_CHECKING:  # it imports torch, which is slow
+    from distill.config.recipe import Recipe
 
 FILE = "status.json"
 OFTEN = 5.0  # seconds between two versions while training
@@ -43,7 +44,7 @@ class Status:
         evaluation_seconds: Their time.
     """
 
-    def __init__(self, recipe: Recipe, writes: bool) -> None:
+    def __init__(self, recipe: "Recipe", writes: bool) -> None:
         self.recipe, self.writes = recipe, writes
         self.phase, self.step, self.seconds = "preparing", 0, 0.0
         self.evaluations, self.evaluation_seconds = 0, 0.0
@@ -160,7 +161,9 @@ def summary(values: dict[str, Any]) -> str:
         parts.append(f"{duration(3600 * values['hours_trained'])} of training")
     if values["held_out_frechet"]:
         distances = values["held_out_frechet"].items()
-        shown = ", ".join(f"{'not finite' if d is None else f'{d:.3f}'} ({steps_text(int(n))})" for n, d in distances)
+        shown = ", ".join(
+            f"{'not finite' if d is None else f'{d:.3f}'} ({counted(int(n), 'step')})" for n, d in distances
+        )
         parts.append(f"held-out Frechet distance {shown}")
     return f"{values['run']}: {'; '.join(parts)}"
 
