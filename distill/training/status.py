@@ -154,12 +154,12 @@ class Status:
 def summary(values: dict[str, Any]) -> str:
     """One line about a run from the contents of its status file."""
     parts = [f"{values['phase']}, step {values['step']:,} of {values['steps']:,}"]
-    left, total = values["hours_left"], values["estimated_total_hours"]
+    left, total = values.get("hours_left"), values.get("estimated_total_hours")
     if values["phase"] not in ENDED and left is not None and total is not None:
         parts.append(f"{duration(3600 * left)} left of an estimated {duration(3600 * total)}")
     else:
         parts.append(f"{duration(3600 * values['hours_trained'])} of training")
-    if values["held_out_frechet"]:
+    if values.get("held_out_frechet"):
         distances = values["held_out_frechet"].items()
         shown = ", ".join(
             f"{'not finite' if d is None else f'{d:.3f}'} ({counted(int(n), 'step')})" for n, d in distances
