@@ -107,6 +107,10 @@ def test_usage_errors_have_code_2(capsys):
     ("words", "message"),
     [
         (("train", "pocket/dm"), "there is no recipe pocket/dm, did you mean 'pocket/dmd'?"),
+        (("train", "dmd"), "there is no recipe dmd, did you mean 'pocket/dmd'?"),
+        (("train", "LCM.yaml"), "there is no recipe LCM.yaml, did you mean 'pocket/lcm'?"),
+        (("memory", "sdxl"), "there is no recipe sdxl, did you mean 'sdxl_dmd2_lora'?"),
+        (("memory", "wan21"), "did you mean 'wan21_1_3b_dmd', 'wan21_1_3b_rcm' or 'wan21_1_3b_scm'?"),
         (("train", "pocket/dmd", "train.stesp=3"), "unknown key 'train.stesp', did you mean 'steps'?"),
         (("train", "pocket/dmd", "train.steps"), "an override must have the form key=value"),
         (("train", "pocket/dmd", "--config", "dpd"), "--config must be a file or one of ddp"),
@@ -168,6 +172,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
     assert fewstep("recipes", "copy", "pocket/dmd") == 2
     assert "already exists" in capsys.readouterr().err
     assert fewstep("recipes", "copy", "pocket/dmd", "mine.png") == 2
+    assert fewstep("recipes", "copy", "pocket/dmd", "new/folder/x.yaml") == 0
+    assert (tmp_path / "new" / "folder" / "x.yaml").read_text() == shown
     assert fewstep("recipes", "copy", "pocket/dmd", "mine.yaml") == 0 and (tmp_path / "mine.yaml").is_file()
 
 
