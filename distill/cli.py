@@ -49,7 +49,8 @@ def fewstep() -> None:
 def train(recipe: str, overrides: Sequence[str], config: str | None, num_processes: int | None, dry_run: bool) -> int:
     """Train a student by RECIPE: a YAML file, or the name of a shipped recipe (`fewstep recipes list`).
 
-    KEY=VALUE overrides a key of the recipe. Run the same command again to resume.
+    KEY=VALUE overrides a key of the recipe. Ctrl-C stops the run after its current step, with exit code 130. Run the
+    same command again to resume.
 
     \b
     Examples:
@@ -112,7 +113,7 @@ def memory(recipe: str, overrides: Sequence[str], config: str | None, num_proces
     \b
     Examples:
       fewstep memory sdxl_dmd2_lora train.accumulation=8
-      fewstep memory sd15_dmd --config fsdp2 --num-processes 8
+      fewstep memory sd15_dmd --config fsdp2 --num-processes 4
     """
     from distill.config.recipe import load
     from distill.memory import print_memory
@@ -151,7 +152,7 @@ def status(runs: tuple[Path, ...]) -> None:
 @click.option("--max-shard-size", metavar="SIZE", help="Largest size of a file of OUT, such as 2GB (diffusers only).")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the pipeline as this model.")
 @click.option("--private", is_flag=True, help="Create the model as a private one.")
-@click.option("--report", type=PATH, help="The folder of the report. Default: searched for near the run.")
+@click.option("--report", type=PATH, help="The folder of the report. Default: the newest near the run.")
 def export(**options: Any) -> None:
     """Export the student of RUN as a diffusers pipeline, with its evaluation in the model card.
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import yaml
 
-from distill.config.recipe import Recipe, method_options
-from distill.data.dataset import Dataset
+from distill.config.recipe import Recipe, method_options, with_defaults
+from distill.data.dataset import Dataset, Plan
 from distill.methods.contract import check_schedules, requested_pairs
 from distill.training.engine import Engine
 from distill.training.memory_plan import Processes, fits, plan_lines
@@ -21,6 +21,7 @@ from distill.training.step import batch_rngs, train_step
 from distill.training.trackers import check_tracker
 from teachers.core.teacher import Teacher
 from teachers.describe import describe
+from teachers.support.text import counted
 
 WARMUP, MEASURED = 1, 3  # steps
 T = TypeVar("T")
@@ -35,9 +36,8 @@ def dry_run(recipe: Recipe) -> None:
         ValueError: One sentence for whatever would stop the run.
     """
     assert recipe.teacher.path is not None
-    print(
-        f"recipe, with every default:\n{_indent(yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True))}"
-    )
+    complete = yaml.safe_dump(_plain(with_defaults(recipe)), sort_keys=False, allow_unicode=True)
+    print(f"recipe, with every default:\n{_indent(complete)}")
     check_tracker(recipe.train.tracker)
     plan = plan_data(recipe)
     print(f"data: {plan.summary()}")
@@ -49,18 +49,18 @@ def dry_run(recipe: Recipe) -> None:
             print("no steps were measured, because the run does not fit into the free memory")
             return
         with tempfile.TemporaryDirectory() as folder:
-            _measure(recipe, Path(folder), engine)
+            _measure(recipe, plan, Path(folder), engine)
 
 
-def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
+def _measure(recipe: Recipe, plan: Plan, folder: Path, engine: Engine) -> None:
     """Time data, steps and one evaluation on a small part of the data, and print what the whole run takes."""
     settings = recipe.train
     few = settings.batch_size
-    limited = dataclasses.replace(recipe.data, limit=min(recipe.data.limit or few, few))
     train = dataclasses.replace(settings, steps=max(settings.steps, WARMUP + MEASURED))
-    small = dataclasses.replace(recipe, output=str(folder), data=limited, train=train)
+    small = dataclasses.replace(recipe, output=str(folder), train=train)
     pairs, _ = requested_pairs(*method_options(recipe))
-    (teacher, dataset), preparing = _timed(lambda: prepare(small, plan_data(small), engine, most_pairs=few))
+    limited = _first_rows(recipe, plan, few)
+    (teacher, dataset), preparing = _timed(lambda: prepare(small, limited, engine, most=few))
     state = TrainState.build(small, teacher, engine)
     if engine.sharding is None:
         check_schedules(state.distiller)
@@ -79,7 +79,16 @@ def _measure(recipe: Recipe, folder: Path, engine: Engine) -> None:
     print(f"{step:.3g} seconds per step with a batch of {settings.batch_size}, after {WARMUP} step of warm-up")
     for name, seconds in parts.items():
         print(f"  {name:<14} {duration(seconds)}")
-    print(f"estimated total: {duration(sum(parts.values()))} on this machine with {engine.world_size} process(es)")
+    machine = f"this machine with {counted(engine.world_size, 'process', 'processes')}"
+    print(f"estimated total: {duration(sum(parts.values()))} on {machine}")
+
+
+def _first_rows(recipe: Recipe, plan: Plan, count: int) -> Plan:
+    """The first prompts or latents of the data; `prepare` limits images, because some may be unusable."""
+    if plan.latents is None:
+        return dataclasses.replace(plan, prompts=plan.prompts[:count])
+    count = min(recipe.data.limit or count, count)
+    return plan_data(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, limit=count)))
 
 
 def _evaluations(

@@ -40,13 +40,17 @@ def show(name: str) -> None:
 @click.argument("name")
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 def copy(name: str, target: Path | None) -> None:
-    """Copy the recipe NAME into TARGET (default: a file of that name here), to be edited."""
+    """Copy the recipe NAME into TARGET (default: a file of that name here), to be edited.
+
+    TARGET is a .yaml file, whose folder is made if there is none, or a folder that exists.
+    """
     source = recipe_file(name)
     target = Path(source.name) if target is None else target / source.name if target.is_dir() else target
     if target.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"TARGET must be a folder or a .yaml file, got {target}")
+        raise ValueError(f"TARGET must be a .yaml file or a folder that exists, got {target}")
     if os.path.lexists(target):  # also a broken link, which would be followed
         raise ValueError(f"{target} already exists; choose another file")
+    target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     print(f"{target}: edit it, then run fewstep train {target}")
 

@@ -28,6 +28,7 @@ from distill.methods.contract import check_schedules
 from distill.training.engine import Engine
 from distill.training.export_record import PIPELINE
 from distill.training.guard import Stop
+from distill.training.launch import exit_code
 from distill.training.metric_log import MetricLog
 from distill.training.observer import Observer
 from distill.training.optimizers import changed_rate
@@ -69,7 +70,8 @@ def train(
 
     Raises:
         ValueError: If the recipe or the data cannot be used, with what would be right.
-        SystemExit: With code 0 after SIGINT or SIGTERM; run it again to continue.
+        SystemExit: After SIGINT (code 130) or SIGTERM (143); run it again to continue. See `exit_code` for processes
+            that torchrun started.
         RunFailed: A SystemExit with code 3: training went wrong, and only its best EMA, if any, was exported.
     """
     check_tracker(recipe.train.tracker)
@@ -177,7 +179,7 @@ def distil(
         stop.restore()
         engine.wait()
         engine.print(f"stopped at step {state.step}; run the same command again to continue")
-        raise SystemExit(0)
+        raise SystemExit(exit_code(stop.number, engine.is_main))
     status.write("exporting")
     stop.restore()  # `finish` delays signals itself
     return finish(recipe, state, teacher, dataset, observer.held_out, engine, identity)

@@ -73,7 +73,7 @@ def api(kind: Callable[[Any], bool]) -> str:
 
 
 def include(path: str) -> str:
-    kind = {".py": "python", ".cfg": "ini"}.get(Path(path).suffix, "yaml")
+    kind = {".py": "python", ".toml": "toml"}.get(Path(path).suffix, "yaml")
     return f"```{kind}\n{(ROOT / path).read_text(encoding='utf-8').strip()}\n```"
 
 

@@ -158,15 +158,16 @@ class Comparison:
             jobs.insert(1, replace(jobs[0], name=REFERENCE_NAME, is_reference=True))
         measured = measure_rows(jobs, self.settings, self.options.out / "cache", machine)
         if self.context.reference is not None:
-            return measured, self.context.reference
+            return _without_repeated(measured), self.context.reference
         generated = measured.pop(1).result
-        return measured, Reference(generated.mean, generated.covariance, generated.features)
+        return _without_repeated(measured), Reference(generated.mean, generated.covariance, generated.features)
 
     def report(self, measured: list[MeasuredRow], reference: Reference, machine: dict[str, Any]) -> dict[str, Any]:
         """The contents of report.json."""
         options, inputs, settings = self.options, self.inputs, self.settings
         descriptions = {metric.key: description(metric) for metric in working(settings.metrics)}
-        table = rows(measured, reference, self.installed.classes, settings.metrics, options.seed, inputs.baseline)
+        baseline = [row.job for row in measured].index(inputs.jobs[inputs.baseline])
+        table = rows(measured, reference, self.installed.classes, settings.metrics, options.seed, baseline)
         metrics = working(settings.metrics)
         headings = {metric.key: metric.heading for metric in metrics}
         problems = [*self.installed.problems, *(metric.problem for metric in settings.metrics if metric.problem)]
@@ -179,7 +180,7 @@ class Comparison:
         return {
             "format": 1,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": options.command or shlex.join(sys.orig_argv),
+            "command": options.command or command_line(),
             "protocol": None if options.protocol is None else str(options.protocol),
             "teacher": None if inputs.teacher is None else teacher_entry(inputs),
             "runs": [
@@ -209,7 +210,7 @@ class Comparison:
                 "shown": prompts,
             },
             "frechet_column": headings["frechet_distance"],
-            "baseline": table[inputs.baseline]["name"],
+            "baseline": table[baseline]["name"],
             "memory_column": "Peak MB (GPU)" if settings.device.type == "cuda" else "Peak MB (process)",
             "machine": machine,
             "notes": notes(inputs, self.context, options.size, problems),
@@ -217,3 +218,20 @@ class Comparison:
             "metrics": [descriptions[metric.key] for metric in metrics],
             "rows": table,
         }
+
+
+def _without_repeated(measured: list[MeasuredRow]) -> list[MeasuredRow]:
+    """The rows without one of the teacher at its usual steps, for few steps, whose solver could not be replaced."""
+    usual = measured[0].job.num_steps
+    return [
+        row
+        for row in measured
+        if not (row.job.fast_solver and row.job.num_steps == usual and row.result.figures["solver"] is None)
+    ]
+
+
+def command_line() -> str:
+    """The command of this process, without the location of the interpreter and of the script `fewstep`."""
+    if Path(sys.argv[0]).stem == "fewstep":
+        return shlex.join(["fewstep", *sys.argv[1:]])
+    return shlex.join(["python", *sys.orig_argv[1:]])

@@ -9,8 +9,10 @@ opens it to the network. The time is that of the whole pipeline call, from promp
 
 import atexit
 import html
+import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_WAITING, RequestLimits
 from eval.pipelines.demo_pipelines import MAX_TEACHER_STEPS, Demo
 from eval.pipelines.demo_requests import LARGEST_SEED, MAX_BATCH, MAX_GUIDANCE, MAX_PROMPT_LENGTH, Request
 from eval.pipelines.machine import choose_device, choose_precision
-from teachers.support.errors import run_click
+from teachers.support.errors import EXIT_INTERRUPTED, run_click
 from teachers.support.text import printable
 
 MOST_ENTRIES = 20  # of the history
@@ -178,7 +180,7 @@ def serve(demo: Demo, host: str, port: int, share: bool, block: bool = True) -> 
     )
     blocks = page(demo, store).queue(max_size=MAX_WAITING)
     blocks.launch(
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         server_name=host,
         server_port=port,
         share=share,
@@ -190,7 +192,33 @@ def serve(demo: Demo, host: str, port: int, share: bool, block: bool = True) -> 
         css=STYLE,
         app_kwargs={"middleware": [Middleware(RequestLimits)]},
     )
+    if block:
+        wait_until_interrupted(blocks, store)
     return blocks
+
+
+def wait_until_interrupted(blocks: Any, store: Store, leave: Callable[[int], Any] = os._exit) -> None:
+    """Wait until Ctrl-C, and end the process at once.
+
+    The server's threads may still generate; gradio would wait for them, and a second Ctrl-C prints a traceback or
+    aborts the process.
+
+    Args:
+        blocks: The page, which is served.
+        store: Where results are written; it is deleted.
+        leave: Ends the process with an exit code.
+    """
+    from gradio.tunneling import CURRENT_TUNNELS
+
+    try:
+        while blocks.is_running:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        for tunnel in CURRENT_TUNNELS:
+            tunnel.kill()
+        store.close()
+        print("the page is closed", flush=True)
+        leave(EXIT_INTERRUPTED)
 
 
 def check_port(host: str, port: int) -> None:

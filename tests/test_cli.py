@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,16 @@ def test_help_is_quick_and_loads_no_torch(words):
     assert seconds < 0.5, f"{seconds:.2f} seconds of processor time"
 
 
+@pytest.mark.slow
+def test_status_is_quick_and_loads_no_torch(tmp_path):
+    values = {"run": "a", "phase": "finished", "step": 2, "steps": 2, "hours_trained": 0.1, "process": 1, "host": "b"}
+    values["held_out_frechet"] = {"1": 0.5, "2": None}
+    (tmp_path / "status.json").write_text(json.dumps(values))
+    done = script("status", tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert done.stdout.endswith("held-out Frechet distance 0.500 (1 step), not finite (2 steps)\n")
+    assert "| torch" not in done.stderr and "| diffusers" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "name", ["train", "eval", "sample", "export", "check", "pairs", "memory", "describe", "demo", "quickstart"]
 )
@@ -96,6 +107,10 @@ def test_usage_errors_have_code_2(capsys):
     ("words", "message"),
     [
         (("train", "pocket/dm"), "there is no recipe pocket/dm, did you mean 'pocket/dmd'?"),
+        (("train", "dmd"), "there is no recipe dmd, did you mean 'pocket/dmd'?"),
+        (("train", "LCM.yaml"), "there is no recipe LCM.yaml, did you mean 'pocket/lcm'?"),
+        (("memory", "sdxl"), "there is no recipe sdxl, did you mean 'sdxl_dmd2_lora'?"),
+        (("memory", "wan21"), "did you mean 'wan21_1_3b_dmd', 'wan21_1_3b_rcm' or 'wan21_1_3b_scm'?"),
         (("train", "pocket/dmd", "train.stesp=3"), "unknown key 'train.stesp', did you mean 'steps'?"),
         (("train", "pocket/dmd", "train.steps"), "an override must have the form key=value"),
         (("train", "pocket/dmd", "--config", "dpd"), "--config must be a file or one of ddp"),
@@ -157,6 +172,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
     assert fewstep("recipes", "copy", "pocket/dmd") == 2
     assert "already exists" in capsys.readouterr().err
     assert fewstep("recipes", "copy", "pocket/dmd", "mine.png") == 2
+    assert fewstep("recipes", "copy", "pocket/dmd", "new/folder/x.yaml") == 0
+    assert (tmp_path / "new" / "folder" / "x.yaml").read_text() == shown
     assert fewstep("recipes", "copy", "pocket/dmd", "mine.yaml") == 0 and (tmp_path / "mine.yaml").is_file()
 
 
@@ -206,13 +223,28 @@ def launch_two_without_a_configuration(module: str, *words: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("start", "code"), [
-    (launch_two, 2), (launch_two, 3), (launch_two_without_a_configuration, 2)
+    (launch_two, 2), (launch_two, 3), (launch_two, 130), (launch_two_without_a_configuration, 2)
 ])  # fmt: skip
 def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path, start, code):
     """The processes only end as `distill.train` does after an error, and do not import torch."""
     ended = Fork(tmp_path, start, ends.__name__, str(code), variables=NO_GPU | {"PYTHONPATH": str(ROOT)})
     assert ended.wait() == code
     assert ended.error == "error: this is one of 2 processes\n"
+
+
+@pytest.mark.parametrize(("launcher", "is_main", "code"), [
+    ({}, True, 130),
+    ({"TORCHELASTIC_RUN_ID": "a"}, True, 0),
+    ({"ACCELERATE_MIXED_PRECISION": "no"}, True, 0),
+    ({"TORCHELASTIC_RUN_ID": "a", launch.LAUNCHED: "1"}, True, 130),
+    ({"TORCHELASTIC_RUN_ID": "a", launch.LAUNCHED: "1"}, False, 0),
+])  # fmt: skip
+def test_only_our_launcher_is_told_of_a_stop(launcher, is_main, code, monkeypatch):
+    for name in (*launch.LAUNCHERS, launch.LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    assert launch.exit_code(signal.SIGINT, is_main) == code
 
 
 @pytest.mark.slow

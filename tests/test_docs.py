@@ -13,10 +13,12 @@ import pytest
 import distill
 from benchmarks.accessibility import BLOCKING, browser, findings
 from distill.cli import fewstep
-from distill.config.recipe import Recipe, load
+from distill.config.recipe import Recipe, load, method_options
 from distill.config.registry import DISTILLERS, find, installed
-from distill.config.shipped import shipped
+from distill.config.shipped import accelerate_file, shipped
 from distill.config.typed import document
+from distill.memory import read_processes
+from distill.methods.contract import requested_pairs
 from tests.settings import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,6 +85,40 @@ def test_overrides_in_the_documentation_are_keys(page):
         overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
         if command is fewstep.commands["train"] and overrides and arguments[0] in shipped():
             load(arguments[0], overrides)
+
+
+def examples(command: click.Command) -> list[list[str]]:
+    """The words of every example in the help of a command and its subcommands."""
+    lines = (command.help or "").partition("Example")[2].splitlines()
+    own = [shlex.split(line)[1:] for line in lines if line.strip().startswith("fewstep ")]
+    children = command.commands.values() if isinstance(command, click.Group) else ()
+    return own + [words for child in children for words in examples(child)]
+
+
+@pytest.mark.parametrize("words", examples(fewstep), ids=" ".join)
+def test_examples_in_the_help_can_be_run(words):
+    check_command(words)
+
+
+@every_page
+def test_commands_of_several_processes_in_the_documentation_can_be_run(page):
+    for words in commands_in(page.read_text()):
+        if "--num-processes" in words and "RECIPE" not in words and len(words) > 2:
+            check_command(words)
+
+
+def check_command(words: list[str]) -> None:
+    """The words can be parsed, the recipe can be loaded, and its batch and pairs suit the processes."""
+    command, arguments = resolve(words)
+    values = command.make_context(command.name, list(arguments)).params
+    if values.get("recipe") not in shipped():
+        return
+    recipe = load(values["recipe"], values["overrides"])
+    config, count = values.get("config"), values.get("num_processes")
+    if command is fewstep.commands["pairs"]:
+        assert requested_pairs(*method_options(recipe))[0] > 0
+    elif config or count:
+        read_processes(config and accelerate_file(config), count).samples(recipe)
 
 
 @every_page

@@ -165,3 +165,11 @@ def method_options(recipe: Recipe) -> tuple[type[Any], Any]:
         raise ValueError("the key 'method.name' is missing")
     cls = find(DISTILLERS, name)
     return cls, build(cls.Options, method, "method")
+
+
+def with_defaults(recipe: Recipe) -> Recipe:
+    """`recipe` with every option of its method, and an optimizer for each phase."""
+    cls, options = method_options(recipe)
+    optimizers = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in cls.PHASES}
+    method = {"name": recipe.method["name"], **dataclasses.asdict(options)}
+    return dataclasses.replace(recipe, method=method, optimizers=optimizers)

@@ -199,9 +199,11 @@ class TrainRecipe(Checked):
         """
         micro = self.batch_size // self.accumulation
         if micro % processes:
+            fitting = [n for n in range(1, self.accumulation) if self.batch_size % (n * processes) == 0]
+            advice = f"; train.accumulation={fitting[-1]} fits" if fitting else ""
             raise ValueError(
                 f"train.batch_size / train.accumulation must be a multiple of the number of processes ({processes}), "
-                f"got {micro}"
+                f"got {micro}{advice}"
             )
         return micro // processes
 

@@ -1,11 +1,13 @@
 """The recipes and launcher configurations that ship with the package, by name. Imports nothing slow."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from teachers.support.errors import suggest
 from teachers.support.regular import check_regular
 
 FOLDER = Path(__file__).parents[2] / "recipes"
+MOST = 5  # recipes that an error message suggests
 OTHERS = ("accelerate", "eval")  # folders of launcher configurations and evaluation protocols
 
 
@@ -31,8 +33,19 @@ def recipe_file(source: str | Path) -> Path:
     if name.removesuffix(".yaml") in known:
         return known[name.removesuffix(".yaml")]
     neighbours = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    hint = suggest(name, neighbours) or suggest(name, known)
+    hint = suggest(name, neighbours) or suggest_recipe(name.removesuffix(".yaml"), list(known))
     raise ValueError(f"there is no recipe {name}{hint or '; `fewstep recipes list` shows the recipes that ship'}")
+
+
+def suggest_recipe(name: str, known: Sequence[str]) -> str:
+    """`, did you mean ...?` with the shipped recipes that a wrong name may mean: a folder's, or those with the word."""
+    word = name.lower()
+    ends = [recipe for recipe in known if recipe.endswith(f"/{word}")]
+    found = ends or ([recipe for recipe in known if word in recipe] if "/" not in word else [])
+    if not found:
+        return suggest(word, known)
+    *others, last = [repr(recipe) for recipe in found[:MOST]]
+    return f", did you mean {', '.join(others) + ' or ' if others else ''}{last}?"
 
 
 def accelerate_file(name: str) -> Path:

@@ -7,8 +7,10 @@ from diffusers.utils import logging as diffusers_log
 
 from teachers.core.denoiser import Condition
 from teachers.core.teacher import Teacher
+from teachers.support.text import agree, counted, one_line
 
 BATCH = 64  # prompts or samples that are encoded together, at most
+TOKENIZED = 1024  # prompts that are tokenized together, at most
 
 
 def encode_prompts(teacher: Teacher, prompts: Sequence[str]) -> Condition:
@@ -25,6 +27,28 @@ def encode_prompts(teacher: Teacher, prompts: Sequence[str]) -> Condition:
     if wrong := non_finite_rows(rows):
         raise _not_finite(teacher, f"the caption {prompts[wrong[0]][:80]!r} (of {len(wrong)})")
     return rows
+
+
+def cut_prompts(teacher: Teacher, prompts: Sequence[str]) -> str | None:
+    """A warning about prompts that are longer than the text encoder's limit; None without any, or if it is unknown.
+
+    Call it while the text encoders are loaded.
+    """
+    limit = teacher.prompt_limit() if prompts else None
+    if limit is None:
+        return None
+    tokenizer, most = limit
+    found = []
+    for i in range(0, len(prompts), TOKENIZED):
+        part = list(prompts[i : i + TOKENIZED])
+        rows = tokenizer(part, truncation=False, verbose=False)["input_ids"]
+        found += [prompt for prompt, tokens in zip(part, rows, strict=True) if len(tokens) > most]
+    if not found:
+        return None
+    predicate = agree(len(found), f"are longer than the text encoder's {most} tokens and are cut")
+    return (
+        f'warning: {len(found):,} of {counted(len(prompts), "prompt")} {predicate}, such as "{one_line(found[0], 80)}"'
+    )
 
 
 def encode_unguided(teacher: Teacher) -> Condition:

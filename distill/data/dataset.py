@@ -21,7 +21,7 @@ from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.data.encoding import Encoder
 from distill.data.hf_datasets import HFImages, is_hf_source
-from distill.data.images import ImageFolder, Images
+from distill.data.images import FirstUsable, ImageFolder, Images
 from distill.data.latents import EmbeddedLatents, Latents
 from distill.data.shards import Table
 from distill.data.source_encoding import SourceEncoder
@@ -238,7 +238,12 @@ def open_images(recipe: DataRecipe, captioned: bool, medium: type[Medium] = Imag
 
 
 def prepare(
-    plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerator, contents: Contents | None = None
+    plan: Plan,
+    teacher: Teacher,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    contents: Contents | None = None,
+    most_rows: int | None = None,
 ) -> Dataset:
     """Encode captions and samples, or read them from the cache, and unload the text encoders. Every process calls it.
 
@@ -248,6 +253,7 @@ def prepare(
         recipe: The run's recipe.
         accelerator: The processes and the device.
         contents: What the teacher computes with; by default its `contents` in memory.
+        most_rows: The most samples that are encoded; None: all. Those that cannot be used do not count.
 
     Raises:
         ValueError: If no sample is readable, or the cache cannot be written.
@@ -256,13 +262,13 @@ def prepare(
         accelerator.print(note)
     contents = teacher.contents() if contents is None else contents
     if teacher.source:
-        return _prepare_sources(plan, teacher, recipe, accelerator, contents)
+        return _prepare_sources(plan, teacher, recipe, accelerator, contents, most_rows)
     encoder = Encoder(teacher, recipe.cache, accelerator, contents)
     captions, latents = plan.captions, None
     if plan.latents is not None:
         latents = plan.latents.table(teacher, contents, accelerator.device)
     elif plan.images is not None:
-        captions, latents = encoder.encode_images(plan.images)
+        captions, latents = encoder.encode_images(_first(plan.images, encoder, most_rows))
     distinct = list(dict.fromkeys(captions))
     row = {caption: i for i, caption in enumerate(distinct)}
     cond = encoder.encode_captions(distinct)
@@ -272,15 +278,26 @@ def prepare(
 
 
 def _prepare_sources(
-    plan: Plan, teacher: Teacher, recipe: Recipe, accelerator: Accelerator, contents: Contents
+    plan: Plan,
+    teacher: Teacher,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    contents: Contents,
+    most_rows: int | None,
 ) -> Dataset:
     """`prepare` for teachers with source images: every row has a condition of its own."""
     assert plan.images is not None
     encoder = SourceEncoder(teacher, recipe.cache, accelerator, contents)
-    captions, cond, latents = encoder.encode_rows(plan.images, plan.targets)
+    encoder.targets = plan.targets
+    captions, cond, latents = encoder.encode_rows(_first(plan.images, encoder, most_rows))
     teacher.unload_encoders()
     rows = torch.arange(len(captions))
     return Dataset(captions, cond, rows, latents, teacher=contents, sources=plan.images.content_key)
+
+
+def _first(images: Images, encoder: Encoder, count: int | None) -> Images:
+    """The first `count` images that the encoder can use, or all."""
+    return images if count is None else FirstUsable(images, count, lambda row: not isinstance(encoder.read(row), str))
 
 
 def caption_rows(indices: Tensor, captions: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.data import shards
-from distill.data.conditions import BATCH, encode_prompts, encode_unguided, non_finite_rows, precision_of
+from distill.data.conditions import BATCH, cut_prompts, encode_prompts, encode_unguided, non_finite_rows, precision_of
 from distill.data.images import Images, Row
 from distill.data.shards import SHARD, Table
 from teachers.core.denoiser import Condition
@@ -64,15 +64,22 @@ class Encoder:
             self._write(null, null_key, encode_unguided(self.teacher))
         parts = [captions[i : i + SHARD] for i in range(0, len(captions), SHARD)]
         keys = [key(encoder, part) for part in parts]
-        own = range(self.accelerator.process_index, len(keys), self.accelerator.num_processes)
+        own, before = range(self.accelerator.process_index, len(keys), self.accelerator.num_processes), self.written
         for number in tqdm(own, desc="prompts", unit="shard", disable=not self.accelerator.is_main_process, delay=1):
             if not shards.is_valid(self._file(keys[number]), keys[number]):
                 self._write(self._file(keys[number]), keys[number], encode_prompts(self.teacher, parts[number]))
+        if self.written > before:
+            self.warn_of_cut_prompts(captions)
         self.accelerator.wait_for_everyone()
         if guided:
             row = torch.zeros(1, dtype=torch.long)
             self.teacher.null_cache = shards.load([null], self.accelerator.device).gather(row)
         return shards.load([self._file(name) for name in keys], self.accelerator.device)
+
+    def warn_of_cut_prompts(self, captions: Sequence[str]) -> None:
+        """Print how many captions are too long for the text encoder, on the main process."""
+        if self.accelerator.is_main_process and (warning := cut_prompts(self.teacher, captions)):
+            self.accelerator.print(warning)
 
     def encode_images(self, images: Images) -> tuple[list[str], Table]:
         """Encode all readable images, clips or sounds.

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from distill.data.splits import in_training_folders
@@ -179,6 +180,21 @@ class ImageFolder(ListedImages):
             count = counted(len(empty), self.medium.noun, self.medium.plural)
             notes.append(f"{count} {agree(len(empty), 'have an empty caption')}: {first_names(empty)}")
         return notes
+
+
+class FirstUsable(ListedImages):
+    """The first rows of other images that can be used.
+
+    Args:
+        images: The other images.
+        count: The largest number of rows.
+        usable: Whether a row can be used.
+    """
+
+    def __init__(self, images: Images, count: int, usable: Callable[[Row], bool]) -> None:
+        read = (row for block in images.blocks(count) for row in block.read())
+        rows = list(islice(filter(usable, read), count))
+        super().__init__(rows, [key(row.name, row.caption) for row in rows], images.notes)
 
 
 def _text(value: object, where: str) -> str | None:

@@ -16,16 +16,19 @@ COND = "cond/"  # prefix of the tensors of the condition
 
 
 class SourceEncoder(Encoder):
-    """An `Encoder` for teachers with source images: each row of the data has a condition of its own."""
+    """An `Encoder` for teachers with source images: each row of the data has a condition of its own.
+
+    Attributes:
+        targets: Whether the edited images are encoded too.
+    """
 
     targets = True
 
-    def encode_rows(self, images: Images, targets: bool) -> tuple[list[str], Table, Table | None]:
+    def encode_rows(self, images: Images) -> tuple[list[str], Table, Table | None]:
         """Encode all readable rows, and the condition of the empty prompt.
 
         Args:
             images: Their source.
-            targets: Whether the edited images are encoded too.
 
         Returns:
             The instructions, the conditions, one row for each instruction, and the latents of the edited images as "x".
@@ -33,15 +36,19 @@ class SourceEncoder(Encoder):
         Raises:
             ValueError: If no row is readable.
         """
-        self.targets = targets
         self.encode_captions([])
-        stored = self.read_shards(images, self.encoder_key("condition") + self.encoder_key("encode") + str(targets))
+        before = self.written
+        stored = self.read_shards(
+            images, self.encoder_key("condition") + self.encoder_key("encode") + str(self.targets)
+        )
         captions = self.report(stored)
+        if self.written > before:
+            self.warn_of_cut_prompts(captions)
         device, used = self.accelerator.device, [shard for shard in stored if len(shard["x"])]
         conditions = [
             {name.removeprefix(COND): value for name, value in shard.items() if name.startswith(COND)} for shard in used
         ]
-        latents = Table([{"x": shard["x"]} for shard in used], device) if targets else None
+        latents = Table([{"x": shard["x"]} for shard in used], device) if self.targets else None
         return captions, Table(conditions, device), latents
 
     def read(self, row: Row) -> tuple[list[Tensor], Sequence[str]] | str:

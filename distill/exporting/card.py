@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from distill.exporting.model_card import gallery
-from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd
+from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, TEACHER, FrontEnd
 from distill.exporting.model_card.metadata import metadata, written
 from distill.exporting.model_card.sections import guidance_note, license_note, limits_note, origin, training_note
 from distill.exporting.usage import usage_section
@@ -107,7 +107,7 @@ def lora_front_end(
     lines = "\n".join(loads)
     code = f"""{imports}
 {load_image}
-pipe = {pipeline}.from_pretrained({record["teacher"]["path"]!r})
+pipe = {pipeline}.from_pretrained({record["teacher"]["path"] or TEACHER!r})
 pipe.scheduler = {scheduler}.from_pretrained("{PLACEHOLDER}", subfolder="scheduler")
 {lines}
 {sources}{call_lines(record["lora"]["calls"], prompt, output, ignored_note(record))}

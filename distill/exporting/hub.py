@@ -1,6 +1,7 @@
 """The evaluation in a pipeline's model card, and the upload to the Hugging Face Hub."""
 
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,38 +36,50 @@ def find_report(pipeline: Path, report: Path | None) -> dict[str, Any] | None:
 
     Args:
         pipeline: The folder of an exported pipeline.
-        report: The folder of a report; None: search in the run and in the folders above it.
+        report: The folder of a report; None: the newest one in a folder beside the pipeline, beside the run or beside
+            the run's parent, whatever its name.
 
     Returns:
         The contents of `report.json` with the runs of this pipeline only, or None if there is none.
 
     Raises:
-        ValueError: If a report is damaged, or `report` is given and has no evaluation of this pipeline, or one of other
-            contents of its files.
+        ValueError: If `report` is given and is damaged, has no evaluation of this pipeline, or one of other contents of
+            its files. If the evaluation in the pipeline's folder is damaged.
     """
     run, identity = pipeline.resolve().parent, pipeline_identity(pipeline)
-    near = [folder / "report" / REPORT for folder in (run, run.parent, run.parent.parent)]
-    for file in [report / REPORT] if report else [*near, pipeline / EVALUATION]:
+    near = [file for folder in (run, run.parent, run.parent.parent) for file in folder.glob(f"*/{REPORT}")]
+    found = []
+    for file in [report / REPORT] if report else [pipeline / EVALUATION, *near]:
         try:
             stored = read_sealed_json(file)
             current = [entry for entry in stored["runs"] if entry.get("contents") == identity]
             named = [entry for entry in stored["runs"] if Path(entry["folder"]).resolve() == pipeline.resolve()]
         except Damaged as error:
+            if file in near:  # it may be another program's
+                continue
             raise ValueError(f"{error}; evaluate the pipeline again with fewstep eval {run}") from error
         except (OSError, KeyError, TypeError, AttributeError):
             continue
         if current:  # the contents count: folders are moved, and stand in a report as they were named
-            return stored | {"runs": current[:1]}
-        if named and report:
+            found.append(stored | {"runs": current[:1]})
+        elif named and report:
             raise ValueError(
                 f"{file} must be an evaluation of {pipeline} as it is now, but its files have changed; evaluate it "
                 f"again with fewstep eval {run}"
             )
-    if report:
+    if report and not found:
         raise ValueError(
             f"{report} contains no evaluation of {pipeline}; evaluate it with fewstep eval {run} --out {report}"
         )
-    return None
+    return max(found, key=_time, default=None)
+
+
+def _time(report: dict[str, Any]) -> float:
+    """When a report was made, in seconds; file times change when a folder is copied."""
+    try:
+        return datetime.fromisoformat(str(report.get("date"))).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def add_evaluation(text: str, report: dict[str, Any] | None) -> str:

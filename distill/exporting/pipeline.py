@@ -45,6 +45,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
 from teachers.loading.contents import stored_files
 from teachers.loading.embedded import EMBEDDED
+from teachers.loading.notices import without_notices
 from teachers.loading.prompts import read_prompts
 from teachers.loading.record import read_record, write_record
 from teachers.loading.saving import save_pipeline
@@ -170,7 +171,8 @@ def lora_pipeline(kind: type[DiffusionPipeline], folder: Path, teacher: Teacher,
     assert isinstance(student.network, Adapted)
     base = Adapted(student.network.lora_base).merged_copy()  # without an adapter: the teacher's own network
     options = {teacher.network: base, **stored_without(kind, folder), **without_checker(kind)}
-    return kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
+    with without_notices():
+        return kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
 
 
 def export_student(

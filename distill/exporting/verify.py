@@ -37,6 +37,7 @@ from teachers.loading.components import absent_components
 from teachers.loading.corrections import correct_autoencoder
 from teachers.loading.inspection import check_folder
 from teachers.loading.load_errors import loading_errors
+from teachers.loading.notices import without_notices
 from teachers.loading.source import check_trusted, check_weights
 from teachers.loading.weights import weight_files
 from teachers.networks.precision import float32_products
@@ -253,7 +254,8 @@ def load_exported(
         options = absent if safety_checker else absent | without_checker(kind)
         variants = {weight_files(path)[0] for path in Path(folder).iterdir() if path.is_dir()} - {None}
         options |= {"variant": variants.pop()} if len(variants) == 1 else {}
-        pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
+        with without_notices():
+            pipe = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     correct_autoencoder(pipe)
     return on_device(pipe, device)
 

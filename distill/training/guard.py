@@ -26,9 +26,13 @@ class Stop:
     Args:
         group: A process group for CPU tensors; None for one process.
         message: What is printed at the first signal.
+
+    Attributes:
+        number: The signal, 0 before the first one. Every process has the same one once `agreed` has returned True.
     """
 
     def __init__(self, group: Any = None, message: str = "") -> None:
+        self.number = 0
         self._message = message
         self._requested_at: float | None = None
         self._group = group
@@ -43,7 +47,7 @@ class Stop:
 
     def _handle(self, number: int, frame: object) -> None:
         if self._requested_at is None:
-            self._requested_at = time.monotonic()
+            self._requested_at, self.number = time.monotonic(), number
             if self._message:
                 os.write(2, f"\n{self._message}\n".encode())  # print may be interrupted inside itself
         elif time.monotonic() - self._requested_at > SAME_REQUEST:
@@ -59,12 +63,13 @@ class Stop:
     def agreed(self) -> bool:
         """Whether to stop now. Every process calls this once after each step; all receive the same answer."""
         if self._group is None:
-            return self._requested_at is not None
+            return self.number > 0
         answer = False
         if self._pending is not None:
             self._pending.wait()
-            answer = bool(self._flag.item())
-        self._flag = torch.tensor([float(self._requested_at is not None)])
+            if answer := bool(self._flag.item()):
+                self.number = int(self._flag.item())
+        self._flag = torch.tensor([float(self.number)])
         self._pending = None if answer else dist.all_reduce(
             self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
         )  # fmt: skip

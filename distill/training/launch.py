@@ -10,7 +10,27 @@ from subprocess import CalledProcessError
 import torch
 
 from distill.config.shipped import accelerate_file
-from teachers.support.errors import EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED
+from teachers.support.errors import EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_SIGNAL, EXIT_TERMINATED
+
+# In the environment of the processes that `launch` starts.
+LAUNCHED = "FEWSTEP_LAUNCHED"
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # variables that torchrun and accelerate always set
+KNOWN = (EXIT_FAILED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED)  # of a process that has printed why it ended
+
+
+def exit_code(number: int, is_main: bool) -> int:
+    """The exit code of a process whose run was stopped by a signal and has saved.
+
+    It is 128 plus the signal's number. torchrun and accelerate's launcher would print a traceback, and torchrun would
+    end the other processes, so their processes have 0, except the main one under `launch`, which understands the code.
+
+    Args:
+        number: The signal's number.
+        is_main: Whether this is the run's main process.
+    """
+    if any(name in os.environ for name in LAUNCHERS) and not (is_main and LAUNCHED in os.environ):
+        return 0
+    return EXIT_SIGNAL + number
 
 
 def launch(module: str, arguments: Sequence[str], config: Path | None, processes: int | None) -> int:
@@ -24,7 +44,8 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
         processes: Number of processes; None: the number in the configuration.
 
     Returns:
-        The exit code: 0; 2 if a process ended with a user error; 3 if training went wrong; 130 after a signal; else 1.
+        The exit code: 0; 2 if a process ended with a user error; 3 if training went wrong; 130 after SIGINT, 143 after
+        SIGTERM; else 1.
     """
     from accelerate.commands.config.config_args import default_config_file
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -32,6 +53,7 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below
+    os.environ[LAUNCHED] = "1"
     os.environ["PYTHONSAFEPATH"] = "1"  # nothing in the working directory shadows this package in the child processes
     if config is None and processes is not None and processes > 1 and not Path(default_config_file).is_file():
         # accelerate itself would start one process on a CPU
@@ -43,10 +65,9 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
         launch_command(parsed)
     except ChildFailedError as error:
         failures = error.failures.values()
-        if any(failure.exitcode == EXIT_FAILED for failure in failures):
-            return EXIT_FAILED
-        if any(failure.exitcode == EXIT_ERROR for failure in failures):
-            return EXIT_ERROR  # the process has printed its error
+        for code in KNOWN:
+            if any(failure.exitcode == code for failure in failures):
+                return code
         for failure in failures:
             if str(failure.message).startswith(("error: ", "unexpected error: ")):
                 continue  # likewise
@@ -55,7 +76,7 @@ def launch(module: str, arguments: Sequence[str], config: Path | None, processes
         return 1
     except SignalException as error:
         print(f"stopped by {error.sigval.name}; run the same command again to continue", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_SIGNAL + error.sigval.value
     except CalledProcessError as error:  # a single process, which has printed why it failed
-        return error.returncode if error.returncode in (EXIT_ERROR, EXIT_FAILED) else 1
+        return error.returncode if error.returncode in KNOWN else 1
     return 0

@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.config.recipe import Recipe, method_options
+from distill.config.recipe import Recipe, method_options, with_defaults
 from distill.config.registry import TEACHERS, find
-from distill.config.sections import OptimizerRecipe
 from distill.data.dataset import Plan
 from distill.training import checkpoint
 from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
@@ -57,7 +56,7 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     Returns:
         Values of the recipe as JSON and hashes of contents, by name.
     """
-    fixed = dataclasses.asdict(recipe)
+    fixed = dataclasses.asdict(with_defaults(recipe))
     for name in ("name", "output", "evaluation", "export"):
         del fixed[name]
     del fixed["teacher"]["path"]
@@ -77,10 +76,7 @@ def fingerprint(recipe: Recipe, plan: Plan, teacher: Teacher | None = None) -> d
     fixed["train"] = {name: fixed["train"][name] for name in FIXED}
     if recipe.train.ema_half_lives:
         fixed["train"]["ema"] = list(recipe.train.ema_half_lives)
-    method, options = method_options(recipe)
-    fixed["method"] = {"name": recipe.method["name"]} | dataclasses.asdict(options)
-    optimizers = {phase: recipe.optimizers.get(phase, OptimizerRecipe()) for phase in method.PHASES}
-    fixed["optimizers"] = {phase: dataclasses.asdict(optimizer) for phase, optimizer in optimizers.items()}
+    method, _ = method_options(recipe)
     with reading(recipe.teacher.path or "the teacher"):
         contents = stored_contents(recipe) if teacher is None else teacher.contents()
     return {

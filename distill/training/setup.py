@@ -173,7 +173,7 @@ def prepare(
     plan: data.Plan,
     engine: Engine,
     teacher: Teacher | None = None,
-    most_pairs: int | None = None,
+    most: int | None = None,
 ) -> tuple[Teacher, Dataset]:
     """Load the teacher, encode the data and make the method's teacher pairs. Every process calls it.
 
@@ -182,7 +182,7 @@ def prepare(
         plan: The data, from `plan_data`.
         engine: The run's engine.
         teacher: A teacher that is in memory already, instead of the recipe's.
-        most_pairs: The most teacher pairs that are made; None: as many as the method requests.
+        most: The most samples that are encoded and the most teacher pairs that are made; None: all.
 
     Returns:
         The teacher, without its text encoders in memory, and the dataset.
@@ -198,8 +198,8 @@ def prepare(
             if few := distilled(teacher.locate(recipe.teacher.path)):
                 engine.print(f"warning: the teacher seems to be distilled already: {few}")
         teacher.export_schedule = recipe.export.schedule
-        dataset = data.prepare(plan, teacher, recipe, engine.accelerator, contents)
-        requested = (pairs if most_pairs is None else min(pairs, most_pairs)), steps
+        dataset = data.prepare(plan, teacher, recipe, engine.accelerator, contents, most)
+        requested = (pairs if most is None else min(pairs, most)), steps
         return teacher, teacher_pairs.attach(dataset, recipe, teacher, requested, engine.accelerator)
 
 

@@ -11,18 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distill.config.recipe import Recipe
 from distill.training.jsonl_log import warn_if_unwritable
-from eval.pipelines.jobs import steps_text
+from teachers.support.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from teachers.support.files import atomic_write
 from teachers.support.json_files import read_json
-from teachers.support.text import printable
+from teachers.support.text import counted, printable
+
+if TYPE_CHECKING:  # it imports torch, which is slow
+    from distill.config.recipe import Recipe
 
 FILE = "status.json"
 OFTEN = 5.0  # seconds between two versions while training
 ENDED = ("finished", "stopped", "failed")
+STOPPED = (0, EXIT_INTERRUPTED, EXIT_TERMINATED)  # exit codes of a run that a signal stopped
 PHASES = ("preparing", "training", "evaluating", "exporting", *ENDED)
 
 
@@ -41,7 +44,7 @@ class Status:
         evaluation_seconds: Their time.
     """
 
-    def __init__(self, recipe: Recipe, writes: bool) -> None:
+    def __init__(self, recipe: "Recipe", writes: bool) -> None:
         self.recipe, self.writes = recipe, writes
         self.phase, self.step, self.seconds = "preparing", 0, 0.0
         self.evaluations, self.evaluation_seconds = 0, 0.0
@@ -137,7 +140,7 @@ class Status:
         try:
             yield
         except SystemExit as end:
-            self.write("failed" if end.code else "stopped")
+            self.write("stopped" if end.code in STOPPED else "failed")
             raise
         except KeyboardInterrupt:
             self.write("stopped")
@@ -151,14 +154,16 @@ class Status:
 def summary(values: dict[str, Any]) -> str:
     """One line about a run from the contents of its status file."""
     parts = [f"{values['phase']}, step {values['step']:,} of {values['steps']:,}"]
-    left, total = values["hours_left"], values["estimated_total_hours"]
+    left, total = values.get("hours_left"), values.get("estimated_total_hours")
     if values["phase"] not in ENDED and left is not None and total is not None:
         parts.append(f"{duration(3600 * left)} left of an estimated {duration(3600 * total)}")
     else:
         parts.append(f"{duration(3600 * values['hours_trained'])} of training")
-    if values["held_out_frechet"]:
+    if values.get("held_out_frechet"):
         distances = values["held_out_frechet"].items()
-        shown = ", ".join(f"{'not finite' if d is None else f'{d:.3f}'} ({steps_text(int(n))})" for n, d in distances)
+        shown = ", ".join(
+            f"{'not finite' if d is None else f'{d:.3f}'} ({counted(int(n), 'step')})" for n, d in distances
+        )
         parts.append(f"held-out Frechet distance {shown}")
     return f"{values['run']}: {'; '.join(parts)}"
 

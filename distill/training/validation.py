@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from tqdm import tqdm
 
 from distill.config.recipe import Recipe
 from distill.data import shards
-from distill.data.conditions import encode_prompts
+from distill.data.conditions import cut_prompts, encode_prompts
 from distill.methods.base import Distiller
 from distill.methods.compiling import eager
 from distill.training.decoding import chunk_size, decode_samples
@@ -56,6 +57,8 @@ class Validation:
         self.prompts, self.seeds = list(recipe.evaluation.validation_prompts), recipe.evaluation.validation_seeds
         with torch.no_grad():
             self.cond = {k: v.to(device) for k, v in encode_prompts(teacher, self.prompts).items()}
+        if writes and (warning := cut_prompts(teacher, self.prompts)):
+            tqdm.write(warning)
         teacher.unload_encoders()
         self.noise = torch.stack([self._noise(seed) for _ in self.prompts for seed in self.seeds])
         self.chunk = min(8, chunk_size(teacher.medium))

@@ -12,9 +12,10 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
+from eval.config.media_names import WITHOUT_WEIGHTS
 from eval.features.extractors import Extractor
 from eval.features.resize import center_crop_resize
-from teachers.media import Medium
+from teachers.media import Audio, Medium, Video
 from teachers.support.colour_profiles import is_srgb
 from teachers.support.errors import reads
 from teachers.support.images import image_header, read_as_clean_fid
@@ -117,11 +118,13 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
         size: Crop and resize images to this many pixels per side first; None leaves them unchanged.
 
     Raises:
-        ValueError: If there are fewer than two samples, or one of them cannot be read or has a wrong size.
+        ValueError: If there are fewer than two samples, or one of them cannot be read or has a wrong size; if a folder
+            of images contains clips or sounds.
     """
     if extractor.medium is not None:
         return _features_of_media(folder, extractor, extractor.medium, batch_size)
     files = list_images(folder)
+    _check_no_clips(folder, extractor.name)
     if len(files) < 2:
         unread = _unread(list_files(folder))
         raise ValueError(
@@ -134,6 +137,31 @@ def features_of_folder(folder: Path, extractor: Extractor, batch_size: int = 32,
             features.append(extractor(center_crop_resize(batch, size)).cpu())
             bar.update(len(batch))
     return torch.cat(features)
+
+
+def _check_no_clips(folder: Path, features: str) -> None:
+    """Raise ValueError if a folder contains clips or sounds, of which only single pictures would be read, or none."""
+    files = list_files(folder)
+    for medium in (Video, Audio):
+        others = [file for file in files if medium.lists(file) and (not is_picture(file) or is_animated(file))]
+        if others:
+            raise ValueError(
+                f"{folder} must contain images only for the features {features}, but has "
+                f"{counted(len(others), medium.noun, medium.plural)} ({first_names([file.name for file in others])}); "
+                f"use --features {WITHOUT_WEIGHTS[medium.name]} for {medium.plural}, or move them out of the folder"
+            )
+
+
+def is_picture(file: Path) -> bool:
+    """Whether a file with this name may be an image."""
+    return is_image(file) or file.suffix.lower() in ALMOST
+
+
+def is_animated(file: Path) -> bool:
+    """Whether an image has several frames; a damaged one has not."""
+    with contextlib.suppress(ValueError), image_header(file) as image:
+        return getattr(image, "n_frames", 1) > 1
+    return False
 
 
 def _features_of_media(folder: Path, extractor: Extractor, medium: Medium, batch_size: int) -> Tensor:

@@ -1,11 +1,10 @@
 """The interface of a metric: what it declares and what it returns. `context` has what it may read.
 
 A metric is one class in one file. It becomes part of every comparison through the entry-point group `distill.metrics`,
-in the setup.cfg of this project or of any installed package:
+in the setup.cfg of this project or in the pyproject.toml of any installed package:
 
-    [options.entry_points]
-    distill.metrics =
-        mean_brightness = my_package.mean_brightness:MeanBrightness
+    [project.entry-points."distill.metrics"]
+    mean_brightness = "my_plugin.mean_brightness:MeanBrightness"
 
 Most metrics subclass one of these:
 

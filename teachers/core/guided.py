@@ -41,6 +41,13 @@ class Guided(Contract, ABC):
             Tensors (B, ...); floating-point values are float32.
         """
 
+    def prompt_limit(self) -> tuple[Any, int] | None:
+        """The tokenizer and the number of its tokens after which `condition` cuts a prompt; None if it is unknown.
+
+        It may load the text encoders.
+        """
+        return None
+
     def source_condition(self, prompts: Sequence[str], sources: Tensor | None) -> Condition:
         """`condition` with source images.
 

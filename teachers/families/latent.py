@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from teachers.core.denoiser import Call, Condition, Denoiser, Prediction, default_call
 from teachers.core.few_step import flow_scheduler, is_default_schedule, native_levels
@@ -143,6 +144,15 @@ class LatentTeacher(Autoencoding, NativeExports):
         if self.origin is not None and self._text_pipeline is None:
             self._text_pipeline = self._load_text_pipeline().to(self.device)
         return self._text_pipeline or self.stock
+
+    def prompt_limit(self) -> tuple[Any, int] | None:
+        """That of pipelines whose text encoders are all CLIP's."""
+        parts = self.text_pipeline().components.items()
+        tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
+        if not tokenizers or not all(isinstance(part, CLIPTokenizer) for part in tokenizers):
+            return None
+        shortest = min(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
+        return shortest, int(shortest.model_max_length)
 
     @property
     def text_encoders_loaded(self) -> bool:

@@ -98,6 +98,9 @@ class Wan(LatentVideo):
             )
         return {"encoder_hidden_states": text.float()}
 
+    def prompt_limit(self) -> tuple[Any, int] | None:
+        return self.text_pipeline().tokenizer, int(self.size["max_sequence_length"])
+
     def meta_condition(self) -> Condition:
         length, width = int(self.size["max_sequence_length"]), self.stock.transformer.config.text_dim
         return {"encoder_hidden_states": torch.empty(1, length, width, device="meta")}

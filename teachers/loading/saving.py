@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from teachers.loading.notices import without_notices
 from teachers.support.text import read_text
 
 
@@ -22,7 +23,8 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path, **options: Any) -> 
         folder: Where to save it.
         options: Further arguments of `save_pretrained`, such as `max_shard_size`.
     """
-    pipeline.save_pretrained(folder, safe_serialization=True, **options)
+    with without_notices():
+        pipeline.save_pretrained(folder, safe_serialization=True, **options)
     for config in (folder / DiffusionPipeline.config_name, *folder.glob("*/*config.json")):
         leave_out_origin(config)
     for config in folder.glob("*/config.json"):

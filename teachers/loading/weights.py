@@ -23,6 +23,7 @@ from torch import nn
 
 from teachers.loading.components import OPTIONAL, installed_class
 from teachers.loading.location import INDEX
+from teachers.loading.notices import without_notices
 from teachers.loading.sizes import check_memory, check_sizes
 from teachers.loading.trust import check_no_adapter
 from teachers.support.json_files import read_json
@@ -172,7 +173,7 @@ def load_network(
     )
     options |= {"variant": variant, "use_safetensors": safetensors, "device_map": device}
     try:
-        with LOADING:
+        with without_notices(), LOADING:
             network, info = kind.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options
             )

@@ -9,6 +9,7 @@ import dis
 import io
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -26,7 +27,9 @@ from teachers.support.text import LONGEST_LINE, one_line, printable
 Source = TypeVar("Source")
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
-EXIT_UNEXPECTED, EXIT_ERROR, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_UNEXPECTED, EXIT_ERROR, EXIT_FAILED = 1, 2, 3
+EXIT_SIGNAL = 128  # plus the number of the signal that ended a command, as in a shell
+EXIT_INTERRUPTED, EXIT_TERMINATED = EXIT_SIGNAL + signal.SIGINT, EXIT_SIGNAL + signal.SIGTERM
 # "1" in the environment: tracebacks are printed, also those of processes that a launcher starts.
 DEBUG = "FEWSTEP_DEBUG"
 LONGEST = 2000  # characters of an error message

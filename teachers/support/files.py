@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +83,9 @@ def atomic_write(path: Path, concurrent: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         _check_same_kind(temporary, path)
-        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+        written = [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]
+        _set_usual_mode(written)
+        for file in written:
             flush_to_disk(file)
         if path.is_dir():
             replaced = path.with_name(f".{path.name}{REPLACED}.tmp")
@@ -99,6 +101,21 @@ def atomic_write(path: Path, concurrent: bool = False) -> Iterator[Path]:
         if _is_unwritable(error):
             raise OSError(f"{path} cannot be written ({' '.join(str(error).split())[:200]})") from error
         raise
+
+
+def _set_usual_mode(written: Sequence[Path]) -> None:
+    """Give files that only their owner may read, as safetensors writes them, the mode of every other new file."""
+    private = [file for file in written if file.is_file() and not file.is_symlink() and not file.stat().st_mode & 0o077]
+    if not private or os.name == "nt":
+        return
+    probe = private[0].with_name(f".{os.getpid()}.mode.tmp")  # the umask cannot be read without changing it
+    remove(probe)
+    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    usual = os.fstat(handle).st_mode & 0o777
+    os.close(handle)
+    remove(probe)
+    for file in private:
+        file.chmod(usual | file.stat().st_mode)
 
 
 def _check_same_kind(temporary: Path, path: Path) -> None:

@@ -14,6 +14,10 @@ from teachers.support.text import one_line, printable
 BARS = re.compile(r"(\r|\x1b\[\d{0,3}A|\x1b\[K|\x1b\[[\d;]{0,20}m)")
 
 
+# Warnings of libraries about how other libraries call them: a kind, and the beginning of the text.
+FOR_DEVELOPERS = ((DeprecationWarning, ""), (FutureWarning, ""), (UserWarning, "The `local_dir_use_symlinks` argument"))
+
+
 class CleanStream:
     """A text stream that writes control characters and marks of direction as escape sequences.
 
@@ -48,7 +52,7 @@ def clean_output(short: bool = True) -> Iterator[None]:
 
     Args:
         short: Whether a warning or log message is one short line, without source lines and tracebacks: those about a
-            foreign file can quote all of it.
+            foreign file can quote all of it. Warnings for developers are then left out.
     """
     write_warning, make_record = warnings.formatwarning, logging.getLogRecordFactory()
 
@@ -68,7 +72,13 @@ def clean_output(short: bool = True) -> Iterator[None]:
     logging.setLogRecordFactory(record)
     try:
         # Progress bars are on standard error; nothing else that is printed there comes from strangers unchanged.
-        with redirect_stdout(_clean(sys.stdout, bars=False)), redirect_stderr(_clean(sys.stderr, bars=True)):
+        with (
+            redirect_stdout(_clean(sys.stdout, bars=False)),
+            redirect_stderr(_clean(sys.stderr, bars=True)),
+            warnings.catch_warnings(),
+        ):
+            for kind, message in FOR_DEVELOPERS if short else ():
+                warnings.filterwarnings("ignore", message, kind)
             yield
     finally:
         warnings.formatwarning = write_warning

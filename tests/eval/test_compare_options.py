@@ -3,12 +3,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import eval.compare
+from eval.compare import _without_repeated, command_line
 from eval.config.options import Options
+from eval.pipelines.cached import MeasuredRow
+from eval.pipelines.jobs import Job
 from tests.commands import eval_main as main
 
 MISTAKES = {
@@ -117,3 +121,28 @@ def test_eval_never_imports_distill():
 def test_options_are_checked_without_importing_torch():
     code = "import sys, eval.config.options, eval.config.protocol; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("started", "argv", "shown"),
+    [
+        (["/home/me/v/bin/python3", "/home/me/v/bin/fewstep", "eval", "a b"], 1, "fewstep eval 'a b'"),
+        (["C:/python.exe", "C:/Scripts/fewstep.exe", "eval", "a"], 1, "fewstep eval a"),
+        (["/usr/bin/python3", "-m", "eval", "a"], 2, "python -m eval a"),
+        (["/usr/bin/python3", "-X", "utf8", "mine.py", "a"], 3, "python -X utf8 mine.py a"),
+    ],
+)
+def test_the_command_of_a_report_has_no_location_of_the_interpreter(monkeypatch, started, argv, shown):
+    monkeypatch.setattr(sys, "orig_argv", started)
+    monkeypatch.setattr(sys, "argv", started[argv:])
+    assert command_line() == shown
+
+
+def test_the_teacher_at_its_usual_steps_is_one_row_if_its_solver_stays():
+    def row(name, steps, fast=False, solver=None):
+        job = Job(name, "teacher", steps, Path(), {}, fast_solver=fast)
+        return MeasuredRow(job, SimpleNamespace(figures={"solver": solver}), False)
+
+    usual, student = row("usual", 4), MeasuredRow(Job("s", "dmd", 4, Path(), {}), SimpleNamespace(figures={}), False)
+    few, same, other = row("few", 2, True), row("same", 4, True), row("other", 4, True, "DPM-Solver++")
+    assert _without_repeated([usual, few, same, other, student]) == [usual, few, other, student]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.accessibility import BLOCKING, NO_BROWSER, browser, findings
-from eval.demo import page, serve, serve_runs
+from eval.demo import page, serve, serve_runs, wait_until_interrupted
 from eval.pipelines.demo_files import Store, caption, gallery, history
 from eval.pipelines.demo_limits import KEEP_SECONDS, MAX_BODY, RequestLimits
 from eval.pipelines.demo_pipelines import Demo, DemoPipeline
@@ -345,3 +345,20 @@ def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
 def test_axe_finds_nothing_serious_in_the_page(served):
     found = findings([served], ready="button.primary")
     assert [entry for entry in found if entry["impact"] in BLOCKING] == []
+
+
+def test_ctrl_c_closes_the_page_at_once(capsys):
+    class Page:
+        served = 0
+
+        @property
+        def is_running(self):
+            self.served += 1
+            if self.served > 2:
+                raise KeyboardInterrupt
+            return True
+
+    store, codes = Store(), []
+    wait_until_interrupted(Page(), store, codes.append)
+    assert codes == [130] and not store.folder.exists()
+    assert capsys.readouterr().out == "the page is closed\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eval.images import medium_of_folder
-from teachers.media import ANY_IMAGE, Audio, Video
+from teachers.media import ANY_IMAGE, Audio, Image, Video
 from tests.commands import eval_main as main
 
 CLIP, SOUND = Video(9, 16, 16, 8), Audio(1, 2000, 8000)
@@ -47,6 +47,22 @@ def test_the_medium_is_that_of_the_first_file(tmp_path):
     assert medium_of_folder(folder(tmp_path / "clips", CLIP, first_frozen=True), "motion") == CLIP
     assert medium_of_folder(folder(tmp_path / "sounds", SOUND), "spectrum") == SOUND
     assert medium_of_folder(tmp_path, "pixels") == ANY_IMAGE
+
+
+@pytest.mark.parametrize(("medium", "advice"), [(CLIP, "motion"), (SOUND, "spectrum")], ids=["video", "audio"])
+def test_clips_and_sounds_are_not_taken_for_images(tmp_path, capsys, medium, advice):
+    """A clip as WebP is an image to clean-fid, and pictures beside sounds are not the sounds."""
+    mixed = folder(tmp_path / "mixed", medium)
+    for number in range(3):
+        Image(16, 16).save(torch.rand(1, 3, 16, 16), mixed / f"{number}.png")
+    for words in (["images", mixed, mixed], ["stats", mixed, "-o", tmp_path / "x.npz"]):
+        assert main([*words, "--features", "pixels"]) == 2
+        error = capsys.readouterr().err
+        assert f"must contain images only for the features pixels, but has 4 {medium.plural} (0." in error
+        assert f"use --features {advice}" in error and error.count("\n") == 1
+    for file in mixed.iterdir():
+        file.unlink() if file.suffix != ".png" else None
+    assert main(["stats", mixed, "-o", tmp_path / "x.npz", "--features", "pixels"]) == 0
 
 
 def test_wrong_folders_and_options_are_errors_in_one_line(tmp_path, capsys):

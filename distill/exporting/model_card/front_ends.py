@@ -8,6 +8,7 @@ from teachers.support.text import printable
 
 # What the code of a card calls the model until it is uploaded; `located` replaces it.
 PLACEHOLDER = "path/to/this/folder"
+TEACHER = "path/to/the/teacher"  # of a student whose teacher was in memory
 MARKER = "<!-- model: {} -->"
 
 

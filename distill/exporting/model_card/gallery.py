@@ -27,6 +27,11 @@ NEUTRAL = (
     "a bowl of oranges on a wooden table",
     "a portrait of an old sailor",
 )
+NEUTRAL_BY_MEDIUM = {
+    "image": NEUTRAL,
+    "video": ("a red fox runs through fresh snow",),
+    "audio": ("rain on a tin roof",),
+}
 SEED = 0
 
 
@@ -54,7 +59,7 @@ def gallery_prompts(recipe: Recipe, teacher: Teacher) -> list[str] | None:
             return EMBEDDED[source].prompts()[:COUNT]
     if any(argument(kind, "prompt") is None and argument(kind, "class_labels") for kind in type(teacher).pipelines):
         return [str(number) for number in range(COUNT)]
-    return list(NEUTRAL)
+    return list(NEUTRAL_BY_MEDIUM[teacher.medium.name])
 
 
 @torch.no_grad()

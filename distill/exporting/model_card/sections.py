@@ -33,7 +33,9 @@ def code_span(text: str) -> str:
 def origin(record: Record) -> str:
     """The teacher and its fine-tunes."""
     tuned = [f"{code_span(lora['path'])} at {lora['scale']:g}" for lora in record["teacher"].get("loras", ())]
-    return code_span(record["teacher"]["path"]) + (f" with {' and '.join(tuned)}" if tuned else "")
+    path = record["teacher"]["path"]
+    teacher = "a teacher in memory" if path is None else code_span(path)
+    return teacher + (f" with {' and '.join(tuned)}" if tuned else "")
 
 
 def ignored_arguments(kind: type[DiffusionPipeline]) -> list[str]:

@@ -1,6 +1,8 @@
 """A method and a teacher family of another installed package: training, export and report."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,25 @@ def test_module_that_is_not_a_plugin_is_not_imported(text_pipeline, tmp_path):
     file.write_text(f"name: x\nteacher: {{family: os.path, path: {text_pipeline}}}\nmethod: {{name: dmd}}\n")
     with pytest.raises(ValueError, match=r"no teacher family 'os\.path'"):
         load(file)
+
+
+@pytest.mark.slow
+def test_the_package_of_the_documentation_can_be_installed(tmp_path):
+    page = Path("docs/how-to/add-a-method.md").read_text()
+    blocks = dict(re.findall(r"```(text|toml)\n(.*?)```", page, re.DOTALL))
+    assert [line.strip() for line in blocks["text"].splitlines()] == [
+        "my-plugin/", "pyproject.toml", "my_plugin/", "__init__.py", "regression.py"
+    ]  # fmt: skip
+    source = tmp_path / "my-plugin"
+    (source / "my_plugin").mkdir(parents=True)
+    (source / "pyproject.toml").write_text(blocks["toml"])
+    (source / "my_plugin" / "__init__.py").touch()
+    shutil.copy(PLUGIN / "fewstep_plugin" / "regression.py", source / "my_plugin")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", source]
+    subprocess.run(command, check=True, capture_output=True)
+    (points,) = (tmp_path / "site").glob("*.dist-info/entry_points.txt")
+    assert points.read_text().split() == ["[distill.distillers]", "regression", "=", "my_plugin.regression:Regression"]
+    assert (tmp_path / "site" / "my_plugin" / "regression.py").is_file()
 
 
 def test_the_documentation_shows_the_plug_in_whole():

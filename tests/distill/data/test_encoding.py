@@ -16,11 +16,13 @@ from torchvision.transforms.v2 import functional as V
 from distill.config.recipe import Recipe
 from distill.config.sections import DTYPES, DataRecipe, TeacherRecipe
 from distill.data import encoding, shards
+from distill.data.conditions import cut_prompts
 from distill.data.dataset import Plan, plan, prepare
 from distill.data.encoding import Encoder
 from distill.data.images import Block, ImageFolder, Row
 from teachers.families import latent
 from teachers.families.stable_diffusion import StableDiffusion
+from teachers.loading.registry import load_teacher
 from teachers.support.images import read_for_training
 from tests.faults.repeated_kills import run_with_kills
 
@@ -67,6 +69,21 @@ def test_stored_conditions_are_those_of_the_teacher(ready, precision):
     assert torch.allclose(actual, expected, atol=1e-5 if precision == "float32" else 3e-2)
     null = teacher.null_condition({"encoder_hidden_states": expected})["encoder_hidden_states"]
     assert torch.allclose(null, teacher.encode_null_condition()["encoder_hidden_states"].expand_as(null), atol=1e-6)
+
+
+def test_prompts_that_the_text_encoder_cuts_are_counted_once(ready, capsys):
+    long = "a photo of a coat, " * 40
+    ready(captions=[*CAPTIONS[:6], long, f"{long}bag"])
+    out = capsys.readouterr().out
+    assert out.startswith("warning: 2 of 8 prompts are longer than the text encoder's ") and out.count("\n") == 1
+    assert ' tokens and are cut, such as "a photo of a coat, ' in out
+    ready(captions=[*CAPTIONS[:6], long, f"{long}bag"], name="again")
+    assert not capsys.readouterr().out
+
+
+def test_families_whose_limit_is_unknown_count_no_prompts(unconditional_pipeline):
+    teacher = load_teacher(unconditional_pipeline)
+    assert teacher.prompt_limit() is None and cut_prompts(teacher, ["long " * 999]) is None
 
 
 @pytest.mark.slow

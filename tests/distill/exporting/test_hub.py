@@ -199,6 +199,22 @@ def test_evaluation_of_an_earlier_export_is_not_used(finished, hub, tmp_path, mo
         run_command(finished, report=tmp_path)
 
 
+def test_the_newest_report_near_the_run_counts_whatever_its_name(finished, tmp_path):
+    """By the date in it: file times change when a folder is copied. Reports of others and damaged ones are ignored."""
+    entry = {"folder": "elsewhere", "contents": hub_module.pipeline_identity(finished / "pipeline")}
+    dates = {"runs/mine": "2026-03-01T12:00:00+00:00", "other": "2026-03-01T12:30:00+01:00", "runs/report": "unknown"}
+    for name, date in dates.items():
+        (tmp_path / name).mkdir()
+        write_sealed_json(tmp_path / name / "report.json", {"runs": [entry], "rows": [], "date": date})
+    for name, text in {"runs/damaged": "{", "runs/strange": '{"runs": 1, "date": "2027-01-01"}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(text)
+    for name in ("runs/mine", "other", "runs/report"):
+        assert hub_module.find_report(finished / "pipeline", None)["date"] == dates[name]
+        (tmp_path / name / "report.json").unlink()
+    assert hub_module.find_report(finished / "pipeline", None) is None
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -20,8 +20,8 @@ from distill.export import export_and_push
 from distill.exporting.card import model_card
 from distill.exporting.formats import Form, convert
 from distill.exporting.hub import EVALUATION, find_report, push
-from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, FrontEnd, located, named
-from distill.exporting.model_card.gallery import draw, gallery_prompts, write
+from distill.exporting.model_card.front_ends import MARKER, PLACEHOLDER, TEACHER, FrontEnd, located, named
+from distill.exporting.model_card.gallery import NEUTRAL, draw, gallery_prompts, write
 from distill.exporting.model_card.metadata import front_matter, teacher_metadata
 from distill.exporting.safety import ABSENT, DROPPED, KEPT, add_safety_checker
 from distill.train import train
@@ -287,6 +287,16 @@ def test_cards_of_clips_and_sounds_have_samples_that_play(tiny_media, tmp_path, 
     data = ModelCard(text).data
     assert data.pipeline_tag == tag and data.widget[0]["output"] == widgets[0]["output"]
     assert f"Each sample has {teacher.medium.size}" in text and "<Gallery />" in text
+    assert "images" not in text.partition("## Limits")[0] and "photo" not in text
+    prompts = gallery_prompts(Recipe("run", TeacherRecipe(), {"name": "dmd"}), teacher)
+    assert prompts and not {*prompts} & {*NEUTRAL}
+    nameless = record | {"teacher": record["teacher"] | {"path": None}, "lora": LORA_RECORD}
+    text = model_card(nameless, pipeline, "Scheduler", teacher, widgets=widgets)
+    assert "student of a teacher in memory, distilled" in text and "None" not in text
+    assert f"{pipeline.__name__}.from_pretrained('{TEACHER}')" in text
+
+
+LORA_RECORD = {"folder": "lora", "calls": [{"num_steps": 1, "call": {"num_inference_steps": 1}}]}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import sys
 import types
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
@@ -222,6 +224,24 @@ def test_status_says_how_a_run_ended(recipe_of):
         with pytest.raises(error), Status(recipe, True).until_the_end():
             raise error
         assert read_status(recipe.folder)["phase"] == phase in ENDED
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_exits_with_the_code_of_its_signal(recipe_of, monkeypatch, signal_number, code):
+    recipe = recipe_of()
+    module = import_module("distill.train")
+    step = module.train_step
+
+    def stopping_step(*args):
+        signal.raise_signal(signal_number)
+        return step(*args)
+
+    monkeypatch.setattr(module, "train_step", stopping_step)
+    with pytest.raises(SystemExit) as end:
+        train(recipe)
+    assert end.value.code == code
+    assert read_status(recipe.folder)["phase"] == "stopped"
+    assert checkpoint.saved_steps(recipe.folder / "checkpoints") == [1]
 
 
 @pytest.mark.slow

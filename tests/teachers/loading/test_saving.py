@@ -2,9 +2,12 @@
 
 import json
 
-from diffusers import DiffusionPipeline
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_log
 
 from teachers.loading.saving import save_pipeline
+from teachers.loading.source import load_pipeline
 
 
 def test_stored_configurations_do_not_say_where_components_were_loaded(text_pipeline, tmp_path):
@@ -19,3 +22,10 @@ def test_stored_configurations_do_not_say_where_components_were_loaded(text_pipe
     assert json.loads((tmp_path / "ours" / "unet" / "config.json").read_text()) == stock
     assert json.loads((tmp_path / "ours" / "text_encoder" / "config.json").read_text())["dtype"] == "float32"
     DiffusionPipeline.from_pretrained(tmp_path / "ours")
+
+
+def test_reading_and_writing_weights_shows_no_bars(text_pipeline, tmp_path, capsys):
+    pipeline = load_pipeline((StableDiffusionPipeline,), str(text_pipeline), dtype=torch.float32)
+    save_pipeline(pipeline, tmp_path / "saved")
+    assert capsys.readouterr().err == ""
+    assert diffusers_log.is_progress_bar_enabled()

@@ -183,3 +183,21 @@ def test_library_messages_are_one_short_line_inside_a_command(capsys):
         assert logging.getLogRecordFactory() is logging.LogRecord
     finally:
         logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "shown"),
+    [
+        (FutureWarning, "`a` is deprecated", False),
+        (DeprecationWarning, "`a` is deprecated", False),
+        (UserWarning, "The `local_dir_use_symlinks` argument is deprecated and ignored", False),
+        (UserWarning, "the disk is full", True),
+    ],
+)
+def test_warnings_for_developers_are_left_out(kind, text, shown, monkeypatch):
+    for debugging in ("0", "1"):
+        monkeypatch.setenv("FEWSTEP_DEBUG", debugging)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run_cli(lambda: warnings.warn(text, kind, stacklevel=1))
+        assert bool(caught) == (shown or debugging == "1")

@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from teachers.support.files import atomic_write, remove_folder, sha256, sha256_file, tensor_bytes
 
@@ -123,3 +124,19 @@ def test_remove_folder(tmp_path):
     (folder / "weights").write_text("")
     remove_folder(folder)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+@pytest.mark.parametrize("name", ["weights.safetensors", "folder"])
+def test_weights_have_the_mode_of_the_umask(tmp_path, umask, mode, name):
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / name) as temporary:
+            if name == "folder":
+                (temporary / "unet").mkdir(parents=True)
+            save_file({"a": torch.zeros(2)}, temporary / "unet/weights.safetensors" if name == "folder" else temporary)
+    finally:
+        os.umask(before)
+    modes = {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.safetensors")}
+    assert modes == {mode} and not list(tmp_path.rglob("*.tmp"))
