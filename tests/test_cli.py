@@ -239,7 +239,7 @@ def test_the_launcher_keeps_errors_of_two_processes_short(tmp_path, start, code)
     ({"TORCHELASTIC_RUN_ID": "a", launch.LAUNCHED: "1"}, True, 130),
     ({"TORCHELASTIC_RUN_ID": "a", launch.LAUNCHED: "1"}, False, 0),
 ])  # fmt: skip
-def test_only_our_launcher_is_told_of_a_stop(launcher, is_main, code, monkeypatch):
+def test_only_our_launcher_gets_the_code_of_a_stop(launcher, is_main, code, monkeypatch):
     for name in (*launch.LAUNCHERS, launch.LAUNCHED):
         monkeypatch.delenv(name, raising=False)
     for name, value in launcher.items():
