@@ -13,6 +13,7 @@ from distill.recipes import recipes
 from eval.__main__ import ALLOW_PICKLE, demo, evaluate
 from teachers.__main__ import describe, families
 from teachers.support.errors import add_debug_option, run_click
+from teachers.support.threads import limit_threads
 
 PATH = click.Path(path_type=Path)
 RECIPE = click.argument("recipe")
@@ -62,6 +63,7 @@ def train(recipe: str, overrides: Sequence[str], config: str | None, num_process
     if dry_run:
         if config or num_processes:
             raise click.UsageError("--dry-run measures one process; `fewstep memory` has --config and --num-processes")
+        limit_threads()
         from distill.config.recipe import load
         from distill.dry_run import dry_run as estimate
 
@@ -96,6 +98,7 @@ def encode(recipe: str, out: Path, overrides: Sequence[str]) -> None:
     Example:
       fewstep encode my_clips.yaml latents/ data.images=clips/
     """
+    limit_threads()
     from distill.config.recipe import load
     from distill.encode import encode as run
 
@@ -168,6 +171,7 @@ def export(**options: Any) -> None:
       fewstep export runs/pocket-dmd onnx/ --format onnx
       fewstep export runs/pocket-dmd --push-to-hub owner/model --private
     """
+    limit_threads()
     from distill.export import export_and_push
 
     export_and_push(**options)
@@ -198,6 +202,7 @@ def check(path: str, family: str | None, sigma_data: float | None, sizes: tuple[
       fewstep check path/to/my-teacher --family my_family
       fewstep check runs/pocket-dmd
     """
+    limit_threads()
     from distill.check import check as run
     from distill.checks.sizes import parse_sizes
 
@@ -223,6 +228,7 @@ def sample(**options: Any) -> None:
     Example:
       fewstep sample runs/pocket-scm --prompt "a photo of an ankle boot" --num-steps 2 --out boot.png
     """
+    limit_threads()
     from distill.sample import sample_to_file
 
     sample_to_file(**options)
@@ -250,6 +256,7 @@ def quickstart(medium: str, output: Path | None, samples: int | None, overrides:
       fewstep quickstart --medium video
       fewstep quickstart --samples 200 train.steps=100
     """
+    limit_threads()
     from distill.quickstart import quickstart as run
 
     run(output, samples, list(overrides), medium)
@@ -265,6 +272,8 @@ def _run(
     module: str, function: str, recipe: str, overrides: Sequence[str], config: str | None, processes: int | None
 ) -> int:
     """Run a function of `module` with the checked recipe, here or in the processes of accelerate's launcher."""
+    if config is None and processes is None:
+        limit_threads()
     from distill.config.recipe import load
 
     checked = load(recipe, overrides)

@@ -13,6 +13,7 @@ from eval.config.names import CLIP, FEATURES, SCORERS
 from eval.config.protocol import read_protocol
 from teachers.support.errors import run_click
 from teachers.support.text import printable
+from teachers.support.threads import limit_threads
 
 PATH = click.Path(path_type=Path)
 DEVICE = click.option("--device", help='Such as "cpu" or "cuda:0". Default: a GPU if there is one.')
@@ -88,6 +89,7 @@ def compare(ctx: click.Context, **options: Any) -> None:
         given = click.core.ParameterSource.COMMANDLINE
         fixed = read_protocol(options["protocol"])
         options |= {name: value for name, value in fixed.items() if ctx.get_parameter_source(name) is not given}
+    limit_threads()
     from eval.compare import compare as run
     from eval.report import plain
     from eval.report.verdict import verdict_text
@@ -123,6 +125,7 @@ def images(**options: Any) -> None:
       fewstep eval images generated/ photos/ --json figures.json
       fewstep eval images clips/ real-clips/ --features i3d=rgb_imagenet.pt
     """
+    limit_threads()
     from eval.images import compare_folders
 
     compare_folders(**options)
@@ -145,6 +148,7 @@ def stats(**options: Any) -> None:
       fewstep eval stats photos/ -o photos.npz
       fewstep eval stats sounds/ -o sounds.npz --features clap=models/clap
     """
+    limit_threads()
     from eval.images import save_statistics
 
     save_statistics(**options)
@@ -170,6 +174,7 @@ def vbench(**options: Any) -> None:
     Example:
       fewstep eval vbench runs/wan21-1.3b-dmd clips/ --prompts all_dimension.txt
     """
+    limit_threads()
     from eval.vbench import write_clips
 
     print(write_clips(**options))
@@ -190,6 +195,7 @@ def demo(**options: Any) -> None:
     Example:
       fewstep demo runs/quickstart/pocket-dmd runs/quickstart/pocket-scm
     """
+    limit_threads()
     from eval.demo import serve_runs
 
     serve_runs(**options)

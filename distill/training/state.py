@@ -222,6 +222,12 @@ class TrainState:
                 f"the checkpoint of step {saved.meta['step']} in {folder} must have its seconds of training, got "
                 f"{seconds!r}; remove it to continue from an earlier one"
             )
+        threads = saved.meta.get("threads")
+        if engine.device.type == "cpu" and threads is not None and threads != torch.get_num_threads():
+            engine.print(
+                f"warning: the run had {threads!r} CPU threads before and has {torch.get_num_threads()} now, so its "
+                "rounding differs from that of an uninterrupted run (set OMP_NUM_THREADS to choose)"
+            )
         bad = nonfinite_tensor(saved.weights) or nonfinite_tensor(saved.ema)
         if bad is not None:
             raise ValueError(
@@ -261,7 +267,12 @@ class TrainState:
             full_state(self.distiller.state_dict(), engine.is_main),
             full_state(averages, engine.is_main),
             full_state(states, engine.is_main),
-            {"step": self.step, "seconds": self.seconds, "fingerprint": fingerprint},
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "fingerprint": fingerprint,
+                "threads": torch.get_num_threads(),
+            },
         )
         if engine.is_main:
             bad = nonfinite_tensor(state.weights) or nonfinite_tensor(state.ema)

@@ -1,8 +1,11 @@
 """Writing and removing checkpoints."""
 
+import pytest
 import torch
 
+from distill.train import train
 from distill.training import checkpoint
+from tests.runs import interrupted
 
 
 def save_steps(folder, steps, **options):
@@ -25,3 +28,14 @@ def test_incomplete_checkpoints_are_removed(tmp_path):
     checkpoint.quarantine_damaged(tmp_path)
     assert not (tmp_path / ".00000009.tmp").exists()
     assert checkpoint.load_newest(tmp_path).meta["step"] == 3
+
+
+@pytest.mark.slow
+def test_a_resumed_run_says_that_its_number_of_threads_differs(two_step_recipe, text_pipeline, monkeypatch, capsys):
+    whole = two_step_recipe("stable_diffusion", text_pipeline, "train.checkpoint_every=1")
+    train(whole)
+    parts = interrupted(whole, "parts")
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: before + 1)
+    train(parts)
+    assert f"the run had {before} CPU threads before and has {before + 1} now" in capsys.readouterr().out
