@@ -8,6 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+LEAST = 4.8973451890853435e-08  # ComfyUI's alpha^2 in place of a zero at the end of a schedule
+KINDS = {"epsilon": "eps", "v_prediction": "v_prediction", "sample": "x0"}  # ModelSamplingDiscrete's names
+
 
 def sigmas(pipe: Any, record: Mapping[str, Any], entry: Mapping[str, Any]) -> list[float]:
     """ComfyUI's noise levels of a call: sigma / alpha of each step (of a flow: sigma), then 0.
@@ -24,7 +30,12 @@ def sigmas(pipe: Any, record: Mapping[str, Any], entry: Mapping[str, Any]) -> li
             "the preconditioning of few published files only; use --format diffusers or lora"
         )
     if record.get("timesteps"):
-        table = pipe.scheduler.alphas_cumprod.double()
+        if known_schedule(pipe.scheduler.alphas_cumprod) is None:
+            raise ValueError(
+                "--format single-file needs a teacher with Stable Diffusion's noise schedule, with or without zero "
+                "terminal SNR: ComfyUI and A1111 know no other; use --format diffusers"
+            )
+        table = pipe.scheduler.alphas_cumprod.double().clamp_min(LEAST)
         levels = [float(((1 - table[n]) / table[n]).sqrt()) for n in record["timesteps"][:count]]
     elif hasattr(pipe.scheduler, "alphas_cumprod"):
         raise ValueError("a workflow for ComfyUI needs a native export: set export.schedule=native and export again")
@@ -37,6 +48,28 @@ def sigmas(pipe: Any, record: Mapping[str, Any], entry: Mapping[str, Any]) -> li
 def _flow_level(t: float, sigma_data: float) -> float:
     """sigma of X = (1 - sigma) X0 + sigma z at an angle in radians: tan t = sigma / ((1 - sigma) sigma_data)."""
     return sigma_data * math.sin(t) / (math.cos(t) + sigma_data * math.sin(t))
+
+
+def known_schedule(alphas_cumprod: Tensor) -> dict[str, bool] | None:
+    """What ComfyUI needs to have a noise schedule.
+
+    It finds the timestep of a noise level in its own schedule, that of Stable Diffusion. With another one it would call
+    the network with other timesteps than the student was trained at.
+
+    Args:
+        alphas_cumprod: A scheduler's cumulative products of alpha (num_train_timesteps,).
+
+    Returns:
+        The input `zsnr` of ModelSamplingDiscrete: whether the schedule has zero terminal SNR. None: ComfyUI does not
+        have the schedule.
+    """
+    alpha = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0).sqrt()
+    rescaled = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])  # Lin et al. 2023, arXiv 2305.08891, algorithm 1
+    own = alphas_cumprod.double().cpu().sqrt()
+    for schedule, zero_snr in ((alpha, False), (rescaled, True)):
+        if own.shape == schedule.shape and torch.allclose(own, schedule, rtol=1e-3, atol=3e-4):
+            return {"zsnr": zero_snr}
+    return None
 
 
 def workflow(pipe: Any, record: Mapping[str, Any], file: str) -> dict[str, Any]:
@@ -76,9 +109,12 @@ def workflow(pipe: Any, record: Mapping[str, Any], file: str) -> dict[str, Any]:
         "8": _node("VAEDecode", samples=["7", 0], vae=["1", 2]),
         "9": _node("SaveImage", images=["8", 0], filename_prefix="student"),
     }
-    if getattr(pipe.scheduler.config, "prediction_type", None) == "v_prediction":
-        nodes["10"] = _node("ModelSamplingDiscrete", model=model, sampling="v_prediction", zsnr=False)
-        nodes["7"]["inputs"]["model"] = ["10", 0]
+    if hasattr(pipe.scheduler, "alphas_cumprod"):
+        kind, schedule = KINDS[pipe.scheduler.config.prediction_type], known_schedule(pipe.scheduler.alphas_cumprod)
+        assert schedule is not None  # `sigmas` has refused it
+        if kind != "eps" or schedule["zsnr"]:
+            nodes["10"] = _node("ModelSamplingDiscrete", model=model, sampling=kind, **schedule)
+            nodes["7"]["inputs"]["model"] = ["10", 0]
     return nodes
 
 

@@ -9,6 +9,7 @@ import torch
 from distill import __version__
 from distill.config.recipe import Recipe
 from distill.data.dataset import Dataset
+from distill.exporting.comfy import known_schedule
 from distill.exporting.model_card.metadata import is_hub_id
 from distill.exporting.source_files import EVALUATION_SOURCES
 from distill.methods.base import Distiller
@@ -70,6 +71,11 @@ def student_call(teacher: Teacher, student: Denoiser, times: Sequence[float]) ->
     return teacher.calls(len(times), times) | teacher.timesteps_call(student, times)
 
 
+def _has_known_schedule(student: Denoiser) -> bool:
+    path = student.path
+    return not isinstance(path, VariancePreserving) or known_schedule(path.alphas_cumprod) is not None
+
+
 def describe(
     recipe: Recipe,
     teacher: Teacher,
@@ -121,6 +127,7 @@ def describe(
         "export": recipe.export.schedule,  # what the recipe says; "schedule" is what the pipeline has
         "schedule": "bent" if bent else "native",
         **({"preconditioned": True} if student.path.preconditioned else {}),
+        **({} if _has_known_schedule(student) else {"own_schedule": True}),  # that ComfyUI and A1111 do not have
         **({"consistency": True} if student.is_consistency else {}),
         "calls": [
             {"num_steps": n, "call": student_call(teacher, student, times[:n]) | scale}

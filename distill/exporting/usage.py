@@ -83,7 +83,7 @@ def _images(record: dict[str, Any], kind: type[DiffusionPipeline], timesteps: li
 
 def _files(record: dict[str, Any], kind: type[DiffusionPipeline]) -> list[str]:
     found = []
-    if kind.__name__ in ONE_FILE and not record.get("preconditioned"):
+    if kind.__name__ in ONE_FILE and not record.get("preconditioned") and not record.get("own_schedule"):
         found.append(
             "**ComfyUI, A1111.** `fewstep export RUN student.safetensors --format single-file` writes one file in the "
             'original layout, and a ComfyUI workflow with the sampler "lcm", the sigmas, the steps and cfg 1.'

@@ -6,13 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from distill.config.registry import TEACHERS, find
-from distill.exporting.comfy import sigmas, workflow
+from distill.exporting.comfy import known_schedule, sigmas, workflow
 from distill.exporting.formats import Form, convert, kohya_layout
 from distill.exporting.model_card.front_ends import PLACEHOLDER, located
+from distill.exporting.usage import usage_section
 from teachers.loading.record import read_record
 from tests.commands import fewstep
 from tests.distill.exporting.test_every_export import METHODS, exported
@@ -104,6 +105,55 @@ def test_the_workflow_has_the_noise_levels_of_the_students_timesteps(student):
     bent = {key: value for key, value in record.items() if key != "timesteps"}
     with pytest.raises(ValueError, match="needs a native export"):
         workflow(pipe, bent, "student.safetensors")
+
+
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def with_schedule(student, **config):
+    """A student's pipeline as that of a teacher with another noise schedule."""
+    pipe = DiffusionPipeline.from_pretrained(student)
+    pipe.scheduler = DDIMScheduler(**STABLE_DIFFUSION | config)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        ({}, None),
+        ({"prediction_type": "v_prediction"}, {"sampling": "v_prediction", "zsnr": False}),
+        ({"prediction_type": "sample"}, {"sampling": "x0", "zsnr": False}),
+        ({"rescale_betas_zero_snr": True}, {"sampling": "eps", "zsnr": True}),
+        (
+            {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+            {"sampling": "v_prediction", "zsnr": True},
+        ),
+    ],
+)
+def test_the_workflow_says_what_the_network_predicts_and_on_which_schedule(config, model, student):
+    record = read_record(student) | {"timesteps": [999, 399]}
+    nodes = workflow(with_schedule(student, **config), record, "student.safetensors")
+    own = nodes.get("10", {"inputs": {"model": ["1", 0]}})["inputs"]
+    assert own.pop("model") == ["1", 0] and own == (model or {})
+    levels = [float(level) for level in nodes["6"]["inputs"]["sigmas"].split(", ")]
+    assert levels[0] == pytest.approx(4518.76 if "rescale_betas_zero_snr" in config else 14.61, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config", [{"beta_schedule": "squaredcos_cap_v2"}, {"beta_schedule": "linear"}, {"num_train_timesteps": 500}]
+)
+def test_front_ends_that_lack_the_teachers_schedule_are_named(config, student):
+    pipe, record = with_schedule(student, **config), read_record(student) | {"timesteps": [399, 99]}
+    with pytest.raises(ValueError, match="single-file needs a teacher with Stable Diffusion's noise schedule"):
+        workflow(pipe, record, "student.safetensors")
+    assert "single-file" in usage_section(record, StableDiffusionPipeline)
+    assert "single-file" not in usage_section(record | {"own_schedule": True}, StableDiffusionPipeline)
+
+
+def test_only_other_schedules_than_stable_diffusions_are_recorded(student):
+    assert "own_schedule" not in read_record(student)
+    assert known_schedule(DDIMScheduler(**STABLE_DIFFUSION).alphas_cumprod) == {"zsnr": False}
+    assert known_schedule(DDIMScheduler().alphas_cumprod) is None
 
 
 @pytest.mark.parametrize(
