@@ -23,7 +23,9 @@ from distill.config.recipe import Recipe, check_exports
 from distill.config.registry import TEACHERS, find
 from distill.config.saved import save
 from distill.data import dataset as data
+from distill.data.dataset import Dataset
 from distill.exporting.finish import finish, report_failure
+from distill.exporting.rehearsal import rehearse_export
 from distill.methods.contract import check_schedules
 from distill.training.engine import Engine
 from distill.training.export_record import PIPELINE
@@ -137,7 +139,7 @@ def distil(
             engine.accelerator.init_trackers(recipe.name, config=_tracked(recipe))
     start = time.perf_counter()
     teacher, dataset = prepare(recipe, plan, engine, teacher)
-    state = _first_state(recipe, teacher, engine, identity, time.perf_counter() - start)
+    state = _first_state(recipe, teacher, dataset, engine, identity, time.perf_counter() - start)
     observer = Observer(recipe, state, teacher, dataset, engine, status, run)
     if settings.shard_teacher and settings.steps:
         engine.shard(teacher.denoiser.network)
@@ -186,7 +188,12 @@ def distil(
 
 
 def _first_state(
-    recipe: Recipe, teacher: Teacher, engine: Engine, identity: dict[str, str], preparation: float
+    recipe: Recipe,
+    teacher: Teacher,
+    dataset: Dataset,
+    engine: Engine,
+    identity: dict[str, str],
+    preparation: float,
 ) -> TrainState:
     """The state of the newest checkpoint, or that of an untrained student.
 
@@ -205,6 +212,10 @@ def _first_state(
                 )
     else:
         state.seconds = preparation
+        if recipe.train.steps and engine.sharding is None:
+            with engine.accelerator.main_process_first():
+                if engine.is_main:
+                    rehearse_export(recipe, state, teacher, dataset)
     for message in state.distiller.startup_messages():
         engine.print(message)
     return state

@@ -93,6 +93,25 @@ def test_a_teacher_in_memory_needs_no_family_and_no_sigma_data_in_its_recipe(tmp
 
 
 @pytest.mark.slow
+def test_an_export_that_cannot_work_is_found_before_training(tmp_path, monkeypatch):
+    settings = distill.TrainRecipe(steps=1, batch_size=4, evaluate_samples=4, evaluate_every=0, tracker="none")
+    recipe = distill.Recipe("mine", distill.TeacherRecipe(), {"name": "scm"}, output=str(tmp_path), train=settings)
+    teacher = distill.load_teacher(make_unet(), DDPMScheduler())
+
+    def flipped(self, latents):
+        return -latents * self.denoiser.path.sigma_data
+
+    for broken, message in (({"decode": flipped}, "differ"), ({"exported_class": 3}, "'int' object is not callable")):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=message) as error:
+            for name, value in broken.items():
+                patch.setattr(type(teacher), name, value)
+            distill.train(recipe, teacher, torch.randn(8, 3, 8, 8))
+        assert "nothing is trained" in str(error.value)
+        assert not list((tmp_path / "mine").glob("checkpoints/0*")) and not list((tmp_path / "mine").glob(".pipe*"))
+    distill.train(recipe, teacher, torch.randn(8, 3, 8, 8))
+
+
+@pytest.mark.slow
 def test_a_run_in_memory_is_resumed_with_the_same_teacher_and_latents_only(tmp_path):
     def recipe(steps):
         settings = distill.TrainRecipe(steps=steps, batch_size=4, evaluate_samples=4, evaluate_every=0, tracker="none")
