@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from teachers.core.contract import Contract
-from teachers.core.schedule import data_scale
+from teachers.core.schedule import check_shift, data_scale
 from teachers.loading.contents import pipeline_contents, without_runtime
 from teachers.loading.embedded import locate
 from teachers.loading.inspection import check_text_widths
@@ -108,7 +108,11 @@ class Loadable(Contract):
 
         Returns:
             The teacher.
+
+        Raises:
+            ValueError: If a setting of its scheduler cannot be used.
         """
+        check_shift(type(pipeline), pipeline.scheduler)
         scale = data_scale(pipeline.scheduler, sigma_data, cls.sigma_data)
         return cls(pipeline, scale, **cls.size_argument(size))  # type: ignore[call-arg]
 

@@ -6,6 +6,7 @@ The scheduler's own `alphas_cumprod` is the schedule: its config alone lacks the
 
 import inspect
 import math
+import re
 from typing import Any, cast, get_args
 
 import torch
@@ -272,6 +273,29 @@ def flow_shift(scheduler: Any, tokens: int) -> float:
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     mu = low + (high - low) / (many - few) * (tokens - few)
     return float(mu) if own_value(scheduler, "time_shift_type") == "linear" else math.exp(mu)
+
+
+def check_shift(kind: type[Any], scheduler: Any) -> None:
+    """Check that a pipeline passes the shift that its scheduler needs.
+
+    Args:
+        kind: The class of the pipeline.
+        scheduler: Its scheduler.
+
+    Raises:
+        ValueError: If dynamic shifting needs a shift that the pipeline's call does not pass as `mu`.
+    """
+    if not own_value(scheduler, "use_dynamic_shifting"):
+        return
+    try:
+        source = inspect.getsource(kind.__call__)
+    except OSError:  # a class without a file
+        return
+    if not re.search(r"""\bmu\s*=|["']mu["']""", source):
+        raise ValueError(
+            f"use_dynamic_shifting of the scheduler of {kind.__name__} must be False, got True: its call passes no "
+            "shift"
+        )
 
 
 def betas(table: Tensor) -> list[float]:

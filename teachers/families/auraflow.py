@@ -17,7 +17,6 @@ class AuraFlow(FlowTransformer):
     pipelines: ClassVar[Pipelines] = (AuraFlowPipeline,)
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"joint_attention_dim": ("text_encoder",)}
     passes_sigmas: ClassVar[bool] = False
-    shifts_dynamically: ClassVar[bool] = False
 
     def default_side(self) -> int:
         return SIDE

@@ -42,7 +42,6 @@ class ErnieImage(PatchAutoencoder):
     text_widths: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_in_dim": ("text_encoder",)}
     options: ClassVar[dict[str, Any]] = NO_ENHANCER
     network_patch: ClassVar[int | None] = 1  # its latents are patches already
-    shifts_dynamically: ClassVar[bool] = False
 
     def __init__(
         self, pipeline: ErnieImagePipeline, sigma_data: float = 1.0, size: Mapping[str, float] | None = None

@@ -67,7 +67,6 @@ class Lumina(OutputGuidance, FlowTransformer):
     encoded: ClassVar[tuple[str | None, ...]] = (TEXT, MASK)
     passes_sigmas: ClassVar[bool] = False
     network_patch: ClassVar[int | None] = 2
-    shifts_dynamically: ClassVar[bool] = False
     fixed_factor: ClassVar[int | None] = 8
 
     def __init__(

@@ -21,13 +21,12 @@ class SizedImage(FixedStart):
     Attributes:
         patch: Latent pixels of one token, along one side.
         network_patch: The `patch_size` of the network that the pipeline assumes; None: any.
-        shifts_dynamically: Whether the pipeline passes the shift of a scheduler with dynamic shifting.
         fixed_factor: Pixels of a latent pixel, along one side, that the pipeline assumes; None: its autoencoder's.
         size: Height and width of an image in pixels.
 
     Raises:
         ValueError: If the pipeline cannot make images of that size, its autoencoder or network has another
-            compression or other patches than it assumes, or its scheduler needs a shift that it does not pass.
+            compression or other patches than it assumes.
     """
 
     size_keys: ClassVar[tuple[str, ...]] = ("height", "width")
@@ -36,17 +35,12 @@ class SizedImage(FixedStart):
     refuses_steps: ClassVar[bool] = False
     patch: ClassVar[int] = 2
     network_patch: ClassVar[int | None] = None
-    shifts_dynamically: ClassVar[bool] = True
     fixed_factor: ClassVar[int | None] = None
 
     def __init__(self, pipeline: Any, sigma_data: float = 1.0, size: Mapping[str, float] | None = None) -> None:
         self.stock, name = pipeline, type(pipeline).__name__
         if self.network_patch is not None and (patch := self.network_config().patch_size) != self.network_patch:
             raise ValueError(f"patch_size of the {self.network} of {name} must be {self.network_patch}, got {patch}")
-        if not self.shifts_dynamically and pipeline.scheduler.config.get("use_dynamic_shifting"):
-            raise ValueError(
-                f"use_dynamic_shifting of the scheduler of {name} must be False, got True: its call passes no shift"
-            )
         found = dict.fromkeys(self.size_keys, self.default_side()) | dict(size or {})
         for key, value in found.items():
             if int(value) != value:

@@ -4,7 +4,9 @@ import diffusers
 import pytest
 import torch
 from diffusers import (
+    AuraFlowPipeline,
     CogVideoXDDIMScheduler,
+    CogView4Pipeline,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
@@ -15,19 +17,25 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
+    FluxPipeline,
     HeliosScheduler,
     IPNDMScheduler,
+    Kandinsky5T2IPipeline,
+    LTXPipeline,
     PNDMScheduler,
+    SanaPipeline,
     SchedulerMixin,
     ScoreSdeVeScheduler,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DModel,
     UniPCMultistepScheduler,
+    WanPipeline,
 )
 
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import consistency_scheduler, lcm_timesteps
-from teachers.core.schedule import alphas_cumprod, betas, clipping, schedule
+from teachers.core.schedule import alphas_cumprod, betas, check_shift, clipping, schedule
 from teachers.core.trigflow import Flow, VariancePreserving
 from teachers.describe import describe
 from teachers.families.stable_diffusion import StableDiffusion
@@ -259,3 +267,24 @@ def test_solver_options_do_not_change_the_table(kind):
     scheduler = kind(timestep_spacing="trailing", steps_offset=1)
     scheduler.set_timesteps(7)
     assert torch.equal(alphas_cumprod(scheduler), kind().alphas_cumprod)
+
+
+@pytest.mark.parametrize("kind", [SanaPipeline, WanPipeline, Kandinsky5T2IPipeline, AuraFlowPipeline])
+def test_dynamic_shifting_needs_a_pipeline_that_passes_the_shift(kind):
+    message = f"use_dynamic_shifting of the scheduler of {kind.__name__} must be False, got True: its call passes no"
+    for scheduler in (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler):
+        with pytest.raises(ValueError, match=message):
+            check_shift(kind, scheduler(use_dynamic_shifting=True))
+    check_shift(kind, FlowMatchEulerDiscreteScheduler())
+
+
+def test_a_family_refuses_a_shift_that_its_pipeline_does_not_pass(text_pipeline):
+    pipeline = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="use_dynamic_shifting of the scheduler of StableDiffusionPipeline must be"):
+        load_teacher(pipeline)
+
+
+@pytest.mark.parametrize("kind", [FluxPipeline, StableDiffusion3Pipeline, LTXPipeline, CogView4Pipeline])
+def test_pipelines_that_pass_the_shift_have_it(kind):
+    check_shift(kind, FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
