@@ -28,11 +28,12 @@ from eval.pipelines.loading import correct_null_class
 from eval.pipelines.networks import Pipeline, has_guider, network
 from eval.pipelines.signatures import argument
 from teachers.core.cosine_path import Cosine
-from teachers.core.denoiser import Condition
+from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.few_step import lcm_timesteps
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, rotate
 from teachers.families.autoencoding import Autoencoding
+from teachers.loading.notices import without_notices
 from teachers.loading.saving import save_pipeline
 from teachers.loading.source import load_pipeline
 from teachers.media import Image
@@ -210,7 +211,7 @@ def tangent_check(teacher: Teacher, cond: Condition) -> Check:
 
 
 def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) -> list[Check]:
-    """An untrained student through its exported pipeline in one and two steps, and its weights after save and load."""
+    """An untrained student through the pipeline of each `export.schedule` in one and two steps."""
     student = teacher.student()
     note = ""
     try:
@@ -220,19 +221,41 @@ def export_checks(teacher: Teacher, prompts: list[str], device: torch.device) ->
     if student.prediction == "epsilon" and math.cos(student.path.t_max) < FAINT:  # it says too little about x0
         student.max_angle = MAX_ANGLE
     times = [student.path.t_max, second_time(teacher)]
+    checks = one_export("export", teacher, student, teacher.native_times(student, times), prompts, device, note)
+    if teacher.native_times(student, times) != times:
+        teacher.export_schedule = "bent"
+        checks += one_export("export.schedule=bent", teacher, student, times, prompts, device, note)
+        teacher.export_schedule = "native"
+    return checks
+
+
+def one_export(
+    name: str,
+    teacher: Teacher,
+    student: Denoiser,
+    times: Sequence[float],
+    prompts: list[str],
+    device: torch.device,
+    note: str,
+) -> list[Check]:
+    """A student through its exported pipeline at the angles `times`, and its weights after save and load."""
     try:
         pipe: Any = teacher.pipeline(student, times)
     except ValueError as error:
-        return [Check("export", math.nan, TOLERANCE, f"at {times[0]:.4f} and {times[1]:.4f} rad: {error}")]
+        return [Check(name, math.nan, TOLERANCE, f"at {times[0]:.4f} and {times[1]:.4f} rad: {error}")]
     kind, before = type(pipe), network(pipe).state_dict()
-    calls = [{"num_steps": n, "call": teacher.calls(n, times[:n])} for n in (1, 2)]
+    calls = [
+        {"num_steps": n, "call": teacher.calls(n, times[:n]) | teacher.timesteps_call(student, times[:n])}
+        for n in (1, 2)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         save_pipeline(pipe, Path(folder))
         loaded = load_exported(kind, folder, device)
-        reloaded = Check("save and load", state_gap(before, network(loaded).state_dict()), 0.0)
+        reloaded = Check(f"{name}, save and load", state_gap(before, network(loaded).state_dict()), 0.0)
         del pipe, before
-        worst = differences(loaded, teacher, student, times, calls, prompts)
-    return [Check(f"export, {steps_text(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
+        with without_notices():
+            worst = differences(loaded, teacher, student, times, calls, prompts)
+    return [Check(f"{name}, {steps_text(n)}", gap, TOLERANCE, note) for n, gap in worst.items()] + [reloaded]
 
 
 def second_time(teacher: Teacher) -> float:

@@ -8,15 +8,22 @@ from typing import Any
 from diffusers.utils import logging as diffusers_log
 from transformers.utils import logging as transformers_log
 
+NOTICES = {  # a part of the warning by the name of its logger
+    "diffusers.pipelines.pipeline_loading_utils": "You have passed a non-standard module",
+    "diffusers.schedulers.scheduling_lcm": "custom timestep schedule",
+}
+
 
 @contextmanager
 def without_notices() -> Iterator[None]:
-    """A context without diffusers' warning about networks of a pipeline's own module, such as Stable Audio's.
+    """A context without diffusers' warnings about networks of a pipeline's own module and about custom timesteps.
 
-    The bars of reading and writing weights are left out too; those of downloads stay.
+    Stable Audio has such a network; exports choose such timesteps on purpose. The bars of reading and writing weights
+    are left out too; those of downloads stay.
     """
-    log = logging.getLogger("diffusers.pipelines.pipeline_loading_utils")
-    log.addFilter(_is_no_notice)
+    logs = [logging.getLogger(name) for name in NOTICES]
+    for log in logs:
+        log.addFilter(_is_no_notice)
     shown = diffusers_log.is_progress_bar_enabled()
     diffusers_log.disable_progress_bar()
     hook = transformers_log.set_tqdm_hook(_no_bar)
@@ -26,7 +33,8 @@ def without_notices() -> Iterator[None]:
         transformers_log.set_tqdm_hook(hook)
         if shown:
             diffusers_log.enable_progress_bar()
-        log.removeFilter(_is_no_notice)
+        for log in logs:
+            log.removeFilter(_is_no_notice)
 
 
 def _no_bar(factory: object, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -34,4 +42,4 @@ def _no_bar(factory: object, arguments: tuple[Any, ...], options: dict[str, Any]
 
 
 def _is_no_notice(record: logging.LogRecord) -> bool:
-    return "You have passed a non-standard module" not in record.getMessage()
+    return NOTICES[record.name] not in record.getMessage()
