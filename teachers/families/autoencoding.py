@@ -2,11 +2,12 @@
 
 import logging
 import math
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderDC
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from teachers.core.teacher import Teacher
@@ -43,6 +44,25 @@ class Autoencoding(Teacher):
     def stock_autoencoder(self) -> Any:
         """The pipeline's autoencoder."""
         return self.stock.components[self.autoencoder]
+
+    def check_autoencoder(self) -> None:
+        """Check that the autoencoder has the class that the pipeline declares; an AutoencoderTiny replaces a large one.
+
+        Raises:
+            ValueError: If it has another class: its encoding or decoding may be random, or need other arguments.
+        """
+        kind = type(self.stock)
+        try:
+            declared = typing.get_type_hints(kind.__init__).get(self.autoencoder)
+        except NameError:  # of a pipeline of another package, whose annotations cannot be resolved
+            return
+        allowed = typing.get_args(declared) or (declared,)
+        if AutoencoderKL in allowed:
+            allowed += (AutoencoderTiny,)
+        if not all(isinstance(each, type) for each in allowed) or isinstance(self.stock_autoencoder, allowed):
+            return
+        names, found = " or ".join(each.__name__ for each in allowed), type(self.stock_autoencoder).__name__
+        raise ValueError(f"the {self.autoencoder} of a {kind.__name__} must be an {names}, got {found}")
 
     def compression(self) -> int:
         """Pixels of an image for each latent pixel, along one side."""

@@ -67,7 +67,9 @@ class Flux(EmbeddedGuidance):
         return evaluate(network, [sample], timestep, cond, DEFAULT_GUIDANCE)
 
     def latent_shape(self) -> tuple[int, int, int]:
-        sides = height_and_width(self.stock.vae.config.sample_size)  # not in the transformer's; 1024 / 8 for Flux.1
+        # It is not in the transformer's configuration; 1024 / 8 for Flux.1. An AutoencoderTiny has none.
+        default = self.stock.default_sample_size * self.factor
+        sides = height_and_width(self.stock.vae.config.get("sample_size", default))
         height, width = (side // self.factor // 2 * 2 for side in sides)  # the pipeline packs 2 x 2 patches
         return self.stock.transformer.config.in_channels // 4, height, width
 

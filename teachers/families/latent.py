@@ -41,7 +41,7 @@ class LatentTeacher(Autoencoding, NativeExports):
         factor: Pixels or audio samples for each latent pixel, along one side.
 
     Raises:
-        ValueError: If the pipeline's scheduler has no known noise schedule.
+        ValueError: If the pipeline's scheduler has no known noise schedule, or its autoencoder another class.
     """
 
     passes_sigmas: ClassVar[bool] = False
@@ -56,6 +56,7 @@ class LatentTeacher(Autoencoding, NativeExports):
         self.stock = freeze(pipeline)
         self.device = pipeline.device
         self._text_pipeline: Any = None
+        self.check_autoencoder()
         vae = self.stock_autoencoder
         if vae.config.get("force_upcast") and vae.dtype == torch.float16:
             vae.float()  # such autoencoders overflow in half precision
