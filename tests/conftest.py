@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+# As many threads as there are cores in each of several workers wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # matplotlib keeps its list of fonts in the user's home; without this, tests that set HOME find it among their files if
 # they are the first of a process to draw.
 os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
