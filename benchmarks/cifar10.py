@@ -159,7 +159,8 @@ def make_student(method: str, out: Path, plan: "Plan", overrides: list[str]) -> 
     def first_steps() -> float:
         quiet = ("train.evaluate_every=0", f"train.log_every={MEASURED_STEPS}", "train.tracker=none")
         folder = run(out / "measured", 2 * MEASURED_STEPS, *quiet)
-        first, last = (json.loads(line)["seconds"] for line in (folder / "log.jsonl").read_text().splitlines()[-2:])
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        first, last = (json.loads(line)["seconds"] for line in lines[-2:])
         return float(last - first) / MEASURED_STEPS
 
     return run(out, plan.steps(method, first_steps))
@@ -179,13 +180,13 @@ class Plan:
 
     def steps(self, stage: str, seconds_per_step: Callable[[], float]) -> int:
         """The steps of a stage; `seconds_per_step` measures if the file does not have them."""
-        stored = json.loads(self.file.read_text()) if self.file.exists() else {}
+        stored = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         if stage not in stored:
             seconds = seconds_per_step()
             steps = max(1, round(60 * self.minutes[stage] / seconds))
             stored[stage] = {"steps": steps, "seconds_per_step": seconds, "minutes": self.minutes[stage]}
             with atomic_write(self.file) as temporary:
-                temporary.write_text(json.dumps(stored, indent=1) + "\n")
+                temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         return int(stored[stage]["steps"])
 
 

@@ -50,6 +50,7 @@ from distill.training.watchdog import watched
 from teachers.core.teacher import Teacher
 from teachers.support.errors import reading
 from teachers.support.text import printable
+from teachers.support.threads import adapt_threads
 
 
 @watched()
@@ -153,6 +154,7 @@ def distil(
     batches = dataset.micro_batches(batch_rngs(recipe, engine, state.distiller, state.step))
     stopping, last, untrained = False, time.perf_counter(), state.step == 0
     while state.step < settings.steps and not stopping:
+        adapt_threads()
         log.add(train_step(state, batches, engine, recipe))
         bar.update()
         stopping = stop.agreed()

@@ -57,6 +57,12 @@ def representatives(cases: Iterable[object], chosen: Collection[object] = REPRES
     return [pytest.param(*row, marks=() if row[0] in chosen else EXHAUSTIVE) for row in rows]
 
 
+def first_by_default(values: Iterable[object]) -> list[object]:
+    """Values, or tuples of them, of parameters; the tests of all but the first are marked exhaustive."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=EXHAUSTIVE if number else ()) for number, row in enumerate(rows)]
+
+
 def first_is_quick(values: Iterable[object]) -> list[object]:
     """Values, or tuples of them, of parameters; the tests of all but the first are marked slow."""
     rows = [value if isinstance(value, tuple) else (value,) for value in values]

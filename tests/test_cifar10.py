@@ -51,6 +51,7 @@ def small_unet(channels):
     return UNet2DModel(32, 3, 3, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=8, **blocks)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_every_stage_runs_once(package, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "MEASURED_STEPS", 1)

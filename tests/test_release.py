@@ -24,6 +24,7 @@ def test_licences_of_all_dependencies_are_listed():
     assert names("install_requires =") and names("install_requires =") | names("[options.extras_require]") <= listed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_release_is_complete_and_reproducible(tmp_path):
     def release(output: Path) -> str:

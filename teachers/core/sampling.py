@@ -15,6 +15,7 @@ from teachers.core.denoiser import Condition, Denoiser
 from teachers.core.few_step import initial_x_t
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import add_noise, integrate
+from teachers.support.threads import adapt_threads
 
 
 def sample(
@@ -67,6 +68,7 @@ def teacher_endpoint(teacher: Teacher, noise: Tensor, cond: Condition, num_steps
     Returns:
         x0 of unit variance, shape of `noise`.
     """
+    adapt_threads()
     times = teacher.denoiser.path.solver_times(num_steps)
     x = initial_x_t(teacher.denoiser, noise, times[0])
     return integrate(lambda x_t, t: teacher.velocity(x_t, t.to(x_t.dtype), cond, guidance), x, times)

@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from tests.commands import eval_main, fewstep
+from tests.settings import first_by_default
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ METHODS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "method", "tier"), [("InstructPix2Pix", "dmd", "full"), ("inpainting", "scm", "lora")]
+    ("name", "method", "tier"),
+    first_by_default([("inpainting", "scm", "lora"), ("InstructPix2Pix", "dmd", "full")]),
 )
 def test_train_sample_evaluate_and_check(name, method, tier, pairs, tiny_source, tmp_path, capsys):
     recipe = {

@@ -19,6 +19,7 @@ from distill.training import checkpoint, engine, setup
 from eval.pipelines.runs import read_run
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.adapters import unwrap
+from teachers.support.errors import EXIT_TERMINATED
 from tests.commands import fewstep
 from tests.forks import Fork
 from tests.runs import interrupted
@@ -329,6 +330,6 @@ def test_sigterm_saves_a_checkpoint(files, tmp_path):
     started.wait_for(r"[1-9]\d*/100000 \[")  # until the progress bar has moved
     time.sleep(0.5)
     started.process.terminate()
-    assert started.wait() == 0
+    assert started.wait() == EXIT_TERMINATED
     assert "run the same command again" in started.out
     assert checkpoint.saved_steps(folder / "checkpoints")

@@ -23,6 +23,7 @@ from distill.training.run_folder import lock_run_folder
 from teachers.support.checksums import seal
 from tests.faults import kill, processes
 from tests.forks import Fork
+from tests.settings import first_by_default
 
 
 def newest(run):
@@ -217,7 +218,9 @@ def test_killed_runs_end_with_bitwise_the_same_weights(text_pipeline, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [[("ddp", "gan"), ("fsdp2", "rcm")], [("fsdp2", "lcm"), ("fsdp2", "sid")]])
+@pytest.mark.parametrize(
+    "cases", first_by_default([[("ddp", "gan"), ("fsdp2", "rcm")], [("fsdp2", "lcm"), ("fsdp2", "sid")]])
+)
 def test_two_processes_have_the_losses_of_one_and_resume(cases, text_pipeline, tmp_path):
     differences = processes.compare(cases, 6, str(text_pipeline), tmp_path)
     assert set(differences) == {"-".join(case) for case in cases}

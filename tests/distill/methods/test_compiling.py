@@ -20,7 +20,7 @@ from distill.training import checkpoint
 from teachers.core.denoiser import Denoiser
 from teachers.core.trigflow import Flow
 from teachers.pocket.parts import make_unet
-from tests.settings import RECIPES
+from tests.settings import RECIPES, first_by_default
 
 FAST = ["train.batch_size=2", "train.log_every=1", "train.evaluate_every=0", "train.evaluate_samples=2"]
 FAST += ["train.evaluate_teacher_steps=1", "train.tracker=none", "optimizers.student.schedule=constant"]
@@ -61,11 +61,13 @@ def losses(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "pipeline", "modes"),
-    [
-        ("scm", "text_pipeline", ("none", "blocks")),
-        ("dmd", "unconditional_pipeline", ("networks", "none")),  # few channels compile quickly
-        ("sid", "unconditional_pipeline", ("networks", "none")),  # its gradient flows through the compiled teacher
-    ],
+    first_by_default(
+        [
+            ("scm", "text_pipeline", ("none", "blocks")),
+            ("dmd", "unconditional_pipeline", ("networks", "none")),  # few channels compile quickly
+            ("sid", "unconditional_pipeline", ("networks", "none")),  # its gradient flows through the compiled teacher
+        ]
+    ),
 )
 def test_compiled_and_eager_runs_have_the_same_losses_and_resume_each_other(request, tmp_path, method, pipeline, modes):
     teacher = request.getfixturevalue(pipeline)

@@ -18,6 +18,7 @@ from eval.pipelines.shared_settings import tuned_teacher_folder
 from teachers.describe import describe
 from teachers.loading.lora_files import Lora
 from teachers.loading.loras import fuse
+from tests.settings import first_by_default
 from tests.teachers.fine_tunes import adapted, write_diffusers, write_kohya, write_peft
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,8 @@ def network_of(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "written", "tier"), list(zip(NAMES, ["diffusers", "kohya"], ["lora", "full"], strict=True))
+    ("name", "written", "tier"),
+    first_by_default(zip(NAMES, ["diffusers", "kohya"], ["lora", "full"], strict=True)),
 )
 def test_student_equals_that_of_the_folder_that_diffusers_fused(recipe_of, folder_of, tmp_path, name, written, tier):
     file = WRITERS[written](adapted(base_of(folder_of, name)), tmp_path)

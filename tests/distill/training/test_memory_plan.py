@@ -28,8 +28,11 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("method", "tier", "checkpointing"),
     [
-        *(("dmd", "full", "true"), ("dmd", "lora", "false"), ("scm", "full", "false"), ("scm", "lora", "true")),
-        *(("sid", "full", "false"), ("sid", "lora", "true"), ("f_distill", "lora", "true"), ("lcm", "lora", "true")),
+        *(("dmd", "full", "true"), ("dmd", "lora", "false"), ("scm", "lora", "true"), ("sid", "full", "false")),
+        *representatives(
+            [("scm", "full", "false"), ("sid", "lora", "true"), ("f_distill", "lora", "true"), ("lcm", "lora", "true")],
+            chosen=(),
+        ),
         *representatives(
             [("dmd", "full", "false"), ("dmd", "lora", "true"), ("scm", "full", "true"), ("scm", "lora", "false")],
             chosen=(),

@@ -13,7 +13,7 @@ from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
 from teachers.networks.quantized import QuantizedLinear
 from tests.runs import interrupted
-from tests.settings import first_is_quick
+from tests.settings import first_by_default, first_is_quick
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_a_whole_student_has_no_quantized_weights(lora_recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("form", first_by_default(["nf4", "int8"]))
 def test_the_plan_counts_the_quantized_weights(lora_recipe, form):
     run = lora_recipe("scm", f"memory.quantize={form}", "teacher.precision=bfloat16")
     plain = lora_recipe("scm", "teacher.precision=bfloat16")

@@ -2,9 +2,11 @@
 
 import os
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from teachers.support import threads
 
@@ -16,10 +18,15 @@ def machine(monkeypatch, tmp_path):
     for name in (*threads.VARIABLES, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(threads, "_chosen", [])
 
     def make(*loads, physical=None, quota="max 100000"):
         remaining = list(loads)
-        monkeypatch.setattr(psutil, "cpu_percent", lambda *_, **__: remaining.pop(0) if remaining[1:] else remaining[0])
+
+        def measured(seconds=None, percpu=True):
+            return remaining.pop(0) if remaining[1:] and seconds is not None else remaining[0]
+
+        monkeypatch.setattr(psutil, "cpu_percent", measured)
         monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical or len(loads[0]))
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(len(loads[0]))), raising=False)
         (tmp_path / "cpu.max").write_text(quota)
@@ -38,7 +45,7 @@ def test_an_idle_machine_computes_with_every_core(machine, capsys):
 def test_busy_cores_are_left_to_others(machine, capsys):
     assert machine([100.0, 12.0]) == "1"
     assert capsys.readouterr().err == (
-        "0.9 of 2 CPU cores are free: computing with 1 thread (set OMP_NUM_THREADS to change it)\n"
+        "0.9 of 2 CPU cores are free: computing with 1 thread (set OMP_NUM_THREADS to choose)\n"
     )
     assert machine([100.0, 100.0]) == "1"
     assert machine([90.0, 0.0, 0.0, 95.0]) == "2"
@@ -62,3 +69,32 @@ def test_users_and_launchers_choose_themselves(machine, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert machine([100.0, 100.0]) == "2"
+
+
+def test_the_number_follows_the_load(monkeypatch):
+    """Two cores: another process begins, and later ends; the first measurements without it change nothing."""
+    busy, own, now = [0.0, 0.0], 0.0, 0.0
+    monkeypatch.setattr(psutil, "cpu_percent", lambda *_, **__: busy)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 2)
+    monkeypatch.setattr(threads, "_allowed_cores", lambda: [0, 1])
+    monkeypatch.setattr(threads, "_quota", lambda: float("inf"))
+    monkeypatch.setattr(threads.time, "monotonic", lambda: now)
+    monkeypatch.setattr(threads.Load, "_own_seconds", lambda self: own)
+    load, current, numbers = threads.Load(), 2, []
+    for own_load, others in [(2.0, 0.0), (1.4, 0.6), (1.0, 1.0), *[(1.0, 0.0)] * threads.CALM, (2.0, 0.0)]:
+        now, own = now + threads.INTERVAL, own + threads.INTERVAL * own_load
+        busy = [50 * (own_load + others)] * 2
+        current = load.threads_now(current)
+        numbers.append(current)
+    assert numbers == [2, 1, 1, *[1] * (threads.CALM - 1), 2, 2]
+    assert load.threads_now(1) == 1  # too early
+
+
+def test_nothing_follows_the_load_unless_a_command_has_chosen(monkeypatch):
+    monkeypatch.setattr(threads, "_chosen", [])
+    before = torch.get_num_threads()
+    threads.adapt_threads()
+    monkeypatch.setattr(threads, "_chosen", [SimpleNamespace(threads_now=lambda current: current + 1)])
+    monkeypatch.setattr(torch, "set_num_threads", (numbers := []).append)
+    threads.adapt_threads()
+    assert numbers == [before + 1]
