@@ -15,6 +15,7 @@ SECONDS = 0.5  # of one measurement of the load
 MEASUREMENTS = 3  # the smallest load counts, so that a short burst does not
 SPARE = 0.25  # cores that others may use without effect
 INTERVAL = 5.0  # seconds between two measurements while a command computes
+UNKNOWN = (OSError, RuntimeError, NotImplementedError)  # what psutil raises where a system does not show its load
 CALM = 6  # consecutive measurements with more free cores after which the number of threads rises again
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time in a period of so many
 
@@ -70,14 +71,17 @@ _chosen: list[Load] = []  # one, of a command that chooses the number itself
 def limit_threads() -> None:
     """Set OMP_NUM_THREADS to the number of free cores and print it, if other processes or a quota use some.
 
-    It must be called before torch is imported. It does nothing if one of VARIABLES is set. Afterwards `adapt_threads`
-    follows the load.
+    It must be called before torch is imported. It does nothing if one of VARIABLES is set, or where the load is
+    unknown. Afterwards `adapt_threads` follows the load.
     """
     if "torch" in sys.modules or any(name in os.environ for name in VARIABLES):
         return
-    load = Load()
+    try:
+        load = Load()
+        free = load.free_at_start()
+    except UNKNOWN:
+        return
     _chosen[:] = [load]
-    free = load.free_at_start()
     threads = threads_for(load.cores, free)
     if threads < load.cores:
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -95,7 +99,10 @@ def adapt_threads() -> None:
     from tqdm import tqdm
 
     current = torch.get_num_threads()
-    threads = _chosen[0].threads_now(current)
+    try:
+        threads = _chosen[0].threads_now(current)
+    except UNKNOWN:
+        return
     if threads != current and not torch.cuda.is_available():
         torch.set_num_threads(threads)
         state = "other processes use CPU cores" if threads < current else "CPU cores are free again"

@@ -63,6 +63,14 @@ def test_a_containers_quota_counts(machine):
     assert machine([0.0] * 2, quota="damaged") is None
 
 
+def test_nothing_is_limited_where_the_load_is_unknown(machine, monkeypatch):
+    def hidden(self):
+        raise FileNotFoundError("/proc/stat")
+
+    monkeypatch.setattr(threads.Load, "free_at_start", hidden)
+    assert machine([100.0, 100.0]) is None and not threads._chosen
+
+
 def test_users_and_launchers_choose_themselves(machine, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert machine([100.0, 100.0]) is None
