@@ -128,7 +128,7 @@ def _allowed_cores() -> list[int]:
 def _quota() -> float:
     """The processor time that a container's control group (version 2) allows, in cores; infinite without a limit."""
     try:
-        quota, period = QUOTA.read_text().split()
+        quota, period = QUOTA.read_text(encoding="ascii").split()
         return math.inf if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         return math.inf
