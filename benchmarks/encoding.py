@@ -22,7 +22,8 @@ from transformers import CLIPTextModel
 from distill.config.recipe import load
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import DTYPES
-from distill.data.dataset import plan, prepare
+from distill.data.dataset import prepare
+from distill.data.plan import plan
 from teachers import pocket
 
 

@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distill.config.evaluation_section import EvaluationRecipe
     from distill.config.recipe import Recipe
     from distill.config.recipe import load as load_recipe
     from distill.config.sections import (
         DataRecipe,
-        EvaluationRecipe,
         ExportRecipe,
         MemoryRecipe,
         OptimizerRecipe,
@@ -46,13 +46,13 @@ _SECTIONS = (
     "OptimizerRecipe",
     "TrainRecipe",
     "MemoryRecipe",
-    "EvaluationRecipe",
     "ExportRecipe",
 )
 _NAMES = {
     "load_recipe": ("distill.config.recipe", "load"),
     "Recipe": ("distill.config.recipe", "Recipe"),
     **{name: ("distill.config.sections", name) for name in _SECTIONS},
+    "EvaluationRecipe": ("distill.config.evaluation_section", "EvaluationRecipe"),
     "train": ("distill.train", "train"),
     "train_step": ("distill.training.step", "train_step"),
     "load_teacher": ("teachers.loading.registry", "load_teacher"),

@@ -10,7 +10,8 @@ from typing import TypeVar
 import yaml
 
 from distill.config.recipe import Recipe, method_options, with_defaults
-from distill.data.dataset import Dataset, Plan
+from distill.data.dataset import Dataset
+from distill.data.plan import Plan
 from distill.methods.contract import check_schedules, requested_pairs
 from distill.training.engine import Engine
 from distill.training.memory_plan import Processes, fits, plan_lines

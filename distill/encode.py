@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from distill.config.recipe import Recipe
 from distill.config.registry import TEACHERS, find
 from distill.data import shards
-from distill.data.dataset import open_images
 from distill.data.encoding import Encoder
+from distill.data.plan import open_images
 from distill.data.stored_latents import AUTOENCODER, CAPTIONS, ENDING, LATENTS
 from distill.training.environment import without_accelerate_variables
 from distill.training.run_folder import stored_contents

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from distill.config.recipe import Recipe, check_exports
 from distill.config.registry import TEACHERS, find
 from distill.config.saved import save
-from distill.data import dataset as data
 from distill.data.dataset import Dataset
+from distill.data.plan import Plan
 from distill.exporting.finish import finish, report_failure
 from distill.exporting.rehearsal import rehearse_export
 from distill.methods.contract import check_schedules
@@ -114,7 +114,7 @@ def train(
 
 def distil(
     recipe: Recipe,
-    plan: data.Plan,
+    plan: Plan,
     identity: dict[str, str],
     engine: Engine,
     teacher: Teacher | None = None,

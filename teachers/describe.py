@@ -13,7 +13,7 @@ from torch import nn
 
 from teachers.core.cosine_path import Cosine
 from teachers.core.edm_path import Edm
-from teachers.core.schedule import clipping
+from teachers.core.scheduler_config import clipping
 from teachers.core.teacher import Teacher
 from teachers.core.trigflow import Flow, VariancePreserving
 from teachers.loading.distilled import distilled

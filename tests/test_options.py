@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import pytest
 
+from distill.config.evaluation_section import EvaluationRecipe
 from distill.config.recipe import Recipe
 from distill.config.sections import (
     DataRecipe,
-    EvaluationRecipe,
     MemoryRecipe,
     OptimizerRecipe,
     TeacherRecipe,

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.config.evaluation_section import EvaluationRecipe
 from distill.config.overrides import apply_overrides
 from distill.config.registry import DISTILLERS, TEACHERS, find
 from distill.config.run_names import check_run_names
 from distill.config.sections import (
     DataRecipe,
-    EvaluationRecipe,
     ExportRecipe,
     MemoryRecipe,
     OptimizerRecipe,

@@ -1,6 +1,6 @@
 """Checks of `evaluation.validation_prompts` that depend on the teacher or on the training loop."""
 
-from distill.config.sections import EvaluationRecipe
+from distill.config.evaluation_section import EvaluationRecipe
 from teachers.core.teacher import Teacher
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from distill.config.recipe import Recipe, method_options, with_defaults
 from distill.config.registry import TEACHERS, find
-from distill.data.dataset import Plan
+from distill.data.plan import Plan
 from distill.training import checkpoint
 from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
 from teachers.core.teacher import Teacher

@@ -16,6 +16,7 @@ from distill.data import dataset as data
 from distill.data import teacher_pairs
 from distill.data.dataset import Dataset
 from distill.data.latents import LatentsInMemory
+from distill.data.plan import Plan, plan
 from distill.methods.contract import requested_pairs
 from distill.training.engine import Engine
 from distill.training.features import choose_features
@@ -35,7 +36,7 @@ def plan_data(
     teacher: Teacher | None = None,
     latents: Tensor | None = None,
     captions: Sequence[str] | None = None,
-) -> data.Plan:
+) -> Plan:
     """Open and check the run's data, without loading a teacher.
 
     Args:
@@ -59,7 +60,7 @@ def plan_data(
     if latents is None:
         with reading(recipe.data.images or recipe.data.latents or recipe.data.prompts):
             prompted = family.takes_prompts(recipe.teacher.path) if teacher is None else teacher.prompted
-            return data.plan(recipe.data, cls.needs_latents(options), prompted, family.medium_class, family.source)
+            return plan(recipe.data, cls.needs_latents(options), prompted, family.medium_class, family.source)
     if teacher is None:
         raise ValueError("latents need a teacher in memory: pass both to train")
     if teacher.source:
@@ -78,7 +79,7 @@ def plan_data(
     captions = _captions(captions, len(latents), teacher)
     if len(captions) != len(latents):
         raise ValueError(f"captions must have the length of latents ({len(latents)}), got {len(captions)}")
-    return data.Plan(latents=LatentsInMemory(latents.detach().float() / teacher.denoiser.path.sigma_data, captions))
+    return Plan(latents=LatentsInMemory(latents.detach().float() / teacher.denoiser.path.sigma_data, captions))
 
 
 def _captions(captions: Sequence[str] | None, count: int, teacher: Teacher) -> list[str]:
@@ -170,7 +171,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
 
 def prepare(
     recipe: Recipe,
-    plan: data.Plan,
+    plan: Plan,
     engine: Engine,
     teacher: Teacher | None = None,
     most: int | None = None,

@@ -3,16 +3,8 @@
 from diffusers import DDIMPipeline, DPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler
 
 from eval.pipelines.networks import Pipeline
-from teachers.core.schedule import (
-    alphas_cumprod,
-    betas,
-    clipping,
-    edm_options,
-    is_edm,
-    is_shifted,
-    own_value,
-    prediction_type,
-)
+from teachers.core.schedule import alphas_cumprod, betas, edm_options, is_edm
+from teachers.core.scheduler_config import clipping, is_shifted, own_value, prediction_type
 from teachers.loading.source import AUTOENCODERS
 
 

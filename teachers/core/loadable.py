@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from teachers.core.contract import Contract
-from teachers.core.schedule import check_shift, data_scale
+from teachers.core.schedule import data_scale
+from teachers.core.scheduler_config import check_shift
 from teachers.loading.contents import pipeline_contents, without_runtime
 from teachers.loading.embedded import locate
 from teachers.loading.inspection import check_text_widths

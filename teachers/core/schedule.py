@@ -4,9 +4,7 @@ The scheduler's own `alphas_cumprod` is the schedule: its config alone lacks the
 `rescale_betas_zero_snr` or `snr_shift_scale` change afterwards.
 """
 
-import inspect
 import math
-import re
 from typing import Any, cast, get_args
 
 import torch
@@ -26,6 +24,7 @@ from teachers.core.cosine_path import Cosine
 from teachers.core.denoiser import EDM, Prediction
 from teachers.core.edm_path import Edm
 from teachers.core.noise_path import NoisePath
+from teachers.core.scheduler_config import config_of, flow_shift, own_value, positive, prediction_type
 from teachers.core.trigflow import Flow, VariancePreserving
 
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
@@ -85,7 +84,7 @@ def schedule(
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler integrates a rectified flow: a flow-matching scheduler, or a solver with flow sigmas."""
-    solver = hasattr(scheduler, "alphas_cumprod") and _config(scheduler).get("use_flow_sigmas")
+    solver = hasattr(scheduler, "alphas_cumprod") and config_of(scheduler).get("use_flow_sigmas")
     return isinstance(scheduler, FLOW_SCHEDULERS) or bool(solver)
 
 
@@ -116,7 +115,7 @@ def data_scale(scheduler: Any, sigma_data: float | None, default: float) -> floa
         raise ValueError(f"sigma_data must be positive and finite, got {sigma_data!r}")
     if not is_edm(scheduler):
         return default if sigma_data is None else sigma_data
-    own = float(_positive(scheduler, "sigma_data"))
+    own = float(positive(scheduler, "sigma_data"))
     if sigma_data is not None and sigma_data != own:
         raise ValueError(
             f"teacher.sigma_data must be null or {own:g}, that of the {type(scheduler).__name__}, got {sigma_data:g}"
@@ -134,7 +133,7 @@ def alphas_cumprod(scheduler: Any) -> Tensor | None:
         Cumulative products of alpha at the timesteps of the network, (num_train_timesteps,); None if the scheduler has
         another kind of schedule.
     """
-    config, table = _config(scheduler), getattr(scheduler, "alphas_cumprod", None)
+    config, table = config_of(scheduler), getattr(scheduler, "alphas_cumprod", None)
     # Schedulers without a prediction type belong to other kinds of models, and continuous timesteps are 0.25 log sigma.
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
     if not isinstance(table, Tensor) or is_flow(scheduler) or "prediction_type" not in config or continuous:
@@ -149,21 +148,6 @@ def alphas_cumprod(scheduler: Any) -> Tensor | None:
         # Some solvers replace the last zero by 2^-24, which can be more than the noise level before it.
         table = torch.cat([table[:-1], table.new_zeros(1)])
     return table
-
-
-def clipping(scheduler: Any) -> str | None:
-    """The option by which stock sampling limits x0, which training does not do; None if there is none."""
-    return next((key for key in ("thresholding", "clip_sample") if own_value(scheduler, key)), None)
-
-
-def prediction_type(scheduler: Any) -> str:
-    """The prediction type in a scheduler's config; "original_sample" is an older name in EulerDiscreteScheduler."""
-    name = str(scheduler.config["prediction_type"])
-    return "sample" if name == "original_sample" else name
-
-
-def _config(scheduler: Any) -> Any:
-    return getattr(scheduler, "config", {})
 
 
 def _prediction(scheduler: Any, table: Tensor) -> Prediction:
@@ -220,7 +204,7 @@ def _edm(scheduler: Any, sigma_data: float) -> tuple[NoisePath, Prediction]:
         raise ValueError(
             f"prediction_type of {kind} must be epsilon or v_prediction, got {config['prediction_type']!r}"
         )
-    low, high, rho = (_positive(scheduler, key) for key in ("sigma_min", "sigma_max", "rho"))
+    low, high, rho = (positive(scheduler, key) for key in ("sigma_min", "sigma_max", "rho"))
     if low >= high:
         raise ValueError(f"sigma_min of {kind} must be below its sigma_max {high:g}, got {low:g}")
     if (count := config["num_train_timesteps"]) < 2:
@@ -228,74 +212,6 @@ def _edm(scheduler: Any, sigma_data: float) -> tuple[NoisePath, Prediction]:
     grid = None if config["sigma_schedule"] == "exponential" else rho
     path = Edm(low, high, count, data_scale(scheduler, sigma_data, 1.0), grid)
     return path, cast(Prediction, prediction)
-
-
-def _positive(scheduler: Any, key: str) -> float:
-    """An entry of a scheduler's config that must be a positive number."""
-    value = scheduler.config[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{key} of {type(scheduler).__name__} must be a number above 0, got {value!r}")
-    return float(value)
-
-
-def is_shifted(scheduler: Any) -> bool:
-    """Whether a scheduler shifts the signal-to-noise ratio of its table, which other schedulers' configs cannot say."""
-    return float(_config(scheduler).get("snr_shift_scale") or 1.0) != 1.0
-
-
-def own_value(scheduler: Any, key: str) -> Any:
-    """An entry of a scheduler's config that its class takes; None for others.
-
-    `from_config` keeps the entries of the scheduler that the config is from, and the class ignores them.
-    """
-    return _config(scheduler).get(key) if key in inspect.signature(type(scheduler).__init__).parameters else None
-
-
-def flow_shift(scheduler: Any, tokens: int) -> float:
-    """The timestep shift of a flow scheduler.
-
-    Args:
-        scheduler: The scheduler.
-        tokens: Number of tokens of one sample. With dynamic shifting the shift depends on it.
-
-    Returns:
-        The factor `shift` of `Flow`.
-
-    Raises:
-        ValueError: If it is not positive.
-    """
-    config = scheduler.config
-    if not own_value(scheduler, "use_dynamic_shifting"):
-        key = "shift" if own_value(scheduler, "flow_shift") is None else "flow_shift"
-        return _positive(scheduler, key)
-    # Pipelines compute it, from these entries of any scheduler's config and with these defaults.
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    mu = low + (high - low) / (many - few) * (tokens - few)
-    return float(mu) if own_value(scheduler, "time_shift_type") == "linear" else math.exp(mu)
-
-
-def check_shift(kind: type[Any], scheduler: Any) -> None:
-    """Check that a pipeline passes the shift that its scheduler needs.
-
-    Args:
-        kind: The class of the pipeline.
-        scheduler: Its scheduler.
-
-    Raises:
-        ValueError: If dynamic shifting needs a shift that the pipeline's call does not pass as `mu`.
-    """
-    if not own_value(scheduler, "use_dynamic_shifting"):
-        return
-    try:
-        source = inspect.getsource(kind.__call__)
-    except OSError:  # a class without a file
-        return
-    if not re.search(r"""\bmu\s*=|["']mu["']""", source):
-        raise ValueError(
-            f"use_dynamic_shifting of the scheduler of {kind.__name__} must be False, got True: its call passes no "
-            "shift"
-        )
 
 
 def betas(table: Tensor) -> list[float]:

@@ -13,8 +13,8 @@ from pyarrow import parquet
 from distill.config.recipe import load, method_options, with_defaults
 from distill.config.sections import DataRecipe, OptimizerRecipe
 from distill.config.shipped import shipped
-from distill.data.dataset import open_images
 from distill.data.images import FirstUsable
+from distill.data.plan import open_images
 from distill.dry_run import dry_run
 from tests.settings import FAST
 

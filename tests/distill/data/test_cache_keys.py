@@ -16,6 +16,7 @@ from distill.config.sections import DataRecipe, TeacherRecipe
 from distill.data import dataset as data
 from distill.data.encoding import Encoder
 from distill.data.images import ImageFolder
+from distill.data.plan import plan as plan_of
 from distill.data.teacher_pairs import pairs_key
 from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
@@ -35,7 +36,7 @@ def prepare(recipe: Recipe, images: Path | None = None):
     """The dataset of a run, and the number of shards in its cache."""
     teacher = load_teacher(recipe, CPU)
     settings = DataRecipe(images=images and str(images), prompts=None if images else "pocket", limit=20)
-    plan = data.plan(settings, images is not None, teacher.guided)
+    plan = plan_of(settings, images is not None, teacher.guided)
     dataset = data.prepare(plan, teacher, recipe, Accelerator(cpu=True), stored_contents(recipe))
     return dataset, len(list(recipe.cache.rglob("*.safetensors")))
 
@@ -228,7 +229,7 @@ def test_settings_of_a_teacher_count(text_pipeline, tmp_path):
 @pytest.mark.slow
 def test_a_teacher_that_was_changed_in_memory_encodes_again(text_pipeline, tmp_path):
     recipe, shards = recipe_for(text_pipeline, tmp_path), []
-    plan = data.plan(DataRecipe(prompts="pocket", limit=3), False, True)
+    plan = plan_of(DataRecipe(prompts="pocket", limit=3), False, True)
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     for _ in range(2):
         for _ in range(2):

@@ -9,7 +9,8 @@ from PIL import Image
 from distill.config.sections import DataRecipe
 from distill.data import shards
 from distill.data.batch_random import BatchRandom
-from distill.data.dataset import Dataset, plan
+from distill.data.dataset import Dataset
+from distill.data.plan import plan
 from distill.data.shards import Table
 
 CPU = torch.device("cpu")

@@ -17,9 +17,10 @@ from distill.config.recipe import Recipe
 from distill.config.sections import DTYPES, DataRecipe, TeacherRecipe
 from distill.data import encoding, shards
 from distill.data.conditions import cut_prompts
-from distill.data.dataset import Plan, plan, prepare
+from distill.data.dataset import prepare
 from distill.data.encoding import Encoder
 from distill.data.images import Block, ImageFolder, Row
+from distill.data.plan import Plan, plan
 from teachers.families import latent
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.loading.registry import load_teacher

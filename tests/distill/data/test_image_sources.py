@@ -9,7 +9,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from distill.config.sections import DataRecipe
-from distill.data.dataset import open_images, plan
+from distill.data.plan import open_images, plan
 
 
 @pytest.fixture(autouse=True)

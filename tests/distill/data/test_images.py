@@ -14,9 +14,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from distill.config.sections import DataRecipe
-from distill.data.dataset import open_images, plan
 from distill.data.hf_datasets import HFImages, is_hf_source
 from distill.data.images import ImageFolder
+from distill.data.plan import open_images, plan
 from teachers.media import Image as ImageMedium
 from teachers.support.images import read_for_training
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from distill.config.recipe import Recipe
 from distill.config.sections import DataRecipe, TeacherRecipe, TrainRecipe
-from distill.data.dataset import plan, prepare
+from distill.data.dataset import prepare
+from distill.data.plan import plan
 from distill.data.stored_latents import StoredLatents
 from distill.encode import encode
 from distill.train import train

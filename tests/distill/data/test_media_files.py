@@ -14,9 +14,9 @@ from torch import Tensor
 
 from distill.config.sections import DataRecipe
 from distill.data import encoding
-from distill.data.dataset import open_images, plan
 from distill.data.encoding import Encoder, batch_size
 from distill.data.images import ImageFolder
+from distill.data.plan import open_images, plan
 from teachers.media import Audio, Image, Video
 
 CLIP = Video(frames=3, height=8, width=16, rate=8)

@@ -14,7 +14,8 @@ from pyarrow import parquet
 from distill.config.recipe import Recipe
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import DataRecipe, TeacherRecipe
-from distill.data.dataset import plan, prepare
+from distill.data.dataset import prepare
+from distill.data.plan import plan
 from teachers.loading.sources import read_source, read_source_rows
 
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ from distill.config.recipe import load
 from distill.data import dataset as data
 from distill.data import shards, teacher_pairs
 from distill.data.batch_random import BatchRandom
+from distill.data.plan import plan as plan_of
 from distill.data.shards import Table
 from distill.data.teacher_pairs import make
 from distill.pairs import make_pairs
@@ -44,7 +45,7 @@ def ready(recipe, monkeypatch):
     monkeypatch.setattr(shards, "SHARD", 4)
     teacher = StableDiffusion.load(recipe.teacher.path, CPU)
     accelerator = Accelerator(cpu=True)
-    dataset = data.prepare(data.plan(recipe.data, False, True), teacher, recipe, accelerator)
+    dataset = data.prepare(plan_of(recipe.data, False, True), teacher, recipe, accelerator)
 
     def build(count=6, steps=2) -> Table:
         return make(recipe, teacher, dataset.captions, dataset.cond, (count, steps), accelerator)

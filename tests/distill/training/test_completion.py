@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from distill.config.evaluation_section import EvaluationRecipe
 from distill.config.recipe import Recipe, load
-from distill.config.sections import EvaluationRecipe, TeacherRecipe
+from distill.config.sections import TeacherRecipe
 from distill.export import export_run
 from distill.exporting import finish as finish_module
 from distill.train import train

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from distill.data.dataset import Plan
+from distill.data.plan import Plan
 from distill.memory import print_memory
 from distill.train import train
 from distill.training.run_folder import fingerprint

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.config.recipe import load
-from distill.data.dataset import Dataset, Plan
+from distill.data.dataset import Dataset
 from distill.data.latents import EmbeddedLatents, LatentsInMemory
+from distill.data.plan import Plan
 from distill.data.shards import Table
 from distill.export import export_run
 from distill.train import train

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from distill.data.dataset import Plan
+from distill.data.plan import Plan
 from distill.train import train
 from distill.training import checkpoint
 from distill.training.engine import Engine

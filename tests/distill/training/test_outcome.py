@@ -12,8 +12,9 @@ import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
+from distill.config.evaluation_section import EvaluationRecipe
 from distill.config.recipe import Recipe
-from distill.config.sections import EvaluationRecipe, OptimizerRecipe, TeacherRecipe, TrainRecipe
+from distill.config.sections import OptimizerRecipe, TeacherRecipe, TrainRecipe
 from distill.export import export_run
 from distill.train import train
 from distill.training import best, checkpoint

@@ -15,8 +15,9 @@ from accelerate.utils import LoggerType
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from distill.config.evaluation_section import EvaluationRecipe
 from distill.config.recipe import Recipe, load
-from distill.config.sections import EvaluationRecipe, TeacherRecipe
+from distill.config.sections import TeacherRecipe
 from distill.train import train
 from distill.training import checkpoint, trackers
 from distill.training.best import best_record, score

@@ -17,7 +17,8 @@ from diffusers import (
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 
 from teachers.core.cosine_path import Cosine
-from teachers.core.schedule import is_shifted, schedule
+from teachers.core.schedule import schedule
+from teachers.core.scheduler_config import is_shifted
 from teachers.core.trigflow import Flow, VariancePreserving
 
 LTX = {

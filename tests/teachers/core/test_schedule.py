@@ -35,7 +35,8 @@ from diffusers import (
 
 from teachers.core.denoiser import Denoiser
 from teachers.core.few_step import consistency_scheduler, lcm_timesteps
-from teachers.core.schedule import alphas_cumprod, betas, check_shift, clipping, schedule
+from teachers.core.schedule import alphas_cumprod, betas, schedule
+from teachers.core.scheduler_config import check_shift, clipping
 from teachers.core.trigflow import Flow, VariancePreserving
 from teachers.describe import describe
 from teachers.families.stable_diffusion import StableDiffusion

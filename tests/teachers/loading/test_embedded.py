@@ -5,8 +5,8 @@ import torch
 
 from distill.config.recipe import load
 from distill.config.sections import DataRecipe
-from distill.data.dataset import plan
 from distill.data.latents import EmbeddedLatents
+from distill.data.plan import plan
 from eval.features.embedded_judges import agreeing, agreement, arithmetic_agreement
 from eval.features.media_extractors import extractor_for
 from eval.metrics.reference import reference

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from distill.config.sections import DataRecipe
-from distill.data.dataset import open_images
 from distill.data.images import ImageFolder
+from distill.data.plan import open_images
 from eval.features.extractors import extractor
 from eval.features.image_folder import read_batches, read_image
 from eval.metrics.reference import reference
