@@ -37,6 +37,7 @@ from distill.training.optimizers import changed_rate
 from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, finished, flatten, lock_run_folder, run_key
 from distill.training.setup import (
+    check_arguments,
     checkpoints_folder,
     plan_data,
     prepare,
@@ -77,6 +78,7 @@ def train(
             that torchrun started.
         RunFailed: A SystemExit with code 3: training went wrong, and only its best EMA, if any, was exported.
     """
+    check_arguments(recipe, teacher)
     check_tracker(recipe.train.tracker)
     if teacher is None and recipe.teacher.path is None:
         raise ValueError("teacher.path must be set, or a teacher must be passed to train")

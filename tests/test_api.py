@@ -136,6 +136,15 @@ def test_mistakes_in_memory_are_sentences(tmp_path):
         distill.load_teacher(3)
     with pytest.raises(ValueError, match=r"teacher\.path must be set, or a teacher must be passed"):
         distill.train(recipe)
+    for wrong in (distill.load_teacher, "pocket", DDPMPipeline(make_unet(), DDPMScheduler())):
+        with pytest.raises(ValueError, match="teacher must be a Teacher, as load_teacher returns it, got"):
+            distill.train(recipe, wrong)
+    with pytest.raises(ValueError, match="recipe must be a Recipe, as load_recipe returns it, got str"):
+        distill.train("pocket/dmd")
+    with pytest.raises(ValueError, match='device must be one of torch, such as "cpu" or "cuda:0", got \'gpu\''):
+        distill.load_teacher(make_unet(), DDPMScheduler(), device="gpu")
+    with pytest.raises(ValueError, match=r"dtype must be one of torch, such as torch\.bfloat16, got 'float16'"):
+        distill.load_teacher(make_unet(), DDPMScheduler(), dtype="float16")
     with pytest.raises(ValueError, match=r"latents must have the shape \(N, 3, 8, 8\), got \(4, 3, 9, 9\)"):
         distill.train(recipe, teacher, torch.zeros(4, 3, 9, 9))
     with pytest.raises(ValueError, match="latents must be finite"):
@@ -166,6 +175,8 @@ def test_captions_and_the_teachers_path_in_memory_are_checked(text_pipeline, tmp
     for captions, message in (
         (None, "captions must have a text for each of the latents of a teacher with prompts"),
         ("coat", "captions must be a sequence of texts, got 'coat'"),
+        (7, "captions must be a sequence of texts, got 7"),
+        ((str(n) for n in range(3)), r"captions must have the length of latents \(4\), got 3"),
         ([1, 2, 3, 4], "captions must be a sequence of texts"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -179,7 +190,7 @@ def test_captions_and_the_teachers_path_in_memory_are_checked(text_pipeline, tmp
 
 def test_pipelines_in_memory_that_cannot_be_copied_and_exported_are_refused(text_pipeline):
     pipeline = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None)
-    for sigma_data in (0.0, -1.0, float("nan"), float("inf"), "1"):
+    for sigma_data in (0.0, -1.0, float("nan"), float("inf"), "1", True):
         with pytest.raises(ValueError, match="sigma_data must be positive and finite, got"):
             distill.load_teacher(pipeline, sigma_data=sigma_data)
     unet = pipeline.unet
@@ -188,7 +199,7 @@ def test_pipelines_in_memory_that_cannot_be_copied_and_exported_are_refused(text
         distill.load_teacher(pipeline)
     pipeline.unet = unet
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
-    with pytest.raises(ValueError, match="unet of the pipeline must not have LoRA adapters: merge them first"):
+    with pytest.raises(ValueError, match="unet of the pipeline must not have adapters: merge them first"):
         distill.load_teacher(pipeline)
     pipeline.unload_lora_weights()
     distill.load_teacher(pipeline)

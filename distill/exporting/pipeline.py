@@ -91,23 +91,8 @@ def export(
     """
     final = run / PIPELINE
     check_finite(student)
-    times = record["times"]  # the nearest to `times` that the export can have
-    pipeline = teacher.pipeline(student, times)
-    kind, scheduler = type(pipeline), type(pipeline.scheduler).__name__
     with replaced(final), atomic_write(final) as temporary:
-        save_pipeline(pipeline, temporary)
-        del pipeline
-        if ignored := ignored_arguments(kind):
-            record = record | {"ignored_arguments": ignored}
-        record = record | {"safety_checker": add_safety_checker(teacher, temporary, safety_checker)}
-        if isinstance(student.network, Adapted) and teacher.save_lora(student, times, temporary / LORA):
-            parts = [times[: entry["num_steps"]] for entry in record["calls"]]
-            calls = [
-                {**entry, "call": teacher.lora_call(len(part), part) | teacher.timesteps_call(student, part)}
-                for entry, part in zip(record["calls"], parts, strict=True)
-            ]
-            record = record | {"lora": {"folder": LORA, "calls": calls}}
-        record = record | {"checked": check_export(temporary, kind, teacher, student, record, captions)}
+        kind, scheduler, record = write_and_check(temporary, teacher, student, record, captions, safety_checker)
         stored = {PROMPTS: captions, EVALUATION_PROMPTS: prompts}.get(record["evaluation"]["prompts"])
         named = record["evaluation"]["prompts"]
         if named == EVALUATION_PROMPTS or named in EMBEDDED:
@@ -120,9 +105,51 @@ def export(
             write_sources(sources, temporary / EVALUATION_SOURCES)
         widgets = [] if samples is None else write_gallery(samples, teacher.medium, temporary)
         write_record(temporary, record)
-        card = model_card(record, kind, scheduler, teacher, list(stored_without(kind, temporary)), widgets)
+        card = model_card(record, kind, scheduler.__name__, teacher, list(stored_without(kind, temporary)), widgets)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return final
+
+
+def write_and_check(
+    folder: Path,
+    teacher: Teacher,
+    student: Denoiser,
+    record: dict[str, Any],
+    captions: Sequence[str],
+    safety_checker: bool,
+) -> tuple[type[DiffusionPipeline], type[Any], dict[str, Any]]:
+    """Write a student's pipeline and its LoRA file into a folder, and compare both with the student.
+
+    Args:
+        folder: The folder.
+        teacher: The teacher, which builds the pipeline.
+        student: The student.
+        record: The contents of `distill.json`, from `describe`.
+        captions: Prompts; the first ones are used.
+        safety_checker: Whether the teacher's safety checker is part of the pipeline.
+
+    Returns:
+        The class of the pipeline, the class of its scheduler, and `record` with what the pipeline turned out to be.
+
+    Raises:
+        ValueError: If the pipeline or the LoRA file does not give the student's images.
+    """
+    times = record["times"]
+    pipeline = teacher.pipeline(student, times)
+    kind, scheduler = type(pipeline), type(pipeline.scheduler)
+    save_pipeline(pipeline, folder)
+    del pipeline
+    if ignored := ignored_arguments(kind):
+        record = record | {"ignored_arguments": ignored}
+    record = record | {"safety_checker": add_safety_checker(teacher, folder, safety_checker)}
+    if isinstance(student.network, Adapted) and teacher.save_lora(student, times, folder / LORA):
+        parts = [times[: entry["num_steps"]] for entry in record["calls"]]
+        calls = [
+            {**entry, "call": teacher.lora_call(len(part), part) | teacher.timesteps_call(student, part)}
+            for entry, part in zip(record["calls"], parts, strict=True)
+        ]
+        record = record | {"lora": {"folder": LORA, "calls": calls}}
+    return kind, scheduler, record | {"checked": check_export(folder, kind, teacher, student, record, captions)}
 
 
 def check_export(

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
+from distill.exporting.comfy import known_schedule
 from distill.exporting.transformer_layouts import flux_layout, sd3_layout
 from teachers.support.files import atomic_write
 
@@ -234,10 +236,15 @@ def original_layout(pipe: Any) -> Weights:
 
 
 def check_layout(pipe: Any) -> None:
-    """Raise ValueError if a pipeline's class has no original layout."""
+    """Raise ValueError if a pipeline's class or its autoencoder has no original layout."""
     kind = type(pipe).__name__
     if kind not in LAYOUTS:
         raise ValueError(f"--format single-file needs one of {', '.join(LAYOUTS)}, got a {kind}")
+    if not isinstance(pipe.vae, AutoencoderKL):
+        raise ValueError(
+            f"--format single-file needs a pipeline with an AutoencoderKL, got an {type(pipe.vae).__name__}, for which "
+            "the original layout has no names"
+        )
 
 
 def write_single_file(pipe: Any, file: Path) -> None:
@@ -245,5 +252,7 @@ def write_single_file(pipe: Any, file: Path) -> None:
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in original_layout(pipe).items()}
     if "XL" in type(pipe).__name__ and pipe.scheduler.config.prediction_type == "v_prediction":
         weights["v_pred"] = torch.zeros(0)  # by which ComfyUI and A1111 know the prediction of such files
+        if (known_schedule(pipe.scheduler.alphas_cumprod) or {}).get("zsnr"):
+            weights["ztsnr"] = torch.zeros(0)  # and the zero terminal SNR
     with atomic_write(file) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distill.methods.base import Distiller, Logs
+from teachers.core.trigflow import VariancePreserving
 from teachers.networks.adapters import unwrap
 from teachers.support.text import first_names
 
@@ -193,6 +194,12 @@ def check_schedules(distiller: Distiller) -> None:
             )
         if any(later >= earlier for earlier, later in pairwise(times)):
             raise ValueError(f"the angles of a schedule of {name}.sampling_schedules must decrease, got {times}")
+        path = student.path
+        if isinstance(path, VariancePreserving) and path.num_train_timesteps < 2 * len(times):
+            raise ValueError(
+                f"a student of {len(times)} steps needs a teacher with at least {2 * len(times)} timesteps, got "
+                f"{path.num_train_timesteps} (num_train_timesteps of its scheduler)"
+            )
         counts = distiller.step_counts(times)
         if not counts or any(count not in range(1, len(times) + 1) for count in counts):
             raise ValueError(

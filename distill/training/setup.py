@@ -1,7 +1,7 @@
 """Preparation of a run before its first step: the teacher, the encoded data, and the held-out evaluation."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,14 @@ from teachers.loading.distilled import distilled
 from teachers.loading.loras import FUSED, check_fit_of, fused_folder
 from teachers.networks.quantized import quantize
 from teachers.support.errors import reading
+
+
+def check_arguments(recipe: object, teacher: object) -> None:
+    """Raise ValueError if the arguments of `train` have other types, with the functions that make the right ones."""
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe, as load_recipe returns it, got {type(recipe).__name__}")
+    if teacher is not None and not isinstance(teacher, Teacher):
+        raise ValueError(f"teacher must be a Teacher, as load_teacher returns it, got {type(teacher).__name__}")
 
 
 def plan_data(
@@ -90,9 +98,10 @@ def _captions(captions: Sequence[str] | None, count: int, teacher: Teacher) -> l
                 'captions must have a text for each of the latents of a teacher with prompts, "" for none, got None'
             )
         return [""] * count
-    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+    found = list(captions) if isinstance(captions, Iterable) and not isinstance(captions, str) else None
+    if found is None or not all(isinstance(caption, str) for caption in found):
         raise ValueError(f"captions must be a sequence of texts, got {captions!r:.80}")
-    return list(captions)
+    return found
 
 
 def check_fine_tunes(recipe: Recipe) -> None:

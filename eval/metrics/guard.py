@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eval.metrics.base import Figure, Metric
 from eval.metrics.context import Row
-from teachers.support.plugins import OWN_PACKAGES
+from teachers.support.plugins import is_own_class
 from teachers.support.text import one_line
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 def is_plugin(metric: Metric) -> bool:
     """Whether a metric is of another package."""
-    return type(metric).__module__.partition(".")[0] not in OWN_PACKAGES
+    return not is_own_class(type(metric))
 
 
 def working(metrics: Sequence[Metric]) -> list[Metric]:

@@ -9,7 +9,7 @@ from typing import Any
 from eval.metrics.base import EVERY_MEDIUM, Metric
 from eval.metrics.context import NEEDS, MetricContext
 from eval.metrics.guard import isolated
-from teachers.support.plugins import OWN_PACKAGES, installed_points, is_own
+from teachers.support.plugins import installed_points, is_own, is_own_class
 
 GROUP = "distill.metrics"
 
@@ -62,7 +62,7 @@ class InstalledMetrics:
                         raise TypeError(f"{name} must be a text that is not empty, got {text!r}")
                 metrics.append(built)
             except Exception as error:
-                if metric.__module__.partition(".")[0] in OWN_PACKAGES:
+                if is_own_class(metric):
                     raise
                 self.problems.append(_problem(metric.key, metric.__module__, error))
         return metrics

@@ -5,6 +5,7 @@ The scheduler's own `alphas_cumprod` is the schedule: its config alone lacks the
 """
 
 import math
+from numbers import Real
 from typing import Any, cast, get_args
 
 import torch
@@ -111,7 +112,8 @@ def data_scale(scheduler: Any, sigma_data: float | None, default: float) -> floa
         ValueError: If it is not positive and finite, or EDM's scheduler has another one, which is a constant of its
             preconditioning.
     """
-    if sigma_data is not None and not (isinstance(sigma_data, int | float) and 0 < sigma_data < math.inf):
+    number = isinstance(sigma_data, Real) and not isinstance(sigma_data, bool)
+    if sigma_data is not None and not (number and 0 < sigma_data < math.inf):
         raise ValueError(f"sigma_data must be positive and finite, got {sigma_data!r}")
     if not is_edm(scheduler):
         return default if sigma_data is None else sigma_data

@@ -12,7 +12,7 @@ def check_pipeline(pipeline: Any) -> None:
         pipeline: A diffusers pipeline.
 
     Raises:
-        ValueError: If one has LoRA adapters that are not merged, is compiled, or has no weights.
+        ValueError: If one has adapters that are not merged, is compiled, or has no weights.
     """
     for name, part in pipeline.components.items():
         if not isinstance(part, nn.Module):
@@ -22,10 +22,13 @@ def check_pipeline(pipeline: Any) -> None:
                 f"{name} of the pipeline must not be compiled: pass the network from before torch.compile, and set "
                 "train.compile"
             )
-        if any(hasattr(module, "lora_A") for module in part.modules()):
+        if any(hasattr(module, "base_layer") for module in part.modules()):  # of any kind of peft
             raise ValueError(
-                f"{name} of the pipeline must not have LoRA adapters: merge them first (pipeline.fuse_lora() and "
-                "pipeline.unload_lora_weights()), or name them in teacher.loras"
+                f"{name} of the pipeline must not have adapters: merge them first (pipeline.fuse_lora() and "
+                "pipeline.unload_lora_weights())"
             )
         if any(parameter.is_meta for parameter in part.parameters()):
-            raise ValueError(f"{name} of the pipeline must have weights, but it is on the meta device")
+            raise ValueError(
+                f"{name} of the pipeline must have weights, but it is on the meta device, as with sequential "
+                "offloading (enable_sequential_cpu_offload)"
+            )

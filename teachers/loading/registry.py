@@ -15,7 +15,7 @@ from teachers.loading.embedded import locate, usual_size
 from teachers.loading.in_memory import check_pipeline
 from teachers.loading.source import class_name
 from teachers.loading.unsupported import unsupported_reason
-from teachers.support.plugins import OWN_PACKAGES, Plugins, load_plugins, report
+from teachers.support.plugins import Plugins, is_own_class, load_plugins, report
 
 GROUP = "distill.teachers"
 _families: dict[type[DiffusionPipeline], type[Teacher] | None] = {}
@@ -80,7 +80,12 @@ def load_teacher(
     Example:
         >>> teacher = load_teacher(unet, DDPMScheduler())
     """
-    target = torch.device(device)
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'device must be one of torch, such as "cpu" or "cuda:0", got {device!r}') from error
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be one of torch, such as torch.bfloat16, got {dtype!r}")
     if isinstance(source, str | Path):
         path = locate(str(source))
         family, size = installed()[family_of(path)], size or usual_size(str(source))
@@ -121,7 +126,7 @@ def family_by_class(name: str) -> str:
     """The name of the family that takes pipelines of the class `name`; see `family_of`."""
     found = plugins()
     takers = [family for family, cls in found.classes.items() if name in _declared(cls)]
-    own = [family for family in takers if _is_own(found.classes[family])]
+    own = [family for family in takers if is_own_class(found.classes[family])]
     if takers and (own or len(takers) == 1):
         return (own or takers)[0]
     if takers:
@@ -164,7 +169,7 @@ def family_of_class(kind: type[DiffusionPipeline]) -> type[Teacher] | None:
     """The family that takes pipelines of the class `kind`, for what it declares about them; None if there is none."""
     if kind not in _families:  # evaluations ask for every batch, and reading all entry points takes milliseconds
         takers = [cls for cls in installed().values() if kind in cls.pipelines and kind.__name__ in _declared(cls)]
-        _families[kind] = next((cls for cls in takers if _is_own(cls)), takers[0] if takers else None)
+        _families[kind] = next((cls for cls in takers if is_own_class(cls)), takers[0] if takers else None)
     return _families[kind]
 
 
@@ -198,7 +203,3 @@ def call_names(kind: type[DiffusionPipeline]) -> Mapping[str, str]:
 def _declared(cls: type[Teacher]) -> list[str]:
     """The pipelines that a family declares itself; a family that inherits them is selected by its name only."""
     return [kind.__name__ for kind in vars(cls).get("pipelines", ())]
-
-
-def _is_own(cls: type[Teacher]) -> bool:
-    return cls.__module__.partition(".")[0] in OWN_PACKAGES

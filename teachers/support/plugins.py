@@ -31,6 +31,11 @@ def is_own(point: EntryPoint) -> bool:
     return point.value.partition(":")[0].partition(".")[0] in OWN_PACKAGES
 
 
+def is_own_class(kind: type[Any]) -> bool:
+    """Whether a class is of this project, not of another package."""
+    return kind.__module__.partition(".")[0] in OWN_PACKAGES
+
+
 def installed_points(group: str) -> tuple[EntryPoint, ...]:
     """The entry points of a group that all installed packages register.
 

@@ -15,7 +15,7 @@ SECONDS = 0.5  # of one measurement of the load
 MEASUREMENTS = 3  # the smallest load counts, so that a short burst does not
 SPARE = 0.25  # cores that others may use without effect
 INTERVAL = 5.0  # seconds between two measurements while a command computes
-UNKNOWN = (OSError, RuntimeError, NotImplementedError)  # what psutil raises where a system does not show its load
+UNKNOWN = (OSError, RuntimeError)  # what psutil raises where a system does not show its load
 CALM = 6  # consecutive measurements with more free cores after which the number of threads rises again
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time in a period of so many
 

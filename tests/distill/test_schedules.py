@@ -23,8 +23,8 @@ class Plain(ModelMixin, ConfigMixin):
         return (self.layer(sample) * (timestep.reshape(-1, 1, 1, 1) / 1000).cos(),)
 
 
-def distiller(*second_times: float) -> SCM:
-    teacher = Unconditional(Plain(), DDIMScheduler(clip_sample=False))
+def distiller(*second_times: float, **config: float) -> SCM:
+    teacher = Unconditional(Plain(), DDIMScheduler(clip_sample=False, **config))
     return SCM(teacher, 1.0, SCMOptions(adaptation_steps=0, second_times=second_times))
 
 
@@ -35,3 +35,8 @@ def test_times_that_a_network_without_time_embedding_cannot_have_are_refused():
     check_schedules(distiller(float(f"{reached:.9g}")))  # as the message has it
     with pytest.raises(ValueError, match=rf"the times of a Plain must be .*, {reached:.9g} radians, got 1\.\d+, 0\.5:"):
         check_schedules(distiller(0.5))
+
+
+def test_a_teacher_with_too_few_timesteps_for_the_steps_is_refused():
+    with pytest.raises(ValueError, match=r"2 steps needs a teacher with at least 4 timesteps, got 3 \(num_train_time"):
+        check_schedules(distiller(0.5, num_train_timesteps=3, beta_start=0.2, beta_end=0.9))

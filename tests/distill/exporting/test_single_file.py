@@ -133,11 +133,24 @@ def test_what_the_layout_cannot_hold_is_refused(pipeline_of, tmp_path):
         write_single_file(pipe, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="got a DiTPipeline"):
         original_layout(pipeline_of("DiT"))
+    tiny = pipeline_of("Stable Diffusion 1.5")
+    tiny.register_modules(vae=diffusers.AutoencoderTiny())
+    with pytest.raises(ValueError, match="single-file needs a pipeline with an AutoencoderKL, got an AutoencoderTiny"):
+        original_layout(tiny)
     broken = pipeline_of("Stable Diffusion 3.5")
     with torch.no_grad():
         broken.text_encoder.text_projection.weight.add_(1)
     with pytest.raises(ValueError, match="text_projection of text_encoder must be the identity"):
         original_layout(broken)
+
+
+@pytest.mark.parametrize(("zero_snr", "keys"), [(False, {"v_pred"}), (True, {"v_pred", "ztsnr"})])
+def test_the_file_of_an_xl_model_says_what_comfyui_cannot_guess(zero_snr, keys, pipeline_of, tmp_path):
+    pipe = pipeline_of("Stable Diffusion XL")
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    pipe.scheduler = diffusers.DDIMScheduler(**betas, prediction_type="v_prediction", rescale_betas_zero_snr=zero_snr)
+    write_single_file(pipe, tmp_path / "model.safetensors")
+    assert load_file(tmp_path / "model.safetensors").keys() & {"v_pred", "ztsnr"} == keys
 
 
 def test_flux_checkpoints_have_the_encoders_and_the_autoencoder(pipeline_of, tmp_path):
