@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from distill.config.recipe import load
 from distill.config.sections import TrainRecipe
-from distill.data import dataset
+from distill.data.hf_datasets import HFImages
 from distill.train import train
 from tests.settings import RECIPES as RECIPES_FOLDER
 
@@ -119,7 +119,7 @@ def attempt(sandbox: Path, text: str, overrides: Sequence[str] = ()) -> bool:
         folder = recipe.folder.resolve()
         if sandbox not in folder.parents:
             return True  # an absolute output is allowed, but would write outside of the sandbox
-        with patch.object(train_module, "Engine", start), patch.object(dataset, "HFImages", no_hub):
+        with patch.object(train_module, "Engine", start), patch.object(HFImages, "__init__", no_hub):
             train(recipe)
     except Started:
         started = True
