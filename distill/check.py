@@ -15,6 +15,7 @@ from distill.checks.export_checks import check_student
 from distill.checks.table import table
 from distill.checks.teacher_checks import check_teacher
 from distill.config.registry import TEACHERS, find
+from distill.config.run_files import CHECKPOINTS
 from distill.config.sections import TeacherRecipe
 from distill.config.typed import check_value
 from teachers.loading.embedded import locate, usual_size
@@ -45,7 +46,7 @@ def check(
     folder = next((f for f in (Path(path) / "pipeline", Path(path)) if (f / "distill.json").is_file()), None)
     if folder is not None:
         checks = check_student(folder, device)
-    elif (Path(path) / "checkpoints").is_dir():
+    elif (Path(path) / CHECKPOINTS).is_dir():
         raise ValueError(f"{path} is a run without a pipeline; export its student first with fewstep export {path}")
     else:
         located = locate(path)

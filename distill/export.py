@@ -10,13 +10,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from distill.config.saved import SAVED, load_saved
+from distill.config.run_files import CHECKPOINTS, PIPELINE, RECIPE
+from distill.config.saved import load_saved
 from distill.exporting.finish import finish, report_failure
 from distill.exporting.formats import Form, check_form, convert
 from distill.exporting.hub import CARD, add_evaluation, find_report, push, store_evaluation
 from distill.training import checkpoint
 from distill.training.engine import Engine
-from distill.training.export_record import PIPELINE, changed_since_export, export_record
+from distill.training.export_record import changed_since_export, export_record
 from distill.training.outcome import failed_before
 from distill.training.run_folder import check_same_run, fingerprint, lock_run_folder, stored_key
 from distill.training.setup import build_held_out, checkpoints_folder, plan_data, prepare
@@ -48,7 +49,7 @@ def export_run(run: Path) -> Path:
         raise ValueError(f"RUN must be the folder of a run; {run} does not exist")
     pipeline = run / PIPELINE
     with reading(run):
-        newest = checkpoint.newest_meta(run / "checkpoints")
+        newest = checkpoint.newest_meta(run / CHECKPOINTS)
         key = None if newest is None else stored_key(newest)
         failure = None if key is None else failed_before(run, key)
         exported = export_record(run, key)
@@ -73,9 +74,9 @@ def export_run(run: Path) -> Path:
 
 def _export_checkpoint(run: Path, newest: dict[str, Any]) -> Path:
     """Export the newest checkpoint of a run, whose meta record is `newest`; returns the pipeline's folder."""
-    if not (run / SAVED).is_file():
-        raise ValueError(f"{run} has no {SAVED}, so its checkpoint cannot be exported; finish the training instead")
-    recipe, folder = load_saved(run / SAVED), run.resolve()
+    if not (run / RECIPE).is_file():
+        raise ValueError(f"{run} has no {RECIPE}, so its checkpoint cannot be exported; finish the training instead")
+    recipe, folder = load_saved(run / RECIPE), run.resolve()
     settings = dataclasses.replace(recipe.train, tracker="none", shard_teacher=False)
     recipe = dataclasses.replace(recipe, output=str(folder.parent), name=folder.name, train=settings)
     plan = plan_data(recipe)

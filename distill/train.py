@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from distill.config.recipe import Recipe, check_exports
 from distill.config.registry import TEACHERS, find
+from distill.config.run_files import LOG, PIPELINE
 from distill.config.saved import save
 from distill.data.dataset import Dataset
 from distill.data.plan import Plan
@@ -28,7 +29,6 @@ from distill.exporting.finish import finish, report_failure
 from distill.exporting.rehearsal import rehearse_export
 from distill.methods.contract import check_schedules
 from distill.training.engine import Engine
-from distill.training.export_record import PIPELINE
 from distill.training.guard import Stop
 from distill.training.launch import exit_code
 from distill.training.metric_log import MetricLog
@@ -150,7 +150,7 @@ def distil(
     bar = tqdm(
         total=settings.steps, initial=state.step, desc=printable(recipe.name), disable=not engine.is_main, mininterval=1
     )
-    log = MetricLog(engine, folder / "log.jsonl", state.step, bar, run)
+    log = MetricLog(engine, folder / LOG, state.step, bar, run)
     status.step, status.seconds = state.step, state.seconds
     observer.observe(first=True)
     batches = dataset.micro_batches(batch_rngs(recipe, engine, state.distiller, state.step))
@@ -188,7 +188,7 @@ def distil(
         raise SystemExit(exit_code(stop.number, engine.is_main))
     status.write("exporting")
     stop.restore()  # `finish` delays signals itself
-    return finish(recipe, state, teacher, dataset, observer.held_out, engine, identity)
+    return finish(recipe, state, teacher, dataset, observer.held_out, engine, identity, stop.number)
 
 
 def _first_state(

@@ -12,7 +12,7 @@ from typing import Any
 from distill.config.evaluation_section import EvaluationRecipe
 from distill.config.overrides import apply_overrides
 from distill.config.registry import DISTILLERS, TEACHERS, find
-from distill.config.run_names import check_run_names
+from distill.config.run_files import check_run_names
 from distill.config.sections import (
     DataRecipe,
     ExportRecipe,

@@ -7,12 +7,12 @@ from pathlib import Path
 import yaml
 
 from distill.config.recipe import Recipe, load
+from distill.config.run_files import RECIPE
 from teachers.support.checksums import CHANGED
 from teachers.support.files import atomic_write, sha256
 from teachers.support.regular import read_bytes
 from teachers.support.text import printable
 
-SAVED = "recipe.yaml"
 CHECKSUM = "# sha256: "
 
 
@@ -22,8 +22,8 @@ def save(recipe: Recipe) -> None:
     text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     if printable(text, lines=True) != text:  # YAML does not escape marks that reverse the direction of text
         text = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
-    head = f"# fewstep train {recipe.folder / SAVED}\n{CHECKSUM}{sha256([text.encode()])}\n"
-    with atomic_write(recipe.folder / SAVED) as temporary:
+    head = f"# fewstep train {recipe.folder / RECIPE}\n{CHECKSUM}{sha256([text.encode()])}\n"
+    with atomic_write(recipe.folder / RECIPE) as temporary:
         temporary.write_bytes((head + text).encode())
 
 

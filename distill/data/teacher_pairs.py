@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.config.recipe import Recipe
+from distill.config.run_files import CACHE
 from distill.data import shards
 from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset, caption_rows
@@ -57,7 +58,7 @@ def make(
     count, steps = requested
     inputs = captions if sources is None else [*captions, sources]
     name = pairs_key(recipe, teacher, inputs, steps, teacher.contents() if contents is None else contents)
-    folder = recipe.folder / "cache" / f"pairs-{name[:12]}"
+    folder = recipe.folder / CACHE / f"pairs-{name[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     indices = torch.arange(count).split(shards.SHARD)
     files = [folder / f"{number:06d}.safetensors" for number in range(len(indices))]

@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 from distill.config.recipe import Recipe
+from distill.config.run_files import PIPELINE
 from distill.data.dataset import Dataset
 from distill.exporting.pipeline import export_student
 from distill.training.engine import Engine
-from distill.training.export_record import PIPELINE, record_export
+from distill.training.export_record import record_export
 from distill.training.guard import Stop
 from distill.training.held_out import HeldOut
+from distill.training.launch import exit_code
 from distill.training.outcome import Outcome, RunFailed, settle, write_failure
 from distill.training.run_folder import run_key
 from distill.training.state import TrainState
@@ -26,10 +28,11 @@ def finish(
     held_out: HeldOut | None,
     engine: Engine,
     identity: dict[str, str],
+    requested: int = 0,
 ) -> Path:
     """Judge a run, and export its best or last EMA. Every process calls it.
 
-    SIGINT and SIGTERM take effect when the export is on disk; a second one acts immediately.
+    SIGINT and SIGTERM end the process when the export is on disk; a second one acts immediately.
 
     Args:
         recipe: The run's recipe.
@@ -39,16 +42,18 @@ def finish(
         held_out: Evaluates samples; None on processes that do not evaluate.
         engine: The run's engine.
         identity: The run's fingerprint.
+        requested: A signal that arrived before; 0 for none.
 
     Returns:
         The folder of the exported pipeline.
 
     Raises:
+        SystemExit: After a signal, when the export is on disk; its code is that of `exit_code`.
         RunFailed: If training went wrong. The best EMA has been exported, unless its samples collapsed too.
     """
     final = recipe.folder / PIPELINE
     run = run_key(identity)
-    with Stop(message=DELAYED if engine.is_main else ""):
+    with Stop(message=DELAYED if engine.is_main else "") as stop:
         outcome = settle(recipe, state, held_out, run, engine)
         if outcome.exported is not None:
             final = export_student(recipe, state, teacher, dataset, held_out, engine, outcome.exported, run)
@@ -58,6 +63,9 @@ def finish(
                 record_export(recipe, run, state.step, failed=outcome.problem is not None)
         engine.wait()
     report_failure(outcome, recipe.folder, engine.is_main)
+    if number := stop.number or requested:
+        engine.print(f"the student is exported: {final}")
+        raise SystemExit(exit_code(number, engine.is_main))
     return final
 
 

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from distill.config.recipe import Recipe
+from distill.config.run_files import PIPELINE
 from distill.data.dataset import Dataset
 from distill.exporting.card import model_card
 from distill.exporting.distill_json import (
@@ -36,7 +37,6 @@ from distill.exporting.verify import (
     stored_without,
 )
 from distill.training.engine import Engine
-from distill.training.export_record import PIPELINE
 from distill.training.features import choose_features
 from distill.training.held_out import HeldOut
 from distill.training.state import TrainState

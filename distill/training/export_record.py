@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.recipe import Recipe
+from distill.config.run_files import EXPORTED, PIPELINE
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.record import RECORD
 from teachers.support.checksums import read_sealed_json, write_sealed_json
 from teachers.support.keys import content, file_content, folder_contents, key
-
-EXPORTED = "exported.json"
-PIPELINE = "pipeline"
 
 
 def record_export(recipe: Recipe, run: str, step: int, failed: bool = False) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.config.recipe import Recipe
+from distill.config.run_files import CACHE
 from distill.data import shards
 from distill.data.batch_random import BatchRandom
 from distill.data.dataset import Dataset
@@ -79,7 +80,7 @@ class HeldOut:
         self.chunk = chunk_size(teacher.medium)
         self.noise = torch.randn(self.count, *teacher.shape, generator=self._generator(recipe, "student"))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
-        name, cache = teacher_samples_key(recipe, teacher, data, self.extract), recipe.folder / "cache"
+        name, cache = teacher_samples_key(recipe, teacher, data, self.extract), recipe.folder / CACHE
         self.key = name[:12]
         with eager():
             self.teacher_results = shards.cached(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.config.run_files import SAMPLES
 from distill.methods.base import Distiller
 from distill.training.held_out import HeldOut
 from distill.training.jsonl_log import JsonlLog, warn_if_unwritable
@@ -51,7 +52,7 @@ class Monitor:
         grid = still_grid(samples, medium)
         if self.held_out.writes:
             with warn_if_unwritable(f"the grid of samples of step {step}"):
-                write_previews(self.folder / "samples", step, ["teacher", *rows], grid, samples, medium)
+                write_previews(self.folder / SAMPLES, step, ["teacher", *rows], grid, samples, medium)
         return grid, samples
 
     def evaluate(

@@ -3,6 +3,7 @@
 from tqdm import tqdm
 
 from distill.config.recipe import Recipe
+from distill.config.run_files import HISTORY
 from distill.data.dataset import Dataset
 from distill.training.engine import Engine
 from distill.training.jsonl_log import JsonlLog
@@ -43,7 +44,7 @@ class Observer:
         self.recipe, self.state, self.engine, self.status, self.run = recipe, state, engine, status, run
         self.held_out = build_held_out(recipe, teacher, dataset, engine)
         self.validation = build_validation(recipe, teacher, dataset, self.held_out, engine)
-        self.history = JsonlLog(recipe.folder / "history.jsonl", state.step, run)
+        self.history = JsonlLog(recipe.folder / HISTORY, state.step, run)
 
     def observe(self, first: bool = False) -> None:
         """Evaluate and draw validation samples where they are due.

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.config.recipe import Recipe
+from distill.config.run_files import CHECKPOINTS, FAILED, HISTORY
 from distill.training import checkpoint
 from distill.training.best import best_record, load_best, save_best, score
 from distill.training.engine import Engine
@@ -25,7 +26,6 @@ from distill.training.state import TrainState
 from teachers.support.checksums import read_sealed_json, write_sealed_json
 from teachers.support.errors import EXIT_FAILED
 
-FAILED = "failed.json"  # in a run's folder
 # Of the recorded runs (500 samples), healthy ones end at up to 1.5 times their best distance, collapsed ones at 40 to
 # 900 times. Within that range the last EMA is exported: the distance is to the teacher's samples, and an early student
 # that imitates them may be farther from real data. On the pocket teacher, the sCM student of step 300 (0.243, the best)
@@ -212,14 +212,14 @@ def _last_record(
     """The last evaluation that can be compared with new ones; it is repeated if its record is lost or damaged."""
     records = [
         record
-        for record in held_out_records(recipe.folder / "history.jsonl", fingerprint)
+        for record in held_out_records(recipe.folder / HISTORY, fingerprint)
         if record["step"] <= state.step and record.get("evaluation") == held_out.key
     ]
     last, every = records[-1] if records else None, recipe.train.evaluate_every
     due = state.step if state.step >= recipe.train.steps else state.step // max(every, 1) * every
     if not every or not _same(engine, last is None or last["step"] < due):
         return last
-    engine.print(f"the EMA of step {state.step} is evaluated again: history.jsonl has no valid record of step {due}")
+    engine.print(f"the EMA of step {state.step} is evaluated again: {HISTORY} has no valid record of step {due}")
     return {"step": state.step, **choose_ema(state, held_out, engine), "evaluation": held_out.key}
 
 
@@ -276,7 +276,7 @@ def write_failure(folder: Path, outcome: Outcome) -> None:
 
 def failed_before(folder: Path, fingerprint: str) -> Outcome | None:
     """The outcome of a run that failed at its newest checkpoint, if what it exported is still there."""
-    newest = checkpoint.newest_meta(folder / "checkpoints")
+    newest = checkpoint.newest_meta(folder / CHECKPOINTS)
     try:
         outcome = Outcome(**read_sealed_json(folder / FAILED))
     except (OSError, ValueError, TypeError):

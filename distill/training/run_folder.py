@@ -11,9 +11,10 @@ from typing import Any
 
 from distill.config.recipe import Recipe, method_options, with_defaults
 from distill.config.registry import TEACHERS, find
+from distill.config.run_files import CHECKPOINTS, FOLDERS, OWN, PIPELINE, TEMPORARY
 from distill.data.plan import Plan
 from distill.training import checkpoint
-from distill.training.export_record import EXPORTED, PIPELINE, changed_since_export, export_key, export_record
+from distill.training.export_record import changed_since_export, export_key, export_record
 from teachers.core.teacher import Teacher
 from teachers.loading.load_errors import loading_errors
 from teachers.loading.location import INDEX, config_source
@@ -30,14 +31,6 @@ LOOP = ("distill.train", *(f"distill.training.{name}" for name in ("step", "engi
 BY_CONTENT = ("prompts", "images", "column", "streaming", "limit")  # keys of `data` that say what is read: it is hashed
 EXPORT_ONLY = ("method.second_times", "method.scm.second_times")  # options that only the export depends on
 SHOWN = 4  # changes that an error lists
-TEMPORARY = (  # what an interrupted run leaves
-    *(".pipeline*.tmp", ".*.json*.tmp", ".recipe.yaml*.tmp"),
-    *("checkpoints/.*.tmp", "checkpoints/best/.*.tmp", "cache/**/.*.tmp"),
-)
-FOLDERS = ("checkpoints", PIPELINE)  # without which no run can end
-# What a run writes in its folder, apart from a folder with the run's name, which trackers write.
-FILES = ("recipe.yaml", "history.jsonl", "log.jsonl", EXPORTED, "failed.json", "status.json")
-OWN = (*FOLDERS, "samples", "validation", "cache", *FILES)
 FIXED = ("batch_size", "max_norm", "ema", "precision")  # keys of `train` that change the result of a step
 
 
@@ -192,7 +185,7 @@ def finished(recipe: Recipe, expected: dict[str, str]) -> bool:
         ValueError: If the folder's checkpoints are of another recipe, of other data or of another teacher, or of later
             steps than the recipe's last.
     """
-    meta = checkpoint.newest_meta(recipe.folder / "checkpoints")
+    meta = checkpoint.newest_meta(recipe.folder / CHECKPOINTS)
     if meta is None:
         return False
     check_same_run(meta, recipe, expected)

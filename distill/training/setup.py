@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.config.recipe import Recipe, method_options
 from distill.config.registry import TEACHERS, find
+from distill.config.run_files import CHECKPOINTS
 from distill.config.sections import DTYPES
 from distill.config.validation_prompts import check_validation_prompts
 from distill.data import dataset as data
@@ -239,4 +240,4 @@ def build_validation(
 
 def checkpoints_folder(recipe: Recipe) -> Path:
     """The folder of the run's checkpoints."""
-    return recipe.folder / "checkpoints"
+    return recipe.folder / CHECKPOINTS

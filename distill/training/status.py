@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.config.run_files import STATUS
 from distill.training.jsonl_log import warn_if_unwritable
 from teachers.support.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from teachers.support.files import atomic_write
@@ -22,7 +23,6 @@ from teachers.support.text import counted, printable
 if TYPE_CHECKING:  # it imports torch, which is slow
     from distill.config.recipe import Recipe
 
-FILE = "status.json"
 OFTEN = 5.0  # seconds between two versions while training
 ENDED = ("finished", "stopped", "failed")
 STOPPED = (0, EXIT_INTERRUPTED, EXIT_TERMINATED)  # exit codes of a run that a signal stopped
@@ -124,8 +124,8 @@ class Status:
             return
         values = self.values()
         with (
-            warn_if_unwritable(f"{FILE} of {self.recipe.folder}"),
-            atomic_write(self.recipe.folder / FILE) as temporary,
+            warn_if_unwritable(f"{STATUS} of {self.recipe.folder}"),
+            atomic_write(self.recipe.folder / STATUS) as temporary,
         ):
             temporary.write_text(json.dumps(values | {"summary": summary(values)}, indent=2) + "\n", encoding="utf-8")
 
@@ -140,7 +140,10 @@ class Status:
         try:
             yield
         except SystemExit as end:
-            self.write("stopped" if end.code in STOPPED else "failed")
+            if end.code in STOPPED:  # an export that a signal interrupts is completed first
+                self.write("finished" if self.phase == "exporting" else "stopped")
+            else:
+                self.write("failed")
             raise
         except KeyboardInterrupt:
             self.write("stopped")
@@ -177,9 +180,9 @@ def read_status(run: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it has no valid status.
     """
-    file = run / FILE
+    file = run / STATUS
     if not file.is_file():
-        raise ValueError(f"RUN must be the folder of a run that was started; {run} has no {FILE}")
+        raise ValueError(f"RUN must be the folder of a run that was started; {run} has no {STATUS}")
     values = read_json(file)
     kinds = {"run": str, "phase": str, "step": int, "steps": int, "hours_trained": float, "process": int, "host": str}
     optional = {"hours_left": float, "estimated_total_hours": float, "held_out_frechet": dict}

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.config.recipe import Recipe
+from distill.config.run_files import CACHE, VALIDATION
 from distill.data import shards
 from distill.data.conditions import cut_prompts, encode_prompts
 from distill.methods.base import Distiller
@@ -32,7 +33,6 @@ from teachers.loading.contents import Contents, teacher_key
 from teachers.support.files import atomic_write
 from teachers.support.text import printable
 
-FOLDER = "validation"  # in the run's folder
 LEAST = 128  # pixels of a cell's shorter side: smaller samples are enlarged by a whole number, so that labels fit
 MARGIN, FONT = 6, 14  # pixels
 INK, PAPER = (20, 20, 20), (255, 255, 255)
@@ -53,7 +53,7 @@ class Validation:
         self, recipe: Recipe, teacher: Teacher, contents: Contents, device: torch.device, writes: bool
     ) -> None:
         self.teacher, self.device, self.writes = teacher, device, writes
-        self.folder = recipe.folder / FOLDER
+        self.folder = recipe.folder / VALIDATION
         self.prompts, self.seeds = list(recipe.evaluation.validation_prompts), recipe.evaluation.validation_seeds
         with torch.no_grad():
             self.cond = {k: v.to(device) for k, v in encode_prompts(teacher, self.prompts).items()}
@@ -64,7 +64,7 @@ class Validation:
         self.chunk = min(8, chunk_size(teacher.medium))
         steps, guidance = recipe.train.evaluate_teacher_steps, recipe.teacher.guidance
         name = teacher_key(teacher, contents, ("validation", self.prompts, self.seeds, steps, guidance), __name__)
-        file = recipe.folder / "cache" / "validation.safetensors"
+        file = recipe.folder / CACHE / "validation.safetensors"
         with eager():
             made = shards.cached(file, name, lambda: {"x0": self._teacher_samples(steps, guidance)})
         self.teacher_x0 = made["x0"]

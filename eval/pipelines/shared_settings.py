@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.config.run_files import RECIPE
 from eval.pipelines.folders import teacher_folder
 from eval.pipelines.runs import Run
 from eval.pipelines.signatures import pipeline_class
@@ -65,6 +66,6 @@ def tuned_teacher_folder(runs: Sequence[Run], allow_pickle: bool = False) -> Pat
     if family is None:
         return folder
     run = next(run for run in listed if run.teacher is not None).folder.parent
-    is_run = (run / "recipe.yaml").is_file()
+    is_run = (run / RECIPE).is_file()
     cache = run.parent / ".cache" if is_run else Path.home() / ".cache" / "fewstep"
     return fused_folder(family, str(folder), loras, cache / FUSED)

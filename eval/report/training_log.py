@@ -9,12 +9,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from eval.config.run_files import HISTORY, LOG
 from eval.pipelines.runs import Run
 from teachers.support.checksums import Damaged, unseal
 from teachers.support.errors import reading
 from teachers.support.regular import is_inside, read_bytes
 
-HISTORY, LOG = "history.jsonl", "log.jsonl"
 LOGGED = {"fake_score/loss": "Fake score's loss", "student/tangent_norm": "Tangent's norm"}
 MOST = 200  # points of a curve
 

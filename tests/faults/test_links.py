@@ -10,13 +10,14 @@ import pytest
 import torch
 from huggingface_hub import HfApi, RepoUrl
 
+from distill.config.run_files import OWN
 from distill.export import export_and_push
 from distill.exporting.distill_json import EVALUATION_PROMPTS
 from distill.exporting.hub import push
 from distill.train import train
 from distill.training import checkpoint
 from distill.training.jsonl_log import JsonlLog
-from distill.training.run_folder import OWN, lock_run_folder
+from distill.training.run_folder import lock_run_folder
 from eval.compare import OWN as REPORT_FILES
 from eval.compare import compare
 from eval.config.options import Options

@@ -19,8 +19,8 @@ from PIL import Image
 
 from distill.checks.table import Check, table
 from distill.config.recipe import load
-from distill.config.run_names import RESERVED
-from distill.config.saved import SAVED, save
+from distill.config.run_files import OWN, RECIPE, RESERVED
+from distill.config.saved import save
 from distill.data.images import ImageFolder
 from distill.exporting.hub import add_evaluation
 from distill.exporting.model_card.sections import code_span
@@ -256,13 +256,8 @@ REFUSED = {
     "home": "~root",
     "report": "report",
     "report in capitals": "Report",
-    "cache": "cache",
-    "pipeline": "pipeline",
-    "samples": "samples",
-    "checkpoints": "checkpoints",
-    "recipe": "recipe.yaml",
-    "log": "log.jsonl",
-    "history": "history.jsonl",
+    **{name: name for name in OWN},
+    "status in capitals": "Status.JSON",
     "device": "NUL",
     "device with an ending": "con.txt",
     "port": "com1",
@@ -297,7 +292,7 @@ def test_saved_recipes_hold_no_marks_of_direction(recipe, tmp_path):
     run.data.images = "photos\u202egnp"
     run.folder.mkdir(parents=True)
     save(run)
-    text = (run.folder / SAVED).read_text(encoding="utf-8")
+    text = (run.folder / RECIPE).read_text(encoding="utf-8")
     assert not unsafe(text, "\n") and yaml.safe_load(text)["data"]["images"] == "photos\u202egnp"
 
 

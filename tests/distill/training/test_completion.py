@@ -22,6 +22,7 @@ from distill.training.export_record import export_key, is_exported, record_expor
 from distill.training.guard import Stop
 from distill.training.run_folder import fingerprint, finished, run_key
 from distill.training.setup import plan_data
+from distill.training.status import read_status
 from tests.settings import FAST
 
 train_module = importlib.import_module("distill.train")  # `distill.train` is also the name of its function
@@ -189,10 +190,28 @@ def test_a_signal_during_the_export_waits_until_it_is_on_disk(run, monkeypatch, 
 
     monkeypatch.setattr(finish_module, "export_student", interrupted)
     before = signal.getsignal(number)
-    assert steps_of(train(run(6))) == 6
-    assert signal.getsignal(number) is before
+    with pytest.raises(SystemExit) as end:  # so that a script's next command does not start
+        train(run(6))
+    assert end.value.code == 128 + number and signal.getsignal(number) is before
     assert "ends when it is on disk" in capfd.readouterr().err
+    assert steps_of(run(6).folder / "pipeline") == 6 and read_status(run(6).folder)["phase"] == "finished"
     assert not is_repeated(run(6), pytest.MonkeyPatch())
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_step_ends_the_process_after_the_export(run, monkeypatch):
+    step = train_module.train_step
+
+    def interrupted(state, *args):
+        if state.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return step(state, *args)
+
+    monkeypatch.setattr(train_module, "train_step", interrupted)
+    with pytest.raises(SystemExit) as end:
+        train(run(6))
+    assert end.value.code == 128 + signal.SIGTERM and steps_of(run(6).folder / "pipeline") == 6
+    assert not is_repeated(run(6), monkeypatch)
 
 
 @pytest.mark.slow

@@ -1,0 +1,3 @@
+"""The files of a run that evaluations read."""
+
+RECIPE, HISTORY, LOG = "recipe.yaml", "history.jsonl", "log.jsonl"
