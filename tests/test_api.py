@@ -82,7 +82,7 @@ def test_a_unet_in_memory_is_distilled_in_ten_lines(method, tmp_path):
 def test_a_teacher_in_memory_needs_no_family_and_no_sigma_data_in_its_recipe(tmp_path):
     """A network of EDM with sigma_data 0.7, as `family: auto`; stating sigma_data is the same recipe."""
     settings = distill.TrainRecipe(steps=1, batch_size=4, evaluate_samples=4, evaluate_every=0, tracker="none")
-    for stated in (None, 0.5):
+    for stated in (None, 0.7):
         teacher = distill.load_teacher(make_unet(), EDMEulerScheduler(sigma_data=0.7))
         section = distill.TeacherRecipe(sigma_data=stated)
         assert section.family == "auto"
@@ -186,6 +186,35 @@ def test_captions_and_the_teachers_path_in_memory_are_checked(text_pipeline, tmp
     own = setup.prepare_in_memory(recipe(str(text_pipeline)), teacher)
     plan = setup.plan_data(recipe(str(text_pipeline)), own, latents, ["coat"] * 4)
     assert not plan.latents.values.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"family": "dit"}, r"teacher\.family must be auto, or the family of the teacher in memory, a Unconditional"),
+        ({"sigma_data": 0.5}, r"teacher\.sigma_data must be null, or that of the teacher in memory, 1; got 0\.5"),
+        (
+            {"size": {"height": 64}},
+            r"teacher\.size\.height must be left out, or be that of the teacher in memory, None",
+        ),
+    ],
+)
+def test_a_recipe_that_describes_another_teacher_than_the_one_in_memory_is_refused(section, message, tmp_path):
+    recipe = distill.Recipe("mine", distill.TeacherRecipe(**section), {"name": "scm"}, output=str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        distill.train(recipe, distill.load_teacher(make_unet(), DDPMScheduler()), torch.zeros(4, 3, 8, 8))
+
+
+def test_the_networks_of_teachers_built_without_load_teacher_are_checked(tmp_path):
+    recipe = distill.Recipe("mine", distill.TeacherRecipe(), {"name": "scm"}, output=str(tmp_path))
+    for network, message in (
+        (torch.compile(make_unet(), backend="eager"), "must not be compiled"),
+        (make_unet().to("meta"), "must have weights"),
+    ):
+        teacher = distill.load_teacher(make_unet(), DDPMScheduler())
+        teacher.denoiser.network = network
+        with pytest.raises(ValueError, match=f"the network of the teacher {message}"):
+            distill.train(recipe, teacher, torch.zeros(4, 3, 8, 8))
 
 
 def test_pipelines_in_memory_that_cannot_be_copied_and_exported_are_refused(text_pipeline):

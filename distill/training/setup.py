@@ -27,6 +27,7 @@ from distill.training.run_folder import check_teacher_files, stored_contents
 from distill.training.validation import Validation
 from teachers.core.teacher import Teacher
 from teachers.loading.distilled import distilled
+from teachers.loading.in_memory import check_network
 from teachers.loading.loras import FUSED, check_fit_of, fused_folder
 from teachers.networks.quantized import quantize
 from teachers.support.errors import reading
@@ -130,9 +131,11 @@ def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> Teacher:
         network in place.
 
     Raises:
-        ValueError: If the recipe has validation prompts that the teacher cannot use, another teacher's path, or
-            fine-tunes, which are fused into pipelines that are loaded only.
+        ValueError: If the recipe has validation prompts that the teacher cannot use, another teacher's path, family,
+            sigma_data or size, or fine-tunes, which are fused into pipelines that are loaded only; or if the teacher's
+            network cannot be copied and exported.
     """
+    check_network(teacher.denoiser.network, "the network of the teacher")
     check_validation_prompts(recipe.evaluation, recipe.train.evaluate_every, teacher)
     if recipe.teacher.loras:
         raise ValueError("teacher.loras must be empty for a teacher in memory: fuse them into its pipeline first")
@@ -142,6 +145,7 @@ def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> Teacher:
             "teacher.path must be null for a teacher in memory, or the path that it was loaded from, because reports "
             f"compare the student with the pipeline there, got {path!r}"
         )
+    _check_same(recipe, teacher)
     memory, network = recipe.memory, teacher.denoiser.network
     changes = memory.tier == "lora" or memory.quantize != "none" or memory.activation_checkpointing
     changes = changes or memory.offload_teacher or recipe.train.shard_teacher
@@ -150,6 +154,29 @@ def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> Teacher:
     _set_guidance(recipe, own)
     quantize(own.denoiser.network, memory.quantize)
     return own
+
+
+def _check_same(recipe: Recipe, teacher: Teacher) -> None:
+    """Raise ValueError if the recipe describes another teacher than the one in memory."""
+    wanted = recipe.teacher
+    if wanted.family != "auto" and not isinstance(teacher, find(TEACHERS, wanted.family)):
+        raise ValueError(
+            f"teacher.family must be auto, or the family of the teacher in memory, a {type(teacher).__name__}; got "
+            f"{wanted.family}"
+        )
+    sigma_data = teacher.denoiser.path.sigma_data
+    if wanted.sigma_data is not None and wanted.sigma_data != sigma_data:
+        raise ValueError(
+            f"teacher.sigma_data must be null, or that of the teacher in memory, {sigma_data:g}; got "
+            f"{wanted.sigma_data:g} (load_teacher has an argument for it)"
+        )
+    size = vars(teacher).get("size") or vars(teacher)  # sounds have `seconds` only
+    for name, value in (wanted.size or {}).items():
+        if size.get(name) != value:
+            raise ValueError(
+                f"teacher.size.{name} must be left out, or be that of the teacher in memory, {size.get(name)}; got "
+                f"{value} (load_teacher has an argument for it)"
+            )
 
 
 def _set_guidance(recipe: Recipe, teacher: Teacher) -> None:

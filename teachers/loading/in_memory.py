@@ -15,20 +15,30 @@ def check_pipeline(pipeline: Any) -> None:
         ValueError: If one has adapters that are not merged, is compiled, or has no weights.
     """
     for name, part in pipeline.components.items():
-        if not isinstance(part, nn.Module):
-            continue
-        if hasattr(part, "_orig_mod"):
-            raise ValueError(
-                f"{name} of the pipeline must not be compiled: pass the network from before torch.compile, and set "
-                "train.compile"
-            )
-        if any(hasattr(module, "base_layer") for module in part.modules()):  # of any kind of peft
-            raise ValueError(
-                f"{name} of the pipeline must not have adapters: merge them first (pipeline.fuse_lora() and "
-                "pipeline.unload_lora_weights())"
-            )
-        if any(parameter.is_meta for parameter in part.parameters()):
-            raise ValueError(
-                f"{name} of the pipeline must have weights, but it is on the meta device, as with sequential "
-                "offloading (enable_sequential_cpu_offload)"
-            )
+        if isinstance(part, nn.Module):
+            check_network(part, f"{name} of the pipeline")
+
+
+def check_network(network: nn.Module, name: str) -> None:
+    """Check one network as `check_pipeline` does.
+
+    Args:
+        network: A network of a pipeline.
+        name: Its name in errors.
+
+    Raises:
+        ValueError: If it has adapters that are not merged, is compiled, or has no weights.
+    """
+    if hasattr(network, "_orig_mod"):
+        raise ValueError(
+            f"{name} must not be compiled: pass the network from before torch.compile, and set train.compile"
+        )
+    if any(hasattr(module, "base_layer") for module in network.modules()):  # of any kind of peft
+        raise ValueError(
+            f"{name} must not have adapters: merge them first (pipeline.fuse_lora() and pipeline.unload_lora_weights())"
+        )
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ValueError(
+            f"{name} must have weights, but it is on the meta device, as with sequential offloading "
+            "(enable_sequential_cpu_offload)"
+        )
