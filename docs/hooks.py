@@ -88,13 +88,19 @@ def metric_example() -> str:
     return "\n\n".join(found) or "The tests' example plug-in has no metric yet."
 
 
-def media_plan() -> str:
-    """The totals of benchmarks/results/media.json."""
-    stored = json.loads((ROOT / "benchmarks" / "results" / "media.json").read_text(encoding="utf-8"))
-    rows = [["recipe", "whole networks, checkpointing", "LoRA, checkpointing", "days of one H100"]]
+def plans(images: bool = True) -> str:
+    """The totals of benchmarks/results/plans.json.
+
+    Args:
+        images: Whether recipes of images are listed too, beside those of video and audio.
+    """
+    stored = json.loads((ROOT / "benchmarks" / "results" / "plans.json").read_text(encoding="utf-8"))
+    tiers = {"full": "whole networks", "full, checkpointing": "with checkpointing", "lora, checkpointing": "LoRA"}
+    rows = [["recipe", *tiers.values(), "days of one H100"]]
     for name, row in stored.items():
-        sizes = [f"{sum(row['plans'][f'{tier}, checkpointing'].values()) / 2**30:.1f} GiB" for tier in ("full", "lora")]
-        rows.append([f"`{name}`", *sizes, f"{row['h100_days']:,.0f}"])
+        if images or row["medium"] != "image":
+            cells = [f"{sum(row['plans'][tier].values()) / 2**30:.1f} GiB: {row['cards'][tier]}" for tier in tiers]
+            rows.append([f"`{name}`", *cells, f"{row['h100_days']:,.1f}"])
     return table(rows)
 
 
@@ -114,7 +120,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "recipe classes": lambda: api(lambda v: v.__module__ == Recipe.__module__ and inspect.isclass(v)),
     "classes": lambda: api(lambda v: v.__module__ != Recipe.__module__ and inspect.isclass(v)),
     "metric example": metric_example,
-    "media_plan": media_plan,
+    "plans": plans,
+    "plans of video and audio": lambda: plans(images=False),
 }
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from teachers.networks.storage import without_autocast
 from teachers.support.keys import file_content, key
 
 Backbone = Literal["vgg", "alex"]
@@ -63,7 +64,7 @@ class Lpips:
 
     def __call__(self, one: Tensor, two: Tensor) -> Tensor:
         """The distances (B,) of two batches (B, 3, H, W) in [-1, 1]."""
-        with torch.autocast(one.device.type, enabled=False):
+        with without_autocast(one.device):
             distance: Tensor = self.metric(one.float(), two.float())
         return distance.flatten()
 

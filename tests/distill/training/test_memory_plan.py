@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import lpips
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -15,6 +16,7 @@ from distill.data.batch_random import BatchRandom
 from distill.memory import print_memory, read_processes
 from distill.training import memory_plan
 from distill.training.meta_device import META, MemoryTracker, patch_meta_ops
+from eval.metrics import perceptual
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.networks.adapters import unwrap
 from teachers.networks.checkpointing import checkpoint_activations
@@ -71,6 +73,25 @@ def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointin
     assert planned.optimizer == 8 * sum(p.numel() for p in trained)
     modules = unwrap(teacher.denoiser.network), distiller
     assert planned.weights == sum(x.nbytes for x in {x for m in modules for x in (*m.parameters(), *m.buffers())})
+
+
+@pytest.mark.slow
+def test_a_regression_by_lpips_is_planned(lora_recipe, monkeypatch):
+    network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+    monkeypatch.setattr(perceptual, "is_on_machine", lambda _: True)
+    monkeypatch.setattr(perceptual.lpips, "LPIPS", lambda **_: network)
+    monkeypatch.setattr(perceptual, "packaged_weights", lambda _: None)
+    options = [
+        "method.gan_weight=0",
+        "method.r1_weight=0",
+        "method.regression_pairs=4",
+        "method.regression_distance=lpips",
+    ]
+    plans = [
+        memory_plan.plan(lora_recipe("dmd", "memory.tier=full", *options, f"method.regression_weight={weight}"), 1)
+        for weight in (0.0, 0.25)
+    ]
+    assert plans[1].activations > plans[0].activations
 
 
 def test_printed_plan_shows_which_tier_fits(lora_recipe, monkeypatch, capsys):

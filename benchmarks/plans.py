@@ -1,10 +1,10 @@
-"""Memory plan and cost of the shipped recipes of video and audio models, from architectures on the meta device.
+"""Memory plan and cost of the shipped recipes at full size, from architectures on the meta device.
 
-    python -m benchmarks.media_plan [RECIPE ...]
+    python -m benchmarks.plans [RECIPE ...]
 
 Nothing is allocated or trained. The memory is that of one process with one sample at a time, as `fewstep memory` prints
-it. The cost counts the floating-point operations of one training step, without evaluations. Writes media.json and
-media.md to benchmarks/results; recipes that are not named keep their stored rows.
+it. The cost counts the floating-point operations of one training step, without evaluations. Writes plans.json and
+plans.md to benchmarks/results; recipes that are not named keep their stored rows.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import full_size_media
+from benchmarks import full_size, full_size_images, full_size_media
 from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import DTYPES
-from distill.data.batch import Batch
+from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.training import memory_plan
 from distill.training.meta_device import META, build_on_meta
@@ -29,6 +29,19 @@ from distill.training.state import build_distiller
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {  # recipe: function that writes the folder of its teacher
+    "sd15_dmd": full_size.sd15,
+    "sd15_dmd2": full_size.sd15,
+    "sd15_dmd_24gb": full_size.sd15,
+    "sd15_scm": full_size.sd15,
+    "sd15_lcm": full_size.sd15,
+    "sdxl_dmd2_lora": full_size.sdxl,
+    "sd3_scm": full_size_images.sd3,
+    "sd35_dmd": full_size_images.sd35,
+    "pixart_dmd": full_size_images.pixart,
+    "sana_scm": full_size_images.sana,
+    "flux_dmd_lora": full_size.flux,
+    "qwen_image_dmd_lora": full_size_images.qwen_image,
+    "z_image_dmd_lora": full_size_images.z_image,
     "wan21_1_3b_dmd": full_size_media.wan,
     "wan21_1_3b_scm": full_size_media.wan,
     "wan21_1_3b_rcm": full_size_media.wan,
@@ -37,7 +50,7 @@ MODELS = {  # recipe: function that writes the folder of its teacher
     "stable_audio_dmd": full_size_media.stable_audio,
     "stable_audio_scm": full_size_media.stable_audio,
 }
-CARDS = {"24 GB": 24e9, "80 GB": 80e9}
+CARDS = {"24 GB": 24e9, "48 GB": 48e9, "80 GB": 80e9}
 MARGIN = 0.92  # of a card's memory that a plan may take: it excludes workspaces and fragmentation
 PEAK, SHARE = 989e12, 0.4  # bfloat16 operations per second of an H100, and the share of them that training reaches
 TIERS = (("full", False), ("full", True), ("lora", True))  # memory.tier, memory.checkpointing
@@ -60,7 +73,7 @@ def operations(recipe: Recipe) -> float:
     latents, total, known = torch.empty(1, *teacher.shape, device=META), 0, dict[str, int]()
     for phase in distiller.phases(memory_plan.LATE_STEP):
         if phase not in known:
-            batch = Batch(cond, BatchRandom((phase,), 0, 1, 1, META), latents)
+            batch = Batch(cond, BatchRandom((phase,), 0, 1, 1, META), latents, lambda: Pairs(latents, latents, cond))
             with FlopCounterMode(display=False) as counter:
                 distiller(phase, batch, memory_plan.LATE_STEP)[0].backward()
             known[phase] = counter.get_total_flops()
@@ -81,12 +94,16 @@ def measure(name: str) -> dict[str, Any]:
             print(name, tier, checkpointing, f"{planned.total / memory_plan.GIB:.1f} GiB", flush=True)
         flops = operations(dataclasses.replace(recipe, memory=dataclasses.replace(recipe.memory, checkpointing=False)))
     print(name, f"{flops / 1e12:,.0f} TFLOP a sample", flush=True)
-    return {"plans": plans, "flops": flops, "steps": recipe.train.steps, "batch": recipe.train.batch_size}
-
-
-def days(row: dict[str, Any]) -> float:
-    """Days of one H100 for all steps of a recipe."""
-    return float(row["flops"] * row["steps"] * row["batch"] / (PEAK * SHARE) / 86400)
+    days = flops * recipe.train.steps * recipe.train.batch_size / (PEAK * SHARE) / 86400
+    return {
+        "medium": find(TEACHERS, recipe.teacher.family).medium_class.name,
+        "plans": plans,
+        "cards": {tier: fitting(sum(planned.values())) for tier, planned in plans.items()},
+        "flops": flops,
+        "steps": recipe.train.steps,
+        "batch": recipe.train.batch_size,
+        "h100_days": days,
+    }
 
 
 def fitting(total: float) -> str:
@@ -95,24 +112,24 @@ def fitting(total: float) -> str:
 
 
 def report(rows: dict[str, dict[str, Any]]) -> str:
-    """media.md from the contents of media.json."""
+    """plans.md from the contents of plans.json."""
     parts = [field.name for field in dataclasses.fields(memory_plan.MemoryPlan)]
     head = ["recipe", "tier", *parts, "total", "smallest card"]
     table = [head, ["---"] * 2 + ["---:"] * (len(parts) + 1) + ["---"]]
     for name, row in rows.items():
         for tier, planned in row["plans"].items():
-            total = sum(planned.values())
             sizes = [f"{planned[part] / memory_plan.GIB:.2f}" for part in parts]
-            table.append([f"`{name}`", tier, *sizes, f"{total / memory_plan.GIB:.2f}", fitting(total)])
+            total = f"{sum(planned.values()) / memory_plan.GIB:.2f}"
+            table.append([f"`{name}`", tier, *sizes, total, row["cards"][tier]])
     cost = [["recipe", "TFLOP for each sample and step", "steps", "batch", "H100 days"], ["---"] + ["---:"] * 4]
     for name, row in rows.items():
-        numbers = [f"{row['flops'] / 1e12:,.0f}", f"{row['steps']:,}", str(row["batch"]), f"{days(row):,.0f}"]
+        numbers = [f"{row['flops'] / 1e12:,.1f}", f"{row['steps']:,}", str(row["batch"]), f"{row['h100_days']:,.1f}"]
         cost.append([f"`{name}`", *numbers])
     lines = ["\n".join(f"| {' | '.join(cells)} |" for cells in cells_of) for cells_of in (table, cost)]
-    return f"""# Video and audio models at full size
+    return f"""# Shipped recipes at full size
 
-`python -m benchmarks.media_plan`: the shipped recipes of video and audio models with full-size architectures on the
-meta device. **Planned, not run**: nothing was allocated or trained at this size.
+`python -m benchmarks.plans`: the shipped recipes with full-size architectures on the meta device. **Planned, not run**:
+nothing was allocated or trained at this size. Measured peaks of Stable Diffusion are in [memory.md](memory.md).
 
 ## Memory
 
@@ -139,14 +156,14 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := [name for name in args.recipes if name not in MODELS]:
         parser.error(f"RECIPE must be one of {', '.join(MODELS)}, got {unknown[0]}")
-    path = RESULTS / "media.json"
+    path = RESULTS / "plans.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in args.recipes or list(MODELS):
         stored[name] = measure(name)
-        ordered = {key: stored[key] | {"h100_days": days(stored[key])} for key in MODELS if key in stored}
+        ordered = {key: stored[key] for key in MODELS if key in stored}
         path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-        (RESULTS / "media.md").write_text(report(ordered), encoding="utf-8")
-    print((RESULTS / "media.md").read_text(encoding="utf-8"))
+        (RESULTS / "plans.md").write_text(report(ordered), encoding="utf-8")
+    print((RESULTS / "plans.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
