@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,35 @@ os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib")
 sys.dont_write_bytecode = False
 
 
+# Each is the first of its kind: a UNet, a flow transformer, clips and sounds.
+BASIC = ("Stable Diffusion 1.5", "Stable Diffusion 3.5", "Wan 2.1", "Stable Audio, short")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Load the fixtures, with torch and diffusers, unless pytest-xdist's workers run the tests."""
     workers = config.getoption("dist", "no") != "no" and config.getoption("tx", None)
     if not workers or config.getoption("collectonly"):
         gc.disable()  # imports and collection make millions of objects, and little garbage
         config.pluginmanager.import_plugin("tests.fixtures")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases that a plain run leaves out: see `exhaustive` and `sampled` in setup.cfg."""
+    seen = set()
+    for item in items:
+        function, _, case = item.nodeid.partition("[")
+        first = function not in seen
+        seen.add(function)
+        if item.get_closest_marker("sampled") and not first and not _is_in_sample(function, case):
+            item.add_marker("exhaustive")
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker("slow")
+
+
+def _is_in_sample(function: str, case: str) -> bool:
+    """Whether a case stands for the others of a function: a basic architecture, or in this function's fifth of all."""
+    return case.startswith(BASIC) or zlib.crc32(f"{function}[{case}".encode()) % 5 == 0
 
 
 def pytest_collection_finish() -> None:

@@ -78,7 +78,7 @@ def test_a_unet_in_memory_is_distilled_in_ten_lines(method, tmp_path):
     assert distill.train(recipe, distill.load_teacher(make_unet(), DDPMScheduler()), latents) == folder  # finished
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_teacher_in_memory_needs_no_family_and_no_sigma_data_in_its_recipe(tmp_path):
     """A network of EDM with sigma_data 0.7, as `family: auto`; stating sigma_data is the same recipe."""
     settings = distill.TrainRecipe(steps=1, batch_size=4, evaluate_samples=4, evaluate_every=0, tracker="none")

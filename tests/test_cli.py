@@ -132,6 +132,7 @@ def test_a_dry_run_refuses_several_processes(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "parts"), [("ddp", "each of 4 processes"), ("fsdp2", "each of 4 processes")])
+@pytest.mark.sampled
 def test_memory_plans_several_processes(config, parts, capsys):
     assert fewstep("memory", "pocket/dmd", "--config", config, "--num-processes", "4") == 0
     printed = capsys.readouterr().out
@@ -202,7 +203,7 @@ def test_a_shipped_recipe_trains_in_two_processes_in_a_hostile_directory(hostile
     assert (tmp_path / "runs" / "pocket-dmd" / "pipeline" / "model_index.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_pipeline_is_evaluated_in_a_hostile_directory(hostile, tmp_path, text_pipeline):
     for number in range(4):
         Image.effect_noise((32, 32), 20 + number).convert("RGB").save(hostile / f"{number}.png")
@@ -266,6 +267,7 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["distill.train", "eval", "teachers"])
+@pytest.mark.sampled
 def test_modules_run_as_scripts(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith(f"Usage: python -m {module}"), done.stderr
@@ -278,7 +280,7 @@ def test_the_version_is_the_packages(capsys):
     assert distill.__version__ in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_report_names_the_command_that_made_it(make_run, tmp_path):
     run = make_run()
     assert fewstep("eval", run, "--out", tmp_path / "r", "--samples", 4, "--batch-size", 4, "--features", "pixels") == 0

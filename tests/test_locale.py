@@ -40,7 +40,7 @@ def test_text_that_cannot_be_printed_is_escaped(code, out, error, exit_code):
     assert done.stderr.strip().startswith(error) and b"Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_prompts_with_umlauts_are_trained_and_exported(tmp_path, text_pipeline):
     (tmp_path / "p.txt").write_text("ein Kleid für Mädchen\na photo of a bag\n", encoding="utf-8")
     words = [f"data.prompts={tmp_path / 'p.txt'}", f"output={tmp_path}", "name=r", "train.steps=1"]

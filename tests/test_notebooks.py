@@ -9,9 +9,8 @@ import nbformat
 import pytest
 
 from tests.forks import Fork
-from tests.settings import representatives
 
-NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(Path("notebooks").glob("*.ipynb"), key=lambda path: path.stem != "quickstart")
 FEW_TIMINGS = """\
 import functools
 import distill
@@ -34,9 +33,8 @@ def run_cells(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", representatives(NOTEBOOKS, [p for p in NOTEBOOKS if "against" not in p.stem]), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.sampled
 def test_notebook_runs(path, tmp_path):
     few = {"FEWSTEP_STEPS": "4", "FEWSTEP_SAMPLES": "12", "FEWSTEP_RUNS": str(tmp_path / "runs")}
     notebook = Fork(tmp_path / "notebook", run_cells, path.resolve(), variables=few)

@@ -31,7 +31,7 @@ from teachers.loading.registry import load_teacher
 from teachers.media import ANY_IMAGE
 from tests.commands import ONE_OR_TWO_CALLS
 from tests.plugins import install
-from tests.settings import PLUGIN, representatives
+from tests.settings import PLUGIN
 
 CPU = torch.device("cpu")
 PATH = PLUGIN / "fewstep_digits" / "weights" / "pipeline"
@@ -152,7 +152,7 @@ def test_export_equals_the_student(teacher, times, tmp_path):
     assert ((teacher.decode(x0) / 2 + 0.5).clamp(0, 1) - drawn).abs().max() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_describe_and_the_memory_plan_read_the_configuration_only(recipe):
     text = describe(str(PATH))
     assert "digits (DigitsPipeline)" in text and "rectified flow" in text and "8 x 8, from 1 x 8 x 8" in text
@@ -236,8 +236,8 @@ def check_outputs(recipe: Recipe, pipeline: Path, report: Path) -> None:
     ]  # guidance doubles the teacher's
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", representatives(["dmd", "scm"], ["dmd"]))
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.exhaustive
 def test_students_of_the_digits(method, recipe, tmp_path, monkeypatch):
     """A one-step student: within a factor of five of the teacher's 20 steps, and far better than one step of it."""
     few = [f"train.{key}={STEPS[method]}" for key in ("steps", "evaluate_every", "checkpoint_every")]

@@ -76,6 +76,7 @@ METHODS = [{"name": "dmd", "gan_weight": 1e-3, "r1_weight": 1.0}, {"name": "scm"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), list(zip(["Wan 2.1", "Stable Audio, short"], METHODS, strict=True)))
+@pytest.mark.sampled
 def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsys):
     recipe, medium = make_recipe(name, method, steps=1)
     train(recipe)
@@ -143,8 +144,8 @@ def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsy
     assert (tmp_path / "report" / "grid.png").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", first_by_default(["video_dmd", "video_scm"]))
+@pytest.mark.exhaustive
 def test_a_pocket_video_recipe_from_its_name_to_a_report(name, pocket_video, tmp_path):
     few = ["train.steps=2", "train.batch_size=2", "train.evaluate_every=2", "train.evaluate_samples=4"]
     few += ["train.evaluate_teacher_steps=2", "teacher.num_steps=2", "train.tracker=none", f"output={tmp_path}"]

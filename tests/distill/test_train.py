@@ -23,7 +23,7 @@ from teachers.support.errors import EXIT_TERMINATED
 from tests.commands import fewstep
 from tests.forks import Fork
 from tests.runs import interrupted
-from tests.settings import FAST, representatives
+from tests.settings import FAST
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,7 @@ def distance(one, two):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.sampled
 def test_resumed_run_is_bitwise_identical(whole_of, method):
     whole = whole_of(method)
     parts = interrupted(whole, f"{method}-parts")
@@ -94,8 +95,8 @@ def test_a_method_changes_weights_after_its_updates(make):
     assert student and all(torch.equal(saved[f"fake_score.{n.partition('.')[2]}"], v) for n, v in student.items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", representatives(["dmd", "scm"], ["scm"]))
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.exhaustive
 def test_reading_rows_ahead_from_files_gives_bitwise_the_same_run(make, whole_of, method, monkeypatch):
     """Rows in files are read by a thread, one micro-batch ahead, in a resumed run too."""
     files = make(method, "train.accumulation=2", "train.steps=4")
@@ -109,8 +110,8 @@ def test_reading_rows_ahead_from_files_gives_bitwise_the_same_run(make, whole_of
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", representatives(["dmd", "scm"], ["scm"]))
+@pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.exhaustive
 def test_channels_last_gives_the_same_student_and_resumes_bitwise(make, whole_of, method, monkeypatch):
     """Also when resuming a contiguous checkpoint; moments must have the memory format of their parameters."""
     layouts = []
@@ -136,7 +137,7 @@ def test_channels_last_gives_the_same_student_and_resumes_bitwise(make, whole_of
     DiffusionPipeline.from_pretrained(last.folder / "pipeline")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_parameters_are_contiguous_without_channels_last(make, monkeypatch):
     layouts = []
     monkeypatch.setattr(engine.Engine, "update", record_layouts(engine.Engine.update, layouts))
@@ -146,6 +147,7 @@ def test_parameters_are_contiguous_without_channels_last(make, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["memory.tier=full", "memory.tier=lora", "memory.offload_teacher=true"])
+@pytest.mark.sampled
 def test_channels_last_converts_every_network(make, memory, monkeypatch):
     distillers = []
     prepare = engine.Engine.prepare
@@ -184,6 +186,7 @@ def record_threads(gather, names):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.sampled
 def test_accumulation_gives_the_gradient_of_the_whole_batch(make, method):
     """Two micro-batches for each phase give the weights of one batch, up to rounding.
 
@@ -205,7 +208,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(make, method):
     assert apart < 1e-3 * moved
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_zero_steps_export_the_teacher(make):
     recipe = make("dmd", "train.steps=0", "train.channels_last=true")
     folder = train(recipe)
@@ -217,7 +220,7 @@ def test_zero_steps_export_the_teacher(make):
     assert "num_inference_steps=1, guidance_scale=1.0" in (folder / "README.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_zero_steps_of_scm_export_the_teacher(make):
     recipe = make("scm", "train.steps=0")
     exported = load_file(train(recipe) / "unet" / "diffusion_pytorch_model.safetensors")
@@ -228,6 +231,7 @@ def test_zero_steps_of_scm_export_the_teacher(make):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.sampled
 def test_half_precision_teacher(make, precision):
     folder = train(make("scm", "train.steps=1", f"teacher.precision={precision}"))
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -241,7 +245,7 @@ def test_export_stores_the_captions_of_an_image_folder(whole_of):
     assert (folder / "training_prompts.txt").read_text() == "a coat\n"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_persistent_nonfinite_gradients_end_the_run(make, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "velocity", lambda self, x, *a: x * float("nan"))
     monkeypatch.setattr(setup, "HeldOut", lambda *a: None)
@@ -277,7 +281,7 @@ def test_scm_selects_the_second_time_and_writes_history_and_grid(make):
     assert list(recipe.folder.rglob("events.out.tfevents*"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_resumed_run_has_one_record_per_interval_in_log_and_history(make):
     every = ["train.log_every=1", "train.evaluate_every=2"]
     recipe = make("dmd", *every, "train.steps=2")

@@ -100,7 +100,7 @@ def test_rows_figures_and_files_of_a_comparison(make_run, pocket_weights, tmp_pa
     assert rows[0]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_without_a_reference_rows_are_compared_with_the_teachers_samples(
     make_run, tmp_path, text_pipeline, compare_quickly
 ):
@@ -121,7 +121,7 @@ def test_without_a_reference_rows_are_compared_with_the_teachers_samples(
     assert report["rows"][0]["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_unconditional_pipelines(make_run, unconditional_pipeline, tmp_path, compare_quickly):
     run = make_run(
         pipeline=unconditional_pipeline,
@@ -137,7 +137,7 @@ def test_unconditional_pipelines(make_run, unconditional_pipeline, tmp_path, com
     assert "Distilled in" not in (tmp_path / "out/report.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_repeated_comparison_measures_only_changed_rows(make_run, tmp_path, capsys, compare_quickly):
     one, out = make_run("one"), tmp_path / "out"
     first = compare_quickly([one], out, samples=4)
@@ -160,7 +160,7 @@ def test_a_repeated_comparison_measures_only_changed_rows(make_run, tmp_path, ca
     assert len(cached_rows(out)) == 4 + 1 + 4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_adding_a_run_measures_only_that_run(make_run, tmp_path, text_pipeline, compare_quickly):
     one, out = make_run("one"), tmp_path / "out"
     compare_quickly([one], out, samples=4)
@@ -180,7 +180,7 @@ def test_adding_a_run_measures_only_that_run(make_run, tmp_path, text_pipeline, 
     assert all(row["from_cache"] for row in again["rows"]), "a row depends on a pipeline's content, not on its folder"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_interruption_loses_only_the_current_row(make_run, tmp_path, compare_quickly):
     run, out, calls = make_run(), tmp_path / "out", []
 
@@ -201,7 +201,7 @@ def test_an_interruption_loses_only_the_current_row(make_run, tmp_path, compare_
     assert finished < cached_rows(out)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_damaged_row_is_measured_again(make_run, tmp_path, compare_quickly):
     out = tmp_path / "out"
     compare_quickly([make_run()], out, samples=4)
@@ -266,7 +266,7 @@ def test_command(make_run, tmp_path, capsys):
     assert str(out / "report.html") in printed
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_prompts_from_a_file_are_repeated(make_run, tmp_path, quick):
     (tmp_path / "prompts.txt").write_text("a bag\n\n  a <b>coat</b>  \n")
     prompts = str(tmp_path / "prompts.txt")
@@ -274,7 +274,7 @@ def test_prompts_from_a_file_are_repeated(make_run, tmp_path, quick):
     assert report["prompts"]["first"] == ["a bag", "a <b>coat</b>", "a bag", "a <b>coat</b>", "a bag"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_different_usual_calls_are_noted(make_run, tmp_path, text_pipeline, quick):
     other = {"path": str(text_pipeline), "call": {"num_inference_steps": 3, "guidance_scale": 5.0}}
     report = compare([make_run("one"), make_run("two", teacher=other)], tmp_path / "out", samples=4, **quick)

@@ -160,7 +160,7 @@ def test_unconditional_pipelines_have_no_prompt(make_run, unconditional_pipeline
     assert [result.evaluations for result in demo.generate(Request("", 0, 1, 2))] == [2, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_pipeline_without_distill_json_is_shown_without_a_teacher(text_pipeline, tmp_path):
     demo = Demo([text_pipeline], CPU, "float32")
     (result,) = demo.generate(Request("a coat", 0, demo.student_steps[0], 0))
@@ -315,6 +315,7 @@ def test_call_that_takes_too_long_is_ended(make_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Wan 2.1", "Stable Audio"])
+@pytest.mark.sampled
 def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
     family, folder, size = tiny_media(name)
     teacher = load_teacher(folder, size=size)

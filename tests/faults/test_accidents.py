@@ -23,7 +23,6 @@ from distill.training.run_folder import lock_run_folder
 from teachers.support.checksums import seal
 from tests.faults import kill, processes
 from tests.forks import Fork
-from tests.settings import first_by_default
 
 
 def newest(run):
@@ -32,6 +31,7 @@ def newest(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.sampled
 def test_batch_with_nonfinite_gradient_is_skipped_and_reported_with_its_random_key(recipe, monkeypatch, capsys, where):
     student_phase = DMD.student_phase
     calls = []
@@ -65,7 +65,7 @@ def test_batch_with_nonfinite_gradient_is_skipped_and_reported_with_its_random_k
     assert message in out.out + out.err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_system_clock_changes_affect_neither_weights_nor_cost(recipe, monkeypatch):
     steady, jumping = recipe("train.steps=2", name="steady"), recipe("train.steps=2", name="jumping")
     train(steady)
@@ -124,7 +124,7 @@ def test_run_folder_is_locked_until_the_process_ends(recipe, tmp_path):
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_precisions_in_one_process(recipe):
     train(recipe("train.steps=1", "train.precision=bf16", name="half"))
     train(recipe("train.steps=1", "train.precision=no", name="whole"))
@@ -218,9 +218,8 @@ def test_killed_runs_end_with_bitwise_the_same_weights(text_pipeline, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "cases", first_by_default([[("ddp", "gan"), ("fsdp2", "rcm")], [("fsdp2", "lcm"), ("fsdp2", "sid")]])
-)
+@pytest.mark.parametrize("cases", [[("fsdp2", "rcm")], [("ddp", "gan")], [("fsdp2", "lcm"), ("fsdp2", "sid")]], ids=str)
+@pytest.mark.sampled
 def test_two_processes_have_the_losses_of_one_and_resume(cases, text_pipeline, tmp_path):
     differences = processes.compare(cases, 6, str(text_pipeline), tmp_path)
     assert set(differences) == {"-".join(case) for case in cases}
@@ -231,7 +230,7 @@ def test_unquoted_no_is_the_precision_no(recipe):
     assert recipe("train.precision=no").train.precision == "no"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_run_continues_with_another_number_of_micro_batches(recipe):
     train(recipe("train.steps=1"))
     folder = train(recipe("train.steps=2", "train.accumulation=2"))

@@ -116,6 +116,7 @@ def limited_file_size(size: int):
 
 @pytest.mark.parametrize("size", [100_000, 3_600_000])  # fails in the first file, and in the optimizers' file
 @pytest.mark.slow
+@pytest.mark.sampled
 def test_full_disk_keeps_the_previous_checkpoint_and_training_continues(recipe, monkeypatch, capsys, size):
     save = checkpoint.save
     errors = []

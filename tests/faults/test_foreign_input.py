@@ -14,7 +14,7 @@ from tests.faults import fuzz, fuzz_inputs
 from tests.faults.fuzz_inputs import Case
 from tests.faults.mutations import ANY, BINARY, STRUCTURED, damage, inject_code
 
-CASES = 12
+CASES = 5
 QUICK = {
     "models": (Case.describe,),
     "runs": (Case.export, Case.sample),
@@ -32,6 +32,7 @@ def work(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", fuzz_inputs.KINDS)
+@pytest.mark.sampled
 def test_damaged_input_ends_with_one_sentence_or_works(work, monkeypatch, kind):
     chosen = {command: 1 for command in QUICK[kind]}
     monkeypatch.setitem(fuzz_inputs.COMMANDS, kind, chosen)

@@ -94,7 +94,7 @@ def test_hostile_folders_are_refused_by_every_loader_and_run_nothing(model, atta
     assert not questions
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_code_that_nothing_names_is_left_alone(model, questions, monkeypatch):
     for attack in IGNORED.values():
         attack(model)
@@ -201,6 +201,7 @@ ATTACKS = {  # and what the sentence says
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.sampled
 def test_every_command_refuses_hostile_folders_with_one_sentence(model, text_pipeline, command, questions, capsys):
     original = model.with_name("original")
     shutil.copytree(model, original)

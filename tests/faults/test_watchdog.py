@@ -44,6 +44,7 @@ def kill_all(agent, children):
     agent.communicate()
 
 
+@pytest.mark.exhaustive
 def test_agent_notices_a_killed_process_but_not_a_suspended_one():
     agent, children, second = launch("agent")
     try:
@@ -95,6 +96,7 @@ def start_two(tmp_path):
 
 
 @pytest.mark.parametrize("case", ["suspended", "failed", "finished"])
+@pytest.mark.sampled
 def test_watchdog_without_an_agent(start_two, case):
     first, second = start_two(case)
     if case == "suspended":
@@ -111,6 +113,7 @@ def test_watchdog_ends_the_others_if_the_process_with_the_store_is_suspended(sta
     assert second.wait(30) == 1 and "error: process 0 " in second.error and "process 1 stops" in second.error
 
 
+@pytest.mark.exhaustive
 def test_watchdog_ends_the_run_if_the_agent_with_the_store_is_suspended():
     agent, children, _ = launch("watched")
     try:
@@ -152,6 +155,7 @@ def start_early(folder, ranks):
         ),
     ],
 )
+@pytest.mark.sampled
 def test_process_ends_if_another_one_never_starts(tmp_path, rank, message):
     """As if it were suspended while it imports: the process waits to meet it, without a step or a collective."""
     (process,) = start_early(tmp_path, rank)

@@ -36,6 +36,7 @@ NAMES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.sampled
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny):
     family, folder = tiny(name)
     assert family_of(str(folder)) == family

@@ -106,7 +106,7 @@ def test_shipped_latents_are_balanced():
     assert labels[rows[:2]].tolist() == [[0, 0], [0, 0]]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_maker_runs_from_photographs_to_the_model_card(tmp_path, monkeypatch):
     pictures, labels = photographs(40)
     stored = {

@@ -8,14 +8,15 @@ from distill.checks.table import Check, table
 from distill.checks.teacher_checks import check_teacher
 from distill.config.registry import TEACHERS, find
 from tests.commands import fewstep
-from tests.settings import first_is_quick, representatives
+from tests.settings import first_is_quick
 from tests.teachers.families.variants import VARIANTS
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives(VARIANTS))
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.sampled
 def test_every_family_passes(name, folder_of, capsys):
     family, folder = folder_of(name)
     code = fewstep("check", folder, "--family", family)
@@ -41,6 +42,7 @@ def shifted(cond):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check_name", first_is_quick(WRONG))
+@pytest.mark.sampled
 def test_a_wrong_family_fails_the_check_that_names_the_fault(check_name, text_pipeline):
     cls = find(TEACHERS, "stable_diffusion")
     wrong = type("Wrong", (cls,), WRONG[check_name](cls))

@@ -5,12 +5,12 @@ import pytest
 from distill.check import check
 from distill.checks.sizes import parse_sizes
 from tests.commands import fewstep
-from tests.settings import representatives
 from tests.teachers.families.media import KINDS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives(KINDS))
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.sampled
 def test_every_family_passes(name, tiny_media, capsys):
     _, folder, size = tiny_media(name)
     sizes = [word for key, value in size.items() for word in ("--size", f"{key}={value}")]

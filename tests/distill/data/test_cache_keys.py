@@ -163,7 +163,7 @@ def encoder_keys(text_pipeline):
     return make
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_any_changed_key_of_a_configuration_makes_other_embeddings_and_latents(encoder_keys, text_pipeline, tmp_path):
     folder = shutil.copytree(text_pipeline, tmp_path / "t")
     before, changed = encoder_keys(folder), 0

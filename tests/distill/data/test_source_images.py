@@ -195,6 +195,7 @@ def test_a_message_shows_the_beginning_of_a_long_value(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["InstructPix2Pix", "inpainting"])
+@pytest.mark.sampled
 def test_stored_conditions_are_those_of_each_row(name, tiny_source, tmp_path):
     """They are encoded once, and again only if a source image or an instruction changes."""
     family, folder = tiny_source(name)

@@ -15,7 +15,7 @@ from distill.config.sections import ExportRecipe, TeacherRecipe
 from distill.exporting.distill_json import describe
 from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
-from tests.settings import first_is_quick, in_turn, representatives
+from tests.settings import first_is_quick, in_turn
 from tests.teachers.families.stock import prompts_of
 from tests.teachers.families.training import perturb, with_precisions
 from tests.teachers.families.variants import VARIANTS
@@ -42,9 +42,7 @@ OTHERS = {
 METHODS = KINDS | OTHERS
 EDM = ("Stable Diffusion, EDM", "Playground 2.5", "CosXL", "EDM, CIFAR-10", "EDM, ImageNet-64")  # with one or two steps
 CASES = in_turn(VARIANTS, list(KINDS))
-CASES += representatives(
-    case for case in in_turn(VARIANTS, list(OTHERS)) if not (case[0] in EDM and "4 steps" in case[1])
-)
+CASES += [case for case in in_turn(VARIANTS, list(OTHERS)) if not (case[0] in EDM and "4 steps" in case[1])]
 
 
 def exported(run, teacher, name, method, guidance=1.0, size=0.02, schedule="native"):
@@ -63,6 +61,7 @@ def exported(run, teacher, name, method, guidance=1.0, size=0.02, schedule="nati
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
+@pytest.mark.sampled
 def test_export_gives_the_students_images(name, method, teacher_of, tmp_path, largest):
     stored = exported(tmp_path / "run", teacher_of(name), name, METHODS[method])
     largest(name, method, stored["checked"])
@@ -83,11 +82,12 @@ ADAPTED = [name for name, (family, _) in VARIANTS.items() if family not in ("unc
 @pytest.mark.parametrize(
     ("name", "method", "dtype"),
     [
-        *representatives(with_precisions(in_turn(ADAPTED, list(KINDS)))),
+        *with_precisions(in_turn(ADAPTED, list(KINDS))),
         ("Stable Diffusion 1.5", "scm", torch.float16),
     ],
     ids=str,
 )
+@pytest.mark.sampled
 def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
     name, method, dtype, folder_of, tmp_path, largest
 ):
@@ -103,6 +103,7 @@ def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
 @pytest.mark.parametrize(
     "name", first_is_quick(["Stable Diffusion 1.5", "Stable Diffusion XL", "Playground 2.5", "Flux.1 dev"])
 )
+@pytest.mark.sampled
 def test_every_embedded_guidance_scale_is_checked(name, teacher_of, tmp_path, largest):
     method = {"name": "scm", "guidances": [1.0, 3.0, 5.0]}
     stored = exported(tmp_path / "run", teacher_of(name), name, method, guidance=3.0)

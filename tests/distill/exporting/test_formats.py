@@ -242,7 +242,7 @@ def sample_onnx(folder, call, noises, scheduler):
     return run("vae_decoder", latent_sample=(x / np.float32(0.18)).astype(np.float32))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_onnx_models_give_the_same_images(student, tmp_path):
     pytest.importorskip("onnxscript")
     convert(student, tmp_path / "onnx", "onnx", Form())

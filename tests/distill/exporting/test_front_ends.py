@@ -5,7 +5,7 @@ import pytest
 from benchmarks.wild.cells import CELLS
 from benchmarks.wild.files import FILES
 from benchmarks.wild.teachers import POCKET, export_case
-from tests.settings import EXHAUSTIVE, in_turn
+from tests.settings import in_turn
 
 REFUSED = {
     "call without arguments": r"num_inference_steps",
@@ -33,7 +33,7 @@ def case_of(tmp_path_factory):
 FAMILIES = [POCKET, "Stable Diffusion 1.5", "Stable Diffusion XL"]
 METHODS = ["DMD, 1 early step", "DMD, 2 steps", "sCM"]
 SQUARE = [
-    pytest.param(family, METHODS[(row + column) % 3], cell, marks=() if column == row % 3 else EXHAUSTIVE)
+    pytest.param(family, METHODS[(row + column) % 3], cell, marks=() if column == row % 3 else pytest.mark.exhaustive)
     for row, cell in enumerate(CELLS)
     for column, family in enumerate(FAMILIES)
 ]
@@ -41,6 +41,7 @@ SQUARE = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "method", "cell"), SQUARE)
+@pytest.mark.sampled
 def test_front_ends_give_the_students_samples_or_refuse(family, method, cell, case_of):
     case = case_of(family, method)
     refused = REFUSED.get(cell)
@@ -57,5 +58,6 @@ def test_front_ends_give_the_students_samples_or_refuse(family, method, cell, ca
 @pytest.mark.parametrize(
     ("cell", "family"), in_turn(FILES, ["Stable Diffusion 1.5", "Stable Diffusion XL", "Stable Diffusion 3.5"])
 )
+@pytest.mark.sampled
 def test_files_in_other_forms_give_the_same_images(cell, family, case_of):
     assert FILES[cell](case_of(family, "DMD, 1 step")) < BOUNDS.get(cell, 1e-3)

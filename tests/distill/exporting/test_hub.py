@@ -88,7 +88,7 @@ def test_stopped_run_is_exported_from_its_newest_checkpoint_and_can_continue(sto
     assert export_run(moved / "pipeline") == moved / "pipeline"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_failed_export_keeps_the_previous_pipeline(stopped, monkeypatch):
     pipeline = export_run(stopped.folder)
     train(load(stopped.folder / "recipe.yaml", ["train.steps=3"]))

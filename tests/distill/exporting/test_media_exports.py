@@ -15,7 +15,7 @@ from distill.exporting.distill_json import describe
 from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
 from tests.distill.exporting.test_every_export import COST
-from tests.settings import in_turn, representatives
+from tests.settings import in_turn
 from tests.teachers.families.media import KINDS
 from tests.teachers.families.stock import PROMPTS
 from tests.teachers.families.training import perturb, with_precisions
@@ -65,6 +65,7 @@ def exported(run, teacher, name, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), CASES)
+@pytest.mark.sampled
 def test_export_gives_the_students_samples(name, method, teacher_of, tmp_path, largest):
     teacher = teacher_of(name)
     folder = exported(tmp_path / "run", teacher, name, METHODS[method])
@@ -81,7 +82,8 @@ def test_export_gives_the_students_samples(name, method, teacher_of, tmp_path, l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives(KINDS))
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.sampled
 def test_export_of_an_adapter_and_its_lora_file_give_the_students_samples(name, teacher_of, tmp_path, largest):
     stored = json.loads(
         (exported(tmp_path / "run", teacher_of(name, True), name, METHODS["scm"]) / "distill.json").read_text()

@@ -149,7 +149,7 @@ def published(make_run, tmp_path):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_figures_survive_another_directory_a_second_time_and_a_move(published, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "runs")
     report = Path("report")

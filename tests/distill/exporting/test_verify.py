@@ -15,7 +15,7 @@ from distill.exporting.card import call_lines, prompt_argument
 from distill.exporting.verify import ExportMismatch
 from tests.commands import fewstep
 from tests.distill.exporting.test_every_export import METHODS, exported
-from tests.settings import first_is_quick, representatives
+from tests.settings import first_is_quick
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -89,7 +89,8 @@ def test_weights_that_are_not_finite_are_not_exported(value, teacher_of, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives([*BUILDERS, "pixels, learned variance", "pixels, grey"]))
+@pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, grey"])
+@pytest.mark.sampled
 def test_the_cards_code_runs_as_it_is_written(name, scm_export):
     folder, _ = scm_export(name)
     card = (folder / "README.md").read_text()
@@ -145,7 +146,8 @@ def test_default_number_of_steps_is_refused_with_a_reason(name, scm_export):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives([*BUILDERS, "pixels, learned variance", "pixels, cosine"]))
+@pytest.mark.parametrize("name", [*BUILDERS, "pixels, learned variance", "pixels, cosine"])
+@pytest.mark.sampled
 def test_exported_students_pass_fewstep_check(name, scm_export):
     results = check_student(scm_export(name)[0], CPU)
     assert [result.name for result in results] == [
@@ -158,6 +160,7 @@ def test_exported_students_pass_fewstep_check(name, scm_export):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.sampled
 def test_students_of_a_teacher_that_embeds_its_guidance_are_exported_and_pass(rank, folder_of, tmp_path):
     """The teacher's scale is part of the student's weights, whatever scale the call of its pipeline has."""
     _, folder = folder_of(SD)
@@ -201,6 +204,7 @@ def test_fewstep_check_of_a_run_without_a_pipeline_says_so(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sigma_data", [0.5, 2.0])
+@pytest.mark.sampled
 def test_fewstep_check_reads_the_runs_sigma_data(sigma_data, folder_of, tmp_path):
     family, folder = folder_of("Stable Diffusion 3.5")
     teacher = find(TEACHERS, family).load(str(folder), CPU, sigma_data=sigma_data)

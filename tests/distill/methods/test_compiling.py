@@ -92,6 +92,7 @@ def dit() -> DiTTransformer2DModel:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blocks", "networks"])
+@pytest.mark.sampled
 def test_derivatives_and_features_of_a_compiled_network_are_those_of_the_eager_one(mode):
     """Compiled code contains neither derivative rules nor hooks, so both run without compilation."""
     denoiser = Denoiser(dit(), Flow(), "flow_prediction")

@@ -233,6 +233,7 @@ def recipe_of(text_pipeline, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BROKEN, ids=lambda method: method.__name__)
+@pytest.mark.sampled
 def test_a_method_that_breaks_the_contract_is_refused_by_name(method, recipe_of, tmp_path):
     recipe = recipe_of(method)
     with pytest.raises(ValueError, match=BROKEN[method]):
@@ -241,7 +242,7 @@ def test_a_method_that_breaks_the_contract_is_refused_by_name(method, recipe_of,
     assert not (tmp_path / "runs/run/pipeline/model_index.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_dry_run_finds_what_would_stop_the_export(recipe_of):
     with pytest.raises(ValueError, match="numbers from 1 to 1, the steps of the schedule"):
         dry_run(recipe_of(MoreStepsThanAngles))
@@ -287,7 +288,7 @@ class Detached(Adversarial):
     detached = True
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gradients_of_one_phase_do_not_reach_the_networks_of_another(recipe_of):
     critics = []
     for method in (Adversarial, Detached):
@@ -360,7 +361,7 @@ class WithPath(Plain):
     Options = PathOptions
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_options_with_a_path_train_and_others_are_refused(recipe_of, monkeypatch):
     assert train(recipe_of(WithPath)).is_dir()
     monkeypatch.setattr(PathOptions.__init__, "__defaults__", (Path("a"), print))

@@ -90,6 +90,7 @@ def test_weight_of_guidance_scales_its_term(teacher):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise_levels", ["timesteps", "karras"])
+@pytest.mark.sampled
 def test_guidance_stays_below_the_noise_of_the_students_step(teacher, noise_levels, monkeypatch):
     """Hybrid schedule: guidance at levels below the step's, distribution matching at all of them."""
     distiller = method(teacher, timesteps=(999, 749, 499, 249), guidance_noise="remaining", noise_levels=noise_levels)
@@ -114,6 +115,7 @@ def test_guidance_stays_below_the_noise_of_the_students_step(teacher, noise_leve
 
 
 @pytest.mark.parametrize("noise_levels", ["timesteps", "karras"])
+@pytest.mark.sampled
 def test_noise_fraction_is_the_inverse_of_the_noise_levels(teacher, noise_levels):
     for other in (teacher, Analytic(eight_gaussians())):
         distiller = DMD(other, 1.0, DMDOptions(noise_levels=noise_levels, timesteps=(900, 400)))

@@ -218,7 +218,7 @@ def test_gan_trains_student_and_discriminator_in_their_own_phases(features):
     assert logs["r1"] > 0 and method.needs_latents(method.options) and not DMD.needs_latents(DMDOptions())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_discriminator_learns_the_log_density_ratio():
     """The optimal logits are log p_real - log p_fake; for two Gaussians they are linear in x with a known slope."""
     torch.manual_seed(0)

@@ -12,8 +12,8 @@ from distill.training.setup import plan_data
 PAIRS = {"dmd": "method.regression_weight=0.25", "rcm": "method.dmd.regression_weight=0.25"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", PAIRS)
+@pytest.mark.exhaustive
 def test_missing_weights_of_lpips_are_an_error_before_a_teacher_is_loaded(method, tmp_path, monkeypatch):
     def offline(*args, **options):
         raise urllib.error.URLError("no network")

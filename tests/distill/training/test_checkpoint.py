@@ -30,7 +30,7 @@ def test_incomplete_checkpoints_are_removed(tmp_path):
     assert checkpoint.load_newest(tmp_path).meta["step"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_resumed_run_says_that_its_number_of_threads_differs(two_step_recipe, text_pipeline, monkeypatch, capsys):
     whole = two_step_recipe("stable_diffusion", text_pipeline, "train.checkpoint_every=1")
     train(whole)

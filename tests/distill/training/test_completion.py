@@ -148,7 +148,7 @@ def test_an_export_has_the_contents_of_the_evaluation_prompts(tmp_path):
     assert found("a.txt", "a coat\n") != found("b.txt", "a bag\n")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_extended_run_that_ended_before_its_export_is_exported_on_the_next_start(run, monkeypatch):
     def killed(*args):
         raise SystemExit("killed")
@@ -181,6 +181,7 @@ def test_an_altered_pipeline_without_checkpoints_is_not_taken_for_the_export(run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.sampled
 def test_a_signal_during_the_export_waits_until_it_is_on_disk(run, monkeypatch, capfd, number):
     export = finish_module.export_student
 
@@ -245,6 +246,7 @@ def test_handlers_are_restored_after_an_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "value"), [("weights", float("inf")), ("ema", float("nan"))])
+@pytest.mark.sampled
 def test_a_checkpoint_with_weights_that_are_not_finite_is_neither_exported_nor_resumed(run, part, value):
     recipe = run()
     checkpoints = recipe.folder / "checkpoints"
@@ -283,7 +285,7 @@ def load_with(recipe, on_failed_save):
     return recipe
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_failed_run_is_not_taken_for_finished_if_its_record_is_damaged(run, monkeypatch):
     """`failed.json` is the record of a failed run; without it `exported.json` still says so."""
     recipe = run()
@@ -330,6 +332,7 @@ def test_a_checkpoint_with_a_record_that_no_run_writes_is_refused(run, key, valu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["export_student", "record_export", "report_failure"])
+@pytest.mark.sampled
 def test_a_run_that_ends_anywhere_around_its_export_has_the_same_result_on_the_next_start(run, monkeypatch, name):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt

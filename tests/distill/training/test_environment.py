@@ -84,7 +84,7 @@ def test_variables_about_processes_and_devices_stay(monkeypatch):
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_weights_do_not_depend_on_the_environment(tmp_path, text_pipeline, monkeypatch):
     """accelerate divides the loss by its own number of accumulation steps, before the gradients are clipped."""
 

@@ -128,7 +128,7 @@ def test_a_run_whose_teacher_was_replaced_is_neither_finished_nor_resumed(make, 
             train(make(f"train.steps={steps}"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_pipeline_of_an_earlier_run_or_step_is_not_the_result(make, tmp_path, monkeypatch):
     """Training ended after its last checkpoint and before its export, beside the pipeline of an earlier run."""
     save = checkpoint.save
@@ -216,11 +216,12 @@ def samples(make):
         ]
     ),
 )
+@pytest.mark.sampled
 def test_the_teachers_samples_depend_on_the_recipe(samples, override):
     assert samples() == samples("train.steps=9") != samples(override)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_teachers_samples_depend_on_prompts_features_and_contents(samples):
     changes = [
         {},
@@ -233,7 +234,7 @@ def test_the_teachers_samples_depend_on_prompts_features_and_contents(samples):
     assert len({samples(**change) for change in changes}) == len(changes)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_monitor_samples_a_replaced_teacher_again(make, tmp_path):
     file = tmp_path / "runs/r/cache/teacher.safetensors"
     train(make("train.steps=0", "train.evaluate_every=1"))

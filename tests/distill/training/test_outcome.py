@@ -104,6 +104,7 @@ def test_a_healthy_run_says_which_ema_it_exports(teacher, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("distance", "step"), [(1.4, 4), (1.6, 2)])
+@pytest.mark.sampled
 def test_the_best_is_exported_only_if_the_run_ends_clearly_above_it(teacher, tmp_path, monkeypatch, distance, step):
     values = {0: 9e3, 2: 1e3, 4: distance * 1e3}  # far above the noise floor
 
@@ -122,7 +123,7 @@ def test_the_best_is_exported_only_if_the_run_ends_clearly_above_it(teacher, tmp
     assert record_of(recipe)["cost"]["exported_step"] == step
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_last_ema_is_exported_on_request_or_without_evaluations(teacher, tmp_path):
     for name, options in {"last": {"export": "last"}, "none": {"evaluate_every": 0}}.items():
         recipe = recipe_in(tmp_path, name=name, **options)
@@ -135,6 +136,7 @@ def test_the_last_ema_is_exported_on_request_or_without_evaluations(teacher, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("export", ["best", "last"])
+@pytest.mark.sampled
 def test_a_collapsed_run_exports_its_best_and_fails_again_when_started_again(teacher, tmp_path, capfd, export):
     """It trains well up to step 2 and then collapses; the result is the EMA of step 2 in every case."""
     train(recipe_in(tmp_path, steps=2), teacher)
@@ -170,7 +172,7 @@ def adopt(recipe, other, teacher):
     best.save_best(folder, best.load_best(folder), {**record, "fingerprint": run_key(new)})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_that_collapses_at_once_exports_the_untrained_student_or_nothing(teacher, tmp_path, capfd):
     evaluated = recipe_in(tmp_path, ZERO, name="evaluated")
     with pytest.raises(RunFailed):
@@ -202,6 +204,7 @@ def test_a_damaged_best_is_reported_and_not_exported(teacher, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("damage", "again"), [("flipped", train), ("lost", lambda recipe: export_run(recipe.folder))])
+@pytest.mark.sampled
 def test_the_last_evaluation_is_repeated_if_its_record_is_damaged_or_lost(folder, tmp_path, monkeypatch, damage, again):
     """Without it, the record of step 2 would be taken for the end of the run, and the last EMA would be exported."""
     scripted = {"step": 0, "values": {0: 9e3, 2: 1e3, 4: 2e3}}
@@ -224,7 +227,7 @@ def test_the_last_evaluation_is_repeated_if_its_record_is_damaged_or_lost(folder
     assert record_of(recipe)["cost"]["exported_step"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_best_is_known_after_a_kill_between_an_evaluation_and_a_checkpoint(teacher, tmp_path):
     """The run resumes before the best's step, evaluates it again and ends as the uninterrupted run."""
     whole = recipe_in(tmp_path, name="whole", checkpoint_every=4)
@@ -241,6 +244,7 @@ def test_the_best_is_known_after_a_kill_between_an_evaluation_and_a_checkpoint(t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(16, 40), (40, 16)])
+@pytest.mark.sampled
 def test_the_best_is_evaluated_again_if_the_evaluation_changed(teacher, tmp_path, capfd, first, then):
     """Distances from 16 samples are a third larger than from 40: they must not decide which EMA is the best."""
     train(recipe_in(tmp_path, steps=4, evaluate_samples=first), teacher)
@@ -261,7 +265,7 @@ def test_the_best_is_evaluated_again_if_the_evaluation_changed(teacher, tmp_path
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_finished_run_is_exported_again_if_another_ema_is_requested(teacher, tmp_path, capfd):
     recipe = recipe_in(tmp_path)
     train(recipe, teacher)
@@ -277,7 +281,7 @@ def test_a_finished_run_is_exported_again_if_another_ema_is_requested(teacher, t
     assert record_of(recipe)["evaluation"]["reference"] == str(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_export_of_a_failed_run_fails_as_its_training_did(folder, tmp_path, capfd):
     recipe = recipe_in(tmp_path, ZERO, path=str(folder))
     for command in (lambda: train(recipe), lambda: export_run(recipe.folder)):
@@ -367,7 +371,7 @@ def test_commands_end_with_exit_code_3(folder, tmp_path):
         assert ended.error.count("went wrong") == 1 and "Traceback" not in ended.error
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sharded_processes_agree_on_the_best(folder, tmp_path):
     """The main process writes the best EMA while the others continue; they must not read an earlier one."""
     file = tmp_path / "r.yaml"

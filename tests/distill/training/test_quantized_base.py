@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("method", "form"), first_is_quick([("scm", "nf4"), ("dmd", "int8")]))
+@pytest.mark.sampled
 def test_a_run_resumes_bitwise_and_its_exports_are_exact(lora_recipe, method, form):
     """`train` compares the pipeline with the student, and the LoRA file on the dequantized base."""
     whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1", f"memory.quantize={form}")
@@ -47,8 +48,8 @@ def test_a_whole_student_has_no_quantized_weights(lora_recipe):
     assert memory_plan.in_tier(run, "full").memory.quantize == "none"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", first_by_default(["nf4", "int8"]))
+@pytest.mark.exhaustive
 def test_the_plan_counts_the_quantized_weights(lora_recipe, form):
     run = lora_recipe("scm", f"memory.quantize={form}", "teacher.precision=bfloat16")
     plain = lora_recipe("scm", "teacher.precision=bfloat16")
@@ -74,7 +75,7 @@ def test_advice_names_quantization_where_adapters_alone_do_not_fit(lora_recipe, 
     assert "nf4" not in memory_plan.advice(smaller, 1, free, lora)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_does_not_change_a_teacher_in_memory(lora_recipe, text_pipeline):
     """Runs with adapters on quantized weights and a negative prompt, then one of another kind, with one teacher."""
     teacher = distill.load_teacher(str(text_pipeline))

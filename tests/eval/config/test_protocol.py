@@ -43,7 +43,7 @@ def test_the_coco_recipe_is_the_published_protocol():
     assert protocol["clip"] == "openai/clip-vit-base-patch16"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_small_substitute_of_the_coco_protocol(make_run, tmp_path, text_pipeline, quick):
     """Captions as .jsonl and the .npz of real images of several shapes are next to the protocol's file."""
     stored = yaml.safe_load(COCO.read_text()) | {"samples": 5, "size": 16, "features": "pixels", "batch_size": 3}

@@ -52,7 +52,7 @@ def test_i3d_refuses_clips_that_are_too_short(tmp_path):
         i3d_features(tmp_path / "i3d.pt", 8, CPU)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_vggish_runs_with_random_weights(tmp_path):
     torch.manual_seed(0)
     torch.save({key: value.half() for key, value in VGGish().state_dict().items()}, tmp_path / "vggish.pt")

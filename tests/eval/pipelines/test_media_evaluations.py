@@ -18,6 +18,7 @@ PROMPTS = ["a coat", "a bag"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["AnimateDiff", "Wan 2.2 A14B", "LTX", "Stable Audio"])
+@pytest.mark.sampled
 def test_evaluations_are_counted_for_each_sample(name, tiny_media):
     """AnimateDiff repeats prompts for each frame; the two transformers of Wan 2.2 count alike."""
     family, folder, size = tiny_media(name)

@@ -53,6 +53,7 @@ def dit(tmp_path_factory):
 
 
 @pytest.mark.parametrize("prompt", ["1000", "1500", "no such fish", "-1", ""])
+@pytest.mark.sampled
 def test_class_numbers_out_of_range_are_refused(dit, prompt, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text(f"{prompt or '1.5'}\n1\n")
     np.savez(tmp_path / "ref.npz", mu=np.full(192, 0.5), sigma=np.eye(192) / 50)
@@ -111,6 +112,7 @@ def test_global_generators_continue_after_a_seeded_batch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", [["stable_diffusion", "StableDiffusionSafetyChecker"], [None, None]])
+@pytest.mark.sampled
 def test_pipelines_without_the_folder_of_their_safety_checker_load(text_pipeline, tmp_path, entry):
     folder = tmp_path / "pipeline"
     shutil.copytree(text_pipeline, folder)

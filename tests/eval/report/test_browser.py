@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.accessibility import NO_BROWSER, browser, findings
 from eval.report import write_report
-from tests.eval.report.example import crowded_rows
+from tests.eval.report.example import crowded_rows, example_report
 
 pytestmark = [
     pytest.mark.slow,
@@ -16,17 +16,19 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def large(report, tmp_path):
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    report, folder = example_report(), tmp_path_factory.mktemp("large")
     report["rows"] = crowded_rows(12, 0)
-    write_report(report, [torch.rand(12, 3, 300, 200) for _ in report["rows"]], tmp_path / "large")
-    return tmp_path / "large" / "report.html"
+    write_report(report, [torch.rand(12, 3, 300, 200) for _ in report["rows"]], folder)
+    return folder / "report.html"
 
 
 def test_axe_finds_nothing_on_desktops_and_phones_in_both_themes(written, large):
     assert findings([str(written / "report.html"), str(large)]) == []
 
 
+@pytest.mark.exhaustive
 def test_axe_finds_the_faults_of_a_page(tmp_path):
     (tmp_path / "bad.html").write_text('<p style="color:#999">pale text</p><img src="x.png"><button></button>')
     rules = {entry["rule"] for entry in findings([str(tmp_path / "bad.html")])}

@@ -12,6 +12,7 @@ IMAGES = [name for name in NAMES if name not in ("DiT", *PIXELS)]  # with latent
 
 
 @pytest.mark.parametrize("name", first_is_quick(IMAGES))
+@pytest.mark.sampled
 def test_ignored_entries_have_no_effect_on_images(name, tiny):
     family, folder = tiny(name)
     pipe = DiffusionPipeline.from_pretrained(folder)

@@ -10,7 +10,7 @@ from teachers.core.few_step import flow_scheduler, lcm_timesteps
 from teachers.core.sampling import sample
 from teachers.core.trigflow import Flow
 from teachers.loading.saving import save_pipeline
-from tests.settings import first_is_quick, representatives
+from tests.settings import first_is_quick
 from tests.teachers.families.stock import (
     NAMES,
     PROMPTS,
@@ -23,12 +23,13 @@ from tests.teachers.families.stock import (
 )
 from tests.teachers.standalone import run_standalone
 
-every_family = pytest.mark.parametrize("name", representatives(NAMES))
+every_family = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 schnell"])
 @pytest.mark.parametrize("start", first_is_quick(["earlier", "t_max"]))
+@pytest.mark.sampled
 def test_exports_sample_at_any_four_angles(name, start, load):
     """Variance-preserving exports store the angles in the table, flows receive them as `sigmas` in the call."""
     teacher = load(name)
@@ -91,6 +92,7 @@ def reloaded(request, load, trained, tmp_path_factory):
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_exported_network_and_images_equal_the_student(name, load, trained, reloaded, record):
     """The network at the pipeline's timesteps, and the images of one and two steps."""
     teacher, student = load(name), trained(name).student

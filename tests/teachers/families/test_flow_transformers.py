@@ -34,7 +34,7 @@ from teachers.loading.distilled import distilled
 from teachers.loading.sketch import sketch
 from teachers.media import Image
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.settings import first_is_quick, in_turn, representatives
+from tests.settings import first_is_quick, in_turn
 from tests.teachers import tiny_flow_transformers as tiny
 from tests.teachers.families.media import prompts_of, run
 from tests.teachers.families.stock import difference
@@ -49,6 +49,7 @@ DYNAMIC = ["Z-Image", "Z-Image Omni", "Lumina-Image 2.0", "Chroma", "Ovis-Image"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEFAULT)
+@pytest.mark.sampled
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     teacher = sketch(str(folder), find(TEACHERS, family))
@@ -267,6 +268,7 @@ def test_some_guidance_scales_of_a_call_are_one_less(name, load_media):
 
 
 @pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.sampled
 def test_guidance_doubles_the_evaluations_and_a_student_s_call_has_none(name, load_media, tiny_media):
     teacher, pipe = load_media(name), DiffusionPipeline.from_pretrained(tiny_media(name)[1])
     pipe.set_progress_bar_config(disable=True)
@@ -401,7 +403,8 @@ def test_a_transformer_for_text_of_another_width_is_refused(name, tiny_media, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "method"), representatives(in_turn(NAMES, ["dmd", "scm"])))
+@pytest.mark.parametrize(("name", "method"), in_turn(NAMES, ["dmd", "scm"]))
+@pytest.mark.sampled
 def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
     family, folder, size = tiny_media(name)
     recipe = Recipe("run", TeacherRecipe(str(folder), family=family, guidance=3.0, size=size), {"name": method})
@@ -411,6 +414,7 @@ def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sampled
 def test_digests_do_not_change_with_use_and_are_those_of_another_copy(name, tiny_media):
     family, folder, size = tiny_media(name)
     teacher, again = (find(TEACHERS, family).load(str(folder), torch.device("cpu"), size=size) for _ in range(2))
@@ -422,6 +426,7 @@ def test_digests_do_not_change_with_use_and_are_those_of_another_copy(name, tiny
 
 
 @pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.sampled
 def test_text_encoders_are_loaded_on_demand(name, load_media, tiny_media):
     family, folder, size = tiny_media(name)
     teacher = find(TEACHERS, family).load(str(folder), torch.device("cpu"), size=size)

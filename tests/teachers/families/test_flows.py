@@ -30,6 +30,7 @@ def test_latents_of_flux_2_are_those_of_the_stock_pipeline(name, load_media, tin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Flux.2 dev", "Qwen-Image", "LongCat-Image"])
+@pytest.mark.sampled
 def test_noise_levels_are_those_of_the_stock_pipeline_at_its_default_number_of_steps(name, load_media, tiny_media):
     """The shift of Flux.2 depends on the number of steps."""
     teacher, pipe = load_media(name), DiffusionPipeline.from_pretrained(tiny_media(name)[1])

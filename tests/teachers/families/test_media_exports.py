@@ -10,12 +10,12 @@ from distill.methods.scm import SCM, SCMOptions
 from teachers.core.cosine_path import Cosine
 from teachers.core.sampling import sample
 from teachers.loading.saving import save_pipeline
-from tests.settings import first_is_quick, representatives
+from tests.settings import first_is_quick
 from tests.teachers.families.media import NAMES, prompts_of, run
 from tests.teachers.families.stock import difference
 from tests.teachers.families.training import perturb
 
-every_family = pytest.mark.parametrize("name", representatives(NAMES))
+every_family = pytest.mark.parametrize("name", NAMES)
 
 
 def noises_of(pipe, teacher, steps, result):
@@ -27,6 +27,7 @@ def noises_of(pipe, teacher, steps, result):
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path, record):
     """Saved and loaded again as a stock pipeline, at one and two steps."""
     teacher = load_media(name)
@@ -52,6 +53,7 @@ def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path,
 @pytest.mark.parametrize(
     "name", first_is_quick(["ACE-Step", "HunyuanVideo 1.5", "Flux.2 klein", "Qwen-Image", "Qwen-Image 2.1"])
 )
+@pytest.mark.sampled
 def test_guidance_is_off_in_the_files_of_an_export(name, load_media, tmp_path):
     """Called without guidance arguments, the stock pipeline evaluates the network once a step."""
     teacher = load_media(name)

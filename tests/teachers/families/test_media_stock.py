@@ -8,7 +8,6 @@ from distill.config.registry import TEACHERS, find
 from eval.pipelines.networks import set_guidance
 from teachers.core.cosine_path import Cosine
 from teachers.core.trigflow import expand, rotate
-from tests.settings import representatives
 from tests.teachers.families.media import KINDS, NAMES, as_received, conditions, inputs_of, load_stock, prompts_of, run
 from tests.teachers.families.stock import change_ignored_entries, difference
 
@@ -18,6 +17,7 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.sampled
 def test_every_step_of_the_stock_solver_is_that_of_the_teacher(name, load_media, tiny_media, record, monkeypatch):
     """Condition, schedule and guidance equal those of the stock pipeline."""
     teacher, folder = load_media(name), tiny_media(name)[1]
@@ -65,6 +65,7 @@ def test_guidance_of_ace_step_is_the_pipeline_s_in_its_first_step(load_media, ti
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, record):
     teacher, folder = load_media(name), tiny_media(name)[1]
     inputs = run(load_stock(teacher, folder, 3.0), teacher, teacher.usual_call(2, 3.0))
@@ -94,6 +95,7 @@ def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, r
 
 
 @pytest.mark.parametrize("name", ["AudioLDM 2", "ACE-Step", "CogView4", "NucleusMoE-Image", "Kandinsky 3"])
+@pytest.mark.sampled
 def test_a_prompt_is_encoded_as_if_it_were_alone(name, load_media):
     """Stock pipelines of these families pad a batch to its longest prompt, which changes the others."""
     teacher = load_media(name)
@@ -110,6 +112,7 @@ def test_a_prompt_is_encoded_as_if_it_were_alone(name, load_media):
 
 
 @every_family
+@pytest.mark.sampled
 def test_decode_of_encode_equals_the_autoencoder(name, load_media):
     teacher = load_media(name)
     vae, medium = teacher.stock_autoencoder, teacher.medium
@@ -145,6 +148,7 @@ def test_decode_of_encode_equals_the_autoencoder(name, load_media):
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_decoded_samples_equal_those_of_the_stock_pipeline(name, load_media, tiny_media):
     """Also if the autoencoder's config has entries that the pipeline ignores."""
     teacher, folder = load_media(name), tiny_media(name)[1]
@@ -163,7 +167,8 @@ def test_decoded_samples_equal_those_of_the_stock_pipeline(name, load_media, tin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives(KINDS))
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.sampled
 def test_bfloat16_teachers_return_nearly_equal_velocities_in_float32(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     half, full = find(TEACHERS, family).load(str(folder), CPU, torch.bfloat16, size=size), load_media(name)

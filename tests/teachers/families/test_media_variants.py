@@ -373,6 +373,7 @@ FOLLOWED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.sampled
 def test_variants_that_are_taken_follow_their_stock_pipeline(name, tokenizer, tmp_path):
     """The network's x0 at each step of the stock pipeline, by a solver with the pipeline's own table."""
     family, build, size = FOLLOWED[name]
@@ -396,6 +397,7 @@ def test_variants_that_are_taken_follow_their_stock_pipeline(name, tokenizer, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negative", [None, "a", "a blurry photo of a small dress"])
+@pytest.mark.sampled
 def test_kandinsky_3_guides_each_prompt_of_a_batch_as_its_pipeline_does_alone(negative, tiny_media):
     """The pipeline cuts a negative prompt, and zeros without one, at the length of the prompt."""
     family, folder, size = tiny_media("Kandinsky 3")
@@ -431,6 +433,7 @@ def test_guidance_scales_that_the_pipeline_of_kandinsky_3_does_not_apply_are_ref
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*(name for name in IMAGES if name not in PIXELS), *media.BUILDERS])
+@pytest.mark.sampled
 def test_only_unshifted_variance_preserving_teachers_get_the_modern_solver(name, tiny, tiny_media):
     """In the few-step rows of a report; flows, shifted signal-to-noise ratios and Stable Audio keep their solvers."""
     family, folder, size = tiny_media(name) if name in media.BUILDERS else (*tiny(name), None)

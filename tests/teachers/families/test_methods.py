@@ -19,7 +19,7 @@ from distill.methods.sid import SID, SIDOptions
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.settings import first_is_quick, in_turn, representatives
+from tests.settings import first_is_quick, in_turn
 from tests.teachers.families import media
 from tests.teachers.families.stock import NAMES as IMAGES
 from tests.teachers.families.stock import difference
@@ -46,6 +46,7 @@ def forward_mode(function, primals, tangents):
 
 @pytest.mark.slow
 @every_kind
+@pytest.mark.sampled
 def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_any, record):
     """The fake score equals the teacher at first, so DMD's gradient is zero."""
     teacher = load_any(name)
@@ -64,6 +65,7 @@ def test_dmd_gradient_is_zero_before_training_and_each_phase_trains(name, load_a
 
 @pytest.mark.slow
 @kinds_of("SiD")
+@pytest.mark.sampled
 def test_sid_gradient_is_zero_before_training_and_each_phase_trains(name, load_any, record):
     """The fake score equals the teacher at first, so SiD's loss and its gradient through both are zero."""
     teacher = load_any(name)
@@ -107,6 +109,7 @@ def test_the_gan_reads_the_tokens_of_the_sample(name, load_any):
 
 @pytest.mark.slow
 @kinds_of("f-distill")
+@pytest.mark.sampled
 def test_f_distill_weights_the_gradient_of_each_sample_and_each_phase_trains(name, load_any):
     teacher = load_any(name)
     torch.manual_seed(0)
@@ -124,6 +127,7 @@ def test_f_distill_weights_the_gradient_of_each_sample_and_each_phase_trains(nam
 
 @pytest.mark.slow
 @every_kind
+@pytest.mark.sampled
 def test_scm_target_equals_that_of_torch_func_jvp(name, load_any, trained, record):
     teacher, distiller = load_any(name), trained(name)
     batch = batch_of(teacher, name, 5)
@@ -140,7 +144,8 @@ def test_scm_target_equals_that_of_torch_func_jvp(name, load_any, trained, recor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives(media.KINDS))
+@pytest.mark.parametrize("name", media.KINDS)
+@pytest.mark.sampled
 def test_each_phase_of_rcm_trains(name, load_any):
     teacher = load_any(name)
     torch.manual_seed(0)
@@ -151,6 +156,7 @@ def test_each_phase_of_rcm_trains(name, load_any):
 
 @pytest.mark.slow
 @kinds_of("LCM")
+@pytest.mark.sampled
 def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains(name, load_any, record):
     """One step from the end, the target is the teacher's x0, which is the student's until it trains."""
     teacher, guidance = load_any(name), GUIDANCE.get(name, 1.0)
@@ -170,9 +176,10 @@ def test_lcm_error_of_the_last_solver_step_is_zero_before_training_and_it_trains
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "precision"),
-    representatives(with_precisions(in_turn(media.KINDS, ["dmd", "scm"]))),
+    with_precisions(in_turn(media.KINDS, ["dmd", "scm"])),
     ids=str,
 )
+@pytest.mark.sampled
 def test_adapters_train_and_leave_the_teacher_unchanged(name, method, precision, tiny_media):
     """Velocity, tangent with activation checkpointing, and the merged copy, on a base in either precision."""
     family, folder, size = tiny_media(name)

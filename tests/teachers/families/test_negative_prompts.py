@@ -7,7 +7,6 @@ from distill.checks.conditions import condition_checks
 from distill.checks.stock import prompts_for, run_stock, use_first_order_sampler
 from distill.config.registry import TEACHERS, find
 from teachers.loading.source import load_pipeline
-from tests.settings import representatives
 from tests.teachers.families.media import KINDS
 from tests.teachers.tiny_media import BUILDERS as MEDIA
 from tests.teachers.tiny_pipelines import BUILDERS
@@ -36,7 +35,8 @@ def null_gaps(family, folder, size=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives(TEXT))
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.sampled
 def test_negative_prompt_is_encoded_as_in_the_pipeline(name, tiny):
     family, folder = tiny(name)
     gaps = null_gaps(family, folder)
@@ -44,7 +44,8 @@ def test_negative_prompt_is_encoded_as_in_the_pipeline(name, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives(CLIPS))
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.sampled
 def test_negative_prompt_of_clips_and_sounds_is_encoded_as_in_the_pipeline(name, tiny_media):
     family, folder, size = tiny_media(name)
     gaps = null_gaps(family, folder, size)

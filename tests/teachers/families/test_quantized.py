@@ -9,7 +9,6 @@ from teachers.core.denoiser import Denoiser
 from teachers.networks import quantized
 from teachers.networks.adapters import merged_copy
 from teachers.networks.quantized import QuantizedLinear
-from tests.settings import representatives
 from tests.teachers.families import media, stock
 from tests.teachers.families.stock import difference
 from tests.teachers.families.training import batch_of, perturb
@@ -17,7 +16,8 @@ from tests.teachers.families.training import batch_of, perturb
 LINEAR = [name for name in (*stock.NAMES, *media.KINDS) if name not in ("EDM, CIFAR-10", "unconditional UNet")]
 
 
-@pytest.mark.parametrize("name", representatives(LINEAR))
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.sampled
 def test_velocity_and_tangent_equal_those_of_the_merged_copy(name, tiny, tiny_media, monkeypatch):
     """In int8, because the rows of tiny networks are shorter than a block of nf4."""
     monkeypatch.setattr(quantized, "BLOCK", 1)

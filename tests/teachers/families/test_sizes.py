@@ -24,13 +24,14 @@ from teachers.loading.registry import family_of
 from teachers.loading.registry import load_teacher as load_path
 from teachers.loading.sketch import sketch
 from teachers.media import Audio, Video
-from tests.settings import REPRESENTATIVES, first_is_quick, in_turn, representatives
+from tests.settings import first_is_quick, in_turn
 from tests.teachers.families.media import KINDS, NAMES
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", first_is_quick(KINDS))
+@pytest.mark.sampled
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     assert family_of(str(folder)) == family
@@ -86,7 +87,8 @@ def test_recipe_carries_the_size_to_teacher_plan_and_file(tiny_media, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "method"), representatives(in_turn(KINDS, ["dmd", "scm"])))
+@pytest.mark.parametrize(("name", "method"), in_turn(KINDS, ["dmd", "scm"]))
+@pytest.mark.sampled
 def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
     """Also where text encoders and masks need values, which the meta device lacks."""
     _, folder, size = tiny_media(name)
@@ -95,7 +97,8 @@ def test_memory_is_planned_on_the_meta_device(name, method, tiny_media):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", representatives(NAMES, {*REPRESENTATIVES, "ACE-Step"}))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sampled
 def test_the_condition_of_a_plan_has_the_shapes_of_a_prompt_s(name, tiny_media, load_media):
     """ACE-Step's text is shorter than the most that a plan reserves."""
     family, folder, size = tiny_media(name)

@@ -61,6 +61,7 @@ def step(distiller, phase, teacher):
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_wrong_source_images_are_refused(name, load):
     teacher = load(name)
     sources = probe_sources(teacher)
@@ -96,6 +97,7 @@ def test_latents_for_the_call_are_exact_and_need_no_text(tiny_source, monkeypatc
 @pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.sampled
 def test_ode_ends_where_the_stock_solver_ends(name, guidance, load, tiny_source):
     teacher, folder = load(name), tiny_source(name)[1]
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -149,6 +151,7 @@ def test_image_guidance_is_refused_where_a_pipeline_has_none(load):
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_every_check_passes(name, tiny_source):
     """Stock sampler, conditions, decoder, tangent, export in 1 and 2 steps, save and load."""
     family, folder = tiny_source(name)
@@ -158,6 +161,7 @@ def test_every_check_passes(name, tiny_source):
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_methods_train_and_dmd_begins_without_a_gradient(name, load):
     teacher = load(name)
     plain = {"gan_weight": 0.0, "r1_weight": 0.0, "regression_weight": 0.0}
@@ -175,6 +179,7 @@ def test_methods_train_and_dmd_begins_without_a_gradient(name, load):
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_lora_students_train_and_their_file_gives_their_images(name, tiny_source, tmp_path):
     family, folder = tiny_source(name)
     teacher = find(TEACHERS, family).load(str(folder), CPU)

@@ -13,6 +13,7 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 @pytest.mark.slow
 @every_family
+@pytest.mark.sampled
 def test_ode_ends_where_the_stock_solver_ends(name, load, tiny, record, monkeypatch):
     """Condition, schedule and guidance equal those of the stock pipeline."""
     teacher, (_, folder) = load(name), tiny(name)
@@ -46,7 +47,7 @@ def test_ode_ends_where_the_stock_solver_ends(name, load, tiny, record, monkeypa
     assert worst < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_condition_has_every_argument_of_the_stock_network_call(load, tiny):
     """The stock pipeline passes the sample, the timestep and the condition, and nothing else."""
     common = {"hidden_states", "timestep", "return_dict", "img_ids", "txt_ids", "added_cond_kwargs", "image_rotary_emb"}
@@ -71,7 +72,7 @@ def test_decode_of_encode_equals_the_autoencoder(load):
             assert torch.allclose(teacher.decode(teacher.encode(images)), expected, atol=1e-5), name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bfloat16_teachers_return_nearly_equal_velocities_in_float32(tiny):
     for name in NAMES:
         family, folder = tiny(name)

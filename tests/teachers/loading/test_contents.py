@@ -45,9 +45,9 @@ def change(file: Path, draw) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.slow
 @PROPERTY
 @given(data=st.data())
+@pytest.mark.exhaustive
 def test_any_single_change_of_a_stored_teacher_changes_the_keys_of_its_readers(tiny, data):
     family, folder = tiny(data.draw(st.sampled_from(NAMES)))
     before = keys_of(family, folder)
@@ -176,6 +176,7 @@ def use(teacher) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "Stable Diffusion XL", "DiT", "Flux.1 dev", "Sana"])
+@pytest.mark.sampled
 def test_digests_do_not_change_with_use_and_are_those_of_another_copy(tiny, name):
     _, folder = tiny(name)
     teacher, again = in_memory(folder), in_memory(folder)
@@ -252,6 +253,7 @@ def changed_prediction(teacher):
         changed_prediction,
     ],
 )
+@pytest.mark.sampled
 def test_any_change_in_memory_changes_the_digest(tiny, edit):
     _, folder = tiny("Stable Diffusion XL")
     teacher = in_memory(folder)

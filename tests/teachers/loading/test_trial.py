@@ -139,6 +139,7 @@ UNFIT = [
     ("name", "file", "values", "match"),
     first_is_quick((*TOO_LARGE, *UNFIT)),
 )
+@pytest.mark.sampled
 def test_description_training_and_evaluation_refuse_alike(name, file, values, match, tiny, tmp_path):
     folder = shutil.copytree(tiny(name)[1], tmp_path / "pipeline")
     change(folder / file, **values)

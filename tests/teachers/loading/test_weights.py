@@ -73,6 +73,7 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", first_is_quick(FAULTS))
+@pytest.mark.sampled
 def test_weights_that_are_not_the_network_s_are_refused_everywhere(name, folder):
     file, edit, match = FAULTS[name]
     change(folder / file, edit)

@@ -26,6 +26,7 @@ def test_a_video_of_the_right_rate_is_read_frame_by_frame(tmp_path, name):
     assert reading.notes == ()
 
 
+@pytest.mark.exhaustive
 def test_the_first_gif_of_a_process_is_read(tmp_path):
     """Pillow registers its formats when it opens the first picture."""
     file = animation(tmp_path / "a.gif", grey_frames(levels(9)), 120)

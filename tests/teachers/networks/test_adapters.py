@@ -25,6 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.sampled
 def test_new_adapter_equals_the_teacher_and_a_trained_one_does_not_change_it(load, name):
     teacher = load(name)
     x, t, cond = inputs_of(teacher)
@@ -106,6 +107,7 @@ def test_scm_rescales_the_time_of_the_student_only(load):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), in_turn(LORA, [1, 2]))
+@pytest.mark.sampled
 def test_lora_file_on_the_stock_pipeline_gives_the_images_of_the_export(load, tiny, tmp_path, name, count):
     teacher = load(name)
     student = perturb(teacher.student(), 0.02)

@@ -43,6 +43,7 @@ def gradients(method, latents=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("features", [None, "fake_score", "teacher"])
+@pytest.mark.sampled
 def test_checkpointing_recomputes_with_the_right_adapter(load, features):
     options = {"gan_weight": 0.5, "discriminator_weight": 0.5, "gan_features": features} if features else {}
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4)) if features else None
@@ -55,7 +56,7 @@ def test_checkpointing_recomputes_with_the_right_adapter(load, features):
             assert torch.allclose(one, two, rtol=1e-4, atol=1e-6 * max(1, two.abs().max().item())), phase
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_checkpointing_without_pinned_blocks_uses_the_wrong_adapter(load, monkeypatch):
     monkeypatch.setattr(teachers.networks.checkpointing, "pinned", lambda block, context: block)
     expected = gradients(dmd(load("Stable Diffusion 1.5")))["student"]

@@ -97,6 +97,7 @@ def test_handlers_are_restored_and_those_in_place_remain():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["distill.config.recipe", "numpy", "torch._C", "torch", "diffusers.utils"])
+@pytest.mark.sampled
 def test_an_interrupt_during_imports_is_one_line(module, tmp_path):
     words = ["train", "pocket/dmd", "train.steps=100000", f"output={tmp_path}"]
     process = subprocess.Popen(

@@ -151,7 +151,7 @@ def read_bombs(folder):
             print(file.name, how, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - start, flush=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_image_takes_a_gigabyte(tmp_path):
     folder = tmp_path / "bombs"
     folder.mkdir()

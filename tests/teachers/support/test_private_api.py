@@ -111,7 +111,7 @@ def test_recompile_limit_only_rises(monkeypatch):
         assert config.recompile_limit == 64
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_compiler_is_not_loaded_by_torch_alone():
     code = (
         "import torch; from teachers.support.private_api import compiler_is_loaded as loaded; before = loaded(); "
