@@ -21,6 +21,7 @@ from benchmarks import full_size, full_size_images, full_size_media
 from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import DTYPES
+from distill.config.typed import InvalidOption
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.training import memory_plan
@@ -89,7 +90,12 @@ def measure(name: str) -> dict[str, Any]:
         recipe = load(name, [f"teacher.path={folder}"])
         plans = {}
         for tier, checkpointing in TIERS:
-            planned = memory_plan.plan(with_memory(recipe, tier, checkpointing), 1)
+            try:
+                changed = with_memory(recipe, tier, checkpointing)
+            except InvalidOption as error:
+                print(name, tier, error, flush=True)
+                continue
+            planned = memory_plan.plan(changed, 1)
             plans[f"{tier}{', checkpointing' * checkpointing}"] = dataclasses.asdict(planned)
             print(name, tier, checkpointing, f"{planned.total / memory_plan.GIB:.1f} GiB", flush=True)
         flops = operations(dataclasses.replace(recipe, memory=dataclasses.replace(recipe.memory, checkpointing=False)))
@@ -123,7 +129,7 @@ def report(rows: dict[str, dict[str, Any]]) -> str:
             table.append([f"`{name}`", tier, *sizes, total, row["cards"][tier]])
     cost = [["recipe", "TFLOP for each sample and step", "steps", "batch", "H100 days"], ["---"] + ["---:"] * 4]
     for name, row in rows.items():
-        numbers = [f"{row['flops'] / 1e12:,.1f}", f"{row['steps']:,}", str(row["batch"]), f"{row['h100_days']:,.1f}"]
+        numbers = [f"{row['flops'] / 1e12:,.1f}", f"{row['steps']:,}", str(row["batch"]), f"{row['h100_days']:,.2f}"]
         cost.append([f"`{name}`", *numbers])
     lines = ["\n".join(f"| {' | '.join(cells)} |" for cells in cells_of) for cells_of in (table, cost)]
     return f"""# Shipped recipes at full size
@@ -135,7 +141,7 @@ nothing was allocated or trained at this size. Measured peaks of Stable Diffusio
 
 GiB of one process with one sample at a time and bfloat16 autocast, at the size in the recipe (Wan: 480 x 832, 81
 frames). A plan fits a card if it takes at most {MARGIN:.0%} of its memory, because workspaces and fragmentation are not
-planned.
+planned. A tier that a recipe cannot have is left out.
 
 {lines[0]}
 

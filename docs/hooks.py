@@ -99,8 +99,13 @@ def plans(images: bool = True) -> str:
     rows = [["recipe", *tiers.values(), "days of one H100"]]
     for name, row in stored.items():
         if images or row["medium"] != "image":
-            cells = [f"{sum(row['plans'][tier].values()) / 2**30:.1f} GiB: {row['cards'][tier]}" for tier in tiers]
-            rows.append([f"`{name}`", *cells, f"{row['h100_days']:,.1f}"])
+            cells = [
+                f"{sum(row['plans'][tier].values()) / 2**30:.1f} GiB: {row['cards'][tier]}"
+                if tier in row["plans"]
+                else "–"
+                for tier in tiers
+            ]
+            rows.append([f"`{name}`", *cells, f"{row['h100_days']:,.2f}"])
     return table(rows)
 
 

@@ -31,21 +31,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cases that a plain run leaves out: see `exhaustive` and `sampled` in setup.cfg."""
+    """Mark the cases that a plain run leaves out: see the markers in setup.cfg."""
     seen = set()
     for item in items:
         function, _, case = item.nodeid.partition("[")
         first = function not in seen
         seen.add(function)
-        if item.get_closest_marker("sampled") and not first and not _is_in_sample(function, case):
+        if not first and (
+            item.get_closest_marker("first_by_default")
+            or (item.get_closest_marker("sampled") and not _is_in_sample(function, case))
+        ):
             item.add_marker("exhaustive")
-        if item.get_closest_marker("exhaustive"):
+        if item.get_closest_marker("exhaustive") or (item.get_closest_marker("first_is_quick") and not first):
             item.add_marker("slow")
 
 
 def _is_in_sample(function: str, case: str) -> bool:
-    """Whether a case stands for the others of a function: a basic architecture, or in this function's fifth of all."""
-    return case.startswith(BASIC) or zlib.crc32(f"{function}[{case}".encode()) % 5 == 0
+    """Whether a case stands for the others of a function: a basic architecture, or in this function's eighth of all."""
+    return case.startswith(BASIC) or zlib.crc32(f"{function}[{case}".encode()) % 8 == 0
 
 
 def pytest_collection_finish() -> None:
@@ -56,6 +59,6 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One worker more than cores, because many slow tests wait for the processes that they start."""
+    """Two workers more than cores, because many slow tests wait for the processes that they start."""
     cores = os.cpu_count() or 1
-    return cores if config.getoption("markexpr") == "not slow" else cores + 1
+    return cores if config.getoption("markexpr") == "not slow" else cores + 2

@@ -1,10 +1,8 @@
-"""Paths of the checkout, overrides with which a recipe trains in a test, and parameters that are slow but the first."""
+"""Paths of the checkout, overrides with which a recipe trains in a test, and pairs of parameters."""
 
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "pocket"
@@ -24,15 +22,3 @@ def in_turn(rows: Iterable[str], columns: Sequence[object]) -> list[tuple[str, o
     """Pairs of a row and a column: the first row with every column, each other row with one, in turn."""
     first, *rest = rows
     return [*((first, column) for column in columns), *zip(rest, itertools.cycle(columns))]
-
-
-def first_by_default(values: Iterable[object]) -> list[object]:
-    """Values, or tuples of them, of parameters; all but the first are exhaustive."""
-    rows = [value if isinstance(value, tuple) else (value,) for value in values]
-    return [pytest.param(*row, marks=[pytest.mark.exhaustive] * bool(number)) for number, row in enumerate(rows)]
-
-
-def first_is_quick(values: Iterable[object]) -> list[object]:
-    """Values, or tuples of them, of parameters; the tests of all but the first are marked slow."""
-    rows = [value if isinstance(value, tuple) else (value,) for value in values]
-    return [pytest.param(*row, marks=[pytest.mark.slow] * bool(number)) for number, row in enumerate(rows)]

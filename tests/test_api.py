@@ -166,6 +166,7 @@ def test_latents_without_values_are_refused(latents, message, tmp_path):
         distill.train(recipe, distill.load_teacher(make_unet(), DDPMScheduler()), latents)
 
 
+@pytest.mark.slow
 def test_captions_and_the_teachers_path_in_memory_are_checked(text_pipeline, tmp_path):
     def recipe(path=None):
         return distill.Recipe("mine", distill.TeacherRecipe(path=path), {"name": "scm"}, output=str(tmp_path))
@@ -217,6 +218,7 @@ def test_the_networks_of_teachers_built_without_load_teacher_are_checked(tmp_pat
             distill.train(recipe, teacher, torch.zeros(4, 3, 8, 8))
 
 
+@pytest.mark.slow
 def test_pipelines_in_memory_that_cannot_be_copied_and_exported_are_refused(text_pipeline):
     pipeline = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None)
     for sigma_data in (0.0, -1.0, float("nan"), float("inf"), "1", True):

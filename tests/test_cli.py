@@ -132,7 +132,7 @@ def test_a_dry_run_refuses_several_processes(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "parts"), [("ddp", "each of 4 processes"), ("fsdp2", "each of 4 processes")])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_memory_plans_several_processes(config, parts, capsys):
     assert fewstep("memory", "pocket/dmd", "--config", config, "--num-processes", "4") == 0
     printed = capsys.readouterr().out
@@ -265,9 +265,8 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
     assert not output.exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("module", ["distill.train", "eval", "teachers"])
-@pytest.mark.sampled
+@pytest.mark.exhaustive
 def test_modules_run_as_scripts(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith(f"Usage: python -m {module}"), done.stderr

@@ -55,6 +55,7 @@ def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
 
 
 @every_page
+@pytest.mark.first_is_quick
 def test_commands_in_the_documentation_exist(page):
     for words in commands_in(page.read_text()):
         command, arguments = resolve(words)
@@ -64,6 +65,7 @@ def test_commands_in_the_documentation_exist(page):
 
 
 @every_page
+@pytest.mark.first_is_quick
 def test_recipes_in_the_documentation_exist(page):
     takes_recipe = {fewstep.commands[name] for name in ("train", "pairs", "memory")}
     takes_name = {fewstep.commands["recipes"].commands[name] for name in ("show", "copy")}
@@ -96,6 +98,7 @@ def examples(command: click.Command) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", examples(fewstep), ids=" ".join)
+@pytest.mark.first_is_quick
 def test_examples_in_the_help_can_be_run(words):
     check_command(words)
 

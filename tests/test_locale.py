@@ -29,6 +29,7 @@ def run(*words: object) -> subprocess.CompletedProcess[bytes]:
         ),
     ],
 )
+@pytest.mark.first_is_quick
 def test_text_that_cannot_be_printed_is_escaped(code, out, error, exit_code):
     done = run(
         "-c",

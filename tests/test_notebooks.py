@@ -34,7 +34,7 @@ def run_cells(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_notebook_runs(path, tmp_path):
     few = {"FEWSTEP_STEPS": "4", "FEWSTEP_SAMPLES": "12", "FEWSTEP_RUNS": str(tmp_path / "runs")}
     notebook = Fork(tmp_path / "notebook", run_cells, path.resolve(), variables=few)

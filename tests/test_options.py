@@ -125,6 +125,7 @@ def wrong_value(kind: Any, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("cls", "name", "kind"), numeric(), ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.first_is_quick
 def test_wrong_numbers_are_refused_with_the_name_of_the_option(cls, name, kind):
     accepted = set()
     for label, value in WRONG.items():

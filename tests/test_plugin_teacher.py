@@ -124,6 +124,7 @@ def test_the_tangent_is_exact(teacher):
         assert (exact - approximate).norm() < tolerance * exact.norm()
 
 
+@pytest.mark.slow
 def test_condition_latents_and_trajectory_equal_the_pipeline(teacher):
     pipe = load_pipeline(PATH, CPU, torch.float32)
     noise = torch.randn(4, 1, 8, 8)
@@ -138,6 +139,7 @@ def test_condition_latents_and_trajectory_equal_the_pipeline(teacher):
 
 
 @pytest.mark.parametrize("times", [[math.pi / 2], [math.pi / 2, 0.7], [1.2, 0.6, 0.3]])
+@pytest.mark.slow
 def test_export_equals_the_student(teacher, times, tmp_path):
     student = teacher.student()
     pipeline = teacher.pipeline(student, times)

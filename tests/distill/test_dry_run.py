@@ -19,6 +19,7 @@ from distill.dry_run import dry_run
 from tests.settings import FAST
 
 
+@pytest.mark.slow
 def test_every_default_of_a_recipe_is_the_one_that_is_used():
     for name in shipped():
         recipe = load(name)

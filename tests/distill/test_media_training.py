@@ -18,7 +18,6 @@ from eval.vbench import write_clips
 from teachers.loading.registry import load_teacher
 from teachers.media import Audio, Video, from_record
 from teachers.support.text import counted
-from tests.settings import first_by_default
 
 CPU = torch.device("cpu")
 ONE_CALL = Timing(repeats=1, seconds=0, min_repeats=1, part_repeats=1)
@@ -144,7 +143,7 @@ def test_a_run_from_files_to_a_report(name, method, make_recipe, tmp_path, capsy
     assert (tmp_path / "report" / "grid.png").is_file()
 
 
-@pytest.mark.parametrize("name", first_by_default(["video_dmd", "video_scm"]))
+@pytest.mark.parametrize("name", ["video_dmd", "video_scm"])
 @pytest.mark.exhaustive
 def test_a_pocket_video_recipe_from_its_name_to_a_report(name, pocket_video, tmp_path):
     few = ["train.steps=2", "train.batch_size=2", "train.evaluate_every=2", "train.evaluate_samples=4"]

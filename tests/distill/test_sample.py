@@ -43,6 +43,7 @@ def test_command_writes_a_grid(run, tmp_path, capsys):
         (["--prompt", "a coat", "--out", "x.txt"], "--out must end in .png, .jpg or .webp, got x.txt"),
     ],
 )
+@pytest.mark.first_is_quick
 def test_wrong_arguments_are_errors(run, capsys, arguments, match):
     assert fewstep("sample", run, *arguments) == 2
     assert match in capsys.readouterr().err

@@ -8,7 +8,6 @@ import yaml
 from PIL import Image
 
 from tests.commands import eval_main, fewstep
-from tests.settings import first_by_default
 
 
 @pytest.fixture
@@ -37,8 +36,9 @@ METHODS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "tier"),
-    first_by_default([("inpainting", "scm", "lora"), ("InstructPix2Pix", "dmd", "full")]),
+    [("inpainting", "scm", "lora"), ("InstructPix2Pix", "dmd", "full")],
 )
+@pytest.mark.first_by_default
 def test_train_sample_evaluate_and_check(name, method, tier, pairs, tiny_source, tmp_path, capsys):
     recipe = {
         "name": "edit",

@@ -76,7 +76,7 @@ def distance(one, two):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_resumed_run_is_bitwise_identical(whole_of, method):
     whole = whole_of(method)
     parts = interrupted(whole, f"{method}-parts")
@@ -147,7 +147,7 @@ def test_parameters_are_contiguous_without_channels_last(make, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["memory.tier=full", "memory.tier=lora", "memory.offload_teacher=true"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_channels_last_converts_every_network(make, memory, monkeypatch):
     distillers = []
     prepare = engine.Engine.prepare
@@ -186,7 +186,7 @@ def record_threads(gather, names):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_accumulation_gives_the_gradient_of_the_whole_batch(make, method):
     """Two micro-batches for each phase give the weights of one batch, up to rounding.
 
@@ -231,7 +231,7 @@ def test_zero_steps_of_scm_export_the_teacher(make):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_half_precision_teacher(make, precision):
     folder = train(make("scm", "train.steps=1", f"teacher.precision={precision}"))
     pipe = DiffusionPipeline.from_pretrained(folder)

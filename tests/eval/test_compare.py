@@ -257,7 +257,7 @@ def test_broken_images_end_the_command(broken_run, tmp_path, capsys):
     assert not (tmp_path / "out/report.html").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_command(make_run, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([str(make_run()), "--out", str(out), "--samples", "4", "--reference", "teacher"]) == 0

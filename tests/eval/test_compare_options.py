@@ -52,6 +52,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.first_is_quick
 def test_mistakes_are_one_sentence_and_exit_code_2(mistake, make_run, tmp_path, capsys):
     runs, options, sentence = MISTAKES[mistake]
     out = tmp_path / "out"
@@ -93,6 +94,7 @@ def test_options_made_in_python_are_checked(options, sentence, tmp_path):
         Options(**{"runs": ["x"], "out": tmp_path} | options)
 
 
+@pytest.mark.slow
 def test_help_and_usage_from_a_shell():
     text = subprocess.run([sys.executable, "-m", "eval", "--help"], capture_output=True, text=True, check=True).stdout
     for option in (

@@ -151,6 +151,7 @@ def test_downloads_have_the_own_size_and_the_seed_in_their_name(tmp_path):
     assert not list(tmp_path.iterdir()) and KEEP_SECONDS == 3600
 
 
+@pytest.mark.slow
 def test_unconditional_pipelines_have_no_prompt(make_run, unconditional_pipeline):
     teacher = {"family": "unconditional", "path": str(unconditional_pipeline), "call": {"num_inference_steps": 3}}
     calls = [{"num_steps": 1, "call": {"num_inference_steps": 1}}]
@@ -315,7 +316,7 @@ def test_call_that_takes_too_long_is_ended(make_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Wan 2.1", "Stable Audio"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_clips_and_sounds_are_played(name, make_run, tiny_media, tmp_path):
     family, folder, size = tiny_media(name)
     teacher = load_teacher(folder, size=size)

@@ -134,6 +134,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("case", UNUSABLE)
 @pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.first_is_quick
 def test_unusable_images_end_with_one_error_and_exit_code_2(case, side, tmp_path, capsys):
     make, message = UNUSABLE[case]
     paths = [folder(tmp_path / "good", 4, 0), make(tmp_path / "bad")]
@@ -195,6 +196,7 @@ def test_mixed_sizes_give_a_warning_and_are_resized_one_by_one(tmp_path, capsys)
     assert not any("sizes" in warning for warning in metrics_of(one, two, tmp_path, "--size", "8")["warnings"])
 
 
+@pytest.mark.slow
 def test_name_of_the_distance_says_when_samples_are_too_few(tmp_path):
     one, two = folder(tmp_path / "a", 12, 0), folder(tmp_path / "b", 200, 1)
     few, enough = metrics_of(one, two, tmp_path), metrics_of(two, one, tmp_path)

@@ -31,7 +31,7 @@ def newest(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_batch_with_nonfinite_gradient_is_skipped_and_reported_with_its_random_key(recipe, monkeypatch, capsys, where):
     student_phase = DMD.student_phase
     calls = []
@@ -77,7 +77,7 @@ def test_system_clock_changes_affect_neither_weights_nor_cost(recipe, monkeypatc
     assert 0 < two.meta["seconds"] < 100
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_changed_data_is_rejected_and_moved_data_is_not(recipe, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a coat\na dress\n")
@@ -144,6 +144,7 @@ def test_two_precisions_in_one_process(recipe):
         ),
     ],
 )
+@pytest.mark.first_is_quick
 def test_unsupported_launcher_configurations_are_rejected(recipe, monkeypatch, variables, overrides, message):
     for key, value in variables.items():
         monkeypatch.setenv(key, value)
@@ -218,8 +219,17 @@ def test_killed_runs_end_with_bitwise_the_same_weights(text_pipeline, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [[("fsdp2", "rcm")], [("ddp", "gan")], [("fsdp2", "lcm"), ("fsdp2", "sid")]], ids=str)
-@pytest.mark.sampled
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [("fsdp2", "rcm")],
+        *(
+            pytest.param(c, marks=pytest.mark.exhaustive)
+            for c in ([("ddp", "gan")], [("fsdp2", "lcm"), ("fsdp2", "sid")])
+        ),
+    ],
+    ids=str,
+)
 def test_two_processes_have_the_losses_of_one_and_resume(cases, text_pipeline, tmp_path):
     differences = processes.compare(cases, 6, str(text_pipeline), tmp_path)
     assert set(differences) == {"-".join(case) for case in cases}

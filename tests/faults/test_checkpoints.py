@@ -27,6 +27,7 @@ def store(folder, *steps):
 
 
 @pytest.mark.parametrize(("name", "damage"), list(product(FILES, ("flip", "cut", "gone"))))
+@pytest.mark.first_is_quick
 def test_damaged_checkpoint_is_renamed_and_the_previous_one_used(tmp_path, name, damage):
     store(tmp_path, 1, 2)
     file = tmp_path / "00000002" / name
@@ -116,7 +117,7 @@ def limited_file_size(size: int):
 
 @pytest.mark.parametrize("size", [100_000, 3_600_000])  # fails in the first file, and in the optimizers' file
 @pytest.mark.slow
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_full_disk_keeps_the_previous_checkpoint_and_training_continues(recipe, monkeypatch, capsys, size):
     save = checkpoint.save
     errors = []

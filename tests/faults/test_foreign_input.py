@@ -32,7 +32,7 @@ def work(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", fuzz_inputs.KINDS)
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_damaged_input_ends_with_one_sentence_or_works(work, monkeypatch, kind):
     chosen = {command: 1 for command in QUICK[kind]}
     monkeypatch.setitem(fuzz_inputs.COMMANDS, kind, chosen)
@@ -41,7 +41,7 @@ def test_damaged_input_ends_with_one_sentence_or_works(work, monkeypatch, kind):
     ran = [record for record in records if record is not None]
     problems = [record for record in ran if "problem" in record]
     assert not problems, json.dumps(problems[:3], indent=2)
-    assert {record["status"] for record in ran} >= {2}
+    assert {record["status"] for record in ran} <= {0, 2}
 
 
 def judged(tmp_path, command):
@@ -82,6 +82,7 @@ def say(text, code):
         (lambda case: (case / "canary").write_text("ran") and 0, "code"),
     ],
 )
+@pytest.mark.first_is_quick
 def test_every_problem_is_detected(tmp_path, command, problem):
     assert judged(tmp_path, command).startswith(problem)
 
@@ -89,6 +90,7 @@ def test_every_problem_is_detected(tmp_path, command, problem):
 @pytest.mark.parametrize(
     "command", [say("", 0), say("error: a sentence\n", 2), lambda c: (c / "out" / "x").write_text("") and 0]
 )
+@pytest.mark.first_is_quick
 def test_right_ends_are_no_problem(tmp_path, command):
     assert judged(tmp_path, command) is None
 

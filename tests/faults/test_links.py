@@ -52,6 +52,7 @@ def unchanged(precious: Path) -> bool:
 
 @pytest.mark.parametrize("target", ["file", "folder", "nothing"])
 @pytest.mark.parametrize("name", [*OWN, "run", ".lock", "samples/00000002.png", "cache/pairs", "checkpoints/best"])
+@pytest.mark.first_is_quick
 def test_links_where_a_run_writes_are_refused(tmp_path, precious, name, target):
     link = tmp_path / "runs" / "run" / name
     link.parent.mkdir(parents=True)

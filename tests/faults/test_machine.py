@@ -25,6 +25,7 @@ def test_failed_allocation_is_an_error_without_traceback(allocate, capsys):
     )
 
 
+@pytest.mark.slow
 def test_more_shards_than_open_files_are_allowed(tmp_path, monkeypatch):
     """A large table stays memory-mapped, which needs no open files."""
     files = [tmp_path / f"{number:03d}.safetensors" for number in range(150)]

@@ -139,6 +139,7 @@ def test_files_of_reports_are_clean_and_the_json_is_exact(tmp_path):
 
 
 @hostile
+@pytest.mark.first_is_quick
 def test_grids_draw_names_of_any_kind(name):
     report = hostile_report(name)
     assert grid(report["rows"], [torch.rand(3, 3, 8, 8)] * 4, report["prompts"]["first"]).width > 0
@@ -271,6 +272,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.first_is_quick
 def test_names_of_runs_are_refused(tmp_path, name):
     (tmp_path / "r.yaml").write_text(
         (RECIPES / "dmd.yaml").read_text().replace("name: pocket-dmd", "name: " + json.dumps(name))
@@ -287,6 +289,7 @@ def test_names_of_runs_are_accepted(name):
     assert folder_name_problem(name, ("report",)) is None
 
 
+@pytest.mark.slow
 def test_saved_recipes_hold_no_marks_of_direction(recipe, tmp_path):
     run = recipe()
     run.data.images = "photos\u202egnp"
@@ -297,6 +300,7 @@ def test_saved_recipes_hold_no_marks_of_direction(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("name", FILE_NAMES.values(), ids=FILE_NAMES.keys())
+@pytest.mark.first_is_quick
 def test_images_with_hostile_names_are_read_and_named_in_visible_characters(tmp_path, capsys, name):
     folder = tmp_path / f"photos {name}"
     folder.mkdir()
@@ -358,6 +362,7 @@ def test_figures_for_the_terminal_are_clean():
 
 
 @hostile
+@pytest.mark.first_is_quick
 def test_records_with_hostile_names_are_read(make_run, name):
     run = make_run("student")
     file = run / "pipeline" / "distill.json"

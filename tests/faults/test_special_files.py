@@ -109,6 +109,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.first_is_quick
 def test_named_special_files_are_refused(tmp_path, kind, reader):
     name, read = READERS[reader]
     path = make_special(tmp_path / name, kind)
@@ -180,6 +181,7 @@ def state(step: int) -> checkpoint.Checkpoint:
 @pytest.mark.parametrize(
     "name", ["meta.json", "manifest.json", "weights.safetensors", "ema.safetensors", "optimizers.pt"]
 )
+@pytest.mark.first_is_quick
 def test_checkpoints_with_special_files_are_damaged(tmp_path, kind, name):
     for step in (1, 2):
         checkpoint.save(tmp_path, state(step), keep=2)

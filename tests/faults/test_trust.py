@@ -80,6 +80,7 @@ SLOW_ATTACKS = ("pickled", "zipped")  # every loader reads the other weights fir
 @pytest.mark.parametrize(
     "attack", [pytest.param(a, marks=pytest.mark.slow) if a.startswith(SLOW_ATTACKS) else a for a in REFUSED]
 )
+@pytest.mark.first_is_quick
 def test_hostile_folders_are_refused_by_every_loader_and_run_nothing(model, attack, questions):
     REFUSED[attack](model)
     for name, load in LOADERS.items():
@@ -147,6 +148,7 @@ def test_links_of_a_snapshot_to_other_places_than_its_blobs_are_refused(model, t
     "attack",
     ["os", "module beside the folder", "own package", "pipeline in a file", "auto_map of the tokenizer", "link"],
 )
+@pytest.mark.first_is_quick
 def test_the_configuration_of_a_single_file_is_checked_too(model, attack, questions):
     (REFUSED["linked config"] if attack == "link" else REFUSED[attack])(model)
     save_file({"a": torch.zeros(1)}, model.with_suffix(".safetensors"))

@@ -78,6 +78,7 @@ def model(request, originals, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.first_is_quick
 def test_hostile_models_are_refused_and_run_nothing(model, attack, questions):
     kind = "clip" if json.loads((model / "config.json").read_text())["model_type"] == "clip" else "dinov2"
     ATTACKS[attack](model)
@@ -100,6 +101,7 @@ def test_code_that_nothing_names_is_left_alone(originals, tmp_path, questions):
     assert not executed(folder) and not questions
 
 
+@pytest.mark.slow
 def test_pickled_tensors_are_read_only_if_allowed(originals, tmp_path, capsys):
     folder = tmp_path / "model"
     shutil.copytree(originals / "clip", folder)

@@ -96,7 +96,7 @@ def start_two(tmp_path):
 
 
 @pytest.mark.parametrize("case", ["suspended", "failed", "finished"])
-@pytest.mark.sampled
+@pytest.mark.exhaustive
 def test_watchdog_without_an_agent(start_two, case):
     first, second = start_two(case)
     if case == "suspended":
@@ -155,7 +155,7 @@ def start_early(folder, ranks):
         ),
     ],
 )
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_process_ends_if_another_one_never_starts(tmp_path, rank, message):
     """As if it were suspended while it imports: the process waits to meet it, without a step or a collective."""
     (process,) = start_early(tmp_path, rank)

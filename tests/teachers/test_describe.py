@@ -15,7 +15,6 @@ from teachers.describe import describe, parameters
 from teachers.loading.registry import family_of
 from teachers.loading.sketch import DMD_BYTES, SCM_BYTES, sketch
 from tests.commands import fewstep
-from tests.settings import first_is_quick
 
 CPU = torch.device("cpu")
 NAMES = {
@@ -35,8 +34,9 @@ NAMES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny):
     family, folder = tiny(name)
     assert family_of(str(folder)) == family
@@ -50,6 +50,7 @@ def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny):
     assert next(sketched.denoiser.network.parameters()).is_meta
 
 
+@pytest.mark.slow
 def test_description_needs_no_weights(tiny, tmp_path):
     folder = tmp_path / "pipeline"
     shutil.copytree(tiny("Stable Diffusion XL")[1], folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -58,6 +59,7 @@ def test_description_needs_no_weights(tiny, tmp_path):
         assert part in text
 
 
+@pytest.mark.slow
 def test_components_are_unknown_only_if_there_are_some(tiny, tmp_path):
     shutil.copytree(tiny("Stable Diffusion XL")[1], tmp_path / "sdxl", ignore=shutil.ignore_patterns("*.safetensors"))
     assert "components unknown" in describe(str(tmp_path / "sdxl"))
@@ -83,6 +85,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_description_refuses_components_that_do_not_fit_together(fault, tiny, tmp_path):
     folder = tmp_path / "pipeline"
     shutil.copytree(tiny("Stable Diffusion 1.5")[1], folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -93,6 +96,7 @@ def test_description_refuses_components_that_do_not_fit_together(fault, tiny, tm
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "tokenizer", "vae", "scheduler"])
+@pytest.mark.first_is_quick
 def test_missing_folder_of_a_component_is_named_by_description_and_loading_alike(name, tiny, tmp_path):
     family, source = tiny("Stable Diffusion 1.5")
     folder = tmp_path / "pipeline"
@@ -152,6 +156,7 @@ def test_unknown_pipeline_raises_an_error_that_says_what_to_do(tmp_path, capsys)
         assert part in error
 
 
+@pytest.mark.slow
 def test_commands_print_families_and_descriptions(capsys):
     assert fewstep("families") == 0
     out = capsys.readouterr().out
@@ -183,6 +188,7 @@ def without_an_embedding(folder):
 
 
 @pytest.mark.parametrize("damage", [without_weights, cut_short, without_an_embedding])
+@pytest.mark.first_is_quick
 def test_describe_refuses_what_training_refuses_with_the_same_sentence(damage, tiny, tmp_path):
     family, folder = tiny("Stable Diffusion 1.5")
     shutil.copytree(folder, tmp_path / "teacher")
@@ -194,6 +200,7 @@ def test_describe_refuses_what_training_refuses_with_the_same_sentence(damage, t
     assert str(described.value) == str(trained.value)
 
 
+@pytest.mark.slow
 def test_a_model_of_few_steps_is_described_as_distilled(text_pipeline, tmp_path):
     for name in ("plain", "lcm", "student"):
         shutil.copytree(text_pipeline, tmp_path / name)

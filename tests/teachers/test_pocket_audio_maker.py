@@ -81,6 +81,7 @@ def test_the_codec_starts_from_principal_components_and_keeps_its_output_when_fi
     assert posterior.std.sub(0.05).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_the_denoiser_is_called_as_the_pipeline_calls_it():
     from diffusers import StableAudioPipeline
 

@@ -45,6 +45,7 @@ def test_the_tokenizer_knows_every_word():
     assert tokenizer("a zebra", return_tensors="pt").input_ids.shape[1] > 3
 
 
+@pytest.mark.slow
 def test_the_parts_are_small_and_fit_together():
     vae, transformer = make_autoencoder(), make_transformer()
     sizes = [sum(parameter.numel() for parameter in part.parameters()) for part in (vae, transformer)]

@@ -8,7 +8,6 @@ from distill.checks.table import Check, table
 from distill.checks.teacher_checks import check_teacher
 from distill.config.registry import TEACHERS, find
 from tests.commands import fewstep
-from tests.settings import first_is_quick
 from tests.teachers.families.variants import VARIANTS
 
 CPU = torch.device("cpu")
@@ -41,8 +40,9 @@ def shifted(cond):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check_name", first_is_quick(WRONG))
+@pytest.mark.parametrize("check_name", WRONG)
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_a_wrong_family_fails_the_check_that_names_the_fault(check_name, text_pipeline):
     cls = find(TEACHERS, "stable_diffusion")
     wrong = type("Wrong", (cls,), WRONG[check_name](cls))

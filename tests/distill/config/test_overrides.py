@@ -64,12 +64,14 @@ def recipe(tmp_path):
 
 
 @pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.first_is_quick
 def test_text_stays_as_it_is_given(recipe, text):
     assert load(recipe, [f"data.prompts={text}"]).data.prompts == text
     assert load(recipe, [f"output={text}"]).output == text
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if "/" not in text])
+@pytest.mark.first_is_quick
 def test_saved_recipe_is_the_recipe(recipe, text):
     is_name = folder_name_problem(text) is None
     first = load(recipe, [f"name={text}" if is_name else "name=r", f"data.prompts={text}"])

@@ -77,6 +77,7 @@ def recipe(tmp_path, text_pipeline):
         ("train=3", "group of keys"),
     ],
 )
+@pytest.mark.first_is_quick
 def test_wrong_overrides_are_errors(recipe, override, message):
     with pytest.raises(ValueError, match=message):
         load(recipe, [override])
@@ -191,6 +192,7 @@ def test_missing_recipe_suggests_a_similar_name(recipe):
 
 
 @pytest.mark.parametrize("file", sorted(Path("recipes").rglob("*.yaml")), ids=str)
+@pytest.mark.first_is_quick
 def test_every_recipe_starts_with_its_command_and_is_valid(file):
     first = file.read_text().splitlines()[0]
     if "eval" in file.parts:

@@ -22,7 +22,6 @@ from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.support.keys import key
-from tests.settings import first_is_quick
 
 CPU = torch.device("cpu")
 
@@ -119,7 +118,9 @@ def test_latents_follow_sigma_data_in_one_output_folder(unconditional_pipeline, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("component", first_is_quick(["vae", "text_encoder", "model_index.json", "scheduler"]))
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "model_index.json", "scheduler"])
+@pytest.mark.first_is_quick
+@pytest.mark.sampled
 def test_a_component_replaced_at_the_same_path_is_used(text_pipeline, tmp_path, component):
     shutil.copytree(text_pipeline, tmp_path / "t")
     images, recipe = write_images(tmp_path / "images"), recipe_for(tmp_path / "t", tmp_path)
@@ -180,6 +181,7 @@ def test_any_changed_key_of_a_configuration_makes_other_embeddings_and_latents(e
 
 
 @pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"sigma_data": 0.5}], ids=str)
+@pytest.mark.first_is_quick
 def test_precision_and_sigma_data_make_other_embeddings_and_latents(encoder_keys, change):
     assert encoder_keys() == encoder_keys()
     assert not set(encoder_keys()) & set(encoder_keys(**change))

@@ -72,6 +72,7 @@ def test_stored_conditions_are_those_of_the_teacher(ready, precision):
     assert torch.allclose(null, teacher.encode_null_condition()["encoder_hidden_states"].expand_as(null), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_prompts_that_the_text_encoder_cuts_are_counted_once(ready, capsys):
     long = "a photo of a coat, " * 40
     ready(captions=[*CAPTIONS[:6], long, f"{long}bag"])
@@ -333,6 +334,7 @@ def test_latent_that_is_not_finite_is_an_error_with_the_image(ready, tmp_path, m
     assert not any((tmp_path / "runs").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_embedding_that_is_not_finite_is_an_error_with_the_caption(ready, monkeypatch):
     condition = StableDiffusion.condition
 
@@ -360,6 +362,7 @@ def test_null_condition_that_is_not_finite_is_an_error(ready, monkeypatch):
         ready()
 
 
+@pytest.mark.slow
 def test_images_with_another_number_of_channels_than_the_network_are_an_error(ready, tmp_path, monkeypatch):
     encode = StableDiffusion.encode
     monkeypatch.setattr(StableDiffusion, "encode", lambda self, images: encode(self, images)[:, :3])

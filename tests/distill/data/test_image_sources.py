@@ -83,6 +83,7 @@ SPLITS = [
 
 
 @pytest.mark.parametrize(("names", "used"), SPLITS)
+@pytest.mark.first_is_quick
 def test_only_the_training_split_of_a_folder_is_trained_on_and_this_is_said(tmp_path, names, used):
     for name in names:
         write_table(tmp_path / name, [name])

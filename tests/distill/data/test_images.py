@@ -66,6 +66,7 @@ def rows_of(images, size=2):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.first_is_quick
 def test_datasets_have_the_rows_of_the_folder(tmp_path, kind, streaming):
     folder = ImageFolder(tmp_path / "images", True) if write_images(tmp_path / "images", "folder") else None
     before = {path for path in tmp_path.rglob("*")}

@@ -100,6 +100,7 @@ def rows_of(images):
 @every_medium
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.first_is_quick
 def test_tables_have_the_rows_of_the_folder(medium, kind, streaming, tmp_path):
     made = MEDIA[medium][0]
     folder = rows_of(ImageFolder(write_folder(tmp_path / "files", medium, tmp_path), True, medium=type(made)))

@@ -13,6 +13,7 @@ from teachers.media.pictures import TRANSPARENT, fit
 
 @pytest.mark.parametrize("teacher", [(32, 48), (48, 32), (32, 32), (16, 64)])
 @pytest.mark.parametrize("size", [(40, 40), (100, 30), (30, 100), (48, 32), (320, 20), (20, 320), (33, 47)])
+@pytest.mark.first_is_quick
 def test_image_covers_the_teacher_without_borders_and_keeps_its_centre(teacher, size):
     """A white image with a black cross through its centre: white at the corners, and the cross stays in the middle."""
     height, width = size

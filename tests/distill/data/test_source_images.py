@@ -61,6 +61,7 @@ def test_folders_have_the_columns_of_published_data_sets(tmp_path, names):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.first_is_quick
 def test_tables_have_the_columns_of_instructpix2pix_clip_filtered(tmp_path, streaming):
     columns = {}
     for name, color in (("original_image", "red"), ("edited_image", "blue")):
@@ -195,7 +196,7 @@ def test_a_message_shows_the_beginning_of_a_long_value(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["InstructPix2Pix", "inpainting"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_stored_conditions_are_those_of_each_row(name, tiny_source, tmp_path):
     """They are encoded once, and again only if a source image or an instruction changes."""
     family, folder = tiny_source(name)

@@ -112,6 +112,7 @@ def test_pairs_do_not_depend_on_their_number(ready):
         assert all(torch.equal(x, y[: len(x)]) for x, y in zip(few, ends[2], strict=True))
 
 
+@pytest.mark.exhaustive
 def test_kills_lose_at_most_one_shard(ready, monkeypatch):
     """SIGKILL at random moments: each process continues from the shards that earlier processes finished."""
     _, _, build, cache = ready

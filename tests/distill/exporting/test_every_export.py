@@ -15,7 +15,7 @@ from distill.config.sections import ExportRecipe, TeacherRecipe
 from distill.exporting.distill_json import describe
 from distill.exporting.pipeline import export
 from distill.exporting.verify import TOLERANCE
-from tests.settings import first_is_quick, in_turn
+from tests.settings import in_turn
 from tests.teachers.families.stock import prompts_of
 from tests.teachers.families.training import perturb, with_precisions
 from tests.teachers.families.variants import VARIANTS
@@ -100,10 +100,9 @@ def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
     assert stored["checked"].get("lora_difference", 0.0) <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "name", first_is_quick(["Stable Diffusion 1.5", "Stable Diffusion XL", "Playground 2.5", "Flux.1 dev"])
-)
+@pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "Stable Diffusion XL", "Playground 2.5", "Flux.1 dev"])
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_every_embedded_guidance_scale_is_checked(name, teacher_of, tmp_path, largest):
     method = {"name": "scm", "guidances": [1.0, 3.0, 5.0]}
     stored = exported(tmp_path / "run", teacher_of(name), name, method, guidance=3.0)

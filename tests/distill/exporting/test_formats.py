@@ -57,6 +57,7 @@ def test_a_half_precision_copy_can_be_copied_in_either_precision(student, tmp_pa
         assert all(torch.equal(value, values[key]) for key, value in pipe.unet.state_dict().items())
 
 
+@pytest.mark.slow
 def test_half_precision_copy_of_an_uploaded_pipeline_keeps_its_samples_and_names_the_model(student, tmp_path):
     copy = shutil.copytree(student, tmp_path / "uploaded")
     (copy / "gallery").mkdir()
@@ -85,6 +86,7 @@ def test_a_student_with_edm_s_preconditioning_is_not_written_as_one_file(teacher
     assert "single-file" not in (tmp_path / "run" / "pipeline" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_one_command_writes_a_single_file_with_its_workflow(student, tmp_path, capsys):
     out = tmp_path / "student.safetensors"
     assert fewstep("export", student, out, "--format", "single-file") == 0
@@ -130,6 +132,7 @@ def with_schedule(student, **config):
         ),
     ],
 )
+@pytest.mark.first_is_quick
 def test_the_workflow_says_what_the_network_predicts_and_on_which_schedule(config, model, student):
     record = read_record(student) | {"timesteps": [999, 399]}
     nodes = workflow(with_schedule(student, **config), record, "student.safetensors")
@@ -142,6 +145,7 @@ def test_the_workflow_says_what_the_network_predicts_and_on_which_schedule(confi
 @pytest.mark.parametrize(
     "config", [{"beta_schedule": "squaredcos_cap_v2"}, {"beta_schedule": "linear"}, {"num_train_timesteps": 500}]
 )
+@pytest.mark.first_is_quick
 def test_front_ends_that_lack_the_teachers_schedule_are_named(config, student):
     pipe, record = with_schedule(student, **config), read_record(student) | {"timesteps": [399, 99]}
     with pytest.raises(ValueError, match="single-file needs a teacher with Stable Diffusion's noise schedule"):

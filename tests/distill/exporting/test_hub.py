@@ -177,6 +177,7 @@ def test_uploaded_card_contains_the_evaluation(finished, hub, tmp_path, capsys):
     assert text.count("## Evaluation") == 1 and "| student, 1 step" in text and "| teacher, 3 steps" in text
 
 
+@pytest.mark.slow
 def test_evaluation_of_an_earlier_export_is_not_used(finished, hub, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "runs" / "report"
     folder.mkdir()
@@ -199,6 +200,7 @@ def test_evaluation_of_an_earlier_export_is_not_used(finished, hub, tmp_path, mo
         run_command(finished, report=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_newest_report_near_the_run_counts_whatever_its_name(finished, tmp_path):
     """By the date in it: file times change when a folder is copied. Reports of others and damaged ones are ignored."""
     entry = {"folder": "elsewhere", "contents": hub_module.pipeline_identity(finished / "pipeline")}
@@ -228,6 +230,7 @@ def test_the_newest_report_near_the_run_counts_whatever_its_name(finished, tmp_p
         (RuntimeError("bad hf_abcdefSECRET token"), r"RuntimeError: bad hf_\.\.\. token"),
     ],
 )
+@pytest.mark.first_is_quick
 def test_upload_errors_have_one_line_without_tokens(finished, monkeypatch, error, message):
     def refuse(self, *args, **options):
         raise error

@@ -43,6 +43,7 @@ def test_native_exports_have_the_teachers_noise_levels(method, teacher_of, tmp_p
         assert pipe.scheduler.timesteps.tolist() == record["timesteps"][: entry["num_steps"]]
 
 
+@pytest.mark.slow
 def test_a_bent_export_has_the_students_angles_in_its_table(teacher_of):
     teacher = teacher_of(SD)
     native, bent = (record_of(teacher, METHODS["scm"], schedule) for schedule in ("native", "bent"))

@@ -75,6 +75,7 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.first_is_quick
 def test_transformers_have_the_names_that_diffusers_reads(name, prefix):
     """All names are read, none is left, and every tensor comes back. Two columns of each matrix are enough."""
     build, layout, converter = TRANSFORMERS[name]
@@ -110,6 +111,7 @@ def test_names_are_those_of_the_published_checkpoints(pipeline_of):
     assert not any("cond_proj" in name or re.search(r"down_blocks|up_blocks|mid_block", name) for name in names)
 
 
+@pytest.mark.slow
 def test_the_real_layout_of_stable_diffusion_is_complete():
     """Every tensor of Stable Diffusion 1.5's UNet has another name; the numbers of blocks are those of the original."""
     with torch.device("meta"):
@@ -126,6 +128,7 @@ def test_the_real_layout_of_stable_diffusion_is_complete():
     assert again.keys() == network.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_what_the_layout_cannot_hold_is_refused(pipeline_of, tmp_path):
     pipe = pipeline_of("Stable Diffusion 1.5")
     pipe.register_modules(unet=unet(cross_attention_dim=WIDTH, time_cond_proj_dim=8))
@@ -145,6 +148,7 @@ def test_what_the_layout_cannot_hold_is_refused(pipeline_of, tmp_path):
 
 
 @pytest.mark.parametrize(("zero_snr", "keys"), [(False, {"v_pred"}), (True, {"v_pred", "ztsnr"})])
+@pytest.mark.slow
 def test_the_file_of_an_xl_model_says_what_comfyui_cannot_guess(zero_snr, keys, pipeline_of, tmp_path):
     pipe = pipeline_of("Stable Diffusion XL")
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -153,6 +157,7 @@ def test_the_file_of_an_xl_model_says_what_comfyui_cannot_guess(zero_snr, keys, 
     assert load_file(tmp_path / "model.safetensors").keys() & {"v_pred", "ztsnr"} == keys
 
 
+@pytest.mark.slow
 def test_flux_checkpoints_have_the_encoders_and_the_autoencoder(pipeline_of, tmp_path):
     write_single_file(pipeline_of("Flux.1 dev"), tmp_path / "model.safetensors")
     names = load_file(tmp_path / "model.safetensors").keys()

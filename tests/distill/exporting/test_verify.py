@@ -15,7 +15,6 @@ from distill.exporting.card import call_lines, prompt_argument
 from distill.exporting.verify import ExportMismatch
 from tests.commands import fewstep
 from tests.distill.exporting.test_every_export import METHODS, exported
-from tests.settings import first_is_quick
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -72,6 +71,7 @@ def test_a_pipeline_whose_images_saturate_is_compared_by_its_latents(teacher_of,
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.first_is_quick
 def test_weights_that_are_not_finite_are_not_exported(value, teacher_of, tmp_path, monkeypatch):
     teacher = teacher_of(SD)
     student = teacher.student
@@ -119,7 +119,8 @@ def test_call_lines_pass_prompts_to_pipelines_that_take_them(name, teacher_of):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first_is_quick([SD, "Stable Diffusion 3.5", "DiT", "pixels, learned variance"]))
+@pytest.mark.parametrize("name", [SD, "Stable Diffusion 3.5", "DiT", "pixels, learned variance"])
+@pytest.mark.first_is_quick
 def test_exports_load_in_half_precision(name, scm_export):
     """In half precision the images are near those in float32, and the scheduler's table stays in float32."""
     half = torch.float16 if name.startswith("pixels") else torch.bfloat16  # DDPMPipeline gives NumPy arrays
@@ -137,7 +138,8 @@ def test_exports_load_in_half_precision(name, scm_export):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first_is_quick(["DiT", SD, "pixels, learned variance"]))
+@pytest.mark.parametrize("name", ["DiT", SD, "pixels, learned variance"])
+@pytest.mark.first_is_quick
 def test_default_number_of_steps_is_refused_with_a_reason(name, scm_export):
     pipe = DiffusionPipeline.from_pretrained(scm_export(name)[0])
     inputs = {"class_labels": [1]} if name == "DiT" else {} if name.startswith("pixels") else {"prompt": "a coat"}

@@ -42,6 +42,7 @@ def follow(tmp_path):
 
 
 @pytest.mark.parametrize("alignment", [0.0, 0.03, 1.0])
+@pytest.mark.first_is_quick
 def test_weights_move_by_the_fraction_after_a_step(alignment, follow):
     torch.manual_seed(0)
     for method in methods(alignment):

@@ -20,7 +20,7 @@ from distill.training import checkpoint
 from teachers.core.denoiser import Denoiser
 from teachers.core.trigflow import Flow
 from teachers.pocket.parts import make_unet
-from tests.settings import RECIPES, first_by_default
+from tests.settings import RECIPES
 
 FAST = ["train.batch_size=2", "train.log_every=1", "train.evaluate_every=0", "train.evaluate_samples=2"]
 FAST += ["train.evaluate_teacher_steps=1", "train.tracker=none", "optimizers.student.schedule=constant"]
@@ -58,17 +58,15 @@ def losses(folder):
     return [value for line in lines for key, value in sorted(line.items()) if key.endswith("loss")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "pipeline", "modes"),
-    first_by_default(
-        [
-            ("scm", "text_pipeline", ("none", "blocks")),
-            ("dmd", "unconditional_pipeline", ("networks", "none")),  # few channels compile quickly
-            ("sid", "unconditional_pipeline", ("networks", "none")),  # its gradient flows through the compiled teacher
-        ]
-    ),
+    [
+        ("scm", "text_pipeline", ("none", "blocks")),
+        ("dmd", "unconditional_pipeline", ("networks", "none")),  # few channels compile quickly
+        ("sid", "unconditional_pipeline", ("networks", "none")),  # its gradient flows through the compiled teacher
+    ],
 )
+@pytest.mark.exhaustive
 def test_compiled_and_eager_runs_have_the_same_losses_and_resume_each_other(request, tmp_path, method, pipeline, modes):
     teacher = request.getfixturevalue(pipeline)
     eager = run(teacher, tmp_path, "eager", method, 6)
@@ -92,7 +90,7 @@ def dit() -> DiTTransformer2DModel:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blocks", "networks"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_derivatives_and_features_of_a_compiled_network_are_those_of_the_eager_one(mode):
     """Compiled code contains neither derivative rules nor hooks, so both run without compilation."""
     denoiser = Denoiser(dit(), Flow(), "flow_prediction")

@@ -90,7 +90,7 @@ def test_weight_of_guidance_scales_its_term(teacher):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise_levels", ["timesteps", "karras"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_guidance_stays_below_the_noise_of_the_students_step(teacher, noise_levels, monkeypatch):
     """Hybrid schedule: guidance at levels below the step's, distribution matching at all of them."""
     distiller = method(teacher, timesteps=(999, 749, 499, 249), guidance_noise="remaining", noise_levels=noise_levels)
@@ -115,7 +115,8 @@ def test_guidance_stays_below_the_noise_of_the_students_step(teacher, noise_leve
 
 
 @pytest.mark.parametrize("noise_levels", ["timesteps", "karras"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
+@pytest.mark.slow
 def test_noise_fraction_is_the_inverse_of_the_noise_levels(teacher, noise_levels):
     for other in (teacher, Analytic(eight_gaussians())):
         distiller = DMD(other, 1.0, DMDOptions(noise_levels=noise_levels, timesteps=(900, 400)))
@@ -125,6 +126,7 @@ def test_noise_fraction_is_the_inverse_of_the_noise_levels(teacher, noise_levels
         assert 0.99 < distiller.noise_fraction(other.denoiser.path.t_max) <= 1 or noise_levels == "karras"
 
 
+@pytest.mark.slow
 def test_the_first_step_begins_with_pure_noise_wherever_it_starts(teacher):
     x = torch.randn(2, *teacher.shape)
     own, remaining = (
@@ -134,6 +136,7 @@ def test_the_first_step_begins_with_pure_noise_wherever_it_starts(teacher):
     assert torch.equal(own, remaining)
 
 
+@pytest.mark.slow
 def test_guidance_that_cannot_be_separated_is_refused(teacher):
     with pytest.raises(ValueError, match=r"method\.guidance_noise must be shared, got own: the guidance of a Analytic"):
         DMD(Analytic(eight_gaussians()), 2.0, DMDOptions(guidance_noise="own"))

@@ -143,6 +143,7 @@ def test_karras_noise_levels_are_uniform_on_karras_grid():
     assert (fraction - torch.linspace(0, 1, 20000).double()).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_multi_step_students_train_on_their_own_outputs():
     """The input of step k is the student's output from pure noise; only the last evaluation has a gradient."""
     method = distiller(timesteps=(999, 749, 499, 249))
@@ -257,6 +258,7 @@ def test_approximate_r1_is_the_squared_gradient():
     assert torch.allclose(approximation, exact, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_features_of_a_unet_are_tokens(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     cond = teacher.condition(["a coat", "a bag"])

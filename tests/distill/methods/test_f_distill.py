@@ -60,6 +60,7 @@ def test_weight_is_the_second_derivative_of_f_times_the_squared_ratio(divergence
 
 
 @divergences
+@pytest.mark.first_is_quick
 def test_weight_of_known_gaussians_is_a_function_of_the_analytic_ratio(divergence):
     x_t = torch.linspace(-2, 2, 32, dtype=torch.float64)[:, None]
     t = torch.linspace(0.2, 1.4, 32, dtype=torch.float64)
@@ -68,6 +69,7 @@ def test_weight_of_known_gaussians_is_a_function_of_the_analytic_ratio(divergenc
 
 
 @divergences
+@pytest.mark.first_is_quick
 def test_expected_gradient_is_that_of_the_divergence(divergence):
     """Theorem 1 by quadrature: dD_f(p_t | q_t) / dmean of a student x = mean + std z, in float64."""
     x_t, angle = torch.linspace(-9, 9, 20001, dtype=torch.float64)[:, None], 0.8

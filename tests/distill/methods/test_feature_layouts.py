@@ -86,6 +86,7 @@ def denoiser_of(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_features_are_tokens_of_the_sample(name):
     """One row for each sample; tokens are positions and channels are channels; samples do not mix."""
     denoiser, shape, stream, expected = denoiser_of(name)
@@ -117,6 +118,7 @@ def gradients(value, network):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.slow
 def test_features_and_their_gradients_need_the_layers_before_them_only(name, checkpointed):
     denoiser, shape, stream, _ = denoiser_of(name)
     x, t = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2)), torch.tensor([0.5, 1.0])

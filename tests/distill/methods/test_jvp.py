@@ -196,6 +196,7 @@ def test_network_against_torch_func(channels_last: bool) -> None:
         torch.testing.assert_close(actual, desired, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_any_attention_processor_and_checkpointing_give_the_same_result() -> None:
     network, function, primals, tangents = _build("unet_condition")
     expected = jvp(function, primals, tangents)
@@ -206,6 +207,7 @@ def test_any_attention_processor_and_checkpointing_give_the_same_result() -> Non
         torch.testing.assert_close(actual, desired)
 
 
+@pytest.mark.slow
 def test_no_gradient_is_recorded() -> None:
     network, function, primals, tangents = _build("unet_condition")
     function(*primals).mean().backward()
@@ -218,6 +220,7 @@ def test_no_gradient_is_recorded() -> None:
     assert function(*primals).requires_grad  # an ordinary forward pass still does
 
 
+@pytest.mark.slow
 def test_autocast_is_off_inside() -> None:
     network, function, primals, tangents = _build("unet_condition")
     network.float()
@@ -276,6 +279,7 @@ def test_derivatives_are_in_float32_with_cudnn_and_without_tf32(derive: Callable
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.first_is_quick
 def test_bf16_tangent_is_near_the_exact_one(name: str) -> None:
     network, function, primals, tangents = _build(name)
     network.float()
@@ -310,6 +314,7 @@ def test_auto_uses_the_fused_kernel_if_it_is_installed(installed: bool, monkeypa
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.first_is_quick
 def test_middle_block_of_each_network_gives_feature_tokens(name: str) -> None:
     """`distill.methods.discriminator` on the same networks: tokens (B, N, C) that depend on the image."""
     network, function, (x, t), _ = _build(name)

@@ -39,6 +39,7 @@ def check(function: Callable[[Tensor], Tensor], *shape: int) -> None:
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("norm_first", "activation"), [(True, "gelu"), (False, "relu")])
+@pytest.mark.first_is_quick
 def test_encoder_layers(norm_first: bool, activation: str, training: bool, mask: str) -> None:
     options = {"dropout": 0.0, "norm_first": norm_first, "activation": activation, "batch_first": True}
     layer = nn.TransformerEncoderLayer(8, 2, 16, **options).double().train(training)

@@ -142,6 +142,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("scores", [1, 13, 45, 10**6])  # blocks of one row, some rows, some heads, everything
 @pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.first_is_quick
 def test_attention_rule(name: str, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jvp_rules, "BLOCK_SCORES_CPU", scores)
     options = ATTENTION[name]

@@ -197,6 +197,7 @@ def test_schedules_of_one_two_and_four_steps():
     assert math.isclose(one.times[0], Flow().angle(torch.tensor([700.0])).item(), rel_tol=1e-6)
 
 
+@pytest.mark.slow
 def test_timesteps_that_cannot_be_exported_are_rejected_before_training(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     with pytest.raises(ValueError, match=r"must have method\.timesteps after the first at most .*, got \[999, 749\]"):

@@ -54,6 +54,7 @@ def test_student_adapts_before_the_fake_score_trains():
     assert "adaptation_loss" in rcm("student", batch(), 0)[1]
 
 
+@pytest.mark.slow
 def test_student_is_exported_like_that_of_scm(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     rcm = RCM(teacher, 2.0, RCMOptions())

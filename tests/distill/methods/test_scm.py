@@ -276,6 +276,7 @@ def test_options_check_themselves(options, message):
         SCMOptions(**options)
 
 
+@pytest.mark.slow
 def test_a_student_without_a_second_step_says_so(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     one = SCM(teacher, 1.0, SCMOptions(second_times=(1.1,), max_angle=0.5))

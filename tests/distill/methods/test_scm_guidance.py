@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
         ({"guidances": (3.0, 5.0)}, 2.0, "must be within method.guidances"),
     ],
 )
+@pytest.mark.slow
 def test_options_that_do_not_fit_the_guidance_are_rejected(text_pipeline, options, guidance, message):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     with pytest.raises(ValueError, match=message):

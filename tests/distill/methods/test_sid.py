@@ -53,7 +53,7 @@ def test_loss_and_gradient_are_zero_when_the_fake_score_is_the_teacher():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.2])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_expected_loss_is_a_multiple_of_the_fisher_divergence(alpha):
     """Both estimates are the divergence for an exact fake score, so L2 - alpha L1 is (1 - alpha) times it."""
     method, angle, std, count = between_gaussians(0.5, alpha=alpha), 0.9, 0.5, 400_000
@@ -131,6 +131,7 @@ def guided(text_pipeline):
     return teacher, Batch(cond, rng)
 
 
+@pytest.mark.slow
 def test_guided_fake_score_is_trained_at_its_guidance_scale(guided):
     """SiD-LSG: the velocity in the fake score's loss is the guided one, which the student's loss reads too."""
     teacher, ready = guided

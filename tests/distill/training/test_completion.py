@@ -130,6 +130,7 @@ def test_a_pipeline_that_is_not_the_export_is_exported_again(run, folder, monkey
     assert not is_repeated(recipe, pytest.MonkeyPatch())
 
 
+@pytest.mark.slow
 def test_files_that_no_loader_reads_do_not_matter(run, monkeypatch):
     recipe = run()
     (recipe.folder / "pipeline/README.md").write_text("# changed by fewstep export")
@@ -167,6 +168,7 @@ def test_a_run_beyond_the_recipes_last_step_is_refused(run):
         train(run(2))
 
 
+@pytest.mark.slow
 def test_an_altered_pipeline_without_checkpoints_is_not_taken_for_the_export(run):
     folder = run().folder
     shutil.rmtree(folder / "checkpoints")
@@ -181,7 +183,7 @@ def test_an_altered_pipeline_without_checkpoints_is_not_taken_for_the_export(run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_a_signal_during_the_export_waits_until_it_is_on_disk(run, monkeypatch, capfd, number):
     export = finish_module.export_student
 
@@ -246,7 +248,7 @@ def test_handlers_are_restored_after_an_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "value"), [("weights", float("inf")), ("ema", float("nan"))])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_a_checkpoint_with_weights_that_are_not_finite_is_neither_exported_nor_resumed(run, part, value):
     recipe = run()
     checkpoints = recipe.folder / "checkpoints"
@@ -300,6 +302,7 @@ def test_a_failed_run_is_not_taken_for_finished_if_its_record_is_damaged(run, mo
     assert not (recipe.folder / "failed.json").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_run_without_checkpoints_is_not_exported(run):
     folder = run().folder
     record_export(run(), run_key(fingerprint(run(), plan_data(run()))), 4, failed=True)
@@ -319,6 +322,8 @@ def test_a_failed_run_without_checkpoints_is_not_exported(run):
         pytest.param("seconds", float("nan"), "must have its seconds of training, got nan", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
+@pytest.mark.first_by_default
 def test_a_checkpoint_with_a_record_that_no_run_writes_is_refused(run, key, value, message):
     recipe = run()
     saved = checkpoint.load_newest(recipe.folder / "checkpoints")
@@ -332,7 +337,7 @@ def test_a_checkpoint_with_a_record_that_no_run_writes_is_refused(run, key, valu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["export_student", "record_export", "report_failure"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_a_run_that_ends_anywhere_around_its_export_has_the_same_result_on_the_next_start(run, monkeypatch, name):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt

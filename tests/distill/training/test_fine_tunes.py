@@ -18,7 +18,6 @@ from eval.pipelines.shared_settings import tuned_teacher_folder
 from teachers.describe import describe
 from teachers.loading.lora_files import Lora
 from teachers.loading.loras import fuse
-from tests.settings import first_by_default
 from tests.teachers.fine_tunes import adapted, write_diffusers, write_kohya, write_peft
 
 pytestmark = pytest.mark.slow
@@ -58,8 +57,9 @@ def network_of(folder):
 
 @pytest.mark.parametrize(
     ("name", "written", "tier"),
-    first_by_default(zip(NAMES, ["diffusers", "kohya"], ["lora", "full"], strict=True)),
+    list(zip(NAMES, ["diffusers", "kohya"], ["lora", "full"], strict=True)),
 )
+@pytest.mark.exhaustive
 def test_student_equals_that_of_the_folder_that_diffusers_fused(recipe_of, folder_of, tmp_path, name, written, tier):
     file = WRITERS[written](adapted(base_of(folder_of, name)), tmp_path)
     fused = stock_fused(folder_of, name, file, 0.7, tmp_path / "fused")
@@ -107,6 +107,7 @@ def test_text_encoder_layers_are_fused_too(recipe_of, folder_of, tmp_path):
     assert torch.allclose(encoder[f"{layer}.weight"], expected, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_fine_tuned_folder_replaces_the_network(recipe_of, folder_of, tmp_path):
     tuned = base_of(folder_of, NAMES[0])
     with torch.no_grad():

@@ -25,7 +25,7 @@ from distill.training.setup import load_teacher
 from eval.features.extractors import extractor
 from teachers.loading.embedded import EMBEDDED
 from teachers.loading.registry import load_teacher as teacher_from
-from tests.settings import FAST, first_is_quick
+from tests.settings import FAST
 
 CPU = torch.device("cpu")
 
@@ -74,12 +74,14 @@ FREE = [
 
 
 @pytest.mark.parametrize("override", OVERRIDES)
+@pytest.mark.first_is_quick
 def test_changed_options_change_the_fingerprint(make, override):
     plan = Plan(["a"])
     assert fingerprint(make(), plan) == fingerprint(make(), plan) != fingerprint(make(override), plan)
 
 
 @pytest.mark.parametrize("override", FREE)
+@pytest.mark.first_is_quick
 def test_other_options_do_not(make, override):
     assert fingerprint(make(), Plan(["a"])) == fingerprint(make(override), Plan(["a"]))
 
@@ -206,17 +208,16 @@ def samples(make):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
-    first_is_quick(
-        [
-            "seed=1",
-            "teacher.guidance=3.0",
-            "teacher.sigma_data=0.5",
-            "train.evaluate_teacher_steps=3",
-            "train.evaluate_samples=7",
-        ]
-    ),
+    [
+        "seed=1",
+        "teacher.guidance=3.0",
+        "teacher.sigma_data=0.5",
+        "train.evaluate_teacher_steps=3",
+        "train.evaluate_samples=7",
+    ],
 )
-@pytest.mark.sampled
+@pytest.mark.first_by_default
+@pytest.mark.first_is_quick
 def test_the_teachers_samples_depend_on_the_recipe(samples, override):
     assert samples() == samples("train.steps=9") != samples(override)
 

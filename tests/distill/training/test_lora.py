@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
     ("method", "precision"),
     [("dmd", "float32"), ("sid", "float32"), ("scm", "float32"), ("lcm", "bfloat16")],
 )
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_resumed_run_is_bitwise_identical(lora_recipe, method, precision):
     whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1", f"teacher.precision={precision}")
     train(whole)
@@ -47,8 +47,8 @@ def test_checkpoint_contains_adapters_without_the_base(lora_recipe):
     assert sum(x.numel() for x in saved.ema.values()) < 0.5 * sum(p.numel() for p in base.parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "scm"])
+@pytest.mark.exhaustive
 def test_exported_pipeline_and_lora_file_give_the_same_images(lora_recipe, method):
     """The pipeline has no LoRA layers, and the LoRA file gives its images with the teacher's stock pipeline."""
     run = lora_recipe(method, "train.steps=3", "optimizers.student.lr=0.01")
@@ -83,6 +83,7 @@ def test_zero_steps_export_the_teacher(lora_recipe):
     assert all(torch.equal(exported[key], teacher[key]) for key in teacher)
 
 
+@pytest.mark.slow
 def test_defaults_and_fingerprints_depend_on_the_tier(lora_recipe):
     auto = "teacher.precision=auto"
     full, lora, other = (lora_recipe("dmd", auto, *o) for o in (("memory.tier=full",), (), ("memory.rank=8",)))

@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
         *[("dmd", "full", "false"), ("dmd", "lora", "true"), ("scm", "full", "true"), ("scm", "lora", "false")],
     ],
 )
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointing):
     """The peak of live tensors on the CPU, counted in the same way, to 5%, because kernels allocate buffers too."""
     plain = {
@@ -71,7 +71,7 @@ def test_plan_equals_the_peak_of_a_phase(lora_recipe, method, tier, checkpointin
 
 @pytest.mark.slow
 def test_a_regression_by_lpips_is_planned(lora_recipe, monkeypatch):
-    network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+    network = lpips.LPIPS(net="squeeze", pretrained=False, pnet_rand=True, verbose=False)
     monkeypatch.setattr(perceptual, "is_on_machine", lambda _: True)
     monkeypatch.setattr(perceptual.lpips, "LPIPS", lambda **_: network)
     monkeypatch.setattr(perceptual, "packaged_weights", lambda _: None)

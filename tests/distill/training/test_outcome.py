@@ -104,7 +104,7 @@ def test_a_healthy_run_says_which_ema_it_exports(teacher, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("distance", "step"), [(1.4, 4), (1.6, 2)])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_the_best_is_exported_only_if_the_run_ends_clearly_above_it(teacher, tmp_path, monkeypatch, distance, step):
     values = {0: 9e3, 2: 1e3, 4: distance * 1e3}  # far above the noise floor
 
@@ -136,7 +136,7 @@ def test_the_last_ema_is_exported_on_request_or_without_evaluations(teacher, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("export", ["best", "last"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_a_collapsed_run_exports_its_best_and_fails_again_when_started_again(teacher, tmp_path, capfd, export):
     """It trains well up to step 2 and then collapses; the result is the EMA of step 2 in every case."""
     train(recipe_in(tmp_path, steps=2), teacher)
@@ -204,7 +204,7 @@ def test_a_damaged_best_is_reported_and_not_exported(teacher, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("damage", "again"), [("flipped", train), ("lost", lambda recipe: export_run(recipe.folder))])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_the_last_evaluation_is_repeated_if_its_record_is_damaged_or_lost(folder, tmp_path, monkeypatch, damage, again):
     """Without it, the record of step 2 would be taken for the end of the run, and the last EMA would be exported."""
     scripted = {"step": 0, "values": {0: 9e3, 2: 1e3, 4: 2e3}}
@@ -242,9 +242,8 @@ def test_the_best_is_known_after_a_kill_between_an_evaluation_and_a_checkpoint(t
     assert all(torch.equal(value, exported(parts)[key]) for key, value in exported(whole).items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(16, 40), (40, 16)])
-@pytest.mark.sampled
+@pytest.mark.exhaustive
 def test_the_best_is_evaluated_again_if_the_evaluation_changed(teacher, tmp_path, capfd, first, then):
     """Distances from 16 samples are a third larger than from 40: they must not decide which EMA is the best."""
     train(recipe_in(tmp_path, steps=4, evaluate_samples=first), teacher)
@@ -360,7 +359,7 @@ def test_stopped_runs_export_their_best(folder, tmp_path):
     assert record_of(recipe)["cost"]["exported_step"] == steps
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_commands_end_with_exit_code_3(folder, tmp_path):
     recipe = recipe_in(tmp_path, ZERO, path=str(folder))
     file = tmp_path / "r.yaml"

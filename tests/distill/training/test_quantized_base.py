@@ -13,13 +13,14 @@ from distill.training.run_folder import stored_contents
 from distill.training.setup import load_teacher
 from teachers.networks.quantized import QuantizedLinear
 from tests.runs import interrupted
-from tests.settings import first_by_default, first_is_quick
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("method", "form"), first_is_quick([("scm", "nf4"), ("dmd", "int8")]))
-@pytest.mark.sampled
+@pytest.mark.parametrize(("method", "form"), [("scm", "nf4"), ("dmd", "int8")])
+@pytest.mark.first_by_default
+@pytest.mark.slow
+@pytest.mark.first_is_quick
 def test_a_run_resumes_bitwise_and_its_exports_are_exact(lora_recipe, method, form):
     """`train` compares the pipeline with the student, and the LoRA file on the dequantized base."""
     whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1", f"memory.quantize={form}")
@@ -48,7 +49,7 @@ def test_a_whole_student_has_no_quantized_weights(lora_recipe):
     assert memory_plan.in_tier(run, "full").memory.quantize == "none"
 
 
-@pytest.mark.parametrize("form", first_by_default(["nf4", "int8"]))
+@pytest.mark.parametrize("form", ["nf4", "int8"])
 @pytest.mark.exhaustive
 def test_the_plan_counts_the_quantized_weights(lora_recipe, form):
     run = lora_recipe("scm", f"memory.quantize={form}", "teacher.precision=bfloat16")

@@ -41,7 +41,7 @@ def history(recipe):
     return [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_validation_prompts_are_drawn_labelled_and_logged(recipe_of):
     prompts = f"evaluation.validation_prompts={json.dumps(PROMPTS)}"
     seeds = "evaluation.validation_seeds=[3, 4]"
@@ -228,6 +228,7 @@ def test_status_says_how_a_run_ended(recipe_of):
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_stopped_run_exits_with_the_code_of_its_signal(recipe_of, monkeypatch, signal_number, code):
     recipe = recipe_of()
     module = import_module("distill.train")

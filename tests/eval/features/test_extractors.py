@@ -91,6 +91,7 @@ def tiny_models(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_features_of_transformers_models_are_their_embeddings(tiny_models):
     pil_images = [Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()) for image in images()]
     found = extractor(f"clip={tiny_models / 'clip'}")

@@ -238,6 +238,7 @@ def test_the_clap_score_is_100_times_the_cosine_of_the_embeddings(clap):
     assert scores[1].item() == pytest.approx(100 * max(0, cosine), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_clap_score_is_a_metric_of_sounds_with_prompts(clap):
     settings = {
         "samples": 3,

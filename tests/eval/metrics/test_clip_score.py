@@ -22,6 +22,7 @@ def clip(tmp_path_factory):
     return tiny_clip(tmp_path_factory.mktemp("clip") / "tiny-clip")
 
 
+@pytest.mark.slow
 def test_score_follows_its_definition(clip):
     score = ClipModel(str(clip))
     batch, prompts = images(12), [p for p in PROMPTS for _ in range(4)]
@@ -58,7 +59,7 @@ def test_missing_models_and_other_architectures_are_refused(tmp_path, clip):
         ClipModel(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_scores_in_a_comparison(clip, make_run, tmp_path, quick):
     report = compare([make_run()], tmp_path / "out", samples=6, batch_size=4, clip=str(clip), **quick)
     assert report["clip"] == {"source": str(clip), "figure": "CLIP-tiny-clip@6"}

@@ -46,6 +46,7 @@ def test_influence_is_the_derivative_by_a_samples_weight(target):
         assert influence[i].item() == pytest.approx(slope, rel=0.02, abs=0.02)
 
 
+@pytest.mark.slow
 def test_standard_error_equals_that_of_repeated_sampling_and_of_the_bootstrap(target):
     samples = [normal(400, seed) @ MIX + SHIFT for seed in range(150)]
     found = [measured(target, features) for features in samples]
@@ -60,6 +61,7 @@ def test_standard_error_equals_that_of_repeated_sampling_and_of_the_bootstrap(ta
     assert standard_error(found[0][1]) == pytest.approx(torch.tensor(resampled).std().item(), rel=0.2)
 
 
+@pytest.mark.slow
 def test_intervals_contain_the_true_value_at_their_nominal_rate(target):
     truth = measured(target, normal(200_000, 77) @ MIX + SHIFT)[0]
     held = 0

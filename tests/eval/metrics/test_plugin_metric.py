@@ -238,6 +238,7 @@ class WeightedBrightness(SampleMetric):
         return [*super().cache_key(), self.weights]
 
 
+@pytest.mark.slow
 def test_cached_rows_depend_on_what_their_scores_depend_on(tmp_path):
     pixels, job = extractor("pixels"), Job("x, 1 step", "dmd", 1, tmp_path, {})
     metric = WeightedBrightness(MetricContext(4, 0, CPU, pixels, 192))

@@ -139,6 +139,7 @@ def broken():
 
 
 @pytest.mark.parametrize("case", broken())
+@pytest.mark.first_is_quick
 def test_other_files_are_errors_of_one_line_and_no_pickle_is_loaded(tmp_path, case):
     write, message = broken()[case]
     with (tmp_path / "a.npz").open("wb") as file:

@@ -50,6 +50,7 @@ def context(**sources) -> MetricContext:
     )
 
 
+@pytest.mark.slow
 def test_scores_follow_their_definitions(clip):
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     cosines = torch.tensor(one_by_one(clip, images, PROMPTS))
@@ -118,7 +119,7 @@ def test_object_checks_of_a_detector(detector):
     assert metric.heading == "Objects (tiny-detr)@6"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_scores_in_a_comparison_and_the_sentence_without_them(clip, detector, make_run, tmp_path, quick):
     chosen = [f"pickscore={clip}", f"objects={detector}"]
     report = compare([make_run()], tmp_path / "out", samples=6, batch_size=4, score=chosen, **quick)

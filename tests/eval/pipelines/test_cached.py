@@ -46,6 +46,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.first_is_quick
 def test_any_changed_setting_is_another_row(setting, name):
     before = row_key(JOB, setting, "p", {"cpu": "a"})
     assert row_key(JOB, dataclasses.replace(setting), "p", {"cpu": "a"}) == before
@@ -98,6 +99,7 @@ class Darkness(Brightness):
         return 1 - super().score(images, prompts)
 
 
+@pytest.mark.slow
 def test_metrics_count_with_their_code_and_weights(setting):
     def row(*metrics) -> str:
         return row_key(JOB, dataclasses.replace(setting, metrics=metrics), "p", {})

@@ -35,7 +35,7 @@ def words(tmp_path):
     return str(tmp_path / "prompts.txt")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_pocket_pipeline_saved_by_diffusers(tmp_path, real, words, capsys):
     """The command of the documentation, on a folder that only diffusers wrote."""
     folder, out = tmp_path / "someone" / "fast-clothes", tmp_path / "out"

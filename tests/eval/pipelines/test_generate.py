@@ -99,6 +99,7 @@ def test_negative_prompts_apply_to_every_sample(text):
     assert ANY_IMAGE.received(text(**ready)).shape == (3, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_one_step_of_the_solver_is_the_x0_prediction(text_pipeline):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     alpha = pipe.scheduler.alphas_cumprod[999]
@@ -115,6 +116,7 @@ def test_one_step_of_the_solver_is_the_x0_prediction(text_pipeline):
 
 
 @pytest.mark.parametrize("old", [DDIMScheduler, EulerDiscreteScheduler])
+@pytest.mark.slow
 def test_the_solver_keeps_betas_and_prediction_type(text_pipeline, old):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = old(prediction_type="v_prediction")  # betas are the defaults of its class
@@ -140,6 +142,7 @@ LIMITS = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_v
     ],
     ids=["clipped", "thresholded", "clipped by a former class only"],
 )
+@pytest.mark.slow
 def test_the_solver_limits_x0_as_the_old_scheduler_does(text_pipeline, scheduler, limits):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = scheduler
@@ -148,6 +151,7 @@ def test_the_solver_limits_x0_as_the_old_scheduler_does(text_pipeline, scheduler
     assert (new.thresholding, new.dynamic_thresholding_ratio, new.sample_max_value) == limits
 
 
+@pytest.mark.slow
 def test_the_solver_takes_the_older_name_of_sample_prediction(text_pipeline):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = EulerDiscreteScheduler(prediction_type="original_sample")
@@ -170,6 +174,7 @@ def test_an_edm_pipeline_has_its_classes_and_samples_with_its_preconditioning():
         arguments(pipe, {}, ["10"], [0])
 
 
+@pytest.mark.slow
 def test_ddim_pipeline_keeps_its_scheduler_to_which_it_passes_eta(unconditional_pipeline, tmp_path):
     stock = DDPMPipeline.from_pretrained(unconditional_pipeline)
     DDIMPipeline(stock.unet, DDIMScheduler()).save_pretrained(tmp_path / "ddim")
@@ -178,6 +183,7 @@ def test_ddim_pipeline_keeps_its_scheduler_to_which_it_passes_eta(unconditional_
     assert generate(pipe, {"num_inference_steps": 2}, None, [0, 1]).isfinite().all()
 
 
+@pytest.mark.slow
 def test_zero_terminal_snr_stays_finite(text_pipeline):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
@@ -185,6 +191,7 @@ def test_zero_terminal_snr_stays_finite(text_pipeline):
     assert generate(pipe, {"num_inference_steps": 1, "guidance_scale": 1.0}, PROMPTS, [0, 1, 2]).isfinite().all()
 
 
+@pytest.mark.slow
 def test_flow_schedulers_are_not_replaced(text_pipeline):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = flow = FlowMatchEulerDiscreteScheduler()
@@ -193,6 +200,7 @@ def test_flow_schedulers_are_not_replaced(text_pipeline):
 
 
 @pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler])
+@pytest.mark.slow
 def test_solvers_with_flow_sigmas_are_not_replaced(text_pipeline, kind):
     """Those of Sana and Wan: their betas are unused."""
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
@@ -202,6 +210,7 @@ def test_solvers_with_flow_sigmas_are_not_replaced(text_pipeline, kind):
 
 
 @pytest.mark.parametrize("kind", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
+@pytest.mark.slow
 def test_tables_with_a_shifted_signal_to_noise_ratio_are_not_replaced(text_pipeline, kind):
     pipe = load_pipeline(text_pipeline, CPU, torch.float32)
     pipe.scheduler = shifted = kind(snr_shift_scale=3.0, prediction_type="v_prediction")

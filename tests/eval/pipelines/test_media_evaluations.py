@@ -36,6 +36,7 @@ def test_evaluations_are_counted_for_each_sample(name, tiny_media):
 
 
 @pytest.mark.parametrize("name", ["Z-Image", "Z-Image Omni"])
+@pytest.mark.slow
 def test_calls_with_the_same_arguments_sample_the_same_although_pipelines_change_their_prompts(name, tiny_media):
     _, folder, size = tiny_media(name)
     pipe = DiffusionPipeline.from_pretrained(folder)

@@ -54,6 +54,7 @@ def dit(tmp_path_factory):
 
 @pytest.mark.parametrize("prompt", ["1000", "1500", "no such fish", "-1", ""])
 @pytest.mark.sampled
+@pytest.mark.slow
 def test_class_numbers_out_of_range_are_refused(dit, prompt, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text(f"{prompt or '1.5'}\n1\n")
     np.savez(tmp_path / "ref.npz", mu=np.full(192, 0.5), sigma=np.eye(192) / 50)
@@ -64,6 +65,7 @@ def test_class_numbers_out_of_range_are_refused(dit, prompt, tmp_path, capsys):
     assert "must be a number from 0 to 999 or the name of a class" in error
 
 
+@pytest.mark.slow
 def test_guidance_of_a_dit_of_ten_classes_uses_its_own_null_class(dit):
     """diffusers passes class 1000 as the null class, which is out of range for the embedding of ten classes."""
     pipe = load_pipeline(dit(10), CPU, torch.float32)

@@ -47,6 +47,7 @@ def test_a_wrong_record_is_an_error_with_the_file(make_run, change, message):
         read_run(run)
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_a_stranger_has_the_medium_of_its_family(tiny_media, text_pipeline):
     _, folder, _ = tiny_media("Stable Audio")
     medium = usual_medium(folder, pipeline_class(folder))

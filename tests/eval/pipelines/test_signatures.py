@@ -91,6 +91,7 @@ def test_names_of_arguments_are_those_of_the_family(odd, text_pipeline, tmp_path
         check_call(type(pipe), {"guidance_scale": 1.0}, True)
 
 
+@pytest.mark.slow
 def test_a_teacher_with_a_fixed_number_of_steps_has_one_row(odd, unconditional_pipeline, make_run, tmp_path):
     save_as(DiffusionPipeline.from_pretrained(unconditional_pipeline), odd.FixedPipeline, tmp_path / "fixed")
     pipe = load_pipeline(tmp_path / "fixed", CPU, torch.float32)
@@ -181,6 +182,7 @@ class Plain(nn.Module):
         return latents
 
 
+@pytest.mark.slow
 def test_a_network_without_a_config_and_a_network_of_another_name(unconditional_pipeline):
     pipe = DiffusionPipeline.from_pretrained(unconditional_pipeline)
     assert latent_shape(pipe, {}) == (3, 16, 16)

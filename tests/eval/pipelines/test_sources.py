@@ -24,6 +24,7 @@ def images(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_all_pipelines_get_the_same_rows_in_the_order_of_the_metadata(images, tiny_source, tmp_path):
     folder = tiny_source("InstructPix2Pix")[1]
     shutil.copytree(folder, tmp_path / "copy")
@@ -33,6 +34,7 @@ def test_all_pipelines_get_the_same_rows_in_the_order_of_the_metadata(images, ti
     assert torch.equal(corners, 2 * torch.eye(3)[[0, 1, 2, 0]] - 1) and sources.shape == (3, 16, 16)
 
 
+@pytest.mark.slow
 def test_pipelines_with_source_images_of_other_sizes_are_not_compared(images, tiny_source, tmp_path):
     folder, other = tiny_source("InstructPix2Pix")[1], tmp_path / "other"
     shutil.copytree(folder, other)

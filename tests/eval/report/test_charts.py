@@ -54,6 +54,7 @@ def test_error_bars_are_the_intervals_of_the_rows_and_inside_the_plot(report):
 
 
 @pytest.mark.parametrize("distances", [[1.0] * 4, [0.0] * 4, [0.0, 1.0, 2.0, 300.0]])
+@pytest.mark.slow
 def test_scatter_of_equal_or_zero_values_and_without_intervals(report, distances):
     for entry, distance in zip(report["rows"], distances, strict=True):
         entry |= {"frechet_distance": distance, "frechet_interval": None, "latency_ms": 5.0}
@@ -64,6 +65,7 @@ def test_scatter_of_equal_or_zero_values_and_without_intervals(report, distances
 
 
 @SIZES
+@pytest.mark.slow
 def test_pareto_line_is_drawn_even_if_one_row_is_best_in_both(report, size):
     for row in report["rows"][1:]:
         row |= {"frechet_distance": 9.0, "latency_ms": 900.0}
@@ -130,6 +132,7 @@ def test_pareto_front():
     assert pareto([1.0], [1.0]) == [0]
 
 
+@pytest.mark.slow
 def test_training_charts_have_one_curve_per_run_and_a_time_axis(report):
     held_out, tangent = (figure.axes[0] for figure in training_curves(report))
     assert (held_out.get_xlabel(), held_out.get_ylabel()) == (
@@ -143,6 +146,7 @@ def test_training_charts_have_one_curve_per_run_and_a_time_axis(report):
     assert training_curves(report | {"curves": []}) == []
 
 
+@pytest.mark.slow
 def test_curves_of_one_method_have_different_dashes(report):
     curves = [
         {"figure": "loss", "run": run, "method": "dmd", "seconds": [0.0, 5.0], "values": [2.0, 1.0]} for run in "ab"
@@ -152,6 +156,7 @@ def test_curves_of_one_method_have_different_dashes(report):
     assert len(dashed) == 2, "the second curve, and its line in the legend"
 
 
+@pytest.mark.slow
 def test_svg_of_a_page_follows_its_theme_and_has_tooltips_and_unique_identifiers(report):
     titles = {"point-1": f"{UNSAFE}: 1 ms", "point-2": "two"}
     drawn = [as_inline(quality_latency(report, size), "a label", titles) for size in (WIDE, NARROW)]
@@ -166,6 +171,7 @@ def test_svg_of_a_page_follows_its_theme_and_has_tooltips_and_unique_identifiers
     assert set(re.findall(r'(?:url\(|href=")#([^")]*)', "".join(drawn))) <= set(identifiers)
 
 
+@pytest.mark.slow
 def test_svg_files_are_the_same_for_the_same_report_and_keep_names_as_text(report):
     report["rows"][2]["method"] = "$x^2$ 図"
     first, second = as_file(quality_latency(report)), as_file(quality_latency(report))

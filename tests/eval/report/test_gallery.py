@@ -78,7 +78,7 @@ def test_latex_table_has_a_line_per_row_and_escapes_text(report):
 
 
 @pytest.mark.parametrize("count", [1, 10, 11])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_lines_after_the_first_ten_are_folded(report, tmp_path, count):
     write_report(report, [torch.rand(count, 3, 8, 8)] * 4, tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")

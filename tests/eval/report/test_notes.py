@@ -65,6 +65,7 @@ def test_a_teacher_that_changed_since_training_is_reported(make_run, text_pipeli
         ),
     ],
 )
+@pytest.mark.first_is_quick
 def test_evaluation_prompts_that_are_training_prompts_are_reported(make_run, tmp_path, stored, own, used, sentence):
     name = "training_prompts.txt" if stored else "evaluation_prompts.txt"
     run = make_run("student", evaluation={"prompts": name, "features": "pixels", "shared_with_training": 0})

@@ -79,6 +79,7 @@ def test_rcm_students_have_the_boundary_and_their_fake_score_has_not():
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 @pytest.mark.parametrize("adaptation_steps", [0, 5])
 @pytest.mark.parametrize("t", [0.0, 1e-4, 0.02])
+@pytest.mark.first_is_quick
 def test_students_are_the_identity_at_small_angles(prediction, sigma_data, adaptation_steps, t):
     """The error is at most the smallest noise level of the schedule, times the network's output."""
     scm, _ = method(prediction, sigma_data, adaptation_steps=adaptation_steps)
@@ -124,6 +125,7 @@ def test_second_times_below_the_boundary_are_not_sampled():
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.first_is_quick
 def test_exports_of_sample_students_equal_the_student(sigma_data, steps):
     torch.manual_seed(0)
     network = UNet2DModel(

@@ -152,6 +152,7 @@ def test_impossible_schedules_are_refused(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.first_is_quick
 def test_families_that_cannot_sample_it_refuse_it(kind, tokenizer):
     pipe = tiny_pipelines.dit(tokenizer)
     pipe.scheduler = kind()
@@ -199,6 +200,7 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.first_is_quick
 def test_pipelines_that_cannot_be_teachers_are_refused_in_one_sentence(name, tokenizer):
     build, message = PIPELINES[name]
     with pytest.raises(ValueError, match=re.escape(message)) as error:
@@ -206,6 +208,7 @@ def test_pipelines_that_cannot_be_teachers_are_refused_in_one_sentence(name, tok
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_the_number_of_a_class_and_there_is_no_guidance(tokenizer, tmp_path):
     pipe = labelled(tokenizer)
     pipe.save_pretrained(tmp_path)

@@ -42,6 +42,7 @@ def in_house(student, times, noise, seed):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("times", [[SD15.t_max], [SD15.t_max, 0.6], [SD15.t_max, 0.1], [1.3, 0.9, 0.5, 0.2]])
+@pytest.mark.first_is_quick
 def test_the_stock_scheduler_samples_the_closed_form_student(prediction, times):
     """Analytic teacher: LCMScheduler on the teacher's table against the project's sampler, from the same noise."""
     student = exact(prediction)
@@ -122,6 +123,7 @@ def test_the_grid_is_that_of_lcm_scheduler():
     assert grid(999, 4) == [999, 749, 499, 249] and grid(999, 1) == [999] and grid(999, 3) == []
 
 
+@pytest.mark.slow
 def test_a_student_on_rescaled_time_is_folded_onto_native_timesteps():
     """At its own timesteps to 1e-4; at all others of the schedule to a tenth of a standard deviation."""
     torch.manual_seed(0)

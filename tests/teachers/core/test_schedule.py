@@ -92,6 +92,7 @@ class OwnScheduler(DDIMScheduler):
 
 
 @pytest.mark.parametrize("name", READ)
+@pytest.mark.first_is_quick
 def test_a_scheduler_with_its_default_betas_gives_its_own_table(name):
     scheduler = CLASSES[name]()
     path, prediction = schedule(scheduler, 1.0)
@@ -101,6 +102,7 @@ def test_a_scheduler_with_its_default_betas_gives_its_own_table(name):
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
+@pytest.mark.first_is_quick
 def test_every_scheduler_of_diffusers_is_read_or_refused_in_one_sentence(name):
     """Nothing else happens to a class, and nothing is read as another kind of schedule."""
     scheduler = CLASSES[name](**ARGUMENTS.get(name, {}))
@@ -119,6 +121,7 @@ def test_every_scheduler_of_diffusers_is_read_or_refused_in_one_sentence(name):
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.first_is_quick
 def test_exported_scheduler_has_the_table_at_the_student_s_timesteps(name, steps):
     scheduler = TABLES[name]()
     path, prediction = schedule(scheduler, 0.5)
@@ -239,6 +242,7 @@ def pixels():
     ],
     ids=lambda scheduler: type(scheduler).__name__,
 )
+@pytest.mark.slow
 def test_pixel_pipelines_with_other_schedules_are_refused_alike_everywhere(scheduler, tmp_path):
     DDPMPipeline(pixels(), scheduler).save_pretrained(tmp_path)
     sentences = set()
@@ -249,6 +253,7 @@ def test_pixel_pipelines_with_other_schedules_are_refused_alike_everywhere(sched
     assert len(sentences) == 1
 
 
+@pytest.mark.slow
 def test_latent_unets_take_no_flow_because_their_stock_pipeline_cannot_draw_it(tiny):
     pipeline = StableDiffusionPipeline.from_pretrained(tiny("Stable Diffusion 1.5")[1], safety_checker=None)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
@@ -256,6 +261,7 @@ def test_latent_unets_take_no_flow_because_their_stock_pipeline_cannot_draw_it(t
         StableDiffusion(pipeline)
 
 
+@pytest.mark.slow
 def test_describe_says_what_stock_sampling_clips(tmp_path):
     DDPMPipeline(pixels(), DDPMScheduler()).save_pretrained(tmp_path)
     assert "stock sampling limits x0 (clip_sample); training and students do not" in describe(str(tmp_path))

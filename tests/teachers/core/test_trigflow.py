@@ -10,7 +10,6 @@ from teachers.core.denoiser import Denoiser
 from teachers.core.trigflow import Flow, VariancePreserving, add_noise, integrate, rotate, to_velocity, to_x0
 from teachers.families.analytic import Analytic, checkerboard, eight_gaussians
 from teachers.pocket.parts import make_unet, sd15_scheduler
-from tests.settings import first_by_default
 
 SD15 = sd15_scheduler().alphas_cumprod
 
@@ -30,6 +29,7 @@ def test_x0_and_rotation_invert_the_forward_process():
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0, 1.7])
+@pytest.mark.slow
 def test_every_prediction_type_gives_the_same_trajectory(sigma_data):
     """The endpoints of one mixture as epsilon, v, x0 and flow on two schedules agree to 1e-9 in float64."""
     z = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -124,8 +124,8 @@ def test_second_order_solver_converges_faster():
     assert error[40, 2] / error[80, 2] > 3.2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("prediction", first_by_default(["epsilon", "v_prediction", "sample"]))
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.exhaustive
 def test_integration_in_canonical_time_equals_ddim(prediction):
     """The ODE of a UNet against DDIM of diffusers: equal at the same timesteps, and both converge."""
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.slow
 def test_autoencoders_that_a_pipeline_does_not_declare_are_refused(name, text_pipeline):
     pipeline = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None)
     pipeline.register_modules(vae=OTHERS[name]())
@@ -30,6 +31,7 @@ def test_autoencoders_that_a_pipeline_does_not_declare_are_refused(name, text_pi
 
 
 @pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "Flux.1 schnell"])
+@pytest.mark.first_is_quick
 def test_a_tiny_autoencoder_replaces_a_large_one(name, tiny):
     pipeline = DiffusionPipeline.from_pretrained(tiny(name)[1])
     channels, blocks = pipeline.vae.config.latent_channels, len(pipeline.vae.config.block_out_channels)

@@ -5,14 +5,15 @@ import torch
 from diffusers import DiffusionPipeline
 
 from distill.config.registry import TEACHERS, find
-from tests.settings import first_is_quick
 from tests.teachers.families.stock import NAMES, PIXELS, PROMPTS, change_ignored_entries, unpacked
 
 IMAGES = [name for name in NAMES if name not in ("DiT", *PIXELS)]  # with latents as an output
 
 
-@pytest.mark.parametrize("name", first_is_quick(IMAGES))
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.sampled
+@pytest.mark.slow
+@pytest.mark.first_is_quick
 def test_ignored_entries_have_no_effect_on_images(name, tiny):
     family, folder = tiny(name)
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -30,6 +31,7 @@ def test_ignored_entries_have_no_effect_on_images(name, tiny):
 
 @pytest.mark.parametrize("name", ["Stable Diffusion 3.5", "Stable Diffusion XL"])
 @pytest.mark.parametrize("value", [None, "much", float("nan"), [0.1, 0.2]])
+@pytest.mark.first_is_quick
 def test_entries_that_the_pipeline_reads_are_checked(name, value, tiny):
     family, folder = tiny(name)
     pipe = DiffusionPipeline.from_pretrained(folder)

@@ -14,7 +14,6 @@ from teachers.core.teacher import Teacher
 from teachers.families.flux import Flux
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.families.stable_diffusion_xl import StableDiffusionXL
-from tests.settings import first_is_quick
 from tests.teachers import tiny_pipelines
 from tests.teachers.families.stock import PROMPTS, difference
 from tests.teachers.families.training import step
@@ -43,6 +42,7 @@ def decoded(teacher, x0):
 
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.slow
 def test_the_teacher_samples_what_the_stock_pipeline_samples_at_its_scale(tokenizer, name, guidance):
     """In one evaluation a step: the stock pipeline applies no classifier-free guidance to such a network."""
     teacher = embedded(tokenizer, name)
@@ -75,6 +75,7 @@ def test_velocity_is_that_of_the_stock_network_at_the_scale(tokenizer, name, gui
 
 
 @pytest.mark.parametrize("width", [7, 16, 40])
+@pytest.mark.first_is_quick
 def test_the_embedding_is_the_stock_pipelines(tokenizer, width):
     teacher = embedded(tokenizer, EMBEDDED[0], width)
     ours = teacher.guidance_condition(teacher.denoiser, torch.tensor([1.0, 4.5]))["timestep_cond"]
@@ -87,6 +88,7 @@ def test_the_embedding_is_the_stock_pipelines(tokenizer, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.first_is_quick
 def test_students_and_fake_scores_start_at_the_teachers_scale(tokenizer, width):
     teacher = embedded(tokenizer, EMBEDDED[0], width)
     distiller = DMD(teacher, 4.0, DMDOptions())
@@ -100,8 +102,9 @@ def test_students_and_fake_scores_start_at_the_teachers_scale(tokenizer, width):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EMBEDDED)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("steps", first_is_quick([2, 1]))
+@pytest.mark.parametrize("steps", [2, 1])
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_exports_equal_the_student_at_any_guidance_scale_of_the_call(tokenizer, name, width, steps):
     teacher = embedded(tokenizer, name, width)
     distiller = SCM(teacher, 4.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))
@@ -125,6 +128,7 @@ def test_exports_equal_the_student_at_any_guidance_scale_of_the_call(tokenizer, 
     assert teacher.denoiser.network.config.time_cond_proj_dim == width  # the teacher keeps its input
 
 
+@pytest.mark.slow
 def test_a_student_of_several_scales_keeps_the_teachers_input(tokenizer):
     teacher = embedded(tokenizer, EMBEDDED[0], 4)
     distiller = SCM(teacher, 4.0, SCMOptions(adaptation_steps=0, guidances=(3.0, 4.0, 5.0)))

@@ -10,7 +10,6 @@ from teachers.core.few_step import flow_scheduler, lcm_timesteps
 from teachers.core.sampling import sample
 from teachers.core.trigflow import Flow
 from teachers.loading.saving import save_pipeline
-from tests.settings import first_is_quick
 from tests.teachers.families.stock import (
     NAMES,
     PROMPTS,
@@ -28,8 +27,9 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 schnell"])
-@pytest.mark.parametrize("start", first_is_quick(["earlier", "t_max"]))
+@pytest.mark.parametrize("start", ["earlier", "t_max"])
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_exports_sample_at_any_four_angles(name, start, load):
     """Variance-preserving exports store the angles in the table, flows receive them as `sigmas` in the call."""
     teacher = load(name)
@@ -131,7 +131,9 @@ def test_exported_network_and_images_equal_the_student(name, load, trained, relo
         assert error < 1e-3
 
 
-@pytest.mark.parametrize("name", first_is_quick(["Flux.1 dev", "Stable Diffusion XL"]))
+@pytest.mark.parametrize("name", ["Flux.1 dev", "Stable Diffusion XL"])
+@pytest.mark.slow
+@pytest.mark.first_is_quick
 def test_embedded_guidance_follows_guidance_scale_of_the_call(name, load):
     """The student receives `guidance_scale` of the stock call as an input, without a second evaluation."""
     teacher = load(name)

@@ -34,7 +34,7 @@ from teachers.loading.distilled import distilled
 from teachers.loading.sketch import sketch
 from teachers.media import Image
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.settings import first_is_quick, in_turn
+from tests.settings import in_turn
 from tests.teachers import tiny_flow_transformers as tiny
 from tests.teachers.families.media import prompts_of, run
 from tests.teachers.families.stock import difference
@@ -67,6 +67,7 @@ def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_me
     ("Chroma", {"width": 16.5}, r"teacher.size.width must be a whole number, got 16.5"),
     ("ERNIE-Image", {"height": 18}, r"teacher.size.height must be a multiple of 4, got 18"),
 ])  # fmt: skip
+@pytest.mark.first_is_quick
 def test_impossible_sizes_are_refused(name, size, message, tiny_media):
     family, folder, _ = tiny_media(name)
     with pytest.raises(ValueError, match=message):
@@ -227,6 +228,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.first_is_quick
 def test_variants_that_cannot_be_distilled_are_refused_in_one_sentence(name):
     family, build, message = REFUSED[name]
     with pytest.raises(ValueError, match=message) as error:
@@ -235,6 +237,7 @@ def test_variants_that_cannot_be_distilled_are_refused_in_one_sentence(name):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.slow
 def test_prompts_of_lumina_next_follow_the_stock_pipeline_wherever_they_are_padded(side):
     """A prompt beside a longer one, guided against a negative prompt that its pipeline cuts."""
     torch.manual_seed(0)
@@ -260,15 +263,18 @@ def test_prompts_of_lumina_next_follow_the_stock_pipeline_wherever_they_are_padd
     assert teacher.null_condition(teacher.condition(["a boot on a coat"]))["encoder_mask"].sum(1).tolist() == [24]
 
 
-@pytest.mark.parametrize("name", first_is_quick(["Z-Image", "Z-Image Omni", "Krea 2"]))
+@pytest.mark.parametrize("name", ["Z-Image", "Z-Image Omni", "Krea 2"])
+@pytest.mark.first_is_quick
 def test_some_guidance_scales_of_a_call_are_one_less(name, load_media):
     teacher = load_media(name)
     assert teacher.usual_call(4, 5.0)["guidance_scale"] == 4.0 and teacher.calls(1)["guidance_scale"] == 0.0
     assert guidance(teacher).endswith("call exported pipelines with guidance_scale=0.0")
 
 
-@pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.sampled
+@pytest.mark.slow
+@pytest.mark.first_is_quick
 def test_guidance_doubles_the_evaluations_and_a_student_s_call_has_none(name, load_media, tiny_media):
     teacher, pipe = load_media(name), DiffusionPipeline.from_pretrained(tiny_media(name)[1])
     pipe.set_progress_bar_config(disable=True)
@@ -279,6 +285,7 @@ def test_guidance_doubles_the_evaluations_and_a_student_s_call_has_none(name, lo
 
 
 @pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.first_is_quick
 def test_dynamic_shifts_are_those_of_the_stock_pipeline(name, tiny_media):
     """The pipeline of Lumina takes the number of latent channels for that of tokens."""
     family, folder, size = tiny_media(name)
@@ -302,6 +309,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
+@pytest.mark.first_is_quick
 def test_timesteps_of_cogview4_are_those_before_the_shift(kind):
     """The noise level of a timestep, at any number of steps, and the steps of the solver."""
     pipe = tiny.cogview4(FlowMatchEulerDiscreteScheduler(**SCHEDULERS[kind]))
@@ -360,6 +368,7 @@ def test_prompts_of_ernie_image_are_not_rewritten(load_media):
 
 
 @pytest.mark.parametrize("name", ["Z-Image", "Z-Image Omni", "Lumina-Image 2.0", "Krea 2", "ERNIE-Image"])
+@pytest.mark.first_is_quick
 def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name, load_media):
     """Their blocks have the tokens of samples and prompts in one sequence, as long as the longest prompt."""
     teacher, x, t = load_media(name), torch.randn(2, *load_media(name).shape), torch.tensor([0.5, 1.0])
@@ -371,7 +380,9 @@ def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name
     assert difference(found[0], found[1]) < 1e-4 and difference(found[0], moved) > 1e-2
 
 
-@pytest.mark.parametrize("name", first_is_quick(["Chroma", *sorted({*NAMES} - {"Chroma", "Lumina-Next"})]))
+@pytest.mark.parametrize("name", ["Chroma", *sorted({*NAMES} - {"Chroma", "Lumina-Next"})])
+@pytest.mark.slow
+@pytest.mark.first_is_quick
 def test_activation_checkpointing_does_not_change_gradients(name, load_media):
     """diffusers' Chroma omits the mask of its single blocks with it."""
     teacher, gradients = load_media(name), []
@@ -425,8 +436,9 @@ def test_digests_do_not_change_with_use_and_are_those_of_another_copy(name, tiny
     assert teacher.digest() == before == again.digest()
 
 
-@pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_text_encoders_are_loaded_on_demand(name, load_media, tiny_media):
     family, folder, size = tiny_media(name)
     teacher = find(TEACHERS, family).load(str(folder), torch.device("cpu"), size=size)

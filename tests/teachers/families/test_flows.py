@@ -10,7 +10,6 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from distill.config.registry import TEACHERS, find
 from teachers.core.sampling import sample
 from teachers.loading.sketch import sketch
-from tests.settings import first_is_quick
 from tests.teachers.families.media import prompts_of, run
 from tests.teachers.families.stock import difference
 from tests.teachers.tiny_flows import BUILDERS
@@ -44,7 +43,9 @@ def test_noise_levels_are_those_of_the_stock_pipeline_at_its_default_number_of_s
     torch.testing.assert_close(pipe.scheduler.sigmas[:-1], levels, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.first_is_quick
+@pytest.mark.sampled
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     teacher = sketch(str(folder), find(TEACHERS, family))
@@ -61,6 +62,7 @@ def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_me
     ("width", 16.5, r"teacher.size.width must be a whole number, got 16.5"),
     ("frames", 9, r"teacher.size must have the keys height, width .* got 'frames'"),
 ])  # fmt: skip
+@pytest.mark.first_is_quick
 def test_impossible_sizes_are_refused(key, value, match, tiny_media):
     for name in ("Qwen-Image", "Flux.2 dev"):
         family, folder, size = tiny_media(name)
@@ -102,7 +104,8 @@ def test_sizes_that_hidream_changes_are_refused(tiny_media):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", first_is_quick([{"height": 64, "width": 256}, {}]))
+@pytest.mark.parametrize("size", [{"height": 64, "width": 256}, {}])
+@pytest.mark.first_is_quick
 def test_experts_of_hidream_have_gradients_and_compute_what_the_stock_network_does(size, tiny_media):
     """The network's own mixtures of experts compute without gradients in eval mode."""
     folder = tiny_media("HiDream-I1")[1]
@@ -151,7 +154,10 @@ def test_embedded_guidance_of_flux_2_follows_the_call(load_media):
     assert difference(found[3.0], found[4.0]) > 1e-3
 
 
-@pytest.mark.parametrize("name", first_is_quick(NAMES))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.first_is_quick
+@pytest.mark.sampled
 def test_digests_do_not_change_with_use(name, tiny_media):
     family, folder, size = tiny_media(name)
     teacher = find(TEACHERS, family).wrap(DiffusionPipeline.from_pretrained(folder), size=size)
@@ -163,6 +169,7 @@ def test_digests_do_not_change_with_use(name, tiny_media):
     assert teacher.digest() == before
 
 
+@pytest.mark.slow
 def test_hidream_shifts_by_the_constants_of_its_pipeline(tiny_media):
     """Whatever the scheduler's config has: the pipeline calls `calculate_shift` without it."""
     family, folder, size = tiny_media("HiDream-I1")

@@ -10,7 +10,6 @@ from distill.methods.scm import SCM, SCMOptions
 from teachers.core.cosine_path import Cosine
 from teachers.core.sampling import sample
 from teachers.loading.saving import save_pipeline
-from tests.settings import first_is_quick
 from tests.teachers.families.media import NAMES, prompts_of, run
 from tests.teachers.families.stock import difference
 from tests.teachers.families.training import perturb
@@ -50,10 +49,10 @@ def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path,
         assert len(result.outputs) == len(result.inputs) == steps  # guidance is not applied
 
 
-@pytest.mark.parametrize(
-    "name", first_is_quick(["ACE-Step", "HunyuanVideo 1.5", "Flux.2 klein", "Qwen-Image", "Qwen-Image 2.1"])
-)
+@pytest.mark.parametrize("name", ["ACE-Step", "HunyuanVideo 1.5", "Flux.2 klein", "Qwen-Image", "Qwen-Image 2.1"])
 @pytest.mark.sampled
+@pytest.mark.slow
+@pytest.mark.first_is_quick
 def test_guidance_is_off_in_the_files_of_an_export(name, load_media, tmp_path):
     """Called without guidance arguments, the stock pipeline evaluates the network once a step."""
     teacher = load_media(name)
@@ -74,6 +73,7 @@ def test_guidance_is_off_in_the_files_of_an_export(name, load_media, tmp_path):
 
 @pytest.mark.parametrize("times", [[1.3, 0.9, 0.4], [1.2]])
 @pytest.mark.parametrize("name", ["ACE-Step", "CogView4"])
+@pytest.mark.slow
 def test_exports_have_any_noise_levels(name, times, load_media):
     teacher = load_media(name)
     student = teacher.student()

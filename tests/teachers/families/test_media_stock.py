@@ -18,6 +18,7 @@ every_family = pytest.mark.parametrize("name", NAMES)
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 @pytest.mark.sampled
+@pytest.mark.slow
 def test_every_step_of_the_stock_solver_is_that_of_the_teacher(name, load_media, tiny_media, record, monkeypatch):
     """Condition, schedule and guidance equal those of the stock pipeline."""
     teacher, folder = load_media(name), tiny_media(name)[1]
@@ -48,6 +49,7 @@ def test_every_step_of_the_stock_solver_is_that_of_the_teacher(name, load_media,
         assert momenta == ([-0.75] if name == "ACE-Step" and guidance > 1 else [])
 
 
+@pytest.mark.slow
 def test_guidance_of_ace_step_is_the_pipeline_s_in_its_first_step(load_media, tiny_media):
     """There the momentum of its guidance is zero; afterwards it depends on earlier steps."""
     teacher, folder = load_media("ACE-Step"), tiny_media("ACE-Step")[1]
@@ -96,6 +98,7 @@ def test_condition_is_that_of_the_stock_pipeline(name, load_media, tiny_media, r
 
 @pytest.mark.parametrize("name", ["AudioLDM 2", "ACE-Step", "CogView4", "NucleusMoE-Image", "Kandinsky 3"])
 @pytest.mark.sampled
+@pytest.mark.slow
 def test_a_prompt_is_encoded_as_if_it_were_alone(name, load_media):
     """Stock pipelines of these families pad a batch to its longest prompt, which changes the others."""
     teacher = load_media(name)
@@ -113,6 +116,7 @@ def test_a_prompt_is_encoded_as_if_it_were_alone(name, load_media):
 
 @every_family
 @pytest.mark.sampled
+@pytest.mark.slow
 def test_decode_of_encode_equals_the_autoencoder(name, load_media):
     teacher = load_media(name)
     vae, medium = teacher.stock_autoencoder, teacher.medium

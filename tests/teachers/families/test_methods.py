@@ -19,7 +19,7 @@ from distill.methods.sid import SID, SIDOptions
 from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
-from tests.settings import first_is_quick, in_turn
+from tests.settings import in_turn
 from tests.teachers.families import media
 from tests.teachers.families.stock import NAMES as IMAGES
 from tests.teachers.families.stock import difference
@@ -89,7 +89,9 @@ def test_the_regression_of_clips_is_that_of_latents(load_any):
     DMD(teacher, 1.0, DMDOptions(regression_weight=0.25, regression_distance="latent"))
 
 
-@pytest.mark.parametrize("name", first_is_quick(media.KINDS))
+@pytest.mark.parametrize("name", media.KINDS)
+@pytest.mark.first_is_quick
+@pytest.mark.sampled
 def test_the_gan_reads_the_tokens_of_the_sample(name, load_any):
     """The number of tokens is that of the sample, not of the prompt, and each token depends on its own latent."""
     teacher = load_any(name)

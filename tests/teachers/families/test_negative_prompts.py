@@ -52,6 +52,7 @@ def test_negative_prompt_of_clips_and_sounds_is_encoded_as_in_the_pipeline(name,
     assert set(gaps) == {"condition", "null condition"} and max(gaps.values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_negative_prompt_is_refused_if_the_network_embeds_the_guidance_scale(tiny_media):
     family, folder, size = tiny_media("HunyuanVideo")
     kind = find(TEACHERS, family)
@@ -59,6 +60,7 @@ def test_negative_prompt_is_refused_if_the_network_embeds_the_guidance_scale(tin
         kind.load(str(folder), CPU, size=size).set_negative_prompt("noise")
 
 
+@pytest.mark.slow
 def test_negative_prompt_is_refused_where_the_pipeline_takes_none(tiny_media):
     family, folder, size = tiny_media("ACE-Step")
     teacher = find(TEACHERS, family).load(str(folder), CPU, size=size)

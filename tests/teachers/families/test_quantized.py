@@ -18,6 +18,7 @@ LINEAR = [name for name in (*stock.NAMES, *media.KINDS) if name not in ("EDM, CI
 
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.sampled
+@pytest.mark.slow
 def test_velocity_and_tangent_equal_those_of_the_merged_copy(name, tiny, tiny_media, monkeypatch):
     """In int8, because the rows of tiny networks are shorter than a block of nf4."""
     monkeypatch.setattr(quantized, "BLOCK", 1)

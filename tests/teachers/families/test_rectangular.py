@@ -8,6 +8,7 @@ from teachers.families.stable_diffusion import StableDiffusion
 
 
 @pytest.mark.parametrize("size", [[8, 12], (12, 8), 8])
+@pytest.mark.first_is_quick
 def test_image_size_is_that_of_the_stock_pipeline(text_pipeline, size):
     pipeline = StableDiffusionPipeline.from_pretrained(text_pipeline)
     pipeline.unet.register_to_config(sample_size=size)

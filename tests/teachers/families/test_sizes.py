@@ -24,14 +24,15 @@ from teachers.loading.registry import family_of
 from teachers.loading.registry import load_teacher as load_path
 from teachers.loading.sketch import sketch
 from teachers.media import Audio, Video
-from tests.settings import first_is_quick, in_turn
+from tests.settings import in_turn
 from tests.teachers.families.media import KINDS, NAMES
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", first_is_quick(KINDS))
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     assert family_of(str(folder)) == family
@@ -126,12 +127,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.first_is_quick
 def test_impossible_sizes_are_refused(case, tiny_media, tmp_path):
     name, size, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         load_teacher(recipe_of(tiny_media, tmp_path, name, **size), CPU)
 
 
+@pytest.mark.slow
 def test_image_families_take_no_size(tiny, tmp_path):
     family, folder = tiny("Stable Diffusion 1.5")
     with pytest.raises(ValueError, match=r"teacher.size must be empty for a teacher of the family StableDiffusion"):
@@ -161,6 +164,7 @@ def test_a_missing_package_of_the_scheduler_is_named(tiny_media, monkeypatch):
             use(path)
 
 
+@pytest.mark.slow
 def test_stable_audio_refuses_more_steps_than_its_scheduler_has(load_media):
     teacher = load_media("Stable Audio")
     student = teacher.student()
@@ -169,6 +173,7 @@ def test_stable_audio_refuses_more_steps_than_its_scheduler_has(load_media):
 
 
 @pytest.mark.parametrize("name", ["Wan 2.1", "LTX"])
+@pytest.mark.first_is_quick
 def test_noise_levels_that_the_call_cannot_take_are_refused_before_training(name, load_media):
     teacher = load_media(name)
     message = r"must have one or two steps from pure noise, .* got the timesteps \[900, 499\]; begin .* with 999"

@@ -115,6 +115,7 @@ def test_ode_ends_where_the_stock_solver_ends(name, guidance, load, tiny_source)
 
 
 @every_family
+@pytest.mark.first_is_quick
 def test_source_images_change_the_velocity_and_their_mask_too(name, load):
     teacher, x = load(name), torch.randn(2, 4, 8, 8)
     sources, t = probe_sources(teacher), torch.tensor([0.5, 1.1])
@@ -197,6 +198,7 @@ def test_lora_students_train_and_their_file_gives_their_images(name, tiny_source
 
 
 @every_family
+@pytest.mark.slow
 def test_the_meta_device_plans_and_checks_it(name, tiny_source, load):
     family, folder = tiny_source(name)
     kind = find(TEACHERS, family)

@@ -66,6 +66,7 @@ def test_any_single_change_of_a_stored_teacher_changes_the_keys_of_its_readers(t
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.first_is_quick
 def test_copies_touched_files_and_documents_change_nothing(tiny, tmp_path, name):
     family, folder = tiny(name)
     copy = tmp_path / "another name"
@@ -132,6 +133,7 @@ def test_components_that_are_not_loaded_do_not_count(tiny):
     assert not any(name.startswith("vae/") for name in pipeline_contents(str(folder), vae=None))
 
 
+@pytest.mark.slow
 def test_a_family_with_its_own_load_reads_every_file(tiny, tmp_path):
     kind = installed()["unconditional"]
 
@@ -188,6 +190,7 @@ def test_digests_do_not_change_with_use_and_are_those_of_another_copy(tiny, name
     assert in_memory(folder, 0.5).digest() != before
 
 
+@pytest.mark.slow
 def test_digest_does_not_change_when_the_autoencoder_overflows(tiny, caplog):
     teacher = in_memory(tiny("Stable Diffusion 1.5")[1])
     teacher.stock.vae.bfloat16()
@@ -254,6 +257,7 @@ def changed_prediction(teacher):
     ],
 )
 @pytest.mark.sampled
+@pytest.mark.slow
 def test_any_change_in_memory_changes_the_digest(tiny, edit):
     _, folder = tiny("Stable Diffusion XL")
     teacher = in_memory(folder)
@@ -262,6 +266,7 @@ def test_any_change_in_memory_changes_the_digest(tiny, edit):
     assert teacher.digest() != before
 
 
+@pytest.mark.slow
 def test_a_loaded_teacher_that_was_changed_has_other_contents(tiny):
     """Its text encoders, which are loaded later, count as files."""
     family, folder = tiny("Stable Diffusion 1.5")

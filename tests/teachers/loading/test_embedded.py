@@ -21,6 +21,7 @@ from tests.commands import fewstep
 from tests.teachers.stand_in import moving_clips
 
 
+@pytest.mark.slow
 def test_the_image_teacher_is_as_it_was():
     assert locate("pocket") == str(pocket.PIPELINE) and usual_size("pocket") is None and usual_size(None) is None
     assert read_prompts("pocket") == pocket.balanced_prompts(160)

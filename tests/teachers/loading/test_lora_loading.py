@@ -53,6 +53,7 @@ def stored(tensors, file):
     (z_image, kohya_keys, ALPHA / RANK),
     (chroma, diffusers_keys, 1.0),
 ])  # fmt: skip
+@pytest.mark.first_is_quick
 def test_transformers_are_fused_in_every_format(build, write, scale, tmp_path):
     torch.manual_seed(0)
     pipe = build()
@@ -72,6 +73,7 @@ def test_transformers_are_fused_in_every_format(build, write, scale, tmp_path):
     ("layer", r"no layer takes transformer\.transformer_blocks\.7\.attn\.to_q\.lora_A\.weight"),
 ])  # fmt: skip
 @pytest.mark.parametrize("values", [True, False])
+@pytest.mark.first_is_quick
 def test_a_file_that_would_be_fused_in_part_is_refused(change, message, values, tmp_path):
     pipe = qwen_image()
     tensors = diffusers_keys(pairs(pipe.transformer))

@@ -74,6 +74,7 @@ def package(tmp_path, monkeypatch):
         ("", "AttributeError"),
     ],
 )
+@pytest.mark.slow
 def test_a_family_that_cannot_be_imported_is_named_and_left_out(package, text, words, text_pipeline, caplog):
     package("broken_package", "broken = broken_package:Family", text=text)
     with caplog.at_level(logging.WARNING):

@@ -125,6 +125,7 @@ def test_export_runs_in_a_process_without_this_project(kind, exports):
         DiffusionPipeline.from_pretrained(folder / kind)(PROMPTS)
 
 
+@pytest.mark.slow
 def test_unconditional_teacher_encodes_decodes_and_exports(unconditional_pipeline, tmp_path):
     """DDPMPipeline with sigma_data 0.5: the exported pipeline gives the student's images."""
     teacher = Unconditional.load(str(unconditional_pipeline), CPU, sigma_data=0.5)

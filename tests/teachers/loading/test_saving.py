@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_log
@@ -10,6 +11,7 @@ from teachers.loading.saving import save_pipeline
 from teachers.loading.source import load_pipeline
 
 
+@pytest.mark.slow
 def test_stored_configurations_do_not_say_where_components_were_loaded(text_pipeline, tmp_path):
     pipeline = DiffusionPipeline.from_pretrained(text_pipeline)
     pipeline.save_pretrained(tmp_path / "stock")
@@ -24,6 +26,7 @@ def test_stored_configurations_do_not_say_where_components_were_loaded(text_pipe
     DiffusionPipeline.from_pretrained(tmp_path / "ours")
 
 
+@pytest.mark.slow
 def test_reading_and_writing_weights_shows_no_bars(text_pipeline, tmp_path, capsys):
     pipeline = load_pipeline((StableDiffusionPipeline,), str(text_pipeline), dtype=torch.float32)
     save_pipeline(pipeline, tmp_path / "saved")

@@ -164,6 +164,7 @@ def test_markers_that_agree_with_the_configuration_change_nothing(single_file, t
         (("edm_mean", "edm_std"), DDIMScheduler(), "has an EDM schedule"),
     ],
 )
+@pytest.mark.first_is_quick
 def test_markers_that_cannot_be_followed_are_refused_alike(markers, scheduler, match, single_file, tiny):
     copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     use_scheduler(single_file, scheduler)
@@ -189,6 +190,7 @@ def test_single_file_with_adapters_or_nan_raises_an_error_with_the_parameter(sin
     check_one_line(error)
 
 
+@pytest.mark.slow
 def test_incomplete_single_file_raises_an_error_with_its_name(single_file, tiny):
     copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, single_file)
@@ -267,12 +269,14 @@ def use_hub_port(monkeypatch, port):
 @pytest.mark.parametrize(
     ("name", "match"), [("gated/model", "gated: accept its terms"), ("nobody/nothing", "the Hub has no nobody/nothing")]
 )
+@pytest.mark.slow
 def test_errors_of_the_hub_are_one_line(hub, name, match):
     with pytest.raises(ValueError, match=match) as error:
         load_pipeline((StableDiffusionPipeline,), name)
     check_one_line(error)
 
 
+@pytest.mark.slow
 def test_missing_network_is_a_one_line_error(monkeypatch):
     use_hub_port(monkeypatch, 9)  # nothing listens there
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client tries five times

@@ -17,7 +17,6 @@ from teachers.describe import describe
 from teachers.loading import trial
 from teachers.loading.registry import family_of, installed
 from teachers.loading.trial import check_fit_once, check_teacher
-from tests.settings import first_is_quick
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -137,9 +136,10 @@ UNFIT = [
 
 @pytest.mark.parametrize(
     ("name", "file", "values", "match"),
-    first_is_quick((*TOO_LARGE, *UNFIT)),
+    (*TOO_LARGE, *UNFIT),
 )
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_description_training_and_evaluation_refuse_alike(name, file, values, match, tiny, tmp_path):
     folder = shutil.copytree(tiny(name)[1], tmp_path / "pipeline")
     change(folder / file, **values)
@@ -149,6 +149,7 @@ def test_description_training_and_evaluation_refuse_alike(name, file, values, ma
 
 
 @pytest.mark.parametrize("kind", ["fourier", "learned"])
+@pytest.mark.first_is_quick
 def test_pixel_networks_need_positional_time_embeddings(kind, tiny, tmp_path):
     folder = shutil.copytree(
         tiny(UNCONDITIONAL)[1], tmp_path / "pipeline", ignore=shutil.ignore_patterns("*.safetensors")
@@ -159,6 +160,7 @@ def test_pixel_networks_need_positional_time_embeddings(kind, tiny, tmp_path):
     assert f"time_embedding_type of the UNet2DModel must be positional, got {kind}" in messages.pop()
 
 
+@pytest.mark.slow
 def test_a_network_of_very_many_modules_is_not_built_to_its_end(tiny, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny(SD)[1], tmp_path / "pipeline")
     change(folder / UNET, layers_per_block=9000)
@@ -170,6 +172,7 @@ def test_a_network_of_very_many_modules_is_not_built_to_its_end(tiny, tmp_path, 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[" * 10**5, '{"sample_size": ' + "9" * 5000 + "}", "[]", "x"])
 @pytest.mark.parametrize("file", [UNET, SCHEDULER, "model_index.json"])
+@pytest.mark.first_is_quick
 def test_configurations_that_are_not_plain_json_are_refused_alike(text, file, tiny, tmp_path):
     folder = shutil.copytree(tiny(SD)[1], tmp_path / "pipeline")
     (folder / file).write_text(text)

@@ -24,6 +24,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.first_is_quick
 def test_pipelines_with_other_inputs_are_refused_with_the_reason(name):
     assert hasattr(diffusers, name)
     with pytest.raises(ValueError, match=f"no installed family takes a {name}, {REFUSED[name]}"):

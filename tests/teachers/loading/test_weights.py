@@ -16,7 +16,6 @@ from eval.pipelines.loading import load_pipeline as load_for_eval
 from teachers.describe import describe
 from teachers.families.stable_diffusion import StableDiffusion
 from teachers.loading.weights import check_networks, load_network, weight_files
-from tests.settings import first_is_quick
 from tests.teachers.tiny_pipelines import BUILDERS
 
 CPU = torch.device("cpu")
@@ -72,8 +71,9 @@ FAULTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first_is_quick(FAULTS))
+@pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.sampled
+@pytest.mark.first_is_quick
 def test_weights_that_are_not_the_network_s_are_refused_everywhere(name, folder):
     file, edit, match = FAULTS[name]
     change(folder / file, edit)
@@ -133,7 +133,9 @@ def test_a_class_that_is_not_installed_is_refused_everywhere(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "part"), [(UNET, "unet"), (TEXT, "text_encoder"), (VAE, "vae")])
-@pytest.mark.parametrize("value", first_is_quick([float("nan"), float("inf")]))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.first_is_quick
+@pytest.mark.sampled
 def test_weights_that_are_not_finite_are_refused_with_their_name(file, part, value, folder):
     name = next(iter(load_file(folder / file)))
     change(folder / file, lambda tensors: tensors | {name: tensors[name].fill_(value)})
@@ -225,6 +227,8 @@ def test_variants_are_read_from_names(files, variant, tmp_path):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.first_is_quick
+@pytest.mark.sampled
 def test_every_family_fits_its_own_files(name, tiny):
     assert check_networks(tiny(name)[1]) == []
 

@@ -85,6 +85,7 @@ def movie(file, sound: np.ndarray | None, rate: int = 16000, codec: str = "aac")
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.m4a", "a.mov", "a.mkv"])
+@pytest.mark.first_is_quick
 def test_the_sound_track_of_a_video_is_read(tmp_path, name):
     reading = SOUND.read(movie(tmp_path / name, tone(440, 1.5, 16000)))
     assert strongest(reading.values[0]) == pytest.approx(440, abs=1.5)
@@ -106,6 +107,7 @@ def test_contents_are_read_as_files_are(tmp_path):
 
 
 @pytest.mark.parametrize("source", [4000, 11025, 16000, 22050, 44100, 48000, 44056, 96000, 7999])
+@pytest.mark.first_is_quick
 def test_a_tone_keeps_its_frequency_level_and_phase_when_it_is_resampled(source):
     frequency = 700.0
     resampled = resample(torch.from_numpy(tone(frequency, 1.0, source).T), source, RATE)

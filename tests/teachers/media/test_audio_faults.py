@@ -62,6 +62,7 @@ def test_headers_with_impossible_numbers_are_refused(tmp_path, field):
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.first_is_quick
 def test_random_damage_never_raises_another_error(tmp_path, seed):
     rng = np.random.default_rng(seed)
     file = tmp_path / f"a.{['wav', 'flac', 'ogg', 'mp3'][seed % 4]}"

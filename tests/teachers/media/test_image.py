@@ -16,6 +16,7 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (50, 41, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
 @pytest.mark.parametrize("size", [(41, 50), (32, 24), (200, 20), (5, 9)])
+@pytest.mark.first_is_quick
 def test_files_are_read_as_for_training(tmp_path, mode, size):
     image = PillowImage.fromarray(PIXELS).resize(size).convert(mode)
     if mode == "RGBA":

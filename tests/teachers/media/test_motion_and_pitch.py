@@ -82,6 +82,7 @@ def note(key: float, rate: int = 8000, seconds: float = 1.0, harmonics: int = 6,
 
 @pytest.mark.parametrize("key", [48, 55, 60, 64, 71])
 @pytest.mark.parametrize("harmonics", [1, 3, 8])
+@pytest.mark.first_is_quick
 def test_notes_are_recognized(key, harmonics):
     assert pitch(note(key, harmonics=harmonics), 8000, 48, 24).tolist() == [key]
 

@@ -18,6 +18,7 @@ from tests.teachers.media.clip_files import CLIP, animation, grey_frames, levels
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi", "a.m4v"])
+@pytest.mark.first_is_quick
 def test_a_video_of_the_right_rate_is_read_frame_by_frame(tmp_path, name):
     reading = CLIP.read(mp4(tmp_path / name, grey_frames(levels(9))))
     assert reading.values.shape == CLIP.shape

@@ -31,6 +31,7 @@ def test_files_that_are_no_clips_are_refused_with_the_name(tmp_path, content, re
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("name", ["noise.mp4", "noise.mkv", "noise.webp", "noise.gif"])
+@pytest.mark.first_is_quick
 def test_a_truncated_file_is_refused(tmp_path, share, name):
     frames = list(np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8))
     file = mp4(tmp_path / name, frames) if name[-3:] in ("mp4", "mkv") else animation(tmp_path / name, frames, 130)
@@ -52,6 +53,7 @@ def test_damaged_frames_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.first_is_quick
 def test_random_damage_never_raises_another_error(tmp_path, seed):
     rng = np.random.default_rng(seed)
     make = animation if seed % 2 else mp4
@@ -123,6 +125,7 @@ def test_frames_before_the_end_of_a_sample_are_limited_together(tmp_path, monkey
         CLIP.read(file)
 
 
+@pytest.mark.slow
 def test_only_needed_frames_are_decoded(tmp_path):
     """Frames after the sample are neither decoded nor checked: this file is truncated there."""
     file = mp4(tmp_path / "long.mkv", list(np.random.default_rng(0).integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)))

@@ -29,6 +29,7 @@ def test_what_is_written_is_read_again(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", [".mp4", ".webp", ".gif"])
 @pytest.mark.parametrize("frames", [2, 9])
+@pytest.mark.first_is_quick
 def test_a_frozen_clip_keeps_its_duration(tmp_path, ending, frames):
     """Encoders merge equal frames, and WebP's writes a picture without a duration."""
     medium = Video(frames=frames, height=20, width=30, rate=8)
@@ -52,6 +53,7 @@ def test_equal_frames_that_a_file_merges_are_read_at_their_times(tmp_path, endin
 
 @pytest.mark.parametrize("ending", [".mp4", ".webp", ".gif"])
 @pytest.mark.parametrize(("frames", "rate"), [(9, 8.0), (17, 16.0), (25, 24.0)])
+@pytest.mark.first_is_quick
 def test_the_size_and_the_rate_of_a_clip_are_found(tmp_path, ending, frames, rate):
     medium = Video(frames=frames, height=20, width=30, rate=rate)
     clip = torch.rand(1, *medium.shape, generator=torch.Generator().manual_seed(0))

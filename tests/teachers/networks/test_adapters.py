@@ -17,7 +17,7 @@ from teachers.core.denoiser import Denoiser
 from teachers.networks.adapters import merged_copy
 from teachers.networks.checkpointing import checkpoint_activations
 from teachers.networks.storage import StoredConv2d, StoredLinear
-from tests.settings import first_is_quick, in_turn
+from tests.settings import in_turn
 from tests.teachers.networks.lora import CLASSES, FAMILIES, LORA, inputs_of, perturb
 
 CPU = torch.device("cpu")
@@ -43,7 +43,9 @@ def test_new_adapter_equals_the_teacher_and_a_trained_one_does_not_change_it(loa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first_is_quick(FAMILIES))
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.first_is_quick
+@pytest.mark.sampled
 def test_merged_copy_is_an_ordinary_network_with_equal_outputs(load, name):
     teacher = load(name, torch.bfloat16)
     student = perturb(teacher.student())
@@ -59,6 +61,7 @@ def test_merged_copy_is_an_ordinary_network_with_equal_outputs(load, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.sampled
 def test_adapters_on_a_half_precision_base_have_the_gradients_of_a_float32_base(load, name):
     teacher = load(name, torch.bfloat16)
     student = perturb(teacher.student())
@@ -134,12 +137,14 @@ def test_lora_file_on_the_stock_pipeline_gives_the_images_of_the_export(load, ti
 
 
 @pytest.mark.parametrize("name", ["PixArt-Sigma 512", *CLASSES])
+@pytest.mark.first_is_quick
 def test_families_without_lora_support_write_no_lora_file(load, tmp_path, name):
     teacher = load(name)
     assert not teacher.save_lora(teacher.student(), [teacher.denoiser.path.t_max], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_missing_peft_raises_an_error_with_the_install_command(load, monkeypatch):
     teacher = load("Stable Diffusion 1.5")
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -147,6 +152,7 @@ def test_missing_peft_raises_an_error_with_the_install_command(load, monkeypatch
         teacher.student()
 
 
+@pytest.mark.slow
 def test_embedded_guidance_with_adapters_raises_an_error(load):
     with pytest.raises(ValueError, match=r"method\.guidances"):
         SCM(load("Stable Diffusion 1.5"), 2.0, SCMOptions(guidances=(1.5, 2.0)))

@@ -43,7 +43,7 @@ def gradients(method, latents=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("features", [None, "fake_score", "teacher"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_checkpointing_recomputes_with_the_right_adapter(load, features):
     options = {"gan_weight": 0.5, "discriminator_weight": 0.5, "gan_features": features} if features else {}
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4)) if features else None

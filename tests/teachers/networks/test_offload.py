@@ -49,6 +49,7 @@ def test_offloaded_teacher_gives_equal_velocities_and_is_copied_once_per_call(te
     assert len(copies) == 2
 
 
+@pytest.mark.slow
 def test_discriminator_on_an_offloaded_teacher_raises_an_error(text_pipeline):
     teacher = StableDiffusion.load(str(text_pipeline), torch.device("cpu"))
     method = DMD(teacher, 2.0, DMDOptions(gan_weight=0.1, gan_features="teacher"))

@@ -102,6 +102,7 @@ def test_layers_of_the_time_embedding_and_small_layers_keep_their_weights():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_a_merged_copy_of_an_adapted_quantized_base_computes_the_same(dtype):
     network = make_unet().requires_grad_(False)
     nn.Module.to(network, dtype)  # diffusers' own method prints a warning

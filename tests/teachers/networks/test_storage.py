@@ -16,6 +16,7 @@ from teachers.networks.storage import correct_patch_embedding, plain_layer, stor
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_autoencoder_of_a_bfloat16_teacher_stays_in_float32(tiny):
     family, folder = tiny("Stable Diffusion 1.5")
     teacher = find(TEACHERS, family).load(str(folder), CPU, torch.bfloat16)
@@ -25,6 +26,7 @@ def test_autoencoder_of_a_bfloat16_teacher_stays_in_float32(tiny):
     assert teacher.text_pipeline().text_encoder.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_base_in_half_precision_computes_in_float32(load):
     """Outputs and gradients equal those of the same weights in float32, and outputs under autocast."""
     network = UNet2DConditionModel.from_config(load("Stable Diffusion 1.5").stock.unet.config).requires_grad_(False)

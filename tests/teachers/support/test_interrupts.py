@@ -43,6 +43,7 @@ def discard_in_a_destructor():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("command", [discard, replace, discard_in_a_destructor])
+@pytest.mark.slow
 def test_an_interrupt_is_never_lost(command, capsys):
     begin = time.monotonic()
     assert run_cli(command) == EXIT_INTERRUPTED
@@ -97,7 +98,7 @@ def test_handlers_are_restored_and_those_in_place_remain():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["distill.config.recipe", "numpy", "torch._C", "torch", "diffusers.utils"])
-@pytest.mark.sampled
+@pytest.mark.first_by_default
 def test_an_interrupt_during_imports_is_one_line(module, tmp_path):
     words = ["train", "pocket/dmd", "train.steps=100000", f"output={tmp_path}"]
     process = subprocess.Popen(
