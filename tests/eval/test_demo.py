@@ -349,6 +349,7 @@ def test_axe_finds_nothing_serious_in_the_page(served):
     assert [entry for entry in found if entry["impact"] in BLOCKING] == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_closes_the_page_at_once(capsys):
     class Page:
         served = 0

@@ -182,6 +182,7 @@ def test_any_changed_key_of_a_configuration_makes_other_embeddings_and_latents(e
 
 @pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"sigma_data": 0.5}], ids=str)
 @pytest.mark.first_is_quick
+@pytest.mark.slow
 def test_precision_and_sigma_data_make_other_embeddings_and_latents(encoder_keys, change):
     assert encoder_keys() == encoder_keys()
     assert not set(encoder_keys()) & set(encoder_keys(**change))

@@ -98,6 +98,7 @@ def test_one_command_writes_a_single_file_with_its_workflow(student, tmp_path, c
     assert len(nodes["6"]["inputs"]["sigmas"].split(", ")) == 3  # two steps, and zero
 
 
+@pytest.mark.slow
 def test_the_workflow_has_the_noise_levels_of_the_students_timesteps(student):
     pipe, record = DiffusionPipeline.from_pretrained(student), read_record(student)
     entry = record["calls"][-1]

@@ -163,6 +163,7 @@ def test_an_extended_run_that_ended_before_its_export_is_exported_on_the_next_st
     assert is_repeated(run(6), monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_run_beyond_the_recipes_last_step_is_refused(run):
     with pytest.raises(ValueError, match=r"train\.steps must be at least 4, the step that .* has reached, got 2"):
         train(run(2))

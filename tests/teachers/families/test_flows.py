@@ -78,6 +78,7 @@ def test_qwen_image_networks_with_further_inputs_are_refused(key, tiny_media):
         find(TEACHERS, "qwen_image").wrap(pipe)
 
 
+@pytest.mark.slow
 def test_prompts_of_qwen_image_21_have_at_most_512_tokens(load_media):
     with pytest.raises(ValueError, match=r"a prompt must have at most 512 tokens, got 6..: 'zzz"):
         load_media("Qwen-Image 2.1").condition(["z" * 600])

@@ -96,7 +96,7 @@ def test_converted_biases_follow_their_parameters():
         network.load_state_dict({key: value.clone() for key, value in copied.state_dict().items()}, assign=True)
         assert torch.equal(network(x), copied(x)) and not torch.equal(network(x), start)
         layer.bias.data = torch.full((2,), 16.0)
-        assert torch.allclose(network(x), copied(x) + 8, atol=0.1)
+        assert torch.allclose(network(x), copied(x) + 8, atol=0.13)  # the spacing of bfloat16 at 16 is 0.125
         assert set(network.state_dict()) == keys and len(pickle.dumps(network)) == size
     with torch.autocast("cpu", torch.float16):
         assert network(x).dtype == torch.float16
