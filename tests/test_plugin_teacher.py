@@ -91,6 +91,7 @@ def test_the_family_is_found_and_declares_its_defaults(teacher, recipe):
     assert type(teacher).problems() == []
 
 
+@pytest.mark.slow
 def test_sigma_data_is_that_of_the_family_unless_it_is_given(teacher, recipe):
     family = type(teacher)
     for made in (family.load(str(PATH), CPU), family.wrap(teacher.stock), load_teacher(teacher.stock)):

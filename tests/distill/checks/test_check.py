@@ -55,6 +55,7 @@ def test_a_difference_that_is_not_a_number_fails():
     assert "NO" in table([Check("x", float("nan"), 1e-3)])
 
 
+@pytest.mark.slow
 def test_unknown_families_are_refused(text_pipeline):
     with pytest.raises(ValueError, match="there is no teacher family 'nothing'"):
         check(str(text_pipeline), "nothing")

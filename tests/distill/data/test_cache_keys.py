@@ -219,6 +219,7 @@ def test_the_code_of_a_family_counts(text_pipeline, tmp_path):
         assert encoders[0].encoder_key(method) == encoders[0].encoder_key(method) != encoders[1].encoder_key(method)
 
 
+@pytest.mark.slow
 def test_settings_of_a_teacher_count(text_pipeline, tmp_path):
     teacher = StableDiffusion.load(str(text_pipeline), CPU)
     encoder = Encoder(teacher, tmp_path, Accelerator(cpu=True), {})

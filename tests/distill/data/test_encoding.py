@@ -83,6 +83,7 @@ def test_prompts_that_the_text_encoder_cuts_are_counted_once(ready, capsys):
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_families_whose_limit_is_unknown_count_no_prompts(unconditional_pipeline):
     teacher = load_teacher(unconditional_pipeline)
     assert teacher.prompt_limit() is None and cut_prompts(teacher, ["long " * 999]) is None
@@ -319,6 +320,7 @@ def test_rows_that_overflow_in_half_precision_are_computed_in_float32(text_pipel
     ]
 
 
+@pytest.mark.slow
 def test_latent_that_is_not_finite_is_an_error_with_the_image(ready, tmp_path, monkeypatch):
     encode = StableDiffusion.encode
 

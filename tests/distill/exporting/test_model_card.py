@@ -309,6 +309,7 @@ LORA_RECORD = {"folder": "lora", "calls": [{"num_steps": 1, "call": {"num_infere
         (None, DataRecipe(), "fox"),
     ],
 )
+@pytest.mark.first_is_quick
 def test_samples_of_embedded_teachers_have_prompts_that_they_know(teacher_of, teacher_path, data, word):
     recipe = Recipe("run", TeacherRecipe(path=teacher_path), {"name": "dmd"}, data=data)
     assert any(word in prompt.lower() for prompt in gallery_prompts(recipe, teacher_of(SD)))

@@ -66,6 +66,7 @@ def test_candidates_are_native_and_include_two_steps_by_number_alone(teacher_of)
     assert len({tuple(steps) for steps in timesteps}) == len(timesteps)
 
 
+@pytest.mark.slow
 def test_a_pipeline_without_timesteps_takes_two_steps_by_number_alone(teacher_of):
     teacher = teacher_of("DiT")
     cls, options = method_options(Recipe("run", TeacherRecipe(path=None, family="dit"), METHODS["scm"]))

@@ -134,6 +134,7 @@ def broken(graph, inputs):
     raise RuntimeError("No working C++ compiler found\nand more lines")
 
 
+@pytest.mark.slow
 def test_missing_compiler_is_an_error_before_anything_is_loaded(text_pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(compiling, "BACKEND", broken)
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler .*No working C\+\+ compiler found.*compile=none"):

@@ -88,6 +88,7 @@ def test_a_regression_by_lpips_is_planned(lora_recipe, monkeypatch):
     assert plans[1].activations > plans[0].activations
 
 
+@pytest.mark.slow
 def test_printed_plan_shows_which_tier_fits(lora_recipe, monkeypatch, capsys):
     run = lora_recipe("dmd", "memory.tier=full")
     sizes = {"full": 30, "lora": 10}

@@ -106,6 +106,7 @@ def with_pillow(image: Image.Image, size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("missing", ["prompts", "reference", "clip"])
+@pytest.mark.first_is_quick
 def test_missing_files_are_refused_before_generation(missing, make_run, tmp_path, capsys):
     stored = yaml.safe_load(COCO.read_text()) | {"samples": 4, "features": "pixels"}
     here = {"prompts": tmp_path / "captions.txt", "reference": tmp_path / "ref.npz"}

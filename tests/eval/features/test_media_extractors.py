@@ -201,6 +201,7 @@ def clap(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_clap_embeds_sounds_at_its_own_rate(clap):
     extract = media_extractor(f"clap={clap}", SOUND)
     features = extract(sounds())

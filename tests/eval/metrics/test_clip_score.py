@@ -81,6 +81,7 @@ def test_scores_in_a_comparison(clip, make_run, tmp_path, quick):
     assert "CLIP" not in (tmp_path / "out/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_missing_prompts_or_model_are_one_sentence(clip, make_run, unconditional_pipeline, tmp_path, capsys):
     run, out = make_run(), ["--out", str(tmp_path / "out")]
     assert main([str(run), "--clip", str(tmp_path / "nowhere"), *out]) == 2

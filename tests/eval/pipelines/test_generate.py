@@ -67,6 +67,7 @@ def test_unconditional_pipelines_generate_and_are_counted(unconditional):
 
 
 @pytest.mark.parametrize("kind", ["text", "unconditional"])
+@pytest.mark.first_is_quick
 def test_samples_do_not_depend_on_their_batch(kind, request):
     pipe = request.getfixturevalue(kind)
     prompts = PROMPTS if kind == "text" else None

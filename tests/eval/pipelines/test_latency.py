@@ -68,6 +68,7 @@ def test_decoder_time_is_none_without_a_decoder(unconditional_pipeline):
     assert parts(pipe, lambda: pipe(**ready), CPU, repeats=1)["decoder_ms"] is None
 
 
+@pytest.mark.slow
 def test_throughput_at_several_batch_sizes():
     found = throughput(lambda size: lambda: time.sleep(0.02 if size == 1 else 0.04), 20, CPU)
     assert [entry["batch_size"] for entry in found] == [1, 4, 16, 20]

@@ -43,6 +43,7 @@ def test_scatter_has_a_numbered_point_inside_the_plot_for_every_row(report, size
         assert inside(figure.axes[0], point.get_xydata())
 
 
+@pytest.mark.slow
 def test_error_bars_are_the_intervals_of_the_rows_and_inside_the_plot(report):
     figure = quality_latency(report)
     bars = [np.array(segment) for lines in figure.axes[0].collections for segment in lines.get_segments()]

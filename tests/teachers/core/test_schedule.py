@@ -285,6 +285,7 @@ def test_dynamic_shifting_needs_a_pipeline_that_passes_the_shift(kind):
     check_shift(kind, FlowMatchEulerDiscreteScheduler())
 
 
+@pytest.mark.slow
 def test_a_family_refuses_a_shift_that_its_pipeline_does_not_pass(text_pipeline):
     pipeline = StableDiffusionPipeline.from_pretrained(text_pipeline, safety_checker=None)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)

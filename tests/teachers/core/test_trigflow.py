@@ -52,6 +52,7 @@ ZERO_SNR = torch.cat([SD15[:-1], torch.zeros(1)])
 
 @pytest.mark.parametrize("sigma_data", [1.0, 0.5, 1.7])
 @pytest.mark.parametrize("table", [SD15, ZERO_SNR], ids=["SD 1.5", "zero terminal SNR"])
+@pytest.mark.first_is_quick
 def test_closed_form_coefficients_equal_those_of_the_table(table, sigma_data):
     """Coefficients, scale, angle and the derivative in t are equal with and without the table."""
     path = VariancePreserving(table, sigma_data)

@@ -31,7 +31,7 @@ def test_autoencoders_that_a_pipeline_does_not_declare_are_refused(name, text_pi
 
 
 @pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "Flux.1 schnell"])
-@pytest.mark.first_is_quick
+@pytest.mark.slow
 def test_a_tiny_autoencoder_replaces_a_large_one(name, tiny):
     pipeline = DiffusionPipeline.from_pretrained(tiny(name)[1])
     channels, blocks = pipeline.vae.config.latent_channels, len(pipeline.vae.config.block_out_channels)

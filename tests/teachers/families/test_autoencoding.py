@@ -31,7 +31,7 @@ def test_ignored_entries_have_no_effect_on_images(name, tiny):
 
 @pytest.mark.parametrize("name", ["Stable Diffusion 3.5", "Stable Diffusion XL"])
 @pytest.mark.parametrize("value", [None, "much", float("nan"), [0.1, 0.2]])
-@pytest.mark.first_is_quick
+@pytest.mark.slow
 def test_entries_that_the_pipeline_reads_are_checked(name, value, tiny):
     family, folder = tiny(name)
     pipe = DiffusionPipeline.from_pretrained(folder)

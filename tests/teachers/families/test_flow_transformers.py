@@ -264,7 +264,7 @@ def test_prompts_of_lumina_next_follow_the_stock_pipeline_wherever_they_are_padd
 
 
 @pytest.mark.parametrize("name", ["Z-Image", "Z-Image Omni", "Krea 2"])
-@pytest.mark.first_is_quick
+@pytest.mark.slow
 def test_some_guidance_scales_of_a_call_are_one_less(name, load_media):
     teacher = load_media(name)
     assert teacher.usual_call(4, 5.0)["guidance_scale"] == 4.0 and teacher.calls(1)["guidance_scale"] == 0.0
@@ -404,6 +404,7 @@ WIDTHS |= {"ERNIE-Image": "text_in_dim"}
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.first_is_quick
 def test_a_transformer_for_text_of_another_width_is_refused(name, tiny_media, tmp_path):
     family, folder, size = tiny_media(name)
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)

@@ -44,8 +44,8 @@ def test_noise_levels_are_those_of_the_stock_pipeline_at_its_default_number_of_s
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.first_is_quick
 @pytest.mark.sampled
+@pytest.mark.slow
 def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     teacher = sketch(str(folder), find(TEACHERS, family))
@@ -62,7 +62,7 @@ def test_the_default_size_is_the_pipeline_s_and_is_not_in_the_call(name, tiny_me
     ("width", 16.5, r"teacher.size.width must be a whole number, got 16.5"),
     ("frames", 9, r"teacher.size must have the keys height, width .* got 'frames'"),
 ])  # fmt: skip
-@pytest.mark.first_is_quick
+@pytest.mark.slow
 def test_impossible_sizes_are_refused(key, value, match, tiny_media):
     for name in ("Qwen-Image", "Flux.2 dev"):
         family, folder, size = tiny_media(name)
@@ -71,6 +71,7 @@ def test_impossible_sizes_are_refused(key, value, match, tiny_media):
 
 
 @pytest.mark.parametrize("key", ["guidance_embeds", "use_additional_t_cond"])
+@pytest.mark.first_is_quick
 def test_qwen_image_networks_with_further_inputs_are_refused(key, tiny_media):
     pipe = DiffusionPipeline.from_pretrained(tiny_media("Qwen-Image")[1])
     pipe.transformer.register_to_config(**{key: True})
@@ -122,6 +123,7 @@ def test_experts_of_hidream_have_gradients_and_compute_what_the_stock_network_do
     assert len(experts) == 3 * 4 * 3 and all(p.grad is not None and p.grad.abs().sum() > 0 for p in experts)
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_is_refused_for_flux_2(load_media):
     with pytest.raises(ValueError, match="must be null: pipelines of the family Flux2 take no negative prompt"):
         load_media("Flux.2 klein").set_negative_prompt("noise")

@@ -82,6 +82,7 @@ def test_sid_gradient_is_zero_before_training_and_each_phase_trains(name, load_a
         step(distiller, phase, teacher, name)
 
 
+@pytest.mark.slow
 def test_the_regression_of_clips_is_that_of_latents(load_any):
     teacher = load_any("Wan 2.1")
     with pytest.raises(ValueError, match="regression_distance must be latent for a teacher of clips, got 'lpips'"):

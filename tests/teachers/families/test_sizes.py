@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.sampled
-@pytest.mark.first_is_quick
+@pytest.mark.slow
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny_media, load_media):
     family, folder, size = tiny_media(name)
     assert family_of(str(folder)) == family

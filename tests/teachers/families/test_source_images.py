@@ -115,7 +115,7 @@ def test_ode_ends_where_the_stock_solver_ends(name, guidance, load, tiny_source)
 
 
 @every_family
-@pytest.mark.first_is_quick
+@pytest.mark.slow
 def test_source_images_change_the_velocity_and_their_mask_too(name, load):
     teacher, x = load(name), torch.randn(2, 4, 8, 8)
     sources, t = probe_sources(teacher), torch.tensor([0.5, 1.1])
@@ -145,6 +145,7 @@ def test_both_guidance_scales_follow_the_published_formula(load):
     }
 
 
+@pytest.mark.slow
 def test_image_guidance_is_refused_where_a_pipeline_has_none(load):
     with pytest.raises(ValueError, match=r"teacher\.image_guidance must be null: .* Inpainting have no guidance scale"):
         load("inpainting").set_image_guidance(2.0)

@@ -53,6 +53,7 @@ def test_condition_and_guidance_equal_those_of_the_pipeline(teacher, text_pipeli
     assert torch.allclose(sin * latents + cos * velocity, epsilon, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_latents_are_encoded_and_decoded_as_in_the_pipeline(teacher):
     latents = torch.randn(2, 4, 8, 8)
     vae = teacher.stock.vae

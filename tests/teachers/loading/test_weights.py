@@ -227,8 +227,8 @@ def test_variants_are_read_from_names(files, variant, tmp_path):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@pytest.mark.first_is_quick
 @pytest.mark.sampled
+@pytest.mark.slow
 def test_every_family_fits_its_own_files(name, tiny):
     assert check_networks(tiny(name)[1]) == []
 

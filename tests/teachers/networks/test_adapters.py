@@ -137,7 +137,7 @@ def test_lora_file_on_the_stock_pipeline_gives_the_images_of_the_export(load, ti
 
 
 @pytest.mark.parametrize("name", ["PixArt-Sigma 512", *CLASSES])
-@pytest.mark.first_is_quick
+@pytest.mark.slow
 def test_families_without_lora_support_write_no_lora_file(load, tmp_path, name):
     teacher = load(name)
     assert not teacher.save_lora(teacher.student(), [teacher.denoiser.path.t_max], tmp_path)

@@ -114,6 +114,7 @@ def test_pipeline_whose_replacement_was_interrupted_gets_its_name_back(tmp_path)
         assert not list(tmp_path.glob(".pipeline*"))
 
 
+@pytest.mark.slow
 def test_pipeline_is_replaced_after_its_readers_have_ended(tmp_path, capsys):
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
