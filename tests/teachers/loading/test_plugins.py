@@ -1,7 +1,6 @@
 """Broken and odd plug-ins: each is reported by name and breaks nothing else."""
 
 import json
-import logging
 from importlib.metadata import EntryPoint
 from typing import ClassVar
 
@@ -75,10 +74,9 @@ def package(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.slow
-def test_a_family_that_cannot_be_imported_is_named_and_left_out(package, text, words, text_pipeline, caplog):
+def test_a_family_that_cannot_be_imported_is_named_and_left_out(package, text, words, text_pipeline, logged):
     package("broken_package", "broken = broken_package:Family", text=text)
-    with caplog.at_level(logging.WARNING):
-        assert {"stable_diffusion", "dit"} <= set(found := installed()) and "broken" not in found
+    assert {"stable_diffusion", "dit"} <= set(found := installed()) and "broken" not in found
     assert load_teacher(text_pipeline).guided
     with pytest.raises(ValueError, match="'broken' of the package broken_package") as error:
         find(TEACHERS, "broken")
@@ -171,12 +169,12 @@ class Odd(StableDiffusion):
 """
 
 
-def test_features_that_two_families_declare_differently_stop_nothing_else(package, caplog):
+def test_features_that_two_families_declare_differently_stop_nothing_else(package, logged):
     package("first_features", "first = first_features:Odd", text=FEATURES.replace("NAME", "'one'"))
     package("second_features", "second = second_features:Odd", text=FEATURES.replace("NAME", "'two'"))
     found = feature_models()
     assert "shared" not in found and {"one", "two"} <= set(found)
-    assert "'shared' is left out: the families first and second declare different ones" in caplog.text
+    assert "'shared' is left out: the families first and second declare different ones" in "\n".join(logged)
 
 
 def test_a_pipeline_with_the_name_of_a_stock_one_is_refused():

@@ -137,23 +137,23 @@ def use_scheduler(file, scheduler):
 
 
 @pytest.mark.slow
-def test_markers_in_a_single_file_override_its_configuration(single_file, tiny, caplog):
+def test_markers_in_a_single_file_override_its_configuration(single_file, tiny, logged):
     copy_configuration(single_file, tiny("Stable Diffusion 1.5")[1])
     add_tensors(single_file, {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
     denoiser = StableDiffusion.load(str(single_file), CPU).denoiser
     assert denoiser.prediction == "v_prediction"
     assert denoiser.path.alphas_cumprod[-1] == 0
-    assert "override the scheduler of its configuration: prediction_type=v_prediction" in caplog.text
+    assert "override the scheduler of its configuration: prediction_type=v_prediction" in "\n".join(logged)
     text = describe(str(single_file))
     assert "predicts   v_prediction" in text and "t_max = 1.5708" in text
 
 
 @pytest.mark.slow
-def test_markers_that_agree_with_the_configuration_change_nothing(single_file, tiny, caplog):
+def test_markers_that_agree_with_the_configuration_change_nothing(single_file, tiny, logged):
     copy_configuration(single_file, tiny("Stable Diffusion 2.1 (v, zero SNR)")[1])
     add_tensors(single_file, {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
     assert "v_prediction" in describe(str(single_file))
-    assert "override" not in caplog.text
+    assert "override" not in "\n".join(logged)
 
 
 @pytest.mark.parametrize(
