@@ -103,7 +103,9 @@ def qwen_image(folder: Path) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, shift_terminal=0.02, time_shift_type="exponential", **shift
     )
-    texts: Texts = {"": (Qwen2_5_VLConfig(), "Qwen2_5_VLForConditionalGeneration", qwen_tokenizer())}
+    sizes = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    config = Qwen2_5_VLConfig(text_config=sizes | {"num_key_value_heads": 4}, vision_config={"out_hidden_size": 3584})
+    texts: Texts = {"": (config, "Qwen2_5_VLForConditionalGeneration", qwen_tokenizer())}
     parts = {"transformer": QwenImageTransformer2DModel, "vae": AutoencoderKLQwenImage}
     write(folder, "QwenImagePipeline", scheduler, texts, parts)
 

@@ -52,7 +52,7 @@ def imported_first() -> None:
     print(callable(package.train), callable(package.sample))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_train_stays_a_function_after_its_module_is_imported(tmp_path):
     process = Fork(tmp_path, imported_first)
     assert process.wait() == 0 and process.out.strip() == "True True", process.error

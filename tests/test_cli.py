@@ -130,9 +130,8 @@ def test_a_dry_run_refuses_several_processes(capsys):
     assert "--dry-run measures one process" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("config", "parts"), [("ddp", "each of 4 processes"), ("fsdp2", "each of 4 processes")])
-@pytest.mark.first_by_default
+@pytest.mark.exhaustive
 def test_memory_plans_several_processes(config, parts, capsys):
     assert fewstep("memory", "pocket/dmd", "--config", config, "--num-processes", "4") == 0
     printed = capsys.readouterr().out

@@ -107,6 +107,7 @@ def test_watchdog_without_an_agent(start_two, case):
         assert first.wait(30) == 1 and "process 1 has not responded" in first.error
 
 
+@pytest.mark.exhaustive
 def test_watchdog_ends_the_others_if_the_process_with_the_store_is_suspended(start_two):
     first, second = start_two("watched")
     os.kill(first.process.pid, signal.SIGSTOP)

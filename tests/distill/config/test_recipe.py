@@ -1,5 +1,6 @@
 """Errors in recipes: one line with the key and the fix, exit code 2, before any weights are loaded."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from distill.methods.scm import SCMOptions
 from distill.methods.sid import SIDOptions
 from distill.train import train
 from eval.config.protocol import read_protocol
+from tests.settings import ROOT
 
 GOOD = """\
 name: x
@@ -208,6 +210,15 @@ def test_every_recipe_starts_with_its_command_and_is_valid(file):
         load_config_from_file(str(file))
     else:
         method_options(load(file))
+
+
+def test_the_plan_of_every_full_size_recipe_is_stored():
+    """That of the recipe as it is now; building its teacher and method also checks options that depend on both."""
+    stored = json.loads((ROOT / "benchmarks" / "results" / "plans.json").read_text())
+    recipes = {file.stem: load(file) for file in (ROOT / "recipes").glob("*.yaml") if "cifar10" not in file.stem}
+    assert {name: [row["steps"], row["batch"]] for name, row in stored.items()} == {
+        name: [recipe.train.steps, recipe.train.batch_size] for name, recipe in recipes.items()
+    }
 
 
 def test_checking_a_recipe_with_a_family_reads_nothing_from_the_hub(monkeypatch):

@@ -18,9 +18,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("method", "form"), [("scm", "nf4"), ("dmd", "int8")])
-@pytest.mark.first_by_default
-@pytest.mark.slow
-@pytest.mark.first_is_quick
+@pytest.mark.exhaustive
 def test_a_run_resumes_bitwise_and_its_exports_are_exact(lora_recipe, method, form):
     """`train` compares the pipeline with the student, and the LoRA file on the dequantized base."""
     whole = lora_recipe(method, "train.steps=2", "train.checkpoint_every=1", f"memory.quantize={form}")
