@@ -9,18 +9,22 @@ plans.md to benchmarks/results; recipes that are not named keep their stored row
 
 import argparse
 import dataclasses
+import itertools
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import full_size, full_size_images, full_size_media
 from distill.config.recipe import Recipe, load
 from distill.config.registry import TEACHERS, find
 from distill.config.sections import DTYPES
+from distill.config.shipped import shipped
 from distill.data.batch import Batch, Pairs
 from distill.data.batch_random import BatchRandom
 from distill.training import memory_plan
@@ -57,7 +61,7 @@ TIERS = (("full", False), ("full", True), ("lora", True))  # memory.tier, memory
 
 
 def with_memory(recipe: Recipe, tier: str, checkpointing: bool) -> Recipe:
-    """The recipe in another memory tier; a frozen base of adapters is stored in bfloat16."""
+    """The recipe in another memory tier; a frozen base of adapters is stored as the recipe says."""
     changed = memory_plan.in_tier(recipe, tier)
     return dataclasses.replace(changed, memory=dataclasses.replace(changed.memory, checkpointing=checkpointing))
 
@@ -70,16 +74,28 @@ def operations(recipe: Recipe) -> float:
     distiller = build_distiller(recipe, teacher, META, report=lambda _: None)
     cond = teacher.condition([""])
     teacher.null_condition(cond)
-    latents, total, known = torch.empty(1, *teacher.shape, device=META), 0, dict[str, int]()
-    for phase in distiller.phases(memory_plan.LATE_STEP):
-        if phase not in known:
+    latents, total = torch.empty(1, *teacher.shape, device=META), 0
+    known: dict[tuple[int, str], int] = {}
+    rollouts = range(
+        max(map(len, distiller.sampling_schedules()))
+    )  # a student of several steps draws how many it makes
+    for rollout, phase in itertools.product(rollouts, distiller.phases(memory_plan.LATE_STEP)):
+        if (rollout, phase) not in known:
             batch = Batch(cond, BatchRandom((phase,), 0, 1, 1, META), latents, lambda: Pairs(latents, latents, cond))
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as counter, patch.object(BatchRandom, "pick", return_value=rollout):
                 distiller(phase, batch, memory_plan.LATE_STEP)[0].backward()
-            known[phase] = counter.get_total_flops()
+            known[rollout, phase] = counter.get_total_flops()
             distiller.zero_grad(set_to_none=True)
-        total += known[phase]
-    return float(total)
+        total += known[rollout, phase]
+    return total / len(rollouts)
+
+
+def settings(name: str) -> dict[str, Any]:
+    """What the plan of a shipped recipe depends on."""
+    stored = yaml.safe_load(shipped()[name].read_text(encoding="utf-8"))
+    teacher = {key: value for key, value in stored["teacher"].items() if key in ("family", "precision", "size")}
+    train = {key: stored["train"][key] for key in ("steps", "batch_size")}
+    return {"teacher": teacher, "method": stored["method"], "memory": stored.get("memory", {}), "train": train}
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -91,7 +107,9 @@ def measure(name: str) -> dict[str, Any]:
         for tier, checkpointing in TIERS:
             try:
                 planned = memory_plan.plan(with_memory(recipe, tier, checkpointing), 1)
-            except ValueError as error:  # the method does not have this tier
+            except ValueError as error:
+                if "memory.tier" not in str(error):  # else the method does not have this tier
+                    raise
                 print(name, tier, error, flush=True)
                 continue
             plans[f"{tier}{', checkpointing' * checkpointing}"] = dataclasses.asdict(planned)
@@ -100,12 +118,11 @@ def measure(name: str) -> dict[str, Any]:
     print(name, f"{flops / 1e12:,.0f} TFLOP a sample", flush=True)
     days = flops * recipe.train.steps * recipe.train.batch_size / (PEAK * SHARE) / 86400
     return {
+        "settings": settings(name),
         "medium": find(TEACHERS, recipe.teacher.family).medium_class.name,
         "plans": plans,
         "cards": {tier: fitting(sum(planned.values())) for tier, planned in plans.items()},
         "flops": flops,
-        "steps": recipe.train.steps,
-        "batch": recipe.train.batch_size,
         "h100_days": days,
     }
 
@@ -127,7 +144,9 @@ def report(rows: dict[str, dict[str, Any]]) -> str:
             table.append([f"`{name}`", tier, *sizes, total, row["cards"][tier]])
     cost = [["recipe", "TFLOP for each sample and step", "steps", "batch", "H100 days"], ["---"] + ["---:"] * 4]
     for name, row in rows.items():
-        numbers = [f"{row['flops'] / 1e12:,.1f}", f"{row['steps']:,}", str(row["batch"]), f"{row['h100_days']:,.2f}"]
+        train = row["settings"]["train"]
+        days = f"{row['h100_days']:,.2f}"
+        numbers = [f"{row['flops'] / 1e12:,.1f}", f"{train['steps']:,}", str(train["batch_size"]), days]
         cost.append([f"`{name}`", *numbers])
     lines = ["\n".join(f"| {' | '.join(cells)} |" for cells in cells_of) for cells_of in (table, cost)]
     return f"""# Shipped recipes at full size
@@ -146,7 +165,8 @@ planned. A tier that a recipe cannot have is left out.
 ## Cost
 
 Floating-point operations of one training step for each sample (attention included, without checkpointing's second
-forward passes and without evaluations), and days of one H100 that reaches {SHARE:.0%} of {PEAK / 1e12:.0f} TFLOP/s.
+forward passes and without evaluations; the mean over the numbers of steps that a student draws), and days of one H100
+that reaches {SHARE:.0%} of {PEAK / 1e12:.0f} TFLOP/s.
 Checkpointing adds up to a third.
 
 {lines[1]}

@@ -41,6 +41,7 @@ def export_run(run: Path) -> Path:
 
     Raises:
         ValueError: If there is nothing to export.
+        StoppedAfterExport: A SystemExit with code 130 or 143: a signal arrived; the export is on disk.
         RunFailed: A SystemExit with code 3: the run failed, and only its best EMA, if any, was exported.
     """
     if (run / INDEX).is_file():

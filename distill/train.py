@@ -74,8 +74,8 @@ def train(
 
     Raises:
         ValueError: If the recipe or the data cannot be used, with what would be right.
-        SystemExit: After SIGINT (code 130) or SIGTERM (143); run it again to continue. See `exit_code` for processes
-            that torchrun started.
+        SystemExit: After SIGINT (code 130) or SIGTERM (143); run it again to continue, except after a signal during
+            the last step or the export, which is completed. See `exit_code` for processes that torchrun started.
         RunFailed: A SystemExit with code 3: training went wrong, and only its best EMA, if any, was exported.
     """
     check_arguments(recipe, teacher)

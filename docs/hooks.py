@@ -95,7 +95,11 @@ def plans(images: bool = True) -> str:
         images: Whether recipes of images are listed too, beside those of video and audio.
     """
     stored = json.loads((ROOT / "benchmarks" / "results" / "plans.json").read_text(encoding="utf-8"))
-    tiers = {"full": "whole networks", "full, checkpointing": "with checkpointing", "lora, checkpointing": "LoRA"}
+    tiers = {
+        "full": "whole networks",
+        "full, checkpointing": "with checkpointing",
+        "lora, checkpointing": "LoRA, with checkpointing",
+    }
     rows = [["recipe", *tiers.values(), "days of one H100"]]
     for name, row in stored.items():
         if images or row["medium"] != "image":

@@ -17,8 +17,11 @@ os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib")
 sys.dont_write_bytecode = False
 
 
-# Each is the first of its kind: a UNet, a flow transformer, clips and sounds.
-BASIC = ("Stable Diffusion 1.5", "Stable Diffusion 3.5", "Wan 2.1", "Stable Audio, short")
+# One of each kind: UNets, flow transformers with and without packed latents, classes, clips and sounds.
+BASIC = (
+    *("Stable Diffusion 1.5", "Stable Diffusion XL", "Stable Diffusion 3.5", "Flux.1 dev", "Z-Image", "DiT"),
+    *("Wan 2.1", "CogVideoX 1.5", "Stable Audio, short"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

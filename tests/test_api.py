@@ -78,7 +78,7 @@ def test_a_unet_in_memory_is_distilled_in_ten_lines(method, tmp_path):
     assert distill.train(recipe, distill.load_teacher(make_unet(), DDPMScheduler()), latents) == folder  # finished
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_teacher_in_memory_needs_no_family_and_no_sigma_data_in_its_recipe(tmp_path):
     """A network of EDM with sigma_data 0.7, as `family: auto`; stating sigma_data is the same recipe."""
     settings = distill.TrainRecipe(steps=1, batch_size=4, evaluate_samples=4, evaluate_every=0, tracker="none")
@@ -192,12 +192,9 @@ def test_captions_and_the_teachers_path_in_memory_are_checked(text_pipeline, tmp
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"family": "dit"}, r"teacher\.family must be auto, or the family of the teacher in memory, a Unconditional"),
-        ({"sigma_data": 0.5}, r"teacher\.sigma_data must be null, or that of the teacher in memory, 1; got 0\.5"),
-        (
-            {"size": {"height": 64}},
-            r"teacher\.size\.height must be left out, or be that of the teacher in memory, None",
-        ),
+        ({"family": "dit"}, "teacher.family must be auto, .*, whose class is Unconditional; got dit"),
+        ({"sigma_data": 0.5}, "teacher.sigma_data must be null, or that of the teacher in memory, 1; got 0.5"),
+        ({"size": {"height": 64}}, "teacher.size must be empty for a teacher of the family Unconditional"),
     ],
 )
 def test_a_recipe_that_describes_another_teacher_than_the_one_in_memory_is_refused(section, message, tmp_path):

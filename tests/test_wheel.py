@@ -30,7 +30,7 @@ def wheel(tmp_path_factory) -> Path:
     return found
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_the_wheel_holds_what_the_commands_need(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for needed in (

@@ -15,9 +15,10 @@ from distill.training.launch import exit_code
 from distill.training.outcome import Outcome, RunFailed, settle, write_failure
 from distill.training.run_folder import run_key
 from distill.training.state import TrainState
+from distill.training.status import StoppedAfterExport
 from teachers.core.teacher import Teacher
 
-DELAYED = "the student is being exported; this ends when it is on disk (a second signal ends it now)"
+DELAYED = "the student is being exported; the process ends when it is on disk (a second signal ends it now)"
 
 
 def finish(
@@ -42,18 +43,18 @@ def finish(
         held_out: Evaluates samples; None on processes that do not evaluate.
         engine: The run's engine.
         identity: The run's fingerprint.
-        requested: A signal that arrived before; 0 for none.
+        requested: A signal that has arrived already; 0 for none.
 
     Returns:
         The folder of the exported pipeline.
 
     Raises:
-        SystemExit: After a signal, when the export is on disk; its code is that of `exit_code`.
+        StoppedAfterExport: After a signal to any process; its code is that of `exit_code`.
         RunFailed: If training went wrong. The best EMA has been exported, unless its samples collapsed too.
     """
     final = recipe.folder / PIPELINE
     run = run_key(identity)
-    with Stop(message=DELAYED if engine.is_main else "") as stop:
+    with Stop(engine.group, DELAYED if engine.is_main else "", requested) as stop:
         outcome = settle(recipe, state, held_out, run, engine)
         if outcome.exported is not None:
             final = export_student(recipe, state, teacher, dataset, held_out, engine, outcome.exported, run)
@@ -62,10 +63,11 @@ def finish(
             if outcome.exported is not None:
                 record_export(recipe, run, state.step, failed=outcome.problem is not None)
         engine.wait()
+        number = stop.agree()
     report_failure(outcome, recipe.folder, engine.is_main)
-    if number := stop.number or requested:
+    if number:
         engine.print(f"the student is exported: {final}")
-        raise SystemExit(exit_code(number, engine.is_main))
+        raise StoppedAfterExport(exit_code(number, engine.is_main))
     return final
 
 

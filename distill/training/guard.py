@@ -26,19 +26,22 @@ class Stop:
     Args:
         group: A process group for CPU tensors; None for one process.
         message: What is printed at the first signal.
+        requested: A signal that has arrived already; 0 for none.
 
     Attributes:
         number: The signal, 0 before the first one. Every process has the same one once `agreed` has returned True.
     """
 
-    def __init__(self, group: Any = None, message: str = "") -> None:
-        self.number = 0
+    def __init__(self, group: Any = None, message: str = "", requested: int = 0) -> None:
+        self.number = requested
         self._message = message
-        self._requested_at: float | None = None
+        self._requested_at: float | None = time.monotonic() if requested else None
         self._group = group
         self._flag = torch.zeros(1)
         self._pending: Any = None
         self._previous_handlers: dict[int, Any] = {}
+        if requested:
+            self._show()
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous_handlers[number] = signal.signal(number, self._handle)
@@ -48,11 +51,14 @@ class Stop:
     def _handle(self, number: int, frame: object) -> None:
         if self._requested_at is None:
             self._requested_at, self.number = time.monotonic(), number
-            if self._message:
-                os.write(2, f"\n{self._message}\n".encode())  # print may be interrupted inside itself
+            self._show()
         elif time.monotonic() - self._requested_at > SAME_REQUEST:
             self.restore()
             signal.raise_signal(number)
+
+    def _show(self) -> None:
+        if self._message:
+            os.write(2, f"\n{self._message}\n".encode())  # print may be interrupted inside itself
 
     def __enter__(self) -> Self:
         return self
@@ -75,11 +81,23 @@ class Stop:
         )  # fmt: skip
         return answer
 
-    def restore(self) -> None:
-        """Restore the previous signal handlers."""
+    def agree(self) -> int:
+        """The signal of any process, 0 for none. Every process calls this once, when `agreed` is no longer called."""
+        if self._group is not None:
+            self._settle()
+            flag = torch.tensor([float(self.number)])
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+            self.number = int(flag.item())
+        return self.number
+
+    def _settle(self) -> None:
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
+
+    def restore(self) -> None:
+        """Restore the previous signal handlers."""
+        self._settle()
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers = {}

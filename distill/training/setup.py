@@ -158,11 +158,12 @@ def prepare_in_memory(recipe: Recipe, teacher: Teacher) -> Teacher:
 
 def _check_same(recipe: Recipe, teacher: Teacher) -> None:
     """Raise ValueError if the recipe describes another teacher than the one in memory."""
-    wanted = recipe.teacher
-    if wanted.family != "auto" and not isinstance(teacher, find(TEACHERS, wanted.family)):
+    wanted, kind = recipe.teacher, type(teacher)
+    other = "leave teacher.path null to take the teacher's own"
+    if wanted.family != "auto" and find(TEACHERS, wanted.family) is not kind:
         raise ValueError(
-            f"teacher.family must be auto, or the family of the teacher in memory, a {type(teacher).__name__}; got "
-            f"{wanted.family}"
+            f"teacher.family must be auto, or the family of the teacher in memory, whose class is {kind.__name__}; got "
+            f"{wanted.family} ({other})"
         )
     sigma_data = teacher.denoiser.path.sigma_data
     if wanted.sigma_data is not None and wanted.sigma_data != sigma_data:
@@ -171,11 +172,11 @@ def _check_same(recipe: Recipe, teacher: Teacher) -> None:
             f"{wanted.sigma_data:g} (load_teacher has an argument for it)"
         )
     size = vars(teacher).get("size") or vars(teacher)  # sounds have `seconds` only
-    for name, value in (wanted.size or {}).items():
+    for name, value in kind.size_argument(wanted.size).get("size", {}).items():
         if size.get(name) != value:
             raise ValueError(
-                f"teacher.size.{name} must be left out, or be that of the teacher in memory, {size.get(name)}; got "
-                f"{value} (load_teacher has an argument for it)"
+                f"teacher.size.{name} must be that of the teacher in memory, {size.get(name)}; got {value} ({other}; "
+                "load_teacher has an argument for it)"
             )
 
 

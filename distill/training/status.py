@@ -29,6 +29,10 @@ STOPPED = (0, EXIT_INTERRUPTED, EXIT_TERMINATED)  # exit codes of a run that a s
 PHASES = ("preparing", "training", "evaluating", "exporting", *ENDED)
 
 
+class StoppedAfterExport(SystemExit):
+    """A signal arrived during the last step or the export, and the process ends because the export is on disk."""
+
+
 class Status:
     """The status of a run. Only the main process writes it; a file that cannot be written is a warning.
 
@@ -140,10 +144,10 @@ class Status:
         try:
             yield
         except SystemExit as end:
-            if end.code in STOPPED:  # an export that a signal interrupts is completed first
-                self.write("finished" if self.phase == "exporting" else "stopped")
+            if isinstance(end, StoppedAfterExport):
+                self.write("finished")
             else:
-                self.write("failed")
+                self.write("stopped" if end.code in STOPPED else "failed")
             raise
         except KeyboardInterrupt:
             self.write("stopped")

@@ -208,7 +208,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(make, method):
     assert apart < 1e-3 * moved
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_zero_steps_export_the_teacher(make):
     recipe = make("dmd", "train.steps=0", "train.channels_last=true")
     folder = train(recipe)
@@ -245,7 +245,7 @@ def test_export_stores_the_captions_of_an_image_folder(whole_of):
     assert (folder / "training_prompts.txt").read_text() == "a coat\n"
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_persistent_nonfinite_gradients_end_the_run(make, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "velocity", lambda self, x, *a: x * float("nan"))
     monkeypatch.setattr(setup, "HeldOut", lambda *a: None)

@@ -100,7 +100,7 @@ def test_rows_figures_and_files_of_a_comparison(make_run, pocket_weights, tmp_pa
     assert rows[0]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_without_a_reference_rows_are_compared_with_the_teachers_samples(
     make_run, tmp_path, text_pipeline, compare_quickly
 ):
@@ -180,7 +180,7 @@ def test_adding_a_run_measures_only_that_run(make_run, tmp_path, text_pipeline, 
     assert all(row["from_cache"] for row in again["rows"]), "a row depends on a pipeline's content, not on its folder"
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_an_interruption_loses_only_the_current_row(make_run, tmp_path, compare_quickly):
     run, out, calls = make_run(), tmp_path / "out", []
 
@@ -274,7 +274,7 @@ def test_prompts_from_a_file_are_repeated(make_run, tmp_path, quick):
     assert report["prompts"]["first"] == ["a bag", "a <b>coat</b>", "a bag", "a <b>coat</b>", "a bag"]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_different_usual_calls_are_noted(make_run, tmp_path, text_pipeline, quick):
     other = {"path": str(text_pipeline), "call": {"num_inference_steps": 3, "guidance_scale": 5.0}}
     report = compare([make_run("one"), make_run("two", teacher=other)], tmp_path / "out", samples=4, **quick)

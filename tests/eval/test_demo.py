@@ -161,7 +161,7 @@ def test_unconditional_pipelines_have_no_prompt(make_run, unconditional_pipeline
     assert [result.evaluations for result in demo.generate(Request("", 0, 1, 2))] == [2, 1]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_pipeline_without_distill_json_is_shown_without_a_teacher(text_pipeline, tmp_path):
     demo = Demo([text_pipeline], CPU, "float32")
     (result,) = demo.generate(Request("a coat", 0, demo.student_steps[0], 0))

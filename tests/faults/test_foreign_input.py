@@ -14,7 +14,7 @@ from tests.faults import fuzz, fuzz_inputs
 from tests.faults.fuzz_inputs import Case
 from tests.faults.mutations import ANY, BINARY, STRUCTURED, damage, inject_code
 
-CASES = 5
+CASES = 3
 QUICK = {
     "models": (Case.describe,),
     "runs": (Case.export, Case.sample),
@@ -32,7 +32,6 @@ def work(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", fuzz_inputs.KINDS)
-@pytest.mark.first_by_default
 def test_damaged_input_ends_with_one_sentence_or_works(work, monkeypatch, kind):
     chosen = {command: 1 for command in QUICK[kind]}
     monkeypatch.setitem(fuzz_inputs.COMMANDS, kind, chosen)
@@ -41,7 +40,7 @@ def test_damaged_input_ends_with_one_sentence_or_works(work, monkeypatch, kind):
     ran = [record for record in records if record is not None]
     problems = [record for record in ran if "problem" in record]
     assert not problems, json.dumps(problems[:3], indent=2)
-    assert {record["status"] for record in ran} <= {0, 2}
+    assert ran and {record["status"] for record in ran} <= {0, 2}
 
 
 def judged(tmp_path, command):

@@ -372,7 +372,7 @@ def test_records_with_hostile_names_are_read(make_run, name):
     assert fewstep("eval", run) == 2
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_demo_names_are_clean(make_run, tmp_path):
     pytest.importorskip("gradio")
     run = make_run("student")

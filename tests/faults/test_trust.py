@@ -203,7 +203,6 @@ ATTACKS = {  # and what the sentence says
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.sampled
 def test_every_command_refuses_hostile_folders_with_one_sentence(model, text_pipeline, command, questions, capsys):
     original = model.with_name("original")
     shutil.copytree(model, original)

@@ -41,7 +41,6 @@ SQUARE = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "method", "cell"), SQUARE)
-@pytest.mark.sampled
 def test_front_ends_give_the_students_samples_or_refuse(family, method, cell, case_of):
     case = case_of(family, method)
     refused = REFUSED.get(cell)
@@ -58,6 +57,5 @@ def test_front_ends_give_the_students_samples_or_refuse(family, method, cell, ca
 @pytest.mark.parametrize(
     ("cell", "family"), in_turn(FILES, ["Stable Diffusion 1.5", "Stable Diffusion XL", "Stable Diffusion 3.5"])
 )
-@pytest.mark.sampled
 def test_files_in_other_forms_give_the_same_images(cell, family, case_of):
     assert FILES[cell](case_of(family, "DMD, 1 step")) < BOUNDS.get(cell, 1e-3)

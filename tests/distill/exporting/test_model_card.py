@@ -105,7 +105,7 @@ def test_card_has_origin_licence_gallery_and_the_safety_checker(exported, teache
     assert all(torch.equal(value, original[key].half()) for key, value in half.safety_checker.state_dict().items())
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_dropped_safety_checker_and_baked_negative_prompt_are_said(exported, teacher, tmp_path, capsys):
     tuned = adapted(DiffusionPipeline.from_pretrained(teacher, safety_checker=None), encoders=False)
     file = write_diffusers(tuned, tmp_path / "style")

@@ -29,7 +29,6 @@ def record_of(teacher, method, schedule="native"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dmd", "dmd, 2 steps", "dmd, 1 early step", "scm"])
-@pytest.mark.sampled
 def test_native_exports_have_the_teachers_noise_levels(method, teacher_of, tmp_path):
     teacher = teacher_of(SD)
     record = exported(tmp_path / "run", teacher, SD, METHODS[method])

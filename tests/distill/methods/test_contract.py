@@ -233,7 +233,6 @@ def recipe_of(text_pipeline, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", BROKEN, ids=lambda method: method.__name__)
-@pytest.mark.sampled
 def test_a_method_that_breaks_the_contract_is_refused_by_name(method, recipe_of, tmp_path):
     recipe = recipe_of(method)
     with pytest.raises(ValueError, match=BROKEN[method]):
@@ -361,7 +360,7 @@ class WithPath(Plain):
     Options = PathOptions
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_options_with_a_path_train_and_others_are_refused(recipe_of, monkeypatch):
     assert train(recipe_of(WithPath)).is_dir()
     monkeypatch.setattr(PathOptions.__init__, "__defaults__", (Path("a"), print))

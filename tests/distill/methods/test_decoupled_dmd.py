@@ -115,7 +115,6 @@ def test_guidance_stays_below_the_noise_of_the_students_step(teacher, noise_leve
 
 
 @pytest.mark.parametrize("noise_levels", ["timesteps", "karras"])
-@pytest.mark.first_by_default
 @pytest.mark.slow
 def test_noise_fraction_is_the_inverse_of_the_noise_levels(teacher, noise_levels):
     for other in (teacher, Analytic(eight_gaussians())):

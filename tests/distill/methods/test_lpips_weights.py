@@ -13,7 +13,7 @@ PAIRS = {"dmd": "method.regression_weight=0.25", "rcm": "method.dmd.regression_w
 
 
 @pytest.mark.parametrize("method", PAIRS)
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_missing_weights_of_lpips_are_an_error_before_a_teacher_is_loaded(method, tmp_path, monkeypatch):
     def offline(*args, **options):
         raise urllib.error.URLError("no network")

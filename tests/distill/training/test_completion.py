@@ -149,7 +149,7 @@ def test_an_export_has_the_contents_of_the_evaluation_prompts(tmp_path):
     assert found("a.txt", "a coat\n") != found("b.txt", "a bag\n")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_an_extended_run_that_ended_before_its_export_is_exported_on_the_next_start(run, monkeypatch):
     def killed(*args):
         raise SystemExit("killed")
@@ -249,7 +249,6 @@ def test_handlers_are_restored_after_an_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "value"), [("weights", float("inf")), ("ema", float("nan"))])
-@pytest.mark.first_by_default
 def test_a_checkpoint_with_weights_that_are_not_finite_is_neither_exported_nor_resumed(run, part, value):
     recipe = run()
     checkpoints = recipe.folder / "checkpoints"
@@ -288,7 +287,7 @@ def load_with(recipe, on_failed_save):
     return recipe
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_failed_run_is_not_taken_for_finished_if_its_record_is_damaged(run, monkeypatch):
     """`failed.json` is the record of a failed run; without it `exported.json` still says so."""
     recipe = run()
@@ -324,7 +323,6 @@ def test_a_failed_run_without_checkpoints_is_not_exported(run):
     ],
 )
 @pytest.mark.slow
-@pytest.mark.first_by_default
 def test_a_checkpoint_with_a_record_that_no_run_writes_is_refused(run, key, value, message):
     recipe = run()
     saved = checkpoint.load_newest(recipe.folder / "checkpoints")

@@ -107,7 +107,7 @@ def test_text_encoder_layers_are_fused_too(recipe_of, folder_of, tmp_path):
     assert torch.allclose(encoder[f"{layer}.weight"], expected, atol=1e-6)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_fine_tuned_folder_replaces_the_network(recipe_of, folder_of, tmp_path):
     tuned = base_of(folder_of, NAMES[0])
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_half_precision_rounds_the_fused_weights_once(recipe_of, folder_of, tmp_
     assert all(torch.equal(network[key], fused[key].bfloat16()) for key in fused)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_files_that_do_not_fit_are_refused_by_every_command(recipe_of, folder_of, tmp_path):
     """A layer that the network lacks, another model's file, and no LoRA at all."""
     file = write_diffusers(adapted(base_of(folder_of, NAMES[0])), tmp_path / "lora")

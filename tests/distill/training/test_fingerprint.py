@@ -222,7 +222,7 @@ def test_the_teachers_samples_depend_on_the_recipe(samples, override):
     assert samples() == samples("train.steps=9") != samples(override)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_the_teachers_samples_depend_on_prompts_features_and_contents(samples):
     changes = [
         {},

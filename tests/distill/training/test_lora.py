@@ -36,7 +36,7 @@ def test_resumed_run_is_bitwise_identical(lora_recipe, method, precision):
         assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_checkpoint_contains_adapters_without_the_base(lora_recipe):
     run = lora_recipe("dmd", "train.steps=2")
     train(run)

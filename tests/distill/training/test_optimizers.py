@@ -129,7 +129,7 @@ def test_skipped_eight_bit_step_changes_nothing():
     assert not torch.equal(given[0], before[0])
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_eight_bit_run_resumes_bitwise_but_not_with_other_moments(text_pipeline, tmp_path):
     file = tmp_path / "a.yaml"
     (tmp_path / "prompts.txt").write_text("a coat\na bag\n")

@@ -41,7 +41,7 @@ def history(recipe):
     return [json.loads(line) for line in (recipe.folder / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_validation_prompts_are_drawn_labelled_and_logged(recipe_of):
     prompts = f"evaluation.validation_prompts={json.dumps(PROMPTS)}"
     seeds = "evaluation.validation_seeds=[3, 4]"

@@ -31,7 +31,7 @@ def test_pickled_weights_are_refused_before_anything_is_measured(pickled, make_r
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_report_says_that_pickled_weights_were_allowed(pickled, make_run, tmp_path, quick):
     out = tmp_path / "out"
     runs = [make_run("student"), pickled]

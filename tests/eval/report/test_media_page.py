@@ -80,7 +80,6 @@ def test_of_long_sounds_the_page_plays_the_beginning(report):
 
 
 @pytest.mark.parametrize("medium", [CLIP, SOUND], ids=["video", "audio"])
-@pytest.mark.sampled
 def test_words_of_tables_and_cards_are_those_of_the_medium(report, medium, tmp_path):
     report = report_of(report, medium)
     write_report(report, samples_of(medium), tmp_path, medium)
@@ -116,7 +115,6 @@ def test_long_sounds_are_played_from_the_files_beside_the_page(report, tmp_path)
 @pytest.mark.parametrize(
     ("medium", "first"), [(CLIP, "clips/01-teacher-50-steps/000.webp"), (SOUND, "sounds/01-teacher-50-steps/000.wav")]
 )
-@pytest.mark.sampled
 def test_clips_and_sounds_are_kept_beside_the_page(report, medium, first, tmp_path):
     write_report(report_of(report, medium), samples_of(medium), tmp_path, medium)
     assert (tmp_path / first).stat().st_size > 100

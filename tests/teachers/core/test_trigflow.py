@@ -109,7 +109,7 @@ def test_increasing_alphas_cumprod_raise_an_error():
         VariancePreserving(torch.tensor([0.5, 0.6, 0.1]))
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_second_order_solver_converges_faster():
     teacher = Analytic(eight_gaussians())
     z = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

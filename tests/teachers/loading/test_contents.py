@@ -256,7 +256,6 @@ def changed_prediction(teacher):
         changed_prediction,
     ],
 )
-@pytest.mark.sampled
 @pytest.mark.slow
 def test_any_change_in_memory_changes_the_digest(tiny, edit):
     _, folder = tiny("Stable Diffusion XL")

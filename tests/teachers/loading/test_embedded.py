@@ -47,7 +47,7 @@ def test_a_missing_teacher_is_one_sentence(name, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_name_gives_the_size_of_clips(pocket_video):
     teacher = load_teacher("pocket-video")
     assert teacher.medium == CLIP and family_of(locate("pocket-video")) == "wan"

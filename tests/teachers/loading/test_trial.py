@@ -138,7 +138,6 @@ UNFIT = [
     ("name", "file", "values", "match"),
     (*TOO_LARGE, *UNFIT),
 )
-@pytest.mark.sampled
 @pytest.mark.first_is_quick
 def test_description_training_and_evaluation_refuse_alike(name, file, values, match, tiny, tmp_path):
     folder = shutil.copytree(tiny(name)[1], tmp_path / "pipeline")

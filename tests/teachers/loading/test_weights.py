@@ -71,7 +71,6 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.sampled
 @pytest.mark.first_is_quick
 def test_weights_that_are_not_the_network_s_are_refused_everywhere(name, folder):
     file, edit, match = FAULTS[name]

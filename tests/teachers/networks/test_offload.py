@@ -60,7 +60,7 @@ def test_discriminator_on_an_offloaded_teacher_raises_an_error(text_pipeline):
         method("student", batch, 0)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_run_with_an_offloaded_teacher_gives_equal_weights(text_pipeline, tmp_path):
     (tmp_path / "prompts.txt").write_text("a coat\na bag\n")
     (tmp_path / "a.yaml").write_text(

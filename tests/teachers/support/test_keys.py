@@ -247,7 +247,7 @@ def test_code_depends_on_libraries(monkeypatch):
     assert code("teachers.core.sampling") != before != code("teachers.core.denoiser")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_keys_are_those_of_other_processes():
     script = (
         "from tests.teachers.support.test_keys import *\n"
