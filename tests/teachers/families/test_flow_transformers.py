@@ -26,6 +26,8 @@ from distill.config.registry import TEACHERS, find
 from distill.config.sections import TeacherRecipe
 from distill.exporting.recording import recorded_steps
 from distill.methods.discriminator import features
+from distill.methods.dmd import DMD
+from distill.methods.dmd_options import DMDOptions
 from distill.training import memory_plan
 from eval.pipelines.networks import count_evaluations
 from teachers.core.trigflow import expand, rotate
@@ -448,3 +450,12 @@ def test_text_encoders_are_loaded_on_demand(name, load_media, tiny_media):
     assert teacher.text_encoders_loaded
     teacher.unload_encoders()
     assert not teacher.text_encoders_loaded
+
+
+def test_pure_noise_is_a_flows_timestep_1000(load_media):
+    """Of its 1000 timesteps; tables of noise end at 999."""
+    teacher = load_media("Z-Image")
+    method = DMD(teacher, 1.0, DMDOptions(timesteps=(1000, 500)))
+    assert method.times[0] == teacher.denoiser.path.t_max
+    with pytest.raises(ValueError, match=r"method\.timesteps must decrease and be from 1 to 1000, got \[1001\]"):
+        DMD(teacher, 1.0, DMDOptions(timesteps=(1001,)))
