@@ -15,7 +15,7 @@ from distill.checks.export_checks import check_student
 from distill.checks.table import table
 from distill.checks.teacher_checks import check_teacher
 from distill.config.registry import TEACHERS, find
-from distill.config.run_files import CHECKPOINTS
+from distill.config.run_files import CHECKPOINTS, PIPELINE
 from distill.config.sections import TeacherRecipe
 from distill.config.typed import check_value
 from teachers.loading.embedded import locate, usual_size
@@ -43,7 +43,7 @@ def check(
     """
     check_value(TeacherRecipe, "sigma_data", sigma_data, "--sigma-data")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = next((f for f in (Path(path) / "pipeline", Path(path)) if (f / "distill.json").is_file()), None)
+    folder = next((f for f in (Path(path) / PIPELINE, Path(path)) if (f / "distill.json").is_file()), None)
     if folder is not None:
         checks = check_student(folder, device)
     elif (Path(path) / CHECKPOINTS).is_dir():

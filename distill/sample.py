@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.config.run_files import PIPELINE
 from eval.config.options import check_options
 from eval.pipelines.generate import arguments, largest_batch, seeded
 from eval.pipelines.loading import load_pipeline
@@ -164,7 +165,7 @@ def sample_to_file(
 
 def pipeline_of(run: Path) -> Path:
     """The folder of a run's pipeline; a pipeline's folder itself."""
-    return run / "pipeline" if (run / "pipeline").is_dir() else run
+    return run / PIPELINE if (run / PIPELINE).is_dir() else run
 
 
 def check_ending(out: Path, medium: Medium) -> None:
