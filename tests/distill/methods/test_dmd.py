@@ -171,7 +171,7 @@ def test_multi_step_students_train_on_their_own_outputs():
     assert depths == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("timesteps", [(1000,), (300, 500), (500, 0)])
+@pytest.mark.parametrize("timesteps", [(1001,), (300, 500), (500, 0)])
 def test_invalid_timesteps_are_rejected(timesteps):
     with pytest.raises(ValueError, match=r"timesteps(\[1\])? must"):
         distiller(timesteps=timesteps)
