@@ -43,7 +43,7 @@ MODELS = {  # recipe: function that writes the folder of its teacher
     "sd35_dmd": full_size_images.sd35,
     "pixart_dmd": full_size_images.pixart,
     "sana_scm": full_size_images.sana,
-    "flux_dmd_lora": full_size.flux,
+    "flux_dmd_lora": full_size_images.flux,
     "qwen_image_dmd_lora": full_size_images.qwen_image,
     "z_image_dmd_lora": full_size_images.z_image,
     "wan21_1_3b_dmd": full_size_media.wan,

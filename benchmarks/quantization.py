@@ -23,7 +23,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from benchmarks import full_size, full_size_media, runs
+from benchmarks import full_size_images, full_size_media, runs
 from distill.config.recipe import Recipe, load
 from distill.config.sections import MemoryRecipe, TeacherRecipe
 from distill.training import memory_plan
@@ -34,7 +34,7 @@ from teachers.networks.quantized import Quantization, quantize
 RUNS, RESULTS = Path("runs/quantization"), Path(__file__).parent / "results"
 FORMS: tuple[Quantization, ...] = get_args(Quantization)
 MODELS: dict[str, tuple[str, Callable[[Path], None], dict[str, float] | None, float]] = {
-    "Flux.1 dev": ("flux", full_size.flux, None, 3.5),
+    "Flux.1 dev": ("flux", full_size_images.flux, None, 3.5),
     "Wan 2.1 14B": ("wan", full_size_media.wan_14b, {"height": 480, "width": 832, "frames": 81}, 5.0),
 }
 RECIPES = ("pocket/dmd", "pocket/video_dmd", "pocket/audio_dmd")  # of the embedded teachers

@@ -52,7 +52,6 @@ def small_unet(channels):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_every_stage_runs_once(package, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "MEASURED_STEPS", 1)
     monkeypatch.setattr(cifar10, "make_unet", small_unet)

@@ -25,7 +25,6 @@ def test_licences_of_all_dependencies_are_listed():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_release_is_complete_and_reproducible(tmp_path):
     def release(output: Path) -> str:
         command = [sys.executable, str(ROOT / ".ci" / "release.py"), "--allow-changes", "--output", str(output)]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from distill.data.batch import Batch
 from teachers.core.denoiser import Denoiser
 from teachers.core.teacher import Teacher
-from teachers.core.trigflow import Flow
 
 Logs = dict[str, Tensor]  # detached scalars, averaged over the log interval
 
@@ -122,7 +121,7 @@ class Distiller(nn.Module, ABC):
         path = self.student.path
         if not timesteps:
             return [path.t_max]
-        last = path.num_train_timesteps - (not isinstance(path, Flow))  # a flow's timestep of pure noise is its number
+        last = path.last_timestep
         if any(b >= a for a, b in pairwise(timesteps)) or timesteps[0] > last or timesteps[-1] < 1:
             raise ValueError(f"method.timesteps must decrease and be from 1 to {last}, got {list(timesteps)}")
         return self.teacher.exportable_times(path.angle(torch.tensor(timesteps)).tolist())

@@ -82,22 +82,18 @@ class Stop:
         return answer
 
     def agree(self) -> int:
-        """The signal of any process, 0 for none. Every process calls this once, when `agreed` is no longer called."""
+        """The signal of any process, 0 for none; instead of `agreed`. Every process calls this once."""
         if self._group is not None:
-            self._settle()
             flag = torch.tensor([float(self.number)])
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
             self.number = int(flag.item())
         return self.number
 
-    def _settle(self) -> None:
+    def restore(self) -> None:
+        """Restore the previous signal handlers."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
-
-    def restore(self) -> None:
-        """Restore the previous signal handlers."""
-        self._settle()
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers = {}

@@ -173,9 +173,9 @@ def _check_same(recipe: Recipe, teacher: Teacher) -> None:
         )
     size = vars(teacher).get("size") or vars(teacher)  # sounds have `seconds` only
     for name, value in kind.size_argument(wanted.size).get("size", {}).items():
-        if size.get(name) != value:
+        if size.get(name, value) != value:
             raise ValueError(
-                f"teacher.size.{name} must be that of the teacher in memory, {size.get(name)}; got {value} ({other}; "
+                f"teacher.size.{name} must be that of the teacher in memory, {size[name]}; got {value} ({other}; "
                 "load_teacher has an argument for it)"
             )
 

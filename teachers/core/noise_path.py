@@ -31,6 +31,11 @@ class NoisePath(ABC):
     slow_time: bool = False
     preconditioned: bool = False
 
+    @property
+    def last_timestep(self) -> int:
+        """The native timestep with the most noise."""
+        return self.num_train_timesteps - 1
+
     @abstractmethod
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Return native (alpha, sigma), each (B,) in float64, at integer or fractional native timesteps (B,)."""

@@ -219,6 +219,10 @@ class Flow(NoisePath):
         self.terminal = terminal
         self.t_min, self.t_max = 0.0, HALF_PI
 
+    @property
+    def last_timestep(self) -> int:
+        return self.num_train_timesteps
+
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         s = timestep.double() / self.num_train_timesteps
         return 1 - s, s

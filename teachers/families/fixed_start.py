@@ -30,5 +30,5 @@ class FixedStart(LatentTeacher):
             found = [round(level * most) for level in native_levels(self.denoiser.path, times)]
             raise ValueError(
                 f"a student of {type(self.stock).__name__} must have one or two steps from pure noise, because its "
-                f"call takes no noise levels, got the timesteps {found}; begin method.timesteps with {most - 1}"
+                f"call takes no noise levels, got the timesteps {found}; begin method.timesteps with {most}"
             )

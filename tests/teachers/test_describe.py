@@ -36,7 +36,6 @@ NAMES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.sampled
-@pytest.mark.first_is_quick
 def test_sketch_equals_the_loaded_teacher_without_weights(name, tiny):
     family, folder = tiny(name)
     assert family_of(str(folder)) == family

@@ -42,7 +42,6 @@ def shifted(cond):
 @pytest.mark.slow
 @pytest.mark.parametrize("check_name", WRONG)
 @pytest.mark.sampled
-@pytest.mark.first_is_quick
 def test_a_wrong_family_fails_the_check_that_names_the_fault(check_name, text_pipeline):
     cls = find(TEACHERS, "stable_diffusion")
     wrong = type("Wrong", (cls,), WRONG[check_name](cls))

@@ -119,7 +119,6 @@ def test_latents_follow_sigma_data_in_one_output_folder(unconditional_pipeline, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("component", ["vae", "text_encoder", "model_index.json", "scheduler"])
-@pytest.mark.first_is_quick
 @pytest.mark.sampled
 def test_a_component_replaced_at_the_same_path_is_used(text_pipeline, tmp_path, component):
     shutil.copytree(text_pipeline, tmp_path / "t")
@@ -181,7 +180,6 @@ def test_any_changed_key_of_a_configuration_makes_other_embeddings_and_latents(e
 
 
 @pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"sigma_data": 0.5}], ids=str)
-@pytest.mark.first_is_quick
 @pytest.mark.slow
 def test_precision_and_sigma_data_make_other_embeddings_and_latents(encoder_keys, change):
     assert encoder_keys() == encoder_keys()

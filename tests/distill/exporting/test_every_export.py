@@ -101,7 +101,6 @@ def test_export_of_an_adapter_and_its_lora_file_give_the_students_images(
 
 
 @pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "Stable Diffusion XL", "Playground 2.5", "Flux.1 dev"])
-@pytest.mark.first_is_quick
 def test_every_embedded_guidance_scale_is_checked(name, teacher_of, tmp_path, largest):
     method = {"name": "scm", "guidances": [1.0, 3.0, 5.0]}
     stored = exported(tmp_path / "run", teacher_of(name), name, method, guidance=3.0)

@@ -120,7 +120,6 @@ def test_call_lines_pass_prompts_to_pipelines_that_take_them(name, teacher_of):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [SD, "Stable Diffusion 3.5", "DiT", "pixels, learned variance"])
-@pytest.mark.first_is_quick
 def test_exports_load_in_half_precision(name, scm_export):
     """In half precision the images are near those in float32, and the scheduler's table stays in float32."""
     half = torch.float16 if name.startswith("pixels") else torch.bfloat16  # DDPMPipeline gives NumPy arrays
@@ -139,7 +138,6 @@ def test_exports_load_in_half_precision(name, scm_export):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DiT", SD, "pixels, learned variance"])
-@pytest.mark.first_is_quick
 def test_default_number_of_steps_is_refused_with_a_reason(name, scm_export):
     pipe = DiffusionPipeline.from_pretrained(scm_export(name)[0])
     inputs = {"class_labels": [1]} if name == "DiT" else {} if name.startswith("pixels") else {"prompt": "a coat"}

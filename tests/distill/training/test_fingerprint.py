@@ -217,7 +217,6 @@ def samples(make):
     ],
 )
 @pytest.mark.first_by_default
-@pytest.mark.first_is_quick
 def test_the_teachers_samples_depend_on_the_recipe(samples, override):
     assert samples() == samples("train.steps=9") != samples(override)
 

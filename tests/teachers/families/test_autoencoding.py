@@ -13,7 +13,6 @@ IMAGES = [name for name in NAMES if name not in ("DiT", *PIXELS)]  # with latent
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.sampled
 @pytest.mark.slow
-@pytest.mark.first_is_quick
 def test_ignored_entries_have_no_effect_on_images(name, tiny):
     family, folder = tiny(name)
     pipe = DiffusionPipeline.from_pretrained(folder)

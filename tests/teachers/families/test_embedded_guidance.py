@@ -104,7 +104,6 @@ def test_students_and_fake_scores_start_at_the_teachers_scale(tokenizer, width):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("steps", [2, 1])
 @pytest.mark.sampled
-@pytest.mark.first_is_quick
 def test_exports_equal_the_student_at_any_guidance_scale_of_the_call(tokenizer, name, width, steps):
     teacher = embedded(tokenizer, name, width)
     distiller = SCM(teacher, 4.0, SCMOptions(adaptation_steps=1, tangent_warmup=1))

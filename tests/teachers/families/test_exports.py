@@ -29,7 +29,6 @@ every_family = pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("name", ["PixArt-Sigma 512", "Stable Diffusion 3.5", "Flux.1 schnell"])
 @pytest.mark.parametrize("start", ["earlier", "t_max"])
 @pytest.mark.sampled
-@pytest.mark.first_is_quick
 def test_exports_sample_at_any_four_angles(name, start, load):
     """Variance-preserving exports store the angles in the table, flows receive them as `sigmas` in the call."""
     teacher = load(name)
@@ -133,7 +132,6 @@ def test_exported_network_and_images_equal_the_student(name, load, trained, relo
 
 @pytest.mark.parametrize("name", ["Flux.1 dev", "Stable Diffusion XL"])
 @pytest.mark.slow
-@pytest.mark.first_is_quick
 def test_embedded_guidance_follows_guidance_scale_of_the_call(name, load):
     """The student receives `guidance_scale` of the stock call as an input, without a second evaluation."""
     teacher = load(name)

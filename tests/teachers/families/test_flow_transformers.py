@@ -276,7 +276,6 @@ def test_some_guidance_scales_of_a_call_are_one_less(name, load_media):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.sampled
 @pytest.mark.slow
-@pytest.mark.first_is_quick
 def test_guidance_doubles_the_evaluations_and_a_student_s_call_has_none(name, load_media, tiny_media):
     teacher, pipe = load_media(name), DiffusionPipeline.from_pretrained(tiny_media(name)[1])
     pipe.set_progress_bar_config(disable=True)
@@ -384,7 +383,6 @@ def test_features_of_a_sample_do_not_depend_on_the_other_prompts_of_a_batch(name
 
 @pytest.mark.parametrize("name", ["Chroma", *sorted({*NAMES} - {"Chroma", "Lumina-Next"})])
 @pytest.mark.slow
-@pytest.mark.first_is_quick
 def test_activation_checkpointing_does_not_change_gradients(name, load_media):
     """diffusers' Chroma omits the mask of its single blocks with it."""
     teacher, gradients = load_media(name), []

@@ -107,7 +107,6 @@ def test_sizes_that_hidream_changes_are_refused(tiny_media):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [{"height": 64, "width": 256}, {}])
-@pytest.mark.first_is_quick
 def test_experts_of_hidream_have_gradients_and_compute_what_the_stock_network_does(size, tiny_media):
     """The network's own mixtures of experts compute without gradients in eval mode."""
     folder = tiny_media("HiDream-I1")[1]
@@ -159,7 +158,6 @@ def test_embedded_guidance_of_flux_2_follows_the_call(load_media):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.slow
-@pytest.mark.first_is_quick
 @pytest.mark.sampled
 def test_digests_do_not_change_with_use(name, tiny_media):
     family, folder, size = tiny_media(name)

@@ -52,7 +52,6 @@ def test_exported_latents_equal_those_of_the_student(name, load_media, tmp_path,
 @pytest.mark.parametrize("name", ["ACE-Step", "HunyuanVideo 1.5", "Flux.2 klein", "Qwen-Image", "Qwen-Image 2.1"])
 @pytest.mark.sampled
 @pytest.mark.slow
-@pytest.mark.first_is_quick
 def test_guidance_is_off_in_the_files_of_an_export(name, load_media, tmp_path):
     """Called without guidance arguments, the stock pipeline evaluates the network once a step."""
     teacher = load_media(name)

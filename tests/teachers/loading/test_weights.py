@@ -71,7 +71,6 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.first_is_quick
 def test_weights_that_are_not_the_network_s_are_refused_everywhere(name, folder):
     file, edit, match = FAULTS[name]
     change(folder / file, edit)
@@ -132,7 +131,6 @@ def test_a_class_that_is_not_installed_is_refused_everywhere(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "part"), [(UNET, "unet"), (TEXT, "text_encoder"), (VAE, "vae")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.first_is_quick
 @pytest.mark.sampled
 def test_weights_that_are_not_finite_are_refused_with_their_name(file, part, value, folder):
     name = next(iter(load_file(folder / file)))

@@ -44,7 +44,6 @@ def test_new_adapter_equals_the_teacher_and_a_trained_one_does_not_change_it(loa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.first_is_quick
 @pytest.mark.sampled
 def test_merged_copy_is_an_ordinary_network_with_equal_outputs(load, name):
     teacher = load(name, torch.bfloat16)
